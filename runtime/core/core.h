@@ -1,0 +1,148 @@
+/*
+** core.h - what the files of runtime/ share and hosts never see: the layout of contexts, storages
+** and tensors, memory, errors, threads. It knows nothing of single ops (op/op.h does).
+*/
+#ifndef peri_core_h
+#define peri_core_h
+
+#include <stdatomic.h>
+
+#include "perilune.h"
+
+#define PERI_ALIGN 64 /* of every storage: a cache line, a zmm register */
+
+#define TRY(e)                     \
+  do {                             \
+    peri_status try_ = (e);        \
+    if (try_ != PERI_OK) return try_; \
+  } while (0)
+
+typedef struct peri_storage peri_storage;
+typedef struct peri_node peri_node;
+typedef struct peri_pool peri_pool;
+typedef struct peri_profile peri_profile;
+struct peri__cpu;
+
+struct peri_storage {
+  peri_ctx *ctx;
+  void *data;     /* PERI_ALIGN-aligned unless imported */
+  size_t bytes;   /* as asked for */
+  int32_t refs;
+  uint32_t version; /* bumped by every in-place write; the tape checks it */
+  void (*release) (void *ud, void *data); /* imported memory; else NULL */
+  void *ud;
+  peri_storage *prev, *next; /* every storage of the context, so that close can free */
+};
+
+enum {
+  PERI_T_REQUIRES_GRAD = 1, /* a leaf that collects .grad */
+  PERI_T_WEAK = 2,          /* a plain number: takes part in promotion by category only */
+  PERI_T_FREED = 4          /* its node was freed by a backward pass */
+};
+
+struct peri_tensor {
+  int32_t refs;
+  uint8_t dtype, ndim, flags, node_out; /* node_out: which output of node this is */
+  peri_ctx *ctx;
+  peri_storage *storage;
+  void *data; /* first element of the view */
+  peri_node *node; /* what made it, when recorded */
+  peri_tensor *grad;
+  int64_t numel;
+  int64_t shape[PERI_MAX_DIMS];
+  int64_t stride[PERI_MAX_DIMS]; /* in elements; 0 = broadcast; may be negative */
+  peri_tensor *prev, *next;      /* every tensor of the context */
+};
+
+#define PERI_MESSAGE_MAX 1024
+
+struct peri_ctx {
+  peri_alloc_fn alloc;
+  void *alloc_ud;
+  peri_log_fn log;
+  void *log_ud;
+  peri_log_level log_level;
+  peri_pool *pool;              /* core/alloc.c */
+  struct peri_threads *threads; /* core/threads.c */
+  const struct peri__cpu *cpu;  /* kernels of the chosen SIMD level: cpu/cpu.h */
+  peri_rng rng;
+  atomic_int interrupted;
+  bool grad_enabled, anomaly;
+  bool in_backward;
+  peri_node *tape_first, *tape_last; /* nodes in order of creation */
+  uint64_t tape_seq;
+  peri_tensor *tensors; /* all alive */
+  peri_storage *storages;
+  size_t n_tensors, live, peak, max_bytes;
+  peri_profile *profile; /* NULL when off */
+  peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
+  int ntemps, captemps;
+  char message[PERI_MESSAGE_MAX];
+};
+
+/* ---- errors: core/ctx.c ---- */
+/* Set the message, return s. */
+peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) PERI_PRINTF(3, 4);
+/* "(2, 3, 4)" in a caller's buffer; for messages. */
+const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
+
+/* ---- memory: core/alloc.c ---- */
+/* Every allocation of the runtime goes through these three. NULL on failure, no message. */
+void *peri__malloc (peri_ctx *ctx, size_t n);
+void *peri__realloc (peri_ctx *ctx, void *p, size_t osize, size_t nsize);
+void peri__free (peri_ctx *ctx, void *p, size_t n); /* NULL is a no-op */
+/* Pooled, PERI_ALIGN-aligned blocks: tensor data and kernel scratch. Never from worker threads. */
+void *peri__block_get (peri_ctx *ctx, size_t bytes);
+void peri__block_put (peri_ctx *ctx, void *p, size_t bytes); /* NULL is a no-op */
+#ifdef PERI_TESTING
+/* Fail the n-th allocation from now on (0 = the next); sticky: all later ones too. -1 = never. */
+PERI_API void peri_test_fail_after (peri_ctx *ctx, int64_t n, bool sticky);
+PERI_API bool peri_test_fired (const peri_ctx *ctx);
+#endif
+
+/* ---- threads: core/threads.c ---- */
+/* Run fn(ud, begin, end, worker) over [0, n) in pieces of at least grain, worker < peri_threads().
+** Pieces never depend on timing in a way that may change a result: fn must not care how [0, n) is
+** cut. n <= grain runs on the caller. Stops early on interrupt; the caller of the op returns
+** PERI_EINTR. fn may not allocate, fail, or touch the context. */
+typedef void (*peri_range_fn) (void *ud, int64_t begin, int64_t end, int worker);
+void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud);
+peri_status peri__threads_open (peri_ctx *ctx, int n, peri_parallel_fn host, void *host_ud);
+void peri__threads_close (peri_ctx *ctx);
+
+/* ---- tensors: core/tensor.c ---- */
+peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                       peri_tensor **out); /* uninitialised, dense */
+peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **out); /* dense */
+/* A view of base's storage. data points at its first element. */
+peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *shape,
+                        const int64_t *stride, peri_tensor **out);
+peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                               int64_t *numel, size_t *bytes); /* checked products */
+bool peri__dense (const peri_tensor *t);
+static inline size_t peri__size (const peri_tensor *t) { return peri_dtype_size((peri_dtype)t->dtype); }
+static inline bool peri__is_float (int d) { return d >= PERI_F16; }
+static inline bool peri__tracked (const peri_tensor *t) {
+  return t->node != NULL || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
+}
+
+/* ---- tape: autograd/tape.c ---- */
+void peri__node_output_died (peri_tensor *t); /* called when a recorded output loses its last ref */
+
+/* ---- rng: core/rng.c ---- */
+/* Take the next offset of the context's generator. */
+peri_rng peri__rng_next (peri_ctx *ctx);
+/* Block b (4 words) of the stream (rng.seed, rng.offset). */
+void peri__rng_block (peri_rng r, uint64_t b, uint32_t out[4]);
+static inline float peri__unit_f32 (uint32_t u) { return (float)(u >> 8) * 0x1p-24f; }   /* [0, 1) */
+static inline double peri__unit_f64 (uint32_t hi, uint32_t lo) {
+  return (double)((((uint64_t)hi << 32) | lo) >> 11) * 0x1p-53;                           /* [0, 1) */
+}
+
+/* ---- dtype: core/dtype.c ---- */
+float peri__f16_to_f32 (uint16_t h);
+uint16_t peri__f32_to_f16 (float f); /* to nearest even */
+float peri__bf16_to_f32 (uint16_t h);
+uint16_t peri__f32_to_bf16 (float f); /* to nearest even; NaN stays NaN */
+
+#endif

@@ -1,0 +1,31 @@
+/*
+** cpu.h - SIMD levels. Every file cpu/simd_*.c is compiled once per level (portable, avx2, avx512)
+** with PERI_LEVEL set to that name, and exports one table PERI_NAME(peri__<family>). Kernels are
+** plain functions on arrays: no context, no allocation, no errors, no threads (ops cut the work).
+** Vector code is written once with GCC vector types in cpu/vec.h; scalar tails go through the same
+** vector functions, so that a result never depends on where a block begins.
+*/
+#ifndef peri_cpu_h
+#define peri_cpu_h
+
+#include "core/core.h"
+
+#define PERI_CAT_(a, b) a##_##b
+#define PERI_CAT(a, b) PERI_CAT_(a, b)
+#define PERI_NAME(base) PERI_CAT(base, PERI_LEVEL)
+
+struct peri__gemm_kernels; /* cpu/gemm.h */
+struct peri__math_kernels; /* cpu/math.h: unary, binary, reductions over arrays */
+struct peri__nn_kernels;   /* cpu/nn.h: softmax, norms, rope, attention rows, losses, optimizers */
+
+struct peri__cpu {
+  const char *name;
+  const struct peri__gemm_kernels *gemm;
+  const struct peri__math_kernels *math;
+  const struct peri__nn_kernels *nn;
+};
+
+/* NULL when this build or this processor lacks the level. */
+const struct peri__cpu *peri__cpu_level (peri_simd level);
+
+#endif

@@ -1,0 +1,241 @@
+/*
+** perilune.h - the whole public C API: contexts, tensors, ops, autograd, threads, files.
+**
+** Rules that hold everywhere:
+** - What can fail returns peri_status; the message is in the context (peri_message). On failure
+**   nothing observable has changed and no output is written.
+** - Nothing here prints, exits, aborts, or touches the process (locale, signals, environment).
+** - All memory comes from the host's allocator when one is given.
+** - A context and everything made in it belong to one thread at a time. Two contexts share nothing
+**   and may run on two threads at once. Only peri_interrupt may be called from any thread or signal.
+** - Functions that make a tensor return a new reference owned by the caller; release it with
+**   peri_release. "Borrowed" is said where that is not so. Pointers may not be NULL unless said.
+** - In C everything counts from 0; negative dims count from the end. Sizes are in elements unless
+**   the name says bytes.
+*/
+#ifndef perilune_h
+#define perilune_h
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define PERI_API __attribute__((visibility("default")))
+#define PERI_PRINTF(a, b) __attribute__((format(printf, a, b)))
+#else
+#define PERI_API
+#define PERI_PRINTF(a, b)
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PERI_VERSION "0.1.0"
+#define PERI_MAX_DIMS 8
+
+typedef enum peri_status {
+  PERI_OK = 0,
+  PERI_ENOMEM,  /* the allocator returned NULL or a limit was reached */
+  PERI_ESHAPE,  /* shapes do not fit together */
+  PERI_EDTYPE,  /* dtype not accepted here */
+  PERI_EINVAL,  /* an argument is out of its range */
+  PERI_ENOSUP,  /* not supported, e.g. no second derivative */
+  PERI_EIO,     /* the operating system refused; the message has its reason */
+  PERI_EFORMAT, /* a file or text is malformed; the message has the offset */
+  PERI_EINTR,   /* peri_interrupt was called */
+  PERI_EHOST    /* a host callback (reward, custom vjp) failed */
+} peri_status;
+
+/* ORDER dtype: kept the same in core/dtype.c, cpu/convert.h, bindings/tensor.c */
+typedef enum peri_dtype {
+  PERI_BOOL, /* one byte, 0 or 1 */
+  PERI_U8,
+  PERI_I32,
+  PERI_I64,
+  PERI_F16,  /* IEEE half; arithmetic in f32 */
+  PERI_BF16, /* bfloat16; arithmetic in f32 */
+  PERI_F32,
+  PERI_F64,
+  PERI_NDTYPE
+} peri_dtype;
+
+typedef enum peri_simd { PERI_SIMD_AUTO, PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIMD_AVX512 } peri_simd;
+typedef enum peri_log_level { PERI_LOG_DEBUG, PERI_LOG_INFO, PERI_LOG_WARN, PERI_LOG_ERROR } peri_log_level;
+
+typedef struct peri_ctx peri_ctx;       /* owns pool, threads, RNG, tape, last error */
+typedef struct peri_tensor peri_tensor; /* a refcounted strided view of refcounted storage */
+typedef struct peri_op peri_op;         /* a descriptor; see peri_op_find */
+
+/* ---- contexts ---------------------------------------------------------------------------- */
+
+/* Host allocator. nsize == 0 frees ptr and returns NULL; ptr == NULL allocates; else resizes.
+** Returned memory is aligned to at least 16 bytes. The same shape as lua_Alloc, so one function
+** serves C and Lua. */
+typedef void *(*peri_alloc_fn) (void *ud, void *ptr, size_t osize, size_t nsize);
+/* One whole line, no newline. */
+typedef void (*peri_log_fn) (void *ud, peri_log_level level, const char *line);
+/* Run task(arg, i) for every i in [0, n), in any order, on any threads; return when all are done. */
+typedef void (*peri_parallel_fn) (void *ud, int n, void (*task) (void *arg, int i), void *arg);
+
+typedef struct peri_options {
+  uint32_t struct_size;          /* sizeof(peri_options); set by peri_options_init */
+  int threads;                   /* workers incl. the caller; 0 = one per processor allowed */
+  peri_simd simd;                /* AUTO = the best that the processor has */
+  peri_log_level log_level;      /* lines below are not even formatted */
+  uint64_t seed;                 /* of the context's generator */
+  size_t max_bytes;              /* limit on live tensor bytes; 0 = none */
+  peri_alloc_fn alloc;           /* NULL = malloc */
+  void *alloc_ud;
+  peri_log_fn log;               /* NULL = silent */
+  void *log_ud;
+  peri_parallel_fn parallel_for; /* NULL = own pool */
+  void *parallel_ud;
+} peri_options;
+
+PERI_API void peri_options_init (peri_options *o);
+/* NULL options = defaults. On failure *out is NULL (there is no context to hold a message). */
+PERI_API peri_status peri_open (const peri_options *o, peri_ctx **out);
+/* Frees everything that the context owns. Tensors still held by the host are freed with it. */
+PERI_API void peri_close (peri_ctx *ctx); /* NULL is a no-op */
+PERI_API const char *peri_message (const peri_ctx *ctx);
+PERI_API const char *peri_status_name (peri_status s);
+PERI_API const char *peri_version (void);
+/* Make the running op and every later one return PERI_EINTR until peri_interrupt_clear. */
+PERI_API void peri_interrupt (peri_ctx *ctx);
+PERI_API void peri_interrupt_clear (peri_ctx *ctx);
+PERI_API void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) PERI_PRINTF(3, 4);
+/* The context's allocator, for hosts and bindings that share it (lua_newstate). */
+PERI_API void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud);
+
+typedef struct peri_memory {
+  size_t live_bytes;     /* tensor bytes in use now */
+  size_t peak_bytes;     /* highest live_bytes since peri_open or peri_memory_reset_peak */
+  size_t reserved_bytes; /* taken from the allocator, pooled blocks included */
+  size_t tensors;        /* tensor handles alive */
+} peri_memory;
+PERI_API peri_memory peri_memory_stats (const peri_ctx *ctx);
+PERI_API void peri_memory_reset_peak (peri_ctx *ctx);
+PERI_API void peri_memory_trim (peri_ctx *ctx); /* give pooled free blocks back to the allocator */
+
+PERI_API int peri_threads (const peri_ctx *ctx);
+PERI_API const char *peri_simd_name (const peri_ctx *ctx); /* "portable", "avx2", "avx512" */
+
+/* ---- tensors ------------------------------------------------------------------------------ */
+
+PERI_API size_t peri_dtype_size (peri_dtype d);
+PERI_API const char *peri_dtype_name (peri_dtype d);               /* "f32" ... */
+PERI_API bool peri_dtype_parse (const char *name, peri_dtype *out); /* also "float32" ... */
+/* Result dtype of mixing a and b: the higher of bool < u8 < i32 < i64 < f16, bf16 < f32 < f64;
+** f16 with bf16 gives f32; an integer with a float gives that float. */
+PERI_API peri_dtype peri_dtype_promote (peri_dtype a, peri_dtype b);
+
+/* Uninitialised dense tensor. shape may be NULL when ndim is 0. */
+PERI_API peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                                 peri_tensor **out);
+PERI_API peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor **out);
+/* Copy dense row-major host data in. */
+PERI_API peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                                const void *data, peri_tensor **out);
+/* Wrap host memory without a copy. strides in elements, NULL = dense. release(ud, data) runs when
+** the last view is gone (NULL = nobody to tell); on failure it has not run. */
+PERI_API peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                                  const int64_t *strides, void *data,
+                                  void (*release) (void *ud, void *data), void *ud,
+                                  peri_tensor **out);
+PERI_API peri_tensor *peri_retain (peri_tensor *t);  /* NULL is a no-op */
+PERI_API void peri_release (peri_tensor *t);         /* NULL is a no-op */
+PERI_API peri_ctx *peri_ctx_of (const peri_tensor *t); /* borrowed */
+PERI_API int peri_ndim (const peri_tensor *t);
+PERI_API const int64_t *peri_shape (const peri_tensor *t);   /* borrowed, peri_ndim entries */
+PERI_API const int64_t *peri_strides (const peri_tensor *t); /* borrowed, in elements */
+PERI_API peri_dtype peri_dtype_of (const peri_tensor *t);
+PERI_API int64_t peri_numel (const peri_tensor *t);
+PERI_API bool peri_is_dense (const peri_tensor *t); /* row-major without gaps */
+/* First element, for reading and writing in place; valid while t is held. Borrowed. */
+PERI_API void *peri_data (const peri_tensor *t);
+/* One element by flat row-major position, converted to double. */
+PERI_API peri_status peri_item (peri_tensor *t, int64_t flat, double *out);
+PERI_API peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes); /* dense, own dtype */
+
+/* ---- ops ---------------------------------------------------------------------------------- */
+
+/* One attribute of an op call, in the order of the op's signature. */
+typedef struct peri_attr {
+  int64_t i;        /* int, dim, bool, dtype */
+  double f;         /* num */
+  const char *s;    /* str; borrowed during the call */
+  const int64_t *v; /* shape, dims, ints: n values; borrowed during the call */
+  int n;
+} peri_attr;
+
+PERI_API int peri_op_count (void);
+PERI_API const peri_op *peri_op_at (int i);            /* NULL when out of range */
+PERI_API const peri_op *peri_op_find (const char *name); /* NULL when unknown */
+PERI_API const char *peri_op_name (const peri_op *op);
+PERI_API const char *peri_op_signature (const peri_op *op);
+PERI_API const char *peri_op_doc (const peri_op *op);
+/* Run one op. in: nin tensors in signature order, absent optionals NULL. attr: one entry for each
+** attribute of the signature, or NULL to take every default. out: as many entries as the op
+** returns tensors (peri_op_outputs). */
+PERI_API int peri_op_outputs (const peri_op *op);
+PERI_API peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                                 const peri_attr *attr, peri_tensor **out);
+
+/* ---- autograd ------------------------------------------------------------------------------ */
+
+PERI_API peri_status peri_set_requires_grad (peri_tensor *t, bool on); /* leaves, float dtypes */
+PERI_API bool peri_requires_grad (const peri_tensor *t);
+PERI_API bool peri_is_leaf (const peri_tensor *t);
+PERI_API bool peri_grad_enabled (const peri_ctx *ctx);
+PERI_API bool peri_set_grad_enabled (peri_ctx *ctx, bool on); /* returns the former value */
+/* Accumulate d(root)/d(leaf) into every leaf's grad. seed NULL = ones, then root has one element. */
+PERI_API peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
+                                    bool retain_graph);
+/* Gradients of root for n given tensors, returned, not accumulated. create_graph records the
+** backward pass, so that the results can be differentiated again. A tensor that root does not
+** depend on gets NULL. */
+PERI_API peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,
+                                     peri_tensor *const *wrt, bool create_graph, peri_tensor **out);
+PERI_API peri_tensor *peri_grad (const peri_tensor *t);                /* borrowed; NULL if none */
+PERI_API peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad); /* NULL clears */
+PERI_API peri_status peri_detach (peri_tensor *t, peri_tensor **out);  /* shares storage */
+/* Anomaly mode: every op output is checked; the first NaN or Inf that its inputs did not have
+** fails the call with a message that names the op. */
+PERI_API void peri_set_anomaly (peri_ctx *ctx, bool on);
+
+/* A function with its own vjp: out is recorded as made from in. vjp receives the gradients of the
+** outputs (NULL where none) and writes owned gradients of the inputs (NULL = none). release(ud)
+** runs when the record dies. */
+typedef peri_status (*peri_vjp_fn) (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
+                                    int nin, peri_tensor **gin);
+PERI_API peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin,
+                                         peri_tensor *const *in, int nout, peri_tensor *const *out,
+                                         peri_vjp_fn vjp, void (*release) (void *ud), void *ud);
+
+/* ---- random numbers ------------------------------------------------------------------------ */
+
+/* Philox4x32-10 (Salmon et al., SC11). The state of a context's generator is (seed, offset): each
+** random op takes the next offset, element e of its result is block e/4 of that offset. */
+typedef struct peri_rng { uint64_t seed, offset; } peri_rng;
+PERI_API void peri_rng_set (peri_ctx *ctx, peri_rng state);
+PERI_API peri_rng peri_rng_get (const peri_ctx *ctx);
+PERI_API void peri_philox (const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+
+/* ---- profiler ------------------------------------------------------------------------------ */
+
+typedef struct peri_profile_row {
+  const char *name;
+  int64_t count;
+  double seconds, flops, bytes;
+} peri_profile_row;
+PERI_API void peri_profile_start (peri_ctx *ctx);
+PERI_API void peri_profile_stop (peri_ctx *ctx);
+PERI_API int peri_profile_rows (const peri_ctx *ctx, peri_profile_row *rows, int max); /* by time */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
