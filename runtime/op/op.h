@@ -14,10 +14,11 @@
 /*
 ** Signatures: parameters separated by ", ". A parameter is name[:kind][=default]. Kinds:
 **   (none)   tensor; a Lua number joins in as a weak 0-dim tensor
-**   tensor?  tensor or nil              tensors  list of tensors (at most one list: last tensor kind,
-**            or several lists of equal length; call->list has start and count of each)
+**   tensor?  tensor or nil              tensors  list of tensors; several lists have one length, an
+**            empty one counts as that many NULLs; call->list has start and count of each
 **   int num bool str dtype              dtype default "none" = -1 = decided by the op
 **   dim      a dim; Lua writes 1..n or -1..-n, the op sees 0..n-1 or negative (peri__dim)
+**   pos      a position in a dim; Lua writes 1..n or -1..-n, the op sees 0..n-1 or negative
 **   dims     list of dims or one dim; default all = n is -1
 **   shape    list of sizes (-1 allowed where the op says so)       ints  list of plain integers
 ** A default may be "none" for str (NULL), int (INT64_MIN), num (NAN), dtype (-1), ints (n = -1).
@@ -25,18 +26,20 @@
 */
 typedef enum peri_kind {
   PERI_K_TENSOR, PERI_K_OPTIONAL, PERI_K_TENSORS, PERI_K_INT, PERI_K_NUM, PERI_K_BOOL, PERI_K_STR,
-  PERI_K_DTYPE, PERI_K_DIM, PERI_K_DIMS, PERI_K_SHAPE, PERI_K_INTS
+  PERI_K_DTYPE, PERI_K_DIM, PERI_K_POS, PERI_K_DIMS, PERI_K_SHAPE, PERI_K_INTS
 } peri_kind;
 
 typedef struct peri_param {
   peri_kind kind;
   bool has_default;
-  peri_attr def;   /* valid when has_default */
-  char name[24];
-  char str[24];    /* text of a str default */
+  peri_attr def; /* valid when has_default */
+  const char *name;
 } peri_param;
 
-typedef struct peri_sig { int n, ntensor, nattr; peri_param p[PERI_MAX_PARAM]; } peri_sig;
+typedef struct peri_sig {
+  int n, ntensor, nattr, nlist; /* ntensor counts every tensor kind, lists (nlist) included */
+  const peri_param *p;          /* n entries, tensors first */
+} peri_sig;
 
 /* One call of one op: what infer, kernels, costs and vjp all receive. */
 typedef struct peri_call {
