@@ -1,0 +1,130 @@
+/*
+** bind.h - what the files of bindings/ share: the state behind one Lua state, tensor boxes,
+** argument checks, errors. Rule of the edge: when a Lua API call can raise, nothing on the C stack
+** may need freeing. So a result is an empty box on the Lua stack first and is filled second:
+**
+**     peri_tensor **out = peri__box_new(L);
+**     peri__check(L, "load", peri_empty(peri_lua_ctx(L), d, ndim, shape, out));
+**     peri__charge(L);
+**     return 1;
+*/
+#ifndef peri_bind_h
+#define peri_bind_h
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "core/core.h"
+#include "perilune_lua.h"
+
+/* A tensor userdata. t is first: a peri_tensor ** to it is the box. */
+typedef struct peri_box {
+  peri_tensor *t;                /* NULL: not filled yet, or released */
+  struct peri_box *next, **link; /* in the scope that frees it; link NULL: in none */
+} peri_box;
+
+typedef struct peri_scope {
+  peri_box *first;
+  struct peri_scope *outer; /* NULL: outermost */
+  bool open;
+} peri_scope;
+
+/* Plain numbers as weak 0-dim tensors, kept so that x * 2 allocates nothing. */
+#define PERI_NSCALAR 16
+
+typedef struct peri_bind {
+  peri_ctx *ctx; /* NULL after the last finalizer */
+  bool owns;     /* close ctx with the Lua state */
+  const void *tensor_mt; /* address of the metatable of tensors */
+  peri_scope *scope;     /* innermost open one */
+  size_t collect_at;     /* live bytes above which the collector is told: state.c */
+  peri_tensor *scalar[PERI_NSCALAR];
+  double scalar_value[PERI_NSCALAR];
+  size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
+  struct peri_record *records; /* custom functions alive in the tape: grad.c */
+  int *dead;                   /* registry references to drop at the next safe point */
+  int ndead, capdead;
+  lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
+  bool intercept;              /* linear and embedding go through a Lua function: call.c */
+} peri_bind;
+
+/* ---- state.c ---- */
+/* The state of the perilune module opened in L; raises when there is none. */
+peri_bind *peri__bind (lua_State *L);
+/* The context of L. In perilune_lua.h:  peri_ctx *peri_lua_ctx (lua_State *L); */
+
+/* Functions are registered with signature and doc, or not at all. Registered functions have
+** upvalues (light peri_bind, light peri_reg, metatable of tensors). */
+typedef struct peri_reg {
+  const char *name, *sig, *doc; /* sig "x, dim?"; doc one sentence; doc NULL: a metamethod */
+  lua_CFunction fn;
+} peri_reg;
+void peri__register (lua_State *L, const peri_reg *list); /* into the table on top; NULL name ends */
+#define BIND(L) ((peri_bind *)lua_touserdata((L), lua_upvalueindex(1)))
+
+/* Metatable for a userdata type: __name and a fixed __metatable; list holds its metamethods and,
+** below methods, what __index finds. Kept in the registry under key. Pushes it. */
+void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const peri_reg *methods);
+
+/* ---- box.c ---- */
+/* Push an empty box, registered in the innermost open scope. */
+peri_tensor **peri__box_new (lua_State *L);
+/* The same with the metatable at stack or upvalue index mt, for the hot paths. */
+peri_box *peri__box_push (lua_State *L, peri_bind *b, int mt);
+/* Push a box for a tensor, retained. */
+void peri__box_share (lua_State *L, peri_tensor *t);
+/* Tell the collector about new bytes; call it once after boxes were filled. May run finalizers. */
+void peri__charge_slow (lua_State *L, peri_bind *b);
+void peri__charge (lua_State *L);
+void peri__box_unlink (peri_box *box);
+void peri__box_release (peri_bind *b, peri_box *box); /* idempotent */
+
+/* Box at idx or NULL when it is something else. */
+static inline peri_box *peri__box_at (lua_State *L, const peri_bind *b, int idx) {
+  peri_box *box = (peri_box *)lua_touserdata(L, idx);
+  if (!box || !lua_getmetatable(L, idx)) return NULL;
+  bool ok = lua_topointer(L, -1) == b->tensor_mt;
+  lua_pop(L, 1);
+  return ok ? box : NULL;
+}
+
+bool peri__is_tensor (lua_State *L, int idx);
+/* Borrowed tensor at argument arg; raises for another type or a released one. fn names the
+** function in messages, name the parameter (may be NULL). */
+peri_tensor *peri__want_tensor (lua_State *L, int arg, const char *fn, const char *name);
+
+/* ---- errors: state.c ---- */
+/* Raise "fn: message of the context" unless s is PERI_OK. */
+void peri__check (lua_State *L, const char *fn, peri_status s);
+/* Raise "fn: argument 2 (b) must be WHAT, got string". name may be NULL. */
+int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, const char *what);
+/* Out of memory: collect garbage and say whether a second try makes sense. */
+bool peri__retry (lua_State *L, peri_status s, int *tries);
+/* Nearest of n names to word by edit distance, NULL when none is near. */
+const char *peri__nearest (const char *word, const char *(*name_at) (void *ud, int i), void *ud);
+
+/* ---- arguments: args.c ---- */
+/* Sizes at arg (a table or one integer) into shape[PERI_MAX_DIMS]; the number of dims. */
+int peri__want_shape (lua_State *L, int arg, const char *fn, const char *name, int64_t *shape);
+peri_dtype peri__want_dtype_arg (lua_State *L, int arg, const char *fn, const char *name);
+void peri__push_shape (lua_State *L, int ndim, const int64_t *shape); /* a table of integers */
+/* "(2, 3)" pushed as a string. */
+void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape);
+
+/* ---- what each file adds; all expect the module table on top and leave it there ---- */
+void peri__open_call (lua_State *L);   /* every op, as function and method: call.c */
+void peri__open_tensor (lua_State *L); /* metatable, fields, methods: tensor.c */
+void peri__open_make (lua_State *L);   /* peri.tensor, from_bytes, tolist: make.c */
+void peri__open_memory (lua_State *L); /* scopes, steps, keep: memory.c */
+void peri__open_grad (lua_State *L);   /* grad.c */
+void peri__open_custom (lua_State *L); /* custom, checkpoint: custom.c */
+void peri__open_rng (lua_State *L);    /* rng.c */
+void peri__open_info (lua_State *L);   /* info, ops, profile, time: info.c */
+int peri__open_json (lua_State *L);    /* pushes one table: json.c */
+int peri__open_files (lua_State *L);   /* pushes one table: files.c */
+int peri__tostring (lua_State *L);     /* __tostring of tensors, never fails: print.c */
+
+/* Registry keys: the address is the key. */
+extern const char peri__key_bind, peri__key_tensor, peri__key_methods, peri__key_intercept;
+
+#endif
