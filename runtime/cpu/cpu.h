@@ -16,13 +16,15 @@
 
 struct peri__gemm_kernels; /* cpu/gemm.h */
 struct peri__math_kernels; /* cpu/math.h: unary, binary, reductions over arrays */
-struct peri__nn_kernels;   /* cpu/nn.h: softmax, norms, rope, attention rows, losses, optimizers */
+struct peri__nn_kernels;   /* cpu/nn.h: softmax, norms, rope, attention, gated activations */
+struct peri__loss_kernels; /* cpu/loss.h: losses, optimizer steps */
 
 struct peri__cpu {
   const char *name;
   const struct peri__gemm_kernels *gemm;
   const struct peri__math_kernels *math;
   const struct peri__nn_kernels *nn;
+  const struct peri__loss_kernels *loss;
 };
 
 /* NULL when this build or this processor lacks the level. */
