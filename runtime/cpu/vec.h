@@ -8,6 +8,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h> /* only for what compilers fail to make of the plain C beside it */
+#endif
 
 #ifndef PERI_VW
 #define PERI_VW 4 /* lanes of f32 */
@@ -35,23 +38,57 @@ static inline void v_store_tail (float *p, vf v, int64_t n) {
 static inline vf v_select (vi mask, vf a, vf b) { /* lanes of a where mask is all ones */
   return (vf)(((vi)a & mask) | ((vi)b & ~mask));
 }
+/* a > b ? a : b and a < b ? a : b: b where either is NaN. */
+#if PERI_VW == 16 && defined(__AVX512F__)
+static inline vf v_max (vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf v_min (vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif PERI_VW == 8 && defined(__AVX__)
+static inline vf v_max (vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vf v_min (vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#elif PERI_VW == 4 && defined(__SSE2__)
+static inline vf v_max (vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
+static inline vf v_min (vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
+#else
 static inline vf v_max (vf a, vf b) { return v_select((vi)(a > b), a, b); }
 static inline vf v_min (vf a, vf b) { return v_select((vi)(a < b), a, b); }
+#endif
 static inline vf v_fma (vf a, vf b, vf c) { return a * b + c; }
 /* Horizontal reductions in a fixed order: halves are folded until one lane is left. */
+typedef float v_quad __attribute__((vector_size(16)));
+static inline v_quad v_quad_at (vf v, int i) { /* lanes 4 i to 4 i + 3 */
+  v_quad q;
+  memcpy(&q, (const char *)&v + 16 * i, sizeof q);
+  return q;
+}
+static inline v_quad v_quad_max (v_quad a, v_quad b) {
+#ifdef __SSE2__
+  return (v_quad)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  for (int i = 0; i < 4; i++) a[i] = a[i] > b[i] ? a[i] : b[i];
+  return a;
+#endif
+}
 static inline float v_sum (vf v) {
-  float b[PERI_VW];
-  v_store(b, v);
-  for (int w = PERI_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) b[i] += b[i + w];
-  return b[0];
+#if PERI_VW == 16
+  v_quad q = (v_quad_at(v, 0) + v_quad_at(v, 2)) + (v_quad_at(v, 1) + v_quad_at(v, 3));
+#elif PERI_VW == 8
+  v_quad q = v_quad_at(v, 0) + v_quad_at(v, 1);
+#else
+  v_quad q = v;
+#endif
+  return (q[0] + q[2]) + (q[1] + q[3]);
 }
 static inline float v_hmax (vf v) {
-  float b[PERI_VW];
-  v_store(b, v);
-  for (int w = PERI_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) b[i] = b[i] > b[i + w] ? b[i] : b[i + w];
-  return b[0];
+#if PERI_VW == 16
+  v_quad q = v_quad_max(v_quad_max(v_quad_at(v, 0), v_quad_at(v, 2)),
+                        v_quad_max(v_quad_at(v, 1), v_quad_at(v, 3)));
+#elif PERI_VW == 8
+  v_quad q = v_quad_max(v_quad_at(v, 0), v_quad_at(v, 1));
+#else
+  v_quad q = v;
+#endif
+  float a = q[0] > q[2] ? q[0] : q[2], b = q[1] > q[3] ? q[1] : q[3];
+  return a > b ? a : b;
 }
 
 #endif
