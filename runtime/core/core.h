@@ -31,13 +31,14 @@ struct peri_storage {
   uint32_t version; /* bumped by every in-place write; the tape checks it */
   void (*release) (void *ud, void *data); /* imported memory; else NULL */
   void *ud;
-  peri_storage *prev, *next; /* every storage of the context, so that close can free */
 };
 
 enum {
   PERI_T_REQUIRES_GRAD = 1, /* a leaf that collects .grad */
   PERI_T_WEAK = 2,          /* a plain number: takes part in promotion by category only */
-  PERI_T_FREED = 4          /* its node was freed by a backward pass */
+  PERI_T_FREED = 4,         /* its node was freed by a backward pass */
+  PERI_T_ZOMBIE = 8,        /* no reference is left, but its node lives through another output */
+  PERI_T_WRT = 16           /* wanted by the peri_gradients call in progress */
 };
 
 struct peri_tensor {
@@ -48,6 +49,7 @@ struct peri_tensor {
   void *data; /* first element of the view */
   peri_node *node; /* what made it, when recorded */
   peri_tensor *grad;
+  peri_tensor *pending; /* gradient collected by the backward pass in progress */
   int64_t numel;
   int64_t shape[PERI_MAX_DIMS];
   int64_t stride[PERI_MAX_DIMS]; /* in elements; 0 = broadcast; may be negative */
@@ -70,9 +72,8 @@ struct peri_ctx {
   bool grad_enabled, anomaly;
   bool in_backward;
   peri_node *tape_first, *tape_last; /* nodes in order of creation */
-  uint64_t tape_seq;
+  peri_node *graveyard;              /* dead nodes being freed, so that chains do not recurse */
   peri_tensor *tensors; /* all alive */
-  peri_storage *storages;
   size_t n_tensors, live, peak, max_bytes;
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
@@ -126,8 +127,20 @@ static inline bool peri__tracked (const peri_tensor *t) {
   return t->node != NULL || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
 }
 
+void peri__tensor_free (peri_tensor *t); /* the struct and its storage reference, whatever refs says */
+
 /* ---- tape: autograd/tape.c ---- */
 void peri__node_output_died (peri_tensor *t); /* called when a recorded output loses its last ref */
+void peri__tape_close (peri_ctx *ctx);
+
+/* ---- profiler: core/profile.c ---- */
+double peri__now (void); /* seconds, monotonic */
+void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops, double bytes);
+void peri__profile_close (peri_ctx *ctx);
+
+/* ---- pool: core/alloc.c ---- */
+peri_status peri__pool_open (peri_ctx *ctx);
+void peri__pool_close (peri_ctx *ctx);
 
 /* ---- rng: core/rng.c ---- */
 /* Take the next offset of the context's generator. */

@@ -1,0 +1,345 @@
+/*
+** backward.c - the reverse pass: walk the tape backwards from the root, let every node with a
+** pending gradient turn it into gradients of its inputs, undo broadcasting, add up. Leaves collect
+** aside (pending) and are committed at the end, so a failed pass changes no gradient.
+*/
+#include <string.h>
+
+#include "autograd/tape.h"
+
+typedef struct pass {
+  peri_ctx *ctx;
+  bool create_graph, retain, wanting; /* wanting: peri_gradients, only for wrt[] */
+  int nwrt;
+  peri_tensor *const *wrt;
+  peri_tensor **found;               /* gradients of wrt[], held */
+  peri_tensor **leaf;                /* held leaves with a pending gradient */
+  int nleaf, capleaf;
+} pass;
+
+/* May t's memory be written, because only the one reference that the caller has sees it? */
+static bool exclusive (const peri_tensor *t) {
+  return t->refs == 1 && t->storage->refs == 1 && !t->node && !t->storage->release && peri__dense(t);
+}
+
+/* *acc += g, or *acc = g; g borrowed. */
+static peri_status accumulate (pass *p, peri_tensor **acc, peri_tensor *g) {
+  peri_tensor *in[2] = { *acc, g }, *sum = NULL;
+  if (!*acc) {
+    *acc = peri_retain(g);
+    return PERI_OK;
+  }
+  if (!p->create_graph && exclusive(*acc) && (*acc)->dtype == g->dtype)
+    return peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL);
+  TRY(peri__apply(p->ctx, &peri__op_add, 2, in, NULL, &sum));
+  peri_release(*acc);
+  *acc = sum;
+  return PERI_OK;
+}
+
+static peri_status remember_leaf (pass *p, peri_tensor *t) {
+  if (t->pending) return PERI_OK;
+  if (p->nleaf == p->capleaf) {
+    int cap = p->capleaf ? p->capleaf * 2 : 64;
+    peri_tensor **list = peri__realloc(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *list, (size_t)cap * sizeof *list);
+    if (!list) return peri__fail(p->ctx, PERI_ENOMEM, "out of memory for the list of leaves");
+    p->leaf = list;
+    p->capleaf = cap;
+  }
+  p->leaf[p->nleaf++] = peri_retain(t);
+  return PERI_OK;
+}
+
+/* Give g to t: to its node, or to the leaf itself. A node with a pending gradient pins its output. */
+static peri_status deliver (pass *p, peri_tensor *t, peri_tensor *g) {
+  if (t->node) {
+    peri_tensor **slot = &t->node->g[t->node_out];
+    if (!*slot) peri_retain(t);
+    return accumulate(p, slot, g);
+  }
+  TRY(remember_leaf(p, t));
+  return accumulate(p, &t->pending, g);
+}
+
+/* Sum g down to the shape of x and cast it to x's dtype: no vjp mentions either. */
+static peri_tensor *fit (peri_build *b, peri_tensor *g, const peri_tensor *x) {
+  int64_t dims[PERI_MAX_DIMS];
+  int n = 0, lead = g->ndim - x->ndim;
+  for (int i = 0; i < g->ndim; i++)
+    if (i < lead || (x->shape[i - lead] == 1 && g->shape[i] != 1)) dims[n++] = i;
+  if (n) g = BA(b, sum, ATTR(A_DIMS(dims, n), A_INT(1)), g);
+  if (g && lead > 0) g = BA(b, reshape, ATTR(A_DIMS(x->shape, x->ndim)), g);
+  if (g && g->dtype != x->dtype) g = BA(b, to, ATTR(A_INT(x->dtype)), g);
+  return g;
+}
+
+static bool wanted (const pass *p, const peri_tensor *t) {
+  if (!t || !peri__tracked(t)) return false;
+  return !p->wanting || (t->flags & PERI_T_WRT) || (t->node && t->node->marked);
+}
+
+static peri_status check_versions (const peri_node *n) {
+  for (int i = 0; i < n->nin; i++)
+    if (n->in[i] && n->in[i]->storage->version != n->version[i])
+      return peri__fail(n->in[i]->ctx, PERI_EINVAL,
+                        "input %d of %s was changed in place after it was used: its gradient is lost", i + 1, n->name);
+  return PERI_OK;
+}
+
+static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin, const bool *need) {
+  peri_call c = { .ctx = p->ctx, .op = n->op, .nin = n->nin, .in = n->in, .attr = n->attr };
+  if (!n->op) {
+    peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
+    for (int i = 0; i < n->nin; i++) gin[i] = peri__build_own(&v->b, gin[i]);
+    return s;
+  }
+  if (p->create_graph && (n->op->flags & PERI_OP_NO_GRAD2))
+    return peri__fail(p->ctx, PERI_ENOSUP, "%s has no second derivative", n->name);
+  memcpy(c.list, n->list, sizeof c.list);
+  for (int k = 0; k < n->nout && k < PERI_MAX_OUT; k++) c.out[k] = n->out[k];
+  v->c = &c;
+  v->g = n->g;
+  v->need = need;
+  v->gin = gin;
+  n->op->vjp(v);
+  return v->b.status;
+}
+
+#define MANY 16
+
+static peri_status step (pass *p, peri_node *n) {
+  peri_ctx *ctx = p->ctx;
+  peri_tensor *few[MANY], **gin = few;
+  bool need_few[MANY], *need = need_few;
+  size_t bytes = (size_t)n->nin * (sizeof *gin + sizeof *need);
+  peri_vjp v;
+  TRY(check_versions(n));
+  if (n->nin > MANY) {
+    gin = peri__block_get(ctx, bytes);
+    if (!gin) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %d gradients", n->nin);
+    need = (bool *)(gin + n->nin);
+  }
+  for (int i = 0; i < n->nin; i++) {
+    gin[i] = NULL;
+    need[i] = wanted(p, n->in[i]);
+  }
+  peri__build_begin(&v.b, ctx);
+  peri_status s = run_vjp(p, n, &v, gin, need);
+  for (int i = 0; i < n->nin && s == PERI_OK; i++) {
+    if (!gin[i] || !need[i]) continue;
+    peri_tensor *g = fit(&v.b, gin[i], n->in[i]);
+    s = v.b.status;
+    if (s == PERI_OK && g->numel != n->in[i]->numel)
+      s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %d of %lld", n->name,
+                     (long long)g->numel, i + 1, (long long)n->in[i]->numel);
+    if (s == PERI_OK) s = deliver(p, n->in[i], g);
+  }
+  peri__build_end(&v.b);
+  if (n->nin > MANY) peri__block_put(ctx, gin, bytes);
+  return s;
+}
+
+static bool has_gradient (const peri_node *n) {
+  for (int k = 0; k < n->nout; k++)
+    if (n->g[k]) return true;
+  return false;
+}
+
+/* Drop the pending gradients of n and the pins they put on its outputs; n may die by that. */
+static void unpin (peri_node *n) {
+  int nout = n->nout;
+  for (int k = 0; k < nout; k++) {
+    peri_tensor *g = n->g[k], *t = n->out[k];
+    n->g[k] = NULL;
+    if (!g) continue;
+    peri_release(g);
+    bool last = true;
+    for (int j = k + 1; j < nout; j++) last = last && !n->g[j];
+    peri_release(t); /* after the last one n may be gone */
+    if (last) return;
+  }
+}
+
+/* A wanted tensor that a node made has its whole gradient when the walk reaches that node. */
+static peri_status capture (pass *p, peri_node *n) {
+  for (int k = 0; k < n->nout; k++) {
+    if (!n->g[k] || !(n->out[k]->flags & PERI_T_WRT)) continue;
+    for (int w = 0; w < p->nwrt; w++)
+      if (p->wrt[w] == n->out[k] && !p->found[w]) p->found[w] = peri_retain(n->g[k]);
+  }
+  return PERI_OK;
+}
+
+static void mark_paths (pass *p) {
+  for (peri_node *n = p->ctx->tape_first; n; n = n->next) {
+    n->marked = false;
+    for (int i = 0; i < n->nin && !n->marked; i++)
+      n->marked = n->in[i] && ((n->in[i]->flags & PERI_T_WRT) || (n->in[i]->node && n->in[i]->node->marked));
+  }
+}
+
+static peri_status walk (pass *p, peri_tensor *root) {
+  peri_status s = PERI_OK;
+  peri_node *n = root->node;
+  while (n && s == PERI_OK) {
+    s = capture(p, n);
+    if (s == PERI_OK && (!p->wanting || n->marked)) s = step(p, n);
+    if (s != PERI_OK) break;
+    peri_node *before = n->prev;
+    while (before && !has_gradient(before)) before = before->prev; /* pinned: survives what follows */
+    if (!p->retain) {
+      peri_tensor *hold = NULL; /* dropping must not free outputs under our feet */
+      for (int k = 0; k < n->nout && !hold; k++)
+        if (n->g[k]) hold = peri_retain(n->out[k]);
+      unpin(n);
+      peri__node_drop(n, true);
+      peri_release(hold);
+    } else unpin(n);
+    n = before;
+  }
+  if (s != PERI_OK) /* forget what is pending; earlier nodes may die one by one */
+    for (n = p->ctx->tape_last; n;) {
+      if (has_gradient(n)) {
+        unpin(n);
+        n = p->ctx->tape_last;
+      } else n = n->prev;
+    }
+  return s;
+}
+
+/* New values of every leaf's grad are made first, then swapped in, so a failure changes none. */
+static peri_status commit (pass *p) {
+  for (int i = 0; i < p->nleaf; i++) {
+    peri_tensor *t = p->leaf[i], *copy = NULL;
+    if (!p->create_graph && !exclusive(t->pending)) { /* shared with the graph or another leaf */
+      TRY(peri__apply(p->ctx, &peri__op_clone, 1, &t->pending, NULL, &copy));
+      peri_release(t->pending);
+      t->pending = copy;
+    }
+    if (t->grad) {
+      peri_tensor *in[2] = { t->pending, t->grad };
+      if (!p->create_graph) TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
+      else {
+        TRY(peri__apply(p->ctx, &peri__op_add, 2, in, NULL, &copy));
+        peri_release(t->pending);
+        t->pending = copy;
+      }
+    }
+  }
+  for (int i = 0; i < p->nleaf; i++) {
+    peri_tensor *t = p->leaf[i];
+    peri_release(t->grad);
+    t->grad = t->pending;
+    t->pending = NULL;
+  }
+  return PERI_OK;
+}
+
+static peri_status check_root (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed) {
+  char a[128], b[128];
+  if (!peri__tracked(root)) {
+    if (root->flags & PERI_T_FREED)
+      return peri__fail(ctx, PERI_EINVAL, "the graph was freed by an earlier backward pass: use retain_graph");
+    return peri__fail(ctx, PERI_EINVAL, "the tensor does not depend on anything that requires a gradient");
+  }
+  if (!seed && root->numel != 1)
+    return peri__fail(ctx, PERI_ESHAPE, "a tensor of shape %s needs a seed gradient: only one element has the default 1",
+                      peri__shape_text(root, a, sizeof a));
+  if (seed && (seed->ndim != root->ndim || memcmp(seed->shape, root->shape, sizeof *root->shape * root->ndim) != 0))
+    return peri__fail(ctx, PERI_ESHAPE, "the seed has shape %s, the tensor %s", peri__shape_text(seed, a, sizeof a),
+                      peri__shape_text(root, b, sizeof b));
+  if (ctx->in_backward && !ctx->grad_enabled)
+    return peri__fail(ctx, PERI_EINVAL, "a backward pass is running: enable gradients for one inside it");
+  return PERI_OK;
+}
+
+static peri_status run (pass *p, peri_tensor *root, peri_tensor *seed) {
+  peri_ctx *ctx = p->ctx;
+  peri_tensor *one = NULL;
+  bool was = ctx->grad_enabled, nested = ctx->in_backward;
+  ctx->grad_enabled = p->create_graph;
+  ctx->in_backward = true;
+  peri_status s = PERI_OK;
+  if (seed) one = peri_retain(seed);
+  else if ((s = peri__new_like(root, (peri_dtype)root->dtype, &one)) == PERI_OK) {
+    if (root->dtype == PERI_F64) *(double *)one->data = 1;
+    else if (root->dtype == PERI_F32) *(float *)one->data = 1;
+    else *(uint16_t *)one->data = root->dtype == PERI_F16 ? peri__f32_to_f16(1) : peri__f32_to_bf16(1);
+  }
+  if (s == PERI_OK) s = deliver(p, root, one);
+  peri_release(one);
+  if (s == PERI_OK) s = walk(p, root);
+  if (s == PERI_OK && !p->wanting) s = commit(p);
+  ctx->grad_enabled = was;
+  ctx->in_backward = nested;
+  return s;
+}
+
+static void finish (pass *p) {
+  for (int i = 0; i < p->nleaf; i++) {
+    peri_tensor *pending = p->leaf[i]->pending;
+    p->leaf[i]->pending = NULL;
+    peri_release(pending);
+    peri_release(p->leaf[i]);
+  }
+  peri__free(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *p->leaf);
+}
+
+peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, bool retain_graph) {
+  pass p = { .ctx = ctx, .retain = retain_graph };
+  TRY(check_root(ctx, root, seed));
+  peri_retain(root);
+  peri_status s = run(&p, root, seed);
+  finish(&p);
+  peri_release(root);
+  return s;
+}
+
+peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,
+                            peri_tensor *const *wrt, bool create_graph, peri_tensor **out) {
+  pass p = { .ctx = ctx, .create_graph = create_graph, .retain = true, .wanting = true, .nwrt = n,
+             .wrt = wrt, .found = out };
+  TRY(check_root(ctx, root, seed));
+  peri_retain(root);
+  for (int i = 0; i < n; i++) {
+    out[i] = NULL;
+    wrt[i]->flags |= PERI_T_WRT;
+  }
+  mark_paths(&p);
+  peri_status s = run(&p, root, seed);
+  for (int i = 0; i < n; i++) {
+    wrt[i]->flags &= (uint8_t)~PERI_T_WRT;
+    if (s == PERI_OK && !out[i] && wrt[i]->pending) out[i] = peri_retain(wrt[i]->pending);
+  }
+  if (s != PERI_OK)
+    for (int i = 0; i < n; i++) {
+      peri_release(out[i]);
+      out[i] = NULL;
+    }
+  finish(&p);
+  peri_release(root);
+  return s;
+}
+
+peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
+  if (t->node) return peri__fail(t->ctx, PERI_EINVAL, "only a leaf can be told whether it requires a gradient");
+  if (on && !peri__is_float(t->dtype))
+    return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient", peri_dtype_name((peri_dtype)t->dtype));
+  t->flags = (uint8_t)(on ? t->flags | PERI_T_REQUIRES_GRAD : t->flags & ~PERI_T_REQUIRES_GRAD);
+  return PERI_OK;
+}
+
+bool peri_requires_grad (const peri_tensor *t) { return peri__tracked(t); }
+bool peri_is_leaf (const peri_tensor *t) { return t->node == NULL; }
+peri_tensor *peri_grad (const peri_tensor *t) { return t->grad; }
+
+peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
+  char a[128], b[128];
+  if (grad && (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
+    return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
+                      peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
+  peri_retain(grad);
+  peri_release(t->grad);
+  t->grad = grad;
+  return PERI_OK;
+}

@@ -1,0 +1,35 @@
+/*
+** tape.h - the record of one op call. The tape is a list of nodes in order of creation. A node is
+** owned by its outputs: it holds its inputs, its outputs hold it, and when the last output dies the
+** node leaves the tape. So a graph that nobody can differentiate any more costs nothing, and a
+** session without scopes does not grow.
+*/
+#ifndef peri_tape_h
+#define peri_tape_h
+
+#include "op/op.h"
+
+struct peri_node {
+  const peri_op *op; /* NULL: a custom vjp */
+  const char *name;
+  peri_node *prev, *next;
+  int nin, nout, live; /* live: outputs that still have references */
+  bool marked;         /* leads to a tensor that peri_gradients wants */
+  peri_tensor **in;    /* held; NULL for absent optionals */
+  peri_tensor **out;   /* not held: they hold the node */
+  peri_tensor **g;     /* gradients of the outputs in the pass in progress; held */
+  uint32_t *version;   /* of each input's storage when recorded */
+  peri_attr *attr;
+  struct { int start, count; } list[6];
+  peri_vjp_fn vjp;
+  void (*release) (void *ud);
+  void *ud;
+  size_t size; /* of the block this struct is in, arrays included */
+};
+
+/* Record c (inputs as the caller gave them). Outputs become tracked. */
+peri_status peri__record (peri_ctx *ctx, const peri_call *c);
+/* Take the node out of the tape and drop its inputs; outputs become constants, marked FREED. */
+void peri__node_drop (peri_node *n, bool freed);
+
+#endif

@@ -1,0 +1,105 @@
+/* ctx.c - contexts: options, error messages, the log callback, interruption. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/core.h"
+#include "cpu/cpu.h"
+
+void peri_options_init (peri_options *o) {
+  *o = (peri_options){ .struct_size = sizeof *o, .log_level = PERI_LOG_INFO };
+}
+
+peri_status peri_open (const peri_options *given, peri_ctx **out) {
+  peri_options o;
+  peri_options_init(&o);
+  *out = NULL;
+  if (given) {
+    if (given->struct_size == 0 || given->struct_size > sizeof o) return PERI_EINVAL;
+    memcpy(&o, given, given->struct_size); /* an older host's struct is a prefix of ours */
+  }
+  const struct peri__cpu *cpu = peri__cpu_level(o.simd);
+  if (!cpu) return PERI_ENOSUP;
+  peri_ctx seed = { .alloc = o.alloc, .alloc_ud = o.alloc_ud };
+  if (peri__pool_open(&seed) != PERI_OK) return PERI_ENOMEM;
+  peri_ctx *ctx = peri__malloc(&seed, sizeof *ctx);
+  if (!ctx) {
+    peri__pool_close(&seed);
+    return PERI_ENOMEM;
+  }
+  *ctx = seed;
+  ctx->log = o.log;
+  ctx->log_ud = o.log_ud;
+  ctx->log_level = o.log_level;
+  ctx->cpu = cpu;
+  ctx->rng.seed = o.seed;
+  ctx->max_bytes = o.max_bytes;
+  ctx->grad_enabled = true;
+  peri_status s = peri__threads_open(ctx, o.threads, o.parallel_for, o.parallel_ud);
+  if (s != PERI_OK) {
+    peri_close(ctx);
+    return s;
+  }
+  *out = ctx;
+  return PERI_OK;
+}
+
+void peri_close (peri_ctx *ctx) {
+  if (!ctx) return;
+  peri__threads_close(ctx);
+  peri__tape_close(ctx);
+  for (peri_tensor *t = ctx->tensors; t; t = t->next) t->grad = NULL; /* each is in the list itself */
+  while (ctx->tensors) peri__tensor_free(ctx->tensors);
+  peri__profile_close(ctx);
+  peri__free(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *ctx->temps);
+  peri__pool_close(ctx);
+  ctx->alloc(ctx->alloc_ud, ctx, sizeof *ctx, 0);
+}
+
+const char *peri_version (void) { return PERI_VERSION; }
+const char *peri_message (const peri_ctx *ctx) { return ctx->message; }
+const char *peri_simd_name (const peri_ctx *ctx) { return ctx->cpu->name; }
+
+const char *peri_status_name (peri_status s) {
+  static const char *const names[] = { "ok", "out of memory", "shape", "dtype", "invalid argument",
+                                       "not supported", "input/output", "format", "interrupted",
+                                       "host callback" };
+  return (unsigned)s < sizeof names / sizeof *names ? names[s] : "unknown";
+}
+
+peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
+  char text[PERI_MESSAGE_MAX]; /* aside first: an argument may be the present message */
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(text, sizeof text, fmt, ap);
+  va_end(ap);
+  memcpy(ctx->message, text, sizeof text);
+  return s;
+}
+
+void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) {
+  if (!ctx->log || level < ctx->log_level) return;
+  char line[PERI_MESSAGE_MAX];
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(line, sizeof line, fmt, ap);
+  va_end(ap);
+  ctx->log(ctx->log_ud, level, line);
+}
+
+void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud) {
+  *fn = ctx->alloc;
+  *ud = ctx->alloc_ud;
+}
+
+void peri_interrupt (peri_ctx *ctx) { atomic_store(&ctx->interrupted, 1); }
+void peri_interrupt_clear (peri_ctx *ctx) { atomic_store(&ctx->interrupted, 0); }
+
+bool peri_grad_enabled (const peri_ctx *ctx) { return ctx->grad_enabled; }
+
+bool peri_set_grad_enabled (peri_ctx *ctx, bool on) {
+  bool was = ctx->grad_enabled;
+  ctx->grad_enabled = on;
+  return was;
+}
+
+void peri_set_anomaly (peri_ctx *ctx, bool on) { ctx->anomaly = on; }

@@ -1,0 +1,303 @@
+/*
+** apply.c - the one way in which an op runs: casts its descriptor asks for, shape rule, dense
+** copies, kernel, anomaly check, profile, record. Nothing here knows a single op.
+*/
+#include <math.h>
+#include <string.h>
+
+#include "autograd/tape.h"
+
+#define MAX_IN_STACK 16
+
+static void default_attrs (const peri_sig *sig, peri_attr *attr) {
+  for (int i = 0; i < sig->nattr; i++) attr[i] = sig->p[sig->ntensor + i].def;
+}
+
+/* in[] is laid out as the signature says; several lists share one length. */
+static peri_status split_lists (peri_call *c, const peri_sig *sig) {
+  int single = sig->ntensor - sig->nlist, each, at = 0, k = 0;
+  if (sig->nlist > (int)(sizeof c->list / sizeof *c->list) || c->nin < single ||
+      (c->nin - single) % sig->nlist != 0)
+    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors do not make %d lists of one length", c->nin, sig->nlist);
+  each = (c->nin - single) / sig->nlist;
+  for (int i = 0; i < sig->ntensor; i++) {
+    int n = sig->p[i].kind == PERI_K_TENSORS ? each : 1;
+    if (sig->p[i].kind == PERI_K_TENSORS) {
+      c->list[k].start = at;
+      c->list[k++].count = n;
+    }
+    at += n;
+  }
+  return PERI_OK;
+}
+
+static peri_status check_inputs (peri_call *c, const peri_sig *sig) {
+  if (c->nin != sig->ntensor)
+    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors given, %d expected", c->nin, sig->ntensor);
+  for (int i = 0; i < c->nin; i++)
+    if (!c->in[i] && sig->p[i].kind == PERI_K_TENSOR)
+      return peri__fail(c->ctx, PERI_EINVAL, "%s is missing", sig->p[i].name);
+  return PERI_OK;
+}
+
+static void drop_outputs (peri_call *c) {
+  for (int k = 0; k < PERI_MAX_OUT; k++) {
+    peri_release(c->out[k]);
+    c->out[k] = NULL;
+  }
+}
+
+/* ---- anomaly mode ---- */
+
+static bool nonfinite (peri_tensor *t) {
+  if (!t || !peri__is_float(t->dtype)) return false;
+  for (int64_t i = 0; i < t->numel; i++) {
+    double v;
+    if (peri_item(t, i, &v) == PERI_OK && !isfinite(v)) return true;
+  }
+  return false;
+}
+
+static peri_status check_anomaly (const peri_call *c) {
+  bool bad = false;
+  int shown = peri_op_outputs(c->op);
+  for (int k = 0; k < shown; k++) bad |= nonfinite(c->out[k]);
+  if (!bad) return PERI_OK;
+  for (int i = 0; i < c->nin; i++)
+    if (nonfinite(c->in[i])) return PERI_OK; /* not the first */
+  return peri__fail(c->ctx, PERI_EINVAL, "anomaly: %s made a NaN or Inf from finite inputs%s", c->op->name,
+                    c->ctx->in_backward ? " in the backward pass" : "");
+}
+
+/* ---- kernels ---- */
+
+static void default_cost (const peri_call *c, double *flops, double *bytes) {
+  for (int i = 0; i < c->nin; i++)
+    if (c->in[i]) *bytes += (double)c->in[i]->numel * (double)peri__size(c->in[i]);
+  for (int k = 0; k < c->op->nout; k++)
+    if (c->out[k]) {
+      *bytes += (double)c->out[k]->numel * (double)peri__size(c->out[k]);
+      *flops += (double)c->out[k]->numel;
+    }
+}
+
+static peri_status run_kernel (peri_call *k) {
+  peri_ctx *ctx = k->ctx;
+  double t0 = ctx->profile ? peri__now() : 0;
+  peri_status s = k->op->cpu(k);
+  if (s == PERI_OK && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
+    s = peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (ctx->profile) {
+    double flops = 0, bytes = 0;
+    if (k->op->cost) k->op->cost(k, &flops, &bytes);
+    else default_cost(k, &flops, &bytes);
+    peri__profile_add(ctx, k->op->name, peri__now() - t0, flops, bytes);
+  }
+  return s;
+}
+
+/* Run the kernel on dense copies where it does not walk strides itself. */
+static peri_status run_dense (peri_call *c) {
+  peri_tensor *stack[MAX_IN_STACK], **in = c->in;
+  peri_call k = *c;
+  bool copies = false;
+  for (int i = 0; i < c->nin && !copies; i++) copies = c->in[i] && !peri__dense(c->in[i]);
+  if (!copies) return run_kernel(c);
+  if (c->op->flags & PERI_OP_INPLACE)
+    return peri__fail(c->ctx, PERI_EINVAL, "needs dense tensors: call :contiguous() first");
+  size_t bytes = (size_t)c->nin * sizeof *in;
+  if (c->nin > MAX_IN_STACK) {
+    in = peri__block_get(c->ctx, bytes);
+    if (!in) return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for %d inputs", c->nin);
+  } else in = stack;
+  peri_status s = PERI_OK;
+  int made = 0;
+  for (; made < c->nin && s == PERI_OK; made++) {
+    in[made] = NULL;
+    if (c->in[made]) s = peri__contiguous(c->in[made], &in[made]);
+  }
+  k.in = in;
+  if (s == PERI_OK) s = run_kernel(&k);
+  while (made > 0) peri_release(in[--made]);
+  if (in != stack) peri__block_put(c->ctx, in, bytes);
+  return s;
+}
+
+/* ---- composites and casts: recorded op by op ---- */
+
+static peri_status apply_compose (peri_call *c, peri_tensor **out) {
+  peri_build b;
+  int n = peri_op_outputs(c->op);
+  peri__build_begin(&b, c->ctx);
+  c->op->compose(&b, c);
+  for (int k = 0; k < n; k++) {
+    if (b.status == PERI_OK && !c->out[k])
+      b.status = peri__fail(c->ctx, PERI_EINVAL, "composite without output %d", k + 1);
+    out[k] = b.status == PERI_OK ? peri_retain(c->out[k]) : NULL;
+  }
+  peri_status s = peri__build_end(&b);
+  if (s != PERI_OK)
+    for (int k = 0; k < n; k++) {
+      peri_release(out[k]);
+      out[k] = NULL;
+    }
+  return s;
+}
+
+/* The dtype that the float inputs should have, or -1 when they may stay as they are. */
+static int wanted_float (const peri_op *op, int nin, peri_tensor *const *in) {
+  bool half = false, mixed = false;
+  int d = -1;
+  if (op->flags & PERI_OP_FLOAT) {
+    peri_dtype p = peri__promote(nin, in);
+    if (!peri__is_float(p)) p = PERI_F32;
+    if ((op->flags & PERI_OP_UPCAST) && p < PERI_F32) p = PERI_F32;
+    for (int i = 0; i < nin; i++) mixed |= in[i] && in[i]->dtype != p;
+    return mixed ? (int)p : -1;
+  }
+  for (int i = 0; i < nin; i++) {
+    if (!in[i] || !peri__is_float(in[i]->dtype)) continue;
+    half |= in[i]->dtype == PERI_F16 || in[i]->dtype == PERI_BF16;
+    if (d < (int)in[i]->dtype) d = in[i]->dtype;
+  }
+  if (!half) return -1;
+  return d < PERI_F32 ? PERI_F32 : d;
+}
+
+static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                               const peri_attr *attr, int want, peri_tensor **out) {
+  peri_build b;
+  peri_tensor *cast[MAX_IN_STACK];
+  int n = peri_op_outputs(op), first = nin > 0 && in[0] ? in[0]->dtype : PERI_F32;
+  bool back = (op->flags & PERI_OP_UPCAST) && (first == PERI_F16 || first == PERI_BF16);
+  if (nin > MAX_IN_STACK) return peri__fail(ctx, PERI_EDTYPE, "give all %d tensors one dtype", nin);
+  peri__build_begin(&b, ctx);
+  for (int i = 0; i < nin; i++) {
+    cast[i] = in[i];
+    if (!in[i] || in[i]->dtype == want) continue;
+    if (peri__is_float(in[i]->dtype) || (op->flags & PERI_OP_FLOAT))
+      cast[i] = BA(&b, to, ATTR(A_INT(want)), in[i]);
+  }
+  peri__build_all(&b, op, nin, cast, attr, out);
+  for (int k = 0; k < n; k++) {
+    if (back && out[k] && peri__is_float(out[k]->dtype)) out[k] = BA(&b, to, ATTR(A_INT(first)), out[k]);
+    if (b.status == PERI_OK) peri_retain(out[k]);
+  }
+  peri_status s = peri__build_end(&b);
+  if (s != PERI_OK)
+    for (int k = 0; k < n; k++) out[k] = NULL;
+  return s;
+}
+
+/* ---- the way in ---- */
+
+static peri_status check_writes (peri_call *c) {
+  if (!c->ctx->grad_enabled || c->nin == 0 || !c->in[0] || peri__sig(c->op)->p[0].kind == PERI_K_TENSORS)
+    return PERI_OK;
+  if (peri__tracked(c->in[0]))
+    return peri__fail(c->ctx, PERI_EINVAL,
+                      "writes in place into a tensor that takes part in a graph: use no_grad or detach");
+  return PERI_OK;
+}
+
+peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                         const peri_attr *attr, peri_tensor **out) {
+  const peri_sig *sig = peri__sig(op);
+  peri_call c;
+  c.ctx = ctx;
+  c.op = op;
+  c.nin = nin;
+  c.in = (peri_tensor **)in;
+  c.attr = attr;
+  for (int k = 0; k < PERI_MAX_OUT; k++) c.out[k] = NULL;
+  if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
+    return peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (sig->nlist) TRY(split_lists(&c, sig));
+  else TRY(check_inputs(&c, sig));
+  if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
+    int want = wanted_float(op, nin, in);
+    if (want >= 0) return apply_cast(ctx, op, nin, in, attr, want, out);
+  }
+  if (op->compose) return apply_compose(&c, out);
+  if (op->flags & PERI_OP_INPLACE) TRY(check_writes(&c));
+  peri_status s = op->infer ? op->infer(&c) : PERI_OK;
+  if (s == PERI_OK && op->cpu) s = op->flags & PERI_OP_STRIDED ? run_kernel(&c) : run_dense(&c);
+  if (s == PERI_OK && ctx->anomaly && !(op->flags & PERI_OP_VIEW)) s = check_anomaly(&c);
+  if (s == PERI_OK && (op->flags & PERI_OP_INPLACE))
+    for (int i = 0; i < nin; i++)
+      if (in[i]) in[i]->storage->version++;
+  if (s == PERI_OK && ctx->grad_enabled && op->vjp) {
+    bool track = false;
+    for (int i = 0; i < nin && !track; i++) track = in[i] && peri__tracked(in[i]);
+    if (track) s = peri__record(ctx, &c);
+  }
+  if (s != PERI_OK) {
+    drop_outputs(&c);
+    return s;
+  }
+  int shown = op->nret ? op->nret : op->nout;
+  for (int k = 0; k < op->nout; k++) {
+    if (k < shown) out[k] = c.out[k];
+    else peri_release(c.out[k]); /* saved for the vjp: its node keeps it, or nobody does */
+  }
+  return PERI_OK;
+}
+
+peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                                 const peri_attr *attr) {
+  peri_tensor *src[MAX_IN_STACK], *x = in[0];
+  peri_call c = { .ctx = ctx, .op = op, .nin = nin, .in = src, .attr = attr };
+  char a[128], b[128];
+  peri_status s = PERI_OK;
+  int made = 0;
+  if (!(op->flags & PERI_OP_ELEMENTWISE) || nin < 1 || nin > MAX_IN_STACK)
+    return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
+  c.in = (peri_tensor **)in;
+  TRY(check_inputs(&c, peri__sig(op)));
+  c.in = src;
+  if (ctx->grad_enabled && peri__tracked(x))
+    return peri__fail(ctx, PERI_EINVAL,
+                      "writes in place into a tensor that takes part in a graph: use no_grad or detach");
+  for (; made < nin && s == PERI_OK; made++) { /* another view of x's memory is read from a copy */
+    src[made] = NULL;
+    if (made > 0 && in[made] && in[made]->storage == x->storage &&
+        !(in[made]->data == x->data && in[made]->ndim == x->ndim &&
+          memcmp(in[made]->shape, x->shape, sizeof *x->shape * x->ndim) == 0 &&
+          memcmp(in[made]->stride, x->stride, sizeof *x->stride * x->ndim) == 0)) {
+      bool was = peri_set_grad_enabled(ctx, false);
+      s = peri__apply(ctx, &peri__op_clone, 1, &in[made], NULL, &src[made]);
+      peri_set_grad_enabled(ctx, was);
+    } else src[made] = peri_retain(in[made]);
+  }
+  if (s == PERI_OK) s = op->infer(&c);
+  if (s == PERI_OK && (c.out[0]->ndim != x->ndim ||
+                       memcmp(c.out[0]->shape, x->shape, sizeof *x->shape * x->ndim) != 0))
+    s = peri__fail(ctx, PERI_ESHAPE, "the result has shape %s, the tensor written %s",
+                   peri__shape_text(c.out[0], a, sizeof a), peri__shape_text(x, b, sizeof b));
+  if (s == PERI_OK && c.out[0]->dtype != x->dtype)
+    s = peri__fail(ctx, PERI_EDTYPE, "the result is %s, the tensor written %s",
+                   peri_dtype_name((peri_dtype)c.out[0]->dtype), peri_dtype_name((peri_dtype)x->dtype));
+  if (s == PERI_OK) {
+    peri_release(c.out[0]);
+    c.out[0] = peri_retain(x);
+    s = run_kernel(&c);
+    x->storage->version++;
+  }
+  drop_outputs(&c);
+  while (made > 0) peri_release(src[--made]);
+  return s;
+}
+
+peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                        const peri_attr *attr, peri_tensor **out) {
+  const peri_sig *sig = peri__sig(op);
+  peri_attr defaults[PERI_MAX_PARAM];
+  if (!attr && sig->nattr) {
+    for (int i = 0; i < sig->nattr; i++)
+      if (!sig->p[sig->ntensor + i].has_default)
+        return peri__fail(ctx, PERI_EINVAL, "%s has no default", sig->p[sig->ntensor + i].name);
+    default_attrs(sig, defaults);
+    attr = defaults;
+  }
+  return peri__apply(ctx, op, nin, in, attr, out);
+}
