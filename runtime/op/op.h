@@ -124,10 +124,11 @@ extern const peri_op *const peri__ops[]; /* NULL-terminated; op/list.c */
 #include "op/list.h"
 #undef X
 
-/* .nout = 1 by default */
-#define OP(id, ...) const peri_op peri__op_##id = { .name = #id, .nout = 1, __VA_ARGS__ }
+/* OP: one output. OPN: n outputs computed (0 for in-place steps). */
+#define OP(id, ...) OPN(id, 1, __VA_ARGS__)
+#define OPN(id, n, ...) const peri_op peri__op_##id = { .name = #id, .nout = (n), __VA_ARGS__ }
 
-const peri_sig *peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
+PERI_API const peri_sig *peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
 
 /* ---- helpers for shape rules and kernels: op/common.c ---- */
 /* A dim attribute (may be negative) -> 0..ndim-1, or a message that names both. */
@@ -154,7 +155,7 @@ peri_status peri__want_ndim (peri_call *c, int i, const char *name, int ndim);
 peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                          const peri_attr *attr, peri_tensor **out);
 /* Run op into an existing tensor (name_): same shape as the result, not part of a graph. */
-peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                                 const peri_attr *attr);
+PERI_API peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
+                                          peri_tensor *const *in, const peri_attr *attr);
 
 #endif
