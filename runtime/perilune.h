@@ -224,6 +224,98 @@ PERI_API void peri_rng_set (peri_ctx *ctx, peri_rng state);
 PERI_API peri_rng peri_rng_get (const peri_ctx *ctx);
 PERI_API void peri_philox (const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
+/* ---- files --------------------------------------------------------------------------------- */
+
+/* Paths are UTF-8 or whatever the system takes. Files are untrusted: sizes are checked before
+** memory is asked for, and what is malformed is refused with PERI_EFORMAT and a message that names
+** path and offset. Writes are atomic: a temporary file in the same folder, synced, renamed; on
+** failure the old file stays. */
+
+/* A whole regular file of at most max_bytes (0 = no limit). An empty file gives *size 0. Free the
+** result with peri_file_free. */
+PERI_API peri_status peri_file_read (peri_ctx *ctx, const char *path, size_t max_bytes, void **data,
+                                     size_t *size);
+PERI_API void peri_file_free (peri_ctx *ctx, void *data, size_t size);
+PERI_API peri_status peri_file_write (peri_ctx *ctx, const char *path, const void *data,
+                                      size_t size);
+/* A folder and its missing parents; an existing folder is fine. */
+PERI_API peri_status peri_make_folder (peri_ctx *ctx, const char *path);
+/* A file, or a folder with all that is in it; links are removed, not followed. What does not exist
+** is fine. Refuses "/", "." and "..". */
+PERI_API peri_status peri_remove_tree (peri_ctx *ctx, const char *path);
+/* Atomic; syncs the folder of the new name. */
+PERI_API peri_status peri_rename (peri_ctx *ctx, const char *from, const char *to);
+/* The names in a folder without "." and "..", sorted by byte, each ended by a zero byte, in *names
+** (*size bytes; free with peri_file_free). */
+PERI_API peri_status peri_list_folder (peri_ctx *ctx, const char *path, char **names, size_t *size);
+
+/* safetensors. Limits: header 100,000,000 bytes, 1,048,576 tensors, 65,536 metadata entries.
+** A reader of a hostile file needs at most twice the file's size, plus 4 MiB. */
+typedef struct peri_safetensors peri_safetensors; /* an open file or a range of bytes */
+typedef struct peri_safetensors_entry {
+  const char *name; /* borrowed from the handle */
+  peri_dtype dtype;
+  int ndim;
+  int64_t shape[PERI_MAX_DIMS];
+  uint64_t offset, bytes; /* of the data, in the file */
+} peri_safetensors_entry;
+typedef struct peri_text_pair { const char *key, *value; } peri_text_pair; /* UTF-8 */
+
+/* Check the whole header; read no data. map: tensors share the file's pages, private and copied on
+** write. Only for files that nobody truncates or writes in place: if the file shrinks, touching the
+** lost part kills the process (SIGBUS). Without map, and on file systems that cannot map, tensors
+** are read into memory of their own. */
+PERI_API peri_status peri_safetensors_open (peri_ctx *ctx, const char *path, bool map,
+                                            peri_safetensors **out);
+/* The same over bytes that stay the caller's and unchanged until the close. */
+PERI_API peri_status peri_safetensors_parse (peri_ctx *ctx, const void *data, size_t size,
+                                             peri_safetensors **out);
+/* Tensors loaded from it stay valid. Close it before its context. NULL is a no-op. */
+PERI_API void peri_safetensors_close (peri_safetensors *f);
+PERI_API int64_t peri_safetensors_count (const peri_safetensors *f);
+PERI_API peri_safetensors_entry peri_safetensors_at (const peri_safetensors *f, int64_t i);
+PERI_API int64_t peri_safetensors_find (const peri_safetensors *f, const char *name); /* -1: none */
+PERI_API int64_t peri_safetensors_pairs (const peri_safetensors *f); /* entries of __metadata__ */
+PERI_API peri_text_pair peri_safetensors_pair (const peri_safetensors *f, int64_t i); /* borrowed */
+/* A tensor of its own, in order of position in the file. A map whose data is not aligned to its
+** element size is copied. */
+PERI_API peri_status peri_safetensors_tensor (peri_safetensors *f, int64_t i, peri_tensor **out);
+/* Write n tensors, strided ones as dense, in the format's canonical order. pairs may be NULL when
+** npairs is 0. */
+PERI_API peri_status peri_safetensors_save (peri_ctx *ctx, const char *path, int64_t n,
+                                            const char *const *names, peri_tensor *const *tensors,
+                                            int64_t npairs, const peri_text_pair *pairs);
+
+/* Checkpoint folders: dir/NAME/ holds files and manifest.json with the size and XXH64 of each. It
+** appears under its name complete and on the disk, or not at all. */
+typedef struct peri_checkpoint peri_checkpoint; /* one that is being written */
+/* Make dir and an empty temporary folder in it, locked against the cleaning of other processes. */
+PERI_API peri_status peri_checkpoint_begin (peri_ctx *ctx, const char *dir, peri_checkpoint **out);
+PERI_API const char *peri_checkpoint_path (const peri_checkpoint *c); /* write here; borrowed */
+/* Hash and sync what was written, rename to dir/name (replacing an older checkpoint of that name in
+** one step), sync dir, then remove all but the keep newest checkpoints (0 = remove none). Closes c
+** when it succeeds. A name has 1 to 128 of A-Z a-z 0-9 . _ - and does not start with a dot. */
+PERI_API peri_status peri_checkpoint_commit (peri_checkpoint *c, const char *name, int keep);
+/* Remove the temporary folder, close. NULL is a no-op. */
+PERI_API void peri_checkpoint_abort (peri_checkpoint *c);
+/* Path of the newest checkpoint in dir whose files all agree with its manifest; "" when there is
+** none. Damaged ones are passed over with a warning in the log, temporary folders of dead
+** processes are removed. PERI_EINVAL when size is too small. */
+PERI_API peri_status peri_checkpoint_latest (peri_ctx *ctx, const char *dir, char *path,
+                                             size_t size);
+/* Check one checkpoint folder in full. generation: counts the commits into its dir; may be NULL. */
+PERI_API peri_status peri_checkpoint_verify (peri_ctx *ctx, const char *path, int64_t *generation);
+
+/* TensorBoard event files. TensorBoard reads files whose name contains "tfevents", by custom
+** "events.out.tfevents.TIME.HOST". */
+typedef struct peri_tfevents peri_tfevents;
+/* Append to path; a half-written last record of an earlier run is cut off. */
+PERI_API peri_status peri_tfevents_open (peri_ctx *ctx, const char *path, peri_tfevents **out);
+/* One value, in the file when this returns. wall_time: seconds since 1970. */
+PERI_API peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t step,
+                                           double value, double wall_time);
+PERI_API void peri_tfevents_close (peri_tfevents *w); /* NULL is a no-op */
+
 /* ---- profiler ------------------------------------------------------------------------------ */
 
 typedef struct peri_profile_row {
