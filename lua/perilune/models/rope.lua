@@ -1,0 +1,79 @@
+-- rope.lua - frequencies of rotary position embeddings from a Hugging Face config: default, linear,
+-- llama3 and YaRN scaling. Pure numbers; the rotation itself is the op `rope`.
+local M = {}
+
+-- theta_i = base^(-2i/dim), i = 0 .. dim/2-1 (Su et al., RoFormer, 2104.09864, eq. 15).
+local function plain(dim, base)
+  local f = {}
+  for i = 0, dim // 2 - 1 do f[i + 1] = base ^ (-2 * i / dim) end
+  return f
+end
+
+local scale = {}
+
+function scale.default(f) return f, 1 end
+
+-- Position interpolation (Chen et al., 2306.15595): positions divided by factor.
+function scale.linear(f, p)
+  for i = 1, #f do f[i] = f[i] / p.factor end
+  return f, 1
+end
+
+-- Llama 3.1: long wavelengths are interpolated, short ones kept, those between blended.
+function scale.llama3(f, p)
+  local old = p.original_max_position_embeddings
+  local low, high = p.low_freq_factor, p.high_freq_factor
+  for i = 1, #f do
+    local wavelength = 2 * math.pi / f[i]
+    if wavelength > old / low then
+      f[i] = f[i] / p.factor
+    elseif wavelength >= old / high then
+      local smooth = (old / wavelength - low) / (high - low)
+      f[i] = (1 - smooth) * f[i] / p.factor + smooth * f[i]
+    end
+  end
+  return f, 1
+end
+
+-- YaRN (Peng et al., 2309.00071, section 3.2): a ramp between interpolated and plain frequencies over
+-- the dims whose wavelength makes beta_slow .. beta_fast turns in the original context.
+function scale.yarn(f, p, dim, base)
+  local old = p.original_max_position_embeddings
+  local function dim_of(turns)
+    return dim * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(base))
+  end
+  local low = math.max(math.floor(dim_of(p.beta_fast or 32)), 0)
+  local high = math.min(math.ceil(dim_of(p.beta_slow or 1)), dim - 1)
+  local span = high == low and 0.001 or high - low
+  for i = 1, #f do
+    local ramp = math.min(math.max((i - 1 - low) / span, 0), 1)
+    f[i] = f[i] / p.factor * ramp + f[i] * (1 - ramp)
+  end
+  return f, p.attention_factor or M.yarn_mscale(p.factor, 1)
+end
+
+--- Attention temperature of YaRN: 0.1 m ln(factor) + 1 (2309.00071, eq. 22).
+function M.yarn_mscale(factor, m)
+  return factor <= 1 and 1 or 0.1 * m * math.log(factor) + 1
+end
+
+--- Inverse frequencies for `dim` rotated channels.
+--- @param dim integer  rotated channels of a head, even
+--- @param config table  a Hugging Face config; reads rope_parameters or rope_theta and rope_scaling
+--- @return number[] inv_freq  dim/2 values
+--- @return number scale  factor on cos and sin
+function M.frequencies(dim, config)
+  local p = config.rope_parameters or config.rope_scaling or {}
+  if type(p) ~= "table" then p = {} end
+  local base = p.rope_theta or config.rope_theta or 10000
+  local kind = p.rope_type or p.type or "default"
+  local f = scale[kind]
+  if not f then error(("rope type %q is not known"):format(tostring(kind)), 2) end
+  if kind ~= "default" and not p.factor then error("rope scaling without factor", 2) end
+  if not p.original_max_position_embeddings then
+    p = setmetatable({ original_max_position_embeddings = config.max_position_embeddings }, { __index = p })
+  end
+  return f(plain(dim, base), p, dim, base)
+end
+
+return M

@@ -1,0 +1,199 @@
+-- rl.lua - reinforcement learning of language models: rollouts, the reward contract, credit, the
+-- clipped objective. Everything works on whole batches; the algorithm stays in the recipe.
+local peri = require "perilune"
+
+local M = {}
+
+local function describe(row, text)
+  return ("prompt %q, completion %q"):format(tostring(row.prompt), text)
+end
+
+local function check_number(v, what, row, text)
+  if type(v) ~= "number" then
+    error(("reward: %s is a %s, expected a number (%s)"):format(what, type(v), describe(row, text)), 0)
+  elseif v ~= v or v == math.huge or v == -math.huge then
+    error(("reward: %s is %s (%s)"):format(what, v, describe(row, text)), 0)
+  end
+  return v
+end
+
+--- Score completions. The reward function is called once a completion as reward(row, text, tokens)
+--- and returns a number, or nil to abstain, and optionally a list of rewards, one for each leading
+--- token that deserves credit or blame; tokens after the list are left out of the objective.
+--- @param rows table[]  one row a completion
+--- @param texts string[]
+--- @param tokens integer[][]  token ids of each completion, stop token included
+--- @param reward function
+--- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil)
+function M.score(rows, texts, tokens, reward)
+  local total, steps = {}, nil
+  for i, row in ipairs(rows) do
+    local value, list = reward(row, texts[i], tokens[i])
+    total[i] = value == nil and 0 / 0 or check_number(value, "the value", row, texts[i])
+    if list then
+      steps = steps or {}
+      if #list > #tokens[i] then
+        error(("reward: %d step rewards for %d tokens (%s)"):format(#list, #tokens[i],
+          describe(row, texts[i])), 0)
+      end
+      for k, v in ipairs(list) do check_number(v, "step " .. k, row, texts[i]) end
+      steps[i] = list
+    elseif steps then
+      error("reward: some completions have step rewards and some have none", 0)
+    end
+  end
+  return { total = total, steps = steps }
+end
+
+-- (B, N) f32 tensors of step rewards and of the positions that they cover.
+local function step_tensors(steps, width)
+  local r, covered = {}, {}
+  for i, list in ipairs(steps) do
+    local a, b = {}, {}
+    for t = 1, width do a[t], b[t] = list[t] or 0, list[t] and 1 or 0 end
+    r[i], covered[i] = a, b
+  end
+  return peri.tensor(r, "f32"), peri.tensor(covered, "f32")
+end
+
+--- Sample completions of prompts and score them.
+--- @param model table  see perilune.models.llama
+--- @param tokenizer table  see perilune.text
+--- @param rows table[]  each with .prompt (string)
+--- @param reward function  see M.score
+--- @param opts table  group (completions of each prompt), and options of generate
+--- @return table batch  rows, texts, ids (B, P + N) i64, from (P + 1), start (B) or nil,
+--- logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]), and with step rewards
+--- steps (B, N) f32 and covered (B, N) f32
+function M.rollout(model, tokenizer, rows, reward, opts)
+  local prompts, group = {}, opts.group
+  for i, row in ipairs(rows) do prompts[i] = row.prompt end
+  local ids, prompt_mask = tokenizer:batch(prompts)
+  local how = { samples = group, stop = tokenizer.eos, pad = tokenizer.pad, prompt_mask = prompt_mask }
+  for k, v in pairs(opts) do if k ~= "group" then how[k] = v end end
+  local out = model:generate(ids, how)
+  local lists, lengths = out.tokens:tolist(), out.mask:to("i64"):sum(2):tolist()
+  local each, texts, tokens = {}, {}, {}
+  for i, list in ipairs(lists) do
+    local kept = table.move(list, 1, lengths[i], 1, {})
+    tokens[i], texts[i], each[i] = kept, tokenizer:decode(kept), rows[(i - 1) // group + 1]
+  end
+  local scored = M.score(each, texts, tokens, reward)
+  local batch = {
+    rows = each, texts = texts, tokens = tokens, total = scored.total, group = group,
+    ids = peri.cat({ ids:repeat_interleave(group, 1), out.tokens }, 2), from = ids:size(2) + 1,
+    logprobs = out.logprobs, mask = out.mask:to "f32",
+  }
+  local pads = prompt_mask and prompt_mask:logical_not():to("i64"):sum(2) or nil
+  if pads and pads:max():item() > 0 then batch.start = pads:repeat_interleave(group, 1) end
+  if scored.steps then batch.steps, batch.covered = step_tensors(scored.steps, out.tokens:size(2)) end
+  return batch
+end
+
+--- Advantages and the weights of tokens in the objective.
+--- Whole answers (outcome supervision, DeepSeekMath 2402.03300 eq. 4.1.2): the reward, centred and
+--- scaled within its group, on every token. With step rewards (process supervision, 4.1.3): the
+--- return from each token on, centred and scaled over those samples of the group whose prefix has
+--- been right so far; the tokens after that are masked out.
+--- @param batch table  of M.rollout
+--- @param opts table?  std "sample" | "population" | "none", eps
+--- @return perilune.Tensor advantage  (B, N) f32
+--- @return perilune.Tensor weight  (B, N) f32, 0 or 1
+function M.advantages(batch, opts)
+  local std, eps = opts and opts.std or "sample", opts and opts.eps or 1e-4
+  if batch.steps then
+    local returns = batch.steps:flip(2):cumsum(2):flip(2) -- (B, N)
+    return peri.group_advantage(returns, batch.covered, batch.group, std, eps), batch.covered
+  end
+  local total, scored = {}, {}
+  for i, r in ipairs(batch.total) do
+    total[i], scored[i] = r == r and r or 0, r == r and 1 or 0
+  end
+  local known = peri.tensor(scored, "f32"):unsqueeze(2) -- (B, 1)
+  local a = peri.group_advantage(peri.tensor(total, "f32"):unsqueeze(2), known, batch.group, std, eps)
+  return a:mul(batch.mask), batch.mask:mul(known)
+end
+
+local reductions = {}
+
+-- Every token counts the same (DAPO, 2503.14476 eq. 12).
+function reductions.token(per_token, weight, o)
+  return per_token:mul(weight):sum():div(o.tokens)
+end
+
+-- Every sequence counts the same (DeepSeekMath eq. 3).
+function reductions.sequence(per_token, weight, o)
+  local length = weight:sum(2):clamp(1)
+  return per_token:mul(weight):sum(2):div(length):sum():div(o.sequences)
+end
+
+-- A constant divisor, so that length has no influence (Dr. GRPO, 2503.20783).
+function reductions.constant(per_token, weight, o)
+  return per_token:mul(weight):sum():div(o.sequences * o.max_length)
+end
+
+--- KL of the policy to a reference by the k3 estimator exp(-d) + d - 1, d = logp - ref, with expm1
+--- because the plain form cancels near 0 (Schulman, "Approximating KL divergence", 2020).
+--- @return perilune.Tensor  shape of logp
+function M.kl(logp, ref)
+  local d = ref:sub(logp)
+  return d:expm1():sub(d)
+end
+
+--- The clipped surrogate of PPO and GRPO as a loss to minimise:
+--- -min(ratio * A, clip(ratio, 1 - clip, 1 + clip_high) * A) + beta * k3(logp, ref).
+--- @param logp perilune.Tensor  (B, N) of the policy being trained
+--- @param old perilune.Tensor  (B, N) of the policy that sampled
+--- @param advantage perilune.Tensor  (B, N)
+--- @param weight perilune.Tensor  (B, N) 0 or 1
+--- @param opts table?  clip (0.2), clip_high (clip), beta (0), ref (B, N), level "token" | "sequence"
+--- (GSPO, 2507.18071), reduce "token" | "sequence" | "constant", tokens, sequences, max_length:
+--- divisors of the whole update, so that micro-batches add up to the same gradient
+--- @return perilune.Tensor loss  0-dim
+--- @return table stats  0-dim tensors: clip_fraction, ratio_max, kl (with ref)
+function M.clipped(logp, old, advantage, weight, opts)
+  local o = opts or {}
+  local clip = o.clip or 0.2
+  local delta = logp:sub(old)
+  if o.level == "sequence" then
+    local mean = delta:mul(weight):sum(2, true):div(weight:sum(2, true):clamp(1))
+    delta = logp:sub(logp:detach()):add(mean) -- gradient of each token, value of the sequence
+  end
+  local ratio = delta:exp()
+  local bounded = ratio:clamp(1 - clip, 1 + (o.clip_high or clip))
+  local gain = peri.minimum(ratio:mul(advantage), bounded:mul(advantage))
+  local per_token, stats = gain:neg(), {}
+  if o.ref then
+    local kl = M.kl(logp, o.ref)
+    stats.kl = kl:detach():mul(weight):sum()
+    if (o.beta or 0) ~= 0 then per_token = per_token:add(kl:mul(o.beta)) end
+  end
+  local reduce = reductions[o.reduce or "token"]
+  if not reduce then error(("rl.clipped: reduce %q is not known"):format(tostring(o.reduce)), 2) end
+  local divisors = {
+    tokens = o.tokens or math.max(weight:sum():item(), 1),
+    sequences = o.sequences or logp:size(1), max_length = o.max_length or logp:size(2),
+  }
+  local fixed = ratio:detach()
+  stats.clip_fraction = fixed:ne(bounded:detach()):to("f32"):mul(weight):sum():div(divisors.tokens)
+  stats.ratio_max = fixed:sub(1):abs():mul(weight):max():add(1)
+  return reduce(per_token, weight, divisors), stats
+end
+
+--- Mean of the numbers that are not NaN, and the number of groups without any spread.
+function M.summary(batch)
+  local sum, n, flat = 0, 0, 0
+  for g = 0, #batch.total - 1, batch.group do
+    local lo, hi = math.huge, -math.huge
+    for i = g + 1, g + batch.group do
+      local r = batch.total[i]
+      if r == r then
+        sum, n, lo, hi = sum + r, n + 1, math.min(lo, r), math.max(hi, r)
+      end
+    end
+    if lo >= hi then flat = flat + 1 end
+  end
+  return { reward = n > 0 and sum / n or 0 / 0, frac_reward_zero_std = flat * batch.group / #batch.total }
+end
+
+return M
