@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 256, SPIN_NS = 40000, PIECES = 4 /* for each thread, where grain allows */ };
+enum { MAX_THREADS = 256, SPIN_NS = 40000, SHARE = 2 /* a piece is 1/2 of a thread's share of what is left, so that all end together */ };
 
 /*
 ** state is one word: generation << 32 | OPEN | number of workers inside. A worker may enter only
@@ -34,7 +34,7 @@ struct peri_threads {
   /* the job; written only while nobody is inside */
   peri_range_fn fn;
   void *ud;
-  int64_t end, piece;
+  int64_t end, grain;
   atomic_int *interrupted;
   char apart0[PERI_ALIGN]; /* words that many threads write each get a cache line */
   _Atomic int64_t next;
@@ -71,14 +71,23 @@ static int processors (void) {
   return n > 0 ? (int)n : 1;
 }
 
+/* Size of the next piece when left items are left. */
+static int64_t piece_of (int64_t left, int threads, int64_t grain) {
+  int64_t piece = left / ((int64_t)threads * SHARE);
+  piece = piece <= grain ? grain : (piece + grain - 1) / grain * grain;
+  return piece < left ? piece : left;
+}
+
 /* Take pieces until there are none. */
 static void work (struct peri_threads *t, int worker) {
-  for (;;) {
-    int64_t begin = atomic_fetch_add_explicit(&t->next, t->piece, memory_order_relaxed);
-    if (begin >= t->end) return;
-    if (atomic_load_explicit(t->interrupted, memory_order_relaxed)) return;
-    int64_t end = t->end - begin > t->piece ? begin + t->piece : t->end;
+  int64_t begin = atomic_load_explicit(&t->next, memory_order_relaxed);
+  while (begin < t->end && !atomic_load_explicit(t->interrupted, memory_order_relaxed)) {
+    int64_t end = begin + piece_of(t->end - begin, t->n, t->grain);
+    if (!atomic_compare_exchange_weak_explicit(&t->next, &begin, end, memory_order_relaxed,
+                                               memory_order_relaxed))
+      continue;
     t->fn(t->ud, begin, end, worker);
+    begin = atomic_load_explicit(&t->next, memory_order_relaxed);
   }
 }
 
@@ -170,8 +179,9 @@ static void close_job (struct peri_threads *t) {
 
 static void host_task (void *arg, int i) { work(arg, i); }
 
-/* The same pieces on the calling thread alone, so that an interrupt is seen here too. */
-static void run_inline (peri_ctx *ctx, int64_t n, int64_t piece, peri_range_fn fn, void *ud) {
+/* In pieces on the calling thread too, so that an interrupt is seen. */
+static void run_inline (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud) {
+  int64_t piece = piece_of(n, 8, grain);
   for (int64_t begin = 0; begin < n; begin += piece) {
     if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return;
     fn(ud, begin, n - begin > piece ? begin + piece : n, 0);
@@ -186,18 +196,16 @@ void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, 
     fn(ud, 0, n, 0);
     return;
   }
-  int64_t piece = n / ((t != NULL ? t->n : 1) * (int64_t)PIECES);
-  piece = piece <= grain ? grain : (piece + grain - 1) / grain * grain;
   bool alone = t == NULL || t->n == 1 || t->running;
   if (!alone && t->host == NULL && t->started == 0) alone = !start(t);
   if (alone) {
-    run_inline(ctx, n, piece, fn, ud);
+    run_inline(ctx, n, grain, fn, ud);
     return;
   }
   t->fn = fn;
   t->ud = ud;
   t->end = n;
-  t->piece = piece;
+  t->grain = grain;
   t->interrupted = &ctx->interrupted;
   atomic_store_explicit(&t->next, 0, memory_order_relaxed);
   t->running = true;

@@ -90,12 +90,12 @@ typedef void (*peri__tile_fn) (int64_t k, const float *a, int64_t ars, int64_t a
 /* The same with A packed: A[i][p] at a[p * mr + i]. */
 typedef void (*peri__packed_tile_fn) (int64_t k, const float *a, const float *b, int64_t ldb,
                                       float *c, int64_t crs, const float *init, int64_t irs);
-/* The same with B transposed in memory: B[p][j] at b[j * bcs + p], for one vector of columns. */
+/* The same with B transposed in memory, B[p][j] at b[j * bcs + p], and PERI_GEMM_NV vectors. */
 typedef void (*peri__trans_tile_fn) (int64_t k, const float *a, int64_t ars, int64_t acs,
                                      const float *b, int64_t bcs, float *c, int64_t crs,
                                      const float *init, int64_t irs);
 
-enum { PERI_GEMM_MR = 14, PERI_GEMM_NV = 2, PERI_GEMM_WIDE = 4 };
+enum { PERI_GEMM_MR = 12, PERI_GEMM_NV = 2, PERI_GEMM_WIDE = 4, PERI_GEMM_MAX_LANES = 16 };
 
 struct peri__gemm_kernels {
   int lanes;              /* floats in a vector */
@@ -104,7 +104,7 @@ struct peri__gemm_kernels {
   peri__packed_tile_fn packed[PERI_GEMM_MR + 1][PERI_GEMM_NV + 1]; /* [rows][vectors] */
   peri__tile_fn direct[PERI_GEMM_MR + 1][PERI_GEMM_NV + 1];
   peri__tile_fn wide[8];        /* [rows], PERI_GEMM_WIDE vectors */
-  peri__trans_tile_fn trans[8]; /* [rows], one vector */
+  peri__trans_tile_fn trans[8]; /* [rows] */
   /* Rows [0, k) of B, columns [0, n) with n <= NV * lanes -> out[p * NV * lanes + j], the other
   ** columns zero. */
   void (*pack_b) (int64_t k, int64_t n, const float *b, int64_t brs, int64_t bcs, float *out);

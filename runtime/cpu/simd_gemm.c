@@ -1,0 +1,256 @@
+/*
+** simd_gemm.c - register tiles and packing of f32 matrix products; compiled once per level.
+** Numerics are those of cpu/gemm.h: a tile holds one accumulator for each element of C.
+*/
+#include "cpu/gemm.h"
+#include "cpu/vec.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if PERI_VW == 16
+#define MR 12       /* 24 of 32 registers accumulate */
+#define TRANS_MR 4
+#define WIDE_MR 6
+#elif PERI_VW == 8
+#define MR 6        /* 12 of 16 */
+#define TRANS_MR 4
+#define WIDE_MR 3
+#else
+#define MR 4        /* 8 of 16: a product needs a register of its own here */
+#define TRANS_MR 4
+#define WIDE_MR 2
+#endif
+#define NR (PERI_GEMM_NV * PERI_VW)
+
+/* mr and nv are constants after inlining, so acc lives in registers. */
+INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t ars, int64_t acs,
+                  const float *b, int64_t ldb, float *c, int64_t crs, const float *init,
+                  int64_t irs) {
+  vf acc[MR][PERI_GEMM_WIDE];
+  UNROLL for (int i = 0; i < mr; i++)
+    UNROLL for (int v = 0; v < nv; v++) acc[i][v] = v_load(init + i * irs + v * PERI_VW);
+  for (int64_t p = 0; p < k; p++) {
+    vf bv[PERI_GEMM_WIDE];
+    UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + v * PERI_VW);
+    UNROLL for (int i = 0; i < mr; i++) {
+      vf ai = v_set(a[i * ars]);
+      UNROLL for (int v = 0; v < nv; v++) acc[i][v] = v_fma(ai, bv[v], acc[i][v]);
+    }
+    a += acs;
+    b += ldb;
+  }
+  UNROLL for (int i = 0; i < mr; i++)
+    UNROLL for (int v = 0; v < nv; v++) v_store(c + i * crs + v * PERI_VW, acc[i][v]);
+}
+
+#define TILE(mr, nv)                                                                           \
+  static void packed_##mr##_##nv (int64_t k, const float *a, const float *b, int64_t ldb,      \
+                                  float *c, int64_t crs, const float *init, int64_t irs) {     \
+    tile(mr, nv, k, a, 1, mr, b, ldb, c, crs, init, irs);                                      \
+  }                                                                                            \
+  static void direct_##mr##_##nv (int64_t k, const float *a, int64_t ars, int64_t acs,         \
+                                  const float *b, int64_t ldb, float *c, int64_t crs,          \
+                                  const float *init, int64_t irs) {                            \
+    tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs);                                   \
+  }
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
+TILES(1) TILES(2) TILES(3) TILES(4)
+#if MR > 4
+TILES(5) TILES(6)
+#endif
+#if MR > 6
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+#endif
+
+/* ---- transposed loads ---- */
+
+/* Done in vectors of at most 8 lanes: wider shuffles are no faster. */
+typedef float v4 __attribute__((vector_size(16)));
+typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+#if PERI_VW == 4
+enum { TW = 4 };
+typedef v4 vt;
+#define LOW(x, y) SHUFFLE(x, y, 0, 4, 1, 5)
+#define HIGH(x, y) SHUFFLE(x, y, 2, 6, 3, 7)
+#define LOW2(x, y) SHUFFLE(x, y, 0, 1, 4, 5)
+#define HIGH2(x, y) SHUFFLE(x, y, 2, 3, 6, 7)
+/* Lanes 4q..4q+3 from p + 4q * stride: one run of 4 floats of each fourth row. */
+INLINE vt load_runs (const float *p, int64_t stride) { return (void)stride, *(const v4u *)p; }
+#else
+enum { TW = 8 };
+typedef float vt __attribute__((vector_size(32)));
+#define LOW(x, y) SHUFFLE(x, y, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(x, y) SHUFFLE(x, y, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LOW2(x, y) SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH2(x, y) SHUFFLE(x, y, 2, 3, 10, 11, 6, 7, 14, 15)
+INLINE vt load_runs (const float *p, int64_t stride) {
+  v4 r0 = *(const v4u *)p, r1 = *(const v4u *)(p + 4 * stride);
+  return SHUFFLE(r0, r1, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+#endif
+
+/* out[s] = b[j * stride + s] for j over TW lanes: 4 columns of a transposed matrix. */
+INLINE void load_columns (const float *b, int64_t stride, vt out[4]) {
+  vt r0 = load_runs(b, stride), r1 = load_runs(b + stride, stride);
+  vt r2 = load_runs(b + 2 * stride, stride), r3 = load_runs(b + 3 * stride, stride);
+  vt a = LOW(r0, r1), c = LOW(r2, r3), d = HIGH(r0, r1), e = HIGH(r2, r3);
+  out[0] = LOW2(a, c);
+  out[1] = HIGH2(a, c);
+  out[2] = LOW2(d, e);
+  out[3] = HIGH2(d, e);
+}
+
+/* The same over all lanes of a vector. */
+INLINE void load_transposed (const float *b, int64_t stride, vf out[4]) {
+#if PERI_VW == 16
+  vt lo[4], hi[4];
+  load_columns(b, stride, lo);
+  load_columns(b + TW * stride, stride, hi);
+  UNROLL for (int s = 0; s < 4; s++)
+    out[s] = SHUFFLE(lo[s], hi[s], 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  load_columns(b, stride, out);
+#endif
+}
+
+INLINE vf load_strided (const float *b, int64_t stride) {
+  float x[PERI_VW];
+  for (int j = 0; j < PERI_VW; j++) x[j] = b[j * stride];
+  return v_load(x);
+}
+
+/* As tile, B transposed on the way: pays while few rows use each element of B. */
+INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, int64_t acs,
+                        const float *b, int64_t bcs, float *c, int64_t crs, const float *init,
+                        int64_t irs) {
+  vf acc[TRANS_MR][PERI_GEMM_NV];
+  UNROLL for (int i = 0; i < mr; i++)
+    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) acc[i][v] = v_load(init + i * irs + v * PERI_VW);
+  int64_t p = 0;
+  for (; p + 4 <= k; p += 4) {
+    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) {
+      vf bv[4];
+      load_transposed(b + v * PERI_VW * bcs + p, bcs, bv);
+      UNROLL for (int s = 0; s < 4; s++)
+        UNROLL for (int i = 0; i < mr; i++)
+          acc[i][v] = v_fma(v_set(a[i * ars + (p + s) * acs]), bv[s], acc[i][v]);
+    }
+  }
+  for (; p < k; p++)
+    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) {
+      vf bv = load_strided(b + v * PERI_VW * bcs + p, bcs);
+      UNROLL for (int i = 0; i < mr; i++)
+        acc[i][v] = v_fma(v_set(a[i * ars + p * acs]), bv, acc[i][v]);
+    }
+  UNROLL for (int i = 0; i < mr; i++)
+    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) v_store(c + i * crs + v * PERI_VW, acc[i][v]);
+}
+
+#define TRANS(mr)                                                                             \
+  static void trans_##mr (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b, \
+                          int64_t bcs, float *c, int64_t crs, const float *init, int64_t irs) { \
+    trans_tile(mr, k, a, ars, acs, b, bcs, c, crs, init, irs);                                \
+  }
+TRANS(1) TRANS(2) TRANS(3) TRANS(4)
+
+#define WIDE(mr)                                                                              \
+  static void wide_##mr (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b, \
+                         int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs) { \
+    tile(mr, PERI_GEMM_WIDE, k, a, ars, acs, b, ldb, c, crs, init, irs);                      \
+  }
+WIDE(1) WIDE(2)
+#if WIDE_MR > 2
+WIDE(3)
+#endif
+#if WIDE_MR > 3
+WIDE(4) WIDE(5) WIDE(6)
+#endif
+
+/* ---- packing ---- */
+
+static void pack_b (int64_t k, int64_t n, const float *b, int64_t brs, int64_t bcs, float *out) {
+  if (bcs == 1 && n == NR) {
+    for (int64_t p = 0; p < k; p++, b += brs, out += NR)
+      for (int v = 0; v < PERI_GEMM_NV; v++) v_store(out + v * PERI_VW, v_load(b + v * PERI_VW));
+    return;
+  }
+  int64_t done = 0; /* columns packed */
+  for (; brs == 1 && done + PERI_VW <= n; done += PERI_VW) {
+    const float *col = b + done * bcs;
+    float *o = out + done;
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4, o += 4 * NR) {
+      vf t[4];
+      load_transposed(col + p, bcs, t);
+      for (int s = 0; s < 4; s++) v_store(o + s * NR, t[s]);
+    }
+    for (; p < k; p++, o += NR) v_store(o, load_strided(col + p, bcs));
+  }
+  if (done == NR) return;
+  for (int64_t p = 0; p < k; p++) {
+    for (int64_t j = done; j < NR; j += PERI_VW) v_store(out + p * NR + j, v_set(0));
+    for (int64_t j = done; j < n; j++) out[p * NR + j] = b[p * brs + j * bcs];
+  }
+}
+
+static void pack_a (int64_t m, int64_t k, const float *a, int64_t ars, int64_t acs, float *out) {
+  if (ars == 1 && m == MR) {
+    for (int64_t p = 0; p < k; p++, a += acs, out += MR) memcpy(out, a, MR * sizeof *a);
+    return;
+  }
+  int64_t i = 0;
+  for (; i + 4 <= m; i += 4) {
+    const float *r = a + i * ars;
+    float *o = out + i;
+    int64_t p = 0;
+    if (acs == 1) {
+      for (; p + 4 <= k; p += 4) {
+        v4 r0 = *(const v4u *)(r + p), r1 = *(const v4u *)(r + p + ars);
+        v4 r2 = *(const v4u *)(r + p + 2 * ars), r3 = *(const v4u *)(r + p + 3 * ars);
+        v4 x = SHUFFLE(r0, r1, 0, 4, 1, 5), y = SHUFFLE(r2, r3, 0, 4, 1, 5);
+        v4 z = SHUFFLE(r0, r1, 2, 6, 3, 7), w = SHUFFLE(r2, r3, 2, 6, 3, 7);
+        *(v4u *)(o + p * m) = SHUFFLE(x, y, 0, 1, 4, 5);
+        *(v4u *)(o + (p + 1) * m) = SHUFFLE(x, y, 2, 3, 6, 7);
+        *(v4u *)(o + (p + 2) * m) = SHUFFLE(z, w, 0, 1, 4, 5);
+        *(v4u *)(o + (p + 3) * m) = SHUFFLE(z, w, 2, 3, 6, 7);
+      }
+    }
+    for (; p < k; p++)
+      for (int64_t s = 0; s < 4; s++) o[p * m + s] = r[s * ars + p * acs];
+  }
+  for (; i < m; i++)
+    for (int64_t p = 0; p < k; p++) out[p * m + i] = a[i * ars + p * acs];
+}
+
+#define ROW(kind, mr) [mr] = { NULL, kind##_##mr##_1, kind##_##mr##_2 }
+const struct peri__gemm_kernels PERI_NAME(peri__gemm) = {
+  .lanes = PERI_VW,
+  .mr = MR,
+  .trans_mr = TRANS_MR,
+  .wide_mr = WIDE_MR,
+#if MR == 12
+  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4), ROW(packed, 5),
+              ROW(packed, 6), ROW(packed, 7), ROW(packed, 8), ROW(packed, 9), ROW(packed, 10),
+              ROW(packed, 11), ROW(packed, 12) },
+  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4), ROW(direct, 5),
+              ROW(direct, 6), ROW(direct, 7), ROW(direct, 8), ROW(direct, 9), ROW(direct, 10),
+              ROW(direct, 11), ROW(direct, 12) },
+  .wide = { NULL, wide_1, wide_2, wide_3, wide_4, wide_5, wide_6 },
+#elif MR == 6
+  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4), ROW(packed, 5),
+              ROW(packed, 6) },
+  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4), ROW(direct, 5),
+              ROW(direct, 6) },
+  .wide = { NULL, wide_1, wide_2, wide_3 },
+#else
+  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4) },
+  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4) },
+  .wide = { NULL, wide_1, wide_2 },
+#endif
+  .trans = { NULL, trans_1, trans_2, trans_3, trans_4 },
+  .pack_b = pack_b,
+  .pack_a = pack_a
+};
