@@ -182,6 +182,14 @@ static peri_status read_string (peri_json *p, peri_json_value *v) {
   return PERI_OK;
 }
 
+size_t peri__json_unquote (char *text) {
+  const unsigned char *s = (const unsigned char *)text + 1;
+  size_t n = 0;
+  while (*s != '"') n += (size_t)decode(&s, (unsigned char *)text + n);
+  text[n] = '\0';
+  return n;
+}
+
 /* ---- duplicate keys ---- */
 
 /* The decoded bytes of a key, one at a time; -1 at its end. */

@@ -117,6 +117,10 @@ PERI_API void peri_json_put_null (peri_json_writer *w);
 PERI_API peri_status peri_json_finish (peri_json_writer *w);
 PERI_API void peri_json_drop (peri_json_writer *w); /* frees text; may be called twice */
 
+/* Decode in place a string that the parser has accepted, from its opening quote on, and end it with a
+** zero byte. Returns its length. */
+size_t peri__json_unquote (char *text);
+
 /* Bytes of valid UTF-8 (no surrogates, no overlong forms) from the start of s. */
 size_t peri__utf8_prefix (const char *s, size_t n);
 
