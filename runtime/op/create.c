@@ -1,0 +1,179 @@
+/*
+** create.c - tensors out of nothing: zeros, ones, full, empty, arange, linspace, eye, one_hot, and
+** the *_like forms. None is differentiable.
+*/
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "op/move.h"
+
+/* ---- constant values ---- */
+
+static peri_status fill_out (peri_call *c, double value) {
+  uint64_t element = 0;
+  TRY(peri__element(c->ctx, c->out[0]->dtype, value, &element));
+  peri__fill(c->ctx, peri__size(c->out[0]), c->out[0]->data, c->out[0]->numel, &element);
+  return PERI_OK;
+}
+
+static peri_status shaped (peri_call *c, const peri_attr *shape, const peri_attr *dtype) {
+  return peri__new(c->ctx, (peri_dtype)dtype->i, shape->n, shape->v, &c->out[0]);
+}
+
+static peri_status like (peri_call *c, const peri_attr *dtype) {
+  peri_dtype d = dtype->i < 0 ? (peri_dtype)c->in[0]->dtype : (peri_dtype)dtype->i;
+  return peri__new_like(c->in[0], d, &c->out[0]);
+}
+
+static peri_status shape_dtype_infer (peri_call *c) { return shaped(c, &c->attr[0], &c->attr[1]); }
+static peri_status full_infer (peri_call *c) { return shaped(c, &c->attr[0], &c->attr[2]); }
+static peri_status like_infer (peri_call *c) { return like(c, &c->attr[0]); }
+static peri_status full_like_infer (peri_call *c) { return like(c, &c->attr[1]); }
+static peri_status zeros_cpu (peri_call *c) { return fill_out(c, 0); }
+static peri_status ones_cpu (peri_call *c) { return fill_out(c, 1); }
+static peri_status full_cpu (peri_call *c) { return fill_out(c, c->attr[1].f); }
+static peri_status full_like_cpu (peri_call *c) { return fill_out(c, c->attr[0].f); }
+static peri_status empty_cpu (peri_call *c) {
+  (void)c;
+  return PERI_OK;
+}
+
+OP(zeros, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of zeros.",
+   .infer = shape_dtype_infer, .cpu = zeros_cpu);
+OP(ones, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of ones.",
+   .infer = shape_dtype_infer, .cpu = ones_cpu);
+OP(full, .sig = "shape:shape, value:num, dtype:dtype=f32", .doc = "A tensor filled with value.",
+   .infer = full_infer, .cpu = full_cpu);
+OP(empty, .sig = "shape:shape, dtype:dtype=f32",
+   .doc = "A tensor whose elements are whatever the memory held.", .infer = shape_dtype_infer,
+   .cpu = empty_cpu);
+OP(zeros_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
+   .doc = "Zeros in x's shape, and dtype unless one is given.", .infer = like_infer,
+   .cpu = zeros_cpu);
+OP(ones_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
+   .doc = "Ones in x's shape, and dtype unless one is given.", .infer = like_infer, .cpu = ones_cpu);
+OP(full_like, .sig = "x, value:num, dtype:dtype=none", .flags = PERI_OP_STRIDED,
+   .doc = "value everywhere in x's shape, and dtype unless one is given.", .infer = full_like_infer,
+   .cpu = full_like_cpu);
+OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
+   .doc = "An uninitialised tensor of x's shape, and dtype unless one is given.",
+   .infer = like_infer, .cpu = empty_cpu);
+
+/* ---- arange, linspace, eye ---- */
+
+/* One argument is the stop. */
+static double arange_start (const peri_attr *a) { return isnan(a[1].f) ? 0 : a[0].f; }
+static double arange_stop (const peri_attr *a) { return isnan(a[1].f) ? a[0].f : a[1].f; }
+
+static peri_status arange_infer (peri_call *c) {
+  double start = arange_start(c->attr), stop = arange_stop(c->attr), step = c->attr[2].f;
+  int64_t n = 0, dtype = c->attr[3].i;
+  if (!(step != 0) || !isfinite(start) || !isfinite(stop) || !isfinite(step))
+    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g: wanted finite numbers and a "
+                      "step that is not 0", start, stop, step);
+  double count = ceil((stop - start) / step);
+  if (!(count < 0x1p53))
+    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g make %g elements", start,
+                      stop, step, count);
+  if (count > 0) n = (int64_t)count;
+  if (dtype < 0)
+    dtype = start == trunc(start) && stop == trunc(stop) && step == trunc(step) ? PERI_I64 : PERI_F32;
+  return peri__new(c->ctx, (peri_dtype)dtype, 1, &n, &c->out[0]);
+}
+
+/* out[i] = at(i), each computed in f64 and rounded once. */
+static peri_status sequence (peri_call *c, double start, double step, double stop, bool from_both) {
+  peri_tensor *out = c->out[0];
+  char *p = out->data;
+  size_t size = peri__size(out);
+  for (int64_t i = 0; i < out->numel; i++, p += size) {
+    bool late = from_both && i >= out->numel / 2;
+    double v = late ? stop - step * (double)(out->numel - 1 - i) : start + step * (double)i;
+    if (out->dtype == PERI_F32)
+      *(float *)(void *)p = (float)v;
+    else
+      TRY(peri__element(c->ctx, out->dtype, v, p));
+  }
+  return PERI_OK;
+}
+
+static peri_status arange_cpu (peri_call *c) {
+  return sequence(c, arange_start(c->attr), c->attr[2].f, 0, false);
+}
+
+OP(arange, .sig = "start:num, stop:num=none, step:num=1, dtype:dtype=none",
+   .doc = "start, start + step, ... as far as stop, which is left out; one number is the stop, from "
+          "0 on; i64 when all are integral, else f32.",
+   .infer = arange_infer, .cpu = arange_cpu);
+
+static peri_status linspace_infer (peri_call *c) {
+  int64_t n = c->attr[2].i;
+  if (n < 0) return peri__fail(c->ctx, PERI_EINVAL, "n is %" PRId64 "; wanted 0 or more", n);
+  return peri__new(c->ctx, (peri_dtype)c->attr[3].i, 1, &n, &c->out[0]);
+}
+
+static peri_status linspace_cpu (peri_call *c) {
+  double start = c->attr[0].f, stop = c->attr[1].f;
+  int64_t n = c->attr[2].i;
+  if (n == 1) return sequence(c, start, 0, 0, false);
+  return sequence(c, start, (stop - start) / (double)(n - 1), stop, true);
+}
+
+OP(linspace, .sig = "start:num, stop:num, n:int, dtype:dtype=f32",
+   .doc = "n numbers at equal distances from start to stop, both included.",
+   .infer = linspace_infer, .cpu = linspace_cpu);
+
+static peri_status eye_infer (peri_call *c) {
+  int64_t shape[2] = { c->attr[0].i, c->attr[1].i == INT64_MIN ? c->attr[0].i : c->attr[1].i };
+  return peri__new(c->ctx, (peri_dtype)c->attr[2].i, 2, shape, &c->out[0]);
+}
+
+static peri_status eye_cpu (peri_call *c) {
+  peri_tensor *out = c->out[0];
+  uint64_t one = 0;
+  size_t size = peri__size(out);
+  char *p = out->data;
+  TRY(fill_out(c, 0));
+  TRY(peri__element(c->ctx, out->dtype, 1, &one));
+  for (int64_t i = 0; i < out->shape[0] && i < out->shape[1]; i++)
+    memcpy(p + i * (out->shape[1] + 1) * (int64_t)size, &one, size);
+  return PERI_OK;
+}
+
+OP(eye, .sig = "n:int, m:int=none, dtype:dtype=f32",
+   .doc = "An n by m matrix (m = n by default) with ones on the diagonal.", .infer = eye_infer,
+   .cpu = eye_cpu);
+
+/* ---- one_hot ---- */
+
+static peri_status one_hot_infer (peri_call *c) {
+  peri_tensor *x = c->in[0];
+  int64_t shape[PERI_MAX_DIMS], classes = c->attr[0].i;
+  if (x->ndim == PERI_MAX_DIMS)
+    return peri__fail(c->ctx, PERI_ESHAPE, "x has %d dims already", x->ndim);
+  if (classes < 1)
+    return peri__fail(c->ctx, PERI_EINVAL, "classes is %" PRId64 "; wanted 1 or more", classes);
+  memcpy(shape, x->shape, sizeof shape);
+  shape[x->ndim] = classes;
+  return peri__new(c->ctx, (peri_dtype)c->attr[1].i, x->ndim + 1, shape, &c->out[0]);
+}
+
+static peri_status one_hot_cpu (peri_call *c) {
+  peri_tensor *out = c->out[0];
+  peri_indices x = { 0 };
+  uint64_t one = 0;
+  size_t size = peri__size(out);
+  char *p = out->data;
+  TRY(peri__element(c->ctx, out->dtype, 1, &one));
+  TRY(fill_out(c, 0));
+  TRY(peri__indices(c->ctx, c->in[0], "x", c->attr[0].i, &x));
+  for (int64_t i = 0; i < x.n; i++)
+    memcpy(p + (i * c->attr[0].i + x.v[i]) * (int64_t)size, &one, size);
+  peri__indices_free(c->ctx, &x);
+  return PERI_OK;
+}
+
+OP(one_hot, .sig = "x, classes:int, dtype:dtype=f32",
+   .doc = "Integers x (...) from 0 as rows (..., classes) that are 1 at x and 0 elsewhere.",
+   .infer = one_hot_infer, .cpu = one_hot_cpu);

@@ -1,0 +1,194 @@
+/*
+** move.c - threaded strided copies, fills, and the reading of index tensors. Nothing here makes a
+** tensor that anyone sees, and nothing knows an op.
+*/
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "op/move.h"
+
+#define GRAIN 32768 /* elements: below this a second thread costs more than it saves */
+
+typedef struct box {
+  int ndim; /* without the last dim */
+  int64_t shape[PERI_MOVE_DIMS], ds[PERI_MOVE_DIMS], ss[PERI_MOVE_DIMS];
+  int64_t n, dn, sn; /* the last dim: size and strides */
+  size_t size;
+  char *dst;
+  const char *src;
+} box;
+
+static void copy_run (size_t size, char *d, int64_t dn, const char *s, int64_t sn, int64_t n) {
+  if (dn == 1 && sn == 1) {
+    memcpy(d, s, (size_t)n * size);
+    return;
+  }
+  switch (size) {
+#define RUN(type)                                                                    \
+  {                                                                                  \
+    type *dt = (type *)(void *)d;                                                    \
+    const type *st = (const type *)(const void *)s;                                  \
+    for (int64_t i = 0; i < n; i++) dt[i * dn] = st[i * sn];                         \
+  } break
+    case 1: RUN(uint8_t);
+    case 2: RUN(uint16_t);
+    case 4: RUN(uint32_t);
+    default: RUN(uint64_t);
+#undef RUN
+  }
+}
+
+/* Elements [begin, end) of the box in row-major order. */
+static void box_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const box *x = ud;
+  (void)worker;
+  int64_t at[PERI_MOVE_DIMS];
+  int64_t row = begin / x->n, col = begin % x->n, doff = 0, soff = 0;
+  for (int i = x->ndim - 1; i >= 0; i--) {
+    at[i] = row % x->shape[i];
+    row /= x->shape[i];
+    doff += at[i] * x->ds[i];
+    soff += at[i] * x->ss[i];
+  }
+  int64_t size = (int64_t)x->size;
+  while (begin < end) {
+    int64_t n = x->n - col < end - begin ? x->n - col : end - begin;
+    copy_run(x->size, x->dst + (doff + col * x->dn) * size, x->dn,
+             x->src + (soff + col * x->sn) * size, x->sn, n);
+    begin += n;
+    col = 0;
+    for (int i = x->ndim - 1; i >= 0; i--) {
+      doff += x->ds[i];
+      soff += x->ss[i];
+      if (++at[i] < x->shape[i]) break;
+      doff -= at[i] * x->ds[i];
+      soff -= at[i] * x->ss[i];
+      at[i] = 0;
+    }
+  }
+}
+
+void peri__move (peri_ctx *ctx, size_t size, int ndim, const int64_t *shape, void *dst,
+                 const int64_t *dstride, const void *src, const int64_t *sstride) {
+  box x = { .size = size, .dst = dst, .src = src };
+  int64_t total = 1;
+  int n = 0;
+  for (int i = 0; i < ndim; i++) { /* drop dims of one, merge neighbours that walk as one */
+    total *= shape[i];
+    if (shape[i] == 1) continue;
+    if (n > 0 && x.ds[n - 1] == dstride[i] * shape[i] && x.ss[n - 1] == sstride[i] * shape[i]) {
+      x.shape[n - 1] *= shape[i];
+      x.ds[n - 1] = dstride[i];
+      x.ss[n - 1] = sstride[i];
+    } else {
+      x.shape[n] = shape[i];
+      x.ds[n] = dstride[i];
+      x.ss[n++] = sstride[i];
+    }
+  }
+  if (total == 0) return;
+  if (n == 0) {
+    x.n = x.dn = x.sn = 1;
+  } else {
+    n--;
+    x.n = x.shape[n];
+    x.dn = x.ds[n];
+    x.sn = x.ss[n];
+  }
+  x.ndim = n;
+  peri__parallel(ctx, total, GRAIN, box_range, &x);
+}
+
+void peri__fill (peri_ctx *ctx, size_t size, void *dst, int64_t n, const void *value) {
+  int64_t one = 1, none = 0;
+  static const uint64_t zero = 0;
+  if (n == 0) return;
+  if (n <= GRAIN && memcmp(value, &zero, size) == 0)
+    memset(dst, 0, (size_t)n * size);
+  else
+    peri__move(ctx, size, 1, &n, dst, &one, value, &none);
+}
+
+peri_status peri__element (peri_ctx *ctx, int d, double value, void *out) {
+  static const double top[] = { [PERI_BOOL] = 1, [PERI_U8] = 255, [PERI_I32] = 2147483647.0,
+                                [PERI_I64] = 9223372036854774784.0 };
+  static const double low[] = { [PERI_BOOL] = 0, [PERI_U8] = 0, [PERI_I32] = -2147483648.0,
+                                [PERI_I64] = -9223372036854775808.0 };
+  if (d <= PERI_I64) {
+    double v = d == PERI_BOOL ? (value != 0) : trunc(value);
+    if (!(v >= low[d] && v <= top[d]))
+      return peri__fail(ctx, PERI_EINVAL, "%g does not fit into %s", value,
+                        peri_dtype_name((peri_dtype)d));
+    value = v;
+  }
+  switch (d) {
+    case PERI_BOOL:
+    case PERI_U8: *(uint8_t *)out = (uint8_t)value; break;
+    case PERI_I32: *(int32_t *)out = (int32_t)value; break;
+    case PERI_I64: *(int64_t *)out = (int64_t)value; break;
+    case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)value); break;
+    case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)value); break;
+    case PERI_F32: *(float *)out = (float)value; break;
+    default: *(double *)out = value;
+  }
+  return PERI_OK;
+}
+
+void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride) {
+  int64_t s = 1;
+  for (int i = ndim - 1; i >= 0; i--) {
+    stride[i] = s;
+    s *= shape[i] > 0 ? shape[i] : 1;
+  }
+}
+
+const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size) {
+  size_t at = (size_t)snprintf(buf, size, "(");
+  for (int i = 0; i < n && at < size; i++)
+    at += (size_t)snprintf(buf + at, size - at, i ? ", %" PRId64 : "%" PRId64, v[i]);
+  if (at < size) snprintf(buf + at, size - at, n == 1 ? ",)" : ")");
+  return buf;
+}
+
+peri_status peri__indices (peri_ctx *ctx, peri_tensor *t, const char *name, int64_t limit,
+                           peri_indices *out) {
+  peri_indices x = { .n = t->numel };
+  if (t->dtype != PERI_I64 && t->dtype != PERI_I32 && t->dtype != PERI_U8)
+    return peri__fail(ctx, PERI_EDTYPE, "%s has dtype %s; wanted i64, i32 or u8", name,
+                      peri_dtype_name((peri_dtype)t->dtype));
+  TRY(peri__contiguous(t, &x.dense));
+  if (t->dtype == PERI_I64) {
+    x.v = x.dense->data;
+  } else {
+    x.own = peri__block_get(ctx, (size_t)x.n * sizeof *x.own);
+    if (x.own == NULL && x.n > 0) {
+      peri__indices_free(ctx, &x);
+      return peri__fail(ctx, PERI_ENOMEM, "no memory for %" PRId64 " indices", x.n);
+    }
+    const int32_t *i32 = x.dense->data;
+    const uint8_t *u8 = x.dense->data;
+    for (int64_t i = 0; i < x.n; i++) x.own[i] = t->dtype == PERI_I32 ? i32[i] : u8[i];
+    x.v = x.own;
+  }
+  for (int64_t i = 0; i < x.n; i++) {
+    int64_t v = x.v[i];
+    if (v >= 0 && v < limit) continue;
+    peri__indices_free(ctx, &x);
+    if (limit == 0)
+      return peri__fail(ctx, PERI_EINVAL, "%s holds %" PRId64 " but there is nothing to index",
+                        name, v);
+    return peri__fail(ctx, PERI_EINVAL,
+                      "%s holds %" PRId64 " at flat position %" PRId64
+                      " (from 0); valid values are 0 to %" PRId64, name, v, i, limit - 1);
+  }
+  *out = x;
+  return PERI_OK;
+}
+
+void peri__indices_free (peri_ctx *ctx, peri_indices *x) {
+  peri_release(x->dense);
+  if (x->own != NULL) peri__block_put(ctx, x->own, (size_t)x->n * sizeof *x->own);
+  *x = (peri_indices){ 0 };
+}
