@@ -42,6 +42,7 @@ struct peri_threads {
   _Atomic uint64_t state;
   char apart2[PERI_ALIGN];
   atomic_int parked;
+  atomic_int caller_cpu; /* processor of the last caller that woke parked workers */
   atomic_bool quit;
   pthread_mutex_t mutex;
   pthread_cond_t wake;
@@ -91,39 +92,66 @@ static void work (struct peri_threads *t, int worker) {
   }
 }
 
-/* Wait for an open job other than generation seen; false = the pool closes. */
-static bool next_job (struct peri_threads *t, uint64_t seen, uint64_t *state) {
+static bool is_new (uint64_t state, uint64_t seen) {
+  return (state & OPEN) != 0 && state >> 32 != seen;
+}
+
+static bool spin (struct peri_threads *t, uint64_t seen) {
   int64_t deadline = 0;
   for (unsigned spins = 1;; spins++) {
-    *state = atomic_load_explicit(&t->state, memory_order_acquire);
-    if ((*state & OPEN) && *state >> 32 != seen) return true;
+    if (is_new(atomic_load_explicit(&t->state, memory_order_relaxed), seen)) return true;
     if (atomic_load_explicit(&t->quit, memory_order_relaxed)) return false;
     relax();
-    if (spins % 64 == 0) {
-      int64_t now = now_ns();
-      if (deadline == 0) deadline = now + SPIN_NS;
-      if (now < deadline) continue;
-      break;
-    }
+    if (spins % 64 != 0) continue;
+    int64_t now = now_ns();
+    if (deadline == 0) deadline = now + SPIN_NS;
+    else if (now >= deadline) return false;
   }
+}
+
+/*
+** A thread that wakes up is often put on the processor of the one that woke it, which goes on
+** working there, and stays for good because it only ever gets to run between jobs. Ask for any
+** other processor, then take the wish back.
+*/
+static void step_aside (struct peri_threads *t) {
+#ifdef __linux__
+  cpu_set_t allowed, others;
+  int cpu = sched_getcpu();
+  if (cpu < 0 || cpu != atomic_load_explicit(&t->caller_cpu, memory_order_relaxed)) return;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return; /* 0 is this thread */
+  others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  if (sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)t;
+#endif
+}
+
+static void park (struct peri_threads *t, uint64_t seen) {
   pthread_mutex_lock(&t->mutex);
   atomic_fetch_add(&t->parked, 1); /* before the last look at state: see open_job */
-  for (;;) {
-    *state = atomic_load(&t->state);
-    if (((*state & OPEN) && *state >> 32 != seen) || atomic_load(&t->quit)) break;
+  if (!is_new(atomic_load(&t->state), seen) && !atomic_load(&t->quit))
     pthread_cond_wait(&t->wake, &t->mutex);
-  }
   atomic_fetch_sub(&t->parked, 1);
   pthread_mutex_unlock(&t->mutex);
-  return !atomic_load(&t->quit);
+  step_aside(t);
 }
 
 static void *worker_main (void *arg) {
   struct worker *w = arg;
   struct peri_threads *t = w->pool;
-  uint64_t seen = 0, state;
-  while (next_job(t, seen, &state)) {
-    if (!atomic_compare_exchange_strong_explicit(&t->state, &state, state + 1,
+  uint64_t seen = 0;
+  while (!atomic_load(&t->quit)) {
+    if (!spin(t, seen)) {
+      park(t, seen);
+      continue;
+    }
+    uint64_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
+    if (!is_new(state, seen) ||
+        !atomic_compare_exchange_strong_explicit(&t->state, &state, state + 1,
                                                  memory_order_acquire, memory_order_relaxed))
       continue;
     seen = state >> 32;
@@ -157,6 +185,9 @@ static void open_job (struct peri_threads *t) {
   ** that it is parked. */
   atomic_store(&t->state, generation << 32 | OPEN);
   if (atomic_load(&t->parked) > 0) {
+#ifdef __linux__
+    atomic_store_explicit(&t->caller_cpu, sched_getcpu(), memory_order_relaxed);
+#endif
     if (getpid() != t->pid) { /* forked: the workers, and whoever held the mutex, are not here */
       t->n = 1;
       t->started = 0;
@@ -238,6 +269,7 @@ peri_status peri__threads_open (peri_ctx *ctx, int n, peri_parallel_fn host, voi
   atomic_init(&t->next, 0);
   atomic_init(&t->state, 0);
   atomic_init(&t->parked, 0);
+  atomic_init(&t->caller_cpu, -1);
   atomic_init(&t->quit, false);
   pthread_mutex_init(&t->mutex, NULL); /* neither can fail with default attributes on Linux */
   pthread_cond_init(&t->wake, NULL);

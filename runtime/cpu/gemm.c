@@ -56,13 +56,10 @@ static job job_of (const struct peri__cpu *cpu, const peri__gemm *g) {
   return s;
 }
 
-/* Reading A in place costs nothing unless its rows fall into the same few cache sets. */
+/* Packed, A is one stream that the processor fetches ahead; in place it is one for each row. */
 static bool wants_packed_a (const job *s) {
   const peri__gemm *g = s->g;
-  if (g->n <= 2 * s->nr) return false;
-  if (g->acs != 1) return g->m > 4;
-  int64_t bytes = (g->ars < 0 ? -g->ars : g->ars) * 4 % 4096;
-  return g->m > 8 && (bytes < 256 || bytes > 3840) && least(g->k, KC) * g->m * 4 > L1_BYTES / 2;
+  return g->m > (g->acs == 1 ? 8 : 4) && g->n > 2 * s->nr;
 }
 
 static enum source source_of (const job *s) {
