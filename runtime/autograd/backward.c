@@ -170,8 +170,13 @@ static peri_status capture (pass *p, peri_node *n) {
   return PERI_OK;
 }
 
+/* The node before n that a pass may visit. */
+static peri_node *earlier (const peri_node *n) { return n->prev && !n->prev->barrier ? n->prev : NULL; }
+
 static void mark_paths (pass *p) {
-  for (peri_node *n = p->ctx->tape_first; n; n = n->next) {
+  peri_node *first = p->ctx->tape_last;
+  while (first && earlier(first)) first = first->prev;
+  for (peri_node *n = first; n; n = n->next) {
     n->marked = false;
     for (int i = 0; i < n->nin && !n->marked; i++)
       n->marked = n->in[i] && ((n->in[i]->flags & PERI_T_WRT) || (n->in[i]->node && n->in[i]->node->marked));
@@ -185,8 +190,8 @@ static peri_status walk (pass *p, peri_tensor *root) {
     s = capture(p, n);
     if (s == PERI_OK && (!p->wanting || n->marked)) s = step(p, n);
     if (s != PERI_OK) break;
-    peri_node *before = n->prev;
-    while (before && !has_gradient(before)) before = before->prev; /* pinned: survives what follows */
+    peri_node *before = earlier(n);
+    while (before && !has_gradient(before)) before = earlier(before); /* pinned: survives what follows */
     if (!p->retain) {
       peri_tensor *hold = NULL; /* dropping must not free outputs under our feet */
       for (int k = 0; k < n->nout && !hold; k++)
@@ -202,7 +207,7 @@ static peri_status walk (pass *p, peri_tensor *root) {
       if (has_gradient(n)) {
         unpin(n);
         n = p->ctx->tape_last;
-      } else n = n->prev;
+      } else n = earlier(n);
     }
   return s;
 }

@@ -15,6 +15,7 @@ struct peri_node {
   peri_node *prev, *next;
   int nin, nout, live; /* live: outputs that still have references */
   bool marked;         /* leads to a tensor that peri_gradients wants */
+  bool barrier;        /* a pass begun after it never goes before it: checkpoints recompute there */
   peri_tensor **in;    /* held; NULL for absent optionals */
   peri_tensor **out;   /* not held: they hold the node */
   peri_tensor **g;     /* gradients of the outputs in the pass in progress; held */

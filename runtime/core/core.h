@@ -38,7 +38,8 @@ enum {
   PERI_T_WEAK = 2,          /* a plain number: takes part in promotion by category only */
   PERI_T_FREED = 4,         /* its node was freed by a backward pass */
   PERI_T_ZOMBIE = 8,        /* no reference is left, but its node lives through another output */
-  PERI_T_WRT = 16           /* wanted by the peri_gradients call in progress */
+  PERI_T_WRT = 16,          /* wanted by the peri_gradients call in progress */
+  PERI_T_SEEN = 32          /* scratch mark of bindings/custom.c, never set across calls */
 };
 
 struct peri_tensor {
@@ -83,7 +84,7 @@ struct peri_ctx {
 
 /* ---- errors: core/ctx.c ---- */
 /* Set the message, return s. */
-peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) PERI_PRINTF(3, 4);
+PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) PERI_PRINTF(3, 4);
 /* "(2, 3, 4)" in a caller's buffer; for messages. */
 const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
 
