@@ -1,0 +1,36 @@
+/*
+** elementwise.h - one driver for every op whose element depends on the matching elements of its
+** inputs: broadcasting, strides, dtypes and threads are dealt with here, kernels see plain arrays.
+*/
+#ifndef peri_elementwise_h
+#define peri_elementwise_h
+
+#include "cpu/convert.h"
+#include "cpu/math.h"
+#include "op/op.h"
+
+typedef struct peri__loop {
+  peri__kernel fn;
+  int nin;          /* 1 to 3 */
+  int in_type[3];   /* compute types that fn wants: PERI_F32, F64, I64, BOOL */
+  int out_type;
+  int64_t grain;    /* elements worth a thread */
+  const double *p;  /* for fn */
+} peri__loop;
+
+#define PERI_GRAIN_CHEAP 32768
+#define PERI_GRAIN_COSTLY 12288
+
+#define PERI_SQRT1_2 0.70710678118654752440 /* POSIX's M_ constants are not C11 */
+#define PERI_LN2 0.69314718055994530942
+
+/* Run l over in[0..nin-1], broadcast to out's shape, into out, which has any strides and may be one
+** of the inputs. */
+peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in,
+                               peri_tensor *out);
+/* c->out[0] of dtype d and the broadcast shape of the first n inputs. */
+peri_status peri__infer_broadcast (peri_call *c, int n, int d);
+/* Values of src, broadcast to dst's shape and converted to its dtype, into dst. */
+peri_status peri__copy (peri_tensor *src, peri_tensor *dst);
+
+#endif
