@@ -1,0 +1,189 @@
+-- flags.lua - the parameters of a recipe: a table of defaults becomes --help, overrides and the
+-- saved config.
+--   local flags = peri.flags {
+--     steps = { 1000, "updates" }, lr = { 1e-3, "learning rate" }, name = "demo", verbose = false }
+-- A value's type is its default's. --flag value, --flag=value, --flag and --no-flag for booleans,
+-- --config FILE.json first, then the command line.
+
+local peri = require "perilune"
+local options = require "perilune.options"
+
+local M = {}
+
+local function number(text, integer)
+  local n = tonumber(text)
+  if not n then return nil end
+  if integer then return math.tointeger(n) end
+  return n + 0.0
+end
+
+-- The value that text means for a flag whose default is given, or nil and what was expected.
+local function parse(text, default)
+  local kind = math.type(default) or type(default)
+  if kind == "integer" then return number(text, true), "an integer" end
+  if kind == "float" then return number(text, false), "a number" end
+  if kind == "boolean" then
+    if text == "true" or text == "1" then return true end
+    if text == "false" or text == "0" then return false end
+    return nil, "true or false"
+  end
+  return text, "text"
+end
+
+-- The same for a value of a JSON file.
+local function convert(value, default)
+  if type(default) == "number" and type(value) == "number" then
+    if math.type(default) == "integer" then return math.tointeger(value), "an integer" end
+    return value + 0.0, "a number"
+  end
+  if type(value) == type(default) then return value, type(default) end
+  return nil, "a " .. type(default)
+end
+
+local function read_spec(spec)
+  local flags = {}
+  for _, name in ipairs(options.names(spec)) do
+    local entry = spec[name]
+    if type(entry) ~= "table" then entry = { entry } end
+    if type(entry[1]) == "table" or entry[1] == nil then
+      error(("flags: the default of %q is a %s, expected a number, text or boolean")
+        :format(name, type(entry[1])), 3)
+    end
+    flags[#flags + 1] = { name = name, default = entry[1], help = entry[2] or "", choices = entry.choices }
+  end
+  return flags
+end
+
+local function help_text(flags, about)
+  local lines = { (about or "") .. (about and "\n" or "") .. "Flags:" }
+  local width = 0
+  for _, f in ipairs(flags) do width = math.max(width, #f.name) end
+  for _, f in ipairs(flags) do
+    local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
+    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or ""
+    lines[#lines + 1] = ("  --%-" .. width .. "s  %s%s (%s)"):format(f.name, f.help, choices, default)
+  end
+  local plain = "  --%-" .. width .. "s  %s"
+  lines[#lines + 1] = plain:format("config", "JSON file of flags, read before the others")
+  lines[#lines + 1] = plain:format("help", "this text")
+  return table.concat(lines, "\n")
+end
+
+-- Values of the command line into out; nil and a message when it is wrong.
+local function read_args(flags, by_name, args, set)
+  local names = { "config", "help" }
+  for _, f in ipairs(flags) do names[#names + 1] = f.name end
+  local i = 1
+  while i <= #args do
+    local word = args[i]
+    local name, value = word:match "^%-%-([%w_%-]+)=(.*)$"
+    name = name or word:match "^%-%-([%w_%-]+)$"
+    if not name then return nil, ("%q is not a flag; flags look like --name value"):format(word) end
+    name = name:gsub("%-", "_")
+    local f, negated = by_name[name], false
+    if not f and name:find "^no_" and by_name[name:sub(4)]
+      and type(by_name[name:sub(4)].default) == "boolean" then
+      f, negated = by_name[name:sub(4)], true
+    end
+    if not f then return nil, options.unknown("flag", name, names) end
+    if type(f.default) == "boolean" and value == nil then
+      local following = args[i + 1]
+      if not negated and (following == "true" or following == "false") then
+        value, i = following, i + 1
+      else
+        value = tostring(not negated)
+      end
+    elseif value == nil then
+      i = i + 1
+      value = args[i]
+      if value == nil then return nil, ("--%s needs a value"):format(name) end
+    end
+    local parsed, expected = parse(value, f.default)
+    if parsed == nil then return nil, ("--%s: %q is not %s"):format(name, value, expected) end
+    local ok, message = set(f, parsed)
+    if not ok then return nil, message end
+    i = i + 1
+  end
+  return true
+end
+
+--- Parse without leaving the program: values, or nil and a message; with --help nil and the text
+--- and true.
+--- @param spec table  name = default, or name = { default, "help", choices = { ... } }
+--- @param args string[]
+--- @param about string?
+--- @return table|nil values
+--- @return string? message
+--- @return boolean? is_help
+function M.parse(spec, args, about)
+  local flags, by_name, out = read_spec(spec), {}, {}
+  for _, f in ipairs(flags) do by_name[f.name], out[f.name] = f, f.default end
+  local function set(f, value)
+    if f.choices then
+      local known = false
+      for _, c in ipairs(f.choices) do known = known or c == value end
+      if not known then
+        return nil, ("--%s: %s"):format(f.name, options.unknown("choice", value, f.choices))
+      end
+    end
+    out[f.name] = value
+    return true
+  end
+  for i, word in ipairs(args) do
+    if word == "--help" or word == "-h" then return nil, help_text(flags, about), true end
+    local path = word:match "^%-%-config=(.*)$" or (word == "--config" and args[i + 1])
+    if path then
+      local config, message = M.load(path)
+      if not config then return nil, message end
+      for name, value in pairs(config) do
+        local f = by_name[name]
+        if not f then return nil, path .. ": " .. options.unknown("flag", name, options.names(out)) end
+        local converted, expected = convert(value, f.default)
+        if converted == nil then
+          return nil, ("%s: %s is %s, expected %s"):format(path, name, tostring(value), expected)
+        end
+        local ok, why = set(f, converted)
+        if not ok then return nil, why end
+      end
+      local rest = table.move(args, 1, i - 1, 1, {})
+      table.move(args, i + (word == "--config" and 2 or 1), #args, i, rest)
+      args = rest
+      break
+    end
+  end
+  local ok, message = read_args(flags, by_name, args, set)
+  if not ok then return nil, message end
+  return out
+end
+
+--- @param path string
+--- @return table|nil
+--- @return string? message
+function M.load(path)
+  local file, err = io.open(path, "rb")
+  if not file then return nil, err end
+  local text = file:read "a"
+  file:close()
+  local config, message = peri.json.decode(text)
+  if type(config) ~= "table" then return nil, ("%s: %s"):format(path, message or "not an object") end
+  return config
+end
+
+--- The script's flags from its command line (`arg`). --help prints and ends the program, a wrong
+--- flag ends it with status 2.
+--- @param spec table
+--- @param args string[]?
+--- @param about string?  first lines of --help
+--- @return table
+function M.read(spec, args, about)
+  local values, message, is_help = M.parse(spec, args or arg or {}, about)
+  if values then return values end
+  if is_help then
+    print(message)
+    os.exit(0, true)
+  end
+  io.stderr:write(message, "\n")
+  return os.exit(2, true)
+end
+
+return setmetatable(M, { __call = function(_, ...) return M.read(...) end })
