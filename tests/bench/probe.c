@@ -1,0 +1,158 @@
+/*
+** probe.c - the physical limits and the products of the benchmarks, as a server: reads lines
+** "name arg ..." from standard input and answers each with seconds (products), GFLOP/s (fma) or
+** GB/s (stream). core.lua starts one and calls it between the peers, so that every figure has its
+** calibration beside it.
+*/
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "cpu/gemm.h"
+
+static peri_ctx *ctx;
+
+/* ---- limits ---- */
+
+/* 10 independent chains of multiply-adds on the widest registers; opaque to the optimizer. */
+#define CHAINS 10
+#define FMA_BODY(T, lanes, steps)                                                    \
+  T acc[CHAINS], x, y;                                                               \
+  for (int i = 0; i < lanes; i++) { x[i] = 0.999f; y[i] = 0.001f; }                  \
+  for (int c = 0; c < CHAINS; c++) acc[c] = x;                                       \
+  for (int64_t s = 0; s < steps; s++)                                                \
+    for (int c = 0; c < CHAINS; c++) { acc[c] = acc[c] * x + y; __asm__("" : "+v"(acc[c])); } \
+  float sum = 0;                                                                     \
+  for (int c = 0; c < CHAINS; c++) sum += acc[c][0];                                 \
+  return sum;
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v16 __attribute__((vector_size(64)));
+__attribute__((target("avx2,fma"), optimize("O3", "fp-contract=fast"))) static float fma8 (int64_t steps) {
+  FMA_BODY(v8, 8, steps)
+}
+__attribute__((target("avx512f"), optimize("O3", "fp-contract=fast"))) static float fma16 (int64_t steps) {
+  FMA_BODY(v16, 16, steps)
+}
+
+#define FMA_STEPS 1000000
+static volatile float sink;
+
+static void fma_range (void *ud, int64_t begin, int64_t end, int worker) {
+  (void)ud;
+  (void)worker;
+  for (int64_t i = begin; i < end; i++)
+    sink = __builtin_cpu_supports("avx512f") ? fma16(FMA_STEPS) : fma8(2 * FMA_STEPS);
+}
+
+static double fma_rate (int threads) {
+  double t = peri__now();
+  if (threads == 1) fma_range(NULL, 0, 1, 0);
+  else peri__parallel(ctx, threads, 1, fma_range, NULL);
+  t = peri__now() - t;
+  return threads * (double)FMA_STEPS * CHAINS * 16 * 2 / t / 1e9;
+}
+
+#define STREAM_FLOATS (INT64_C(16) << 20) /* a thread: 64 MiB, beyond the caches */
+typedef struct stream { float *data; float sum[64]; } stream;
+
+static void stream_range (void *ud, int64_t begin, int64_t end, int worker) {
+  stream *s = ud;
+  (void)worker;
+  for (int64_t part = begin; part < end; part++) { /* four streams a thread: one cannot fill the lines */
+    const float *p = s->data + part * STREAM_FLOATS;
+    int64_t quarter = STREAM_FLOATS / 4;
+    float a[16] = { 0 };
+    for (int64_t i = 0; i < quarter; i += 4)
+      for (int q = 0; q < 4; q++)
+        for (int k = 0; k < 4; k++) a[q * 4 + k] += p[q * quarter + i + k];
+    for (int k = 0; k < 16; k++) s->sum[part] += a[k];
+  }
+}
+
+static double stream_rate (int threads) {
+  static stream s;
+  if (!s.data) {
+    size_t bytes = (size_t)STREAM_FLOATS * (size_t)peri_threads(ctx) * sizeof(float);
+    s.data = malloc(bytes);
+    memset(s.data, 0, bytes);
+  }
+  double t = peri__now();
+  if (threads == 1) stream_range(&s, 0, 1, 0);
+  else peri__parallel(ctx, threads, 1, stream_range, &s);
+  t = peri__now() - t;
+  return (double)STREAM_FLOATS * 4 * threads / t / 1e9;
+}
+
+/* ---- products ---- */
+
+static float *matrix (int64_t n) {
+  float *p = aligned_alloc(64, (size_t)(n * 4 + 63) / 64 * 64);
+  for (int64_t i = 0; i < n; i++) p[i] = (float)(i % 7) * 0.1f - 0.3f;
+  return p;
+}
+
+typedef void (*sgemm_fn) (int, int, int, int, int, int, float, const float *, int, const float *, int,
+                          float, float *, int);
+
+/* Seconds of one C = A B (or A B^T); repeated until it takes 20 ms. */
+static double product (sgemm_fn blas, int64_t m, int64_t k, int64_t n, int trans) {
+  float *a = matrix(m * k), *b = matrix(k * n), *c = matrix(m * n);
+  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = k, .acs = 1, .b = b, .brs = trans ? 1 : n,
+                   .bcs = trans ? k : 1, .c = c, .crs = n };
+  double t = 0;
+  for (int64_t reps = 1;; reps *= 2) {
+    t = peri__now();
+    for (int64_t r = 0; r < reps; r++) {
+      if (blas) blas(101, 111, trans ? 112 : 111, (int)m, (int)n, (int)k, 1, a, (int)k, b, (int)(trans ? k : n), 0, c, (int)n);
+      else if (peri__gemm_f32(ctx, &g) != PERI_OK) return -1;
+    }
+    t = peri__now() - t;
+    if (t > 0.02) {
+      t /= (double)reps;
+      break;
+    }
+  }
+  free(a);
+  free(b);
+  free(c);
+  return t;
+}
+
+static sgemm_fn load_openblas (int threads) {
+  static void *lib;
+  if (!lib) lib = dlopen("libopenblas.so.0", RTLD_NOW);
+  if (!lib) return NULL;
+  void (*set) (int);
+  sgemm_fn f;
+  *(void **)&set = dlsym(lib, "openblas_set_num_threads");
+  *(void **)&f = dlsym(lib, "cblas_sgemm");
+  if (set) set(threads);
+  return f;
+}
+
+int main (int argc, char **argv) {
+  peri_options o;
+  char line[256], name[32];
+  peri_options_init(&o);
+  o.threads = argc > 1 ? atoi(argv[1]) : 0;
+  if (peri_open(&o, &ctx) != PERI_OK) return 1;
+  while (fgets(line, sizeof line, stdin)) {
+    long long a = 0, b = 0, c = 0, d = 0;
+    int n = sscanf(line, "%31s %lld %lld %lld %lld", name, &a, &b, &c, &d);
+    sgemm_fn blas;
+    if (n >= 2 && strcmp(name, "fma") == 0) printf("%.4f\n", fma_rate((int)a));
+    else if (n >= 2 && strcmp(name, "stream") == 0) printf("%.4f\n", stream_rate((int)a));
+    else if (n >= 4 && strcmp(name, "gemm") == 0) printf("%.9f\n", product(NULL, a, b, c, (int)d));
+    else if (n >= 4 && strcmp(name, "blas") == 0) {
+      blas = load_openblas(peri_threads(ctx));
+      if (blas) printf("%.9f\n", product(blas, a, b, c, (int)d));
+      else printf("skip libopenblas0 is not installed\n");
+    } else printf("skip unknown command\n");
+    fflush(stdout);
+  }
+  peri_close(ctx);
+  return 0;
+}
