@@ -338,8 +338,28 @@ static bool is_small (const peri__gemm *g) {
   return (double)g->m * (double)g->n * (double)most(g->k, 1) < SMALL;
 }
 
+/* A times a vector: vectors run over the columns of C, so turn the product around. */
+static bool is_column (const peri__gemm *g) {
+  return g->n == 1 && g->crs == 1 && g->m > 1 && g->packed == NULL;
+}
+
+static peri__gemm turned (const peri__gemm *g) {
+  peri__gemm t = { .m = 1, .n = g->m, .k = g->k, .a = g->b, .ars = g->bcs, .acs = g->brs,
+                   .b = g->a, .brs = g->acs, .bcs = g->ars, .c = g->c, .crs = g->m,
+                   .accumulate = g->accumulate || g->bias != NULL };
+  if (g->bias != NULL)
+    for (int64_t i = 0; i < g->m; i++) g->c[i] = *g->bias;
+  return t;
+}
+
 peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   if (g->m <= 0 || g->n <= 0) return PERI_OK;
+  if (is_column(g)) {
+    peri__gemm t = turned(g);
+    TRY(peri__gemm_f32(ctx, &t));
+    if (g->done != NULL) g->done(g->done_ud, g->c, 1, 0, 0, g->m, 1);
+    return PERI_OK;
+  }
   int threads = peri_threads(ctx);
   if (is_small(g)) return alone(ctx, g);
   job s = job_of(ctx->cpu, g);
