@@ -40,22 +40,23 @@ static peri_status empty_cpu (peri_call *c) {
 }
 
 OP(zeros, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of zeros.",
-   .infer = shape_dtype_infer, .cpu = zeros_cpu);
+   .infer = shape_dtype_infer, .cpu = zeros_cpu, .domain = "attr shape=2,3");
 OP(ones, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of ones.",
-   .infer = shape_dtype_infer, .cpu = ones_cpu);
+   .infer = shape_dtype_infer, .cpu = ones_cpu, .domain = "attr shape=2,3");
 OP(full, .sig = "shape:shape, value:num, dtype:dtype=f32", .doc = "A tensor filled with value.",
-   .infer = full_infer, .cpu = full_cpu);
+   .infer = full_infer, .cpu = full_cpu, .domain = "attr shape=2,3; attr value=1.5");
 OP(empty, .sig = "shape:shape, dtype:dtype=f32",
    .doc = "A tensor whose elements are whatever the memory held.", .infer = shape_dtype_infer,
-   .cpu = empty_cpu);
+   .cpu = empty_cpu, .domain = "attr shape=2,3");
 OP(zeros_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "Zeros in x's shape, and dtype unless one is given.", .infer = like_infer,
    .cpu = zeros_cpu);
 OP(ones_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
-   .doc = "Ones in x's shape, and dtype unless one is given.", .infer = like_infer, .cpu = ones_cpu);
+   .doc = "Ones in x's shape, and dtype unless one is given.", .infer = like_infer,
+   .cpu = ones_cpu);
 OP(full_like, .sig = "x, value:num, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "value everywhere in x's shape, and dtype unless one is given.", .infer = full_like_infer,
-   .cpu = full_like_cpu);
+   .cpu = full_like_cpu, .domain = "attr value=2");
 OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "An uninitialised tensor of x's shape, and dtype unless one is given.",
    .infer = like_infer, .cpu = empty_cpu);
@@ -70,15 +71,18 @@ static peri_status arange_infer (peri_call *c) {
   double start = arange_start(c->attr), stop = arange_stop(c->attr), step = c->attr[2].f;
   int64_t n = 0, dtype = c->attr[3].i;
   if (!(step != 0) || !isfinite(start) || !isfinite(stop) || !isfinite(step))
-    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g: wanted finite numbers and a "
-                      "step that is not 0", start, stop, step);
+    return peri__fail(c->ctx, PERI_EINVAL,
+                      "start %g, stop %g, step %g: wanted finite numbers and a "
+                      "step that is not 0",
+                      start, stop, step);
   double count = ceil((stop - start) / step);
   if (!(count < 0x1p53))
     return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g make %g elements", start,
                       stop, step, count);
   if (count > 0) n = (int64_t)count;
   if (dtype < 0)
-    dtype = start == trunc(start) && stop == trunc(stop) && step == trunc(step) ? PERI_I64 : PERI_F32;
+    dtype =
+        start == trunc(start) && stop == trunc(stop) && step == trunc(step) ? PERI_I64 : PERI_F32;
   return peri__new(c->ctx, (peri_dtype)dtype, 1, &n, &c->out[0]);
 }
 
@@ -103,9 +107,10 @@ static peri_status arange_cpu (peri_call *c) {
 }
 
 OP(arange, .sig = "start:num, stop:num=none, step:num=1, dtype:dtype=none",
-   .doc = "start, start + step, ... as far as stop, which is left out; one number is the stop, from "
-          "0 on; i64 when all are integral, else f32.",
-   .infer = arange_infer, .cpu = arange_cpu);
+   .doc =
+       "start, start + step, ... as far as stop, which is left out; one number is the stop, from "
+       "0 on; i64 when all are integral, else f32.",
+   .infer = arange_infer, .cpu = arange_cpu, .domain = "attr start=5");
 
 static peri_status linspace_infer (peri_call *c) {
   int64_t n = c->attr[2].i;
@@ -122,7 +127,7 @@ static peri_status linspace_cpu (peri_call *c) {
 
 OP(linspace, .sig = "start:num, stop:num, n:int, dtype:dtype=f32",
    .doc = "n numbers at equal distances from start to stop, both included.",
-   .infer = linspace_infer, .cpu = linspace_cpu);
+   .infer = linspace_infer, .cpu = linspace_cpu, .domain = "attr start=0; attr stop=1; attr n=5");
 
 static peri_status eye_infer (peri_call *c) {
   int64_t shape[2] = { c->attr[0].i, c->attr[1].i == INT64_MIN ? c->attr[0].i : c->attr[1].i };
@@ -143,7 +148,7 @@ static peri_status eye_cpu (peri_call *c) {
 
 OP(eye, .sig = "n:int, m:int=none, dtype:dtype=f32",
    .doc = "An n by m matrix (m = n by default) with ones on the diagonal.", .infer = eye_infer,
-   .cpu = eye_cpu);
+   .cpu = eye_cpu, .domain = "attr n=3");
 
 /* ---- one_hot ---- */
 
@@ -176,4 +181,4 @@ static peri_status one_hot_cpu (peri_call *c) {
 
 OP(one_hot, .sig = "x, classes:int, dtype:dtype=f32",
    .doc = "Integers x (...) from 0 as rows (..., classes) that are 1 at x and 0 elsewhere.",
-   .infer = one_hot_infer, .cpu = one_hot_cpu);
+   .infer = one_hot_infer, .cpu = one_hot_cpu, .domain = "x=int:0..3; attr classes=4");

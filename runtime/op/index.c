@@ -21,16 +21,17 @@ static peri_status gather_infer (peri_call *c) {
 
 static void gather_line (const peri_lines *x, char *out, const char *in, const int64_t *index) {
   switch (x->size) {
-#define LINE(type)                                                                          \
-  {                                                                                         \
-    type *o = (type *)(void *)out;                                                          \
-    const type *s = (const type *)(const void *)in;                                         \
+#define LINE(type)                                                                              \
+  {                                                                                             \
+    type *o = (type *)(void *)out;                                                              \
+    const type *s = (const type *)(const void *)in;                                             \
     for (int64_t i = 0; i < x->n; i++) o[i * x->step[0]] = s[index[i * x->istep] * x->step[1]]; \
-  } break
-    case 1: LINE(uint8_t);
-    case 2: LINE(uint16_t);
-    case 4: LINE(uint32_t);
-    default: LINE(uint64_t);
+  }                                                                                             \
+  break
+  case 1: LINE(uint8_t);
+  case 2: LINE(uint16_t);
+  case 4: LINE(uint32_t);
+  default: LINE(uint64_t);
 #undef LINE
   }
 }
@@ -53,7 +54,8 @@ static void gather_vjp (peri_vjp *v) {
 OP(gather, .sig = "x, index, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "out[i][j] = x[i][index[i][j]] for dim 2, likewise for others; out has index's shape, "
           "which may not exceed x's in the other dims.",
-   .infer = gather_infer, .cpu = gather_cpu, .vjp = gather_vjp);
+   .infer = gather_infer, .cpu = gather_cpu, .vjp = gather_vjp,
+   .domain = "x.shape=3,4; index.shape=2,4; index=int:0..2; attr dim=1");
 
 /* ---- index_select, embedding: whole rows ---- */
 
@@ -97,8 +99,8 @@ static peri_status index_select_cpu (peri_call *c) {
   TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, &dim));
   TRY(peri__indices(c->ctx, c->in[1], "index", x->shape[dim], &index));
   for (int i = 0; i < x->ndim; i++) *(i < dim ? &outer : &inner) *= i == dim ? 1 : x->shape[i];
-  rows r = { index.v, c->out[0]->data, x->data, index.n, x->shape[dim],
-             inner * (int64_t)peri__size(x) };
+  rows r = { index.v, c->out[0]->data, x->data,
+             index.n, x->shape[dim],   inner * (int64_t)peri__size(x) };
   take_rows(c->ctx, outer, &r);
   peri__indices_free(c->ctx, &index);
   return PERI_OK;
@@ -111,7 +113,8 @@ static void index_select_vjp (peri_vjp *v) {
 
 OP(index_select, .sig = "x, index, dim:dim",
    .doc = "Positions index (n) of one dim of x: size n takes the place of that dim's.",
-   .infer = index_select_infer, .cpu = index_select_cpu, .vjp = index_select_vjp);
+   .infer = index_select_infer, .cpu = index_select_cpu, .vjp = index_select_vjp,
+   .domain = "x.shape=4,3; index.shape=5; index=int:0..3; attr dim=1");
 
 static peri_status embedding_infer (peri_call *c) {
   peri_tensor *w = c->in[0], *ids = c->in[1];
@@ -132,8 +135,8 @@ static peri_status embedding_cpu (peri_call *c) {
   peri_tensor *w = c->in[0];
   peri_indices ids = { 0 };
   TRY(peri__indices(c->ctx, c->in[1], "ids", w->shape[0], &ids));
-  rows r = { ids.v, c->out[0]->data, w->data, ids.n, w->shape[0],
-             w->shape[1] * (int64_t)peri__size(w) };
+  rows r = { ids.v, c->out[0]->data, w->data,
+             ids.n, w->shape[0],     w->shape[1] * (int64_t)peri__size(w) };
   take_rows(c->ctx, 1, &r);
   peri__indices_free(c->ctx, &ids);
   return PERI_OK;
@@ -145,8 +148,10 @@ static void embedding_vjp (peri_vjp *v) {
 }
 
 OP(embedding, .sig = "weight, ids, padding_idx:int=none",
-   .doc = "Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient.",
-   .infer = embedding_infer, .cpu = embedding_cpu, .vjp = embedding_vjp);
+   .doc =
+       "Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient.",
+   .infer = embedding_infer, .cpu = embedding_cpu, .vjp = embedding_vjp,
+   .domain = "weight.shape=5,3; ids.shape=2,2; ids=int:0..4");
 
 /* ---- masked_select ---- */
 
@@ -181,21 +186,23 @@ static void masked_select_vjp (peri_vjp *v) {
 }
 
 OP(masked_select, .sig = "x, mask",
-   .doc = "The elements of x where mask (bool or u8, broadcast to x) is true, (n) in row-major order.",
-   .infer = masked_select_infer, .cpu = masked_select_cpu, .vjp = masked_select_vjp);
+   .doc =
+       "The elements of x where mask (bool or u8, broadcast to x) is true, (n) in row-major order.",
+   .infer = masked_select_infer, .cpu = masked_select_cpu, .vjp = masked_select_vjp,
+   .domain = "mask=bool");
 
 /* ---- nonzero ---- */
 
 static bool is_nonzero (const void *p, int64_t i, int dtype) {
   switch (dtype) {
-    case PERI_BOOL:
-    case PERI_U8: return ((const uint8_t *)p)[i] != 0;
-    case PERI_I32: return ((const int32_t *)p)[i] != 0;
-    case PERI_I64: return ((const int64_t *)p)[i] != 0;
-    case PERI_F16:
-    case PERI_BF16: return (((const uint16_t *)p)[i] & 0x7fff) != 0;
-    case PERI_F32: return ((const float *)p)[i] != 0;
-    default: return ((const double *)p)[i] != 0;
+  case PERI_BOOL:
+  case PERI_U8: return ((const uint8_t *)p)[i] != 0;
+  case PERI_I32: return ((const int32_t *)p)[i] != 0;
+  case PERI_I64: return ((const int64_t *)p)[i] != 0;
+  case PERI_F16:
+  case PERI_BF16: return (((const uint16_t *)p)[i] & 0x7fff) != 0;
+  case PERI_F32: return ((const float *)p)[i] != 0;
+  default: return ((const double *)p)[i] != 0;
   }
 }
 
@@ -224,5 +231,6 @@ static peri_status nonzero_cpu (peri_call *c) {
 }
 
 OP(nonzero, .sig = "x",
-   .doc = "Coordinates of the elements that are not zero, i64 (n, ndim), from 0, in row-major order.",
+   .doc =
+       "Coordinates of the elements that are not zero, i64 (n, ndim), from 0, in row-major order.",
    .infer = nonzero_infer, .cpu = nonzero_cpu);

@@ -17,7 +17,7 @@ typedef struct peri_lines {
 } peri_lines;
 
 /* One line: a and b point at its element 0. */
-typedef void (*peri_line_fn) (const peri_lines *x, char *a, const char *b, const int64_t *index);
+typedef void (*peri_line_fn)(const peri_lines *x, char *a, const char *b, const int64_t *index);
 
 /* Run fn for every line of index (whose values are at v, dense) along dim. a and b have index's
 ** number of dims; b may be 0-dim and stands still then. */

@@ -20,22 +20,33 @@ typedef struct box {
   const char *src;
 } box;
 
+static bool same_bytes (const char *s, size_t size) {
+  for (size_t i = 1; i < size; i++)
+    if (s[i] != s[0]) return false;
+  return true;
+}
+
 static void copy_run (size_t size, char *d, int64_t dn, const char *s, int64_t sn, int64_t n) {
   if (dn == 1 && sn == 1) {
     memcpy(d, s, (size_t)n * size);
     return;
   }
+  if (dn == 1 && sn == 0 && same_bytes(s, size)) {
+    memset(d, s[0], (size_t)n * size);
+    return;
+  }
   switch (size) {
-#define RUN(type)                                                                    \
-  {                                                                                  \
-    type *dt = (type *)(void *)d;                                                    \
-    const type *st = (const type *)(const void *)s;                                  \
-    for (int64_t i = 0; i < n; i++) dt[i * dn] = st[i * sn];                         \
-  } break
-    case 1: RUN(uint8_t);
-    case 2: RUN(uint16_t);
-    case 4: RUN(uint32_t);
-    default: RUN(uint64_t);
+#define RUN(type)                                            \
+  {                                                          \
+    type *dt = (type *)(void *)d;                            \
+    const type *st = (const type *)(const void *)s;          \
+    for (int64_t i = 0; i < n; i++) dt[i * dn] = st[i * sn]; \
+  }                                                          \
+  break
+  case 1: RUN(uint8_t);
+  case 2: RUN(uint16_t);
+  case 4: RUN(uint32_t);
+  default: RUN(uint64_t);
 #undef RUN
   }
 }
@@ -103,19 +114,16 @@ void peri__move (peri_ctx *ctx, size_t size, int ndim, const int64_t *shape, voi
 
 void peri__fill (peri_ctx *ctx, size_t size, void *dst, int64_t n, const void *value) {
   int64_t one = 1, none = 0;
-  static const uint64_t zero = 0;
-  if (n == 0) return;
-  if (n <= GRAIN && memcmp(value, &zero, size) == 0)
-    memset(dst, 0, (size_t)n * size);
-  else
-    peri__move(ctx, size, 1, &n, dst, &one, value, &none);
+  peri__move(ctx, size, 1, &n, dst, &one, value, &none);
 }
 
 peri_status peri__element (peri_ctx *ctx, int d, double value, void *out) {
-  static const double top[] = { [PERI_BOOL] = 1, [PERI_U8] = 255, [PERI_I32] = 2147483647.0,
-                                [PERI_I64] = 9223372036854774784.0 };
-  static const double low[] = { [PERI_BOOL] = 0, [PERI_U8] = 0, [PERI_I32] = -2147483648.0,
-                                [PERI_I64] = -9223372036854775808.0 };
+  static const double top[] = {
+    [PERI_BOOL] = 1, [PERI_U8] = 255, [PERI_I32] = 2147483647.0, [PERI_I64] = 9223372036854774784.0
+  };
+  static const double low[] = {
+    [PERI_BOOL] = 0, [PERI_U8] = 0, [PERI_I32] = -2147483648.0, [PERI_I64] = -9223372036854775808.0
+  };
   if (d <= PERI_I64) {
     double v = d == PERI_BOOL ? (value != 0) : trunc(value);
     if (!(v >= low[d] && v <= top[d]))
@@ -124,14 +132,14 @@ peri_status peri__element (peri_ctx *ctx, int d, double value, void *out) {
     value = v;
   }
   switch (d) {
-    case PERI_BOOL:
-    case PERI_U8: *(uint8_t *)out = (uint8_t)value; break;
-    case PERI_I32: *(int32_t *)out = (int32_t)value; break;
-    case PERI_I64: *(int64_t *)out = (int64_t)value; break;
-    case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)value); break;
-    case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)value); break;
-    case PERI_F32: *(float *)out = (float)value; break;
-    default: *(double *)out = value;
+  case PERI_BOOL:
+  case PERI_U8: *(uint8_t *)out = (uint8_t)value; break;
+  case PERI_I32: *(int32_t *)out = (int32_t)value; break;
+  case PERI_I64: *(int64_t *)out = (int64_t)value; break;
+  case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)value); break;
+  case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)value); break;
+  case PERI_F32: *(float *)out = (float)value; break;
+  default: *(double *)out = value;
   }
   return PERI_OK;
 }
@@ -181,7 +189,8 @@ peri_status peri__indices (peri_ctx *ctx, peri_tensor *t, const char *name, int6
                         name, v);
     return peri__fail(ctx, PERI_EINVAL,
                       "%s holds %" PRId64 " at flat position %" PRId64
-                      " (from 0); valid values are 0 to %" PRId64, name, v, i, limit - 1);
+                      " (from 0); valid values are 0 to %" PRId64,
+                      name, v, i, limit - 1);
   }
   *out = x;
   return PERI_OK;

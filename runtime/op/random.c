@@ -15,8 +15,8 @@
 typedef struct draw {
   peri_rng rng;
   peri_tensor *out;
-  const void *p;     /* bernoulli: probabilities */
-  int64_t low;       /* randint */
+  const void *p; /* bernoulli: probabilities */
+  int64_t low;   /* randint */
   uint64_t range;
 } draw;
 
@@ -54,38 +54,39 @@ static void rand_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 /* ---- normal ---- */
 
-/* log x for x in (0, 1]: x = m 2^e with m in [sqrt 1/2, sqrt 2), log m = 2 atanh((m-1)/(m+1));
+/* log x for normal x > 0: x = m 2^e with m in [sqrt 1/2, sqrt 2), log m = 2 atanh((m-1)/(m+1));
 ** relative error below 1e-11, far under what f32 keeps. */
-static double log_unit (double x) {
-  int e = 0;
-  double m = frexp(x, &e);
-  if (m < 0.70710678118654752) {
-    m *= 2;
-    e--;
-  }
-  double z = (m - 1) / (m + 1), s = z * z;
-  double sum = 1 + s * (1.0 / 3 + s * (1.0 / 5 + s * (1.0 / 7 + s * (1.0 / 9 + s * (1.0 / 11 + s * (1.0 / 13))))));
-  return 2 * z * sum + e * 0.69314718055994531;
+static double log_series (double x) {
+  const int64_t root = 0x3fe6a09e667f3bcd; /* the bits of sqrt 1/2 */
+  int64_t bits = 0, e = 0;
+  memcpy(&bits, &x, sizeof bits);
+  e = (bits - root) >> 52;
+  bits -= (int64_t)((uint64_t)e << 52);
+  memcpy(&x, &bits, sizeof x);
+  double z = (x - 1) / (x + 1), s = z * z;
+  double tail = 1.0 / 9 + s * (1.0 / 11 + s * (1.0 / 13));
+  double sum = 1 + s * (1.0 / 3 + s * (1.0 / 5 + s * (1.0 / 7 + s * tail)));
+  return 2 * z * sum + (double)e * 0.69314718055994531;
 }
 
-/* sin and cos of a whole turn times t, t in [0, 1): the nearest quarter turn, then Taylor. */
+/* sin and cos of a whole turn times t, t in [0, 1): the nearest quarter turn, then Taylor. No
+** branches: the quarters are random. */
 static void turn (double t, double *sine, double *cosine) {
+  static const double sign[] = { 1, 1, -1, -1, 1, 1 };
   int quarter = (int)(t * 4 + 0.5);
   double a = (t - quarter * 0.25) * 6.28318530717958648, s = a * a;
-  double sn = a * (1 - s / 6 * (1 - s / 20 * (1 - s / 42 * (1 - s / 72 * (1 - s / 110)))));
-  double cs = 1 - s / 2 * (1 - s / 12 * (1 - s / 30 * (1 - s / 56 * (1 - s / 90 * (1 - s / 132)))));
-  switch (quarter & 3) {
-    case 0: *sine = sn; *cosine = cs; break;
-    case 1: *sine = cs; *cosine = -sn; break;
-    case 2: *sine = -sn; *cosine = -cs; break;
-    default: *sine = -cs; *cosine = sn;
-  }
+  double sn = 1 - s * (1.0 / 42) * (1 - s * (1.0 / 72));
+  double cs = 1 - s * (1.0 / 30) * (1 - s * (1.0 / 56) * (1 - s * (1.0 / 90)));
+  double v[2] = { a * (1 - s * (1.0 / 6) * (1 - s * (1.0 / 20) * sn)),
+                  1 - s * 0.5 * (1 - s * (1.0 / 12) * cs) };
+  *sine = sign[quarter] * v[quarter & 1];
+  *cosine = sign[quarter + 1] * v[~quarter & 1];
 }
 
 /* Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958: two 32-bit words make
 ** two normals. The first is moved off 0, so that the radius is at most 6.7. */
 static void normal_pair (const uint32_t *w, float out[2]) {
-  double s = 0, c = 0, r = sqrt(-2 * log_unit(((double)w[0] + 1) * 0x1p-32));
+  double s = 0, c = 0, r = sqrt(-2 * log_series(((double)w[0] + 1) * 0x1p-32));
   turn((double)w[1] * 0x1p-32, &s, &c);
   out[0] = (float)(r * c);
   out[1] = (float)(r * s);
@@ -95,7 +96,7 @@ static void randn_range (void *ud, int64_t begin, int64_t end, int worker) {
   const draw *d = ud;
   uint32_t w[4];
   (void)worker;
-  if (d->out->dtype == PERI_F64) { /* libm here: f64 has more digits than log_unit */
+  if (d->out->dtype == PERI_F64) { /* libm here: f64 has more digits than log_series */
     double *out = d->out->data, r = 0, a = 0;
     for (int64_t e = begin; e < end; e++) {
       if (e == begin || e % 2 == 0) {
@@ -152,10 +153,11 @@ static peri_status rand_cpu (peri_call *c) { return draw_out(c, rand_range); }
 static peri_status randn_cpu (peri_call *c) { return draw_out(c, randn_range); }
 
 OP(rand, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_RANDOM,
-   .doc = "Uniform random numbers in [0, 1).", .infer = rand_infer, .cpu = rand_cpu);
+   .doc = "Uniform random numbers in [0, 1).", .infer = rand_infer, .cpu = rand_cpu,
+   .domain = "attr shape=2,3");
 OP(randn, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_RANDOM,
    .doc = "Normal random numbers of mean 0 and variance 1 (Box and Muller, 1958).",
-   .infer = rand_infer, .cpu = randn_cpu);
+   .infer = rand_infer, .cpu = randn_cpu, .domain = "attr shape=2,3");
 OP(rand_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_RANDOM | PERI_OP_STRIDED,
    .doc = "Uniform random numbers in [0, 1) in x's shape, and dtype unless one is given.",
    .infer = rand_like_infer, .cpu = rand_cpu);
@@ -203,12 +205,12 @@ static void randint_range (void *ud, int64_t begin, int64_t end, int worker) {
   for (int64_t e = begin; e < end; e++) {
     int64_t v = (int64_t)((uint64_t)d->low + bounded(d->rng, (uint64_t)e, d->range));
     switch (d->out->dtype) {
-      case PERI_BOOL:
-      case PERI_U8: ((uint8_t *)d->out->data)[e] = (uint8_t)v; break;
-      case PERI_I32: ((int32_t *)d->out->data)[e] = (int32_t)v; break;
-      case PERI_I64: ((int64_t *)d->out->data)[e] = v; break;
-      case PERI_F32: ((float *)d->out->data)[e] = (float)v; break;
-      default: ((double *)d->out->data)[e] = (double)v;
+    case PERI_BOOL:
+    case PERI_U8: ((uint8_t *)d->out->data)[e] = (uint8_t)v; break;
+    case PERI_I32: ((int32_t *)d->out->data)[e] = (int32_t)v; break;
+    case PERI_I64: ((int64_t *)d->out->data)[e] = v; break;
+    case PERI_F32: ((float *)d->out->data)[e] = (float)v; break;
+    default: ((double *)d->out->data)[e] = (double)v;
     }
   }
 }
@@ -232,7 +234,9 @@ static peri_status randint_infer (peri_call *c) {
 }
 
 static peri_status randint_cpu (peri_call *c) {
-  draw d = { .rng = peri__rng_next(c->ctx), .out = c->out[0], .low = c->attr[0].i,
+  draw d = { .rng = peri__rng_next(c->ctx),
+             .out = c->out[0],
+             .low = c->attr[0].i,
              .range = (uint64_t)c->attr[1].i - (uint64_t)c->attr[0].i };
   peri__parallel(c->ctx, d.out->numel, GRAIN, randint_range, &d);
   return PERI_OK;
@@ -240,14 +244,15 @@ static peri_status randint_cpu (peri_call *c) {
 
 OP(randint, .sig = "low:int, high:int, shape:shape, dtype:dtype=i64", .flags = PERI_OP_RANDOM,
    .doc = "Random integers, each of low, ..., high - 1 equally likely.", .infer = randint_infer,
-   .cpu = randint_cpu);
+   .cpu = randint_cpu, .domain = "attr low=0; attr high=5; attr shape=2,3");
 
 static peri_status randperm_infer (peri_call *c) {
   int64_t n = c->attr[0].i, dtype = c->attr[1].i;
   if (n < 0) return peri__fail(c->ctx, PERI_EINVAL, "n is %" PRId64 "; wanted 0 or more", n);
   if ((dtype != PERI_I64 && dtype != PERI_I32) || (dtype == PERI_I32 && n > INT32_MAX))
-    return peri__fail(c->ctx, PERI_EDTYPE, "%s does not serve for numbers below %" PRId64
-                      "; wanted i64 or i32", peri_dtype_name((peri_dtype)dtype), n);
+    return peri__fail(c->ctx, PERI_EDTYPE,
+                      "%s does not serve for numbers below %" PRId64 "; wanted i64 or i32",
+                      peri_dtype_name((peri_dtype)dtype), n);
   return peri__new(c->ctx, (peri_dtype)dtype, 1, &n, &c->out[0]);
 }
 
@@ -272,7 +277,7 @@ static peri_status randperm_cpu (peri_call *c) {
 
 OP(randperm, .sig = "n:int, dtype:dtype=i64", .flags = PERI_OP_RANDOM,
    .doc = "The numbers 0 to n - 1 in random order, all orders equally likely.",
-   .infer = randperm_infer, .cpu = randperm_cpu);
+   .infer = randperm_infer, .cpu = randperm_cpu, .domain = "attr n=6");
 
 /* ---- bernoulli ---- */
 
@@ -312,4 +317,4 @@ static peri_status bernoulli_cpu (peri_call *c) {
 
 OP(bernoulli, .sig = "p", .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
    .doc = "1 with probability p, else 0, in p's shape and dtype.", .infer = bernoulli_infer,
-   .cpu = bernoulli_cpu);
+   .cpu = bernoulli_cpu, .domain = "p=0..1");

@@ -95,7 +95,7 @@ static peri_status reshape_infer (peri_call *c) {
 OP(reshape, .sig = "x, shape:shape", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "The same elements in another shape; one size may be -1. A view where strides permit, "
           "else a copy.",
-   .infer = reshape_infer, .vjp = reshape_vjp);
+   .infer = reshape_infer, .vjp = reshape_vjp, .domain = "attr shape=3,-1");
 
 static peri_status flatten_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -117,7 +117,7 @@ static peri_status flatten_infer (peri_call *c) {
 
 OP(flatten, .sig = "x, first:dim=0, last:dim=-1", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "Dims first to last become one, (..., a, b, c) -> (..., a*b*c); 0-dim becomes (1).",
-   .infer = flatten_infer, .vjp = reshape_vjp);
+   .infer = flatten_infer, .vjp = reshape_vjp, .domain = "shape=2,3,2");
 
 /* ---- transpose, permute ---- */
 
@@ -137,9 +137,7 @@ static peri_status transpose_infer (peri_call *c) {
   return make_view(c, 0, x->ndim, shape, stride);
 }
 
-static void transpose_vjp (peri_vjp *v) {
-  v->gin[0] = BA(&v->b, transpose, v->c->attr, v->g[0]);
-}
+static void transpose_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, transpose, v->c->attr, v->g[0]); }
 
 OP(transpose, .sig = "x, dim0:dim=-2, dim1:dim=-1", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with two dims exchanged, by default the last two; fewer than two dims stay.",
@@ -155,8 +153,7 @@ static peri_status permute_infer (peri_call *c) {
   for (int i = 0; i < a->n; i++) {
     int d = 0;
     TRY(peri__dim(c->ctx, a->v[i], x->ndim, &d));
-    if (seen[d])
-      return peri__fail(c->ctx, PERI_EINVAL, "entry %d of dims repeats a dim", i + 1);
+    if (seen[d]) return peri__fail(c->ctx, PERI_EINVAL, "entry %d of dims repeats a dim", i + 1);
     seen[d] = true;
     shape[i] = x->shape[d];
     stride[i] = x->stride[d];
@@ -173,7 +170,7 @@ static void permute_vjp (peri_vjp *v) {
 
 OP(permute, .sig = "x, dims:dims", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with the dims in the given order: dim i of the result is dim dims[i] of x.",
-   .infer = permute_infer, .vjp = permute_vjp);
+   .infer = permute_infer, .vjp = permute_vjp, .domain = "shape=2,3,2; attr dims=3,1,2");
 
 /* ---- narrow, select ---- */
 
@@ -221,7 +218,7 @@ static void narrow_vjp (peri_vjp *v) {
 
 OP(narrow, .sig = "x, dim:dim, start:pos, length:int", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view of length positions of one dim, from position start on.", .infer = narrow_infer,
-   .vjp = narrow_vjp);
+   .vjp = narrow_vjp, .domain = "attr dim=2; attr start=2; attr length=2");
 
 static peri_status select_place (const peri_call *c, int *dim, int64_t *at) {
   peri_tensor *x = c->in[0];
@@ -261,7 +258,7 @@ static void select_vjp (peri_vjp *v) {
 
 OP(select, .sig = "x, dim:dim, index:pos", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view of one position of a dim; the dim is dropped.", .infer = select_infer,
-   .vjp = select_vjp);
+   .vjp = select_vjp, .domain = "attr dim=1; attr index=-1");
 
 /* ---- expand ---- */
 
@@ -292,7 +289,7 @@ static void expand_vjp (peri_vjp *v) { v->gin[0] = v->g[0]; } /* the engine sums
 
 OP(expand, .sig = "x, shape:shape", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view in which dims of size 1 (and new leading dims) repeat; -1 keeps a size.",
-   .infer = expand_infer, .vjp = expand_vjp);
+   .infer = expand_infer, .vjp = expand_vjp, .domain = "shape=2,1; attr shape=3,2,4");
 
 /* ---- squeeze, unsqueeze ---- */
 
@@ -311,7 +308,7 @@ static peri_status squeeze_infer (peri_call *c) {
 
 OP(squeeze, .sig = "x, dim:dim=none", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view without the given dim where its size is 1, or without all dims of size 1.",
-   .infer = squeeze_infer, .vjp = reshape_vjp);
+   .infer = squeeze_infer, .vjp = reshape_vjp, .domain = "shape=2,1,3");
 
 static peri_status unsqueeze_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -330,7 +327,7 @@ static peri_status unsqueeze_infer (peri_call *c) {
 
 OP(unsqueeze, .sig = "x, dim:dim", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with a new dim of size 1; dim is its number in the result.",
-   .infer = unsqueeze_infer, .vjp = reshape_vjp);
+   .infer = unsqueeze_infer, .vjp = reshape_vjp, .domain = "attr dim=2");
 
 /* ---- flip ---- */
 
@@ -357,8 +354,7 @@ static peri_status diagonal_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
   int64_t k = c->attr[0].i, shape[PERI_MAX_DIMS], stride[PERI_MAX_DIMS];
   int n = x->ndim - 2;
-  if (n < 0)
-    return peri__fail(c->ctx, PERI_ESHAPE, "a diagonal needs 2 dims; x has %d", x->ndim);
+  if (n < 0) return peri__fail(c->ctx, PERI_ESHAPE, "a diagonal needs 2 dims; x has %d", x->ndim);
   int64_t rows = x->shape[n], cols = x->shape[n + 1], off = k < 0 ? -k : k;
   if (k < -rows || k > cols)
     return peri__fail(c->ctx, PERI_EINVAL,
