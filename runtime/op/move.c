@@ -13,6 +13,7 @@
 
 typedef struct box {
   int ndim; /* without the last dim */
+  int turn; /* see turn_range */
   int64_t shape[PERI_MOVE_DIMS], ds[PERI_MOVE_DIMS], ss[PERI_MOVE_DIMS];
   int64_t n, dn, sn; /* the last dim: size and strides */
   size_t size;
@@ -81,6 +82,32 @@ static void box_range (void *ud, int64_t begin, int64_t end, int worker) {
   }
 }
 
+#define SIDE 16 /* of a tile: a cache line of f32 */
+
+/* A transposed copy: the last dim is dense in dst, dim turn in src. Blocks [begin, end) of SIDE
+** positions of dim turn, for each place in the other dims; the last dim goes by tiles, so that a
+** line of src is still cached when its next element is wanted. */
+static void turn_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const box *x = ud;
+  (void)worker;
+  int64_t size = (int64_t)x->size, wide = x->shape[x->turn], blocks = (wide + SIDE - 1) / SIDE;
+  for (int64_t unit = begin; unit < end; unit++) {
+    int64_t from = unit % blocks * SIDE, place = unit / blocks;
+    int64_t to = from + SIDE < wide ? from + SIDE : wide, doff = 0, soff = 0;
+    for (int i = x->ndim - 1; i >= 0; i--) {
+      if (i == x->turn) continue;
+      int64_t at = place % x->shape[i];
+      place /= x->shape[i];
+      doff += at * x->ds[i];
+      soff += at * x->ss[i];
+    }
+    for (int64_t j = 0; j < x->n; j += SIDE)
+      for (int64_t i = from; i < to; i++)
+        copy_run(x->size, x->dst + (doff + i * x->ds[x->turn] + j) * size, 1,
+                 x->src + (soff + i + j * x->sn) * size, x->sn, x->n - j < SIDE ? x->n - j : SIDE);
+  }
+}
+
 void peri__move (peri_ctx *ctx, size_t size, int ndim, const int64_t *shape, void *dst,
                  const int64_t *dstride, const void *src, const int64_t *sstride) {
   box x = { .size = size, .dst = dst, .src = src };
@@ -109,7 +136,14 @@ void peri__move (peri_ctx *ctx, size_t size, int ndim, const int64_t *shape, voi
     x.sn = x.ss[n];
   }
   x.ndim = n;
-  peri__parallel(ctx, total, GRAIN, box_range, &x);
+  for (x.turn = n - 1; x.turn >= 0 && x.ss[x.turn] != 1; x.turn--) {}
+  if (x.turn < 0 || x.dn != 1 || x.sn <= 1 || x.shape[x.turn] < 16 || x.n < 16) {
+    peri__parallel(ctx, total, GRAIN, box_range, &x);
+  } else {
+    int64_t blocks = (x.shape[x.turn] + SIDE - 1) / SIDE;
+    peri__parallel(ctx, total / x.n / x.shape[x.turn] * blocks, GRAIN / SIDE / x.n + 1, turn_range,
+                   &x);
+  }
 }
 
 void peri__fill (peri_ctx *ctx, size_t size, void *dst, int64_t n, const void *value) {
