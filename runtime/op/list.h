@@ -119,6 +119,16 @@ X(masked_scatter)
 /* matmul.c */
 /* heads.c, norm.c, attention.c */
 X(unpack_qkv)
+X(dropout)
+X(dropout_backward)
+X(silu_mul)
+X(silu_mul_backward)
+X(swiglu)
+X(swiglu_backward)
+X(rope)
+X(kv_append_)
+X(attention)
+X(attention_backward)
 /* loss.c, sample.c, rl.c, optim.c */
 X(cross_entropy)
 X(cross_entropy_backward)

@@ -1,0 +1,197 @@
+/*
+** attn.h - what the forward and backward attention kernels share: panels, tiles, who sees what.
+** Included by simd_attention*.c only.
+**
+** Bits: a score is one chain of fused multiply-adds over channels, an output one chain over the
+** visible keys in order, cut only at key blocks that count from the row's first valid key. Nothing
+** depends on how many queries or heads a tile holds, so decoding one token and training on the
+** whole sequence give the same row.
+*/
+#ifndef peri_attn_h
+#define peri_attn_h
+
+#include "cpu/nn.h"
+#include "cpu/vec.h"
+#include "cpu/vec_math.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { W = PERI_VW, KB = PERI_ATTN_KEYS, RT = 4 /* rows of a tile */ };
+
+static inline int64_t round_up (int64_t n, int64_t m) { return (n + m - 1) / m * m; }
+static inline int64_t min64 (int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64 (int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Keys [lo, hi) of the sequence are those that query i may see, masks aside. */
+static inline void visible (const struct peri__attn *a, int64_t start, int64_t i, int64_t *lo, int64_t *hi) {
+  int64_t last = i + a->offset + 1;
+  *hi = a->causal ? min64(a->Tk, last) : a->Tk;
+  *lo = a->window > 0 ? max64(start, last - a->window) : start;
+  if (*hi < *lo) *hi = *lo;
+}
+
+static inline int64_t start_of (const struct peri__attn *a, int64_t b) {
+  return a->start ? min64(max64(a->start[b], 0), a->Tk) : 0;
+}
+
+#if PERI_VW == 16
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif PERI_VW == 8
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 4, 1, 5)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 2, 6, 3, 7)
+#endif
+
+/* One round of a perfect shuffle of W rows; log2(W) rounds transpose them. */
+INLINE void shuffle (const vf *x, vf *y) {
+  for (int i = 0; i < W / 2; i++) {
+    y[2 * i] = LOW(x[i], x[i + W / 2]);
+    y[2 * i + 1] = HIGH(x[i], x[i + W / 2]);
+  }
+}
+
+/* Rows [j0, n) of (n, D) become columns of panel (D, KB); j0 is a multiple of W, columns from n up
+** to the next multiple are zero. */
+static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_t n, int64_t D, float *panel) {
+  for (int64_t j = j0; j < n; j += W)
+    for (int64_t d = 0; d < D; d += W) {
+      vf s[W], t[W];
+      for (int i = 0; i < W; i++) {
+        const float *p = x + (j + i) * stride + d;
+        if (j + i >= n) s[i] = v_set(0);
+        else s[i] = D - d >= W ? v_load(p) : v_load_tail(p, D - d, 0);
+      }
+      shuffle(s, t);
+      shuffle(t, s);
+#if PERI_VW >= 8
+      shuffle(s, t);
+#if PERI_VW >= 16
+      shuffle(t, s);
+#else
+      for (int i = 0; i < W; i++) s[i] = t[i];
+#endif
+#endif
+      for (int i = 0; i < min64(W, D - d); i++) v_store(panel + (d + i) * KB + j, s[i]);
+    }
+}
+
+/* Copy n rows of D to rows of Dp, zeros behind. */
+static inline void pack_rows (const float *x, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *y) {
+  for (int64_t j = 0; j < n; j++, y += Dp) {
+    memcpy(y, x + j * stride, (size_t)D * sizeof *y);
+    for (int64_t d = D; d < Dp; d++) y[d] = 0;
+  }
+}
+
+/* s[r][c] = q[r] . panel column c, for nv vectors from column c0. */
+INLINE void score_tile (const float *const *q, int R, int NV, const float *panel, int64_t D, float *s) {
+  vf acc[4][8];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < NV; c++) acc[r][c] = v_set(0);
+  for (int64_t d = 0; d < D; d++, panel += KB) {
+    vf k[8];
+    for (int c = 0; c < NV; c++) k[c] = v_load(panel + c * W);
+    for (int r = 0; r < R; r++) {
+      vf x = v_set(q[r][d]);
+      for (int c = 0; c < NV; c++) acc[r][c] = v_fma(x, k[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < NV; c++) v_store(s + r * KB + c * W, acc[r][c]);
+}
+
+enum { SV = PERI_VW == 16 ? 4 : 2 /* vectors of a score tile of RT rows */ };
+
+/* Scores of R <= RT rows for columns [c0, c1) of the panel, both multiples of W. */
+static inline void scores (const float *const *q, int R, const float *panel, int64_t D, int64_t c0,
+                           int64_t c1, float *s) {
+  int64_t c = c0;
+  if (R == RT) {
+    for (; c + SV * W <= c1; c += SV * W) score_tile(q, RT, SV, panel + c, D, s + c);
+    for (; c < c1; c += W) score_tile(q, RT, 1, panel + c, D, s + c);
+    return;
+  }
+  for (int r = 0; r < R; r++, s += KB) {
+    for (c = c0; c + 4 * W <= c1; c += 4 * W) score_tile(q + r, 1, 4, panel + c, D, s + c);
+    for (; c < c1; c += W) score_tile(q + r, 1, 1, panel + c, D, s + c);
+  }
+}
+
+/* o[r] += sum over keys [j0, j1) of p[r][j] v[r][j], NV vectors of channels. Rows with one v share
+** its loads (same). */
+INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int R, int NV, bool same,
+                      int64_t j0, int64_t j1, float *const *o, int64_t d) {
+  vf acc[4][4];
+  const float *w[4];
+  for (int r = 0; r < R; r++) {
+    w[r] = v[same ? 0 : r] + j0 * stride + d;
+    for (int c = 0; c < NV; c++) acc[r][c] = v_load(o[r] + d + c * W);
+  }
+  for (int64_t j = j0; j < j1; j++) {
+    vf x[4];
+    if (same) {
+      for (int c = 0; c < NV; c++) x[c] = v_load(w[0] + c * W);
+      w[0] += stride;
+    }
+    for (int r = 0; r < R; r++) {
+      if (!same) {
+        for (int c = 0; c < NV; c++) x[c] = v_load(w[r] + c * W);
+        w[r] += stride;
+      }
+      vf y = v_set(p[r * KB + j]);
+      for (int c = 0; c < NV; c++) acc[r][c] = v_fma(y, x[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < NV; c++) v_store(o[r] + d + c * W, acc[r][c]);
+}
+
+INLINE void mix_rows (const float *p, const float *const *v, int64_t stride, int R, bool same,
+                      int64_t j0, int64_t j1, float *const *o, int64_t Dp) {
+  int64_t d = 0;
+  if (j0 >= j1) return;
+  if (PERI_VW == 16 || R == 1)
+    for (; d + 4 * W <= Dp; d += 4 * W) mix_tile(p, v, stride, R, 4, same, j0, j1, o, d);
+  for (; d + 2 * W <= Dp; d += 2 * W) mix_tile(p, v, stride, R, 2, same, j0, j1, o, d);
+  for (; d < Dp; d += W) mix_tile(p, v, stride, R, 1, same, j0, j1, o, d);
+}
+
+/* o[r] += p[r] V over each row's own keys [lo[r], hi[r]), in order; keys outside are not read. */
+static inline void mix (const float *p, const float *v, int64_t stride, int R, const int64_t *lo,
+                        const int64_t *hi, float *const *o, int64_t Dp) {
+  int64_t from = lo[0], to = hi[0];
+  for (int r = 1; r < R; r++) from = max64(from, lo[r]), to = min64(to, hi[r]);
+  if (R < RT || from >= to) {
+    for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, lo[r], hi[r], o + r, Dp);
+    return;
+  }
+  for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, lo[r], from, o + r, Dp);
+  mix_rows(p, &v, stride, RT, true, from, to, o, Dp);
+  for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, to, hi[r], o + r, Dp);
+}
+
+/* Additive form of the mask for one row: keys [first, first + n). */
+static inline void mask_row (const struct peri__attn *a, int64_t b, int64_t h, int64_t i, int64_t first,
+                             int64_t n, float *bias) {
+  int64_t at = b * a->ms[0] + h * a->ms[1] + i * a->ms[2] + first * a->ms[3];
+  if (a->mask_kind == PERI_ATTN_BOOL) {
+    const uint8_t *m = (const uint8_t *)a->mask + at;
+    for (int64_t j = 0; j < n; j++) bias[j] = m[j * a->ms[3]] ? 0 : -INFINITY;
+  } else {
+    const float *m = (const float *)a->mask + at;
+    for (int64_t j = 0; j < n; j++) bias[j] = m[j * a->ms[3]];
+  }
+}
+
+/* All ones in the lanes of columns c.. that lie in [lo, hi). */
+INLINE vi in_range (int64_t c, int64_t lo, int64_t hi) {
+  vi lane;
+  for (int i = 0; i < W; i++) lane[i] = i;
+  lane += (int32_t)c;
+  return (vi)(lane >= (int32_t)lo) & (vi)(lane < (int32_t)hi);
+}
+
+#endif

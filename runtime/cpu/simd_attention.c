@@ -1,0 +1,163 @@
+/*
+** simd_attention.c - attention forward in f32, block by block of keys with a running maximum
+** (arXiv:2205.14135), never more than RT rows by KB keys of scores. attn.h says what fixes the bits.
+*/
+#include "cpu/attn.h"
+
+/* What is known of one row while key blocks go by. */
+struct row {
+  vf sum; /* of exp(score - max), by lane */
+  float max;
+};
+
+/* One unit is a chunk of queries of one batch entry, for one kv head; with a single query, for all
+** heads, so that several heads' chains overlap. */
+int64_t PERI_NAME(peri__attn_units) (struct peri__attn *a) {
+  int64_t group = a->Hq / a->Hkv, chunk = max64(1, 128 / group);
+  a->rows = min64(a->Tq, chunk);
+  if (a->Tq == 1) return a->B;
+  return a->B * a->Hkv * ((a->Tq + chunk - 1) / chunk);
+}
+
+static int64_t row_count (const struct peri__attn *a) {
+  return a->Tq == 1 ? a->Hq : a->rows * (a->Hq / a->Hkv);
+}
+
+int64_t PERI_NAME(peri__attn_scratch) (const struct peri__attn *a) {
+  int64_t Dp = round_up(a->D, W), rows = round_up(row_count(a), RT);
+  int64_t heads = a->Tq == 1 ? a->Hkv : 1;
+  return KB * a->D + (Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp + rows * (int64_t)(sizeof(struct row) / 4) +
+         (a->Tq == 1 ? rows : RT) * KB + KB;
+}
+
+/* Raw scores s[lo, hi) of a row, columns of this block, become exp(s scale + bias - max); the row's
+** earlier sums and output are scaled when the maximum grows. */
+static void soften (struct row *row, float *s, int64_t lo, int64_t hi, float scale, const float *bias,
+                    float *o, int64_t Dp) {
+  int64_t c0 = lo / W * W;
+  vf f = v_set(scale), top = v_set(-INFINITY);
+  for (int64_t c = c0; c < hi; c += W) {
+    vf x = v_load(s + c) * f;
+    if (bias) x += v_load(bias + c);
+    if (c < lo || c + W > hi) x = v_select(in_range(c, lo, hi), x, v_set(-INFINITY));
+    top = v_max(top, x);
+    v_store(s + c, x);
+  }
+  float max = v_hmax(top);
+  if (!(max <= row->max)) { /* grew, or is NaN */
+    if (row->max > -INFINITY) {
+      vf shrink = v_exp(v_set(row->max) - max);
+      row->sum *= shrink;
+      for (int64_t d = 0; d < Dp; d += W) v_store(o + d, v_load(o + d) * shrink);
+    }
+    row->max = max;
+  }
+  vf m = v_set(row->max == -INFINITY ? 0 : row->max);
+  for (int64_t c = c0; c < hi; c += W) {
+    vf e = v_exp(v_load(s + c) - m);
+    row->sum += e;
+    v_store(s + c, e);
+  }
+}
+
+static void finish (const struct peri__attn *a, int64_t b, int64_t i, int64_t h, const struct row *row,
+                    const float *o) {
+  float sum = v_sum(row->sum), *y = a->out + ((b * a->Tq + i) * a->Hq + h) * a->D;
+  float f = sum > 0 || sum != sum ? 1.0f / sum : 0;
+  for (int64_t d = 0; d < a->D; d++) y[d] = o[d] * f;
+  a->lse[(b * a->Hq + h) * a->Tq + i] = row->max + logf(sum); /* -inf where nothing is visible */
+}
+
+static void clear (struct row *row, float *o, int64_t n, int64_t Dp) {
+  for (int64_t r = 0; r < n; r++) row[r] = (struct row){ v_set(0), -INFINITY };
+  memset(o, 0, (size_t)(n * Dp) * sizeof *o);
+}
+
+/* All heads of a single query. */
+static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
+  int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = round_up(a->Hq, RT);
+  struct row *row = (struct row *)scratch;
+  float *o = scratch + rows * (int64_t)(sizeof(struct row) / 4), *s = o + rows * Dp, *bias = s + rows * KB;
+  float *panel = bias + KB, *vp = panel + KB * D;
+  int64_t start = start_of(a, b), lo, hi;
+  visible(a, start, 0, &lo, &hi);
+  clear(row, o, a->Hq, Dp);
+  for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
+    int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0), c0 = first / W * W;
+    for (int64_t hk = 0; hk < a->Hkv; hk++) {
+      const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
+      transpose(k, a->ks[1], c0, n, D, panel);
+      for (int64_t h = hk * G; h < (hk + 1) * G; h++) {
+        const float *q = a->q + b * a->qs[0] + h * a->qs[2];
+        scores(&q, 1, panel, D, c0, round_up(n, W), s + h * KB);
+        if (a->mask_kind) mask_row(a, b, h, 0, j0, n, bias);
+        soften(&row[h], s + h * KB, first, n, a->scale, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
+      }
+      if (Dp != D)
+        pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp + hk * KB * Dp);
+    }
+    const float *v[RT];
+    float *to[RT];
+    int64_t h = 0, stride = Dp == D ? a->vs[1] : Dp;
+    for (; h < a->Hq; h++) {
+      int64_t hk = h / G;
+      int r = (int)(h % RT);
+      v[r] = Dp == D ? a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2] : vp + hk * KB * Dp;
+      to[r] = o + h * Dp;
+      if (r == RT - 1) mix_rows(s + (h - r) * KB, v, stride, RT, false, first, n, to, Dp);
+    }
+    for (int64_t r = 0; r < a->Hq % RT; r++)
+      mix_rows(s + (a->Hq / RT * RT + r) * KB, v + r, stride, 1, false, first, n, to + r, Dp);
+  }
+  for (int64_t h = 0; h < a->Hq; h++) finish(a, b, 0, h, &row[h], o + h * Dp);
+}
+
+void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float *scratch) {
+  if (a->Tq == 1) {
+    one_query(a, unit, scratch);
+    return;
+  }
+  int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
+  int64_t chunks = (a->Tq + a->rows - 1) / a->rows, i0 = unit % chunks * a->rows;
+  int64_t hk = unit / chunks % a->Hkv, b = unit / chunks / a->Hkv;
+  int64_t n_rows = min64(a->rows, a->Tq - i0) * G; /* row = query * G + head of the group */
+  struct row *row = (struct row *)scratch;
+  int64_t room = round_up(a->rows * G, RT);
+  float *o = scratch + room * (int64_t)(sizeof(struct row) / 4), *s = o + room * Dp, *bias = s + RT * KB;
+  float *panel = bias + KB, *vp = panel + KB * D;
+  int64_t start = start_of(a, b), lo, hi, ignore;
+  visible(a, start, i0, &lo, &ignore);
+  visible(a, start, i0 + (n_rows - 1) / G, &ignore, &hi);
+  clear(row, o, n_rows, Dp);
+  for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
+    int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
+    transpose(a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2], a->ks[1], first / W * W, n, D, panel);
+    const float *v = a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2];
+    if (Dp != D) pack_rows(v, a->vs[1], n, D, Dp, vp), v = vp;
+    for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
+      int R = (int)min64(RT, n_rows - r0);
+      int64_t from[RT], to[RT], c0 = n, c1 = 0;
+      const float *q[RT];
+      float *y[RT];
+      for (int r = 0; r < R; r++) {
+        int64_t i = i0 + (r0 + r) / G, h = hk * G + (r0 + r) % G;
+        q[r] = a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2];
+        y[r] = o + (r0 + r) * Dp;
+        visible(a, start, i, &from[r], &to[r]);
+        from[r] = min64(max64(from[r] - j0, 0), n);
+        to[r] = min64(max64(to[r] - j0, from[r]), n);
+        if (from[r] < to[r]) c0 = min64(c0, from[r]), c1 = max64(c1, to[r]);
+      }
+      if (c0 >= c1) continue;
+      scores(q, R, panel, D, c0 / W * W, round_up(c1, W), s);
+      for (int r = 0; r < R; r++) {
+        if (from[r] >= to[r]) continue;
+        if (a->mask_kind) mask_row(a, b, hk * G + (r0 + r) % G, i0 + (r0 + r) / G, j0, n, bias);
+        soften(&row[r0 + r], s + r * KB, from[r], to[r], a->scale, a->mask_kind ? bias : NULL, y[r], Dp);
+      }
+      mix(s, v, Dp == D ? a->vs[1] : Dp, R, from, to, y, Dp);
+    }
+  }
+  for (int64_t r = 0; r < n_rows; r++)
+    finish(a, b, i0 + r / G, hk * G + r % G, &row[r], o + r * Dp);
+}
