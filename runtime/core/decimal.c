@@ -201,10 +201,11 @@ size_t peri__format_double (double f, char out[PERI_DOUBLE_TEXT]) {
   if (f == 0.0) {
     uint64_t bits;
     memcpy(&bits, &f, sizeof bits);
-    memcpy(out, bits != 0 ? "-0.0" : "0.0", 5);
-    return strlen(out);
+    return (size_t)snprintf(out, PERI_DOUBLE_TEXT, "%s0.0", bits != 0 ? "-" : "");
   }
-  for (int precision = 14; precision <= 16; precision++) {
+  /* 15 digits always survive a normal double's text-double-text; subnormals hold fewer. */
+  bool subnormal = f < 0x1p-1022 && f > -0x1p-1022;
+  for (int precision = subnormal ? 0 : 14; precision <= 16; precision++) {
     snprintf(text, sizeof text, "%.*e", precision, f < 0 ? -f : f);
     nd = 0;
     const char *c = text;
