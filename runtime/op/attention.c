@@ -251,4 +251,4 @@ OPN(attention, 2,
            "gives zeros (arXiv:1706.03762, arXiv:2205.14135).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1, .infer = attention_infer,
     .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
-    .domain = "shape=2,3,2,4; attr causal=1");
+    .domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true");

@@ -151,7 +151,7 @@ OP(rope, .sig = "x, positions, inv_freq, interleaved:bool=false, scale:num=1, in
    .doc = "Rotates the first 2 len(inv_freq) channels of x (B, T, H, D) by positions * inv_freq, halves paired or "
           "neighbours (interleaved); positions i64 (T) or (B, T) (arXiv:2104.09864).",
    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_infer, .cpu = rope_cpu, .vjp = rope_vjp,
-   .cost = rope_cost, .domain = "x.shape=2,3,2,4; positions=i64 0..9; positions.shape=3; inv_freq.shape=2");
+   .cost = rope_cost, .domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2");
 
 /* ---- kv_append_ ---- */
 
