@@ -1,7 +1,7 @@
 /*
 ** loss.h - kernels of one SIMD level for losses, sampling and optimizer steps: rows of logits and
 ** blocks of parameters as plain arrays. No context, no threads. The same row kernels serve
-** cross_entropy, token_logprob and sample, so that a log-probability has the same bits in all three.
+** cross_entropy, token_logprob and sample, so a log-probability has the same bits in all three.
 */
 #ifndef peri_loss_h
 #define peri_loss_h

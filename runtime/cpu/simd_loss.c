@@ -1,6 +1,6 @@
 /*
 ** simd_loss.c - rows of logits: statistics, gradient and the draw of a token. Every reduction has
-** one order that depends on the row's length alone, so a row gives the same bits wherever it stands.
+** one order that depends on the row's length alone, so a row gives the same bits wherever it is.
 */
 #include "cpu/loss.h"
 
@@ -118,7 +118,8 @@ static int64_t pick (const float *e, int64_t n, double u) {
   return last;
 }
 
-#define X(name) void PERI_NAME(peri__step_##name) (const peri__step *, void *const *, int64_t, double *);
+#define X(name)                                                                              \
+  void PERI_NAME(peri__step_##name) (const peri__step *, void *const *, int64_t, double *);
 PERI_STEP_KERNELS(X)
 #undef X
 

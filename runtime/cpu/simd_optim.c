@@ -42,15 +42,16 @@ static inline void in_vectors (peri__step_fn body, const char *lists, const peri
   }
   body(s, q, PERI_VW, acc);
   for (int k = 0; lists[k] != 0; k++)
-    if (p[k] != NULL && lists[k] == 'w') memcpy((float *)p[k] + whole, pad[k], (size_t)(n - whole) * sizeof(float));
+    if (p[k] != NULL && lists[k] == 'w')
+      memcpy((float *)p[k] + whole, pad[k], (size_t)(n - whole) * sizeof(float));
 }
 
 /* The kernel name of the table from name_body; lists has a letter for each entry of p: r = read
 ** only (it may be memory that cannot be written), w = written. */
-#define KERNEL(name, lists)                                                                      \
-  void PERI_NAME(peri__step_##name) (const peri__step *, void *const *, int64_t, double *);      \
-  void PERI_NAME(peri__step_##name) (const peri__step *s, void *const *p, int64_t n, double *acc) { \
-    in_vectors(name##_body, lists, s, p, n, acc);                                                \
+#define KERNEL(name, lists)                                                                        \
+  void PERI_NAME(peri__step_##name)(const peri__step *, void *const *, int64_t, double *);         \
+  void PERI_NAME(peri__step_##name)(const peri__step *s, void *const *p, int64_t n, double *acc) { \
+    in_vectors(name##_body, lists, s, p, n, acc);                                                  \
   }
 
 static inline void sgd_body (const peri__step *s, void *const *p, int64_t n, double *acc) {
@@ -151,7 +152,8 @@ static inline void lamb_apply_body (const peri__step *s, void *const *p, int64_t
 }
 KERNEL(lamb_apply, "wrr")
 
-static inline void muon_momentum_body (const peri__step *s, void *const *p, int64_t n, double *acc) {
+static inline void muon_momentum_body (const peri__step *s, void *const *p, int64_t n,
+                                       double *acc) {
   const float *grad = p[0], mu = (float)s->momentum, rest = (float)(1 - s->momentum);
   float *b = p[1], *out = p[2];
   const float scale = (float)s->scale;

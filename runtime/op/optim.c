@@ -1,0 +1,276 @@
+/*
+** optim.c - optimizer steps over lists of tensors: each is one pass over memory where its formula
+** allows. Norms are f64 sums of fixed blocks in a fixed order, so that a step has the same bits for
+** any number of threads.
+*/
+#include <math.h>
+
+#include "op/optim.h"
+
+#define STEP_OP(id, ...) OPN(id, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, __VA_ARGS__)
+
+static peri_status at_least (peri_call *c, const char *name, double v, double low) {
+  if (v >= low) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected %g or more", name, v, low);
+}
+static peri_status below_one (peri_call *c, const char *name, double v) {
+  if (v >= 0 && v < 1) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected 0 or more and less than 1", name, v);
+}
+static peri_status finite (peri_call *c, const char *name, double v) {
+  if (isfinite(v)) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected a finite number", name, v);
+}
+
+/* ---- sgd_ ---- */
+
+enum { SGD_LR, SGD_MOMENTUM, SGD_DAMPENING, SGD_DECAY, SGD_NESTEROV, SGD_FIRST, SGD_SCALE };
+static const char *const sgd_names[] = { "params", "grads", "momentum_bufs" };
+
+static peri_status sgd_infer (peri_call *c) {
+  const peri_attr *a = c->attr;
+  TRY(finite(c, "lr", a[SGD_LR].f));
+  TRY(at_least(c, "momentum", a[SGD_MOMENTUM].f, 0));
+  if (a[SGD_NESTEROV].i && (a[SGD_MOMENTUM].f == 0 || a[SGD_DAMPENING].f != 0))
+    return peri__fail(c->ctx, PERI_EINVAL,
+                      "nesterov needs momentum > 0 and dampening 0, given %g and %g",
+                      a[SGD_MOMENTUM].f, a[SGD_DAMPENING].f);
+  return peri__multi_check(c, "wrw", sgd_names, a[SGD_MOMENTUM].f == 0 ? 4 : 0);
+}
+
+static peri_status sgd_cpu (peri_call *c) {
+  const peri_attr *a = c->attr;
+  const peri__step s = { .lr = a[SGD_LR].f, .scale = a[SGD_SCALE].f, .momentum = a[SGD_MOMENTUM].f,
+                         .dampening = a[SGD_DAMPENING].f, .weight_decay = a[SGD_DECAY].f,
+                         .nesterov = a[SGD_NESTEROV].i != 0, .first = a[SGD_FIRST].i != 0 };
+  peri__multi m;
+  TRY(peri__multi_open(c, "wrw", &m));
+  peri__multi_run(&m, m.k->sgd, s.momentum == 0 ? "01" : "012", &s, false);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+
+STEP_OP(sgd_,
+        .sig = "params:tensors, grads:tensors, momentum_bufs:tensors, lr:num, momentum:num=0, "
+               "dampening:num=0, weight_decay:num=0, nesterov:bool=false, first:bool=false, "
+               "grad_scale:num=1",
+        .doc = "One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay "
+               "p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov "
+               "p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The "
+               "gradient is multiplied by grad_scale as it is read.",
+        .infer = sgd_infer, .cpu = sgd_cpu);
+
+/* ---- adam_, adamw_ ---- */
+
+enum { A_LR, A_BETA1, A_BETA2, A_EPS, A_DECAY, A_STEP, A_SCALE, A_MAX_NORM = A_SCALE };
+static const char *const adam_names[] = { "params", "grads", "m", "v" };
+
+static peri_status adam_infer (peri_call *c) {
+  const peri_attr *a = c->attr;
+  TRY(finite(c, "lr", a[A_LR].f));
+  TRY(below_one(c, "beta1", a[A_BETA1].f));
+  TRY(below_one(c, "beta2", a[A_BETA2].f));
+  TRY(at_least(c, "eps", a[A_EPS].f, 0));
+  TRY(at_least(c, "step", (double)a[A_STEP].i, 1));
+  return peri__multi_check(c, "wrww", adam_names, 0);
+}
+
+static peri__step adam_step (const peri_call *c, bool decoupled) {
+  const peri_attr *a = c->attr;
+  return (peri__step){ .lr = a[A_LR].f, .scale = 1, .beta1 = a[A_BETA1].f, .beta2 = a[A_BETA2].f,
+                       .eps = a[A_EPS].f, .weight_decay = a[A_DECAY].f,
+                       .c1 = 1 - pow(a[A_BETA1].f, (double)a[A_STEP].i),
+                       .c2 = 1 - pow(a[A_BETA2].f, (double)a[A_STEP].i), .decoupled = decoupled };
+}
+
+static peri_status adam_run (peri_call *c, bool decoupled) {
+  peri__step s = adam_step(c, decoupled);
+  peri__multi m;
+  s.scale = c->attr[A_SCALE].f;
+  TRY(peri__multi_open(c, "wrww", &m));
+  peri__multi_run(&m, m.k->adam, "0123", &s, false);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+static peri_status adam_cpu (peri_call *c) { return adam_run(c, false); }
+static peri_status adamw_cpu (peri_call *c) { return adam_run(c, true); }
+
+#define ADAM_LISTS "params:tensors, grads:tensors, m:tensors, v:tensors, "
+STEP_OP(adam_,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
+        "grad_scale:num=1",
+        .doc = "One Adam step in place on lists of tensors (torch.optim.Adam; step counts from "
+               "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
+               "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
+               "it is read (clipping at no cost).",
+        .infer = adam_infer, .cpu = adam_cpu);
+STEP_OP(adamw_,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
+        "grad_scale:num=1",
+        .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
+               "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
+               "multiplied by grad_scale as it is read.",
+        .infer = adam_infer, .cpu = adamw_cpu);
+
+/* ---- rmsprop_ ---- */
+
+enum { R_LR, R_ALPHA, R_EPS, R_DECAY, R_MOMENTUM, R_SCALE };
+static const char *const rmsprop_names[] = { "params", "grads", "squares", "momentum_bufs" };
+
+static peri_status rmsprop_infer (peri_call *c) {
+  const peri_attr *a = c->attr;
+  TRY(finite(c, "lr", a[R_LR].f));
+  TRY(below_one(c, "alpha", a[R_ALPHA].f));
+  TRY(at_least(c, "eps", a[R_EPS].f, 0));
+  TRY(at_least(c, "momentum", a[R_MOMENTUM].f, 0));
+  return peri__multi_check(c, "wrww", rmsprop_names, a[R_MOMENTUM].f == 0 ? 8 : 0);
+}
+
+static peri_status rmsprop_cpu (peri_call *c) {
+  const peri_attr *a = c->attr;
+  const peri__step s = { .lr = a[R_LR].f,
+                         .scale = a[R_SCALE].f,
+                         .beta2 = a[R_ALPHA].f,
+                         .eps = a[R_EPS].f,
+                         .weight_decay = a[R_DECAY].f,
+                         .momentum = a[R_MOMENTUM].f };
+  peri__multi m;
+  TRY(peri__multi_open(c, "wrww", &m));
+  peri__multi_run(&m, m.k->rmsprop, s.momentum == 0 ? "012" : "0123", &s, false);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+
+STEP_OP(rmsprop_,
+        .sig = "params:tensors, grads:tensors, squares:tensors, momentum_bufs:tensors, lr:num, "
+               "alpha:num=0.99, eps:num=1e-8, weight_decay:num=0, momentum:num=0, "
+               "grad_scale:num=1",
+        .doc = "One RMSprop step in place on lists of tensors (torch.optim.RMSprop): s = alpha s "
+               "+ (1 - alpha) g^2; u = g / (sqrt(s) + eps), with momentum b = momentum b + u; p "
+               "-= lr u (or b). Without momentum the list of buffers may be empty.",
+        .infer = rmsprop_infer, .cpu = rmsprop_cpu);
+
+/* ---- norms: global_norm, clip_grad_norm_ ---- */
+
+static const char *const norm_names[] = { "grads" };
+
+static peri_status norm_output (peri_call *c) {
+  bool f64 = c->list[0].count > 0 && c->in[c->list[0].start]->dtype == PERI_F64;
+  return peri__new(c->ctx, f64 ? PERI_F64 : PERI_F32, 0, NULL, &c->out[0]);
+}
+static double norm_of (peri__multi *m, const char *list) {
+  const peri__step none = { 0 };
+  peri__multi_run(m, m->k->sumsq, list, &none, false);
+  return sqrt(peri__multi_sum(m, -1, 0));
+}
+static void norm_put (peri_tensor *out, double v) {
+  if (out->dtype == PERI_F64) *(double *)out->data = v;
+  else *(float *)out->data = (float)v;
+}
+
+static peri_status global_norm_infer (peri_call *c) {
+  TRY(peri__multi_check(c, "r", norm_names, 0));
+  return norm_output(c);
+}
+static peri_status global_norm_cpu (peri_call *c) {
+  peri__multi m;
+  TRY(peri__multi_open(c, "r", &m));
+  norm_put(c->out[0], norm_of(&m, "0"));
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
+   .doc = "Euclidean norm of all elements of a list of tensors together, summed in f64 in a "
+          "fixed order -> ().",
+   .infer = global_norm_infer, .cpu = global_norm_cpu);
+
+static peri_status clip_infer (peri_call *c) {
+  TRY(at_least(c, "max_norm", c->attr[0].f, 0));
+  TRY(peri__multi_check(c, "w", norm_names, 0));
+  return norm_output(c);
+}
+static peri_status clip_cpu (peri_call *c) {
+  peri__multi m;
+  TRY(peri__multi_open(c, "w", &m));
+  double norm = norm_of(&m, "0"), scale = c->attr[0].f / (norm + 1e-6);
+  if (isfinite(norm) && scale < 1) {
+    const peri__step s = { .scale = scale };
+    peri__multi_run(&m, m.k->axpby, "00", &s, false);
+  }
+  norm_put(c->out[0], norm);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED,
+   .sig = "grads:tensors, max_norm:num",
+   .doc = "Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is "
+          "less than 1 and returns their norm () from before; a norm that is not finite leaves "
+          "them as they are.",
+   .infer = clip_infer, .cpu = clip_cpu);
+
+/* ---- lamb_ ---- */
+
+static peri_status lamb_infer (peri_call *c) {
+  TRY(at_least(c, "max_grad_norm", c->attr[A_MAX_NORM].f, 0));
+  return adam_infer(c);
+}
+
+static peri_status lamb_cpu (peri_call *c) {
+  peri__step s = adam_step(c, true), *each;
+  double limit = c->attr[A_MAX_NORM].f;
+  peri__multi m;
+  TRY(peri__multi_open(c, "wrww", &m));
+  size_t bytes = (size_t)m.n * sizeof *each;
+  each = m.n > 0 ? peri__block_get(c->ctx, bytes) : NULL;
+  if (m.n > 0 && !each) {
+    peri__multi_close(&m);
+    return peri__fail(c->ctx, PERI_ENOMEM, "no memory for %d trust ratios", m.n);
+  }
+  double norm = limit > 0 ? norm_of(&m, "1") : 0;
+  if (limit > 0 && norm > limit) s.scale = limit / norm;
+  peri__multi_run(&m, m.k->lamb_moments, "0123", &s, false);
+  for (int i = 0; i < m.n; i++) {
+    double w = sqrt(peri__multi_sum(&m, i, 0)), u = sqrt(peri__multi_sum(&m, i, 1));
+    each[i] = s;
+    each[i].factor = s.lr * (w > 0 && u > 0 ? w / u : 1);
+  }
+  peri__multi_run(&m, m.k->lamb_apply, "023", each, true);
+  peri__block_put(c->ctx, each, bytes);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+
+STEP_OP(lamb_,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
+        "max_grad_norm:num=1",
+        .doc = "One LAMB step in place on lists of tensors (You et al. 2020, as apex's RefLAMB): "
+               "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
+               "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
+               "either norm is 0.",
+        .infer = lamb_infer, .cpu = lamb_cpu);
+
+/* ---- ema_ ---- */
+
+static const char *const ema_names[] = { "targets", "sources" };
+
+static peri_status ema_infer (peri_call *c) {
+  double d = c->attr[0].f;
+  if (!(d >= 0 && d <= 1))
+    return peri__fail(c->ctx, PERI_EINVAL, "decay is %g, expected 0 to 1", d);
+  return peri__multi_check(c, "wr", ema_names, 0);
+}
+static peri_status ema_cpu (peri_call *c) {
+  const peri__step s = { .factor = 1 - c->attr[0].f };
+  peri__multi m;
+  TRY(peri__multi_open(c, "wr", &m));
+  peri__multi_run(&m, m.k->ema, "01", &s, false);
+  peri__multi_close(&m);
+  return PERI_OK;
+}
+STEP_OP(ema_, .sig = "targets:tensors, sources:tensors, decay:num",
+        .doc = "Exponential moving average in place on lists of tensors: target = decay target + "
+               "(1 - decay) source.",
+        .infer = ema_infer, .cpu = ema_cpu);

@@ -1,0 +1,294 @@
+/*
+** sample.c - draws of token ids from logits. A row's draw depends on its logits, the seed and its
+** number (or key) alone: never on the other rows, the threads or where the row stands. The
+** log-probability comes from op/rows.h, so it has the bits that token_logprob gives for the token.
+*/
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "op/rows.h"
+
+/* ---- sample ---- */
+
+typedef struct sampler {
+  peri__rows r;
+  const char *x;    /* (rows, v) */
+  int64_t v;
+  bool greedy;
+  int64_t top_k;    /* 0 = off */
+  double top_p, min_p;
+  peri_rng rng;
+  const int64_t *keys; /* (rows) or NULL */
+  int64_t *ids;
+  void *logp;
+  char *scratch;    /* for each worker: v of the dtype, then v ids */
+  size_t scratch_each;
+  atomic_llong bad; /* 1 + a row without a distribution; 0 = none */
+} sampler;
+
+/* The uniform number of a row. Keyed draws use the upper half of the blocks of their stream, which
+** ops that draw whole tensors never reach. */
+static double uniform (const sampler *s, int64_t row) {
+  uint32_t w[4];
+  if (s->keys) {
+    peri_rng r = { s->rng.seed, (uint64_t)s->keys[row] };
+    peri__rng_block(r, (uint64_t)1 << 63, w);
+  } else peri__rng_block(s->rng, (uint64_t)row, w);
+  return peri__unit_f64(w[0], w[1]);
+}
+
+/* Descending by weight, then ascending by id: a total order, so that ties fall the same way. */
+static bool before (const peri__rows *r, const void *e, int32_t a, int32_t b) {
+  double x = peri__rows_get(r, e, a), y = peri__rows_get(r, e, b);
+  return x > y || (x == y && a < b);
+}
+static void sift (const peri__rows *r, const void *e, int32_t *heap, int64_t n, int64_t i) {
+  for (;;) {
+    int64_t k = 2 * i + 1;
+    if (k >= n) return;
+    if (k + 1 < n && before(r, e, heap[k + 1], heap[k])) k++;
+    if (!before(r, e, heap[k], heap[i])) return;
+    int32_t t = heap[i];
+    heap[i] = heap[k];
+    heap[k] = t;
+    i = k;
+  }
+}
+
+/*
+** Ids that survive top-k, then top-p, then min-p (each on what the former left, as in
+** transformers), best first at the end of heap[]; returns how many. Ties with the k-th are kept, a
+** token is within top-p while the mass before it is less than p, and the best always survives.
+** Popped ids gather behind the shrinking heap, so the i-th best is heap[v - 1 - i].
+*/
+static int64_t survivors (const sampler *s, const void *e, int32_t *heap) {
+  int64_t v = s->v, n = v, kept = 0;
+  double mass = 0, total = 0, least = -1;
+  bool by_k = s->top_k > 0 && s->top_k < v;
+  for (int64_t i = 0; i < v; i++) heap[i] = (int32_t)i;
+  for (int64_t i = v / 2 - 1; i >= 0; i--) sift(&s->r, e, heap, v, i);
+  if (!by_k) total = peri__rows_sum(&s->r, e, v);
+  while (n > 0) {
+    double w = peri__rows_get(&s->r, e, heap[0]);
+    if (by_k ? kept >= s->top_k && w < least : kept > 0 && mass >= s->top_p * total) break;
+    int32_t id = heap[0];
+    heap[0] = heap[--n];
+    heap[n] = id;
+    sift(&s->r, e, heap, n, 0);
+    kept++;
+    mass += w;
+    least = w;
+  }
+  if (by_k && s->top_p < 1) {
+    int64_t k = 0;
+    for (total = mass, mass = 0; k < kept && (k == 0 || mass < s->top_p * total); k++)
+      mass += peri__rows_get(&s->r, e, heap[v - 1 - k]);
+    kept = k;
+  }
+  double best = peri__rows_get(&s->r, e, heap[v - 1]);
+  while (kept > 1 && peri__rows_get(&s->r, e, heap[v - kept]) < s->min_p * best) kept--;
+  return kept;
+}
+
+/* The draw among n survivors; as peri__rows_pick. */
+static int64_t pick_survivor (const sampler *s, const void *e, const int32_t *heap, int64_t n,
+                              double u) {
+  double total = 0, below = 0;
+  int64_t last = -1;
+  for (int64_t i = 0; i < n; i++) total += peri__rows_get(&s->r, e, heap[s->v - 1 - i]);
+  if (!(total > 0)) return -1;
+  for (int64_t i = 0; i < n; i++) {
+    double w = peri__rows_get(&s->r, e, heap[s->v - 1 - i]);
+    if (!(w > 0)) continue;
+    last = heap[s->v - 1 - i];
+    below += w;
+    if (below > u * total) break;
+  }
+  return last;
+}
+
+static int64_t first_best (const sampler *s, const void *x, double max) {
+  for (int64_t i = 0; i < s->v; i++)
+    if (peri__rows_get(&s->r, x, i) == max) return i;
+  return -1;
+}
+
+static void sample_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  sampler *s = ud;
+  char *e = s->scratch + (size_t)worker * s->scratch_each;
+  int32_t *heap = (int32_t *)(void *)(e + (size_t)s->v * s->r.size);
+  bool cut = (s->top_k > 0 && s->top_k < s->v) || s->top_p < 1;
+  for (int64_t i = begin; i < end; i++) {
+    const void *x = peri__rows_at(&s->r, s->x, i * s->v);
+    peri__row row;
+    int64_t id;
+    peri__rows_stat(&s->r, x, s->v, s->greedy ? NULL : e, &row);
+    if (!(row.sum > 0)) id = -1;
+    else if (s->greedy) id = first_best(s, x, row.max);
+    else if (cut) id = pick_survivor(s, e, heap, survivors(s, e, heap), uniform(s, i));
+    else {
+      for (int64_t j = 0; s->min_p > 0 && j < s->v; j++) /* the best has exp(0) = 1 */
+        if (peri__rows_get(&s->r, e, j) < s->min_p) peri__rows_set(&s->r, e, j, 0);
+      id = peri__rows_pick(&s->r, e, s->v, uniform(s, i));
+    }
+    if (id < 0) {
+      atomic_store_explicit(&s->bad, (long long)i + 1, memory_order_relaxed);
+      id = 0;
+    }
+    s->ids[i] = id;
+    peri__rows_set(&s->r, s->logp, i, peri__rows_logp(&s->r, &row, x, id));
+  }
+}
+
+static peri_status check_logits (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  char a[128];
+  TRY(peri__want_float(c, 0, "logits"));
+  if (x->ndim < 1 || x->shape[x->ndim - 1] < 1 || x->shape[x->ndim - 1] > INT32_MAX)
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "logits have shape %s, expected (..., classes) with at least 1 class",
+                      peri__shape_text(x, a, sizeof a));
+  return PERI_OK;
+}
+
+enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, GREEDY };
+
+static peri_status sample_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0], *keys = c->in[1];
+  const peri_attr *a = c->attr;
+  TRY(check_logits(c));
+  if (!(a[TEMPERATURE].f >= 0) || isinf(a[TEMPERATURE].f))
+    return peri__fail(c->ctx, PERI_EINVAL, "temperature is %g, expected 0 (greedy) or more",
+                      a[TEMPERATURE].f);
+  if (a[TOP_K].i < 0)
+    return peri__fail(c->ctx, PERI_EINVAL, "top_k is %" PRId64 ", expected 0 (off) or more",
+                      a[TOP_K].i);
+  if (!(a[TOP_P].f > 0 && a[TOP_P].f <= 1))
+    return peri__fail(c->ctx, PERI_EINVAL, "top_p is %g, expected more than 0 and at most 1",
+                      a[TOP_P].f);
+  if (!(a[MIN_P].f >= 0 && a[MIN_P].f <= 1))
+    return peri__fail(c->ctx, PERI_EINVAL, "min_p is %g, expected 0 to 1", a[MIN_P].f);
+  if (keys) {
+    TRY(peri__want_dtype(c, 1, "keys", PERI_I64));
+    TRY(peri__ids_shape(c, keys, "keys", x, "logits"));
+  }
+  TRY(peri__new(c->ctx, PERI_I64, x->ndim - 1, x->shape, &c->out[0]));
+  return peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim - 1, x->shape, &c->out[1]);
+}
+
+static peri_status sample_cpu (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  const peri_attr *a = c->attr;
+  bool greedy = a[GREEDY].i || a[TEMPERATURE].f == 0;
+  double temperature = a[TEMPERATURE].f > 0 ? a[TEMPERATURE].f : 1;
+  sampler s = { .r = peri__rows_of(c->ctx, x->dtype, temperature),
+                .x = x->data,
+                .v = x->shape[x->ndim - 1],
+                .greedy = greedy,
+                .top_k = a[TOP_K].i,
+                .top_p = a[TOP_P].f,
+                .min_p = a[MIN_P].f,
+                .keys = c->in[1] ? c->in[1]->data : NULL,
+                .ids = c->out[0]->data,
+                .logp = c->out[1]->data };
+  int64_t rows = c->out[0]->numel;
+  size_t bytes = 0;
+  if (rows == 0) return PERI_OK;
+  atomic_init(&s.bad, 0);
+  s.scratch_each =
+      ((size_t)s.v * (s.r.size + sizeof(int32_t)) + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+  if (!greedy) {
+    bytes = s.scratch_each * (size_t)peri_threads(c->ctx);
+    if (!(s.scratch = peri__block_get(c->ctx, bytes)))
+      return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the weights of %" PRId64 " classes",
+                        s.v);
+    s.rng = peri_rng_get(c->ctx);
+  }
+  peri__parallel(c->ctx, rows, peri__rows_grain(s.v), sample_rows, &s);
+  peri__block_put(c->ctx, s.scratch, bytes);
+  long long bad = atomic_load_explicit(&s.bad, memory_order_relaxed);
+  if (bad > 0)
+    return peri__fail(c->ctx, PERI_EINVAL,
+                      "row %lld (from 0) of the logits holds NaN, +inf or only -inf", bad - 1);
+  if (!greedy && !s.keys) peri__rng_next(c->ctx); /* a failed call takes nothing */
+  return PERI_OK;
+}
+
+OPN(sample, 2, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
+    .sig = "logits, keys:tensor?, temperature:num=1, top_k:int=0, top_p:num=1, min_p:num=0, "
+           "greedy:bool=false",
+    .doc = "One id for each row of logits (..., classes) -> ids (...) i64 and their "
+           "log-probability (...) under softmax(logits / temperature) before any truncation; "
+           "top_k, top_p, min_p act in this order on the scaled distribution (transformers' "
+           "rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r "
+           "draws from stream (seed, keys[r]) whatever its place: give each draw a key of its "
+           "own.",
+    .infer = sample_infer, .cpu = sample_cpu);
+
+/* ---- categorical ---- */
+
+typedef struct draws {
+  peri__rows r;
+  const char *x;
+  int64_t v, n;
+  peri_rng rng;
+  int64_t *ids; /* (rows, n) */
+  char *scratch;
+  size_t scratch_each;
+  atomic_llong bad;
+} draws;
+
+static peri_status categorical_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  int64_t shape[PERI_MAX_DIMS];
+  TRY(check_logits(c));
+  if (c->attr[0].i < 1)
+    return peri__fail(c->ctx, PERI_EINVAL, "n is %" PRId64 ", expected 1 or more", c->attr[0].i);
+  memcpy(shape, x->shape, sizeof shape);
+  shape[x->ndim - 1] = c->attr[0].i;
+  return peri__new(c->ctx, PERI_I64, x->ndim, shape, &c->out[0]);
+}
+
+static void categorical_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  draws *s = ud;
+  char *e = s->scratch + (size_t)worker * s->scratch_each;
+  for (int64_t i = begin; i < end; i++) {
+    peri__row row;
+    peri__rows_stat(&s->r, peri__rows_at(&s->r, s->x, i * s->v), s->v, e, &row);
+    for (int64_t k = 0; k < s->n; k++) {
+      uint32_t w[4];
+      peri__rng_block(s->rng, (uint64_t)(i * s->n + k), w);
+      int64_t id = row.sum > 0 ? peri__rows_pick(&s->r, e, s->v, peri__unit_f64(w[0], w[1])) : -1;
+      if (id < 0) atomic_store_explicit(&s->bad, (long long)i + 1, memory_order_relaxed);
+      s->ids[i * s->n + k] = id;
+    }
+  }
+}
+
+static peri_status categorical_cpu (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  draws s = { .r = peri__rows_of(c->ctx, x->dtype, 1), .x = x->data, .v = x->shape[x->ndim - 1],
+              .n = c->attr[0].i, .ids = c->out[0]->data };
+  int64_t rows = x->numel / s.v;
+  if (rows == 0) return PERI_OK;
+  atomic_init(&s.bad, 0);
+  s.scratch_each = ((size_t)s.v * s.r.size + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+  size_t bytes = s.scratch_each * (size_t)peri_threads(c->ctx);
+  if (!(s.scratch = peri__block_get(c->ctx, bytes)))
+    return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the weights of %" PRId64 " classes", s.v);
+  s.rng = peri_rng_get(c->ctx);
+  peri__parallel(c->ctx, rows, peri__rows_grain(s.v * s.n), categorical_rows, &s);
+  peri__block_put(c->ctx, s.scratch, bytes);
+  long long bad = atomic_load_explicit(&s.bad, memory_order_relaxed);
+  if (bad > 0)
+    return peri__fail(c->ctx, PERI_EINVAL,
+                      "row %lld (from 0) of the logits holds NaN, +inf or only -inf", bad - 1);
+  peri__rng_next(c->ctx);
+  return PERI_OK;
+}
+
+OP(categorical, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST, .sig = "logits, n:int=1",
+   .doc = "n draws with replacement from softmax(logits) for each row of logits (..., classes) "
+          "-> ids (..., n) i64; give log(p) to draw by probabilities.",
+   .infer = categorical_infer, .cpu = categorical_cpu);
