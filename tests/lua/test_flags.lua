@@ -1,0 +1,88 @@
+-- Flags of recipes, named options.
+local lu = require "luaunit"
+local flags = require "perilune.flags"
+local options = require "perilune.options"
+
+local spec = {
+  steps = { 100, "updates" }, lr = { 1e-3, "learning rate" }, name = "demo", verbose = false,
+  shuffle = { true, "random order" }, mode = { "a", "how", choices = { "a", "b" } },
+}
+
+local function parse(...) return flags.parse(spec, { ... }) end
+
+TestFlags = {}
+
+function TestFlags:test_defaults_and_overrides()
+  lu.assertEquals(parse(), { steps = 100, lr = 1e-3, name = "demo", verbose = false, shuffle = true, mode = "a" })
+  local f = parse("--steps", "5", "--lr=0.1", "--name", "x y", "--verbose", "--no-shuffle", "--mode", "b")
+  lu.assertEquals(f, { steps = 5, lr = 0.1, name = "x y", verbose = true, shuffle = false, mode = "b" })
+  lu.assertEquals(parse("--verbose", "false").verbose, false)
+end
+
+function TestFlags:test_types_follow_the_defaults()
+  lu.assertEquals(math.type(parse("--lr", "1").lr), "float")
+  lu.assertEquals(math.type(parse("--steps", "1e2").steps), "integer")
+  for _, args in ipairs { { "--steps", "1.5" }, { "--steps", "many" }, { "--lr", "x" }, { "--verbose=maybe" } } do
+    local values, message = flags.parse(spec, args)
+    lu.assertNil(values)
+    lu.assertStrContains(message, args[1]:match "%-%-%a+")
+  end
+end
+
+function TestFlags:test_unknown_flags_name_the_nearest()
+  local _, message = parse("--step", "3")
+  lu.assertStrContains(message, 'did you mean "steps"')
+  _, message = parse "steps"
+  lu.assertStrContains(message, "not a flag")
+  _, message = parse "--steps"
+  lu.assertStrContains(message, "needs a value")
+  _, message = parse("--mode", "c")
+  lu.assertStrContains(message, "choice")
+end
+
+function TestFlags:test_help_lists_everything()
+  local values, text, is_help = flags.parse(spec, { "--help" }, "What it does.")
+  lu.assertNil(values)
+  lu.assertTrue(is_help)
+  for _, s in ipairs { "What it does.", "--steps", "updates", "(100)", '("demo")', "one of a, b" } do
+    lu.assertStrContains(text, s)
+  end
+end
+
+function TestFlags:test_config_file_comes_before_the_command_line()
+  local path = os.tmpname()
+  local function write(s)
+    local file = assert(io.open(path, "w"))
+    file:write(s)
+    file:close()
+  end
+  write '{"steps": 7, "lr": 1, "name": "file"}'
+  local f = parse("--name", "line", "--config", path)
+  lu.assertEquals({ f.steps, f.lr, f.name }, { 7, 1.0, "line" })
+  write '{"stepz": 7}'
+  local _, message = parse("--config=" .. path)
+  lu.assertStrContains(message, 'did you mean "steps"')
+  write '{"steps": "7"}'
+  _, message = parse("--config=" .. path)
+  lu.assertStrContains(message, "an integer")
+  os.remove(path)
+end
+
+TestOptions = {}
+
+function TestOptions:test_nearest()
+  lu.assertEquals(options.nearest("causl", { "causal", "scale" }), "causal")
+  lu.assertEquals(options.nearest("Bais", { "bias", "base" }), "bias")
+  lu.assertNil(options.nearest("xyz", { "causal", "scale" }))
+end
+
+function TestOptions:test_read_by_position_and_name()
+  local function read(...)
+    return options.read("f", { "a", "b" }, { a = options.required, b = 2, c = options.none }, 2, ...)
+  end
+  lu.assertEquals(read(1), { a = 1, b = 2 })
+  lu.assertEquals(read(1, 5, { c = 3 }), { a = 1, b = 5, c = 3 })
+  lu.assertEquals(read { a = 1, c = 3 }, { a = 1, b = 2, c = 3 })
+  lu.assertErrorMsgContains("a is missing", read)
+  lu.assertErrorMsgContains("4 arguments", read, 1, 2, {}, 3)
+end

@@ -1,0 +1,280 @@
+-- Layers, module walks, state dicts, initial weights.
+local lu = require "luaunit"
+local peri = require "perilune"
+local nn = require "perilune.nn"
+
+local function close(a, b, tolerance)
+  lu.assertEquals(a.shape, b.shape)
+  lu.assertTrue(a:sub(b):abs():max():item() <= (tolerance or 1e-6))
+end
+
+local function names(module)
+  local list = {}
+  for i, pair in ipairs(module:named_parameters()) do list[i] = pair[1] end
+  return list
+end
+
+TestModules = {}
+
+function TestModules:setUp() peri.seed(1) end
+
+function TestModules:test_linear_takes_sizes_by_position_or_by_name()
+  local a, b = nn.Linear(3, 2, { bias = false }), nn.Linear { in_features = 3, out_features = 2, bias = false }
+  lu.assertEquals(a.weight.shape, { 2, 3 })
+  lu.assertEquals(b.weight.shape, { 2, 3 })
+  lu.assertNil(a.bias)
+  lu.assertEquals(nn.Linear(3, 2).bias.shape, { 2 })
+end
+
+function TestModules:test_unknown_option_names_the_nearest()
+  lu.assertErrorMsgContains('did you mean "bias"', nn.Linear, 3, 2, { bais = false })
+  lu.assertErrorMsgContains("out_features is missing", nn.Linear, 3)
+end
+
+function TestModules:test_errors_point_at_the_caller()
+  local _, message = pcall(function() nn.Linear(3) end)
+  lu.assertStrContains(message, "test_nn.lua")
+end
+
+function TestModules:test_linear_computes_xw_plus_b()
+  local layer = nn.Linear(2, 2)
+  layer.weight:detach():copy_(peri.tensor { { 1, 2 }, { 3, 4 } })
+  layer.bias:detach():copy_(peri.tensor { 0.5, -0.5 })
+  lu.assertEquals(layer(peri.tensor({ { 1, 1 } }, "f32")):tolist(), { { 3.5, 6.5 } })
+end
+
+function TestModules:test_parameters_come_in_order_of_assignment()
+  local net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+  lu.assertEquals(names(net), { "0.weight", "0.bias", "2.weight", "2.bias" })
+  lu.assertEquals(net:num_parameters(), 2 * 3 + 3 + 3 + 1)
+  lu.assertEquals(#net:parameters(), 4)
+end
+
+function TestModules:test_own_classes_and_lists_of_modules()
+  local Net = nn.class("Net", function(self, n)
+    self.first = nn.Linear(2, 4)
+    self.blocks = {}
+    for i = 1, n do self.blocks[i] = nn.Linear(4, 4, { bias = false }) end
+    self.blocks = self.blocks
+    self.last = nn.Linear(4, 1)
+  end)
+  function Net:forward(x)
+    x = self.first(x)
+    for _, b in ipairs(self.blocks) do x = b(x):relu() end
+    return self.last(x)
+  end
+  local net = Net(2)
+  lu.assertEquals(names(net), { "first.weight", "first.bias", "blocks.0.weight", "blocks.1.weight",
+    "last.weight", "last.bias" })
+  lu.assertEquals(net(peri.ones { 5, 2 }).shape, { 5, 1 })
+  lu.assertStrContains(tostring(net), "blocks.1: Linear(4, 4, bias = false)")
+end
+
+function TestModules:test_tied_parameter_is_listed_once_and_saved_twice()
+  local Net = nn.class("Tied", function(self)
+    self.embed = nn.Embedding(5, 3)
+    self.head = self.embed.weight
+  end)
+  local net = Net()
+  lu.assertEquals(names(net), { "embed.weight" })
+  local state = net:state_dict()
+  lu.assertNotNil(state["head"])
+  net:to "f64"
+  lu.assertEquals(net.head.dtype, "f64")
+  lu.assertTrue(rawequal(net.head, net.embed.weight))
+end
+
+function TestModules:test_buffers_are_saved_and_not_trained()
+  local Net = nn.class("Buffered", function(self)
+    self.mean = peri.zeros { 3 }
+    self._private = peri.zeros { 3 }
+  end)
+  local net = Net()
+  lu.assertEquals(net:parameters(), {})
+  lu.assertNotNil(net:state_dict().mean)
+  lu.assertNil(net:state_dict()._private)
+end
+
+function TestModules:test_state_dict_goes_there_and_back()
+  local a, b = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+  local x = peri.randn { 4, 2 }
+  b:load_state_dict(a:state_dict())
+  lu.assertEquals(b(x):tolist(), a(x):tolist())
+end
+
+function TestModules:test_load_state_dict_names_everything_that_does_not_fit()
+  local net = nn.Linear(2, 3)
+  local before = net.weight:tolist()
+  local ok, message = pcall(net.load_state_dict, net, { weight = peri.zeros { 3, 3 }, extra = peri.zeros { 1 } })
+  lu.assertFalse(ok)
+  lu.assertStrContains(message, "missing bias")
+  lu.assertStrContains(message, "unexpected extra")
+  lu.assertStrContains(message, "weight has (3, 3), expected (3, 2)")
+  lu.assertEquals(net.weight:tolist(), before)
+  net:load_state_dict({ weight = peri.zeros { 3, 2 }, extra = peri.zeros { 1 } }, { strict = false })
+  lu.assertEquals(net.weight:tolist(), { { 0, 0 }, { 0, 0 }, { 0, 0 } })
+end
+
+function TestModules:test_train_and_eval_reach_every_module()
+  local net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.9)))
+  local x = peri.ones { 8, 2 }
+  net:eval()
+  lu.assertEquals(net(x):tolist(), net(x):tolist())
+  lu.assertFalse(net[2][1].training)
+  net:train()
+  lu.assertTrue(net[2][1].training)
+  lu.assertTrue(net(x):eq(0):any():item())
+end
+
+function TestModules:test_freeze_takes_a_pattern()
+  local net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+  net:freeze "^0%."
+  lu.assertFalse(net[1].weight.requires_grad)
+  lu.assertTrue(net[2].weight.requires_grad)
+  net(peri.ones { 1, 2 }):sum():backward()
+  lu.assertNil(net[1].weight.grad)
+  lu.assertNotNil(net[2].weight.grad)
+  lu.assertEquals(#net:unfreeze():parameters(), 4)
+  net:zero_grad()
+  lu.assertNil(net[2].weight.grad)
+end
+
+function TestModules:test_to_changes_the_dtype_of_floats()
+  local net = nn.Linear(2, 2):to "f64"
+  lu.assertEquals(net.weight.dtype, "f64")
+  lu.assertTrue(net.weight.requires_grad)
+end
+
+function TestModules:test_sequential_takes_functions()
+  local net = nn.Sequential(nn.Linear(2, 2), function(x) return x:mul(0) end)
+  lu.assertEquals(net(peri.ones { 1, 2 }):tolist(), { { 0, 0 } })
+  lu.assertErrorMsgContains("expected a module or a function", nn.Sequential, 1)
+end
+
+function TestModules:test_norms_and_activations_agree_with_their_ops()
+  local x = peri.randn { 2, 6, 5 }
+  close(nn.LayerNorm(5)(x), x:layer_norm(peri.ones { 5 }, peri.zeros { 5 }))
+  close(nn.RMSNorm(5)(x), x:rms_norm(peri.ones { 5 }))
+  close(nn.GroupNorm(3, 6)(x), x:group_norm(peri.ones { 6 }, peri.zeros { 6 }, 3))
+  close(nn.LeakyReLU(0.2)(x), x:leaky_relu(0.2))
+  close(nn.Softmax(-1)(x), x:softmax(-1))
+  close(nn.Flatten()(x), x:reshape { 2, 30 })
+  lu.assertErrorMsgContains("7 channels do not divide into 3", nn.GroupNorm, 3, 7)
+  lu.assertErrorMsgContains("expected a number in [0, 1)", nn.Dropout, 1)
+end
+
+function TestModules:test_apply_visits_every_module_parents_first()
+  local seen = {}
+  nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Tanh())):apply(function(m)
+    seen[#seen + 1] = getmetatable(m).__name
+  end)
+  lu.assertEquals(seen, { "Sequential", "Linear", "Sequential", "Tanh" })
+end
+
+TestAttentionLayer = {}
+
+function TestAttentionLayer:setUp() peri.seed(2) end
+
+function TestAttentionLayer:test_shapes_with_grouped_queries()
+  local layer = nn.MultiHeadAttention(12, 6, { kv_heads = 2, rope = true, qk_norm = true })
+  lu.assertEquals(layer(peri.randn { 2, 5, 12 }).shape, { 2, 5, 12 })
+  lu.assertEquals(names(layer), { "qkv.weight", "out.weight", "q_norm.weight", "k_norm.weight" })
+  lu.assertErrorMsgContains("6 heads do not divide into 4", nn.MultiHeadAttention, 12, 6, { kv_heads = 4 })
+end
+
+function TestAttentionLayer:test_equals_plain_attention()
+  local layer = nn.MultiHeadAttention(8, 2)
+  local x = peri.randn { 1, 4, 8 }
+  local qkv = x:matmul(layer.qkv.weight:transpose(1, 2)) -- (1, 4, 24)
+  local out = {}
+  for h = 0, 1 do
+    local q, k = qkv:narrow(-1, h * 4 + 1, 4), qkv:narrow(-1, 8 + h * 4 + 1, 4)
+    local v = qkv:narrow(-1, 16 + h * 4 + 1, 4)
+    local mask = peri.full({ 4, 4 }, -1e9):triu(1)
+    out[h + 1] = q:matmul(k:transpose(2, 3)):mul(0.5):add(mask):softmax(-1):matmul(v)
+  end
+  close(layer(x), peri.cat(out, 3):matmul(layer.out.weight:transpose(1, 2)), 1e-5)
+end
+
+function TestAttentionLayer:test_cache_gives_the_same_rows()
+  local layer = nn.MultiHeadAttention(8, 2, { rope = true, kv_heads = 1 }):eval()
+  local x = peri.randn { 2, 5, 8 }
+  local _ <close> = peri.no_grad()
+  local whole = layer(x)
+  local cache = layer:cache(2, 5)
+  local parts = { layer(x:narrow(2, 1, 3), { cache = cache }) }
+  for t = 4, 5 do parts[#parts + 1] = layer(x:narrow(2, t, 1), { cache = cache }) end
+  close(peri.cat(parts, 2), whole, 1e-5)
+  lu.assertErrorMsgContains("room for 5", layer, x, { cache = cache })
+end
+
+function TestAttentionLayer:test_left_padding_changes_nothing()
+  local layer = nn.MultiHeadAttention(8, 2, { rope = true }):eval()
+  local x = peri.randn { 1, 3, 8 }
+  local padded = peri.cat({ peri.randn { 1, 2, 8 }, x }, 2)
+  local _ <close> = peri.no_grad()
+  close(layer(padded, { start = peri.tensor { 2 } }):narrow(2, 3, 3), layer(x), 1e-5)
+end
+
+function TestAttentionLayer:test_feed_forward_kinds()
+  local x = peri.randn { 2, 4 }
+  for _, kind in ipairs { "gelu", "relu", "silu", "swiglu", "geglu", "reglu", "glu" } do
+    lu.assertEquals(nn.FeedForward(4, 6, { kind = kind })(x).shape, { 2, 4 })
+  end
+  local ff = nn.FeedForward(4, 6, { kind = "swiglu" })
+  local h = x:matmul(ff.up.weight:transpose(1, 2))
+  local want = h:narrow(-1, 1, 6):silu():mul(h:narrow(-1, 7, 6)):matmul(ff.down.weight:transpose(1, 2))
+  close(ff(x), want, 1e-5)
+end
+
+function TestAttentionLayer:test_block_trains_every_parameter()
+  local block = nn.Block(8, 2, { norm = "rms", kind = "swiglu", rope = true, ff = 12 })
+  block(peri.randn { 2, 3, 8 }):square():sum():backward()
+  for _, pair in ipairs(block:named_parameters()) do
+    lu.assertNotNil(pair[2].grad, pair[1])
+  end
+end
+
+TestInit = {}
+
+function TestInit:setUp() peri.seed(3) end
+
+local function moments(t)
+  local mean = t:mean():item()
+  return mean, t:sub(mean):square():mean():sqrt():item()
+end
+
+function TestInit:test_moments()
+  local t = peri.empty { 200, 100 }
+  local mean, std = moments(nn.init.normal_(t, 0.5, 2))
+  lu.assertAlmostEquals(mean, 2, 0.02)
+  lu.assertAlmostEquals(std, 0.5, 0.01)
+  _, std = moments(nn.init.xavier_normal_(t))
+  lu.assertAlmostEquals(std, math.sqrt(2 / 300), 0.002)
+  _, std = moments(nn.init.xavier_uniform_(t))
+  lu.assertAlmostEquals(std, math.sqrt(2 / 300), 0.002)
+  _, std = moments(nn.init.kaiming_normal_(t))
+  lu.assertAlmostEquals(std, math.sqrt(2 / 100), 0.004)
+  _, std = moments(nn.init.kaiming_uniform_(t, { fan = "out", activation = "linear" }))
+  lu.assertAlmostEquals(std, math.sqrt(1 / 200), 0.002)
+  nn.init.trunc_normal_(t, 0.1)
+  lu.assertTrue(t:abs():max():item() <= 0.2 + 1e-7)
+  lu.assertEquals(nn.init.ones_(t):sum():item(), 20000)
+  lu.assertEquals(nn.init.zeros_(t):sum():item(), 0)
+end
+
+function TestInit:test_orthogonal_rows_or_columns()
+  for _, shape in ipairs { { 8, 8 }, { 20, 5 }, { 5, 20 } } do
+    local t = nn.init.orthogonal_(peri.empty(shape), 2)
+    local m = shape[1] <= shape[2] and t or t:transpose(1, 2)
+    local n = math.min(shape[1], shape[2])
+    close(m:matmul(m:transpose(1, 2)), peri.eye(n):mul(4), 1e-4)
+  end
+end
+
+function TestInit:test_same_seed_same_weights()
+  peri.seed(9)
+  local a = nn.Linear(4, 4).weight:tolist()
+  peri.seed(9)
+  lu.assertEquals(nn.Linear(4, 4).weight:tolist(), a)
+end
