@@ -136,7 +136,11 @@ X(scatter_add)
 X(index_add)
 X(embedding_backward)
 X(masked_scatter)
-/* matmul.c */
+/* matmul.c, einsum.c */
+X(matmul)
+X(linear)
+X(outer)
+X(einsum)
 /* heads.c, norm.c, attention.c */
 X(unpack_qkv)
 X(dropout)
