@@ -140,6 +140,18 @@ function M.kl(logp, ref)
   return d:expm1():sub(d)
 end
 
+--- Mean KL of the policy that sampled a batch to a reference model, in nats a token.
+--- @param reference table  model
+--- @param batch table  of M.rollout
+--- @param temperature number?
+--- @return number
+function M.kl_to(reference, batch, temperature)
+  local _ <close> = peri.no_grad()
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local ref = reference:token_logprobs(batch.ids, batch.from, { temperature = temperature, start = batch.start })
+  return M.kl(batch.logprobs, ref):mul(batch.mask):sum():item() / batch.mask:sum():item()
+end
+
 --- The clipped surrogate of PPO and GRPO as a loss to minimise:
 --- -min(ratio * A, clip(ratio, 1 - clip, 1 + clip_high) * A) + beta * k3(logp, ref).
 --- @param logp perilune.Tensor  (B, N) of the policy being trained

@@ -1,5 +1,6 @@
 /* profile.c - the profiler: op counts, time, arithmetic and traffic, one row an op name. */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
+
 #include <string.h>
 #include <time.h>
 

@@ -55,14 +55,14 @@ end
 --- @return boolean|nil ok
 --- @return string? message
 function M.save(folder, config, tensors, generation)
-  local ok, err = peri.files.mkdir_p(folder)
+  local ok, err = peri.files.make_folder(folder)
   if not ok then return nil, err end
   ok, err = peri.safetensors.save(folder .. "/model.safetensors", tensors, { format = "pt" })
   if not ok then return nil, err end
-  ok, err = peri.files.atomic_write(folder .. "/config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
+  ok, err = peri.files.write(folder .. "/config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
   if not ok then return nil, err end
   if not generation then return true end
-  return peri.files.atomic_write(folder .. "/generation_config.json",
+  return peri.files.write(folder .. "/generation_config.json",
     peri.json.encode(generation, { indent = 2 }) .. "\n")
 end
 
