@@ -22,7 +22,7 @@ end
 
 local function documents()
   local list = { "README.md" }
-  for _, name in ipairs(assert(peri.files.list_folder "docs")) do
+  for _, name in ipairs(assert(peri.files.list "docs")) do
     if name:find "%.md$" then list[#list + 1] = "docs/" .. name end
   end
   return list

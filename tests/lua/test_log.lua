@@ -103,7 +103,7 @@ function TestLog:test_tensorboard_file_has_records()
   local l = log.new { console = false, tensorboard = dir }
   l:step(1, { loss = 2 })
   l:close()
-  local names = peri.files.list_folder(dir)
+  local names = peri.files.list(dir)
   lu.assertStrContains(names[1], "tfevents")
   local text = read(dir .. "/" .. names[1])
   lu.assertStrContains(text, "brain.Event:2")
