@@ -128,11 +128,9 @@ static void panel_column (const job *s, int64_t i0, int64_t i1, int64_t j, int64
   enum source source = s->source;
   bool partial = source == DIRECT ? nn % s->kern->lanes != 0 : nn != s->nr;
   if (partial && source != PACKED) source = PRIVATE; /* B ends inside a vector: make a full one */
-  const float *b = g->b + s->p0 * g->brs + j * g->bcs;
   int64_t ldb = source == DIRECT ? g->brs : source == TRANSPOSED ? g->bcs : s->nr;
-  if (source == PACKED) {
-    b = panel_b(s, j);
-  } else if (source == PRIVATE) {
+  const float *b = source == PACKED ? panel_b(s, j) : g->b + s->p0 * g->brs + j * g->bcs;
+  if (source == PRIVATE) {
     s->kern->pack_b(s->kb, nn, b, g->brs, g->bcs, own);
     b = own;
   }
