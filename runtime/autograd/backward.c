@@ -171,7 +171,9 @@ static peri_status capture (pass *p, peri_node *n) {
 }
 
 /* The node before n that a pass may visit. */
-static peri_node *earlier (const peri_node *n) { return n->prev && !n->prev->barrier ? n->prev : NULL; }
+static peri_node *earlier (const peri_node *n) {
+  return n->prev && !n->barrier && !n->prev->barrier ? n->prev : NULL;
+}
 
 static void mark_paths (pass *p) {
   peri_node *first = p->ctx->tape_last;
