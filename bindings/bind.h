@@ -39,11 +39,10 @@ typedef struct peri_bind {
   peri_scope *scope;     /* innermost open one */
   size_t collect_at;     /* live bytes above which the collector is told: state.c */
   peri_tensor *scalar[PERI_NSCALAR];
-  double scalar_value[PERI_NSCALAR];
   size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
   struct peri_record *records; /* custom functions alive in the tape: grad.c */
-  int *dead;                   /* registry references to drop at the next safe point */
-  int ndead, capdead;
+  struct peri_record *dead;    /* those to free at the next safe point */
+  lua_State *main;             /* the main thread */
   lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
   bool intercept;              /* linear and embedding go through a Lua function: call.c */
 } peri_bind;
@@ -111,20 +110,47 @@ void peri__push_shape (lua_State *L, int ndim, const int64_t *shape); /* a table
 /* "(2, 3)" pushed as a string. */
 void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape);
 
+/* ---- scopes inside C functions: memory.c ---- */
+/* Open a scope whose userdata is pushed; a raised error leaves it to the caller's caller. */
+void peri__scope_enter (lua_State *L, peri_scope **out);
+void peri__scope_leave (peri_bind *b, peri_scope *s); /* frees what was made in it; idempotent */
+void peri__scope_lift (peri_scope *to, peri_box *box); /* hand box to scope to; NULL = no scope */
+
+/* ---- elements: tensor.c, make.c ---- */
+void peri__push_element (lua_State *L, peri_dtype d, const void *p);
+/* Store the Lua value at idx; raises when it does not fit. */
+void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, void *p);
+double peri__half_to_double (peri_dtype d, uint16_t h); /* f16, bf16 */
+
 /* ---- what each file adds; all expect the module table on top and leave it there ---- */
 void peri__open_call (lua_State *L);   /* every op, as function and method: call.c */
 void peri__open_tensor (lua_State *L); /* metatable, fields, methods: tensor.c */
 void peri__open_make (lua_State *L);   /* peri.tensor, from_bytes, tolist: make.c */
 void peri__open_memory (lua_State *L); /* scopes, steps, keep: memory.c */
 void peri__open_grad (lua_State *L);   /* grad.c */
-void peri__open_custom (lua_State *L); /* custom, checkpoint: custom.c */
+void peri__open_custom (lua_State *L); /* custom.c */
+void peri__open_checkpoint (lua_State *L); /* checkpoint.c */
 void peri__open_rng (lua_State *L);    /* rng.c */
 void peri__open_info (lua_State *L);   /* info, ops, profile, time: info.c */
 int peri__open_json (lua_State *L);    /* pushes one table: json.c */
 int peri__open_files (lua_State *L);   /* pushes one table: files.c */
 int peri__tostring (lua_State *L);     /* __tostring of tensors, never fails: print.c */
 
+/* The op that a Lua function runs; NULL for other functions: call.c */
+const peri_op *peri__op_of (lua_State *L, int idx);
+void peri__custom_close (peri_bind *b);  /* forget the Lua side of custom functions: custom.c */
+void peri__custom_sweep (lua_State *L, peri_bind *b); /* free records that the tape let go of */
+/* Pushes a to-be-closed guard under which recording is on or off: grad.c */
+void peri__grad_guard (lua_State *L, bool on);
+/* Let require find the embedded files, before or after those of package.path: state.c */
+void peri__add_searcher (lua_State *L, bool first);
+int peri__traceback (lua_State *L); /* message handler: host.c */
+/* New reference to a weak 0-dim tensor. cached: it is not handed on to Lua as a result. */
+peri_status peri__number (peri_bind *b, bool integer, lua_Integer i, lua_Number f, bool cached,
+                          peri_tensor **out);
+
 /* Registry keys: the address is the key. */
-extern const char peri__key_bind, peri__key_tensor, peri__key_methods, peri__key_intercept;
+extern const char peri__key_bind, peri__key_tensor, peri__key_methods, peri__key_intercept,
+  peri__key_ops;
 
 #endif

@@ -1,0 +1,258 @@
+/*
+** custom.c - functions in Lua with a vjp of their own, and what every record with a Lua side needs.
+*/
+#include <string.h>
+
+#include "custom.h"
+
+/* ---- records ---- */
+
+peri_record *peri__record_new (peri_bind *b, int nin, const char *name) {
+  peri_alloc_fn alloc;
+  void *ud;
+  size_t size = sizeof(peri_record) + (size_t)nin * sizeof ((peri_record *)0)->in[0];
+  peri_allocator(b->ctx, &alloc, &ud);
+  peri_record *r = (peri_record *)alloc(ud, NULL, 0, size);
+  if (!r) {
+    peri__fail(b->ctx, PERI_ENOMEM, "out of memory for a custom function");
+    return NULL;
+  }
+  memset(r, 0, size);
+  r->b = b;
+  r->ref = LUA_NOREF;
+  r->size = size;
+  r->name = name;
+  r->nin = nin;
+  r->next = b->records;
+  if (r->next) r->next->prev = r;
+  b->records = r;
+  return r;
+}
+
+static void unlink_record (peri_record *r) {
+  if (r->prev) r->prev->next = r->next;
+  else r->b->records = r->next;
+  if (r->next) r->next->prev = r->prev;
+}
+
+static void dispose (peri_ctx *ctx, peri_record *r) {
+  peri_alloc_fn alloc;
+  void *ud;
+  peri_allocator(ctx, &alloc, &ud);
+  alloc(ud, r, r->size, 0);
+}
+
+void peri__record_free (peri_record *r) {
+  unlink_record(r);
+  dispose(r->b->ctx, r);
+}
+
+void peri__record_release (void *ud) {
+  peri_record *r = (peri_record *)ud;
+  if (!r->b) {
+    dispose((peri_ctx *)r->next, r); /* custom_close left the context there */
+    return;
+  }
+  unlink_record(r);
+  r->next = r->b->dead;
+  r->b->dead = r;
+}
+
+void peri__custom_sweep (lua_State *L, peri_bind *b) {
+  while (b->dead) {
+    peri_record *r = b->dead;
+    b->dead = r->next;
+    luaL_unref(L, LUA_REGISTRYINDEX, r->ref);
+    dispose(b->ctx, r);
+  }
+}
+
+void peri__custom_close (peri_bind *b) {
+  while (b->records) {
+    peri_record *r = b->records;
+    b->records = r->next;
+    r->b = NULL;
+    r->prev = NULL;
+    r->next = (peri_record *)(void *)b->ctx;
+  }
+  while (b->dead) {
+    peri_record *r = b->dead;
+    b->dead = r->next;
+    dispose(b->ctx, r);
+  }
+}
+
+peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
+  peri_bind *b = call->r->b;
+  if (!b) return peri__fail(call->ctx, PERI_EHOST, "%s: the Lua state of its vjp is closed", call->r->name);
+  lua_State *L = b->L ? b->L : b->main;
+  if (!lua_checkstack(L, LUA_MINSTACK))
+    return peri__fail(call->ctx, PERI_ENOMEM, "%s: no room on the Lua stack", call->r->name);
+  int top = lua_gettop(L);
+  lua_pushcfunction(L, peri__traceback);
+  lua_pushcfunction(L, body);
+  lua_pushlightuserdata(L, call);
+  int rc = lua_pcall(L, 1, 0, top + 1);
+  peri_status s = PERI_OK;
+  if (rc != LUA_OK) {
+    s = rc == LUA_ERRMEM ? PERI_ENOMEM : PERI_EHOST;
+    if (atomic_load_explicit(&call->ctx->interrupted, memory_order_relaxed)) s = PERI_EINTR;
+    peri__fail(call->ctx, s, "%s", lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+    for (int i = 0; i < call->nin; i++) {
+      peri_release(call->gin[i]);
+      call->gin[i] = NULL;
+    }
+  }
+  lua_settop(L, top);
+  return s;
+}
+
+/* ---- custom(forward, vjp) ---- */
+
+/* The record's table: [1] vjp, [2] its context. One result an argument of forward. */
+static int vjp_body (lua_State *L) {
+  peri__vjp_call *c = (peri__vjp_call *)lua_touserdata(L, 1);
+  peri_record *r = c->r;
+  int most = 0;
+  luaL_checkstack(L, c->nout + PERI_CUSTOM_ARGS + 8, NULL);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref);
+  lua_rawgeti(L, 2, 1);
+  lua_rawgeti(L, 2, 2);
+  for (int k = 0; k < c->nout; k++) {
+    if (c->gout[k]) peri__box_share(L, c->gout[k]);
+    else lua_pushnil(L);
+  }
+  for (int i = 0; i < r->nin; i++)
+    if (r->in[i].arg > most) most = r->in[i].arg;
+  lua_call(L, c->nout + 1, most);
+  for (int i = 0; i < r->nin; i++) { /* all checks before the first reference */
+    int at = 2 + r->in[i].arg;
+    peri_box *box = peri__box_at(L, r->b, at);
+    if (!lua_isnil(L, at) && (!box || !box->t))
+      return luaL_error(L, "custom: result %d of the vjp must be a tensor or nil, got %s", r->in[i].arg,
+                        box ? "a released tensor" : luaL_typename(L, at));
+  }
+  for (int i = 0; i < r->nin; i++) {
+    peri_box *box = (peri_box *)lua_touserdata(L, 2 + r->in[i].arg);
+    c->gin[i] = box ? peri_retain(box->t) : NULL;
+  }
+  return 0;
+}
+
+static peri_status custom_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout, int nin,
+                               peri_tensor **gin) {
+  peri_record *r = (peri_record *)ud;
+  peri__vjp_call call = { .r = r, .ctx = ctx, .nout = nout, .nin = nin, .gout = gout, .gin = gin };
+  return peri__run_vjp(&call, vjp_body);
+}
+
+/* Replace every tensor from first to top by a new view of it, so that no output is an input. */
+static int detach_results (lua_State *L, peri_bind *b, int first) {
+  int top = lua_gettop(L), n = 0;
+  for (int i = first; i <= top; i++) {
+    peri_box *box = peri__box_at(L, b, i);
+    if (!box) continue;
+    if (!box->t) luaL_error(L, "custom: result %d was released by a scope", i - first + 1);
+    peri_tensor **out = peri__box_new(L);
+    peri__check(L, "custom", peri_detach(box->t, out));
+    lua_replace(L, i);
+    n++;
+  }
+  return n;
+}
+
+static int collect (lua_State *L, peri_bind *b, int first, int last, peri_tensor **list, int *at) {
+  int n = 0;
+  for (int i = first; i <= last; i++) {
+    peri_box *box = peri__box_at(L, b, i);
+    if (!box) continue;
+    if (at) at[n] = i - first + 1;
+    list[n++] = box->t;
+  }
+  return n;
+}
+
+static bool any_tracked (lua_State *L, peri_bind *b, int n) {
+  bool tracked = false;
+  for (int i = 1; i <= n; i++) {
+    peri_box *box = peri__box_at(L, b, i);
+    if (box && !box->t) luaL_error(L, "custom: argument %d: tensor was released by its scope", i);
+    tracked = tracked || (box && peri__tracked(box->t));
+  }
+  return tracked;
+}
+
+/* What custom() returned; upvalues: bind, forward, vjp. */
+static int call_custom (lua_State *L) {
+  peri_bind *b = BIND(L);
+  int n = lua_gettop(L), at[PERI_CUSTOM_ARGS];
+  peri_tensor *in[PERI_CUSTOM_ARGS], *out[PERI_CUSTOM_ARGS];
+  peri__custom_sweep(L, b);
+  if (n > PERI_CUSTOM_ARGS) return luaL_error(L, "custom: more than %d arguments", PERI_CUSTOM_ARGS);
+  luaL_checkstack(L, n + 12, NULL);
+  bool record = b->ctx->grad_enabled && any_tracked(L, b, n);
+  lua_newtable(L);
+  int saved = n + 1, first = n + 3;
+  peri__grad_guard(L, false);
+  lua_toclose(L, n + 2);
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_pushvalue(L, saved);
+  for (int i = 1; i <= n; i++) lua_pushvalue(L, i);
+  lua_call(L, n + 1, LUA_MULTRET);
+  lua_closeslot(L, n + 2);
+  int last = lua_gettop(L);
+  if (last - first >= PERI_CUSTOM_ARGS) return luaL_error(L, "custom: more than %d results", PERI_CUSTOM_ARGS);
+  luaL_checkstack(L, 8, NULL);
+  int nout = detach_results(L, b, first);
+  if (record && nout > 0) {
+    lua_createtable(L, 2, 0);
+    lua_pushvalue(L, lua_upvalueindex(3));
+    lua_rawseti(L, -2, 1);
+    lua_pushvalue(L, saved);
+    lua_rawseti(L, -2, 2);
+    int ref = luaL_ref(L, LUA_REGISTRYINDEX), nin = collect(L, b, 1, n, in, at);
+    collect(L, b, first, last, out, NULL);
+    peri_record *r = peri__record_new(b, nin, "custom");
+    peri_status s = r ? PERI_OK : PERI_ENOMEM;
+    if (r) {
+      r->ref = ref;
+      for (int i = 0; i < nin; i++) r->in[i].arg = at[i];
+      s = peri_record_custom(b->ctx, "custom", nin, in, nout, out, custom_vjp, peri__record_release, r);
+      if (s != PERI_OK) peri__record_free(r);
+    }
+    if (s != PERI_OK) luaL_unref(L, LUA_REGISTRYINDEX, ref);
+    peri__check(L, "custom", s);
+  }
+  return last - first + 1;
+}
+
+static int l_custom (lua_State *L) {
+  if (lua_type(L, 1) != LUA_TFUNCTION) return peri__type_error(L, "custom", 1, "forward", "a function");
+  if (lua_type(L, 2) != LUA_TFUNCTION) return peri__type_error(L, "custom", 2, "vjp", "a function");
+  lua_settop(L, 2);
+  lua_pushlightuserdata(L, BIND(L));
+  lua_insert(L, 1);
+  lua_pushcclosure(L, call_custom, 3);
+  return 1;
+}
+
+/* per_sample_grad: send linear and embedding through fn(name, ...); nil ends it. Returns nothing. */
+static int l_intercept (lua_State *L) {
+  lua_settop(L, 1);
+  BIND(L)->intercept = lua_type(L, 1) == LUA_TFUNCTION;
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_intercept);
+  return 0;
+}
+
+static const peri_reg functions[] = {
+  { "custom", "forward, vjp", "A function with its own gradient: forward(ctx, ...) gives the results without "
+    "being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call.",
+    l_custom },
+  { "_intercept", "fn?", "Send linear and embedding through fn(name, ...) until called with nil; the part of "
+    "per_sample_grad that Lua cannot do.", l_intercept },
+  { NULL, NULL, NULL, NULL }
+};
+
+const peri_reg *const peri__custom_functions = functions;
+
+void peri__open_custom (lua_State *L) { peri__register(L, functions); }

@@ -1,0 +1,110 @@
+/*
+** host.c - the Lua side for C hosts: states on a context's allocator, running chunks and functions
+** with a traceback. Nothing here raises.
+*/
+#include <string.h>
+
+#include <lualib.h>
+
+#include "bind.h"
+
+/* Lua 5.5 adds the seed of its string hash. */
+#if LUA_VERSION_NUM >= 505
+#define NEW_STATE(fn, ud) lua_newstate((fn), (ud), 0)
+#else
+#define NEW_STATE(fn, ud) lua_newstate((fn), (ud))
+#endif
+
+/* As in lua.c: the message with a traceback; an error object speaks through __tostring. */
+int peri__traceback (lua_State *L) {
+  const char *msg = lua_tostring(L, 1);
+  if (!msg) {
+    if (luaL_callmeta(L, 1, "__tostring") && lua_type(L, -1) == LUA_TSTRING) return 1;
+    msg = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
+  } else if (strstr(msg, "\nstack traceback:\n")) { /* one from a vjp says more than a second one */
+    lua_settop(L, 1);
+    return 1;
+  }
+  luaL_traceback(L, L, msg, 1);
+  return 1;
+}
+
+/* The context of L or NULL, without raising. */
+static peri_ctx *ctx_of (lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  peri_bind *b = (peri_bind *)lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  return b ? b->ctx : NULL;
+}
+
+static peri_status status_of (peri_ctx *ctx, int rc) {
+  if (ctx && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
+  switch (rc) {
+  case LUA_OK: return PERI_OK;
+  case LUA_ERRMEM: return PERI_ENOMEM;
+  case LUA_ERRSYNTAX: return PERI_EFORMAT;
+  case LUA_ERRFILE: return PERI_EIO;
+  default: return PERI_EHOST;
+  }
+}
+
+/* The error value on top becomes the context's message. */
+static peri_status fail (lua_State *L, int rc) {
+  peri_ctx *ctx = ctx_of(L);
+  peri_status s = status_of(ctx, rc);
+  if (ctx)
+    peri__fail(ctx, s, "%s", lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+  lua_pop(L, 1);
+  return s;
+}
+
+static peri_status no_stack (lua_State *L) {
+  peri_ctx *ctx = ctx_of(L);
+  return ctx ? peri__fail(ctx, PERI_ENOMEM, "no room on the Lua stack") : PERI_ENOMEM;
+}
+
+peri_status peri_lua_call (lua_State *L, int nargs, int nresults) {
+  if (!lua_checkstack(L, 4)) return no_stack(L);
+  int base = lua_gettop(L) - nargs;
+  lua_pushcfunction(L, peri__traceback);
+  lua_insert(L, base);
+  int rc = lua_pcall(L, nargs, nresults, base);
+  lua_remove(L, base);
+  return rc == LUA_OK ? PERI_OK : fail(L, rc);
+}
+
+peri_status peri_lua_run_string (lua_State *L, const char *text, const char *name) {
+  if (!lua_checkstack(L, 4)) return no_stack(L);
+  int rc = luaL_loadbufferx(L, text, strlen(text), name ? name : "=(string)", "t");
+  return rc == LUA_OK ? peri_lua_call(L, 0, 0) : fail(L, rc);
+}
+
+peri_status peri_lua_run_file (lua_State *L, const char *path) {
+  if (!lua_checkstack(L, 4)) return no_stack(L);
+  int rc = luaL_loadfilex(L, path, "t");
+  return rc == LUA_OK ? peri_lua_call(L, 0, 0) : fail(L, rc);
+}
+
+static int open_libs (lua_State *L) {
+  luaL_openlibs(L);
+  return 0;
+}
+
+peri_status peri_lua_new (peri_ctx *ctx, lua_State **out) {
+  peri_alloc_fn alloc;
+  void *ud;
+  *out = NULL;
+  peri_allocator(ctx, &alloc, &ud);
+  lua_State *L = NEW_STATE(alloc, ud);
+  if (!L) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a Lua state");
+  lua_pushcfunction(L, open_libs);
+  int rc = lua_pcall(L, 0, 0, 0);
+  peri_status s = PERI_OK;
+  if (rc != LUA_OK)
+    s = peri__fail(ctx, status_of(NULL, rc), "%s",
+                   lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+  if (s == PERI_OK) s = peri_lua_open(L, ctx);
+  if (s == PERI_OK) *out = L;
+  else lua_close(L);
+  return s;
+}

@@ -1,0 +1,324 @@
+/*
+** main.c - the perilune program: commands, the Lua files it uses, Ctrl-C. What it does to the
+** process (signals, locale, standard streams) no library file does.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <dirent.h>
+#include <limits.h>
+#include <locale.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <lauxlib.h>
+#include <lualib.h>
+
+#include "bind.h"
+#include "repl.h"
+
+enum { EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 130 };
+
+static const char usage[] =
+  "usage: perilune COMMAND [ARG ...]\n"
+  "  run FILE [ARG ...]   run a Lua file; - is the standard input\n"
+  "  repl                 interactive prompt\n"
+  "  test [NAME ...]      run the tests of a source checkout\n"
+  "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
+  "  info                 version, processor, SIMD level, threads\n"
+  "  --version            print the version\n"
+  "  --help               print this text\n"
+  "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, PERILUNE_LUA=FOLDER\n";
+
+/* ---- Ctrl-C ---- */
+
+static lua_State *signal_state; /* for the handler; set before it is installed */
+static peri_ctx *signal_ctx;
+static volatile sig_atomic_t signal_at; /* second of the last Ctrl-C, 0 = none pending */
+
+static void stop_hook (lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  lua_sethook(L, NULL, 0, 0);
+  luaL_error(L, "interrupted");
+}
+
+/* The running op stops at its next piece, Lua at its next instruction. A second Ctrl-C within two
+** seconds ends the process, should neither come. */
+static void on_interrupt (int sig) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  sig_atomic_t now = (sig_atomic_t)(t.tv_sec % 1000000) + 1;
+  if (signal_at && now - signal_at <= 2) {
+    signal(sig, SIG_DFL);
+    raise(sig);
+  }
+  signal_at = now;
+  peri_interrupt(signal_ctx);
+  lua_sethook(signal_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+void peri__interrupt_done (lua_State *L) {
+  signal_at = 0;
+  peri_interrupt_clear(signal_ctx);
+  lua_sethook(L, NULL, 0, 0);
+}
+
+static void catch_interrupt (lua_State *L) {
+  struct sigaction sa;
+  signal_state = L;
+  signal_ctx = peri_lua_ctx(L);
+  memset(&sa, 0, sizeof sa);
+  sa.sa_handler = on_interrupt;
+  sigemptyset(&sa.sa_mask);
+  sigaction(SIGINT, &sa, NULL);
+}
+
+/* ---- which Lua files ---- */
+
+static bool has_library (const char *dir) {
+  char path[PATH_MAX];
+  int n = snprintf(path, sizeof path, "%s/perilune/init.lua", dir);
+  return n > 0 && n < (int)sizeof path && access(path, R_OK) == 0;
+}
+
+/* Folder named by PERILUNE_LUA, else lua/ of the checkout that the program was built in. */
+static bool library_folder (char *out, size_t size) {
+  const char *given = getenv("PERILUNE_LUA");
+  char self[PATH_MAX];
+  if (given && *given) return snprintf(out, size, "%s", given) < (int)size && has_library(out);
+  ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+  if (n <= 0) return false;
+  self[n] = 0;
+  char *slash = strrchr(self, '/');
+  if (!slash) return false;
+  *slash = 0;
+  static const char *const places[] = { "../lua", "../../lua" };
+  for (int i = 0; i < 2; i++)
+    if (snprintf(out, size, "%s/%s", self, places[i]) < (int)size && has_library(out)) return true;
+  return false;
+}
+
+/* The folder goes before every other path; without one the embedded files do. */
+static void find_library (lua_State *L) {
+  char dir[PATH_MAX];
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  lua_pushcfunction(L, luaopen_perilune_core);
+  lua_setfield(L, -2, "perilune.core");
+  lua_pushcfunction(L, peri__open_line);
+  lua_setfield(L, -2, "perilune.line");
+  lua_pop(L, 1);
+  if (!library_folder(dir, sizeof dir)) {
+    peri__add_searcher(L, true);
+    return;
+  }
+  lua_getglobal(L, "package");
+  lua_getfield(L, -1, "path");
+  lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", dir, dir, lua_tostring(L, -1));
+  lua_setfield(L, -3, "path");
+  lua_pop(L, 2);
+}
+
+/* Global help, package perilune; the library's folder or nil is left on the stack. */
+static void open_perilune (lua_State *L) {
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "perilune");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, "help");
+  lua_setglobal(L, "help");
+}
+
+/* ---- commands ---- */
+
+/* Global arg as lua does: [0] the script, negative what stood before it. */
+static void set_arg (lua_State *L, int argc, char **argv, int script) {
+  lua_createtable(L, argc - script, script + 1);
+  for (int i = 0; i < argc; i++) {
+    lua_pushstring(L, argv[i]);
+    lua_rawseti(L, -2, i - script);
+  }
+  lua_setglobal(L, "arg");
+}
+
+static int run_chunk (lua_State *L, int nargs) {
+  lua_call(L, nargs, 0);
+  return EXIT_OK;
+}
+
+static int run_file (lua_State *L, const char *path, int argc, char **argv, int script) {
+  set_arg(L, argc, argv, script);
+  if (luaL_loadfilex(L, strcmp(path, "-") == 0 ? NULL : path, "t") != LUA_OK) return lua_error(L);
+  luaL_checkstack(L, argc, "too many arguments");
+  for (int i = script + 1; i < argc; i++) lua_pushstring(L, argv[i]);
+  return run_chunk(L, argc - script - 1);
+}
+
+/* Root of the checkout: the folder above the library's. */
+static bool checkout (char *out, size_t size, const char *file) {
+  char dir[PATH_MAX], path[PATH_MAX];
+  if (!library_folder(dir, sizeof dir)) return false;
+  if (snprintf(out, size, "%s/..", dir) >= (int)size) return false;
+  return snprintf(path, sizeof path, "%s/%s", out, file) < (int)sizeof path && access(path, R_OK) == 0;
+}
+
+static int no_checkout (const char *what) {
+  fprintf(stderr, "perilune: %s needs a source checkout: run ./perilune %s there\n", what, what);
+  return EXIT_ERROR;
+}
+
+/* Push the names of tests/lua/test_*.lua (those asked for), sorted by table.sort. */
+static int push_tests (lua_State *L, int argc, char **argv) {
+  DIR *dir = opendir("tests/lua");
+  struct dirent *e;
+  int n = 0;
+  lua_newtable(L);
+  while (dir && (e = readdir(dir)) != NULL) {
+    size_t len = strlen(e->d_name);
+    bool wanted = argc <= 2;
+    if (strncmp(e->d_name, "test_", 5) != 0 || len < 9 || strcmp(e->d_name + len - 4, ".lua") != 0) continue;
+    for (int i = 2; i < argc; i++) wanted = wanted || strstr(e->d_name, argv[i]) != NULL;
+    if (!wanted) continue;
+    lua_pushfstring(L, "tests/lua/%s", e->d_name);
+    lua_rawseti(L, -2, ++n);
+  }
+  if (dir) closedir(dir);
+  lua_getglobal(L, "table");
+  lua_getfield(L, -1, "sort");
+  lua_pushvalue(L, -3);
+  lua_call(L, 1, 0);
+  lua_pop(L, 1);
+  return n;
+}
+
+static int run_tests (lua_State *L, int argc, char **argv) {
+  char root[PATH_MAX];
+  if (!checkout(root, sizeof root, "tests/lua/run.lua") || chdir(root) != 0) return no_checkout("test");
+  int n = push_tests(L, argc, argv);
+  if (luaL_loadfilex(L, "tests/lua/run.lua", "t") != LUA_OK) return lua_error(L);
+  lua_insert(L, -2);
+  luaL_checkstack(L, n + 2, "too many tests");
+  int list = lua_gettop(L);
+  lua_pushvalue(L, list);
+  lua_pushliteral(L, "tests/lua/run.lua");
+  lua_rawseti(L, -2, 0);
+  lua_setglobal(L, "arg");
+  for (int i = 1; i <= n; i++) lua_rawgeti(L, list, i);
+  lua_remove(L, list);
+  return run_chunk(L, n);
+}
+
+static int run_bench (lua_State *L, int argc, char **argv) {
+  char root[PATH_MAX], path[PATH_MAX];
+  const char *name = argc > 2 ? argv[2] : "core";
+  if (snprintf(path, sizeof path, "tests/bench/%s.lua", name) >= (int)sizeof path) return EXIT_USAGE;
+  if (!checkout(root, sizeof root, path) || chdir(root) != 0) return no_checkout("bench");
+  return run_file(L, path, argc, argv, argc > 2 ? 2 : argc - 1);
+}
+
+static int print_info (lua_State *L) {
+  static const char code[] =
+    "local peri = require 'perilune' local i = peri.info()\n"
+    "print(('perilune %s, %s, Lua %s'):format(i.version, i.device, i.lua:gsub('^Lua ', '')))\n"
+    "print(('processor  %s'):format(i.processor))\n"
+    "print(('simd       %s'):format(i.simd))\n"
+    "print(('threads    %d'):format(i.threads))\n"
+    "print(('ops        %d'):format(i.ops))\n";
+  if (luaL_loadbufferx(L, code, sizeof code - 1, "=info", "t") != LUA_OK) return lua_error(L);
+  return run_chunk(L, 0);
+}
+
+static int run_repl (lua_State *L, int argc, char **argv) {
+  set_arg(L, argc, argv, 0);
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "perilune.repl");
+  lua_call(L, 1, 1);
+  return run_chunk(L, 0);
+}
+
+/* LUA_INIT as lua.c reads it, for the prompt only. */
+static void run_init (lua_State *L) {
+  const char *init = getenv("LUA_INIT_5_4");
+  if (!init) init = getenv("LUA_INIT");
+  if (!init) return;
+  int rc = init[0] == '@' ? luaL_loadfilex(L, init + 1, "t")
+                          : luaL_loadbufferx(L, init, strlen(init), "=LUA_INIT", "t");
+  if (rc != LUA_OK) lua_error(L);
+  lua_call(L, 0, 0);
+}
+
+typedef struct command { int argc; char **argv; } command;
+
+static int dispatch (lua_State *L, const command *c) {
+  const char *name = c->argv[1];
+  open_perilune(L);
+  catch_interrupt(L);
+  lua_settop(L, 1);
+  if (strcmp(name, "run") == 0) return run_file(L, c->argv[2], c->argc, c->argv, 2);
+  if (strcmp(name, "test") == 0) return run_tests(L, c->argc, c->argv);
+  if (strcmp(name, "bench") == 0) return run_bench(L, c->argc, c->argv);
+  if (strcmp(name, "info") == 0) return print_info(L);
+  run_init(L);
+  return run_repl(L, c->argc, c->argv);
+}
+
+/* Protected; returns the exit status. */
+static int body (lua_State *L) {
+  const command *c = (const command *)lua_touserdata(L, 1);
+  luaL_openlibs(L);
+  find_library(L);
+  lua_pushinteger(L, dispatch(L, c));
+  return 1;
+}
+
+static int check_usage (int argc, char **argv) {
+  static const char *const names[] = { "run", "repl", "test", "bench", "info", NULL };
+  int i = 0;
+  if (argc < 2) return EXIT_USAGE;
+  while (names[i] && strcmp(names[i], argv[1]) != 0) i++;
+  if (!names[i]) {
+    fprintf(stderr, "perilune: no command is called '%s'\n", argv[1]);
+    return EXIT_USAGE;
+  }
+  if (i == 0 && argc < 3) {
+    fprintf(stderr, "perilune: run needs a file\n");
+    return EXIT_USAGE;
+  }
+  return EXIT_OK;
+}
+
+int main (int argc, char **argv) {
+  if (argc == 2 && strcmp(argv[1], "--version") == 0) {
+    printf("perilune %s\n", peri_version());
+    return EXIT_OK;
+  }
+  if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+    fputs(usage, stdout);
+    return EXIT_OK;
+  }
+  if (check_usage(argc, argv) != EXIT_OK) {
+    fputs(usage, stderr);
+    return EXIT_USAGE;
+  }
+  setlocale(LC_CTYPE, ""); /* for the line editor; numbers stay in the C locale */
+  lua_State *L = luaL_newstate();
+  if (!L) {
+    fputs("perilune: out of memory\n", stderr);
+    return EXIT_ERROR;
+  }
+  command c = { argc, argv };
+  lua_pushcfunction(L, peri__traceback);
+  lua_pushcfunction(L, body);
+  lua_pushlightuserdata(L, &c);
+  int status = EXIT_ERROR;
+  if (lua_pcall(L, 1, 1, 1) == LUA_OK) status = (int)lua_tointeger(L, -1);
+  else {
+    const char *msg = lua_tostring(L, -1);
+    fprintf(stderr, "perilune: %s\n", msg ? msg : "error is no string");
+    if (signal_at) status = EXIT_INTERRUPT;
+  }
+  signal(SIGINT, SIG_DFL); /* the handler's state goes away */
+  lua_close(L);
+  return status;
+}

@@ -1,0 +1,228 @@
+/*
+** make.c - tensors from Lua values and back: nested tables, byte strings, lists.
+*/
+#include <math.h>
+#include <string.h>
+
+#include "bind.h"
+#include "op/op.h"
+
+double peri__half_to_double (peri_dtype d, uint16_t h) {
+  uint32_t u;
+  float f;
+  if (d == PERI_BF16) {
+    u = (uint32_t)h << 16;
+    memcpy(&f, &u, sizeof f);
+    return (double)f;
+  }
+  int e = h >> 10 & 31, m = h & 1023;
+  double v = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+  return h >> 15 ? -v : v;
+}
+
+/* To nearest even, from the double directly: no double rounding. */
+static uint16_t half_from_double (peri_dtype d, double v) {
+  int bits = d == PERI_F16 ? 10 : 7, bias = d == PERI_F16 ? 15 : 127, e;
+  uint16_t sign = signbit(v) ? 0x8000 : 0, top = (uint16_t)((d == PERI_F16 ? 31 : 255) << bits);
+  if (isnan(v)) return (uint16_t)(sign | top | 1u << (bits - 1));
+  v = fabs(v);
+  if (v == 0) return sign;
+  if (isinf(v)) return sign | top;
+  frexp(v, &e); /* v in [2^(e-1), 2^e) */
+  if (e - 1 < 1 - bias) e = 2 - bias; /* subnormal: the smallest normal exponent */
+  double q = nearbyint(ldexp(v, bits - (e - 1)));
+  uint32_t code = (uint32_t)q + ((uint32_t)(e - 2 + bias) << bits); /* a carry moves on by itself */
+  if (e - 2 + bias == 0 && q < ldexp(1, bits)) code = (uint32_t)q;
+  return code >= top ? sign | top : (uint16_t)(sign | code);
+}
+
+void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, void *p) {
+  int type = lua_type(L, idx), ok = 1;
+  double v = 0;
+  lua_Integer i = 0;
+  peri_tensor *one = type == LUA_TUSERDATA ? peri_lua_to(L, idx) : NULL;
+  if (type == LUA_TBOOLEAN) v = (double)(i = lua_toboolean(L, idx));
+  else if (type == LUA_TNUMBER) {
+    v = lua_tonumber(L, idx);
+    i = lua_tointegerx(L, idx, &ok);
+  } else if (one && one->numel == 1) {
+    peri__check(L, fn, peri_item(one, 0, &v));
+    i = one->dtype == PERI_I64 ? *(int64_t *)one->data : (ok = v == floor(v) && fabs(v) < 0x1p63) ? (lua_Integer)v : 0;
+  } else luaL_error(L, "%s: an element must be a number or boolean, got %s", fn, luaL_typename(L, idx));
+  bool fits = ok && (d != PERI_U8 || (i >= 0 && i <= UINT8_MAX)) && (d != PERI_I32 || (i >= INT32_MIN && i <= INT32_MAX));
+  if ((d == PERI_U8 || d == PERI_I32 || d == PERI_I64) && !fits)
+    luaL_error(L, "%s: %f does not fit into %s", fn, v, peri_dtype_name(d));
+  switch (d) { /* ORDER dtype */
+  case PERI_BOOL: *(uint8_t *)p = v != 0; break;
+  case PERI_U8: *(uint8_t *)p = (uint8_t)i; break;
+  case PERI_I32: *(int32_t *)p = (int32_t)i; break;
+  case PERI_I64: *(int64_t *)p = i; break;
+  case PERI_F32: *(float *)p = (float)v; break;
+  case PERI_F64: *(double *)p = v; break;
+  default: *(uint16_t *)p = half_from_double(d, v);
+  }
+}
+
+/* ---- nested tables ---- */
+
+typedef struct maker {
+  peri_dtype d;
+  int ndim;
+  int64_t shape[PERI_MAX_DIMS], at[PERI_MAX_DIMS];
+  char *p;
+  bool ints, floats, bools; /* which kinds of elements were seen */
+} maker;
+
+/* Shape along the first elements; the table or number is on top. */
+static void measure (lua_State *L, maker *m) {
+  int top = lua_gettop(L);
+  m->ndim = 0;
+  while (lua_type(L, -1) == LUA_TTABLE) {
+    if (m->ndim == PERI_MAX_DIMS) luaL_error(L, "tensor: more than %d nested tables", PERI_MAX_DIMS);
+    m->shape[m->ndim++] = (int64_t)lua_rawlen(L, -1);
+    if (m->shape[m->ndim - 1] == 0) break;
+    lua_rawgeti(L, -1, 1);
+  }
+  lua_settop(L, top);
+}
+
+/* "[2][1]" of the value that is being looked at. */
+static const char *where (lua_State *L, const maker *m, int depth) {
+  lua_pushliteral(L, "");
+  for (int i = 0; i < depth; i++) {
+    lua_pushfstring(L, "%s[%I]", lua_tostring(L, -1), (LUAI_UACINT)(m->at[i] + 1));
+    lua_remove(L, -2);
+  }
+  return lua_tostring(L, -1);
+}
+
+static void note_kind (lua_State *L, maker *m) {
+  peri_tensor *t;
+  switch (lua_type(L, -1)) {
+  case LUA_TBOOLEAN: m->bools = true; break;
+  case LUA_TNUMBER:
+    if (lua_isinteger(L, -1)) m->ints = true;
+    else m->floats = true;
+    break;
+  default:
+    t = peri_lua_to(L, -1);
+    if (!t || t->numel != 1)
+      luaL_error(L, "tensor: value%s is a %s, a number or boolean is expected", where(L, m, m->ndim),
+                 luaL_typename(L, -1));
+    if (t->dtype == PERI_BOOL) m->bools = true;
+    else if (peri__is_float(t->dtype)) m->floats = true;
+    else m->ints = true;
+  }
+}
+
+/* Visit every element under the value on top; fill: store, else look at its kind. */
+static void visit (lua_State *L, maker *m, int depth, bool fill) {
+  if (depth == m->ndim) {
+    if (lua_type(L, -1) == LUA_TTABLE)
+      luaL_error(L, "tensor: value%s is a table, but the first of its dim is a number", where(L, m, depth));
+    if (fill) {
+      peri__put_element(L, "tensor", lua_gettop(L), m->d, m->p);
+      m->p += peri_dtype_size(m->d);
+    } else note_kind(L, m);
+    return;
+  }
+  if (lua_type(L, -1) != LUA_TTABLE)
+    luaL_error(L, "tensor: value%s is a %s, but the first of its dim is a table", where(L, m, depth),
+               luaL_typename(L, -1));
+  int64_t n = (int64_t)lua_rawlen(L, -1);
+  if (n != m->shape[depth])
+    luaL_error(L, "tensor: value%s has %I elements, but the first of its dim has %I",
+               depth ? where(L, m, depth) : "", (LUAI_UACINT)n, (LUAI_UACINT)m->shape[depth]);
+  for (m->at[depth] = 0; m->at[depth] < n; m->at[depth]++) {
+    lua_rawgeti(L, -1, m->at[depth] + 1);
+    visit(L, m, depth + 1, fill);
+    lua_pop(L, 1);
+  }
+}
+
+static int l_tensor (lua_State *L) {
+  maker m = { .ndim = 0 };
+  peri_tensor *given = peri_lua_to(L, 1);
+  luaL_checkstack(L, PERI_MAX_DIMS + 8, NULL);
+  if (lua_isnoneornil(L, 1)) return peri__type_error(L, "tensor", 1, "v", "a number or nested tables");
+  bool typed = !lua_isnoneornil(L, 2);
+  if (typed) m.d = peri__want_dtype_arg(L, 2, "tensor", "dtype");
+  lua_settop(L, 1);
+  if (given && given->numel != 1)
+    return luaL_error(L, "tensor: the value is a tensor already: use :clone() or :to(dtype)");
+  measure(L, &m);
+  visit(L, &m, 0, false);
+  if (!typed) m.d = m.floats ? PERI_F32 : m.ints ? PERI_I64 : m.bools ? PERI_BOOL : PERI_F32;
+  if (!typed && m.bools && (m.ints || m.floats))
+    return luaL_error(L, "tensor: booleans and numbers are mixed; give a dtype");
+  peri_tensor **out = peri__box_new(L);
+  peri__check(L, "tensor", peri_empty(peri_lua_ctx(L), m.d, m.ndim, m.shape, out));
+  m.p = (char *)(*out)->data;
+  lua_insert(L, 1); /* the box below the value, which visit wants on top */
+  visit(L, &m, 0, true);
+  lua_settop(L, 1);
+  peri__charge(L);
+  return 1;
+}
+
+static int l_from_bytes (lua_State *L) {
+  int64_t shape[PERI_MAX_DIMS];
+  size_t len;
+  if (lua_type(L, 1) != LUA_TSTRING) return peri__type_error(L, "from_bytes", 1, "bytes", "a string");
+  const char *text = lua_tolstring(L, 1, &len);
+  peri_dtype d = peri__want_dtype_arg(L, 2, "from_bytes", "dtype");
+  int ndim = peri__want_shape(L, 3, "from_bytes", "shape", shape);
+  peri_tensor **out = peri__box_new(L);
+  peri__check(L, "from_bytes", peri_empty(peri_lua_ctx(L), d, ndim, shape, out));
+  size_t want = (size_t)(*out)->numel * peri_dtype_size(d);
+  if (len != want)
+    return luaL_error(L, "from_bytes: %I bytes given, the shape takes %I", (LUAI_UACINT)len, (LUAI_UACINT)want);
+  if (len) memcpy((*out)->data, text, len);
+  peri__charge(L);
+  return 1;
+}
+
+/* ---- lists ---- */
+
+static void list (lua_State *L, const peri_tensor *t, int dim, const char *p) {
+  size_t size = peri__size(t);
+  if (dim == t->ndim) {
+    peri__push_element(L, peri_dtype_of(t), p);
+    return;
+  }
+  lua_createtable(L, (int)t->shape[dim], 0);
+  for (int64_t i = 0; i < t->shape[dim]; i++) {
+    list(L, t, dim + 1, p + i * t->stride[dim] * (int64_t)size);
+    lua_rawseti(L, -2, i + 1);
+  }
+}
+
+static int t_tolist (lua_State *L) {
+  peri_tensor *t = peri__want_tensor(L, 1, "tolist", "self");
+  luaL_checkstack(L, PERI_MAX_DIMS + 4, NULL);
+  peri_lua_push(L, t); /* held: allocating may run finalizers */
+  list(L, t, 0, (const char *)t->data);
+  return 1;
+}
+
+static const peri_reg functions[] = {
+  { "tensor", "v, dtype?", "A tensor from a number, a boolean or nested tables of them; integers make i64, "
+    "numbers f32, booleans bool unless a dtype is given.", l_tensor },
+  { "from_bytes", "bytes, dtype, shape", "A tensor from the bytes of its elements in row-major order.",
+    l_from_bytes },
+  { NULL, NULL, NULL, NULL }
+};
+
+static const peri_reg methods[] = {
+  { "tolist", "", "The elements as nested tables; a number for 0 dims.", t_tolist },
+  { NULL, NULL, NULL, NULL }
+};
+
+const peri_reg *const peri__make_functions = functions, *const peri__make_methods = methods;
+
+void peri__open_make (lua_State *L) {
+  peri__register(L, functions);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_methods);
+  peri__register(L, methods);
+  lua_pop(L, 1);
+}

@@ -1,0 +1,270 @@
+/*
+** state.c - the state behind one Lua state: opening the module, registering functions, errors.
+** Knows nothing of single functions; each family has its own file.
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include <lualib.h>
+
+#include "bind.h"
+#include "embed.h"
+
+const char peri__key_bind = 0, peri__key_tensor = 0, peri__key_methods = 0, peri__key_intercept = 0,
+           peri__key_ops = 0;
+
+peri_bind *peri__bind (lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  peri_bind *b = (peri_bind *)lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  if (!b || !b->ctx) luaL_error(L, "the perilune module is not open in this Lua state");
+  return b;
+}
+
+peri_ctx *peri_lua_ctx (lua_State *L) { return peri__bind(L)->ctx; }
+
+/* ---- registering ---- */
+
+void peri__register (lua_State *L, const peri_reg *list) {
+  peri_bind *b = peri__bind(L);
+  for (; list->name; list++) {
+    lua_pushlightuserdata(L, b);
+    lua_pushlightuserdata(L, (void *)list);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_tensor);
+    lua_pushcclosure(L, list->fn, 3);
+    lua_setfield(L, -2, list->name);
+  }
+}
+
+void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const peri_reg *methods) {
+  if (!luaL_newmetatable(L, key)) return;
+  lua_pushstring(L, key);
+  lua_setfield(L, -2, "__metatable");
+  peri__register(L, meta);
+  if (methods) {
+    lua_newtable(L);
+    peri__register(L, methods);
+    lua_setfield(L, -2, "__index");
+  }
+}
+
+/* ---- errors ---- */
+
+void peri__check (lua_State *L, const char *fn, peri_status s) {
+  if (s != PERI_OK) luaL_error(L, "%s: %s", fn, peri_message(peri__bind(L)->ctx));
+}
+
+int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, const char *what) {
+  if (lua_isnoneornil(L, arg))
+    return luaL_error(L, name ? "%s: argument %d (%s) is missing: %s expected"
+                              : "%s: argument %d%s is missing: %s expected",
+                      fn, arg, name ? name : "", what);
+  const char *got = luaL_getmetafield(L, arg, "__name") == LUA_TSTRING ? lua_tostring(L, -1)
+                                                                       : luaL_typename(L, arg);
+  return luaL_error(L, name ? "%s: argument %d (%s) must be %s, got %s"
+                            : "%s: argument %d%s must be %s, got %s",
+                    fn, arg, name ? name : "", what, got);
+}
+
+bool peri__retry (lua_State *L, peri_status s, int *tries) {
+  if (s != PERI_ENOMEM || (*tries)++ > 0) return false;
+  lua_gc(L, LUA_GCCOLLECT);
+  return true;
+}
+
+/* Optimal string alignment distance: insert, delete, replace, swap of neighbours. */
+static int distance (const char *a, const char *b) {
+  enum { MAX = 32 };
+  int n = (int)strlen(a), m = (int)strlen(b), row[3][MAX + 1];
+  if (n > MAX || m > MAX) return MAX;
+  for (int j = 0; j <= m; j++) row[0][j] = j;
+  for (int i = 1; i <= n; i++) {
+    int *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
+    now[0] = i;
+    for (int j = 1; j <= m; j++) {
+      int best = last[j - 1] + (a[i - 1] != b[j - 1]);
+      if (last[j] + 1 < best) best = last[j] + 1;
+      if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+        best = before[j - 2] + 1;
+      now[j] = best;
+    }
+  }
+  return row[n % 3][m];
+}
+
+const char *peri__nearest (const char *word, const char *(*name_at) (void *ud, int i), void *ud) {
+  const char *best = NULL, *name;
+  int least = (int)strlen(word) / 3 + 2;
+  for (int i = 0; (name = name_at(ud, i)) != NULL; i++) {
+    int d = distance(word, name);
+    if (d < least) {
+      least = d;
+      best = name;
+    }
+  }
+  return best;
+}
+
+/* ---- opening ---- */
+
+/* The last finalizer of the Lua state: metatables of everything else were set later. */
+static int bind_gc (lua_State *L) {
+  peri_bind *b = (peri_bind *)lua_touserdata(L, 1);
+  if (!b || !b->ctx) return 0;
+  peri__custom_close(b);
+  for (int i = 0; i < PERI_NSCALAR; i++) peri_release(b->scalar[i]);
+  peri_ctx *ctx = b->ctx;
+  b->ctx = NULL;
+  if (b->owns) peri_close(ctx);
+  return 0;
+}
+
+static int bind_new (lua_State *L) {
+  peri_bind *b = (peri_bind *)lua_newuserdatauv(L, sizeof *b, 0);
+  memset(b, 0, sizeof *b);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+  b->main = lua_tothread(L, -1);
+  lua_pop(L, 1);
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, bind_gc);
+  lua_setfield(L, -2, "__gc");
+  lua_setmetatable(L, -2);
+  lua_pushvalue(L, -1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  return 1;
+}
+
+/* Number in an environment variable, for the stock module and the program only. */
+static uint64_t env_number (lua_State *L, const char *name, uint64_t most) {
+  const char *text = getenv(name);
+  if (!text || !*text) return 0;
+  char *end;
+  unsigned long long v = strtoull(text, &end, 10);
+  if (*end || text[0] == '-' || v > most)
+    luaL_error(L, "%s=%s: a number from 0 to %I is expected", name, text, (LUAI_UACINT)most);
+  return v;
+}
+
+static peri_ctx *default_ctx (lua_State *L) {
+  static const char *const names[] = { "auto", "portable", "avx2", "avx512" }; /* ORDER simd */
+  peri_options o;
+  peri_options_init(&o);
+  o.threads = (int)env_number(L, "PERI_THREADS", 1024);
+  o.seed = env_number(L, "PERI_SEED", INT64_MAX);
+  const char *simd = getenv("PERI_SIMD");
+  if (simd && *simd) {
+    int i = 0;
+    while (i < 4 && strcmp(simd, names[i]) != 0) i++;
+    if (i == 4) luaL_error(L, "PERI_SIMD=%s: portable, avx2 or avx512 is expected", simd);
+    o.simd = (peri_simd)i;
+  }
+  peri_ctx *ctx;
+  peri_status s = peri_open(&o, &ctx);
+  if (s == PERI_ENOSUP) luaL_error(L, "PERI_SIMD=%s: this processor lacks it", simd ? simd : "auto");
+  if (s != PERI_OK) luaL_error(L, "cannot open a context: %s", peri_status_name(s));
+  return ctx;
+}
+
+static void open_scalars (lua_State *L, peri_bind *b) {
+  size_t before = b->ctx->live;
+  for (int i = 0; i < PERI_NSCALAR; i++) {
+    peri__check(L, "perilune", peri_scalar(b->ctx, PERI_F64, 0, &b->scalar[i]));
+    b->scalar[i]->flags |= PERI_T_WEAK;
+  }
+  b->scalar_bytes = b->ctx->live - before;
+}
+
+/* package.searchers entry: the embedded files. */
+static int search_embedded (lua_State *L) {
+  const char *name = luaL_checkstring(L, 1);
+  luaL_gsub(L, name, ".", "/");
+  for (const peri__embedded_file *f = peri__embedded; f->name; f++) {
+    const char *base = lua_tostring(L, -1);
+    size_t n = strlen(base);
+    if (strncmp(f->name, base, n) != 0) continue;
+    if (strcmp(f->name + n, ".lua") != 0 && strcmp(f->name + n, "/init.lua") != 0) continue;
+    lua_pushfstring(L, "=%s", f->name);
+    if (luaL_loadbufferx(L, (const char *)f->bytes, f->size, lua_tostring(L, -1), "t") != LUA_OK)
+      return lua_error(L);
+    lua_pushfstring(L, "embedded:%s", f->name);
+    return 2;
+  }
+  lua_pushfstring(L, "no embedded file '%s.lua'", lua_tostring(L, -1));
+  return 1;
+}
+
+void peri__add_searcher (lua_State *L, bool first) {
+  int top = lua_gettop(L);
+  if (lua_getglobal(L, LUA_LOADLIBNAME) == LUA_TTABLE &&
+      lua_getfield(L, -1, "searchers") == LUA_TTABLE) {
+    lua_Integer n = (lua_Integer)lua_rawlen(L, -1), at = first && n > 1 ? 2 : n + 1;
+    for (lua_Integer i = n; i >= at; i--) {
+      lua_rawgeti(L, -1, i);
+      lua_rawseti(L, -2, i + 1);
+    }
+    lua_pushcfunction(L, search_embedded);
+    lua_rawseti(L, -2, at);
+  }
+  lua_settop(L, top);
+}
+
+int luaopen_perilune_core (lua_State *L) {
+  lua_settop(L, 0);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  peri_bind *b = (peri_bind *)lua_touserdata(L, -1);
+  if (!b) {
+    bind_new(L);
+    b = (peri_bind *)lua_touserdata(L, -1);
+  }
+  if (!b->ctx) {
+    b->owns = true;
+    b->ctx = default_ctx(L);
+  }
+  if (b->tensor_mt) return luaL_error(L, "perilune.core is open already: use require");
+  open_scalars(L, b);
+  lua_newtable(L); /* metatable of tensors: its address before its content */
+  b->tensor_mt = lua_topointer(L, -1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_tensor);
+  b->collect_at = b->ctx->live;
+  lua_newtable(L); /* the module */
+  peri__open_tensor(L);
+  peri__open_call(L);
+  peri__open_make(L);
+  peri__open_memory(L);
+  peri__open_grad(L);
+  peri__open_custom(L);
+  peri__open_checkpoint(L);
+  peri__open_rng(L);
+  peri__open_info(L);
+  peri__open_json(L);
+  lua_setfield(L, -2, "json");
+  peri__open_files(L);
+  lua_setfield(L, -2, "safetensors");
+  peri__add_searcher(L, !b->owns); /* a module's files are beside it, a host's are inside */
+  return 1;
+}
+
+static int open_with (lua_State *L) {
+  peri_ctx *ctx = (peri_ctx *)lua_touserdata(L, 1);
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind) != LUA_TNIL)
+    return luaL_error(L, "the perilune module is open already in this Lua state");
+  bind_new(L);
+  ((peri_bind *)lua_touserdata(L, -1))->ctx = ctx;
+  luaL_requiref(L, "perilune.core", luaopen_perilune_core, 0);
+  return 0;
+}
+
+peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
+  if (!lua_checkstack(L, 4)) return peri__fail(ctx, PERI_ENOMEM, "no room on the Lua stack");
+  int top = lua_gettop(L);
+  lua_pushcfunction(L, open_with);
+  lua_pushlightuserdata(L, ctx);
+  peri_status s = PERI_OK;
+  int rc = lua_pcall(L, 1, 0, 0);
+  if (rc != LUA_OK)
+    s = peri__fail(ctx, rc == LUA_ERRMEM ? PERI_ENOMEM : PERI_EHOST, "%s",
+                   lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+  lua_settop(L, top);
+  return s;
+}

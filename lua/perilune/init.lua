@@ -1,0 +1,36 @@
+-- perilune: the module itself. The C part with submodules that load on first use, and help.
+local peri = require "perilune.core"
+
+local submodules = {
+  nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true,
+  recipe = true, rl = true, text = true,
+}
+
+-- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.
+local function folder(name)
+  return setmetatable({}, {
+    __index = function(t, key)
+      if type(key) ~= "string" then return nil end
+      local module = require("perilune." .. name .. "." .. key)
+      rawset(t, key, module)
+      return module
+    end,
+  })
+end
+
+local folders = { models = true, post = true }
+
+-- Functions written in Lua: a file each, loaded on the first call.
+local functions = { per_sample_grad = "perilune.per_sample", help = "perilune.help" }
+
+return setmetatable(peri, {
+  __index = function(t, key)
+    local value
+    if submodules[key] then value = require("perilune." .. key)
+    elseif folders[key] then value = folder(key)
+    elseif functions[key] then value = require(functions[key])
+    else return nil end
+    rawset(t, key, value)
+    return value
+  end,
+})
