@@ -22,7 +22,7 @@ typedef struct sampler {
   const int64_t *keys; /* (rows) or NULL */
   int64_t *ids;
   void *logp;
-  char *scratch;    /* for each worker: v of the dtype, then v ids */
+  char *scratch;    /* for each worker: v of the dtype, v ids, at the end a worker_memory */
   size_t scratch_each;
   atomic_llong bad; /* 1 + a row without a distribution; 0 = none */
 } sampler;
@@ -56,56 +56,77 @@ static void sift (const peri__rows *r, const void *e, int32_t *heap, int64_t n, 
   }
 }
 
-/*
-** Ids that survive top-k, then top-p, then min-p (each on what the former left, as in
-** transformers), best first at the end of heap[]; returns how many. Ties with the k-th are kept, a
-** token is within top-p while the mass before it is less than p, and the best always survives.
-** Popped ids gather behind the shrinking heap, so the i-th best is heap[v - 1 - i].
-*/
-static int64_t survivors (const sampler *s, const void *e, int32_t *heap) {
-  int64_t v = s->v, n = v, kept = 0;
-  double mass = 0, total = 0, least = -1;
-  bool by_k = s->top_k > 0 && s->top_k < v;
-  for (int64_t i = 0; i < v; i++) heap[i] = (int32_t)i;
-  for (int64_t i = v / 2 - 1; i >= 0; i--) sift(&s->r, e, heap, v, i);
-  if (!by_k) total = peri__rows_sum(&s->r, e, v);
-  while (n > 0) {
-    double w = peri__rows_get(&s->r, e, heap[0]);
-    if (by_k ? kept >= s->top_k && w < least : kept > 0 && mass >= s->top_p * total) break;
-    int32_t id = heap[0];
-    heap[0] = heap[--n];
-    heap[n] = id;
-    sift(&s->r, e, heap, n, 0);
-    kept++;
-    mass += w;
-    least = w;
-  }
-  if (by_k && s->top_p < 1) {
-    int64_t k = 0;
-    for (total = mass, mass = 0; k < kept && (k == 0 || mass < s->top_p * total); k++)
-      mass += peri__rows_get(&s->r, e, heap[v - 1 - k]);
-    kept = k;
-  }
-  double best = peri__rows_get(&s->r, e, heap[v - 1]);
-  while (kept > 1 && peri__rows_get(&s->r, e, heap[v - kept]) < s->min_p * best) kept--;
-  return kept;
+/* Ids down to (w, id) in that order survive. */
+typedef struct cut { double w; int32_t id; } cut;
+
+static bool survives (cut c, double w, int64_t id) { return w > c.w || (w == c.w && id <= c.id); }
+
+/* Weights lie in [0, 1]; long rows are sorted into buckets by the upper bits of a float, so that
+** only the bucket in which a cut falls is put in order. */
+enum { LONG_ROW = 1024, BUCKET_SHIFT = 18, BUCKETS = (0x3f800000 >> BUCKET_SHIFT) + 1 };
+
+typedef struct worker_memory {
+  double mass[BUCKETS];
+  int32_t count[BUCKETS];
+} worker_memory;
+
+static int bucket (double w, int shift) {
+  float f = (float)w;
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof bits);
+  return (int)(bits >> shift);
 }
 
-/* The draw among n survivors; as peri__rows_pick. */
-static int64_t pick_survivor (const sampler *s, const void *e, const int32_t *heap, int64_t n,
-                              double u) {
-  double total = 0, below = 0;
-  int64_t last = -1;
-  for (int64_t i = 0; i < n; i++) total += peri__rows_get(&s->r, e, heap[s->v - 1 - i]);
-  if (!(total > 0)) return -1;
-  for (int64_t i = 0; i < n; i++) {
-    double w = peri__rows_get(&s->r, e, heap[s->v - 1 - i]);
-    if (!(w > 0)) continue;
-    last = heap[s->v - 1 - i];
-    below += w;
-    if (below > u * total) break;
+/*
+** Of the survivors of from, keep the k best and what ties with the k-th or, where k is 0, those with
+** less than the share p of the survivors' mass before them.
+*/
+static cut narrow (const sampler *s, const void *e, cut from, int64_t k, double p, worker_memory *m,
+                   int32_t *heap) {
+  int shift = s->v > LONG_ROW ? BUCKET_SHIFT : 31, buckets = (0x3f800000 >> shift) + 1, b;
+  int64_t n = 0, held = 0;
+  double mass = 0, goal = 0;
+  cut c = from;
+  memset(m->mass, 0, (size_t)buckets * sizeof *m->mass);
+  memset(m->count, 0, (size_t)buckets * sizeof *m->count);
+  for (int64_t i = 0; i < s->v; i++) {
+    double w = peri__rows_get(&s->r, e, i);
+    if (!survives(from, w, i)) continue;
+    b = bucket(w, shift);
+    m->mass[b] += w;
+    m->count[b]++;
   }
-  return last;
+  for (b = 0; b < buckets; b++) goal += p * m->mass[b];
+  for (b = buckets - 1; b > 0; b--) { /* the cut falls in bucket b */
+    if (k > 0 ? n + m->count[b] >= k : mass + m->mass[b] >= goal) break;
+    n += m->count[b];
+    mass += m->mass[b];
+  }
+  for (int64_t i = 0; i < s->v; i++) {
+    double w = peri__rows_get(&s->r, e, i);
+    if (bucket(w, shift) == b && survives(from, w, i)) heap[held++] = (int32_t)i;
+  }
+  for (int64_t i = held / 2 - 1; i >= 0; i--) sift(&s->r, e, heap, held, i);
+  while (held > 0) {
+    c = (cut){ peri__rows_get(&s->r, e, heap[0]), heap[0] };
+    mass += c.w;
+    if (k > 0 ? ++n >= k : mass >= goal) break;
+    heap[0] = heap[--held];
+    sift(&s->r, e, heap, held, 0);
+  }
+  if (k > 0) c.id = INT32_MAX;
+  return c;
+}
+
+/* Weights that top-k, then top-p, then min-p (each on what the former left, as in transformers)
+** take out become 0. The best weight is exp(0) = 1 and always survives. */
+static void truncate_row (const sampler *s, void *e, worker_memory *m, int32_t *heap) {
+  cut c = { -1, INT32_MAX };
+  if (s->top_k > 0 && s->top_k < s->v) c = narrow(s, e, c, s->top_k, 0, m, heap);
+  if (s->top_p < 1) c = narrow(s, e, c, 0, s->top_p, m, heap);
+  if (s->min_p > c.w) c = (cut){ s->min_p, INT32_MAX };
+  for (int64_t i = 0; c.w >= 0 && i < s->v; i++)
+    if (!survives(c, peri__rows_get(&s->r, e, i), i)) peri__rows_set(&s->r, e, i, 0);
 }
 
 static int64_t first_best (const sampler *s, const void *x, double max) {
@@ -118,7 +139,7 @@ static void sample_rows (void *ud, int64_t begin, int64_t end, int worker) {
   sampler *s = ud;
   char *e = s->scratch + (size_t)worker * s->scratch_each;
   int32_t *heap = (int32_t *)(void *)(e + (size_t)s->v * s->r.size);
-  bool cut = (s->top_k > 0 && s->top_k < s->v) || s->top_p < 1;
+  worker_memory *memory = (worker_memory *)(void *)(e + s->scratch_each - sizeof *memory);
   for (int64_t i = begin; i < end; i++) {
     const void *x = peri__rows_at(&s->r, s->x, i * s->v);
     peri__row row;
@@ -126,10 +147,8 @@ static void sample_rows (void *ud, int64_t begin, int64_t end, int worker) {
     peri__rows_stat(&s->r, x, s->v, s->greedy ? NULL : e, &row);
     if (!(row.sum > 0)) id = -1;
     else if (s->greedy) id = first_best(s, x, row.max);
-    else if (cut) id = pick_survivor(s, e, heap, survivors(s, e, heap), uniform(s, i));
     else {
-      for (int64_t j = 0; s->min_p > 0 && j < s->v; j++) /* the best has exp(0) = 1 */
-        if (peri__rows_get(&s->r, e, j) < s->min_p) peri__rows_set(&s->r, e, j, 0);
+      truncate_row(s, e, memory, heap);
       id = peri__rows_pick(&s->r, e, s->v, uniform(s, i));
     }
     if (id < 0) {
@@ -151,6 +170,8 @@ static peri_status check_logits (peri_call *c) {
                       peri__shape_text(x, a, sizeof a));
   return PERI_OK;
 }
+
+static size_t padded (size_t n) { return (n + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN; }
 
 enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, GREEDY };
 
@@ -197,7 +218,7 @@ static peri_status sample_cpu (peri_call *c) {
   if (rows == 0) return PERI_OK;
   atomic_init(&s.bad, 0);
   s.scratch_each =
-      ((size_t)s.v * (s.r.size + sizeof(int32_t)) + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+      padded((size_t)s.v * (s.r.size + sizeof(int32_t))) + padded(sizeof(worker_memory));
   if (!greedy) {
     bytes = s.scratch_each * (size_t)peri_threads(c->ctx);
     if (!(s.scratch = peri__block_get(c->ctx, bytes)))
@@ -273,7 +294,7 @@ static peri_status categorical_cpu (peri_call *c) {
   int64_t rows = x->numel / s.v;
   if (rows == 0) return PERI_OK;
   atomic_init(&s.bad, 0);
-  s.scratch_each = ((size_t)s.v * s.r.size + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+  s.scratch_each = padded((size_t)s.v * s.r.size);
   size_t bytes = s.scratch_each * (size_t)peri_threads(c->ctx);
   if (!(s.scratch = peri__block_get(c->ctx, bytes)))
     return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the weights of %" PRId64 " classes", s.v);

@@ -83,6 +83,50 @@ static void truncation_keeps_the_right_tokens (void **state) {
   }
 }
 
+typedef struct weight { double e; int id; } weight;
+
+static int best_first (const void *a, const void *b) {
+  const weight *x = a, *y = b;
+  if (x->e != y->e) return x->e > y->e ? -1 : 1;
+  return x->id - y->id;
+}
+
+/* Rows long enough for the bucketed cuts, against sorting: nothing outside the set is drawn, and
+** its last member is within reach. */
+static void truncation_of_long_rows_matches_sorting (void **state) {
+  enum { V = 5000, N = 3000 };
+  static const struct { int64_t k; double p, min_p; } cases[] = {
+    { 40, 1, 0 }, { 0, 0.3, 0 }, { 0, 0.97, 0 }, { 300, 0.5, 0 }, { 0, 1, 0.6 }, { 2000, 0.99, 0.5 },
+  };
+  (void)state;
+  double *x = malloc(V * sizeof *x);
+  weight *w = malloc(V * sizeof *w);
+  lcg("long", 3, V, x);
+  for (int j = 0; j < V; j++) x[j] = (double)(float)x[j];
+  for (int j = 0; j < V; j++) w[j] = (weight){ exp(x[j] - 1.5), j };
+  qsort(w, V, sizeof *w, best_first);
+  peri_tensor *t = same_rows(N, V, x);
+  for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+    int n = cases[c].k > 0 ? (int)cases[c].k : V, kept = 0;
+    double total = 0, mass = 0, rank[V] = { 0 };
+    for (int j = 0; j < n; j++) total += w[j].e;
+    while (kept < n && (kept == 0 || mass < cases[c].p * total)) mass += w[kept++].e;
+    while (kept > 1 && w[kept - 1].e < cases[c].min_p * w[0].e) kept--;
+    for (int j = 0; j < V; j++) rank[w[j].id] = j;
+    peri_tensor *lp = NULL;
+    peri_tensor *ids = run2("sample", 2, (peri_tensor *[]){ t, NULL },
+                            SAMPLE(1, cases[c].k, cases[c].p, cases[c].min_p, 0), &lp);
+    double last = 0;
+    for (int i = 0; i < N; i++) last = fmax(last, rank[(int)at(ids, i)]);
+    assert_true(last < kept + 1); /* the sums of the two may differ in the last bit: one more */
+    assert_true(last > 0.9 * kept - 3);
+    drop(2, (peri_tensor *[]){ ids, lp });
+  }
+  peri_release(t);
+  free(x);
+  free(w);
+}
+
 static void greedy_takes_the_first_largest (void **state) {
   (void)state;
   peri_tensor *t = make(PERI_F32, DIMS(2, 4), (double[]){ 1, 3, 3, 0, -1, -2, -3, -0.5 });
@@ -141,6 +185,7 @@ int main (void) {
   const struct CMUnitTest tests[] = {
     T(sample_draws_with_the_right_frequencies),
     T(truncation_keeps_the_right_tokens),
+    T(truncation_of_long_rows_matches_sorting),
     T(greedy_takes_the_first_largest),
     T(keyed_draws_do_not_depend_on_their_place),
     T(sample_refuses_rows_without_a_distribution),
