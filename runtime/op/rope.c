@@ -209,6 +209,6 @@ static peri_status append_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:int",
-    .doc = "Writes k, v (B, T, H, D) into the caches (B, Tmax, H, D) at time pos, counted from 0.",
+OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:pos",
+    .doc = "Writes k, v (B, T, H, D) into the caches (B, Tmax, H, D) from position pos on.",
     .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .infer = append_infer, .cpu = append_cpu);
