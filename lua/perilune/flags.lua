@@ -36,8 +36,8 @@ local function convert(value, default)
     if math.type(default) == "integer" then return math.tointeger(value), "an integer" end
     return value + 0.0, "a number"
   end
-  if type(value) == type(default) then return value, type(default) end
-  return nil, "a " .. type(default)
+  if type(value) == type(default) then return value end
+  return nil, math.type(default) == "integer" and "an integer" or "a " .. type(default)
 end
 
 local function read_spec(spec)

@@ -25,7 +25,7 @@ function M.format(v)
     return ("%d"):format(v)
   end
   local a = math.abs(v)
-  if a ~= 0 and (a < 1e-3 or a >= 1e6) then return (("%.2e"):format(v):gsub("e([+-])0", "e%1")) end
+  if a ~= 0 and (a < 1e-3 or a >= 1e6) then return (("%.2e"):format(v):gsub("e%+?(%-?)0?", "e%1")) end
   local digits = a >= 1000 and 0 or a >= 100 and 1 or a >= 10 and 2 or a >= 1 and 3 or 4
   return ("%." .. digits .. "f"):format(v)
 end
@@ -49,7 +49,7 @@ end
 local function terminal_width()
   local columns = math.tointeger(tonumber(os.getenv "COLUMNS"))
   if columns then return columns end
-  local pipe = io.popen("stty size </dev/tty 2>/dev/null", "r")
+  local pipe = io.popen("{ stty size </dev/tty; } 2>/dev/null", "r")
   local width = pipe and math.tointeger(tonumber((pipe:read "a" or ""):match "%d+%s+(%d+)"))
   if pipe then pipe:close() end
   return width and width > 20 and width or 80

@@ -84,6 +84,9 @@ local function open_group(kind, name, given, common, index)
   end
   local params = given.params
   if Module.is_module(params) then params = params:parameters() end
+  if type(params) ~= "table" then
+    error(("%s: parameters are a %s, expected a list of tensors or a module"):format(name, type(params)), 4)
+  end
   local group = { options = own, params = {}, state = {}, steps = {}, slots = kind.slots(own) }
   for i, p in ipairs(params) do
     if not Module.is_tensor(p) then
@@ -102,7 +105,7 @@ local function new(name, params, given)
   if o.lr == options.required then error(name .. ": lr is missing", 3) end
   local self = setmetatable({ name = name, lr = o.lr, skipped = 0, groups = {}, _kind = kind }, Optimizer)
   local list = params
-  if Module.is_module(params) or type(params) ~= "table" or Module.is_tensor(params[1]) then
+  if Module.is_module(params) or type(params) ~= "table" or type(params[1]) ~= "table" then
     list = { { params = params } }
   end
   local n = 0

@@ -96,8 +96,8 @@ function M.read(who, positional, defaults, level, ...)
     if n > #positional + 1 then
       error(("%s: %d arguments, expected at most %d and a table"):format(who, n, #positional), level)
     end
-    local last = select(n, ...)
-    if n > 0 and type(last) == "table" and getmetatable(last) == nil then
+    local last = n > 0 and select(n, ...) or nil
+    if type(last) == "table" and getmetatable(last) == nil then
       for k, v in pairs(last) do given[k] = v end
       n = n - 1
     end

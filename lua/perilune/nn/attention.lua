@@ -76,7 +76,8 @@ M.MultiHeadAttention = class("MultiHeadAttention", function(self, ...)
   self.qkv = layers.Linear(o.dim, (o.heads + 2 * kv_heads) * head_dim, { bias = o.bias })
   self.out = layers.Linear(o.heads * head_dim, o.dim, { bias = out_bias })
   if o.qk_norm then
-    self.q_norm, self.k_norm = layers.RMSNorm(head_dim), layers.RMSNorm(head_dim)
+    self.q_norm = layers.RMSNorm(head_dim)
+    self.k_norm = layers.RMSNorm(head_dim)
   end
   if o.rope then
     local r = options.fill("MultiHeadAttention: rope", o.rope == true and {} or o.rope,

@@ -11,8 +11,8 @@ local M = {
   parameter = Module.parameter,
   is_module = Module.is_module,
 }
-for _, part in ipairs { require "perilune.nn.layers", require "perilune.nn.attention" } do
-  for name, value in pairs(part) do M[name] = value end
+for _, part in ipairs { "layers", "attention" } do
+  for name, value in pairs(require("perilune.nn." .. part)) do M[name] = value end
 end
 
 return M
