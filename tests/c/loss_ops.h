@@ -18,7 +18,7 @@
 
 #include <cmocka.h>
 
-#include "perilune.h"
+#include "core/core.h"
 
 static peri_ctx *ctx;
 
@@ -186,6 +186,29 @@ static inline void check_gradients (const char *name, int nin, peri_tensor **in,
                  at(g[k], i), want);
     }
     peri_release(g[k]);
+  }
+}
+
+/* Fail every allocation of one call in turn, then let it through: a status each time, nothing held,
+** and (unless it is done) the tensors of in[] as they were. */
+static inline void fail_every_allocation (const char *name, int nin, peri_tensor *const *in,
+                                          const peri_attr *attr) {
+  size_t live = peri_memory_stats(ctx).live_bytes;
+  for (int64_t n = 0;; n++) {
+    peri_tensor *out[4] = { NULL };
+    peri_memory_trim(ctx); /* pooled blocks would hide the allocator */
+    peri_test_fail_after(ctx, n, false);
+    peri_status s = try_op(name, nin, in, attr, out);
+    bool fired = peri_test_fired(ctx);
+    peri_test_fail_after(ctx, -1, false);
+    if (!fired) {
+      assert_int_equal(s, PERI_OK);
+      drop(4, out);
+      assert_true(n > 0);
+      return;
+    }
+    assert_int_equal(s, PERI_ENOMEM);
+    assert_true(peri_memory_stats(ctx).live_bytes == live);
   }
 }
 

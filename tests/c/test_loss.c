@@ -264,6 +264,20 @@ static void token_logprob_refuses_what_does_not_fit (void **state) {
   drop(7, (peri_tensor *[]){ h, w, v, t, none, y, e });
 }
 
+static void lack_of_memory_is_a_status (void **state) {
+  (void)state;
+  peri_tensor *h = random_tensor(PERI_F32, DIMS(9, 4), "m.h", 1);
+  peri_tensor *w = random_tensor(PERI_F32, DIMS(5, 4), "m.w", 1), *e = NULL;
+  peri_tensor *t = make(PERI_I64, DIMS(9), (double[]){ 0, 1, 3, -100, 2, 2, -100, 3, 0 });
+  peri_tensor *stats = make(PERI_F32, DIMS(9, 2), (double[18]){ 0 });
+  fail_every_allocation("cross_entropy", IN(h, t), NULL);
+  fail_every_allocation("token_logprob", 4, (peri_tensor *[]){ h, w, t, NULL }, NULL);
+  peri_tensor *g = run2("token_logprob", 4, (peri_tensor *[]){ h, w, t, NULL }, NULL, &e);
+  fail_every_allocation("token_logprob_backward", 7,
+                        (peri_tensor *[]){ g, e, h, w, t, NULL, stats }, NULL);
+  drop(6, (peri_tensor *[]){ h, w, t, stats, g, e });
+}
+
 /* ---- the short losses ---- */
 
 static void short_losses_match_their_formulas (void **state) {
@@ -312,6 +326,7 @@ int main (void) {
     T(token_logprob_is_batch_invariant_and_equals_sampling),
     T(token_logprob_gradients_do_not_depend_on_threads_or_ignored_rows),
     T(token_logprob_refuses_what_does_not_fit),
+    T(lack_of_memory_is_a_status),
     T(short_losses_match_their_formulas),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

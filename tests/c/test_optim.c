@@ -222,6 +222,24 @@ static void muon_orthogonalises (void **state) {
     }
 }
 
+static void lack_of_memory_changes_nothing (void **state) {
+  (void)state;
+  const peri_attr adam[] = { F(1e-3), F(0.9), F(0.95), F(1e-8), F(0.1), I(1), F(1) };
+  peri_tensor *t[4], *was = random_tensor(PERI_F32, DIMS(7, 5), "oom0", 1);
+  t[0] = random_tensor(PERI_F32, DIMS(7, 5), "oom0", 1);
+  t[1] = random_tensor(PERI_F32, DIMS(7, 5), "oom1", 1);
+  t[2] = make(PERI_F32, DIMS(7, 5), (double[35]){ 0 });
+  t[3] = make(PERI_F32, DIMS(7, 5), (double[35]){ 0 });
+  fail_every_allocation("clip_grad_norm_", 1, t, ATTRS(F(10)));
+  assert_memory_equal(peri_data(t[0]), peri_data(was), 35 * sizeof(float));
+  fail_every_allocation("muon_", 3, t, ATTRS(F(0), F(0.9), I(1), F(0), I(5), F(1)));
+  assert_memory_equal(peri_data(t[0]), peri_data(was), 35 * sizeof(float));
+  fail_every_allocation("lamb_", 4, t, adam);
+  fail_every_allocation("adamw_", 4, t, adam);
+  drop(4, t);
+  peri_release(was);
+}
+
 int main (void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
   const struct CMUnitTest tests[] = {
@@ -231,6 +249,7 @@ int main (void) {
     T(norms_and_clipping),
     T(ema_moves_by_one_minus_decay),
     T(steps_refuse_lists_that_do_not_fit),
+    T(lack_of_memory_changes_nothing),
     T(muon_orthogonalises),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

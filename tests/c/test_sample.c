@@ -170,14 +170,16 @@ static void sample_refuses_rows_without_a_distribution (void **state) {
   (void)state;
   peri_tensor *x = make(PERI_F32, DIMS(2, 2), (double[]){ 0, 1, NAN, 0 });
   peri_tensor *y = make(PERI_F32, DIMS(1, 2), (double[]){ -INFINITY, -INFINITY });
+  peri_tensor *z = make(PERI_F32, DIMS(1, 2), (double[]){ 0, 1 });
   peri_rng before = peri_rng_get(ctx);
   refuse("row 1", "sample", 2, (peri_tensor *[]){ x, NULL }, NULL);
   refuse("row 0", "sample", 2, (peri_tensor *[]){ y, NULL }, NULL);
   refuse("row 1", "categorical", IN(x), NULL);
   assert_true(peri_rng_get(ctx).offset == before.offset);
+  fail_every_allocation("sample", 2, (peri_tensor *[]){ z, NULL }, SAMPLE(1, 1, 0.5, 0, 0));
   refuse("top_p is 0", "sample", 2, (peri_tensor *[]){ x, NULL }, SAMPLE(1, 0, 0, 0, 0));
   refuse("temperature is -1", "sample", 2, (peri_tensor *[]){ x, NULL }, SAMPLE(-1, 0, 1, 0, 0));
-  drop(2, (peri_tensor *[]){ x, y });
+  drop(3, (peri_tensor *[]){ x, y, z });
 }
 
 int main (void) {
