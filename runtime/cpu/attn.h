@@ -53,36 +53,44 @@ INLINE void shuffle (const vf *x, vf *y) {
   }
 }
 
+/* A W x W block of rows becomes columns of the panel; rows from n and channels from D are zero. */
+INLINE void transpose_block (const float *x, int64_t stride, int64_t n, int64_t D, bool whole, float *panel) {
+  vf s[W], t[W];
+  for (int i = 0; i < W; i++)
+    if (whole) s[i] = v_load(x + i * stride);
+    else s[i] = i >= n ? v_set(0) : D >= W ? v_load(x + i * stride) : v_load_tail(x + i * stride, D, 0);
+  shuffle(s, t);
+  shuffle(t, s);
+#if PERI_VW == 8
+  shuffle(s, t);
+  for (int i = 0; i < W; i++) s[i] = t[i];
+#elif PERI_VW == 16
+  shuffle(s, t);
+  shuffle(t, s);
+#endif
+  for (int i = 0; i < W; i++)
+    if (whole || i < D) v_store(panel + i * KB, s[i]);
+}
+
 /* Rows [j0, n) of (n, D) become columns of panel (D, KB); j0 is a multiple of W, columns from n up
 ** to the next multiple are zero. */
 static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_t n, int64_t D, float *panel) {
   for (int64_t j = j0; j < n; j += W)
     for (int64_t d = 0; d < D; d += W) {
-      vf s[W], t[W];
-      for (int i = 0; i < W; i++) {
-        const float *p = x + (j + i) * stride + d;
-        if (j + i >= n) s[i] = v_set(0);
-        else s[i] = D - d >= W ? v_load(p) : v_load_tail(p, D - d, 0);
-      }
-      shuffle(s, t);
-      shuffle(t, s);
-#if PERI_VW >= 8
-      shuffle(s, t);
-#if PERI_VW >= 16
-      shuffle(t, s);
-#else
-      for (int i = 0; i < W; i++) s[i] = t[i];
-#endif
-#endif
-      for (int i = 0; i < min64(W, D - d); i++) v_store(panel + (d + i) * KB + j, s[i]);
+      const float *from = x + j * stride + d;
+      float *to = panel + d * KB + j;
+      if (n - j >= W && D - d >= W) transpose_block(from, stride, W, W, true, to);
+      else transpose_block(from, stride, n - j, D - d, false, to);
     }
 }
 
-/* Copy n rows of D to rows of Dp, zeros behind. */
+/* Copy n rows of D to rows of Dp, zeros behind. What is read again for every tile of queries is
+** copied first: rows of a (B, T, H, D) tensor lie a power of two apart and fall into few cache sets. */
 static inline void pack_rows (const float *x, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *y) {
-  for (int64_t j = 0; j < n; j++, y += Dp) {
-    memcpy(y, x + j * stride, (size_t)D * sizeof *y);
-    for (int64_t d = D; d < Dp; d++) y[d] = 0;
+  for (int64_t j = 0; j < n; j++, x += stride, y += Dp) {
+    int64_t d = 0;
+    for (; d + W <= D; d += W) v_store(y + d, v_load(x + d));
+    if (d < D) v_store(y + d, v_load_tail(x + d, D - d, 0));
   }
 }
 
@@ -111,7 +119,11 @@ static inline void scores (const float *const *q, int R, const float *panel, int
   int64_t c = c0;
   if (R == RT) {
     for (; c + SV * W <= c1; c += SV * W) score_tile(q, RT, SV, panel + c, D, s + c);
-    for (; c < c1; c += W) score_tile(q, RT, 1, panel + c, D, s + c);
+#if PERI_VW == 16
+    if (c1 - c == 3 * W) score_tile(q, RT, 3, panel + c, D, s + c), c = c1;
+    else if (c1 - c == 2 * W) score_tile(q, RT, 2, panel + c, D, s + c), c = c1;
+#endif
+    if (c < c1) score_tile(q, RT, 1, panel + c, D, s + c);
     return;
   }
   for (int r = 0; r < R; r++, s += KB) {
@@ -120,57 +132,72 @@ static inline void scores (const float *const *q, int R, const float *panel, int
   }
 }
 
-/* o[r] += sum over keys [j0, j1) of p[r][j] v[r][j], NV vectors of channels. Rows with one v share
-** its loads (same). */
+/* o[r] += sum over keys of p[r][j] v[r][j], NV vectors of channels from d: keys [j0, j1) for all
+** rows, and of those up to [first, last) before and behind each row's own [lo, hi). With same, all
+** rows have v[0]. */
 INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int R, int NV, bool same,
-                      int64_t j0, int64_t j1, float *const *o, int64_t d) {
-  vf acc[4][4];
-  const float *w[4];
-  for (int r = 0; r < R; r++) {
-    w[r] = v[same ? 0 : r] + j0 * stride + d;
+                      int64_t j0, int64_t j1, int64_t first, int64_t last, const int64_t *lo,
+                      const int64_t *hi, float *const *o, int64_t d) {
+  vf acc[4][4], x[4];
+  for (int r = 0; r < R; r++)
     for (int c = 0; c < NV; c++) acc[r][c] = v_load(o[r] + d + c * W);
-  }
+  for (int64_t j = first; j < j0; j++)
+    for (int r = 0; r < R; r++)
+      if (j >= lo[r])
+        for (int c = 0; c < NV; c++)
+          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W), acc[r][c]);
   for (int64_t j = j0; j < j1; j++) {
-    vf x[4];
-    if (same) {
-      for (int c = 0; c < NV; c++) x[c] = v_load(w[0] + c * W);
-      w[0] += stride;
-    }
+    if (same)
+      for (int c = 0; c < NV; c++) x[c] = v_load(v[0] + j * stride + d + c * W);
     for (int r = 0; r < R; r++) {
-      if (!same) {
-        for (int c = 0; c < NV; c++) x[c] = v_load(w[r] + c * W);
-        w[r] += stride;
-      }
+      if (!same)
+        for (int c = 0; c < NV; c++) x[c] = v_load(v[r] + j * stride + d + c * W);
       vf y = v_set(p[r * KB + j]);
       for (int c = 0; c < NV; c++) acc[r][c] = v_fma(y, x[c], acc[r][c]);
     }
   }
+  for (int64_t j = j1; j < last; j++)
+    for (int r = 0; r < R; r++)
+      if (j < hi[r])
+        for (int c = 0; c < NV; c++)
+          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W), acc[r][c]);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < NV; c++) v_store(o[r] + d + c * W, acc[r][c]);
 }
 
 INLINE void mix_rows (const float *p, const float *const *v, int64_t stride, int R, bool same,
-                      int64_t j0, int64_t j1, float *const *o, int64_t Dp) {
+                      int64_t j0, int64_t j1, int64_t first, int64_t last, const int64_t *lo,
+                      const int64_t *hi, float *const *o, int64_t Dp) {
   int64_t d = 0;
-  if (j0 >= j1) return;
   if (PERI_VW == 16 || R == 1)
-    for (; d + 4 * W <= Dp; d += 4 * W) mix_tile(p, v, stride, R, 4, same, j0, j1, o, d);
-  for (; d + 2 * W <= Dp; d += 2 * W) mix_tile(p, v, stride, R, 2, same, j0, j1, o, d);
-  for (; d < Dp; d += W) mix_tile(p, v, stride, R, 1, same, j0, j1, o, d);
+    for (; d + 4 * W <= Dp; d += 4 * W) mix_tile(p, v, stride, R, 4, same, j0, j1, first, last, lo, hi, o, d);
+  for (; d + 2 * W <= Dp; d += 2 * W) mix_tile(p, v, stride, R, 2, same, j0, j1, first, last, lo, hi, o, d);
+  for (; d < Dp; d += W) mix_tile(p, v, stride, R, 1, same, j0, j1, first, last, lo, hi, o, d);
+}
+
+/* o += p V over keys [j0, j1) of one row. */
+static inline void mix_one (const float *p, const float *v, int64_t stride, int64_t j0, int64_t j1, float *o,
+                            int64_t Dp) {
+  if (j0 < j1) mix_rows(p, &v, stride, 1, true, j0, j1, j0, j1, NULL, NULL, &o, Dp);
+}
+
+/* The same for RT rows, each with its own V. */
+static inline void mix_apart (const float *p, const float *const *v, int64_t stride, int64_t j0, int64_t j1,
+                              float *const *o, int64_t Dp) {
+  if (j0 < j1) mix_rows(p, v, stride, RT, false, j0, j1, j0, j1, NULL, NULL, o, Dp);
 }
 
 /* o[r] += p[r] V over each row's own keys [lo[r], hi[r]), in order; keys outside are not read. */
 static inline void mix (const float *p, const float *v, int64_t stride, int R, const int64_t *lo,
                         const int64_t *hi, float *const *o, int64_t Dp) {
-  int64_t from = lo[0], to = hi[0];
-  for (int r = 1; r < R; r++) from = max64(from, lo[r]), to = min64(to, hi[r]);
-  if (R < RT || from >= to) {
-    for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, lo[r], hi[r], o + r, Dp);
-    return;
+  int64_t from = lo[0], to = hi[0], first = lo[0], last = hi[0];
+  for (int r = 1; r < R; r++) {
+    from = max64(from, lo[r]), to = min64(to, hi[r]);
+    first = min64(first, lo[r]), last = max64(last, hi[r]);
   }
-  for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, lo[r], from, o + r, Dp);
-  mix_rows(p, &v, stride, RT, true, from, to, o, Dp);
-  for (int r = 0; r < R; r++) mix_rows(p + r * KB, &v, stride, 1, true, to, hi[r], o + r, Dp);
+  if (R == RT && from < to) mix_rows(p, &v, stride, RT, true, from, to, first, last, lo, hi, o, Dp);
+  else
+    for (int r = 0; r < R; r++) mix_one(p + r * KB, v, stride, lo[r], hi[r], o[r], Dp);
 }
 
 /* Additive form of the mask for one row: keys [first, first + n). */

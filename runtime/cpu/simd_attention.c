@@ -26,7 +26,7 @@ static int64_t row_count (const struct peri__attn *a) {
 int64_t PERI_NAME(peri__attn_scratch) (const struct peri__attn *a) {
   int64_t Dp = round_up(a->D, W), rows = round_up(row_count(a), RT);
   int64_t heads = a->Tq == 1 ? a->Hkv : 1;
-  return KB * a->D + (Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp + rows * (int64_t)(sizeof(struct row) / 4) +
+  return KB * a->D + (a->Tq == 1 && Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp + rows * (int64_t)(sizeof(struct row) / 4) +
          (a->Tq == 1 ? rows : RT) * KB + KB;
 }
 
@@ -64,7 +64,9 @@ static void finish (const struct peri__attn *a, int64_t b, int64_t i, int64_t h,
                     const float *o) {
   float sum = v_sum(row->sum), *y = a->out + ((b * a->Tq + i) * a->Hq + h) * a->D;
   float f = sum > 0 || sum != sum ? 1.0f / sum : 0;
-  for (int64_t d = 0; d < a->D; d++) y[d] = o[d] * f;
+  int64_t d = 0;
+  for (; d + W <= a->D; d += W) v_store(y + d, v_load(o + d) * f);
+  if (d < a->D) v_store_tail(y + d, v_load(o + d) * f, a->D - d);
   a->lse[(b * a->Hq + h) * a->Tq + i] = row->max + logf(sum); /* -inf where nothing is visible */
 }
 
@@ -104,10 +106,10 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
       int r = (int)(h % RT);
       v[r] = Dp == D ? a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2] : vp + hk * KB * Dp;
       to[r] = o + h * Dp;
-      if (r == RT - 1) mix_rows(s + (h - r) * KB, v, stride, RT, false, first, n, to, Dp);
+      if (r == RT - 1) mix_apart(s + (h - r) * KB, v, stride, first, n, to, Dp);
     }
     for (int64_t r = 0; r < a->Hq % RT; r++)
-      mix_rows(s + (a->Hq / RT * RT + r) * KB, v + r, stride, 1, false, first, n, to + r, Dp);
+      mix_one(s + (a->Hq / RT * RT + r) * KB, v[r], stride, first, n, to[r], Dp);
   }
   for (int64_t h = 0; h < a->Hq; h++) finish(a, b, 0, h, &row[h], o + h * Dp);
 }
@@ -132,8 +134,7 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
     transpose(a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2], a->ks[1], first / W * W, n, D, panel);
-    const float *v = a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2];
-    if (Dp != D) pack_rows(v, a->vs[1], n, D, Dp, vp), v = vp;
+    pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp);
     for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
       int R = (int)min64(RT, n_rows - r0);
       int64_t from[RT], to[RT], c0 = n, c1 = 0;
@@ -155,7 +156,7 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
         if (a->mask_kind) mask_row(a, b, hk * G + (r0 + r) % G, i0 + (r0 + r) / G, j0, n, bias);
         soften(&row[r0 + r], s + r * KB, from[r], to[r], a->scale, a->mask_kind ? bias : NULL, y[r], Dp);
       }
-      mix(s, v, Dp == D ? a->vs[1] : Dp, R, from, to, y, Dp);
+      mix(s, vp, Dp, R, from, to, y, Dp);
     }
   }
   for (int64_t r = 0; r < n_rows; r++)

@@ -71,7 +71,7 @@ struct work { /* scratch of a unit */
 
 /* Rows [r0, r0 + n) against the key block at j0 of n_keys keys. */
 static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk, int64_t start,
-                   int64_t r0, int64_t n, int64_t j0, int64_t n_keys, const float *k, int64_t k_stride) {
+                   int64_t r0, int64_t n, int64_t j0, int64_t n_keys) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
   int64_t from[RB], to[RB], c0 = n_keys, c1 = 0;
   for (int64_t r = 0; r < n; r++) {
@@ -112,7 +112,7 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
       differentiate(p + r * KB, ds + r * KB, c0, c1, from[t + r], to[t + r], a->scale,
                     a->mask_kind ? w->bias : NULL, lse, w->delta[r0 + t + r]);
     }
-    mix(ds, k, k_stride, R, from + t, to + t, dq, Dp);
+    mix(ds, w->kp, Dp, R, from + t, to + t, dq, Dp);
   }
   for (int64_t j = c0; j < c1; j += 4) {
     int64_t first = 0, last = n; /* rows between see some of the four keys */
@@ -146,18 +146,14 @@ void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, 
   visible(a, start, 0, &lo, &ignore);
   visible(a, start, a->Tq - 1, &ignore, &hi);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
-    int64_t n = min64(KB, hi - j0), stride = a->ks[1];
+    int64_t n = min64(KB, hi - j0);
     const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
     transpose(k, a->ks[1], 0, n, D, w.kt);
     transpose(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], 0, n, D, w.vt);
-    if (Dp != D) {
-      pack_rows(k, stride, n, D, Dp, w.kp);
-      k = w.kp;
-      stride = Dp;
-    }
+    pack_rows(k, a->ks[1], n, D, Dp, w.kp);
     memset(w.dk, 0, (size_t)(2 * KB * Dp) * sizeof(float)); /* dk and dv */
     for (int64_t r0 = 0; r0 < rows; r0 += RB)
-      chunk(a, &w, b, hk, start, r0, min64(RB, rows - r0), j0, n, k, stride);
+      chunk(a, &w, b, hk, start, r0, min64(RB, rows - r0), j0, n);
     for (int64_t j = 0; j < n; j++) {
       int64_t at = ((b * a->Tk + j0 + j) * a->Hkv + hk) * D;
       memcpy(a->dk + at, w.dk + j * Dp, (size_t)D * sizeof(float));
