@@ -133,6 +133,7 @@ static void steps_do_not_depend_on_threads_or_grouping (void **state) {
     float *at_kept = kept;
     for (int i = 0; i < 6; i++) {
       size_t bytes = (size_t)sizes[i] * sizeof(float);
+      if (bytes == 0) continue;
       if (round == 0) memcpy(at_kept, peri_data(t[i]), bytes);
       else assert_memory_equal(at_kept, peri_data(t[i]), bytes);
       at_kept += sizes[i];
