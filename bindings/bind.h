@@ -37,7 +37,8 @@ typedef struct peri_bind {
   bool owns;     /* close ctx with the Lua state */
   const void *tensor_mt; /* address of the metatable of tensors */
   peri_scope *scope;     /* innermost open one */
-  size_t collect_at;     /* live bytes above which the collector is told: state.c */
+  size_t collect_at;     /* live bytes above which the collector is told: box.c */
+  size_t after_full;     /* live bytes after the last full collection that growth caused */
   peri_tensor *scalar[PERI_NSCALAR];
   size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
   struct peri_record *records; /* custom functions alive in the tape: grad.c */

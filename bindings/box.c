@@ -56,15 +56,20 @@ void peri__box_release (peri_bind *b, peri_box *box) {
 
 /* The collector sees 40 bytes where a tensor may own gigabytes. So growth of live tensor bytes since
 ** the last low is presented to it as growth of the Lua heap in the same proportion, four times as
-** urgently: a cycle ends before garbage reaches about half of the live bytes. Inside a scope most
-** of the growth is going to be freed without the collector, so that once is enough. */
+** urgently; inside a scope, where most of the growth is going to be freed without the collector,
+** once is enough. In generational mode that frees what died young; tensors that died old go when
+** live bytes have doubled since the last full collection. */
 void peri__charge_slow (lua_State *L, peri_bind *b) {
-  size_t live = b->ctx->live;
+  size_t live = b->ctx->live, granule = live / 16 > GRANULE ? live / 16 : GRANULE;
   double growth = (double)(live + GRANULE - b->collect_at);
   double heap = (double)lua_gc(L, LUA_GCCOUNT);
   double kb = heap * (b->scope ? 1 : 4) * growth / (double)(live > SMALL ? live : SMALL);
-  b->collect_at = live + GRANULE; /* first: finalizers that run now lower it again */
-  if (lua_gc(L, LUA_GCISRUNNING) == 1) lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
+  b->collect_at = live + granule; /* first: finalizers that run now lower it again */
+  if (lua_gc(L, LUA_GCISRUNNING) != 1) return;
+  if (live > 2 * b->after_full + SMALL) {
+    lua_gc(L, LUA_GCCOLLECT);
+    b->after_full = b->ctx->live;
+  } else lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
 }
 
 void peri__charge (lua_State *L) {

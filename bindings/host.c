@@ -87,6 +87,7 @@ peri_status peri_lua_run_file (lua_State *L, const char *path) {
 
 static int open_libs (lua_State *L) {
   luaL_openlibs(L);
+  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does: temporaries die young */
   return 0;
 }
 

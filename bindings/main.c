@@ -111,6 +111,8 @@ static void find_library (lua_State *L) {
   lua_setfield(L, -2, "perilune.line");
   lua_pop(L, 1);
   if (!library_folder(dir, sizeof dir)) {
+    const char *given = getenv("PERILUNE_LUA");
+    if (given && *given) luaL_error(L, "PERILUNE_LUA=%s: there is no perilune/init.lua", given);
     peri__add_searcher(L, true);
     return;
   }
@@ -121,7 +123,7 @@ static void find_library (lua_State *L) {
   lua_pop(L, 2);
 }
 
-/* Global help, package perilune; the library's folder or nil is left on the stack. */
+/* Load the package; help is global in the program. */
 static void open_perilune (lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "perilune");
@@ -149,7 +151,10 @@ static int run_chunk (lua_State *L, int nargs) {
 
 static int run_file (lua_State *L, const char *path, int argc, char **argv, int script) {
   set_arg(L, argc, argv, script);
-  if (luaL_loadfilex(L, strcmp(path, "-") == 0 ? NULL : path, "t") != LUA_OK) return lua_error(L);
+  if (luaL_loadfilex(L, strcmp(path, "-") == 0 ? NULL : path, "t") != LUA_OK) {
+    fprintf(stderr, "perilune: %s\n", lua_tostring(L, -1));
+    return EXIT_ERROR;
+  }
   luaL_checkstack(L, argc, "too many arguments");
   for (int i = script + 1; i < argc; i++) lua_pushstring(L, argv[i]);
   return run_chunk(L, argc - script - 1);
@@ -267,6 +272,7 @@ static int dispatch (lua_State *L, const command *c) {
 static int body (lua_State *L) {
   const command *c = (const command *)lua_touserdata(L, 1);
   luaL_openlibs(L);
+  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does: temporaries die young */
   find_library(L);
   lua_pushinteger(L, dispatch(L, c));
   return 1;

@@ -136,7 +136,7 @@ static int open_editor (void) {
   edit.el_set(edit.el, EL_PROMPT, prompt_text);
   edit.el_set(edit.el, EL_EDITOR, "emacs");
   edit.el_set(edit.el, EL_SIGNAL, 0);
-  edit.el_set(edit.el, EL_SETTY, "-d", "intr=", (char *)NULL);
+  edit.el_set(edit.el, EL_SETTY, "-d", "-isig", (char *)NULL);
   edit.el_set(edit.el, EL_HIST, edit.history_fn, edit.history);
   edit.el_set(edit.el, EL_ADDFN, "peri-interrupt", "drop the line", key_interrupt);
   edit.el_set(edit.el, EL_ADDFN, "peri-end", "end of input", key_end);

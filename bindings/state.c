@@ -95,7 +95,7 @@ static int distance (const char *a, const char *b) {
 
 const char *peri__nearest (const char *word, const char *(*name_at) (void *ud, int i), void *ud) {
   const char *best = NULL, *name;
-  int least = (int)strlen(word) / 3 + 2;
+  int n = (int)strlen(word), least = n < 6 ? 2 : n / 3 + 1; /* one letter in short words */
   for (int i = 0; (name = name_at(ud, i)) != NULL; i++) {
     int d = distance(word, name);
     if (d < least) {
