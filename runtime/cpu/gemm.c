@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-  KC = 256,            /* steps of k in a block: a panel of B then stays in L1 or L2 */
+  KC = 384,            /* steps of k in a block: a panel of A stays in L1, one of B in L2 */
   MC = 192,            /* rows that share one privately packed panel of B */
   FEW_ROWS = 256,      /* up to here threads share columns only, and pack B each for itself */
   NC = 4096,           /* rows and columns packed at once by the shared form: 4 MiB each */
@@ -66,7 +66,9 @@ static enum source source_of (const job *s) {
   const peri__gemm *g = s->g;
   if (g->packed != NULL) return PACKED;
   if (g->bcs == 1 && (g->m <= 2 * s->mr || g->k * g->n * 4 <= L1_BYTES)) return DIRECT;
-  if (g->brs == 1 && g->m <= s->kern->trans_mr) return TRANSPOSED;
+  /* Columns half a page or more apart share cache sets; only packing is fit for that. */
+  bool apart = (g->bcs & 511) != 0;
+  if (g->brs == 1 && g->m <= s->kern->trans_mr && apart) return TRANSPOSED;
   return PRIVATE;
 }
 

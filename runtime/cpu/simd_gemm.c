@@ -65,23 +65,33 @@ TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 
 /* ---- transposed loads ---- */
 
-/* Done in vectors of at most 8 lanes: wider shuffles are no faster. */
 typedef float v4 __attribute__((vector_size(16)));
 typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
+/* 4 rows of 4 columns become 4 columns, in each 4 lanes of a vector by itself. */
+#define TRANSPOSE4(T, in, out, LOW, HIGH, LOW2, HIGH2)                              \
+  do {                                                                             \
+    T x_ = LOW((in)[0], (in)[1]), y_ = LOW((in)[2], (in)[3]);                      \
+    T z_ = HIGH((in)[0], (in)[1]), w_ = HIGH((in)[2], (in)[3]);                    \
+    (out)[0] = LOW2(x_, y_), (out)[1] = HIGH2(x_, y_);                             \
+    (out)[2] = LOW2(z_, w_), (out)[3] = HIGH2(z_, w_);                             \
+  } while (0)
+
 #if PERI_VW == 4
 enum { TW = 4 };
 typedef v4 vt;
+typedef v4u vtu;
 #define LOW(x, y) SHUFFLE(x, y, 0, 4, 1, 5)
 #define HIGH(x, y) SHUFFLE(x, y, 2, 6, 3, 7)
 #define LOW2(x, y) SHUFFLE(x, y, 0, 1, 4, 5)
 #define HIGH2(x, y) SHUFFLE(x, y, 2, 3, 6, 7)
-/* Lanes 4q..4q+3 from p + 4q * stride: one run of 4 floats of each fourth row. */
+/* 4 floats of a row; where there are 8 lanes, and of the fourth row after it. */
 INLINE vt load_runs (const float *p, int64_t stride) { return (void)stride, *(const v4u *)p; }
 #else
-enum { TW = 8 };
+enum { TW = 8 }; /* wider shuffles are no faster, and narrower ones start from memory */
 typedef float vt __attribute__((vector_size(32)));
+typedef float vtu __attribute__((vector_size(32), aligned(4), may_alias));
 #define LOW(x, y) SHUFFLE(x, y, 0, 8, 1, 9, 4, 12, 5, 13)
 #define HIGH(x, y) SHUFFLE(x, y, 2, 10, 3, 11, 6, 14, 7, 15)
 #define LOW2(x, y) SHUFFLE(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
@@ -92,61 +102,44 @@ INLINE vt load_runs (const float *p, int64_t stride) {
 }
 #endif
 
-/* out[s] = b[j * stride + s] for j over TW lanes: 4 columns of a transposed matrix. */
+/* out[s] = b[j * stride + s] for TW rows j and 4 columns s */
 INLINE void load_columns (const float *b, int64_t stride, vt out[4]) {
-  vt r0 = load_runs(b, stride), r1 = load_runs(b + stride, stride);
-  vt r2 = load_runs(b + 2 * stride, stride), r3 = load_runs(b + 3 * stride, stride);
-  vt a = LOW(r0, r1), c = LOW(r2, r3), d = HIGH(r0, r1), e = HIGH(r2, r3);
-  out[0] = LOW2(a, c);
-  out[1] = HIGH2(a, c);
-  out[2] = LOW2(d, e);
-  out[3] = HIGH2(d, e);
-}
-
-/* The same over all lanes of a vector. */
-INLINE void load_transposed (const float *b, int64_t stride, vf out[4]) {
-#if PERI_VW == 16
-  vt lo[4], hi[4];
-  load_columns(b, stride, lo);
-  load_columns(b + TW * stride, stride, hi);
-  UNROLL for (int s = 0; s < 4; s++)
-    out[s] = SHUFFLE(lo[s], hi[s], 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#else
-  load_columns(b, stride, out);
-#endif
-}
-
-INLINE vf load_strided (const float *b, int64_t stride) {
-  float x[PERI_VW];
-  for (int j = 0; j < PERI_VW; j++) x[j] = b[j * stride];
-  return v_load(x);
+  vt in[4];
+  UNROLL for (int r = 0; r < 4; r++) in[r] = load_runs(b + r * stride, stride);
+  TRANSPOSE4(vt, in, out, LOW, HIGH, LOW2, HIGH2);
 }
 
 /* As tile, B transposed on the way: pays while few rows use each element of B. */
 INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, int64_t acs,
                         const float *b, int64_t bcs, float *c, int64_t crs, const float *init,
                         int64_t irs) {
-  vf acc[TRANS_MR][PERI_GEMM_NV];
-  UNROLL for (int i = 0; i < mr; i++)
-    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) acc[i][v] = v_load(init + i * irs + v * PERI_VW);
-  int64_t p = 0;
-  for (; p + 4 <= k; p += 4) {
-    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) {
-      vf bv[4];
-      load_transposed(b + v * PERI_VW * bcs + p, bcs, bv);
+  for (int64_t j = 0; j < NR; j += 2 * TW, b += 2 * TW * bcs, c += 2 * TW, init += 2 * TW) {
+    vt acc[TRANS_MR][2];
+    UNROLL for (int i = 0; i < mr; i++)
+      UNROLL for (int v = 0; v < 2; v++) acc[i][v] = *(const vtu *)(init + i * irs + v * TW);
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4) {
+      vt bv[2][4];
+      UNROLL for (int v = 0; v < 2; v++) load_columns(b + v * TW * bcs + p, bcs, bv[v]);
       UNROLL for (int s = 0; s < 4; s++)
-        UNROLL for (int i = 0; i < mr; i++)
-          acc[i][v] = v_fma(v_set(a[i * ars + (p + s) * acs]), bv[s], acc[i][v]);
+        UNROLL for (int i = 0; i < mr; i++) {
+          vt ai = a[i * ars + (p + s) * acs] - (vt){ 0 };
+          UNROLL for (int v = 0; v < 2; v++) acc[i][v] = ai * bv[v][s] + acc[i][v];
+        }
     }
+    for (; p < k; p++)
+      UNROLL for (int v = 0; v < 2; v++) {
+        float t[TW];
+        for (int l = 0; l < TW; l++) t[l] = b[(v * TW + l) * bcs + p];
+        vt bv = *(const vtu *)t;
+        UNROLL for (int i = 0; i < mr; i++) {
+          vt ai = a[i * ars + p * acs] - (vt){ 0 };
+          acc[i][v] = ai * bv + acc[i][v];
+        }
+      }
+    UNROLL for (int i = 0; i < mr; i++)
+      UNROLL for (int v = 0; v < 2; v++) *(vtu *)(c + i * crs + v * TW) = acc[i][v];
   }
-  for (; p < k; p++)
-    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) {
-      vf bv = load_strided(b + v * PERI_VW * bcs + p, bcs);
-      UNROLL for (int i = 0; i < mr; i++)
-        acc[i][v] = v_fma(v_set(a[i * ars + p * acs]), bv, acc[i][v]);
-    }
-  UNROLL for (int i = 0; i < mr; i++)
-    UNROLL for (int v = 0; v < PERI_GEMM_NV; v++) v_store(c + i * crs + v * PERI_VW, acc[i][v]);
 }
 
 #define TRANS(mr)                                                                             \
@@ -171,6 +164,48 @@ WIDE(4) WIDE(5) WIDE(6)
 
 /* ---- packing ---- */
 
+/*
+** LINE columns of PERI_VW rows at a time, a cache line of each: where rows lie a power of two apart
+** their lines share a cache set, and one that is not used up at once is gone.
+*/
+enum { LINE = 16 };
+
+#if PERI_VW == 16
+#define LOW_(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH_(x, y) SHUFFLE(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW2_(x, y) SHUFFLE(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH2_(x, y) SHUFFLE(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+/* quarters 0, 1 or 2, 3 of both; quarters 0, 2 or 1, 3 of both */
+#define QUARTERS01(x, y) SHUFFLE(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#define QUARTERS23(x, y) SHUFFLE(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31)
+#define QUARTERS02(x, y) SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define QUARTERS13(x, y) SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+
+INLINE void pack_line (const float *b, int64_t stride, float *out) {
+  vf u[4][4], in[4]; /* u[g][s]: quarter q has column 4q + s of rows 4g.. */
+  UNROLL for (int g = 0; g < 4; g++) {
+    UNROLL for (int r = 0; r < 4; r++) in[r] = v_load(b + (4 * g + r) * stride);
+    TRANSPOSE4(vf, in, u[g], LOW_, HIGH_, LOW2_, HIGH2_);
+  }
+  UNROLL for (int s = 0; s < 4; s++) {
+    vf x = QUARTERS01(u[0][s], u[1][s]), y = QUARTERS01(u[2][s], u[3][s]);
+    vf z = QUARTERS23(u[0][s], u[1][s]), w = QUARTERS23(u[2][s], u[3][s]);
+    v_store(out + s * NR, QUARTERS02(x, y));
+    v_store(out + (4 + s) * NR, QUARTERS13(x, y));
+    v_store(out + (8 + s) * NR, QUARTERS02(z, w));
+    v_store(out + (12 + s) * NR, QUARTERS13(z, w));
+  }
+}
+#else
+INLINE void pack_line (const float *b, int64_t stride, float *out) {
+  UNROLL for (int p = 0; p < LINE; p += 4) {
+    vt t[4];
+    load_columns(b + p, stride, t);
+    UNROLL for (int s = 0; s < 4; s++) v_store(out + (p + s) * NR, t[s]);
+  }
+}
+#endif
+
 static void pack_b (int64_t k, int64_t n, const float *b, int64_t brs, int64_t bcs, float *out) {
   if (bcs == 1 && n == NR) {
     for (int64_t p = 0; p < k; p++, b += brs, out += NR)
@@ -182,12 +217,9 @@ static void pack_b (int64_t k, int64_t n, const float *b, int64_t brs, int64_t b
     const float *col = b + done * bcs;
     float *o = out + done;
     int64_t p = 0;
-    for (; p + 4 <= k; p += 4, o += 4 * NR) {
-      vf t[4];
-      load_transposed(col + p, bcs, t);
-      for (int s = 0; s < 4; s++) v_store(o + s * NR, t[s]);
-    }
-    for (; p < k; p++, o += NR) v_store(o, load_strided(col + p, bcs));
+    for (; p + LINE <= k; p += LINE, o += LINE * NR) pack_line(col + p, bcs, o);
+    for (; p < k; p++, o += NR)
+      for (int j = 0; j < PERI_VW; j++) o[j] = col[j * bcs + p];
   }
   if (done == NR) return;
   for (int64_t p = 0; p < k; p++) {
