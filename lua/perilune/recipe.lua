@@ -10,6 +10,7 @@
 local peri = require "perilune"
 local log = require "perilune.log"
 local options = require "perilune.options"
+local plot = require "perilune.plot"
 
 local M = {}
 
@@ -250,6 +251,24 @@ function Run:history()
     end
   end
   return columns
+end
+
+--- Curves of metrics against the step as one SVG in the run folder.
+--- @param name string  file name
+--- @param metrics string[]
+--- @return string path
+function Run:plot(name, metrics)
+  local columns, charts = self:history(), {}
+  for i, metric in ipairs(metrics) do
+    local x, y = {}, {}
+    for k, v in ipairs(columns[metric] or {}) do
+      if v == v then x[#x + 1], y[#y + 1] = columns.step[k], v end
+    end
+    charts[i] = { title = metric, xlabel = "step",
+      series = { { name = metric, x = x, y = y, smooth = #y > 200 and 0.9 or nil } } }
+  end
+  must(plot.save(self:path(name), charts))
+  return self:path(name)
 end
 
 --- Path of a file in the run folder.

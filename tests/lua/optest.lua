@@ -61,7 +61,7 @@ local function values(shape, range, kinks, rand)
   local dtype, lo, hi = nil, -2, 2
   if range == "bool" then dtype, lo, hi = "bool", 0, 1
   elseif range then
-    local kind, a, b = range:match "^(%a*%d*):?%s*(%-?[%d.]-)%.%.(%-?[%d.]+)$"
+    local kind, a, b = range:match "^(%a+%d*):?%s*(%-?[%d.]-)%.%.(%-?[%d.]+)$"
     if not a then kind, a, b = "", range:match "^(%-?[%d.]-)%.%.(%-?[%d.]+)$" end
     dtype = kind ~= "" and (kind == "int" and "i64" or kind) or nil
     lo, hi = tonumber(a), tonumber(b)

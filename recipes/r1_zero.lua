@@ -1,0 +1,121 @@
+-- r1_zero.lua - a Llama that starts from random weights learns a task by reinforcement alone.
+--
+-- Teaches: GRPO (DeepSeekMath 2402.03300; DeepSeek-R1 2501.12948, section 2.2) without any supervised
+-- step. The task is verl's digit completion: "3,5:9,4" asks for the next 4 numbers of the sequence
+-- 3, 5, ... modulo 9, here "7,0,2,4". A character earns 1/(n+1) while everything before it is right.
+-- Run:  ./perilune run recipes/r1_zero.lua        about 8 minutes on two cores
+--       --terms 9 is verl's original task; --model FOLDER starts from a Hugging Face folder
+-- Departs from the paper: a dense rule reward instead of 0/1; one on-policy epoch, so the clip is
+-- idle; no KL penalty (beta 0); credit by process supervision (2402.03300, 4.1.3) unless --whole.
+local peri = require "perilune"
+local llama, optim, sched = require "perilune.models.llama", require "perilune.optim", require "perilune.sched"
+local rl, recipe, text = require "perilune.rl", require "perilune.recipe", require "perilune.text"
+
+local cfg = peri.flags(recipe.with_flags {
+  terms       = { 4, "most numbers to complete (verl: 9)" },
+  model       = { "", "Hugging Face folder to start from; empty = random weights" },
+  std         = { 0.08, "standard deviation of the random weights" },
+  updates     = { 1000, "optimizer steps" },
+  prompts     = { 32, "prompts an update" },
+  group       = { 16, "completions of each prompt" },
+  micro       = { 512, "completions in one forward and backward pass" },
+  lr          = { 4e-4, "peak learning rate" },
+  warmup      = { 50, "updates of linear warm-up" },
+  clip        = { 0.2, "lower clip of the ratio" },
+  clip_high   = { 0.28, "upper clip of the ratio" },
+  temperature = { 1.0, "of sampling" },
+  whole       = { false, "one advantage for the whole answer instead of one for each character" },
+  eval_every  = { 50, "updates between two evaluations" },
+})
+
+-- Task: every (first, difference, count), shuffled, one fifth held out.
+local MAX = 9
+local tok = text.chars("0123456789,:", { separator = true })
+
+local function dataset(rng)
+  local rows = {}
+  for first = 0, MAX do
+    for diff = 0, MAX do
+      for n = 0, cfg.terms do
+        local last, list = (first + diff) % MAX, {}
+        local prompt, step = ("%d,%d:%d,%d"):format(first, last, MAX, n), (last - first) % MAX
+        for i = 1, n do last = (last + step) % MAX; list[i] = last end
+        local want = tok:encode(table.concat(list, ","))
+        want[#want + 1] = tok.eos
+        rows[#rows + 1] = { prompt = prompt, answer = table.concat(list, ","), want = want }
+      end
+    end
+  end
+  rng:shuffle(rows)
+  local split = #rows * 4 // 5
+  return table.move(rows, 1, split, 1, {}), table.move(rows, split + 1, #rows, 1, {})
+end
+
+-- 1/(n+1) for each leading character that is right, the end of the answer included.
+local function reward(row, _, tokens)
+  local steps, total, each = {}, 0, 1 / #row.want
+  for i = 1, math.min(#tokens, #row.want) do
+    steps[i] = tokens[i] == row.want[i] and each or 0
+    total = total + steps[i]
+    if steps[i] == 0 then break end
+  end
+  return total, not cfg.whole and steps or nil
+end
+
+-- Model.
+local run = recipe.start { name = "r1_zero", flags = cfg, total = cfg.updates }
+local train, held_out = dataset(peri.rng(0))
+local shape = { model_type = "llama", architectures = { "LlamaForCausalLM" }, vocab_size = tok.size, hidden_size = 128,
+  intermediate_size = 344, num_hidden_layers = 4, num_attention_heads = 4, num_key_value_heads = 4, rms_norm_eps = 1e-6,
+  max_position_embeddings = 2048, rope_theta = 10000, hidden_act = "silu", eos_token_id = tok.eos, pad_token_id = tok.pad }
+local model = cfg.model == "" and llama.new(shape, { std = cfg.std }) or assert(llama.load(cfg.model))
+local start, rng = model:copy(), peri.rng(cfg.seed)
+local opt = optim.AdamW(model:parameters(), { lr = cfg.lr, betas = { 0.9, 0.95 }, weight_decay = 0 })
+local schedule, longest = sched.warmup(cfg.warmup, sched.constant(cfg.lr)), 2 * cfg.terms + 1
+run:track("model", model):track("optimizer", opt):track("prompts", rng)
+
+local function evaluate()
+  local exact, batch = 0, rl.rollout(model, tok, held_out, reward, { group = 1, max_new_tokens = longest, greedy = true })
+  for i, row in ipairs(held_out) do exact = exact + (#batch.tokens[i] == #row.want and batch.texts[i] == row.answer and 1 or 0) end
+  return exact / #held_out, batch
+end
+
+-- Loop.
+for step in run:steps() do
+  local began, rows = peri.time(), {}
+  for i = 1, cfg.prompts do rows[i] = rng:choice(train) end
+  local batch = rl.rollout(model, tok, rows, reward,
+    { group = cfg.group, max_new_tokens = longest, temperature = cfg.temperature })
+  local advantage, weight = rl.advantages(batch)
+  local tokens, entropy, clipped = math.max(weight:sum():item(), 1), 0, 0
+  for at = 1, #batch.rows, cfg.micro do
+    local _ <close> = peri.scope()
+    local n = math.min(cfg.micro, #batch.rows - at + 1)
+    local function part(t) return t and t:narrow(1, at, n) end
+    local logp, h = model:token_logprobs(part(batch.ids), batch.from,
+      { temperature = cfg.temperature, start = part(batch.start) })
+    local loss, stats = rl.clipped(logp, part(batch.logprobs), part(advantage), part(weight),
+      { clip = cfg.clip, clip_high = cfg.clip_high, tokens = tokens })
+    loss:backward()
+    entropy = entropy + h:detach():mul(part(weight)):sum():item() / tokens
+    clipped = clipped + stats.clip_fraction:item()
+  end
+  opt:step { lr = schedule(step), clip = 1 }:zero_grad()
+  local row = rl.summary(batch)
+  row.entropy, row.clip_ratio, row.grad_norm = entropy, clipped, opt.grad_norm
+  row["completions/mean_length"] = batch.mask:sum():item() / #batch.rows
+  if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
+    local shown
+    row.held_out_exact, shown = evaluate()
+    row.kl = rl.kl_to(start, batch, cfg.temperature)
+    for i = 1, 3 do
+      run:sample(step, { prompt = held_out[i].prompt, answer = held_out[i].answer, completion = shown.texts[i] },
+        ("  %s -> %s (right: %s)"):format(held_out[i].prompt, shown.texts[i], held_out[i].answer))
+    end
+  end
+  run:log(step, row, { tok_s = batch.ids:numel() / (peri.time() - began) })
+end
+
+assert(model:save(run:path "model"))
+run:plot("curves.svg", { "reward", "held_out_exact", "entropy", "kl" })
+run:finish()
