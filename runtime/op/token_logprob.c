@@ -15,7 +15,7 @@
 #include "op/rows.h"
 
 /* Elements of a tile of logits; no result depends on it. */
-enum { TILE_ELEMENTS = 1 << 22, TILE_MIN = 64, TILE_MAX = 4096 };
+enum { TILE_ELEMENTS = 1 << 23, TILE_MIN = 96, TILE_MAX = 4096 };
 
 typedef struct head {
   peri_ctx *ctx;
@@ -74,7 +74,8 @@ static peri_status head_open (peri_call *c, int first, bool backward, head *s) {
   s->tile = TILE_ELEMENTS / s->v;
   if (s->tile < TILE_MIN) s->tile = TILE_MIN;
   if (s->tile > TILE_MAX) s->tile = TILE_MAX;
-  if (s->tile > s->n) s->tile = s->n;
+  int64_t tiles = (s->n + s->tile - 1) / s->tile;
+  s->tile = (s->n + tiles - 1) / tiles; /* tiles of nearly one size */
   s->gathered = s->n < rows;
   s->index_bytes = (size_t)s->n * sizeof *s->index;
   s->index = peri__block_get(c->ctx, s->index_bytes);
