@@ -133,7 +133,7 @@ static lua_Integer shape (lua_State *L, int idx, lua_Integer *members) {
   }
   *members = strings;
   if (strings == all && !marked) return -1;
-  if (inside == all) return n;
+  if (inside == all && n == all) return n;
   return luaL_error(L, strings > 0 ? "json.encode: a table has both named and numbered values"
                                    : "json.encode: a list has holes: %I values, the last at %I",
                     (LUAI_UACINT)all, (LUAI_UACINT)n);

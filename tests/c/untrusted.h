@@ -29,8 +29,4 @@ void write_file (const char *path, const void *data, size_t size);
 /* Fails the test unless s is want and the message holds every given part (NULL ends). */
 void want_failure (peri_ctx *ctx, peri_status s, peri_status want, const char *part);
 
-/* One deterministic mutation of a seed into out (capacity cap >= 4 KiB over size): flips, splices,
-** truncations, numbers replaced by boundary values. which picks it; returns the new size. */
-size_t mutate (uint64_t which, const unsigned char *seed, size_t size, unsigned char *out, size_t cap);
-
 #endif
