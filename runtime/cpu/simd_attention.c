@@ -75,6 +75,16 @@ static void clear (struct row *row, float *o, int64_t n, int64_t Dp) {
   memset(o, 0, (size_t)(n * Dp) * sizeof *o);
 }
 
+/* A share of the next batch entry's cache rows: a decoding step reads each of them once, from far. */
+static void fetch_cache (const struct peri__attn *a, int64_t b, int64_t j0, int64_t n, int64_t hk) {
+  int64_t first = n * hk / a->Hkv, last = n * (hk + 1) / a->Hkv, span = a->Hkv * a->D;
+  if (b + 1 == a->B || a->ks[2] != a->D || a->vs[2] != a->D) return;
+  for (int64_t j = j0 + first; j < j0 + last; j++) {
+    fetch_row(a->k + (b + 1) * a->ks[0] + j * a->ks[1], span, 0);
+    fetch_row(a->v + (b + 1) * a->vs[0] + j * a->vs[1], span, 0);
+  }
+}
+
 /* All heads of a single query. */
 static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = round_up(a->Hq, RT);
@@ -88,6 +98,7 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0), c0 = first / W * W;
     for (int64_t hk = 0; hk < a->Hkv; hk++) {
       const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
+      fetch_cache(a, b, j0, n, hk);
       transpose(k, a->ks[1], c0, n, D, panel);
       for (int64_t h = hk * G; h < (hk + 1) * G; h++) {
         const float *q = a->q + b * a->qs[0] + h * a->qs[2];
@@ -112,6 +123,19 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
       mix_one(s + (a->Hq / RT * RT + r) * KB, v[r], stride, first, n, to[r], Dp);
   }
   for (int64_t h = 0; h < a->Hq; h++) finish(a, b, 0, h, &row[h], o + h * Dp);
+}
+
+/* Row r of the unit behind (b, hk), where units are whole heads. */
+static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64_t r) {
+  int64_t G = a->Hq / a->Hkv, i = r / G;
+  if (++hk == a->Hkv) b++, hk = 0;
+  if (b == a->B) return;
+  int64_t h = hk * G + r % G;
+  fetch_row(a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2], a->D, 0);
+  fetch_row(a->out + ((b * a->Tq + i) * a->Hq + h) * a->D, a->D, 1);
+  if (r >= a->Tk) return;
+  fetch_row(a->k + b * a->ks[0] + r * a->ks[1] + hk * a->ks[2], a->D, 0);
+  fetch_row(a->v + b * a->vs[0] + r * a->vs[1] + hk * a->vs[2], a->D, 0);
 }
 
 void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float *scratch) {
@@ -144,6 +168,7 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
         int64_t i = i0 + (r0 + r) / G, h = hk * G + (r0 + r) % G;
         q[r] = a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2];
         y[r] = o + (r0 + r) * Dp;
+        if (chunks == 1) fetch_next(a, b, hk, r0 + r);
         visible(a, start, i, &from[r], &to[r]);
         from[r] = min64(max64(from[r] - j0, 0), n);
         to[r] = min64(max64(to[r] - j0, from[r]), n);

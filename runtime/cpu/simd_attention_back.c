@@ -69,6 +69,23 @@ struct work { /* scratch of a unit */
   float *kt, *vt, *kp, *dk, *dv, *qp, *gp, *p, *ds, *bias, *dq, *delta;
 };
 
+/* Row r of the unit behind (b, hk). */
+static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64_t r) {
+  int64_t G = a->Hq / a->Hkv, i = r / G;
+  if (++hk == a->Hkv) b++, hk = 0;
+  if (b == a->B) return;
+  int64_t h = hk * G + r % G, row = ((b * a->Tq + i) * a->Hq + h) * a->D, key = ((b * a->Tk + r) * a->Hkv + hk) * a->D;
+  fetch_row(a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2], a->D, 0);
+  fetch_row(a->g + row, a->D, 0);
+  fetch_row(a->out + row, a->D, 0);
+  fetch_row(a->dq + row, a->D, 1);
+  if (r >= a->Tk) return;
+  fetch_row(a->k + b * a->ks[0] + r * a->ks[1] + hk * a->ks[2], a->D, 0);
+  fetch_row(a->v + b * a->vs[0] + r * a->vs[1] + hk * a->vs[2], a->D, 0);
+  fetch_row(a->dk + key, a->D, 1);
+  fetch_row(a->dv + key, a->D, 1);
+}
+
 /* Rows [r0, r0 + n) against the key block at j0 of n_keys keys. */
 static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk, int64_t start,
                    int64_t r0, int64_t n, int64_t j0, int64_t n_keys) {
@@ -97,6 +114,7 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
       q[r] = w->qp + (t + r) * Dp;
       g[r] = w->gp + (t + r) * Dp;
       dq[r] = w->dq + (r0 + t + r) * Dp;
+      if (a->Tk <= KB) fetch_next(a, b, hk, r0 + t + r);
       if (from[t + r] < to[t + r]) e0 = min64(e0, from[t + r]), e1 = max64(e1, to[t + r]);
     }
     float *p = w->p + t * KB, *ds = w->ds + t * KB;
