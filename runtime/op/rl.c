@@ -44,8 +44,8 @@ static peri_status finite (peri_call *c, const peri_tensor *mask) {
   for (int64_t i = 0; i < r->numel; i++) {
     double v = number_at(r, i);
     if (!isfinite(v) && (!mask || flag_at(mask, i)))
-      return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %g",
-                        i, v);
+      return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %s", i,
+                        isnan(v) ? "NaN" : v > 0 ? "inf" : "-inf");
   }
   return PERI_OK;
 }

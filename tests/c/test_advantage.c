@@ -49,7 +49,7 @@ static void group_advantages_work_by_position_jointly_and_masked (void **state) 
   ((double *)peri_data(r))[3] = NAN; /* masked */
   peri_release(run("group_advantage", IN(r, m), ATTRS(I(2), S("none"), F(0), I(0))));
   ((double *)peri_data(r))[6] = NAN;
-  refuse("position 6 (from 0) is nan", "group_advantage", IN(r, m),
+  refuse("position 6 (from 0) is NaN", "group_advantage", IN(r, m),
          ATTRS(I(2), S("none"), F(0), I(0)));
   refuse("groups of 3", "group_advantage", IN(r, m), ATTRS(I(3), S("none"), F(0), I(0)));
   drop(4, (peri_tensor *[]){ r, m, a, b });
