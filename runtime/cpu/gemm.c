@@ -17,6 +17,7 @@ enum {
   NB_BYTES = 400000,   /* of packed B that one task of the shared form walks for each panel of A */
   SMALL = 1 << 17,     /* multiply-adds below which waking another thread does not pay */
   PACK_GRAIN = 1 << 13, /* elements */
+  FEW_COLS = 4,
   L1_BYTES = 32768
 };
 
@@ -338,28 +339,38 @@ static bool is_small (const peri__gemm *g) {
   return (double)g->m * (double)g->n * (double)most(g->k, 1) < SMALL;
 }
 
-/* A times a vector: vectors run over the columns of C, so turn the product around. */
-static bool is_column (const peri__gemm *g) {
-  return g->n == 1 && g->crs == 1 && g->m > 1 && g->packed == NULL;
+/* Vectors run over the columns of C, so a product of few columns is computed turned around. */
+static bool wants_turning (const peri__gemm *g) {
+  return g->n <= FEW_COLS && g->m >= 8 * g->n && g->packed == NULL;
 }
 
-static peri__gemm turned (const peri__gemm *g) {
-  peri__gemm t = { .m = 1, .n = g->m, .k = g->k, .a = g->b, .ars = g->bcs, .acs = g->brs,
-                   .b = g->a, .brs = g->acs, .bcs = g->ars, .c = g->c, .crs = g->m,
-                   .accumulate = g->accumulate || g->bias != NULL };
-  if (g->bias != NULL)
-    for (int64_t i = 0; i < g->m; i++) g->c[i] = *g->bias;
-  return t;
+static peri_status turned (peri_ctx *ctx, const peri__gemm *g) {
+  bool in_place = g->n == 1 && g->crs == 1;
+  size_t bytes = (size_t)(g->m * g->n) * sizeof(float);
+  float *c = in_place ? g->c : peri__block_get(ctx, bytes); /* (n, m) */
+  if (c == NULL) return scratch_failed(ctx, bytes);
+  bool begun = g->accumulate || g->bias != NULL;
+  if (begun && !(in_place && g->accumulate))
+    for (int64_t j = 0; j < g->n; j++)
+      for (int64_t i = 0; i < g->m; i++)
+        c[j * g->m + i] = g->accumulate ? g->c[i * g->crs + j] : g->bias[j];
+  peri__gemm t = { .m = g->n, .n = g->m, .k = g->k, .a = g->b, .ars = g->bcs, .acs = g->brs,
+                   .b = g->a, .brs = g->acs, .bcs = g->ars, .c = c, .crs = g->m,
+                   .accumulate = begun };
+  peri_status s = peri__gemm_f32(ctx, &t);
+  if (!in_place) {
+    if (s == PERI_OK)
+      for (int64_t i = 0; i < g->m; i++)
+        for (int64_t j = 0; j < g->n; j++) g->c[i * g->crs + j] = c[j * g->m + i];
+    peri__block_put(ctx, c, bytes);
+  }
+  if (s == PERI_OK && g->done != NULL) g->done(g->done_ud, g->c, g->crs, 0, 0, g->m, g->n);
+  return s;
 }
 
 peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   if (g->m <= 0 || g->n <= 0) return PERI_OK;
-  if (is_column(g)) {
-    peri__gemm t = turned(g);
-    TRY(peri__gemm_f32(ctx, &t));
-    if (g->done != NULL) g->done(g->done_ud, g->c, 1, 0, 0, g->m, 1);
-    return PERI_OK;
-  }
+  if (wants_turning(g)) return turned(ctx, g);
   int threads = peri_threads(ctx);
   if (is_small(g)) return alone(ctx, g);
   job s = job_of(ctx->cpu, g);
