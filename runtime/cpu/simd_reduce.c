@@ -18,73 +18,87 @@ extern void PERI_NAME(peri__lerp_f32) (int64_t, const void *const *, const int64
 
 /* ---- sums in f64 ---- */
 
-INLINE double fold (v_f64 *s) {
-  double b[PERI_VW];
-  v_f64 t = (s[0] + s[1]) + (s[2] + s[3]);
-  memcpy(b, &t, sizeof b);
-#pragma GCC unroll 8
-  for (int w = PERI_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) b[i] += b[i + w];
-  return b[0];
-}
+#define UNROLL _Pragma("GCC unroll 8") /* s[k] with a variable k would live in memory */
 
-/* The sum of e over the row, e written in v, a vector of f32 whose value at fill is 0. */
-#define SUM(fill, e)                                                          \
-  v_f64 s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };                                \
-  int64_t i = 0;                                                              \
-  for (; i + 4 * PERI_VW <= n; i += 4 * PERI_VW)                              \
-    for (int k = 0; k < 4; k++) {                                             \
-      vf v = v_load(x + i + k * PERI_VW);                                     \
-      s[k] += e;                                                              \
-    }                                                                         \
-  for (int k = 0; i < n; k++, i += PERI_VW) {                                 \
-    vf v = n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, fill); \
-    s[k] += e;                                                                \
-  }                                                                           \
-  return fold(s);
+typedef double v_pair __attribute__((vector_size(16)));
 
-#define WIDE(v) __builtin_convertvector(v, v_f64)
+/* Lanes folded in halves. */
+#define FOLD(op)                                                      \
+  v_pair b[PERI_VW / 4];                                              \
+  memcpy(b, &v, sizeof b);                                            \
+  UNROLL                                                              \
+  for (int w = PERI_VW / 8; w > 0; w /= 2)                            \
+    UNROLL                                                            \
+    for (int i = 0; i < w; i++) b[i] = b[i] op b[i + w];              \
+  return b[0][0] op b[0][1];
+INLINE double fold_sum (v_d v) { FOLD(+) }
+INLINE double fold_prod (v_d v) { FOLD(*) }
 
-static double row_sum (const float *x, int64_t n) { SUM(0, WIDE(v)) }
-static double row_sum_abs (const float *x, int64_t n) { SUM(0, WIDE(v_abs(v))) }
-static double row_sum_square (const float *x, int64_t n, double shift) {
-  if (shift == 0) { SUM(0, WIDE(v) * WIDE(v)) }
-  /* lanes past the end must add 0: they are masked, since shift need not be an f32 */
-  v_f64 s[4] = { { 0 }, { 0 }, { 0 }, { 0 } };
-  for (int64_t i = 0, k = 0; i < n; i += PERI_VW, k = (k + 1) & 3) {
-    vf v = n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, 0);
-    v_f64 d = WIDE(v) - shift;
-    if (n - i < PERI_VW)
-      for (int j = (int)(n - i); j < PERI_VW; j++) d[j] = 0;
-    s[k] += d * d;
+/* One block of lanes, d standing for the widened values, into accumulators 2 k and 2 k + 1. */
+#define TAKE(k, x, e)                                                 \
+  for (int h = 0; h < 2; h++) {                                       \
+    v_d d = h ? v_high(x) : v_low(x);                                          \
+    s[2 * (k) + h] += e;                                              \
   }
-  return fold(s);
+/* The sum of e over the row; f is applied before widening, and f(fill) is worth 0. */
+#define SUM(fill, f, e)                                               \
+  v_d s[8] = { { 0 } };                                               \
+  int64_t i = 0;                                                      \
+  for (; i + 4 * PERI_VW <= n; i += 4 * PERI_VW) {                    \
+    TAKE(0, f(v_load(x + i)), e)                                      \
+    TAKE(1, f(v_load(x + i + PERI_VW)), e)                            \
+    TAKE(2, f(v_load(x + i + 2 * PERI_VW)), e)                        \
+    TAKE(3, f(v_load(x + i + 3 * PERI_VW)), e)                        \
+  }                                                                   \
+  UNROLL                                                              \
+  for (int k = 0; k < 4; k++, i += PERI_VW) {                         \
+    if (i >= n) break;                                                \
+    vf v = n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, fill); \
+    TAKE(k, f(v), e)                                                  \
+  }                                                                   \
+  return fold_sum(((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
+
+#define SAME(v) (v)
+#define SHIFTED(v) v_exp((v) - shift)
+
+static double row_sum (const float *x, int64_t n) { SUM(0, SAME, d) }
+static double row_sum_abs (const float *x, int64_t n) { SUM(0, v_abs, d) }
+static double row_sum_exp (const float *x, int64_t n, float shift) { SUM(-INFINITY, SHIFTED, d) }
+static double squares (const float *x, int64_t n) { SUM(0, SAME, d * d) }
+static double squares_from (const float *x, int64_t n, double shift) {
+  SUM(0, SAME, (d - shift) * (d - shift))
 }
-static double row_sum_exp (const float *x, int64_t n, float shift) {
-  SUM(-INFINITY, WIDE(v_exp(v - shift)))
+static double row_sum_square (const float *x, int64_t n, double shift) {
+  /* no f32 to fill with adds exactly 0: whole vectors, then the rest one by one */
+  int64_t whole = n / PERI_VW * PERI_VW;
+  if (shift == 0) return squares(x, n);
+  double s = whole ? squares_from(x, whole, shift) : 0;
+  for (int64_t i = whole; i < n; i++) s += ((double)x[i] - shift) * ((double)x[i] - shift);
+  return s;
 }
 static double row_prod (const float *x, int64_t n) {
-  v_f64 s = { 0 };
-  double b[PERI_VW];
-  s += 1.0;
-  for (int64_t i = 0; i < n; i += PERI_VW)
-    s *= WIDE(n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, 1));
-  memcpy(b, &s, sizeof b);
-  for (int w = PERI_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) b[i] *= b[i + w];
-  return b[0];
+  v_d s[2] = { { 0 }, { 0 } };
+  s[0] += 1.0;
+  s[1] += 1.0;
+  for (int64_t i = 0; i < n; i += PERI_VW) {
+    vf v = n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, 1);
+    for (int h = 0; h < 2; h++) s[h] *= h ? v_high(v) : v_low(v);
+  }
+  return fold_prod(s[0] * s[1]);
 }
 
 /* Four rows at a time: their sum goes to acc once. */
 static void column_sum (const float *x, int64_t rows, int64_t stride, int64_t cols, double *acc) {
-  typedef double wide __attribute__((vector_size(PERI_VW * 8), aligned(8), may_alias));
+  typedef double wide __attribute__((vector_size(PERI_VW * 4), aligned(8), may_alias));
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4, x += 4 * stride) {
     const float *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
     int64_t j = 0;
-    for (; j + PERI_VW <= cols; j += PERI_VW)
-      *(wide *)(acc + j) += (WIDE(v_load(x + j)) + WIDE(v_load(x1 + j))) +
-                            (WIDE(v_load(x2 + j)) + WIDE(v_load(x3 + j)));
+    for (; j + PERI_VW <= cols; j += PERI_VW) {
+      vf a = v_load(x + j), b = v_load(x1 + j), c = v_load(x2 + j), d = v_load(x3 + j);
+      *(wide *)(acc + j) += (v_low(a) + v_low(b)) + (v_low(c) + v_low(d));
+      *(wide *)(acc + j + PERI_VW / 2) += (v_high(a) + v_high(b)) + (v_high(c) + v_high(d));
+    }
     for (; j < cols; j++)
       acc[j] += ((double)x[j] + (double)x1[j]) + ((double)x2[j] + (double)x3[j]);
   }

@@ -25,6 +25,26 @@ static inline void v_store (float *p, vf v) { *(vfu *)p = v; }
 static inline vf v_set (float x) { return x - (vf){ 0 }; }
 static inline vi v_seti (int32_t x) { return x - (vi){ 0 }; }
 /* n lanes (0 < n <= PERI_VW) from p, the others fill: tails run the same code as full blocks. */
+#if PERI_VW == 16 && defined(__AVX512F__)
+static inline vf v_load_tail (const float *p, int64_t n, float fill) {
+  __mmask16 m = (__mmask16)(0xffffu >> (16 - n));
+  return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), m, p);
+}
+static inline void v_store_tail (float *p, vf v, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)(0xffffu >> (16 - n)), (__m512)v);
+}
+#elif PERI_VW == 8 && defined(__AVX2__)
+static inline __m256i v_first (int64_t n) { /* all ones in the first n lanes */
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline vf v_load_tail (const float *p, int64_t n, float fill) {
+  __m256i m = v_first(n);
+  return (vf)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, m), (__m256)m);
+}
+static inline void v_store_tail (float *p, vf v, int64_t n) {
+  _mm256_maskstore_ps(p, v_first(n), (__m256)v);
+}
+#else
 static inline vf v_load_tail (const float *p, int64_t n, float fill) {
   float b[PERI_VW];
   for (int64_t i = 0; i < PERI_VW; i++) b[i] = i < n ? p[i] : fill;
@@ -35,6 +55,7 @@ static inline void v_store_tail (float *p, vf v, int64_t n) {
   v_store(b, v);
   memcpy(p, b, (size_t)n * sizeof *p);
 }
+#endif
 static inline vf v_select (vi mask, vf a, vf b) { /* lanes of a where mask is all ones */
   return (vf)(((vi)a & mask) | ((vi)b & ~mask));
 }

@@ -19,7 +19,31 @@
 #include "cpu/vec.h"
 
 typedef uint32_t v_u32 __attribute__((vector_size(PERI_VW * 4)));
-typedef double v_f64 __attribute__((vector_size(PERI_VW * 8)));
+
+/* f64 comes in halves of a vector: compilers keep wider ones in memory. */
+typedef double v_d __attribute__((vector_size(PERI_VW * 4)));
+typedef float v_half __attribute__((vector_size(PERI_VW * 2)));
+#define V_4(i) (i), (i) + 1, (i) + 2, (i) + 3
+#if PERI_VW == 16
+#define V_LOW V_4(0), V_4(4)
+#define V_HIGH V_4(8), V_4(12)
+#elif PERI_VW == 8
+#define V_LOW V_4(0)
+#define V_HIGH V_4(4)
+#else
+#define V_LOW 0, 1
+#define V_HIGH 2, 3
+#endif
+static inline v_d v_low (vf v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, V_LOW), v_d);
+}
+static inline v_d v_high (vf v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, V_HIGH), v_d);
+}
+static inline vf v_narrow (v_d lo, v_d hi) {
+  v_half a = __builtin_convertvector(lo, v_half), b = __builtin_convertvector(hi, v_half);
+  return __builtin_shufflevector(a, b, V_LOW, V_HIGH);
+}
 
 static inline vf v_abs (vf x) { return (vf)((vi)x & v_seti(0x7fffffff)); }
 static inline vi v_signbit (vf x) { return (vi)((v_u32)x & 0x80000000u); }
@@ -222,10 +246,14 @@ static inline vf v_gelu_tanh_grad (vf x) {
 /* sin and cos of x = n pi/2 + r: the reduction is done in f64 with pi/2 in two parts, n * the first
 ** is exact up to |x| = 1e6; lanes beyond go to the C library one by one. */
 static inline vf v_trig (vf x, int shift) {
-  v_f64 d = __builtin_convertvector(x, v_f64);
-  v_f64 k = (d * 0x1.45f306dc9c883p-1 + 0x1.8p52) - 0x1.8p52;
-  vf r = __builtin_convertvector((d - k * 0x1.921fb544p+0) - k * 0x1.0b4611a626331p-34, vf);
-  vi n = __builtin_convertvector(__builtin_convertvector(k, vf), vi) + shift;
+  v_d d[2], k[2];
+  for (int i = 0; i < 2; i++) {
+    d[i] = i ? v_high(x) : v_low(x);
+    k[i] = (d[i] * 0x1.45f306dc9c883p-1 + 0x1.8p52) - 0x1.8p52;
+    d[i] = (d[i] - k[i] * 0x1.921fb544p+0) - k[i] * 0x1.0b4611a626331p-34;
+  }
+  vf r = v_narrow(d[0], d[1]);
+  vi n = __builtin_convertvector(v_narrow(k[0], k[1]), vi) + shift;
   vf z = r * r;
   vf s = z * -0x1.9954a8p-13f + 0x1.11077ap-7f;
   s = (s * z + -0x1.555546p-3f) * z * r + r;

@@ -19,6 +19,7 @@ typedef struct side {
   size_t size;
   int64_t stride[PERI_MAX_DIMS];
   bool linear, constant; /* the dtype is the compute type and it lies dense, or is one element */
+  bool periodic;         /* the same for every run of the last dim */
 } side;
 
 typedef struct walk {
@@ -87,6 +88,13 @@ static char *address (const walk *w, const side *s, const place *p) {
 static void gather (const walk *w, const side *s, place p, int64_t n, char *buf) {
   size_t size = peri_dtype_size((peri_dtype)s->type);
   int last = w->ndim - 1;
+  if (s->periodic && n > w->shape[last] && p.at[last] == 0) { /* one run, then doubled */
+    int64_t have = w->shape[last];
+    peri__load(w->k, s->type, buf, s->dtype, s->data, s->stride[last], have);
+    for (; have < n; have *= 2)
+      memcpy(buf + (size_t)have * size, buf, (size_t)(n - have < have ? n - have : have) * size);
+    return;
+  }
   while (n > 0) {
     int64_t m = w->shape[last] - p.at[last];
     if (m > n) m = n;
@@ -115,7 +123,7 @@ static void walk_range (void *ud, int64_t begin, int64_t end, int worker) {
   const side *out = &w->side[l->nin];
   int last = w->ndim - 1;
   place p = place_of(w, begin);
-  int64_t buffer[4][BLOCK];
+  int64_t buffer[4][BLOCK], filled[3] = { 0, 0, 0 }; /* of periodic inputs, from a run's begin */
   (void)worker;
   while (begin < end) {
     const void *in[3];
@@ -123,6 +131,7 @@ static void walk_range (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t run = w->shape[last] - p.at[last];
     bool whole = run >= RUN || w->ndim == 1; /* stay in this run: unit strides are read in place */
     if (whole && n > run) n = run;
+    if (!whole && n > run) n = p.at[last] ? run : n / run * run;
     for (int i = 0; i < l->nin; i++) {
       const side *s = &w->side[i];
       int64_t unit = s->stride[last];
@@ -134,8 +143,10 @@ static void walk_range (void *ud, int64_t begin, int64_t end, int worker) {
         in[i] = address(w, s, &p);
         if (!s->linear) step[i] = unit;
       } else {
-        gather(w, s, p, n, (char *)buffer[i]);
         in[i] = buffer[i];
+        if (filled[i] >= n && p.at[last] == 0) continue;
+        gather(w, s, p, n, (char *)buffer[i]);
+        filled[i] = s->periodic && !whole && p.at[last] == 0 ? n : 0;
       }
     }
     if (out->linear || (whole && out->dtype == out->type && out->stride[last] == 1)) {
@@ -183,6 +194,8 @@ static void walk_all (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in
     s->dtype = t->dtype;
     s->type = i < l->nin ? l->in_type[i] : l->out_type;
     s->size = peri__size(t);
+    s->periodic = true;
+    for (int d = 0; d < w.ndim - 1; d++) s->periodic = s->periodic && s->stride[d] == 0;
     s->linear = s->dtype == s->type &&
                 memcmp(s->stride, w.dense, (size_t)w.ndim * sizeof *w.dense) == 0;
     if (i < l->nin && t->numel == 1) {
@@ -194,6 +207,36 @@ static void walk_all (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in
   peri__parallel(ctx, out->numel, l->grain, walk_range, &w);
 }
 
+/* The dim that lies along the memory, when it is not the last; else -1. */
+static int unit_dim (const peri_tensor *t) {
+  int last = t->ndim - 1, unit = -1;
+  if (last < 1 || t->stride[last] == 1 || t->shape[last] < 4) return -1;
+  for (int i = 0; i < last; i++)
+    if (t->stride[i] == 1 && t->shape[i] >= 4) unit = i;
+  return unit;
+}
+
+/* A big input that runs across its memory is read through a dense copy: copies are tiled. */
+static bool crosswise (const peri_tensor *t, int64_t n) {
+  return t->numel == n && n >= 4096 && t->ndim > 1 && t->stride[t->ndim - 1] > 8 &&
+         t->shape[t->ndim - 1] > 1 && unit_dim(t) >= 0;
+}
+
+static peri_status walk_copies (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in,
+                                peri_tensor *out) {
+  peri_tensor *use[3];
+  peri_status s = PERI_OK;
+  int made = 0;
+  for (; made < l->nin && s == PERI_OK; made++) {
+    use[made] = NULL;
+    if (in[made] != out && crosswise(in[made], out->numel)) s = peri__contiguous(in[made], &use[made]);
+    else use[made] = peri_retain(in[made]);
+  }
+  if (s == PERI_OK) walk_all(ctx, l, use, out);
+  while (made > 0) peri_release(use[--made]);
+  return s;
+}
+
 peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in,
                                peri_tensor *out) {
   dense d;
@@ -203,8 +246,8 @@ peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *
   d.l = l;
   d.out = out->data;
   d.out_size = peri__size(out);
-  bool good = out->dtype == l->out_type && peri__dense(out);
-  for (int i = 0; i < l->nin && good; i++) {
+  bool good = out->dtype == l->out_type && peri__dense(out), copy = false;
+  for (int i = 0; i < l->nin; i++) {
     const peri_tensor *t = in[i];
     d.in[i] = t->data;
     d.step[i] = 1;
@@ -217,8 +260,10 @@ peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *
       d.size[i] = 0;
     } else {
       good = false;
+      copy = copy || (t != out && crosswise(t, n));
     }
   }
+  if (!good && copy) return walk_copies(ctx, l, in, out);
   if (!good) walk_all(ctx, l, in, out);
   else if (n <= l->grain) dense_range(&d, 0, n, 0);
   else peri__parallel(ctx, n, l->grain, dense_range, &d);
@@ -255,12 +300,16 @@ typedef struct transposed {
   char *dst;
 } transposed;
 
+/* Through a copy of the tile, so that each line of memory is met once: lines a power of two apart
+** throw each other out of the cache. */
 #define TILE_LOOP(type)                                                                     \
   {                                                                                         \
     const type *s = (const type *)(const void *)src;                                        \
-    type *d = (type *)(void *)dst;                                                          \
+    type *d = (type *)(void *)dst, tile[TILE][TILE];                                        \
+    for (int64_t b = 0; b < nl; b++)                                                        \
+      for (int64_t a = 0; a < nj; a++) tile[b][a] = s[a + b * sl];                          \
     for (int64_t a = 0; a < nj; a++)                                                        \
-      for (int64_t b = 0; b < nl; b++) d[a * dj + b] = s[a + b * sl];                       \
+      for (int64_t b = 0; b < nl; b++) d[a * dj + b] = tile[b][a];                          \
   } break
 
 /* Tiles [begin, end): a square whose sides are runs of memory in the source and in the result. */
@@ -297,12 +346,9 @@ static void transpose_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 /* dst is dense and has src's dtype and shape. */
 static void copy_dense (peri_tensor *src, peri_tensor *dst) {
-  transposed t = { .ndim = src->ndim, .j = -1, .shape = src->shape, .stride = src->stride,
+  transposed t = { .ndim = src->ndim, .j = unit_dim(src), .shape = src->shape, .stride = src->stride,
                    .size = peri__size(src), .src = src->data, .dst = dst->data };
   int last = t.ndim - 1;
-  if (last >= 1 && src->stride[last] != 1 && src->shape[last] >= 4)
-    for (int i = 0; i < last; i++)
-      if (src->stride[i] == 1 && src->shape[i] >= 4) t.j = i;
   if (t.j < 0) {
     peri__move(src->ctx, t.size, src->ndim, src->shape, dst->data, dst->stride, src->data,
                src->stride);
