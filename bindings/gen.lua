@@ -81,9 +81,8 @@ local function submodule_functions()
 end
 
 local function all_functions()
-  local list = peri.functions()
-  table.move(submodule_functions(), 1, 1000, #list + 1, list)
-  return list
+  local list, more = peri.functions(), submodule_functions()
+  return table.move(more, 1, #more, #list + 1, list)
 end
 
 local prefixes = { perilune = "peri.", tensor = "x:", rng = "rng:", files = "peri.files.",

@@ -238,6 +238,18 @@ static int l_interrupted (lua_State *L) {
   return 1;
 }
 
+#ifdef PERI_TESTING
+static int l_fail_after (lua_State *L) {
+  peri_test_fail_after(BIND(L)->ctx, luaL_checkinteger(L, 1), lua_toboolean(L, 2));
+  return 0;
+}
+
+static int l_fired (lua_State *L) {
+  lua_pushboolean(L, peri_test_fired(BIND(L)->ctx));
+  return 1;
+}
+#endif
+
 /* ---- profile ---- */
 
 #define PROFILER "perilune.profiler"
@@ -358,6 +370,11 @@ static const peri_reg functions[] = {
   { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.", l_functions },
   { "methods", "", "Every method of tensors by name.", l_methods },
   { "describe", "f", "Name, signature and doc of an op or function of the module, else nothing.", l_describe },
+#ifdef PERI_TESTING
+  { "_fail_after", "n, sticky?", "Tests: fail the n-th allocation of the runtime from now on; -1 never.",
+    l_fail_after },
+  { "_fired", "", "Tests: whether an allocation was failed.", l_fired },
+#endif
   { "_source", "name", "Text of an embedded Lua file.", l_source },
   { NULL, NULL, NULL, NULL }
 };
