@@ -1,7 +1,7 @@
 -- optest.lua - inputs for any op, made from its descriptor: what the table-driven tests share.
 -- The descriptor's domain is a list of entries separated by ";":
 --   shape=2,3            of every tensor without one of its own (default 2,3)
---   x.shape=3,5          of the tensor x
+--   x.shape=3,5          of the tensor x; xs2.shape of the second tensor of the list xs; () is 0-dim
 --   x=0.2..3             range of x's values (default -2..2); target=int:0..3 makes i64,
 --   mask=bool / m=u8:0..1  names the dtype
 --   attr groups=2        an attribute; lists are written 1,2
@@ -11,20 +11,9 @@ local peri = require "perilune"
 
 local M = {}
 
---- Parameters of a signature: { { name=, kind=, default= }, ... }.
-function M.params(sig)
-  local list = {}
-  for p in (sig .. ", "):gmatch "(.-), " do
-    local name, kind, default = p:match "^([%w_]+):?([%w?]*)=?(.*)$"
-    if name then
-      list[#list + 1] = { name = name, kind = kind == "" and "tensor" or kind, default = default ~= "" and default or nil }
-    end
-  end
-  return list
-end
-
 local function numbers(s)
   local t = {}
+  if s == "()" then return t end
   for n in s:gmatch "[^,]+" do t[#t + 1] = tonumber(n) end
   return t
 end
@@ -99,45 +88,45 @@ end
 --- Arguments for one call: a list with holes (n in .n), and which of them are float tensors.
 --- @param op table  an entry of peri.ops()
 --- @param dtype string  of float tensors
-function M.arguments(op, dtype)
-  local d, args, floats = parse(op.domain), { n = 0 }, {}
+--- @param domain? string  instead of the descriptor's
+function M.arguments(op, dtype, domain)
+  local d, args, floats = parse(domain or op.domain), { n = #op.params }, {}
   local rand = lcg(seed_of(op.name))
-  for i, p in ipairs(M.params(op.sig)) do
-    args.n = i
+  for i, p in ipairs(op.params) do
     local range = d.ranges[p.name]
     local shape = d.shapes[p.name] or d.shape
-    local function tensor()
-      local v, kind = values(shape, range, d.kinks, rand)
-      return peri.tensor(v, kind or dtype), kind == nil
+    local function tensor(k)
+      local own = d.shapes[p.name .. k] or shape
+      local v, kind = values(own, range, d.kinks, rand)
+      local t = peri.tensor(v, kind or dtype)
+      if not kind then floats[#floats + 1] = t end
+      return t
     end
     if p.kind == "tensor" or (p.kind == "tensor?" and (range or d.shapes[p.name]) and range ~= "none") then
-      local t, float = tensor()
-      args[i] = t
-      if float then floats[#floats + 1] = t end
+      args[i] = tensor ""
     elseif p.kind == "tensors" then
-      args[i] = {}
-      for k = 1, 2 do
-        local t, float = tensor()
-        args[i][k] = t
-        if float then floats[#floats + 1] = t end
-      end
+      args[i] = { tensor(1), tensor(2) }
     elseif d.attrs[p.name] then
       args[i] = attr(p.kind, d.attrs[p.name])
-    elseif p.kind == "dtype" and not p.default then
+    elseif p.kind == "dtype" and not p.optional then
       args[i] = dtype
     end
   end
   return args, floats
 end
 
---- Call op on arguments of M.arguments; every returned tensor in a list.
-function M.call(op, args) return { peri[op.name](table.unpack(args, 1, args.n)) } end
+--- Call op on arguments of M.arguments; every returned tensor in a list. Random ops draw the same
+--- numbers each time.
+function M.call(op, args)
+  if op.flags.random then peri.seed(7) end
+  return { peri[op.name](table.unpack(args, 1, args.n)) }
+end
 
 --- The sum of every float output times fixed weights: a scalar whose gradient reaches every element.
 function M.scalar(outputs)
   local total
   for k, y in ipairs(outputs) do
-    if y.dtype == "f64" or y.dtype == "f32" then
+    if (y.dtype == "f64" or y.dtype == "f32") and y:numel() > 0 then
       local w, n = {}, y:numel()
       for i = 1, n do w[i] = math.sin(i + k) + 0.3 end
       local s = y:reshape { n }:mul(peri.tensor(w, y.dtype)):sum()
