@@ -26,7 +26,7 @@ static int l_read (lua_State *L) {
   int ok = 1;
   lua_Integer most = lua_isnoneornil(L, 2) ? 0 : lua_tointegerx(L, 2, &ok);
   if (!ok || most < 0) peri__type_error(L, "files.read", 2, "max_bytes", "an integer of at least 0");
-  peri_keep *k = peri__keep_new(L, drop_bytes);
+  peri_keep *k = peri__keep_new(L, 0, drop_bytes);
   if (peri_file_read(peri_lua_ctx(L), path, (size_t)most, &k->p, &k->n) != PERI_OK)
     return peri__fail_soft(L, "files.read");
   lua_pushlstring(L, (const char *)k->p, k->n);
@@ -67,7 +67,7 @@ static int l_exists (lua_State *L) {
 static int l_list (lua_State *L) {
   const char *path = peri__want_path(L, 1, "files.list");
   char *names;
-  peri_keep *k = peri__keep_new(L, drop_bytes);
+  peri_keep *k = peri__keep_new(L, 0, drop_bytes);
   if (peri_list_folder(peri_lua_ctx(L), path, &names, &k->n) != PERI_OK)
     return peri__fail_soft(L, "files.list");
   k->p = names;
@@ -101,7 +101,7 @@ static void push_metadata (lua_State *L, const peri_safetensors *f) {
 
 /* Pushes a keep of the open file; NULL when it cannot be opened. */
 static peri_keep *open_safetensors (lua_State *L, const char *path, bool map) {
-  peri_keep *k = peri__keep_new(L, drop_safetensors);
+  peri_keep *k = peri__keep_new(L, 0, drop_safetensors);
   peri_safetensors *f;
   if (peri_safetensors_open(peri_lua_ctx(L), path, map, &f) != PERI_OK) return NULL;
   k->p = f;

@@ -85,8 +85,8 @@ static int l_decode (lua_State *L) {
     opt.allow_nan = lua_toboolean(L, -1);
     lua_pop(L, 1);
   }
-  peri_json *p = (peri_json *)lua_newuserdatauv(L, sizeof *p, 0);
-  peri_keep *keep = peri__keep_new(L, drop_parser);
+  peri_keep *keep = peri__keep_new(L, sizeof(peri_json), drop_parser);
+  peri_json *p = (peri_json *)peri__keep_room(keep);
   peri_json_open(p, peri_lua_ctx(L), text, n, &opt);
   keep->p = p;
   peri_status s = decode(L, p);
@@ -217,8 +217,8 @@ static int l_encode (lua_State *L) {
   }
   lua_settop(L, 2);
   lua_newtable(L); /* e.path */
-  e.w = (peri_json_writer *)lua_newuserdatauv(L, sizeof *e.w, 0);
-  peri_keep *keep = peri__keep_new(L, drop_writer);
+  peri_keep *keep = peri__keep_new(L, sizeof(peri_json_writer), drop_writer);
+  e.w = (peri_json_writer *)peri__keep_room(keep);
   peri_json_begin(e.w, peri_lua_ctx(L), indent, (peri_json_nan)nan);
   keep->p = e.w;
   encode(L, &e, 1);

@@ -16,8 +16,8 @@ static const peri_reg keep_meta[] = {
   { NULL, NULL, NULL, NULL }
 };
 
-peri_keep *peri__keep_new (lua_State *L, void (*drop) (peri_ctx *ctx, void *p, size_t n)) {
-  peri_keep *k = (peri_keep *)lua_newuserdatauv(L, sizeof *k, 0);
+peri_keep *peri__keep_new (lua_State *L, size_t room, void (*drop) (peri_ctx *ctx, void *p, size_t n)) {
+  peri_keep *k = (peri_keep *)lua_newuserdatauv(L, sizeof *k + room, 0);
   *k = (peri_keep){ .drop = drop };
   peri__metatable(L, KEEP, keep_meta, NULL);
   lua_setmetatable(L, -2);
