@@ -96,7 +96,9 @@ function M.start(given)
       error(("recipe: %s was begun with other flags: %s"):format(folder, table.concat(changed, "; ")), 2)
     end
   else
-    must(peri.files.write(folder .. "/config.json", peri.json.encode(flags, { indent = 2 }) .. "\n"))
+    local saved = {}
+    for k, v in pairs(flags) do if k ~= "resume" then saved[k] = v end end
+    must(peri.files.write(folder .. "/config.json", peri.json.encode(saved, { indent = 2 }) .. "\n"))
   end
   if flags.seed then peri.seed(flags.seed) end
   local self = setmetatable({

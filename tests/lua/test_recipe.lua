@@ -76,6 +76,7 @@ function TestRecipe:test_a_second_run_gets_a_folder_of_its_own()
   lu.assertEquals(a.folder, root .. "/x")
   lu.assertEquals(b.folder, root .. "/x-2")
   lu.assertStrContains(read(a:path "config.json"), '"seed": 1')
+  lu.assertEquals(a:path "x.svg", a.folder .. "/x.svg")
   peri.files.remove_tree(root)
 end
 
@@ -93,6 +94,8 @@ function TestRecipe:test_history_gives_columns()
   local h = run:history()
   lu.assertEquals(#h.loss, 9)
   lu.assertEquals(h.step[9], 9)
+  run:plot("curves.svg", { "loss", "nothing" })
+  lu.assertStrContains(read(run:path "curves.svg"), "<svg")
   peri.files.remove_tree(root)
 end
 
