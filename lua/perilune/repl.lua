@@ -124,9 +124,9 @@ local function read_chunk()
   local text = line.read(prompt(true))
   if not text then return text end
   if text:find "%S" then line.remember(text) end
-  local chunk = load("return " .. text, "=stdin", "t")
-  if chunk then return chunk end
   while true do
+    local chunk = load("return " .. text, "=stdin", "t")
+    if chunk then return chunk end
     local message
     chunk, message = load(text, "=stdin", "t")
     if chunk then return chunk end
