@@ -58,6 +58,19 @@ function TestVectors.test_grpo_loss_of_deepseekmath() check_grpo("grpo", { reduc
 function TestVectors.test_token_level_loss_of_dapo() check_grpo("bnpo_dapo", { reduce = "token" }) end
 function TestVectors.test_constant_divisor_of_dr_grpo() check_grpo("dr_grpo", { reduce = "constant" }) end
 
+-- DeepSeek-V3 (2412.19437 eq. 26) takes the probability of the whole answer: sums in, one column.
+function TestVectors.test_ratio_of_whole_answers_of_deepseek_v3()
+  local g, logits, logp, mask = grpo_inputs()
+  local function total(t) return t:mul(mask):sum(2, true) end -- (4, 1)
+  local loss = rl.clipped(total(logp), total(f64(g.old_logp)), f64(g.adv):unsqueeze(2), peri.ones({ 4, 1 }, "f64"),
+    { clip = g.eps, beta = g.beta, ref = total(f64(g.ref_logp)) })
+  local want = g.v3_sequence
+  lu.assertAlmostEquals(loss:item(), want.loss, 2e-9)
+  loss:backward()
+  near(logits.grad:at(1, 1), want.grad_row0_t0, "v3_sequence gradient")
+  lu.assertAlmostEquals(logits.grad:norm():item(), want.grad_l2, 2e-9)
+end
+
 function TestVectors.test_group_advantages_in_three_conventions()
   local g = v.grpo_adv
   local r = f64(g.rewards):reshape { 12 }
