@@ -280,7 +280,7 @@ OP(layer_norm, .sig = "x, weight:tensor?, bias:tensor?, eps:num=1e-5",
 /* ---- rms_norm ---- */
 
 static peri_status rms_norm_infer (peri_call *c) {
-  int64_t n;
+  int64_t n = 0;
   TRY(want_rows(c, &n));
   TRY(want_row(c, 1, "weight", n));
   return peri__infer_same(c);
