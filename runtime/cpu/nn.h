@@ -71,6 +71,8 @@ struct peri__nn_kernels {
   void (*silu_mul) (const float *gate, const float *up, float *y, int64_t n);
   void (*silu_mul_back) (const float *gate, const float *up, const float *g, float *dgate, float *dup,
                          int64_t n);
+  /* mask[i] = 1 where bits 8.. of word i of the stream are at least limit; i from 4 block, n of them. */
+  void (*dropout_mask) (peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask);
   /* y = mask[i] ? x scale : 0 */
   void (*dropout) (const float *x, const uint8_t *mask, float scale, float *y, int64_t n);
   /* Attention runs in units; units never depend on each other. scratch is floats of one worker,

@@ -189,6 +189,58 @@ static void silu_mul_back (const float *gate, const float *up, const float *g, f
   }
 }
 
+/* 32 x 32 bit products by lane: low and high halves. */
+static inline void wide_mul (v_u32 x, uint32_t by, v_u32 *low, v_u32 *high) {
+#if PERI_VW == 16 && defined(__AVX512F__)
+  __m512i m = _mm512_set1_epi64(by), v = (__m512i)x;
+  __m512i even = _mm512_mul_epu32(v, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), m);
+  *low = (v_u32)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  *high = (v_u32)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+#elif PERI_VW == 8 && defined(__AVX2__)
+  __m256i m = _mm256_set1_epi64x(by), v = (__m256i)x;
+  __m256i even = _mm256_mul_epu32(v, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), m);
+  *low = (v_u32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  *high = (v_u32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+#elif PERI_VW == 4 && defined(__SSE2__)
+  __m128i m = _mm_set1_epi64x(by), v = (__m128i)x, keep = _mm_set1_epi64x(0xffffffff);
+  __m128i even = _mm_mul_epu32(v, m), odd = _mm_mul_epu32(_mm_srli_epi64(v, 32), m);
+  *low = (v_u32)_mm_or_si128(_mm_and_si128(even, keep), _mm_slli_epi64(odd, 32));
+  *high = (v_u32)_mm_or_si128(_mm_srli_epi64(even, 32), _mm_andnot_si128(keep, odd));
+#else
+  for (int i = 0; i < W; i++) {
+    uint64_t p = (uint64_t)x[i] * by;
+    (*low)[i] = (uint32_t)p;
+    (*high)[i] = (uint32_t)(p >> 32);
+  }
+#endif
+}
+
+/* core/rng.c's generator, W blocks at a time. */
+static void dropout_mask (peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask) {
+  for (int64_t i = 0; i < n; i += 4 * W, block += W) {
+    v_u32 c0, c1, c2 = (v_u32){ 0 } + (uint32_t)rng.offset, c3 = (v_u32){ 0 } + (uint32_t)(rng.offset >> 32);
+    uint32_t k0 = (uint32_t)rng.seed, k1 = (uint32_t)(rng.seed >> 32);
+    for (int j = 0; j < W; j++) {
+      c0[j] = (uint32_t)(block + (uint64_t)j);
+      c1[j] = (uint32_t)((block + (uint64_t)j) >> 32);
+    }
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+      v_u32 l0, h0, l2, h2;
+      wide_mul(c0, 0xD2511F53u, &l0, &h0);
+      wide_mul(c2, 0xCD9E8D57u, &l2, &h2);
+      c0 = h2 ^ c1 ^ k0;
+      c2 = h0 ^ c3 ^ k1;
+      c1 = l2;
+      c3 = l0;
+    }
+    /* lane j holds bytes 4 j to 4 j + 3 of the mask */
+    v_u32 word[4] = { c0, c1, c2, c3 }, keep = { 0 };
+    for (int k = 0; k < 4; k++)
+      keep |= ((v_u32)((word[k] >> 8) >= limit) & 1) << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 8 * k : 24 - 8 * k);
+    memcpy(mask + i, &keep, n - i < 4 * W ? (size_t)(n - i) : sizeof keep);
+  }
+}
+
 static void dropout (const float *x, const uint8_t *mask, float scale, float *y, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] = mask[i] ? x[i] * scale : 0;
 }
@@ -204,6 +256,7 @@ const struct peri__nn_kernels PERI_NAME(peri__nn) = {
   .rope = rope,
   .silu_mul = silu_mul,
   .silu_mul_back = silu_mul_back,
+  .dropout_mask = dropout_mask,
   .dropout = dropout,
   .attn_units = PERI_NAME(peri__attn_units),
   .attn_scratch = PERI_NAME(peri__attn_scratch),

@@ -9,9 +9,12 @@
 
 enum { W = PERI_VW, CHUNK = 16 };
 
-static vf get (const float *p, int64_t lanes) { return lanes >= W ? v_load(p) : v_load_tail(p, lanes, 0); }
-static void put (float *p, vf v, int64_t lanes) {
-  if (lanes >= W) v_store(p, v);
+#define INLINE static inline __attribute__((always_inline))
+
+/* lanes is the constant W in loops over whole vectors, fewer at a row's end */
+INLINE vf get (const float *p, int64_t lanes) { return lanes == W ? v_load(p) : v_load_tail(p, lanes, 0); }
+INLINE void put (float *p, vf v, int64_t lanes) {
+  if (lanes == W) v_store(p, v);
   else v_store_tail(p, v, lanes);
 }
 
@@ -51,15 +54,18 @@ static float row_stat (const float *x, int64_t n, bool rms, double eps, float *m
   return (float)(1.0 / sqrt((double)row_sum(x, n, *mean, true) / (double)n + eps));
 }
 
-static void scale_row (const struct peri__norm *a, const float *x, float *y, float mean, float rstd) {
-  int64_t n = a->n;
-  vf m = v_set(mean), r = v_set(rstd);
-  for (int64_t i = 0; i < n; i += W) {
-    vf v = (get(x + i, n - i) - m) * r;
-    if (a->w) v *= get(a->w + i, n - i);
-    if (a->b) v += get(a->b + i, n - i);
-    put(y + i, v, n - i);
-  }
+INLINE void scale_vector (const struct peri__norm *a, const float *x, float *y, vf mean, vf rstd, int64_t i,
+                          int64_t lanes) {
+  vf v = (get(x + i, lanes) - mean) * rstd;
+  if (a->w) v *= get(a->w + i, lanes);
+  if (a->b) v += get(a->b + i, lanes);
+  put(y + i, v, lanes);
+}
+
+static void add_rows (const float *x, const float *y, int64_t n, float *sum) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) v_store(sum + i, v_load(x + i) + v_load(y + i));
+  if (i < n) put(sum + i, get(x + i, n - i) + get(y + i, n - i), n - i);
 }
 
 void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64_t row1) {
@@ -67,14 +73,37 @@ void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64
   for (int64_t row = row0; row < row1; row++) {
     const float *x = a->x + row * n;
     if (a->add) {
-      float *sum = a->sum + row * n;
-      const float *add = a->add + row * n;
-      for (int64_t i = 0; i < n; i += W) put(sum + i, get(x + i, n - i) + get(add + i, n - i), n - i);
-      x = sum;
+      add_rows(x, a->add + row * n, n, a->sum + row * n);
+      x = a->sum + row * n;
     }
     float mean, rstd = row_stat(x, n, a->rms, a->eps, &mean);
-    scale_row(a, x, a->y + row * n, mean, rstd);
+    vf m = v_set(mean), r = v_set(rstd);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) scale_vector(a, x, a->y + row * n, m, r, i, W);
+    if (i < n) scale_vector(a, x, a->y + row * n, m, r, i, n - i);
   }
+}
+
+/* What the first pass over a row adds up. */
+struct sums { vf u, ux; };
+
+INLINE void sum_vector (const struct peri__norm_back *a, const float *x, const float *g, vf mean, vf rstd,
+                        float *dw, float *db, struct sums *s, int64_t i, int64_t lanes) {
+  vf xhat = (get(x + i, lanes) - mean) * rstd, gi = get(g + i, lanes), u = gi;
+  if (a->w) u *= get(a->w + i, lanes);
+  s->u += u; /* lanes past the row have g = 0 */
+  s->ux = v_fma(u, xhat, s->ux);
+  if (dw) put(dw + i, v_fma(gi, xhat, get(dw + i, lanes)), lanes);
+  if (db) put(db + i, get(db + i, lanes) + gi, lanes);
+}
+
+INLINE void back_vector (const struct peri__norm_back *a, const float *x, const float *g, const float *add,
+                         float *dx, vf mean, vf rstd, vf mu, vf mux, int64_t i, int64_t lanes) {
+  vf xhat = (get(x + i, lanes) - mean) * rstd, u = get(g + i, lanes);
+  if (a->w) u *= get(a->w + i, lanes);
+  vf d = (u - mu - xhat * mux) * rstd;
+  if (add) d += get(add + i, lanes);
+  put(dx + i, d, lanes);
 }
 
 /* dx = rstd (u - mean(u) - xhat mean(u xhat)), u = g w, without mean(u) in RMS norm
@@ -86,32 +115,20 @@ void PERI_NAME(peri__norm_back_rows) (const struct peri__norm_back *a, int64_t r
   if (db) memset(db, 0, (size_t)n * sizeof *db);
   for (int64_t row = row0; row < row1; row++) {
     const float *x = a->x + row * n, *g = a->g + row * n, *add = a->add ? a->add + row * n : NULL;
-    float *dx = a->dx + row * n;
-    float center, inverse = row_stat(x, n, a->rms, a->eps, &center);
-    vf mean = v_set(center), rstd = v_set(inverse), su = v_set(0), sux = v_set(0);
-    for (int64_t i = 0; i < n;) {
-      vf pu = v_set(0), pux = v_set(0);
+    float *dx = a->dx + row * n, center, inverse = row_stat(x, n, a->rms, a->eps, &center);
+    vf mean = v_set(center), rstd = v_set(inverse);
+    struct sums all = { v_set(0), v_set(0) };
+    int64_t i = 0;
+    while (i + W <= n) {
+      struct sums part = { v_set(0), v_set(0) };
       int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
-      for (; i < end; i += W) {
-        int64_t k = n - i;
-        vf xhat = (get(x + i, k) - mean) * rstd, gi = get(g + i, k), u = gi;
-        if (a->w) u *= get(a->w + i, k);
-        pu += u; /* lanes past the row have g = 0 */
-        pux = v_fma(u, xhat, pux);
-        if (dw) put(dw + i, v_fma(gi, xhat, get(dw + i, k)), k);
-        if (db) put(db + i, get(db + i, k) + gi, k);
-      }
-      su += pu;
-      sux += pux;
+      for (; i + W <= end; i += W) sum_vector(a, x, g, mean, rstd, dw, db, &part, i, W);
+      all.u += part.u;
+      all.ux += part.ux;
     }
-    vf mu = v_set(a->rms ? 0 : v_sum(su) / (float)n), mux = v_set(v_sum(sux) / (float)n);
-    for (int64_t i = 0; i < n; i += W) {
-      int64_t k = n - i;
-      vf xhat = (get(x + i, k) - mean) * rstd, u = get(g + i, k);
-      if (a->w) u *= get(a->w + i, k);
-      vf d = (u - mu - xhat * mux) * rstd;
-      if (add) d += get(add + i, k);
-      put(dx + i, d, k);
-    }
+    if (i < n) sum_vector(a, x, g, mean, rstd, dw, db, &all, i, n - i);
+    vf mu = v_set(a->rms ? 0 : v_sum(all.u) / (float)n), mux = v_set(v_sum(all.ux) / (float)n);
+    for (i = 0; i + W <= n; i += W) back_vector(a, x, g, add, dx, mean, rstd, mu, mux, i, W);
+    if (i < n) back_vector(a, x, g, add, dx, mean, rstd, mu, mux, i, n - i);
   }
 }

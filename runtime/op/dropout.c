@@ -2,6 +2,8 @@
 ** dropout.c - inverted dropout (JMLR 15, 1929-1958). The mask is saved, so the backward pass and a
 ** recomputed segment see the same elements.
 */
+#include <math.h>
+
 #include "cpu/nn.h"
 #include "op/op.h"
 
@@ -11,7 +13,8 @@ typedef struct dropout_job {
   void *y;
   uint8_t *mask;
   peri_rng rng;
-  double p, scale;
+  double scale;
+  uint32_t limit; /* p in units of 2^-24, as peri__unit_f32 draws */
   int64_t n;
   bool f64, draw;
 } dropout_job;
@@ -21,11 +24,7 @@ static void dropout_range (void *ud, int64_t block0, int64_t block1, int worker)
   const dropout_job *d = ud;
   int64_t begin = 4 * block0, end = 4 * block1 < d->n ? 4 * block1 : d->n;
   (void)worker;
-  for (int64_t i = begin; i < end && d->draw; i += 4) {
-    uint32_t u[4];
-    peri__rng_block(d->rng, (uint64_t)(i / 4), u);
-    for (int64_t j = i; j < i + 4 && j < end; j++) d->mask[j] = peri__unit_f32(u[j - i]) >= (float)d->p;
-  }
+  if (d->draw) d->k->dropout_mask(d->rng, (uint64_t)block0, end - begin, d->limit, d->mask + begin);
   if (!d->f64) {
     d->k->dropout((const float *)d->x + begin, d->mask + begin, (float)d->scale, (float *)d->y + begin, end - begin);
     return;
@@ -89,8 +88,8 @@ static double dropout_scale (double p) { return p < 1 ? 1 / (1 - p) : 0; }
 static peri_status dropout_cpu (peri_call *c) {
   if (dropout_is_identity(c)) return PERI_OK;
   dropout_job d = { .k = c->ctx->cpu->nn, .x = c->in[0]->data, .y = c->out[0]->data, .mask = c->out[1]->data,
-                    .rng = peri__rng_next(c->ctx), .p = c->attr[0].f, .scale = dropout_scale(c->attr[0].f),
-                    .n = c->in[0]->numel, .f64 = c->in[0]->dtype == PERI_F64, .draw = true };
+                    .rng = peri__rng_next(c->ctx), .scale = dropout_scale(c->attr[0].f),
+                    .limit = (uint32_t)ceil((double)(float)c->attr[0].f * 0x1p24), .n = c->in[0]->numel, .f64 = c->in[0]->dtype == PERI_F64, .draw = true };
   dropout_run(c->ctx, &d);
   return PERI_OK;
 }

@@ -170,7 +170,7 @@ static peri_status norm_back_run (peri_call *c, bool rms) {
 }
 
 static peri_status norm_back_infer (peri_call *c) {
-  int64_t n, none = 0;
+  int64_t n = 0, none = 0;
   TRY(want_rows(c, &n));
   TRY(want_like(c, 1, "g"));
   TRY(want_row(c, 2, "weight", n));
@@ -263,7 +263,7 @@ static void norm_vjp (peri_vjp *v, bool rms, int wi, peri_tensor *sum, peri_tens
 /* ---- layer_norm ---- */
 
 static peri_status layer_norm_infer (peri_call *c) {
-  int64_t n;
+  int64_t n = 0;
   TRY(want_rows(c, &n));
   TRY(want_row(c, 1, "weight", n));
   TRY(want_row(c, 2, "bias", n));
@@ -296,7 +296,7 @@ OP(rms_norm, .sig = "x, weight:tensor?, eps:num=1e-6",
 /* ---- add_layer_norm, add_rms_norm ---- */
 
 static peri_status add_norm_infer (peri_call *c) {
-  int64_t n;
+  int64_t n = 0;
   TRY(want_rows(c, &n));
   TRY(want_like(c, 1, "residual"));
   TRY(want_row(c, 2, "weight", n));
