@@ -46,7 +46,7 @@ static inline vf f_sign (vf x, vf p0, vf p1) {
 }
 static inline vf f_softplus (vf x, vf beta, vf threshold) { /* log(1 + e^(beta x)) / beta */
   vf t = x * beta;
-  return v_select((vi)(t > threshold), x, v_softplus(t) / beta);
+  return v_select((vi)(t > threshold), x, v_softplus(t) * (1.0f / beta));
 }
 #define LANES(name, f)                                      \
   static inline vf f_##name (vf x, vf p0, vf p1) {          \
