@@ -87,23 +87,21 @@ for step in run:steps() do
   local batch = rl.rollout(model, tok, rows, reward,
     { group = cfg.group, max_new_tokens = longest, temperature = cfg.temperature })
   local advantage, weight = rl.advantages(batch)
-  local tokens, entropy, clipped = math.max(weight:sum():item(), 1), 0, 0
-  for at = 1, #batch.rows, cfg.micro do
+  local tokens, clipped = math.max(weight:sum():item(), 1), 0
+  local useful = rl.with_signal(batch, advantage, weight)
+  for at = 1, useful.n, cfg.micro do
     local _ <close> = peri.scope()
-    local n = math.min(cfg.micro, #batch.rows - at + 1)
-    local function part(t) return t and t:narrow(1, at, n) end
-    local logp, h = model:token_logprobs(part(batch.ids), batch.from,
-      { temperature = cfg.temperature, start = part(batch.start) })
-    local loss, stats = rl.clipped(logp, part(batch.logprobs), part(advantage), part(weight),
+    local function part(t) return t and t:narrow(1, at, math.min(cfg.micro, useful.n - at + 1)) end
+    local logp = model:token_logprobs(part(useful.ids), useful.from,
+      { temperature = cfg.temperature, start = part(useful.start) })
+    local loss, stats = rl.clipped(logp, part(useful.logprobs), part(useful.advantage), part(useful.weight),
       { clip = cfg.clip, clip_high = cfg.clip_high, tokens = tokens })
     loss:backward()
-    entropy = entropy + h:detach():mul(part(weight)):sum():item() / tokens
     clipped = clipped + stats.clip_fraction:item()
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   local row = rl.summary(batch)
-  row.entropy, row.clip_ratio, row.grad_norm = entropy, clipped, opt.grad_norm
-  row["completions/mean_length"] = batch.mask:sum():item() / #batch.rows
+  row.clip_ratio, row.grad_norm = clipped, opt.grad_norm
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     local shown
     row.held_out_exact, shown = evaluate()

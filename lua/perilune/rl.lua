@@ -114,6 +114,21 @@ function M.advantages(batch, opts)
   return a:mul(batch.mask), batch.mask:mul(known)
 end
 
+--- The completions that can teach something: those with an advantage that is not 0. The gradient of
+--- the others is exactly 0, so leaving them out changes nothing but the time of an update; divisors
+--- of the loss must be counted before.
+--- @param batch table  of M.rollout
+--- @param advantage perilune.Tensor  (B, N)
+--- @param weight perilune.Tensor  (B, N)
+--- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
+--- @return table  n, ids (n, P + N), from, start, logprobs, advantage, weight (n, N)
+function M.with_signal(batch, advantage, weight, all)
+  local rows = (all and weight or advantage:mul(weight)):abs():max(2):gt(0):nonzero():reshape { -1 } -- (n) i64
+  local function pick(t) return t and t:index_select(rows, 1) end
+  return { n = rows:numel(), from = batch.from, ids = pick(batch.ids), start = pick(batch.start),
+           logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
+end
+
 local reductions = {}
 
 -- Every token counts the same (DAPO, 2503.14476 eq. 12).
@@ -192,7 +207,11 @@ function M.clipped(logp, old, advantage, weight, opts)
   return reduce(per_token, weight, divisors), stats
 end
 
---- Mean of the numbers that are not NaN, and the number of groups without any spread.
+--- What TRL logs of a batch: reward (mean of those that are no abstentions), frac_reward_zero_std
+--- (share of groups without any spread), completions/mean_length, and entropy, estimated in nats a
+--- token by the mean of -log p of what was sampled.
+--- @param batch table  of M.rollout
+--- @return table
 function M.summary(batch)
   local sum, n, flat = 0, 0, 0
   for g = 0, #batch.total - 1, batch.group do
@@ -205,7 +224,12 @@ function M.summary(batch)
     end
     if lo >= hi then flat = flat + 1 end
   end
-  return { reward = n > 0 and sum / n or 0 / 0, frac_reward_zero_std = flat * batch.group / #batch.total }
+  local tokens = batch.mask:sum():item()
+  return {
+    reward = n > 0 and sum / n or 0 / 0, frac_reward_zero_std = flat * batch.group / #batch.total,
+    ["completions/mean_length"] = tokens / #batch.total,
+    entropy = -batch.logprobs:mul(batch.mask):sum():item() / math.max(tokens, 1),
+  }
 end
 
 return M

@@ -36,35 +36,32 @@ function M.new(opts)
   return self
 end
 
--- Loss of completions at .. at+n-1 of the batch, backward included.
-function Stepper:_micro(batch, advantage, weight, at, n, tokens, sums)
-  local scope <close> = peri.scope()
-  local _ = scope
+-- Loss of rows at .. at+n-1, backward included.
+function Stepper:_micro(rows, at, n, tokens, sequences, sums)
+  local scope <close> = peri.scope() -- luacheck: ignore 211
   local function slice(t) return t and t:narrow(1, at, n) end
-  local how = { temperature = self.temperature, start = slice(batch.start) }
-  local ids, mask = slice(batch.ids), slice(weight)
+  local how = { temperature = self.temperature, start = slice(rows.start) }
+  local ids, mask = slice(rows.ids), slice(rows.weight)
   local ref
   if self.beta > 0 then
-    ref = peri.no_grad(function () return (self.reference:token_logprobs(ids, batch.from, how)) end)
+    ref = peri.no_grad(function () return (self.reference:token_logprobs(ids, rows.from, how)) end)
   end
-  local logp, entropy = self.model:token_logprobs(ids, batch.from, how)
-  local loss, stats = rl.clipped(logp, slice(batch.logprobs), slice(advantage), mask, {
+  local logp = self.model:token_logprobs(ids, rows.from, how)
+  local loss, stats = rl.clipped(logp, slice(rows.logprobs), slice(rows.advantage), mask, {
     clip = self.clip, clip_high = self.clip_high, beta = self.beta, ref = ref, level = self.level,
-    reduce = self.reduce, tokens = tokens, sequences = #batch.rows, max_length = self.max_new_tokens,
+    reduce = self.reduce, tokens = tokens, sequences = sequences, max_length = self.max_new_tokens,
   })
   loss:backward()
   sums.loss = sums.loss + loss:item()
-  sums.entropy = sums.entropy + entropy:detach():mul(mask):sum():item() / tokens
   sums.clip_ratio = sums.clip_ratio + stats.clip_fraction:item()
   if stats.kl then sums.kl = (sums.kl or 0) + stats.kl:item() / tokens end
 end
 
 --- One update: sample, score, credit, backward, optimizer step.
---- @return table metrics  step, reward, frac_reward_zero_std, loss, entropy, clip_ratio, kl,
---- grad_norm, learning_rate, ["completions/mean_length"], num_tokens
+--- @return table metrics  step, loss, clip_ratio, kl (with beta > 0), grad_norm, learning_rate,
+--- num_tokens, and those of rl.summary
 function Stepper:step()
-  local scope <close> = peri.scope()
-  local _ = scope
+  local scope <close> = peri.scope() -- luacheck: ignore 211
   self.at = self.at + 1
   local rows = {}
   for i = 1, self.prompts do rows[i] = self.rng:choice(self.rows) end
@@ -73,18 +70,17 @@ function Stepper:step()
   })
   local advantage, weight = rl.advantages(batch, { std = self.std })
   local tokens = math.max(weight:sum():item(), 1)
-  local sums = { loss = 0, entropy = 0, clip_ratio = 0 }
-  for at = 1, #batch.rows, self.micro do
-    self:_micro(batch, advantage, weight, at, math.min(self.micro, #batch.rows - at + 1), tokens, sums)
+  local metrics = rl.summary(batch)
+  metrics.loss, metrics.clip_ratio = 0, 0
+  local useful = rl.with_signal(batch, advantage, weight, self.beta > 0)
+  for at = 1, useful.n, self.micro do
+    self:_micro(useful, at, math.min(self.micro, useful.n - at + 1), tokens, #batch.rows, metrics)
   end
-  if self.schedule then self.optimizer.lr = self.schedule(self.at) end
-  sums.grad_norm = self.optimizer:step { clip_norm = self.clip_norm }
-  local seen = rl.summary(batch)
-  sums.step, sums.reward, sums.frac_reward_zero_std = self.at, seen.reward, seen.frac_reward_zero_std
-  sums.learning_rate, sums.num_tokens = self.optimizer.lr, batch.ids:numel()
-  sums["completions/mean_length"] = batch.mask:sum():item() / #batch.rows
-  self.batch = nil
-  return sums
+  local lr = self.schedule and self.schedule(self.at) or self.optimizer.lr
+  self.optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
+  metrics.step, metrics.grad_norm, metrics.learning_rate = self.at, self.optimizer.grad_norm, lr
+  metrics.num_tokens = batch.ids:numel()
+  return metrics
 end
 
 return M
