@@ -2,6 +2,7 @@
 ** test_threads.c - the worker pool: every item runs once, nested and forked calls run, an
 ** interrupt stops, a host's own parallel loop replaces it.
 */
+#define _POSIX_C_SOURCE 200809L /* nanosleep */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
