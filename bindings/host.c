@@ -87,7 +87,6 @@ peri_status peri_lua_run_file (lua_State *L, const char *path) {
 
 static int open_libs (lua_State *L) {
   luaL_openlibs(L);
-  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does: temporaries die young */
   return 0;
 }
 
@@ -105,7 +104,11 @@ peri_status peri_lua_new (peri_ctx *ctx, lua_State **out) {
     s = peri__fail(ctx, status_of(NULL, rc), "%s",
                    lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
   if (s == PERI_OK) s = peri_lua_open(L, ctx);
-  if (s == PERI_OK) *out = L;
-  else lua_close(L);
-  return s;
+  if (s != PERI_OK) {
+    lua_close(L);
+    return s;
+  }
+  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does, but once the libraries are old: results die young */
+  *out = L;
+  return PERI_OK;
 }

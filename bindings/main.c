@@ -257,9 +257,6 @@ typedef struct command { int argc; char **argv; } command;
 
 static int dispatch (lua_State *L, const command *c) {
   const char *name = c->argv[1];
-  open_perilune(L);
-  catch_interrupt(L);
-  lua_settop(L, 1);
   if (strcmp(name, "run") == 0) return run_file(L, c->argv[2], c->argc, c->argv, 2);
   if (strcmp(name, "test") == 0) return run_tests(L, c->argc, c->argv);
   if (strcmp(name, "bench") == 0) return run_bench(L, c->argc, c->argv);
@@ -268,12 +265,19 @@ static int dispatch (lua_State *L, const command *c) {
   return run_repl(L, c->argc, c->argv);
 }
 
-/* Protected; returns the exit status. */
+/* Protected: libraries, package perilune, Ctrl-C. */
+static int prepare (lua_State *L) {
+  luaL_openlibs(L);
+  find_library(L);
+  open_perilune(L);
+  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does, but once the libraries are old: results die young */
+  catch_interrupt(L);
+  return 0;
+}
+
+/* Protected: the exit status. */
 static int body (lua_State *L) {
   const command *c = (const command *)lua_touserdata(L, 1);
-  luaL_openlibs(L);
-  lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does: temporaries die young */
-  find_library(L);
   lua_pushinteger(L, dispatch(L, c));
   return 1;
 }
@@ -314,11 +318,16 @@ int main (int argc, char **argv) {
     return EXIT_ERROR;
   }
   command c = { argc, argv };
-  lua_pushcfunction(L, peri__traceback);
-  lua_pushcfunction(L, body);
-  lua_pushlightuserdata(L, &c);
   int status = EXIT_ERROR;
-  if (lua_pcall(L, 1, 1, 1) == LUA_OK) status = (int)lua_tointeger(L, -1);
+  lua_pushcfunction(L, prepare); /* what fails here is no fault of a script: no traceback */
+  bool ready = lua_pcall(L, 0, 0, 0) == LUA_OK;
+  if (ready) {
+    lua_pushcfunction(L, peri__traceback);
+    lua_pushcfunction(L, body);
+    lua_pushlightuserdata(L, &c);
+    ready = lua_pcall(L, 1, 1, 1) == LUA_OK;
+  }
+  if (ready) status = (int)lua_tointeger(L, -1);
   else {
     const char *msg = lua_tostring(L, -1);
     fprintf(stderr, "perilune: %s\n", msg ? msg : "error is no string");

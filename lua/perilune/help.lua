@@ -35,6 +35,14 @@ local function comment_of(f)
   return lines and comment_above(lines, info.linedefined) or ""
 end
 
+-- The first line of a comment that is no annotation.
+local function first_line(comment)
+  for line in comment:gmatch "[^\n]+" do
+    if line:sub(1, 1) ~= "@" then return line end
+  end
+  return ""
+end
+
 local function parameters(f)
   local info, names = debug.getinfo(f, "u"), {}
   for i = 1, info.nparams do names[i] = debug.getlocal(f, i) end
@@ -68,7 +76,7 @@ local function describe_function(f, name)
   if known then return ("%s(%s)\n%s"):format(known.name, known.sig, known.doc) end
   if debug.getinfo(f, "S").what == "C" then return (name or "function") .. ": a C function without docs" end
   local doc = comment_of(f)
-  return ("%s(%s)\n%s"):format(name or "function", parameters(f), doc ~= "" and doc or "no comment above it")
+  return ("%s(%s)\n%s"):format(name or "function", parameters(f), doc ~= "" and doc or "(no comment above it)")
 end
 
 local function wrap(names)
@@ -93,30 +101,55 @@ local function sorted_keys(t)
   return keys
 end
 
+-- Comment at the head of a module's file.
+local function module_comment(name)
+  local path = package.searchpath(name, package.path)
+  local base = "=" .. name:gsub("%.", "/")
+  local lines = path and lines_of("@" .. path) or lines_of(base .. ".lua") or lines_of(base .. "/init.lua")
+  local last = 0
+  while lines and lines[last + 1] and lines[last + 1]:find "^%-%-" do last = last + 1 end
+  return lines and last > 0 and comment_above(lines, last + 1) or nil
+end
+
+-- What makes an object of a class: the function that its __call wraps has the comment.
+local function constructor_comment(call)
+  local comment = comment_of(call)
+  for i = 1, 8 do
+    local name, value = debug.getupvalue(call, i)
+    if not name or comment ~= "" then break end
+    if type(value) == "function" and debug.getinfo(value, "S").what ~= "C" then comment = comment_of(value) end
+  end
+  return comment
+end
+
+local function describe_entry(key, value)
+  if type(value) == "table" then
+    local meta = getmetatable(value)
+    local call = type(meta) == "table" and type(meta.__call) == "function" and meta.__call
+    return ("  %-28s %s"):format(key, call and first_line(constructor_comment(call)) or "")
+  end
+  local native = debug.getinfo(value, "S").what == "C"
+  return ("  %-28s %s"):format(key .. "(" .. (native and "" or parameters(value)) .. ")",
+    native and "" or first_line(comment_of(value)))
+end
+
 local function describe_table(t, name)
-  for module, value in pairs(package.loaded) do
-    if value == t and type(module) == "string" then name = module end
-  end
   local meta = getmetatable(t)
-  local text = {}
-  if name and type(name) == "string" then
-    local path = package.searchpath(name, package.path)
-    local lines = lines_of(path and "@" .. path or "=" .. name:gsub("%.", "/") .. ".lua")
-    local last = 0
-    while lines and lines[last + 1] and lines[last + 1]:find "^%-%-" do last = last + 1 end
-    if lines and last > 0 then text[1] = comment_above(lines, last + 1) end
+  local call = type(meta) == "table" and type(meta.__call) == "function" and meta.__call
+  local title = name or type(meta) == "table" and meta.__name or rawget(t, "__name") or "table"
+  for module, value in pairs(package.loaded) do
+    if value == t and type(module) == "string" then title = module_comment(module) or module end
   end
-  if #text == 0 then text[1] = name or "table" end
+  local text = { tostring(title) }
+  if call then text[#text + 1] = constructor_comment(call) end
   for _, key in ipairs(sorted_keys(t)) do
     local value = t[key]
-    if type(value) == "function" and not peri.describe(value) then
-      local first = debug.getinfo(value, "S").what ~= "C" and comment_of(value):match "^[^\n]*" or ""
-      text[#text + 1] = ("  %-28s %s"):format(key .. "(" .. (debug.getinfo(value, "S").what ~= "C"
-        and parameters(value) or "") .. ")", first)
-    elseif type(value) == "table" then text[#text + 1] = "  " .. key end
-  end
-  if type(meta) == "table" and type(meta.__call) == "function" then
-    text[#text + 1] = describe_function(meta.__call, "call")
+    if type(value) == "table" or type(value) == "function" and not peri.describe(value) then
+      text[#text + 1] = (describe_entry(key, value):gsub("%s+$", ""))
+    elseif type(value) == "function" then
+      local known = peri.describe(value)
+      text[#text + 1] = ("  %-28s %s"):format(known.name .. "(" .. known.sig .. ")", known.doc)
+    end
   end
   return table.concat(text, "\n")
 end
