@@ -149,30 +149,41 @@ static void pack_rows (const job *s, int64_t i0, int64_t i1, int64_t p0, int64_t
                     out + (i - i0) * kb);
 }
 
-/* own: KC * nr floats for B, then, with pack_a, rows * KC for A. */
+/* Columns [j0, j1) in blocks of kc steps. own: KC * nr floats for B, then, with pack_a, rows * KC
+** for A. */
+static void blocks (job *s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t kc, bool pack_a,
+                    float *own) {
+  int64_t wide = PERI_GEMM_WIDE * s->kern->lanes, step;
+  bool in_place = !pack_a && s->ap == NULL;
+  bool go_wide = s->source == DIRECT && i1 - i0 <= s->kern->wide_mr && in_place;
+  s->p0 = 0;
+  do {
+    s->kb = least(kc, s->g->k - s->p0);
+    if (pack_a) {
+      s->ap = own + KC * s->nr;
+      s->ai = i0;
+      s->ak = s->kb;
+      s->ap0 = s->p0;
+      pack_rows(s, i0, i1, s->p0, s->kb, s->ap);
+    }
+    for (int64_t j = j0; j < j1; j += step) {
+      step = go_wide && j1 - j >= wide ? wide : least(s->nr, j1 - j);
+      if (s->source == DIRECT && step > s->kern->lanes && step < s->nr) step = s->kern->lanes;
+      panel_column(s, i0, i1, j, step, own);
+    }
+    s->p0 += s->kb;
+  } while (s->p0 < s->g->k);
+}
+
 static void region (const job *shared, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool pack_a,
                     float *own) {
   job s = *shared;
-  int64_t kc = even(s.g->k, KC, 4);
-  s.p0 = 0;
-  do {
-    s.kb = least(kc, s.g->k - s.p0);
-    if (pack_a) {
-      s.ap = own + KC * s.nr;
-      s.ai = i0;
-      s.ak = s.kb;
-      s.ap0 = s.p0;
-      pack_rows(&s, i0, i1, s.p0, s.kb, s.ap);
-    }
-    int64_t wide = PERI_GEMM_WIDE * s.kern->lanes, step;
-    bool go_wide = s.source == DIRECT && i1 - i0 <= s.kern->wide_mr && s.ap == NULL;
-    for (int64_t j = j0; j < j1; j += step) {
-      step = go_wide && j1 - j >= wide ? wide : least(s.nr, j1 - j);
-      if (s.source == DIRECT && step > s.kern->lanes && step < s.nr) step = s.kern->lanes;
-      panel_column(&s, i0, i1, j, step, own);
-    }
-    s.p0 += s.kb;
-  } while (s.p0 < s.g->k);
+  int64_t kc = even(s.g->k, KC, 4), split = j0;
+  /* B that is read in place and used once needs no blocks of k, only its last columns do. */
+  if (!pack_a && (s.source == TRANSPOSED || (s.source == DIRECT && i1 - i0 <= s.mr)))
+    split += (j1 - j0) / s.nr * s.nr;
+  if (split > j0) blocks(&s, i0, i1, j0, split, s.g->k, false, own);
+  if (j1 > split) blocks(&s, i0, i1, split, j1, kc, pack_a, own);
 }
 
 size_t peri__gemm_scratch (const struct peri__cpu *cpu, int64_t m, int64_t n, int64_t k) {
