@@ -70,11 +70,13 @@ static void spread_names (lua_State *L, const peri__op_binding *o, int last) {
     if (lua_type(L, -2) == LUA_TSTRING) {
       int at = find_param(L, o, lua_tostring(L, -2));
       if (!lua_isnil(L, at))
-        luaL_error(L, "%s: argument %d (%s) is given twice, by position and by name", o->op->name, at,
-                   o->sig->p[at - 1].name);
+        luaL_error(L, "%s: argument %d (%s) is given twice, by position and by name", o->op->name,
+                   at, o->sig->p[at - 1].name);
       lua_replace(L, at);
     } else if (list) lua_pop(L, 1);
-    else luaL_error(L, "%s: a last table gives arguments by name, but it has a list part", o->op->name);
+    else
+      luaL_error(L, "%s: a last table gives arguments by name, but it has a list part",
+                 o->op->name);
   }
 }
 
@@ -100,7 +102,8 @@ static void check_tensor (lua_State *L, const peri__op_binding *o, int arg, int 
   peri_box *box = peri__box_at(L, o->b, idx);
   const char *name = o->sig->p[arg - 1].name;
   if (box && box->t) return;
-  if (box) luaL_error(L, "%s: argument %d (%s): tensor was released by its scope", o->op->name, arg, name);
+  if (box)
+    luaL_error(L, "%s: argument %d (%s): tensor was released by its scope", o->op->name, arg, name);
   if (idx == arg) peri__type_error(L, o->op->name, arg, name, "a tensor");
   luaL_error(L, "%s: argument %d (%s) must hold tensors, it has a %s", o->op->name, arg, name,
              luaL_typename(L, idx));
@@ -158,8 +161,11 @@ static void check_param (lua_State *L, peri__args *a, int arg) {
   default:
     ok = type == LUA_TSTRING;
     if (ok && !peri_dtype_parse(lua_tostring(L, arg), &d))
-      luaL_error(L, "%s: argument %d (%s): no dtype is called '%s'; there are bool, u8, i32, i64, f16, "
-                 "bf16, f32, f64", o->op->name, arg, p->name, lua_tostring(L, arg));
+      luaL_error(
+          L,
+          "%s: argument %d (%s): no dtype is called '%s'; there are bool, u8, i32, i64, f16, "
+          "bf16, f32, f64",
+          o->op->name, arg, p->name, lua_tostring(L, arg));
   }
   if (!ok) peri__type_error(L, o->op->name, arg, p->name, kind_text(p->kind));
 }
@@ -227,7 +233,8 @@ static int64_t *take_ints (lua_State *L, peri_kind k, int arg, int64_t *v, peri_
   return v;
 }
 
-static int64_t *take_attr (lua_State *L, const peri_param *p, int arg, int64_t *ints, peri_attr *attr) {
+static int64_t *take_attr (lua_State *L, const peri_param *p, int arg, int64_t *ints,
+                           peri_attr *attr) {
   if (lua_isnil(L, arg)) {
     *attr = p->def;
     return ints;
@@ -304,7 +311,8 @@ int peri__want_shape (lua_State *L, int arg, const char *fn, const char *name, i
   if (lua_type(L, arg) == LUA_TNUMBER) shape[0] = lua_tointegerx(L, arg, &ok);
   else if (lua_type(L, arg) == LUA_TTABLE) {
     n = (int)lua_rawlen(L, arg);
-    if (n > PERI_MAX_DIMS) luaL_error(L, "%s: %d dims, at most %d are supported", fn, n, PERI_MAX_DIMS);
+    if (n > PERI_MAX_DIMS)
+      luaL_error(L, "%s: %d dims, at most %d are supported", fn, n, PERI_MAX_DIMS);
     for (int i = 0; i < n && ok; i++) {
       ok = lua_rawgeti(L, arg, i + 1) == LUA_TNUMBER;
       if (ok) shape[i] = lua_tointegerx(L, -1, &ok);
@@ -319,8 +327,11 @@ peri_dtype peri__want_dtype_arg (lua_State *L, int arg, const char *fn, const ch
   peri_dtype d = PERI_F32;
   if (lua_type(L, arg) != LUA_TSTRING) peri__type_error(L, fn, arg, name, "the name of a dtype");
   if (!peri_dtype_parse(lua_tostring(L, arg), &d))
-    luaL_error(L, "%s: argument %d (%s): no dtype is called '%s'; there are bool, u8, i32, i64, f16, bf16, "
-               "f32, f64", fn, arg, name, lua_tostring(L, arg));
+    luaL_error(
+        L,
+        "%s: argument %d (%s): no dtype is called '%s'; there are bool, u8, i32, i64, f16, bf16, "
+        "f32, f64",
+        fn, arg, name, lua_tostring(L, arg));
   return d;
 }
 

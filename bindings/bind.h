@@ -59,7 +59,7 @@ typedef struct peri_reg {
   const char *name, *sig, *doc; /* sig "x, dim?"; doc one sentence; doc NULL: a metamethod */
   lua_CFunction fn;
 } peri_reg;
-void peri__register (lua_State *L, const peri_reg *list); /* into the table on top; NULL name ends */
+void peri__register (lua_State *L, const peri_reg *list); /* into the table on top */
 #define BIND(L) ((peri_bind *)lua_touserdata((L), lua_upvalueindex(1)))
 
 /* Metatable for a userdata type: __name and a fixed __metatable; list holds its metamethods and,

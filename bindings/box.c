@@ -54,8 +54,8 @@ void peri__box_release (peri_bind *b, peri_box *box) {
   if (b->ctx->live + GRANULE < b->collect_at) b->collect_at = b->ctx->live + GRANULE;
 }
 
-/* The collector sees 40 bytes where a tensor may own gigabytes. So growth of live tensor bytes since
-** the last low is presented to it as growth of the Lua heap in the same proportion, four times as
+/* The collector sees 40 bytes where a tensor may own gigabytes. So growth of live tensor bytes
+** since the last low is presented to it as growth of the Lua heap in the same proportion, four times as
 ** urgently; inside a scope, where most of the growth is going to be freed without the collector,
 ** once is enough. In generational mode that frees what died young; tensors that died old go when
 ** live bytes have doubled since the last full collection. */

@@ -19,10 +19,12 @@ static void charge (lua_State *L, peri_bind *b) {
 
 /* Buffers for long lists are userdata: an error later frees them. */
 static void make_room (lua_State *L, peri__args *a, peri_tensor **few_in, int64_t *few_ints) {
-  a->in = a->nin <= PERI_ARGS_FEW ? few_in
-                                  : (peri_tensor **)lua_newuserdatauv(L, (size_t)a->nin * sizeof *a->in, 0);
-  a->ints = a->nints <= PERI_ARGS_FEW ? few_ints
-                                      : (int64_t *)lua_newuserdatauv(L, (size_t)a->nints * sizeof *a->ints, 0);
+  a->in = a->nin <= PERI_ARGS_FEW
+              ? few_in
+              : (peri_tensor **)lua_newuserdatauv(L, (size_t)a->nin * sizeof *a->in, 0);
+  a->ints = a->nints <= PERI_ARGS_FEW
+                ? few_ints
+                : (int64_t *)lua_newuserdatauv(L, (size_t)a->nints * sizeof *a->ints, 0);
 }
 
 /* per_sample_grad: a Lua function takes the place of the op. */
@@ -121,7 +123,8 @@ static int call_inplace (lua_State *L) {
   int tries = 0;
   peri__args_check(L, &a);
   if (lua_type(L, 1) == LUA_TNUMBER)
-    luaL_error(L, "%s_: argument 1 (%s) must be a tensor, got number", o->op->name, o->sig->p[0].name);
+    luaL_error(L, "%s_: argument 1 (%s) must be a tensor, got number", o->op->name,
+               o->sig->p[0].name);
   make_room(L, &a, few_in, few_ints);
   do {
     s = peri__args_take(L, &a);
@@ -243,8 +246,8 @@ void peri__open_call (lua_State *L) {
 
 const peri_op *peri__op_of (lua_State *L, int idx) {
   lua_CFunction f = lua_tocfunction(L, idx);
-  if (f != call_general && f != call_unary && f != call_binary && f != call_unm && f != call_inplace &&
-      f != call_inplace_binary)
+  if (f != call_general && f != call_unary && f != call_binary && f != call_unm &&
+      f != call_inplace && f != call_inplace_binary)
     return NULL;
   lua_getupvalue(L, idx, 1);
   const peri__op_binding *o = (const peri__op_binding *)lua_touserdata(L, -1);

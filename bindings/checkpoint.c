@@ -99,7 +99,8 @@ static void note_leaf (void *ud, peri_tensor *t) {
 /* ---- the backward pass ---- */
 
 /* Push sum(out * g): its gradient is what the results together pass back. Pops nothing. */
-static peri_tensor *weighted (lua_State *L, peri_ctx *ctx, peri_tensor *y, peri_tensor *g, peri_tensor *sum) {
+static peri_tensor *weighted (lua_State *L, peri_ctx *ctx, peri_tensor *y, peri_tensor *g,
+                              peri_tensor *sum) {
   peri_tensor *in[2] = { y, g };
   peri_tensor **product = peri__box_new(L);
   peri__check(L, "checkpoint", peri_apply(ctx, peri_op_find("mul"), 2, in, NULL, product));
@@ -147,9 +148,8 @@ static int again (lua_State *L) {
   peri_record *r = c->r;
   peri_tensor **barrier = peri__box_new(L); /* 2 */
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref); /* 3 */
-  int n = (int)lua_rawlen(L, 3) - 1;
   lua_rawgeti(L, 3, 0);
-  n = (int)lua_tointeger(L, -1);
+  int n = (int)lua_tointeger(L, -1);
   lua_pop(L, 1);
   peri__check(L, "checkpoint", barrier_new(c->ctx, barrier));
   push_call(L, r->b, 3, n); /* 4: fn; arguments from 5 on */
@@ -167,7 +167,8 @@ static int again (lua_State *L) {
       sum = weighted(L, c->ctx, box->t, c->gout[k], sum);
     k++;
   }
-  if (k != c->nout) return luaL_error(L, "checkpoint: fn gave %d tensors first and %d now", c->nout, k);
+  if (k != c->nout)
+    return luaL_error(L, "checkpoint: fn gave %d tensors first and %d now", c->nout, k);
   if (!sum) return 0;
   peri_tensor **wrt = (peri_tensor **)lua_newuserdatauv(L, (size_t)r->nin * sizeof *wrt + 1, 0);
   for (int i = 0; i < r->nin; i++)
@@ -191,8 +192,8 @@ static int vjp_body (lua_State *L) {
   return rc == LUA_OK ? 0 : lua_error(L);
 }
 
-static peri_status checkpoint_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout, int nin,
-                                   peri_tensor **gin) {
+static peri_status checkpoint_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
+                                   int nin, peri_tensor **gin) {
   peri_record *r = (peri_record *)ud;
   peri__vjp_call call = { .r = r, .ctx = ctx, .nout = nout, .nin = nin, .gout = gout, .gin = gin };
   if (ctx->grad_enabled) return peri__fail(ctx, PERI_ENOSUP, "checkpoint has no second derivative");
@@ -212,7 +213,8 @@ static void keep_call (lua_State *L, peri_bind *b, int n) {
   lua_createtable(L, n + 1, 1);
   for (int i = 1; i <= n + 1; i++) {
     peri_box *box = peri__box_at(L, b, i);
-    if (box && !box->t) luaL_error(L, "checkpoint: argument %d: tensor was released by its scope", i);
+    if (box && !box->t)
+      luaL_error(L, "checkpoint: argument %d: tensor was released by its scope", i);
     if (box) peri_lua_push(L, box->t);
     else lua_pushvalue(L, i);
     lua_rawseti(L, -2, i);
@@ -254,9 +256,11 @@ static int first_run (lua_State *L) {
   for (int i = 0; i < n; i++) lua_pushvalue(L, args + i);
   lua_call(L, n, LUA_MULTRET);
   int last = lua_gettop(L), nout = detach_results(L, b, scope->outer, first, last);
-  if (nout > PERI_CUSTOM_ARGS) return luaL_error(L, "checkpoint: more than %d tensors returned", PERI_CUSTOM_ARGS);
+  if (nout > PERI_CUSTOM_ARGS)
+    return luaL_error(L, "checkpoint: more than %d tensors returned", PERI_CUSTOM_ARGS);
   if (!each_leaf((*barrier)->node, count_leaf, &nleaf))
-    return luaL_error(L, "checkpoint: fn uses a tensor that was computed outside: pass it as an argument");
+    return luaL_error(
+        L, "checkpoint: fn uses a tensor that was computed outside: pass it as an argument");
   if (nleaf == 0 || nout == 0) return last - first + 1;
   peri_tensor *out[PERI_CUSTOM_ARGS];
   peri_tensor **in = (peri_tensor **)lua_newuserdatauv(L, (size_t)nleaf * sizeof *in, 0);
@@ -274,7 +278,8 @@ static int first_run (lua_State *L) {
       peri_box *box = peri__box_at(L, b, i);
       if (box) out[nout++] = box->t;
     }
-    s = peri_record_custom(b->ctx, "checkpoint", f.at, in, nout, out, checkpoint_vjp, peri__record_release, r);
+    s = peri_record_custom(b->ctx, "checkpoint", f.at, in, nout, out, checkpoint_vjp,
+                           peri__record_release, r);
     if (s != PERI_OK) peri__record_free(r);
   }
   if (s != PERI_OK) luaL_unref(L, LUA_REGISTRYINDEX, ref);
@@ -308,8 +313,10 @@ static int l_checkpoint (lua_State *L) {
 }
 
 static const peri_reg functions[] = {
-  { "checkpoint", "fn, ...", "fn(...) without keeping its intermediates: the backward pass runs it again with "
-    "the same random numbers. Tensors computed outside must be arguments; parameters are found.", l_checkpoint },
+  { "checkpoint", "fn, ...",
+    "fn(...) without keeping its intermediates: the backward pass runs it again with "
+    "the same random numbers. Tensors computed outside must be arguments; parameters are found.",
+    l_checkpoint },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -84,7 +84,9 @@ void peri__custom_close (peri_bind *b) {
 
 peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   peri_bind *b = call->r->b;
-  if (!b) return peri__fail(call->ctx, PERI_EHOST, "%s: the Lua state of its vjp is closed", call->r->name);
+  if (!b)
+    return peri__fail(call->ctx, PERI_EHOST, "%s: the Lua state of its vjp is closed",
+                      call->r->name);
   lua_State *L = b->L ? b->L : b->main;
   if (!lua_checkstack(L, LUA_MINSTACK))
     return peri__fail(call->ctx, PERI_ENOMEM, "%s: no room on the Lua stack", call->r->name);
@@ -97,7 +99,8 @@ peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   if (rc != LUA_OK) {
     s = rc == LUA_ERRMEM ? PERI_ENOMEM : PERI_EHOST;
     if (atomic_load_explicit(&call->ctx->interrupted, memory_order_relaxed)) s = PERI_EINTR;
-    peri__fail(call->ctx, s, "%s", lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+    peri__fail(call->ctx, s, "%s",
+               lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
     for (int i = 0; i < call->nin; i++) {
       peri_release(call->gin[i]);
       call->gin[i] = NULL;
@@ -129,8 +132,8 @@ static int vjp_body (lua_State *L) {
     int at = 2 + r->in[i].arg;
     peri_box *box = peri__box_at(L, r->b, at);
     if (!lua_isnil(L, at) && (!box || !box->t))
-      return luaL_error(L, "custom: result %d of the vjp must be a tensor or nil, got %s", r->in[i].arg,
-                        box ? "a released tensor" : luaL_typename(L, at));
+      return luaL_error(L, "custom: result %d of the vjp must be a tensor or nil, got %s",
+                        r->in[i].arg, box ? "a released tensor" : luaL_typename(L, at));
   }
   for (int i = 0; i < r->nin; i++) {
     peri_box *box = (peri_box *)lua_touserdata(L, 2 + r->in[i].arg);
@@ -188,7 +191,8 @@ static int call_custom (lua_State *L) {
   int n = lua_gettop(L), at[PERI_CUSTOM_ARGS];
   peri_tensor *in[PERI_CUSTOM_ARGS], *out[PERI_CUSTOM_ARGS];
   peri__custom_sweep(L, b);
-  if (n > PERI_CUSTOM_ARGS) return luaL_error(L, "custom: more than %d arguments", PERI_CUSTOM_ARGS);
+  if (n > PERI_CUSTOM_ARGS)
+    return luaL_error(L, "custom: more than %d arguments", PERI_CUSTOM_ARGS);
   luaL_checkstack(L, n + 12, NULL);
   bool record = b->ctx->grad_enabled && any_tracked(L, b, n);
   lua_newtable(L);
@@ -201,7 +205,8 @@ static int call_custom (lua_State *L) {
   lua_call(L, n + 1, LUA_MULTRET);
   lua_closeslot(L, n + 2);
   int last = lua_gettop(L);
-  if (last - first >= PERI_CUSTOM_ARGS) return luaL_error(L, "custom: more than %d results", PERI_CUSTOM_ARGS);
+  if (last - first >= PERI_CUSTOM_ARGS)
+    return luaL_error(L, "custom: more than %d results", PERI_CUSTOM_ARGS);
   luaL_checkstack(L, 8, NULL);
   int nout = detach_results(L, b, first);
   if (record && nout > 0) {
@@ -217,7 +222,8 @@ static int call_custom (lua_State *L) {
     if (r) {
       r->ref = ref;
       for (int i = 0; i < nin; i++) r->in[i].arg = at[i];
-      s = peri_record_custom(b->ctx, "custom", nin, in, nout, out, custom_vjp, peri__record_release, r);
+      s = peri_record_custom(b->ctx, "custom", nin, in, nout, out, custom_vjp, peri__record_release,
+                             r);
       if (s != PERI_OK) peri__record_free(r);
     }
     if (s != PERI_OK) luaL_unref(L, LUA_REGISTRYINDEX, ref);
@@ -227,7 +233,8 @@ static int call_custom (lua_State *L) {
 }
 
 static int l_custom (lua_State *L) {
-  if (lua_type(L, 1) != LUA_TFUNCTION) return peri__type_error(L, "custom", 1, "forward", "a function");
+  if (lua_type(L, 1) != LUA_TFUNCTION)
+    return peri__type_error(L, "custom", 1, "forward", "a function");
   if (lua_type(L, 2) != LUA_TFUNCTION) return peri__type_error(L, "custom", 2, "vjp", "a function");
   lua_settop(L, 2);
   lua_pushlightuserdata(L, BIND(L));
@@ -236,7 +243,7 @@ static int l_custom (lua_State *L) {
   return 1;
 }
 
-/* per_sample_grad: send linear and embedding through fn(name, ...); nil ends it. Returns nothing. */
+/* per_sample_grad: send linear and embedding through fn(name, ...); nil ends it. */
 static int l_intercept (lua_State *L) {
   lua_settop(L, 1);
   BIND(L)->intercept = lua_type(L, 1) == LUA_TFUNCTION;
@@ -245,11 +252,15 @@ static int l_intercept (lua_State *L) {
 }
 
 static const peri_reg functions[] = {
-  { "custom", "forward, vjp", "A function with its own gradient: forward(ctx, ...) gives the results without "
-    "being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call.",
+  { "custom", "forward, vjp",
+    "A function with its own gradient: forward(ctx, ...) gives the results without "
+    "being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of "
+    "the call.",
     l_custom },
-  { "_intercept", "fn?", "Send linear and embedding through fn(name, ...) until called with nil; the part of "
-    "per_sample_grad that Lua cannot do.", l_intercept },
+  { "_intercept", "fn?",
+    "Send linear and embedding through fn(name, ...) until called with nil; the part of "
+    "per_sample_grad that Lua cannot do.",
+    l_intercept },
   { NULL, NULL, NULL, NULL }
 };
 

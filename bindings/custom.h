@@ -18,7 +18,8 @@ typedef struct peri_record {
   const char *name; /* static */
   peri_rng rng;     /* checkpoint: the generator's state before the first run */
   int nin;
-  struct { peri_tensor *leaf; int arg; } in[]; /* leaf: a captured one, borrowed from the node; else arg */
+  /* leaf: a captured one, borrowed from the node; NULL: argument arg, from 1 */
+  struct { peri_tensor *leaf; int arg; } in[];
 } peri_record;
 
 /* One backward call of a record, for the protected Lua side. */

@@ -120,7 +120,8 @@ static int l_grad (lua_State *L) {
     lua_rawseti(L, -2, 1);
     lua_replace(L, 2);
   }
-  if (lua_type(L, 2) != LUA_TTABLE) return peri__type_error(L, "grad", 2, "xs", "a list of tensors");
+  if (lua_type(L, 2) != LUA_TTABLE)
+    return peri__type_error(L, "grad", 2, "xs", "a list of tensors");
   int n = (int)lua_rawlen(L, 2);
   size_t bytes = (size_t)n * sizeof(peri_tensor *);
   peri_tensor **in = (peri_tensor **)lua_newuserdatauv(L, bytes + 1, 0);  /* 6 */
@@ -133,7 +134,8 @@ static int l_grad (lua_State *L) {
   for (int i = 0; i < n; i++) {
     lua_rawgeti(L, 2, i + 1);
     peri_box *box = peri__box_at(L, b, -1);
-    if (!box || !box->t) return luaL_error(L, "grad: argument 2 (xs): entry %d is no tensor", i + 1);
+    if (!box || !box->t)
+      return luaL_error(L, "grad: argument 2 (xs): entry %d is no tensor", i + 1);
     in[i] = box->t;
     lua_pop(L, 1);
   }
@@ -170,19 +172,25 @@ static const peri_reg guard_methods[] = {
 };
 
 static const peri_reg functions[] = {
-  { "no_grad", "fn?, ...", "Call fn(...) without recording, or return a guard: local _ <close> = peri.no_grad().",
+  { "no_grad", "fn?, ...",
+    "Call fn(...) without recording, or return a guard: local _ <close> = peri.no_grad().",
     l_no_grad },
   { "enable_grad", "fn?, ...", "The opposite of no_grad.", l_enable_grad },
   { "grad_enabled", "", "Whether ops are recorded.", l_grad_enabled },
-  { "grad", "y, xs, options?", "Gradients of y for a list of tensors (nil where y does not depend on one), or "
-    "for one tensor. Options: create_graph, seed.", l_grad },
-  { "anomaly", "on?", "Fail the op that first makes a NaN or Inf from finite inputs (default true).", l_anomaly },
+  { "grad", "y, xs, options?",
+    "Gradients of y for a list of tensors (nil where y does not depend on one), or "
+    "for one tensor. Options: create_graph, seed.",
+    l_grad },
+  { "anomaly", "on?",
+    "Fail the op that first makes a NaN or Inf from finite inputs (default true).", l_anomaly },
   { NULL, NULL, NULL, NULL }
 };
 
 static const peri_reg methods[] = {
-  { "backward", "seed?, options?", "Add the gradients of this tensor to the grad of every leaf. Options: "
-    "retain_graph.", t_backward },
+  { "backward", "seed?, options?",
+    "Add the gradients of this tensor to the grad of every leaf. Options: "
+    "retain_graph.",
+    t_backward },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -53,7 +53,8 @@ static peri_status fail (lua_State *L, int rc) {
   peri_ctx *ctx = ctx_of(L);
   peri_status s = status_of(ctx, rc);
   if (ctx)
-    peri__fail(ctx, s, "%s", lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+    peri__fail(ctx, s, "%s",
+               lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
   lua_pop(L, 1);
   return s;
 }

@@ -27,7 +27,9 @@ static const struct { uint32_t bit; const char *name; } flag_names[] = {
 };
 
 static const char *const kind_names[] = { /* ORDER kind */
-  "tensor", "tensor?", "tensors", "int", "num", "bool", "str", "dtype", "dim", "pos", "dims", "shape", "ints"
+                                          "tensor", "tensor?", "tensors", "int", "num",
+                                          "bool",   "str",     "dtype",   "dim", "pos",
+                                          "dims",   "shape",   "ints"
 };
 
 static void set_string (lua_State *L, const char *key, const char *value) {
@@ -330,7 +332,8 @@ static int profile_tostring (lua_State *L) {
   lua_settop(L, 1);
   double wall = field(L, "seconds"), ops = field(L, "op_seconds");
   luaL_buffinit(L, &out);
-  snprintf(line, sizeof line, "%-24s %9s %11s %7s %9s %8s", "op", "count", "ms", "share", "GFLOP/s", "GB/s");
+  snprintf(line, sizeof line, "%-24s %9s %11s %7s %9s %8s", "op", "count", "ms", "share", "GFLOP/s",
+           "GB/s");
   luaL_addstring(&out, line);
   for (int i = 1; i <= n; i++) {
     lua_rawgeti(L, 1, i);
@@ -338,8 +341,9 @@ static int profile_tostring (lua_State *L) {
     lua_getfield(L, -1, "op");
     const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "?";
     lua_insert(L, -2);
-    snprintf(line, sizeof line, "\n%-24.24s %9.0f %11.3f %6.1f%% %9.2f %8.2f", name, field(L, "count"),
-             field(L, "ms"), 100 * field(L, "share"), field(L, "gflops"), field(L, "gbs"));
+    snprintf(line, sizeof line, "\n%-24.24s %9.0f %11.3f %6.1f%% %9.2f %8.2f", name,
+             field(L, "count"), field(L, "ms"), 100 * field(L, "share"), field(L, "gflops"),
+             field(L, "gbs"));
     lua_pop(L, 2);
     luaL_addstring(&out, line);
   }
@@ -360,19 +364,24 @@ static const peri_reg profile_meta[] = {
 };
 
 static const peri_reg functions[] = {
-  { "info", "", "Version, processor, SIMD level, threads: {version, processor, simd, threads, lua, ops}.", l_info },
+  { "info", "",
+    "Version, processor, SIMD level, threads: {version, processor, simd, threads, lua, ops}.",
+    l_info },
   { "threads", "", "The number of threads that ops run on.", l_threads },
   { "time", "", "Seconds of a monotonic clock.", l_time },
   { "interrupted", "", "Whether an interrupt is pending.", l_interrupted },
-  { "profile", "fn, ...", "Call fn(...) and return a printable table of its ops by time, then fn's results.",
-    l_profile },
-  { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.", l_ops },
-  { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.", l_functions },
+  { "profile", "fn, ...",
+    "Call fn(...) and return a printable table of its ops by time, then fn's results.", l_profile },
+  { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.",
+    l_ops },
+  { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.",
+    l_functions },
   { "methods", "", "Every method of tensors by name.", l_methods },
-  { "describe", "f", "Name, signature and doc of an op or function of the module, else nothing.", l_describe },
+  { "describe", "f", "Name, signature and doc of an op or function of the module, else nothing.",
+    l_describe },
 #ifdef PERI_TESTING
-  { "_fail_after", "n, sticky?", "Tests: fail the n-th allocation of the runtime from now on; -1 never.",
-    l_fail_after },
+  { "_fail_after", "n, sticky?",
+    "Tests: fail the n-th allocation of the runtime from now on; -1 never.", l_fail_after },
   { "_fired", "", "Tests: whether an allocation was failed.", l_fired },
 #endif
   { "_source", "name", "Text of an embedded Lua file.", l_source },

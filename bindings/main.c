@@ -57,7 +57,8 @@ static void on_interrupt (int sig) {
   }
   signal_at = now;
   peri_interrupt(signal_ctx);
-  lua_sethook(signal_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+  lua_sethook(signal_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT,
+              1);
 }
 
 void peri__interrupt_done (lua_State *L) {
@@ -165,7 +166,8 @@ static bool checkout (char *out, size_t size, const char *file) {
   char dir[PATH_MAX], path[PATH_MAX];
   if (!library_folder(dir, sizeof dir)) return false;
   if (snprintf(out, size, "%s/..", dir) >= (int)size) return false;
-  return snprintf(path, sizeof path, "%s/%s", out, file) < (int)sizeof path && access(path, R_OK) == 0;
+  return snprintf(path, sizeof path, "%s/%s", out, file) < (int)sizeof path &&
+         access(path, R_OK) == 0;
 }
 
 static int no_checkout (const char *what) {
@@ -182,7 +184,8 @@ static int push_tests (lua_State *L, int argc, char **argv) {
   while (dir && (e = readdir(dir)) != NULL) {
     size_t len = strlen(e->d_name);
     bool wanted = argc <= 2;
-    if (strncmp(e->d_name, "test_", 5) != 0 || len < 9 || strcmp(e->d_name + len - 4, ".lua") != 0) continue;
+    if (strncmp(e->d_name, "test_", 5) != 0 || len < 9 || strcmp(e->d_name + len - 4, ".lua") != 0)
+      continue;
     for (int i = 2; i < argc; i++) wanted = wanted || strstr(e->d_name, argv[i]) != NULL;
     if (!wanted) continue;
     lua_pushfstring(L, "tests/lua/%s", e->d_name);
@@ -199,7 +202,8 @@ static int push_tests (lua_State *L, int argc, char **argv) {
 
 static int run_tests (lua_State *L, int argc, char **argv) {
   char root[PATH_MAX];
-  if (!checkout(root, sizeof root, "tests/lua/run.lua") || chdir(root) != 0) return no_checkout("test");
+  if (!checkout(root, sizeof root, "tests/lua/run.lua") || chdir(root) != 0)
+    return no_checkout("test");
   int n = push_tests(L, argc, argv);
   if (luaL_loadfilex(L, "tests/lua/run.lua", "t") != LUA_OK) return lua_error(L);
   lua_insert(L, -2);
@@ -217,7 +221,8 @@ static int run_tests (lua_State *L, int argc, char **argv) {
 static int run_bench (lua_State *L, int argc, char **argv) {
   char root[PATH_MAX], path[PATH_MAX];
   const char *name = argc > 2 ? argv[2] : "core";
-  if (snprintf(path, sizeof path, "tests/bench/%s.lua", name) >= (int)sizeof path) return EXIT_USAGE;
+  if (snprintf(path, sizeof path, "tests/bench/%s.lua", name) >= (int)sizeof path)
+    return EXIT_USAGE;
   if (!checkout(root, sizeof root, path) || chdir(root) != 0) return no_checkout("bench");
   return run_file(L, path, argc, argv, argc > 2 ? 2 : argc - 1);
 }

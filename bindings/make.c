@@ -47,9 +47,13 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
     i = lua_tointegerx(L, idx, &ok);
   } else if (one && one->numel == 1) {
     peri__check(L, fn, peri_item(one, 0, &v));
-    i = one->dtype == PERI_I64 ? *(int64_t *)one->data : (ok = v == floor(v) && fabs(v) < 0x1p63) ? (lua_Integer)v : 0;
-  } else luaL_error(L, "%s: an element must be a number or boolean, got %s", fn, luaL_typename(L, idx));
-  bool fits = ok && (d != PERI_U8 || (i >= 0 && i <= UINT8_MAX)) && (d != PERI_I32 || (i >= INT32_MIN && i <= INT32_MAX));
+    i = one->dtype == PERI_I64                     ? *(int64_t *)one->data
+        : (ok = v == floor(v) && fabs(v) < 0x1p63) ? (lua_Integer)v
+                                                   : 0;
+  } else
+    luaL_error(L, "%s: an element must be a number or boolean, got %s", fn, luaL_typename(L, idx));
+  bool fits = ok && (d != PERI_U8 || (i >= 0 && i <= UINT8_MAX)) &&
+              (d != PERI_I32 || (i >= INT32_MIN && i <= INT32_MAX));
   if ((d == PERI_U8 || d == PERI_I32 || d == PERI_I64) && !fits)
     luaL_error(L, "%s: %f does not fit into %s", fn, v, peri_dtype_name(d));
   switch (d) { /* ORDER dtype */
@@ -78,7 +82,8 @@ static void measure (lua_State *L, maker *m) {
   int top = lua_gettop(L);
   m->ndim = 0;
   while (lua_type(L, -1) == LUA_TTABLE) {
-    if (m->ndim == PERI_MAX_DIMS) luaL_error(L, "tensor: more than %d nested tables", PERI_MAX_DIMS);
+    if (m->ndim == PERI_MAX_DIMS)
+      luaL_error(L, "tensor: more than %d nested tables", PERI_MAX_DIMS);
     m->shape[m->ndim++] = (int64_t)lua_rawlen(L, -1);
     if (m->shape[m->ndim - 1] == 0) break;
     lua_rawgeti(L, -1, 1);
@@ -107,8 +112,8 @@ static void note_kind (lua_State *L, maker *m) {
   default:
     t = peri_lua_to(L, -1);
     if (!t || t->numel != 1)
-      luaL_error(L, "tensor: value%s is a %s, a number or boolean is expected", where(L, m, m->ndim),
-                 luaL_typename(L, -1));
+      luaL_error(L, "tensor: value%s is a %s, a number or boolean is expected",
+                 where(L, m, m->ndim), luaL_typename(L, -1));
     if (t->dtype == PERI_BOOL) m->bools = true;
     else if (peri__is_float(t->dtype)) m->floats = true;
     else m->ints = true;
@@ -119,7 +124,8 @@ static void note_kind (lua_State *L, maker *m) {
 static void visit (lua_State *L, maker *m, int depth, bool fill) {
   if (depth == m->ndim) {
     if (lua_type(L, -1) == LUA_TTABLE)
-      luaL_error(L, "tensor: value%s is a table, but the first of its dim is a number", where(L, m, depth));
+      luaL_error(L, "tensor: value%s is a table, but the first of its dim is a number",
+                 where(L, m, depth));
     if (fill) {
       peri__put_element(L, "tensor", lua_gettop(L), m->d, m->p);
       m->p += peri_dtype_size(m->d);
@@ -127,8 +133,8 @@ static void visit (lua_State *L, maker *m, int depth, bool fill) {
     return;
   }
   if (lua_type(L, -1) != LUA_TTABLE)
-    luaL_error(L, "tensor: value%s is a %s, but the first of its dim is a table", where(L, m, depth),
-               luaL_typename(L, -1));
+    luaL_error(L, "tensor: value%s is a %s, but the first of its dim is a table",
+               where(L, m, depth), luaL_typename(L, -1));
   int64_t n = (int64_t)lua_rawlen(L, -1);
   if (n != m->shape[depth])
     luaL_error(L, "tensor: value%s has %I elements, but the first of its dim has %I",
@@ -144,7 +150,8 @@ static int l_tensor (lua_State *L) {
   maker m = { .ndim = 0 };
   peri_tensor *given = peri_lua_to(L, 1);
   luaL_checkstack(L, PERI_MAX_DIMS + 8, NULL);
-  if (lua_isnoneornil(L, 1)) return peri__type_error(L, "tensor", 1, "v", "a number or nested tables");
+  if (lua_isnoneornil(L, 1))
+    return peri__type_error(L, "tensor", 1, "v", "a number or nested tables");
   bool typed = !lua_isnoneornil(L, 2);
   if (typed) m.d = peri__want_dtype_arg(L, 2, "tensor", "dtype");
   lua_settop(L, 1);
@@ -168,7 +175,8 @@ static int l_tensor (lua_State *L) {
 static int l_from_bytes (lua_State *L) {
   int64_t shape[PERI_MAX_DIMS];
   size_t len;
-  if (lua_type(L, 1) != LUA_TSTRING) return peri__type_error(L, "from_bytes", 1, "bytes", "a string");
+  if (lua_type(L, 1) != LUA_TSTRING)
+    return peri__type_error(L, "from_bytes", 1, "bytes", "a string");
   const char *text = lua_tolstring(L, 1, &len);
   peri_dtype d = peri__want_dtype_arg(L, 2, "from_bytes", "dtype");
   int ndim = peri__want_shape(L, 3, "from_bytes", "shape", shape);
@@ -176,7 +184,8 @@ static int l_from_bytes (lua_State *L) {
   peri__check(L, "from_bytes", peri_empty(peri_lua_ctx(L), d, ndim, shape, out));
   size_t want = (size_t)(*out)->numel * peri_dtype_size(d);
   if (len != want)
-    return luaL_error(L, "from_bytes: %I bytes given, the shape takes %I", (LUAI_UACINT)len, (LUAI_UACINT)want);
+    return luaL_error(L, "from_bytes: %I bytes given, the shape takes %I", (LUAI_UACINT)len,
+                      (LUAI_UACINT)want);
   if (len) memcpy((*out)->data, text, len);
   peri__charge(L);
   return 1;
@@ -206,10 +215,12 @@ static int t_tolist (lua_State *L) {
 }
 
 static const peri_reg functions[] = {
-  { "tensor", "v, dtype?", "A tensor from a number, a boolean or nested tables of them; integers make i64, "
-    "numbers f32, booleans bool unless a dtype is given.", l_tensor },
-  { "from_bytes", "bytes, dtype, shape", "A tensor from the bytes of its elements in row-major order.",
-    l_from_bytes },
+  { "tensor", "v, dtype?",
+    "A tensor from a number, a boolean or nested tables of them; integers make i64, "
+    "numbers f32, booleans bool unless a dtype is given.",
+    l_tensor },
+  { "from_bytes", "bytes, dtype, shape",
+    "A tensor from the bytes of its elements in row-major order.", l_from_bytes },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -54,7 +54,8 @@ void peri__scope_lift (peri_scope *to, peri_box *box) {
 }
 
 /* Every tensor at idx: itself, or in a table and tables in it. */
-static void lift_all (lua_State *L, peri_bind *b, int idx, peri_scope *to, int depth, const char *fn) {
+static void lift_all (lua_State *L, peri_bind *b, int idx, peri_scope *to, int depth,
+                      const char *fn) {
   peri_box *box = peri__box_at(L, b, idx);
   if (box) {
     if (box->link) peri__scope_lift(to, box);
@@ -152,7 +153,8 @@ static int l_steps (lua_State *L) {
   int ok = 1;
   if (lua_type(L, 1) == LUA_TNUMBER && lua_tonumber(L, 1) != HUGE_VAL) {
     n = lua_tointegerx(L, 1, &ok);
-    if (!ok || n < 0) return luaL_error(L, "steps: argument 1 (n) must be an integer from 0, math.huge or nil");
+    if (!ok || n < 0)
+      return luaL_error(L, "steps: argument 1 (n) must be an integer from 0, math.huge or nil");
   } else if (!lua_isnoneornil(L, 1) && lua_type(L, 1) != LUA_TNUMBER)
     return peri__type_error(L, "steps", 1, "n", "an integer");
   if (lua_type(L, 2) == LUA_TTABLE) {
@@ -210,9 +212,10 @@ static const peri_reg scope_meta[] = {
 };
 
 static const peri_reg scope_methods[] = {
-  { "close", "", "Free every tensor made in the scope and not kept; later calls do nothing.", s_close },
-  { "keep", "x, ...", "Hand tensors, also those in tables, to the next outer scope; returns its arguments.",
-    s_keep },
+  { "close", "", "Free every tensor made in the scope and not kept; later calls do nothing.",
+    s_close },
+  { "keep", "x, ...",
+    "Hand tensors, also those in tables, to the next outer scope; returns its arguments.", s_keep },
   { NULL, NULL, NULL, NULL }
 };
 
@@ -223,12 +226,15 @@ static const peri_reg steps_meta[] = {
 };
 
 static const peri_reg functions[] = {
-  { "scope", "", "A scope to be closed: local s <close> = peri.scope(). Its end frees the tensors made in it.",
+  { "scope", "",
+    "A scope to be closed: local s <close> = peri.scope(). Its end frees the tensors made in it.",
     l_scope },
-  { "keep", "x, ...", "Lift tensors, also those in tables, out of all open scopes; returns its arguments.",
-    l_keep },
-  { "steps", "n?, options?", "for step, total in peri.steps(n, {from = k}): each turn is a scope.", l_steps },
-  { "memory", "", "Bytes of tensors {live, peak, reserved} and the number of tensor handles {tensors}.",
+  { "keep", "x, ...",
+    "Lift tensors, also those in tables, out of all open scopes; returns its arguments.", l_keep },
+  { "steps", "n?, options?", "for step, total in peri.steps(n, {from = k}): each turn is a scope.",
+    l_steps },
+  { "memory", "",
+    "Bytes of tensors {live, peak, reserved} and the number of tensor handles {tensors}.",
     l_memory },
   { "reset_peak", "", "Let peak of peri.memory() start again from the live bytes.", l_reset_peak },
   { "trim", "", "Collect garbage and give free pooled memory back.", l_trim },

@@ -6,8 +6,8 @@
 **   a context that you gave to it.
 ** - Functions that return peri_status never raise a Lua error and leave the Lua stack as the text
 **   says; the message, with a traceback where Lua code failed, is in the context (peri_message).
-** - peri_lua_push, peri_lua_check and peri_lua_ctx raise Lua errors: call them from C functions that
-**   Lua called, or under lua_pcall. peri_lua_to never raises.
+** - peri_lua_push, peri_lua_check and peri_lua_ctx raise Lua errors: call them from C functions
+**   that Lua called, or under lua_pcall. peri_lua_to never raises.
 */
 #ifndef perilune_lua_h
 #define perilune_lua_h
@@ -31,7 +31,7 @@ PERI_API peri_ctx *peri_lua_ctx (lua_State *L);
 /* Push a tensor; Lua takes a reference of its own, the caller keeps its one. NULL pushes nil.
 ** No scope frees it: what the host hands in lives as long as Lua holds it. */
 PERI_API void peri_lua_push (lua_State *L, peri_tensor *t);
-/* Tensor at idx, borrowed for as long as Lua holds it; NULL when it is no tensor or was released. */
+/* Tensor at idx, borrowed for as long as Lua holds it; NULL: it is no tensor or was released. */
 PERI_API peri_tensor *peri_lua_to (lua_State *L, int idx);
 /* The same for the arguments of a C function; raises an argument error instead of NULL. */
 PERI_API peri_tensor *peri_lua_check (lua_State *L, int arg);

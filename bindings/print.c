@@ -47,8 +47,9 @@ static void look (printer *p, const char *at) {
   char buf[64];
   if (p->style == INTEGERS && peri__is_float(t->dtype)) { /* first pass: the range */
     double v = t->dtype == PERI_F64 ? *(const double *)at
-               : t->dtype == PERI_F32 ? (double)*(const float *)at
-                                      : peri__half_to_double((peri_dtype)t->dtype, *(const uint16_t *)at);
+               : t->dtype == PERI_F32
+                   ? (double)*(const float *)at
+                   : peri__half_to_double((peri_dtype)t->dtype, *(const uint16_t *)at);
     if (!isfinite(v)) return;
     if (v != floor(v)) p->whole = false;
     v = fabs(v);

@@ -18,7 +18,15 @@
 #include "repl.h"
 
 /* From libedit's histedit.h, whose values are part of its binary interface (libedit.so.2). */
-enum { EL_PROMPT = 0, EL_EDITOR = 2, EL_SIGNAL = 3, EL_BIND = 4, EL_SETTY = 8, EL_ADDFN = 9, EL_HIST = 10 };
+enum {
+  EL_PROMPT = 0,
+  EL_EDITOR = 2,
+  EL_SIGNAL = 3,
+  EL_BIND = 4,
+  EL_SETTY = 8,
+  EL_ADDFN = 9,
+  EL_HIST = 10
+};
 enum { H_SETSIZE = 1, H_ENTER = 10, H_LOAD = 17, H_SAVE = 18, H_SETUNIQUE = 20 };
 enum { CC_EOF = 2, CC_REFRESH = 4, CC_ERROR = 6, CC_REDISPLAY = 8 };
 

@@ -34,10 +34,12 @@ static void push_state (lua_State *L, peri_rng r) {
 
 static peri_rng state_at (lua_State *L, int arg, const char *fn) {
   int good, fine;
-  if (lua_type(L, arg) != LUA_TTABLE) peri__type_error(L, fn, arg, "state", "a table {seed=, offset=}");
+  if (lua_type(L, arg) != LUA_TTABLE)
+    peri__type_error(L, fn, arg, "state", "a table {seed=, offset=}");
   lua_getfield(L, arg, "seed");
   lua_getfield(L, arg, "offset");
-  peri_rng r = { .seed = (uint64_t)lua_tointegerx(L, -2, &good), .offset = (uint64_t)lua_tointegerx(L, -1, &fine) };
+  peri_rng r = { .seed = (uint64_t)lua_tointegerx(L, -2, &good),
+                 .offset = (uint64_t)lua_tointegerx(L, -1, &fine) };
   if (!good || !fine) luaL_error(L, "%s: seed and offset of a state must be integers", fn);
   lua_pop(L, 2);
   return r;
@@ -74,7 +76,8 @@ static double draw_unit (peri_rng *r) {
   return peri__unit_f64(w[0], w[1]);
 }
 
-/* Uniform in [0, n) without bias; n 0 stands for 2^64. Words above the last multiple are redrawn. */
+/* Uniform in [0, n) without bias; n 0 stands for 2^64. Words above the last multiple are drawn
+** again. */
 static uint64_t draw_below (peri_rng *r, uint64_t n) {
   uint64_t limit = n ? UINT64_MAX - (UINT64_MAX % n + 1) % n : UINT64_MAX;
   for (;;) {
@@ -95,7 +98,8 @@ static int l_rng (lua_State *L) {
   return 1;
 }
 
-static double number_at (lua_State *L, int arg, const char *fn, const char *name, double otherwise) {
+static double number_at (lua_State *L, int arg, const char *fn, const char *name,
+                         double otherwise) {
   if (lua_isnoneornil(L, arg)) return otherwise;
   if (lua_type(L, arg) != LUA_TNUMBER) peri__type_error(L, fn, arg, name, "a number");
   return lua_tonumber(L, arg);
@@ -114,7 +118,9 @@ static int r_int (lua_State *L) {
   lua_Integer lo = lua_tointegerx(L, 2, &fine), hi = lua_tointegerx(L, 3, &good);
   if (!fine) return peri__type_error(L, "int", 2, "lo", "an integer");
   if (!good) return peri__type_error(L, "int", 3, "hi", "an integer");
-  if (lo > hi) return luaL_error(L, "int: no integer lies between %I and %I", (LUAI_UACINT)lo, (LUAI_UACINT)hi);
+  if (lo > hi)
+    return luaL_error(L, "int: no integer lies between %I and %I", (LUAI_UACINT)lo,
+                      (LUAI_UACINT)hi);
   uint64_t v = draw_below(r, (uint64_t)hi - (uint64_t)lo + 1);
   lua_pushinteger(L, (lua_Integer)((uint64_t)lo + v));
   return 1;
@@ -193,7 +199,8 @@ static const peri_reg functions[] = {
   { "seed", "n", "Seed the generator that the random ops take from.", l_seed },
   { "rng_state", "", "State {seed=, offset=} of the generator of the random ops.", l_rng_state },
   { "set_rng_state", "state", "Let the random ops go on from a state.", l_set_rng_state },
-  { "rng", "seed?", "A generator of its own: uniform, int, normal, shuffle, choice, state, set_state.", l_rng },
+  { "rng", "seed?",
+    "A generator of its own: uniform, int, normal, shuffle, choice, state, set_state.", l_rng },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -36,7 +36,8 @@ void peri__register (lua_State *L, const peri_reg *list) {
   }
 }
 
-void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const peri_reg *methods) {
+void peri__metatable (lua_State *L, const char *key, const peri_reg *meta,
+                      const peri_reg *methods) {
   if (!luaL_newmetatable(L, key)) return;
   lua_pushstring(L, key);
   lua_setfield(L, -2, "__metatable");
@@ -85,7 +86,8 @@ static int distance (const char *a, const char *b) {
       int best = last[j - 1] + (a[i - 1] != b[j - 1]);
       if (last[j] + 1 < best) best = last[j] + 1;
       if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+          before[j - 2] + 1 < best)
         best = before[j - 2] + 1;
       now[j] = best;
     }
@@ -161,7 +163,8 @@ static peri_ctx *default_ctx (lua_State *L) {
   }
   peri_ctx *ctx;
   peri_status s = peri_open(&o, &ctx);
-  if (s == PERI_ENOSUP) luaL_error(L, "PERI_SIMD=%s: this processor lacks it", simd ? simd : "auto");
+  if (s == PERI_ENOSUP)
+    luaL_error(L, "PERI_SIMD=%s: this processor lacks it", simd ? simd : "auto");
   if (s != PERI_OK) luaL_error(L, "cannot open a context: %s", peri_status_name(s));
   return ctx;
 }

@@ -39,8 +39,9 @@ static int64_t offset_of (lua_State *L, const char *fn, const peri_tensor *t, in
       peri__type_error(L, fn, i + 2, NULL, "an integer");
     int64_t p = v > 0 ? v - 1 : v + t->shape[i];
     if (v == 0 || p < 0 || p >= t->shape[i])
-      luaL_error(L, "%s: position %I in dim %d of size %I; positions count from 1, or from -1 at the end",
-                 fn, (LUAI_UACINT)v, i + 1, (LUAI_UACINT)t->shape[i]);
+      luaL_error(
+          L, "%s: position %I in dim %d of size %I; positions count from 1, or from -1 at the end",
+          fn, (LUAI_UACINT)v, i + 1, (LUAI_UACINT)t->shape[i]);
     at += p * t->stride[i];
   }
   return at;
@@ -93,14 +94,17 @@ static int t_at (lua_State *L) {
 
 static void check_write (lua_State *L, const char *fn, const peri_tensor *t) {
   if (BIND(L)->ctx->grad_enabled && peri__tracked(t))
-    luaL_error(L, "%s: writes in place into a tensor that takes part in a graph: use no_grad or detach", fn);
+    luaL_error(
+        L, "%s: writes in place into a tensor that takes part in a graph: use no_grad or detach",
+        fn);
 }
 
 static int t_set (lua_State *L) {
   peri_tensor *t = self(L, "set");
   int top = lua_gettop(L);
   if (top != t->ndim + 2)
-    return luaL_error(L, "set: a tensor of %d dims takes %d positions and a value, got %d arguments",
+    return luaL_error(L,
+                      "set: a tensor of %d dims takes %d positions and a value, got %d arguments",
                       t->ndim, t->ndim, top - 1);
   check_write(L, "set", t);
   peri__put_element(L, "set", top, peri_dtype_of(t), element(t, offset_of(L, "set", t, t->ndim)));
@@ -126,8 +130,9 @@ static int t_size (lua_State *L) {
   lua_Integer d = lua_tointegerx(L, 2, &ok), at = d > 0 ? d - 1 : d + t->ndim;
   if (!ok) return peri__type_error(L, "size", 2, "dim", "an integer");
   if (d == 0 || at < 0 || at >= t->ndim)
-    return luaL_error(L, "size: dim %I of a tensor of %d dims; dims count from 1, or from -1 at the end",
-                      (LUAI_UACINT)d, t->ndim);
+    return luaL_error(
+        L, "size: dim %I of a tensor of %d dims; dims count from 1, or from -1 at the end",
+        (LUAI_UACINT)d, t->ndim);
   lua_pushinteger(L, t->shape[at]);
   return 1;
 }
@@ -214,9 +219,11 @@ static const char *name_at (void *ud, int i) {
 
 static int no_field (lua_State *L) {
   if (lua_type(L, 2) == LUA_TNUMBER)
-    return luaL_error(L, "a tensor is not indexed by [%s]: use x:at(...) or x:select(dim, position)",
+    return luaL_error(L,
+                      "a tensor is not indexed by [%s]: use x:at(...) or x:select(dim, position)",
                       luaL_tolstring(L, 2, NULL));
-  if (lua_type(L, 2) != LUA_TSTRING) return luaL_error(L, "a tensor is not indexed by a %s", luaL_typename(L, 2));
+  if (lua_type(L, 2) != LUA_TSTRING)
+    return luaL_error(L, "a tensor is not indexed by a %s", luaL_typename(L, 2));
   lua_pushvalue(L, lua_upvalueindex(2));
   names n = { .L = L, .methods = lua_gettop(L) };
   const char *word = lua_tostring(L, 2), *near = peri__nearest(word, name_at, &n);
@@ -288,16 +295,19 @@ static const peri_reg meta[] = {
 
 static const peri_reg methods[] = {
   { "item", "", "The only element as a number or boolean.", t_item },
-  { "at", "i, ...", "With a position for each dim, counted from 1, that element; with fewer a view.", t_at },
-  { "set", "i, ..., value", "Write one element, positions counted from 1; returns the tensor.", t_set },
+  { "at", "i, ...",
+    "With a position for each dim, counted from 1, that element; with fewer a view.", t_at },
+  { "set", "i, ..., value", "Write one element, positions counted from 1; returns the tensor.",
+    t_set },
   { "numel", "", "The number of elements.", t_numel },
   { "size", "dim?", "The size of one dim, or the shape.", t_size },
-  { "bytes", "", "The elements in row-major order as a string, in the machine's byte order.", t_bytes },
+  { "bytes", "", "The elements in row-major order as a string, in the machine's byte order.",
+    t_bytes },
   { "data_ptr", "", "Address of the first element, a light userdata.", t_data_ptr },
   { "detach", "", "The same memory outside every graph.", t_detach },
   { "release", "", "Let go of the memory now; the tensor cannot be used afterwards.", t_release },
-  { "requires_grad_", "on?", "Say whether this leaf collects a gradient (default true); returns it.",
-    t_requires_grad },
+  { "requires_grad_", "on?",
+    "Say whether this leaf collects a gradient (default true); returns it.", t_requires_grad },
   { "zero_grad", "", "Drop the collected gradient; returns the tensor.", t_zero_grad },
   { NULL, NULL, NULL, NULL }
 };
