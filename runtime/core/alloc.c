@@ -8,16 +8,25 @@
 
 #include "core/core.h"
 
-/* Classes: multiples of 64 up to 1024, then 8 steps an octave (at most 12.5 % is lost). */
+/* Classes: multiples of 64 up to 1024, then 8 steps an octave (at most 12.5 % is lost). A request
+** whose own list is empty takes a block of the next NEAR classes (twice the size at most) when it is
+** large: batches whose sizes vary share their blocks. */
 #define SMALL 16
 #define OCTAVES 38
 #define CLASSES (SMALL + 1 + OCTAVES * 8)
+#define NEAR 8
+#define LARGE 16384
+
+/* The free list may hold as much as is in use, and this much in any case, before a large request
+** that it cannot serve gives it all back to the host. */
+#define SPARE ((size_t)32 << 20)
 
 typedef struct free_block { struct free_block *next; } free_block;
 
 struct peri_pool {
   free_block *first[CLASSES];
   size_t reserved; /* bytes taken from the host for blocks, headers included */
+  size_t spare;    /* of these in the free lists */
 #ifdef PERI_TESTING
   int64_t countdown; /* -1 = off */
   bool sticky, fired;
@@ -112,18 +121,37 @@ static int class_of (size_t n, size_t *size) {
   return SMALL + (e - 10) * 8 + (int)k;
 }
 
-/* The host's pointer is kept in the word before the block. */
-static size_t raw_size (size_t size) { return size + PERI_ALIGN + sizeof(void *); }
+/* What stands before a block: the host's pointer and the class of the block. */
+typedef struct block_head { void *raw; size_t k; } block_head;
+
+static block_head *head_of (void *p) { return (block_head *)p - 1; }
+static size_t raw_size (size_t size) { return size + PERI_ALIGN + sizeof(block_head); }
+
+static size_t class_size (size_t k) {
+  if (k <= SMALL) return k * 64;
+  k -= SMALL + 1;
+  return ((size_t)1 << (k / 8 + 10)) / 8 * (8 + k % 8 + 1);
+}
+
+static void *take (peri_pool *pool, int k) {
+  free_block *b = pool->first[k];
+  if (!b) return NULL;
+  pool->first[k] = b->next;
+  pool->spare -= raw_size(class_size((size_t)k));
+  return b;
+}
 
 void *peri__block_get (peri_ctx *ctx, size_t bytes) {
   size_t size;
   int k = class_of(bytes, &size);
   if (k < 0 || injected(ctx)) return NULL;
   peri_pool *pool = ctx->pool;
-  free_block *b = pool->first[k];
-  if (b) {
-    pool->first[k] = b->next;
-    return b;
+  void *b = take(pool, k);
+  if (b) return b;
+  if (size >= LARGE) {
+    for (int near = k + 1; near <= k + NEAR && near < CLASSES && !b; near++) b = take(pool, near);
+    if (b) return b;
+    if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri_memory_trim(ctx);
   }
   char *raw = ctx->alloc(ctx->alloc_ud, NULL, 0, raw_size(size));
   if (!raw) {
@@ -132,33 +160,31 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
     if (!raw) return NULL;
   }
   pool->reserved += raw_size(size);
-  char *p = (char *)(((uintptr_t)raw + sizeof(void *) + PERI_ALIGN - 1) & ~(uintptr_t)(PERI_ALIGN - 1));
-  memcpy(p - sizeof(void *), &raw, sizeof raw);
+  char *p = (char *)(((uintptr_t)raw + sizeof(block_head) + PERI_ALIGN - 1) & ~(uintptr_t)(PERI_ALIGN - 1));
+  *head_of(p) = (block_head){ raw, (size_t)k };
   return p;
 }
 
 void peri__block_put (peri_ctx *ctx, void *p, size_t bytes) {
+  (void)bytes;
   if (!p) return;
-  size_t size;
-  int k = class_of(bytes, &size);
   free_block *b = p;
+  size_t k = head_of(p)->k;
   b->next = ctx->pool->first[k];
   ctx->pool->first[k] = b;
+  ctx->pool->spare += raw_size(class_size(k));
 }
 
 void peri_memory_trim (peri_ctx *ctx) {
   peri_pool *pool = ctx->pool;
-  for (int k = 1; k < CLASSES; k++) {
-    size_t size = k <= SMALL ? (size_t)k * 64
-                             : ((size_t)1 << ((k - SMALL - 1) / 8 + 10)) / 8 *
-                                 (size_t)(8 + (k - SMALL - 1) % 8 + 1);
+  for (size_t k = 1; k < CLASSES; k++) {
+    size_t size = raw_size(class_size(k));
     while (pool->first[k]) {
       free_block *b = pool->first[k];
       pool->first[k] = b->next;
-      void *raw;
-      memcpy(&raw, (char *)b - sizeof(void *), sizeof raw);
-      ctx->alloc(ctx->alloc_ud, raw, raw_size(size), 0);
-      pool->reserved -= raw_size(size);
+      ctx->alloc(ctx->alloc_ud, head_of(b)->raw, size, 0);
+      pool->reserved -= size;
+      pool->spare -= size;
     }
   }
 }

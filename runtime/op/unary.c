@@ -143,7 +143,7 @@ UNARY(abs, KEEP, .doc = "|x|; the gradient at 0 is 0.", .vjp = abs_vjp, .domain 
 UNARY(sign, KEEP, .doc = "-1, 0 or 1; NaN stays NaN. Constant for differentiation.");
 
 RULE(exp) { GIN = B(BB, mul, G, Y); }
-UNARY(exp, FLOAT, .doc = "e^x.", .vjp = exp_vjp);
+UNARY(exp, FLOAT, .doc = "e^x, elementwise.", .vjp = exp_vjp);
 
 RULE(expm1) { GIN = B(BB, mul, G, B(BB, add, Y, NUM(1))); }
 UNARY(expm1, FLOAT, .doc = "e^x - 1, accurate near 0.", .vjp = expm1_vjp);
@@ -183,7 +183,8 @@ RULE(sigmoid) { GIN = B(BB, sigmoid_backward, Y, G); }
 UNARY(sigmoid, FLOAT, .doc = "1 / (1 + e^-x).", .vjp = sigmoid_vjp);
 
 RULE(relu) { GIN = B(BB, relu_backward, X, G); }
-UNARY(relu, KEEP, .doc = "max(x, 0); the gradient at 0 is 0.", .vjp = relu_vjp, .domain = "kinks=0");
+UNARY(relu, KEEP, .doc = "max(x, 0); the gradient at 0 is 0.", .vjp = relu_vjp,
+      .domain = "kinks=0");
 
 RULE(silu) { GIN = B(BB, silu_backward, X, G); }
 UNARY(silu, FLOAT, .doc = "x sigmoid(x), also called swish (arXiv:1702.03118).", .vjp = silu_vjp);
@@ -258,7 +259,8 @@ RULE(clamp) { /* the bounds themselves pass the gradient */
   GIN = g;
 }
 OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
-   .doc = "x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.",
+   .doc =
+       "x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.",
    .infer = clamp_infer, .cpu = clamp_cpu, .vjp = clamp_vjp,
    .domain = "attr min=-1; attr max=1.5; kinks=-1,1.5");
 
@@ -291,7 +293,9 @@ OP(gelu, .sig = "x, approximate:str=none", .flags = ELEMENTWISE | FLOAT,
 
 /* ---- tests ---- */
 
-static peri_status bool_infer (peri_call *c) { return peri__new_like(c->in[0], PERI_BOOL, &c->out[0]); }
+static peri_status bool_infer (peri_call *c) {
+  return peri__new_like(c->in[0], PERI_BOOL, &c->out[0]);
+}
 static peri_status test (peri_call *c, int id) {
   bool wide = c->in[0]->dtype == PERI_F64;
   peri__loop l = { .fn = wide ? test_f64[id] : c->ctx->cpu->math->test[id], .nin = 1,
@@ -306,7 +310,8 @@ TEST(isnan, "True where x is not a number.");
 TEST(isinf, "True where x is inf or -inf.");
 TEST(isfinite, "True where x is neither infinite nor NaN.");
 
-static void k_not (int64_t n, const void *const *in, const int64_t *step, void *out, const double *p) {
+static void k_not (int64_t n, const void *const *in, const int64_t *step, void *out,
+                   const double *p) {
   const uint8_t *x = in[0];
   uint8_t *y = out;
   (void)p;
