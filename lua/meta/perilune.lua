@@ -573,16 +573,16 @@ function tensor:erf() end
 ---@return perilune.Tensor
 function tensor:erf_() end
 
---- e^x.
+--- e^x, elementwise.
 ---@param x perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.exp(x) end
 
---- e^x.
+--- e^x, elementwise.
 ---@return perilune.Tensor
 function tensor:exp() end
 
---- e^x.
+--- e^x, elementwise.
 ---@return perilune.Tensor
 function tensor:exp_() end
 
