@@ -16,7 +16,8 @@ INLINE void each (int64_t n, const void *const *in, const int64_t *step, float *
   if (step[0] && step[1]) {
     for (; i + PERI_VW <= n; i += PERI_VW) v_store(y + i, f(v_load(a + i), v_load(b + i)));
     if (i < n)
-      v_store_tail(y + i, f(v_load_tail(a + i, n - i, 1.0f), v_load_tail(b + i, n - i, 1.0f)), n - i);
+      v_store_tail(y + i, f(v_load_tail(a + i, n - i, 1.0f), v_load_tail(b + i, n - i, 1.0f)),
+                   n - i);
   } else if (step[0]) {
     vf w = v_set(*b);
     for (; i + PERI_VW <= n; i += PERI_VW) v_store(y + i, f(v_load(a + i), w));
@@ -119,7 +120,9 @@ void PERI_NAME(peri__lerp_f32) (int64_t n, const void *const *in, const int64_t 
     vf v[3];
     int64_t k = n - i < PERI_VW ? n - i : PERI_VW;
     for (int j = 0; j < 3; j++)
-      v[j] = !step[j] ? v_set(*x[j]) : k == PERI_VW ? v_load(x[j] + i) : v_load_tail(x[j] + i, k, 0);
+      v[j] = !step[j]       ? v_set(*x[j])
+             : k == PERI_VW ? v_load(x[j] + i)
+                            : v_load_tail(x[j] + i, k, 0);
     vf r = v[2] * (v[1] - v[0]) + v[0];
     if (k == PERI_VW) v_store(y + i, r);
     else v_store_tail(y + i, r, k);

@@ -181,7 +181,8 @@ static int64_t row_count (const uint8_t *x, int64_t n) {
 static void from_f16 (const uint16_t *x, float *y, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + i))));
+    _mm256_storeu_ps(y + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + i))));
   for (; i < n; i++) y[i] = _cvtsh_ss(x[i]);
 }
 static void to_f16 (const float *x, uint16_t *y, int64_t n) {

@@ -100,7 +100,9 @@ static const peri__kernel binary_i64[PERI_N_BINARY] = {
   [PERI_MATH_relu_backward] = i_relu_backward,
 };
 
-#define COMPARE(name, op) LOOP(d, name, double, uint8_t, a op b) LOOP(i, name, int64_t, uint8_t, a op b)
+#define COMPARE(name, op)                   \
+  LOOP(d, name, double, uint8_t, a op b)    \
+  LOOP(i, name, int64_t, uint8_t, a op b)
 COMPARE(eq, ==)
 COMPARE(ne, !=)
 COMPARE(lt, <)
@@ -136,7 +138,9 @@ static int promoted (const peri_call *c, int first, int n) {
 }
 static int float_of (int dtype) { return peri__is_float(dtype) ? dtype : PERI_F32; }
 
-static peri_status same_infer (peri_call *c) { return peri__infer_broadcast(c, 2, promoted(c, 0, 2)); }
+static peri_status same_infer (peri_call *c) {
+  return peri__infer_broadcast(c, 2, promoted(c, 0, 2));
+}
 static peri_status float_infer (peri_call *c) {
   return peri__infer_broadcast(c, 2, float_of(promoted(c, 0, 2)));
 }
@@ -339,7 +343,9 @@ LOGICAL(xor, "True where exactly one of x and y is not 0, broadcast.");
 WHERE(d_where, double)
 WHERE(i_where, int64_t)
 
-static peri_status where_infer (peri_call *c) { return peri__infer_broadcast(c, 3, promoted(c, 1, 2)); }
+static peri_status where_infer (peri_call *c) {
+  return peri__infer_broadcast(c, 3, promoted(c, 1, 2));
+}
 static peri_status where_cpu (peri_call *c) {
   int type = wide_type(c->out[0]->dtype);
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->where
@@ -466,7 +472,8 @@ RULE(gelu_erf_backward) { /* phi(x) (2 - x^2), phi the normal density */
 }
 BACKWARD(gelu_erf_backward, "Gradient of gelu(x) at x, times grad.", .domain = NULL);
 
-RULE(gelu_tanh_backward) { /* y = x s(t), t = 2 u: y'' = s (1 - s) (2 t' + x ((1 - 2 s) t'^2 + t'')) */
+/* y = x s(t), t = 2 u: y'' = s (1 - s) (2 t' + x ((1 - 2 s) t'^2 + t'')) */
+RULE(gelu_tanh_backward) {
   if (v->need[0]) {
     peri_tensor *q = B(BB, square, X);
     peri_tensor *t = B(BB, mul, X, B(BB, add, B(BB, mul, q, NUM(C_GELU * 0.044715)), NUM(C_GELU)));

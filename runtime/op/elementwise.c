@@ -1,7 +1,7 @@
 /*
 ** elementwise.c - the driver of elementwise kernels. Dense arrays of a compute type go straight
-** through; everything else is cut into blocks that fit the first cache, each input loaded (gathered,
-** converted) into a buffer of the worker where it cannot be read in place.
+** through; everything else is cut into blocks that fit the first cache, each input loaded
+** (gathered, converted) into a buffer of the worker where it cannot be read in place.
 */
 #include "op/elementwise.h"
 
@@ -184,7 +184,8 @@ static void merge_dims (walk *w, int nside, const peri_tensor *out, peri_tensor 
   peri__dense_strides(n, w->shape, w->dense);
 }
 
-static void walk_all (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in, peri_tensor *out) {
+static void walk_all (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in,
+                      peri_tensor *out) {
   walk w = { .l = l, .k = ctx->cpu->math };
   merge_dims(&w, l->nin + 1, out, in);
   for (int i = 0; i <= l->nin; i++) {
@@ -229,7 +230,8 @@ static peri_status walk_copies (peri_ctx *ctx, const peri__loop *l, peri_tensor 
   int made = 0;
   for (; made < l->nin && s == PERI_OK; made++) {
     use[made] = NULL;
-    if (in[made] != out && crosswise(in[made], out->numel)) s = peri__contiguous(in[made], &use[made]);
+    if (in[made] != out && crosswise(in[made], out->numel))
+      s = peri__contiguous(in[made], &use[made]);
     else use[made] = peri_retain(in[made]);
   }
   if (s == PERI_OK) walk_all(ctx, l, use, out);
@@ -346,8 +348,13 @@ static void transpose_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 /* dst is dense and has src's dtype and shape. */
 static void copy_dense (peri_tensor *src, peri_tensor *dst) {
-  transposed t = { .ndim = src->ndim, .j = unit_dim(src), .shape = src->shape, .stride = src->stride,
-                   .size = peri__size(src), .src = src->data, .dst = dst->data };
+  transposed t = { .ndim = src->ndim,
+                   .j = unit_dim(src),
+                   .shape = src->shape,
+                   .stride = src->stride,
+                   .size = peri__size(src),
+                   .src = src->data,
+                   .dst = dst->data };
   int last = t.ndim - 1;
   if (t.j < 0) {
     peri__move(src->ctx, t.size, src->ndim, src->shape, dst->data, dst->stride, src->data,
@@ -369,13 +376,16 @@ static void k_copy (int64_t n, const void *const *in, const int64_t *step, void 
   else
     for (int64_t i = 0; i < n; i++) memcpy((char *)out + (size_t)i * size, in[0], size);
 }
-static void copy_1 (int64_t n, const void *const *in, const int64_t *step, void *out, const double *p) {
+static void copy_1 (int64_t n, const void *const *in, const int64_t *step, void *out,
+                    const double *p) {
   k_copy(n, in, step, out, p, 1);
 }
-static void copy_4 (int64_t n, const void *const *in, const int64_t *step, void *out, const double *p) {
+static void copy_4 (int64_t n, const void *const *in, const int64_t *step, void *out,
+                    const double *p) {
   k_copy(n, in, step, out, p, 4);
 }
-static void copy_8 (int64_t n, const void *const *in, const int64_t *step, void *out, const double *p) {
+static void copy_8 (int64_t n, const void *const *in, const int64_t *step, void *out,
+                    const double *p) {
   k_copy(n, in, step, out, p, 8);
 }
 
@@ -419,8 +429,9 @@ static void to_vjp (peri_vjp *v) {
   v->gin[0] = v->g[0]->dtype == from ? v->g[0] : BA(&v->b, to, ATTR(A_INT(from)), v->g[0]);
 }
 OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED,
-   .doc = "x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not "
-          "fit wrap around; bool is x != 0.",
+   .doc =
+       "x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not "
+       "fit wrap around; bool is x != 0.",
    .infer = to_infer, .cpu = copy_cpu, .vjp = to_vjp, .domain = "attr dtype=f64");
 
 /* What is written must not be read again through another view of the same memory. */

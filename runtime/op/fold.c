@@ -16,7 +16,8 @@ int64_t peri__folded (const peri_tensor *x, const bool flags[PERI_MAX_DIMS]) {
   return n;
 }
 
-peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_DIMS], bool keep, int d) {
+peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_DIMS], bool keep,
+                                int d) {
   const peri_tensor *x = c->in[0];
   int64_t shape[PERI_MAX_DIMS];
   int n = 0;
@@ -160,7 +161,8 @@ static peri_status run (peri_ctx *ctx, job *j, bool columns) {
   if (columns) {
     j->col_blocks = ceil_div(j->inner, COL_BLOCK);
     int64_t piece = least(j->n, ROW_BLOCK) * least(j->inner, COL_BLOCK);
-    peri__parallel(ctx, j->rows * j->chunks * j->col_blocks, 1 + 65536 / (piece + 1), columns_range, j);
+    peri__parallel(ctx, j->rows * j->chunks * j->col_blocks, 1 + 65536 / (piece + 1), columns_range,
+                   j);
   } else {
     peri__parallel(ctx, j->rows * j->chunks, 2, chunks_range, j);
   }

@@ -82,9 +82,11 @@ static peri__fold sum_fold (int dtype) {
     return (peri__fold){ .type = PERI_BOOL, .integer = true, .chunk = count, .join = add_i };
   switch (fold_type(dtype)) {
   case PERI_F32:
-    return (peri__fold){ .type = PERI_F32, .chunk = sum_f32, .join = add_f, .columns = sum_columns };
+    return (
+        peri__fold){ .type = PERI_F32, .chunk = sum_f32, .join = add_f, .columns = sum_columns };
   case PERI_F64: return (peri__fold){ .type = PERI_F64, .chunk = sum_f64, .join = add_f };
-  default: return (peri__fold){ .type = PERI_I64, .integer = true, .chunk = sum_i64, .join = add_i };
+  default:
+    return (peri__fold){ .type = PERI_I64, .integer = true, .chunk = sum_i64, .join = add_i };
   }
 }
 
@@ -174,8 +176,9 @@ RULE(prod) {
   GIN = B(BB, mul, unfold(v, G), d);
 }
 OP(prod, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
-   .doc = "Product over dims; integers give i64, the empty product is 1. The gradient is right with "
-          "zeros among the factors, the second one only without.",
+   .doc =
+       "Product over dims; integers give i64, the empty product is 1. The gradient is right with "
+       "zeros among the factors, the second one only without.",
    .infer = sum_infer, .cpu = prod_cpu, .vjp = prod_vjp);
 
 /* ---- max, min ---- */

@@ -44,7 +44,8 @@ peri_status peri__reduce_rows (peri_ctx *ctx, peri__fold *f, const void *x, int6
 peri_status peri__rows (peri_tensor *x, const bool flags[PERI_MAX_DIMS], peri_tensor **out,
                         int64_t *rows, int64_t *n);
 /* c->out[k] of dtype d: the shape of x without the flagged dims, or with size 1 there. */
-peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_DIMS], bool keep, int d);
+peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_DIMS], bool keep,
+                                int d);
 /* g, a gradient or result of a reduction of x, with the folded dims back as size 1. */
 peri_tensor *peri__unfold (peri_build *b, peri_tensor *g, const peri_tensor *x,
                            const bool flags[PERI_MAX_DIMS]);

@@ -131,8 +131,8 @@ OP(cumsum, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
 
 static peri_status cumprod_cpu (peri_call *c) { return scan_all(c, prod_f32, prod_f64, prod_i64); }
 /*
-** Element i takes sum over j >= i of g_j y_j / x_i. Past the first 0 of a lane all y are 0, and with
-** them the gradient; at that 0 the y of a lane with 1 in its place are summed instead.
+** Element i takes sum over j >= i of g_j y_j / x_i. Past the first 0 of a lane all y are 0, and
+** with them the gradient; at that 0 the y of a lane with 1 in its place are summed instead.
 */
 static void cumprod_vjp (peri_vjp *v) {
   peri_tensor *x = v->c->in[0], *y = v->c->out[0], *g = v->g[0];
@@ -146,8 +146,9 @@ static void cumprod_vjp (peri_vjp *v) {
   v->gin[0] = B(BB, where, none, plain, at_zero);
 }
 OP(cumprod, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
-   .doc = "Running product along dim, own element included; integers give i64. The gradient is right "
-          "with zeros, the second one only without.",
+   .doc =
+       "Running product along dim, own element included; integers give i64. The gradient is right "
+       "with zeros, the second one only without.",
    .infer = wide_infer, .cpu = cumprod_cpu, .vjp = cumprod_vjp);
 
 /* ---- cummax ---- */
@@ -169,6 +170,7 @@ static void cummax_vjp (peri_vjp *v) {
   }
 }
 OPN(cummax, 2, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
-    .doc = "Running maximum along dim and its place (i64, from 0; the latest of equal ones); from a "
-           "NaN on, NaN.",
+    .doc =
+        "Running maximum along dim and its place (i64, from 0; the latest of equal ones); from a "
+        "NaN on, NaN.",
     .infer = cummax_infer, .cpu = cummax_cpu, .vjp = cummax_vjp);

@@ -30,7 +30,8 @@ static uint64_t key_f32 (float x) { /* in the low half, so that the high digits 
 }
 static uint64_t key_i64 (int64_t x) { return (uint64_t)x ^ (uint64_t)1 << 63; }
 
-static void make_keys (int type, const void *x, int64_t n, int64_t stride, bool descending, pair *out) {
+static void make_keys (int type, const void *x, int64_t n, int64_t stride, bool descending,
+                       pair *out) {
   for (int64_t i = 0; i < n; i++) {
     uint64_t k;
     if (type == PERI_F32) k = key_f32(((const float *)x)[i * stride]);
@@ -169,8 +170,8 @@ static void sort_range (void *ud, int64_t begin, int64_t end, int worker) {
 }
 
 /* Sort x (dense) along dim into values (may be NULL) and places, the k first of each lane. */
-static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending, peri_tensor *values,
-                               peri_tensor *places) {
+static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending,
+                               peri_tensor *values, peri_tensor *places) {
   peri_tensor *x = c->in[0], *wide = NULL;
   int d = x->dtype;
   sorter s = { .n = x->ndim ? x->shape[dim] : 1, .k = k, .inner = 1, .descending = descending,
@@ -178,7 +179,9 @@ static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending
                .values = values ? values->data : NULL, .places = places->data };
   if (places->numel == 0) return PERI_OK;
   for (int i = dim + 1; i < x->ndim; i++) s.inner *= x->shape[i];
-  s.type = d == PERI_F16 || d == PERI_BF16 || d == PERI_F32 ? PERI_F32 : d == PERI_F64 ? d : PERI_I64;
+  s.type = d == PERI_F16 || d == PERI_BF16 || d == PERI_F32 ? PERI_F32
+           : d == PERI_F64                                  ? d
+                                                            : PERI_I64;
   TRY(peri__cast(x, (peri_dtype)s.type, &wide));
   s.x = wide->data;
   size_t bytes = (size_t)peri_threads(c->ctx) * 2 * (size_t)s.n * sizeof(pair);
@@ -189,7 +192,8 @@ static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending
   }
   peri_release(wide);
   if (s.room) return PERI_OK;
-  return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for lanes of %lld elements", (long long)s.n);
+  return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for lanes of %lld elements",
+                    (long long)s.n);
 }
 
 static peri_status dim_of (peri_call *c, int attr, int *dim) {
@@ -226,8 +230,9 @@ static peri_status sort_cpu (peri_call *c) {
 }
 static void sort_vjp (peri_vjp *v) { back_to_places(v, v->c->attr[0].i); }
 OPN(sort, 2, .sig = "x, dim:dim=-1, descending:bool=false",
-    .doc = "Values in order along dim, and where they came from (i64, from 0). Stable; NaN counts as "
-           "the largest.",
+    .doc =
+        "Values in order along dim, and where they came from (i64, from 0). Stable; NaN counts as "
+        "the largest.",
     .infer = sort_infer, .cpu = sort_cpu, .vjp = sort_vjp);
 
 static peri_status argsort_infer (peri_call *c) {
@@ -242,7 +247,8 @@ static peri_status argsort_cpu (peri_call *c) {
   return sort_lanes(c, dim, n, c->attr[1].i != 0, NULL, c->out[0]);
 }
 OP(argsort, .sig = "x, dim:dim=-1, descending:bool=false",
-   .doc = "Places (i64, from 0) that bring x in order along dim. Stable; NaN counts as the largest.",
+   .doc =
+       "Places (i64, from 0) that bring x in order along dim. Stable; NaN counts as the largest.",
    .infer = argsort_infer, .cpu = argsort_cpu);
 
 static peri_status topk_infer (peri_call *c) {
@@ -268,6 +274,7 @@ static peri_status topk_cpu (peri_call *c) {
 }
 static void topk_vjp (peri_vjp *v) { back_to_places(v, v->c->attr[1].i); }
 OPN(topk, 2, .sig = "x, k:int, dim:dim=-1, largest:bool=true",
-    .doc = "The k largest (or smallest) values along dim in order, and their places (i64, from 0; the "
-           "first of equal ones first).",
+    .doc =
+        "The k largest (or smallest) values along dim in order, and their places (i64, from 0; the "
+        "first of equal ones first).",
     .infer = topk_infer, .cpu = topk_cpu, .vjp = topk_vjp, .domain = "attr k=2");

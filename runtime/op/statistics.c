@@ -92,7 +92,9 @@ static peri_status var_infer (peri_call *c) {
 static peri_status var_cpu (peri_call *c) {
   int type = c->in[0]->dtype;
   bool wide = type == PERI_F64;
-  peri__fold mean = { .type = type, .chunk = wide ? sum_f64 : sum_f32, .join = add, .finish = mean_of };
+  peri__fold mean = {
+    .type = type, .chunk = wide ? sum_f64 : sum_f32, .join = add, .finish = mean_of
+  };
   peri__fold var = { .type = type, .chunk = wide ? squares_f64 : squares_f32, .join = add,
                      .finish = by_freedom, .p = (double)c->attr[2].i };
   return fold_twice(c, &mean, &var);
@@ -107,8 +109,9 @@ RULE(var) { /* 2 (x - mean) / (n - ddof) */
 }
 OP(var, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
-   .doc = "Variance over dims: squared distances from the mean, summed, over n - ddof; NaN where that "
-          "is not positive.",
+   .doc =
+       "Variance over dims: squared distances from the mean, summed, over n - ddof; NaN where that "
+       "is not positive.",
    .infer = var_infer, .cpu = var_cpu, .vjp = var_vjp);
 
 static void std_compose (peri_build *b, peri_call *c) {
@@ -253,5 +256,6 @@ RULE(norm) {
 }
 OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
-   .doc = "p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0.",
+   .doc =
+       "p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0.",
    .infer = norm_infer, .cpu = norm_cpu, .vjp = norm_vjp);

@@ -24,8 +24,10 @@ static void same_bits (peri_tensor *a, peri_tensor *b) {
   free(q);
 }
 
-static const char *const pairs[] = { "add", "sub", "mul", "div", "floordiv", "mod", "pow", "maximum",
-                                     "minimum", "atan2", "eq", "lt", "gelu_erf_backward" };
+static const char *const pairs[] = {
+  "add",     "sub",   "mul", "div", "floordiv",         "mod", "pow", "maximum",
+  "minimum", "atan2", "eq",  "lt",  "gelu_erf_backward"
+};
 enum { NPAIRS = sizeof pairs / sizeof *pairs };
 
 /* Each way to lay out an operand against its dense copy. */
@@ -113,8 +115,10 @@ static void dtypes_promote_and_convert (void **state) {
       all_close(m, (const double[]){ 1, 0, 0, 1 }, 0);
       drop(4, (peri_tensor *[]){ x, y, s, m });
     }
-  peri_tensor *f = make(PERI_F64, DIMS(7), (const double[]){ -1.7, 2.9, NAN, 1e30, -1e30, 256, -0.0 });
-  peri_tensor *i64 = run("to", IN(f), ATTRS(I(PERI_I64))), *u8 = run("to", IN(f), ATTRS(I(PERI_U8)));
+  peri_tensor *f =
+      make(PERI_F64, DIMS(7), (const double[]){ -1.7, 2.9, NAN, 1e30, -1e30, 256, -0.0 });
+  peri_tensor *i64 = run("to", IN(f), ATTRS(I(PERI_I64))),
+              *u8 = run("to", IN(f), ATTRS(I(PERI_U8)));
   peri_tensor *flag = run("to", IN(f), ATTRS(I(PERI_BOOL)));
   const int64_t *p = peri_data(i64);
   assert_true(p[0] == -1 && p[1] == 2 && p[2] == 0 && p[3] == INT64_MAX && p[4] == INT64_MIN);
@@ -157,7 +161,8 @@ static void nan_and_infinity_pass (void **state) {
   assert_true(at(hi, 2) == 0 && at(lo, 2) == -inf && at(hi, 3) == inf);
   peri_tensor *c = run("clamp", IN(x), ATTRS(F(-2), F(3)));
   assert_true(isnan(at(c, 0)) && at(c, 2) == -2 && at(c, 3) == 3);
-  peri_tensor *is[] = { run("isnan", IN(x), NULL), run("isinf", IN(x), NULL), run("isfinite", IN(x), NULL) };
+  peri_tensor *is[] = { run("isnan", IN(x), NULL), run("isinf", IN(x), NULL),
+                        run("isfinite", IN(x), NULL) };
   all_close(is[0], (const double[]){ 1, 0, 0, 0 }, 0);
   all_close(is[1], (const double[]){ 0, 0, 1, 1 }, 0);
   all_close(is[2], (const double[]){ 0, 1, 0, 0 }, 0);
@@ -204,11 +209,12 @@ static void in_place_forms_write_through_views (void **state) {
   peri_tensor *odd = view("transpose", x, ATTRS(I(0), I(1)));
   peri_tensor *part = view("narrow", odd, ATTRS(I(0), I(1), I(2))); /* columns 1 and 2 of x */
   peri_tensor *ten = make(PERI_I64, DIMS(2, 1), (const double[]){ 10, 20 });
-  assert_int_equal(peri__apply_inplace(ctx, peri_op_find("add"), 2, (peri_tensor *[]){ part, ten }, NULL),
-                   PERI_OK);
+  assert_int_equal(
+      peri__apply_inplace(ctx, peri_op_find("add"), 2, (peri_tensor *[]){ part, ten }, NULL),
+      PERI_OK);
   all_close(x, (const double[]){ 0, 11, 22, 3, 4, 15, 26, 7, 8, 19, 30, 11 }, 0);
-  assert_int_equal(peri__apply_inplace(ctx, peri_op_find("neg"), 1, (peri_tensor *[]){ part }, NULL),
-                   PERI_OK);
+  assert_int_equal(
+      peri__apply_inplace(ctx, peri_op_find("neg"), 1, (peri_tensor *[]){ part }, NULL), PERI_OK);
   all_close(x, (const double[]){ 0, -11, -22, 3, 4, -15, -26, 7, 8, -19, -30, 11 }, 0);
   peri_tensor *ones = make(PERI_I64, DIMS(3), (const double[]){ 1, 2, 3 });
   run("copy_", IN(part, ones), NULL);

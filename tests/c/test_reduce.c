@@ -7,13 +7,14 @@
 
 #include "op/op.h"
 
-static const char *const kinds[] = { "sum", "mean", "prod", "max", "min", "var", "logsumexp", "norm",
-                                     "any", "all", "count_nonzero" };
+static const char *const kinds[] = { "sum",       "mean", "prod", "max", "min",          "var",
+                                     "logsumexp", "norm", "any",  "all", "count_nonzero" };
 enum { NKINDS = sizeof kinds / sizeof *kinds };
 
 /* The reduction named kind of n doubles. */
 static double plain (const char *kind, int64_t n, const double *v) {
-  double sum = 0, prod = 1, max = -INFINITY, min = INFINITY, exps = 0, squares = 0, var = 0, count = 0;
+  double sum = 0, prod = 1, max = -INFINITY, min = INFINITY, exps = 0, squares = 0, var = 0,
+         count = 0;
   for (int64_t i = 0; i < n; i++) {
     sum += v[i];
     prod *= v[i];
@@ -37,7 +38,8 @@ static double plain (const char *kind, int64_t n, const double *v) {
   return count;
 }
 
-static peri_tensor *reduce (const char *kind, peri_tensor *x, int n, const int64_t *dims, bool keep) {
+static peri_tensor *reduce (const char *kind, peri_tensor *x, int n, const int64_t *dims,
+                            bool keep) {
   peri_attr d = { .v = dims, .n = n };
   if (strcmp(kind, "norm") == 0) return run(kind, IN(x), ATTRS(F(2), d, I(keep)));
   return run(kind, IN(x), ATTRS(d, I(keep), I(1)));
@@ -76,7 +78,8 @@ static void reductions_match_plain_loops (void **state) {
   for (int i = 0; i < NKINDS; i++)
     for (int k = 0; k < 4; k++)
       for (int d = PERI_F32; d <= PERI_F64; d++) {
-        peri_tensor *x = random_tensor((peri_dtype)d, DIMS(sizes[k][0], sizes[k][1], sizes[k][2]), "x", 4);
+        peri_tensor *x =
+            random_tensor((peri_dtype)d, DIMS(sizes[k][0], sizes[k][1], sizes[k][2]), "x", 4);
         check_subsets(kinds[i], x, d == PERI_F32 ? 1e-6 : 1e-12);
         peri_release(x);
       }
@@ -151,10 +154,14 @@ static void strides_do_not_show (void **state) {
   peri_tensor *turned = run("permute", IN(x), ATTRS({ .v = (int64_t[]){ 2, 0, 1 }, .n = 3 }));
   peri_tensor *dense = run("contiguous", IN(turned), NULL);
   for (int i = 0; i < NKINDS; i++) {
-    peri_tensor *a[] = { reduce(kinds[i], turned, 2, d01, false), reduce(kinds[i], turned, 1, &d1, false),
-                         reduce(kinds[i], turned, 1, &d0, false), reduce(kinds[i], turned, -1, NULL, false) };
-    peri_tensor *b[] = { reduce(kinds[i], dense, 2, d01, false), reduce(kinds[i], dense, 1, &d1, false),
-                         reduce(kinds[i], dense, 1, &d0, false), reduce(kinds[i], dense, -1, NULL, false) };
+    peri_tensor *a[] = { reduce(kinds[i], turned, 2, d01, false),
+                         reduce(kinds[i], turned, 1, &d1, false),
+                         reduce(kinds[i], turned, 1, &d0, false),
+                         reduce(kinds[i], turned, -1, NULL, false) };
+    peri_tensor *b[] = { reduce(kinds[i], dense, 2, d01, false),
+                         reduce(kinds[i], dense, 1, &d1, false),
+                         reduce(kinds[i], dense, 1, &d0, false),
+                         reduce(kinds[i], dense, -1, NULL, false) };
     for (int k = 0; k < 4; k++) {
       size_t bytes = (size_t)peri_numel(a[k]) * peri_dtype_size(peri_dtype_of(a[k]));
       assert_memory_equal(peri_data(a[k]), peri_data(b[k]), bytes);
@@ -192,7 +199,8 @@ static void nan_wins_and_places_are_the_first (void **state) {
   const double v[] = { 1, 5, 5, 2, NAN, 9, NAN, 3, -1, -1, 0, 0 };
   for (int d = PERI_F32; d <= PERI_F64; d++) {
     peri_tensor *x = make((peri_dtype)d, DIMS(3, 4), v);
-    peri_tensor *hi = run("argmax", IN(x), ATTRS(I(1), I(0))), *lo = run("argmin", IN(x), ATTRS(I(1), I(1)));
+    peri_tensor *hi = run("argmax", IN(x), ATTRS(I(1), I(0))),
+                *lo = run("argmin", IN(x), ATTRS(I(1), I(1)));
     peri_tensor *all = run("argmax", IN(x), ATTRS(I(INT64_MIN), I(0)));
     peri_tensor *max = run("max", IN(x), NULL);
     all_close(hi, (const double[]){ 1, 0, 2 }, 0);
@@ -216,7 +224,8 @@ static void gradients_of_products_are_right_with_zeros (void **state) {
 
 static void ties_share_the_gradient_of_an_extreme (void **state) {
   (void)state;
-  peri_tensor *x = make(PERI_F64, DIMS(2, 4), (const double[]){ 3, 1, 3, 3, 1, 1, 2, 0 }), *g = NULL;
+  peri_tensor *x = make(PERI_F64, DIMS(2, 4), (const double[]){ 3, 1, 3, 3, 1, 1, 2, 0 }),
+              *g = NULL;
   peri_set_requires_grad(x, true);
   peri_tensor *y = run("max", IN(x), ATTRS({ .v = (int64_t[]){ 1 }, .n = 1 }, I(0)));
   peri_tensor *s = run("sum", IN(y), NULL);
@@ -248,7 +257,8 @@ static void norms_of_every_order (void **state) {
 
 static void scans_run_along_any_dim (void **state) {
   (void)state;
-  peri_tensor *x = make(PERI_F32, DIMS(2, 3), (const double[]){ 1, 3, 2, 4, 3, NAN }), *where = NULL;
+  peri_tensor *x = make(PERI_F32, DIMS(2, 3), (const double[]){ 1, 3, 2, 4, 3, NAN }),
+              *where = NULL;
   peri_tensor *s = run("cumsum", IN(x), ATTRS(I(0))), *p = run("cumprod", IN(x), ATTRS(I(-1)));
   peri_tensor *m = run2("cummax", IN(x), ATTRS(I(-1)), &where);
   assert_true(at(s, 3) == 5 && at(s, 4) == 6 && isnan(at(s, 5)));
@@ -292,7 +302,8 @@ static void check_sorted (peri_tensor *x, int64_t n, bool descending) {
     peri_tensor *at_k = NULL, *top = run2("topk", IN(x), ATTRS(I(k), I(-1), I(descending)), &at_k);
     for (int64_t r = 0; r < peri_numel(x) / n; r++)
       for (int64_t i = 0; i < k; i++)
-        assert_true(((int64_t *)peri_data(at_k))[r * k + i] == ((int64_t *)peri_data(places))[r * n + i]);
+        assert_true(((int64_t *)peri_data(at_k))[r * k + i] ==
+                    ((int64_t *)peri_data(places))[r * n + i]);
     drop(2, (peri_tensor *[]){ top, at_k });
   }
   drop(3, (peri_tensor *[]){ y, places, only });
