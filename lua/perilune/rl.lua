@@ -129,6 +129,24 @@ function M.with_signal(batch, advantage, weight, all)
            logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
 end
 
+--- for part in rl.parts(rows, size) do: consecutive slices of what with_signal returns, each turn a
+--- memory scope.
+--- @param rows table
+--- @param size integer  rows of a slice
+function M.parts(rows, size)
+  local advance, state, turn, closing = peri.steps(math.ceil(rows.n / size))
+  return function ()
+    turn = advance(state, turn)
+    if not turn then return nil end
+    local at = (turn - 1) * size + 1
+    local part = { n = math.min(size, rows.n - at + 1), from = rows.from }
+    for key, value in pairs(rows) do
+      if type(value) == "userdata" then part[key] = value:narrow(1, at, part.n) end
+    end
+    return part
+  end, nil, nil, closing
+end
+
 local reductions = {}
 
 -- Every token counts the same (DAPO, 2503.14476 eq. 12).
@@ -206,6 +224,43 @@ function M.clipped(logp, old, advantage, weight, opts)
   stats.ratio_max = fixed:sub(1):abs():mul(weight):max():add(1)
   return reduce(per_token, weight, divisors), stats
 end
+
+local Curriculum = {}
+Curriculum.__index = Curriculum
+
+--- Draws rows the more often the less reward they had of late: groups that are all right teach
+--- nothing (DAPO, 2503.14476, section 3.2, filters them after sampling; this asks for fewer of them).
+--- A row is drawn with a chance proportional to 1 + floor - its average reward.
+--- @param rows table[]
+--- @param opts table?  floor (0.1): chance of a solved row beside an unsolved one; decay (0.95) of the
+--- average, a completion; best (1): the reward of a solved row
+--- @return table curriculum  :draw(rng), :update(batch), :state(), :set_state(s)
+function M.curriculum(rows, opts)
+  local self = setmetatable({ rows = rows, seen = {}, index = {}, floor = 0.1, decay = 0.95, best = 1 }, Curriculum)
+  for k, v in pairs(opts or {}) do self[k] = v end
+  for i, row in ipairs(rows) do self.seen[i], self.index[row] = 0, i end
+  return self
+end
+
+--- @param rng table  of peri.rng
+--- @return table row
+function Curriculum:draw(rng)
+  while true do
+    local i = rng:int(1, #self.rows)
+    if rng:uniform() * (1 + self.floor) < 1 + self.floor - self.seen[i] / self.best then return self.rows[i] end
+  end
+end
+
+--- Learn from the rewards of a batch whose rows this drew.
+function Curriculum:update(batch)
+  for k, row in ipairs(batch.rows) do
+    local i, r = self.index[row], batch.total[k]
+    if r == r then self.seen[i] = self.decay * self.seen[i] + (1 - self.decay) * r end
+  end
+end
+
+function Curriculum:state() return { seen = self.seen } end
+function Curriculum:set_state(s) self.seen = s.seen end
 
 --- What TRL logs of a batch: reward (mean of those that are no abstentions), frac_reward_zero_std
 --- (share of groups without any spread), completions/mean_length, and entropy, estimated in nats a

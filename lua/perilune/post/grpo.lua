@@ -36,18 +36,15 @@ function M.new(opts)
   return self
 end
 
--- Loss of rows at .. at+n-1, backward included.
-function Stepper:_micro(rows, at, n, tokens, sequences, sums)
-  local scope <close> = peri.scope() -- luacheck: ignore 211
-  local function slice(t) return t and t:narrow(1, at, n) end
-  local how = { temperature = self.temperature, start = slice(rows.start) }
-  local ids, mask = slice(rows.ids), slice(rows.weight)
+-- Loss of some rows, backward included.
+function Stepper:_part(part, tokens, sequences, sums)
+  local how = { temperature = self.temperature, start = part.start }
   local ref
   if self.beta > 0 then
-    ref = peri.no_grad(function () return (self.reference:token_logprobs(ids, rows.from, how)) end)
+    ref = peri.no_grad(function () return (self.reference:token_logprobs(part.ids, part.from, how)) end)
   end
-  local logp = self.model:token_logprobs(ids, rows.from, how)
-  local loss, stats = rl.clipped(logp, slice(rows.logprobs), slice(rows.advantage), mask, {
+  local logp = self.model:token_logprobs(part.ids, part.from, how)
+  local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, {
     clip = self.clip, clip_high = self.clip_high, beta = self.beta, ref = ref, level = self.level,
     reduce = self.reduce, tokens = tokens, sequences = sequences, max_length = self.max_new_tokens,
   })
@@ -72,9 +69,8 @@ function Stepper:step()
   local tokens = math.max(weight:sum():item(), 1)
   local metrics = rl.summary(batch)
   metrics.loss, metrics.clip_ratio = 0, 0
-  local useful = rl.with_signal(batch, advantage, weight, self.beta > 0)
-  for at = 1, useful.n, self.micro do
-    self:_micro(useful, at, math.min(self.micro, useful.n - at + 1), tokens, #batch.rows, metrics)
+  for part in rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro) do
+    self:_part(part, tokens, #batch.rows, metrics)
   end
   local lr = self.schedule and self.schedule(self.at) or self.optimizer.lr
   self.optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
