@@ -13,7 +13,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 256, SPIN_NS = 40000, SHARE = 2 /* a piece is 1/2 of a thread's share of what is left, so that all end together */ };
+enum {
+  MAX_THREADS = 256,
+  SPIN_NS = 40000,
+  SHARE = 2 /* a piece is 1/2 of a thread's share of what is left, so that all end together */
+};
 
 /*
 ** state is one word: generation << 32 | OPEN | number of workers inside. A worker may enter only

@@ -13,11 +13,13 @@ enum {
   KC = 384,            /* steps of k in a block: a panel of A stays in L1, one of B in L2 */
   MC = 192,            /* rows that share one privately packed panel of B */
   FEW_ROWS = 256,      /* up to here threads share columns only, and pack B each for itself */
-  NC = 4096,           /* rows and columns packed at once by the shared form: 4 MiB each */
+  KO = 1536,           /* steps packed at once by the shared form */
+  ROOM = 1 << 20,      /* and floats of each operand */
+  MB = 96,             /* most rows of its tasks */
   NB_BYTES = 400000,   /* of packed B that one task of the shared form walks for each panel of A */
   SMALL = 1 << 17,     /* multiply-adds below which waking another thread does not pay */
-  PACK_GRAIN = 1 << 13, /* elements */
-  FEW_COLS = 4,
+  PACK_GRAIN = 1 << 13, /* elements of a packing task */
+  FEW_COLS = 4,        /* up to here a product is turned around */
   L1_BYTES = 32768
 };
 
@@ -261,29 +263,45 @@ static void pack_b_task (void *ud, int64_t begin, int64_t end, int worker) {
   }
 }
 
-/* Tasks run down the rows of one block of columns first, so that its B stays in L2. */
+/* One block of C through all steps that are packed, while it is in L2. Tasks run down the rows of
+** one block of columns first, so that its B stays there as well. */
 static void shared_task (void *ud, int64_t begin, int64_t end, int worker) {
-  const job *s = ud;
+  job s = *(const job *)ud;
+  int64_t first = s.p0, last = s.p0 + s.kb, kc = even(s.kb, KC, 4);
   (void)worker;
   for (int64_t t = begin; t < end; t++) {
-    int64_t ib = s->i0 + t % s->mblocks * s->mb, jb = s->j0 + t / s->mblocks * s->nb;
-    int64_t ie = least(ib + s->mb, s->i1), je = least(jb + s->nb, s->j1);
-    for (int64_t i = ib; i < ie; i += s->mr) {
-      int64_t mm = least(s->mr, ie - i);
-      for (int64_t j = jb; j < je; j += s->nr)
-        one_tile(s, PACKED, i, mm, j, least(s->nr, je - j), panel_b(s, j), s->nr);
-      finish(s, i, jb, mm, je - jb);
-    }
+    int64_t ib = s.i0 + t % s.mblocks * s.mb, jb = s.j0 + t / s.mblocks * s.nb;
+    int64_t ie = least(ib + s.mb, s.i1), je = least(jb + s.nb, s.j1);
+    s.p0 = first;
+    do {
+      s.kb = least(kc, last - s.p0);
+      for (int64_t i = ib; i < ie; i += s.mr) {
+        int64_t mm = least(s.mr, ie - i);
+        for (int64_t j = jb; j < je; j += s.nr)
+          one_tile(&s, PACKED, i, mm, j, least(s.nr, je - j), panel_b(&s, j), s.nr);
+        finish(&s, i, jb, mm, je - jb);
+      }
+      s.p0 += s.kb;
+    } while (s.p0 < last);
   }
 }
 
-static void shared_block (peri_ctx *ctx, job *s, float *a_room, float *b_room) {
+/* Cut the block of C under way into tasks. */
+static void cut (job *s, int threads) {
+  int64_t rows = s->i1 - s->i0, cols = s->j1 - s->j0, kc = most(least(s->kb, KC), 1);
+  s->nb = even(cols, most(1, NB_BYTES / (4 * s->nr * kc)) * s->nr, s->nr);
+  int64_t nblocks = (cols + s->nb - 1) / s->nb;
+  int64_t want = most(1, 8 * threads / nblocks); /* blocks of rows, for an even end */
+  int64_t least_rows = SMALL / 2 / (s->nb * most(s->kb, 1));
+  s->mb = up(least(MB, most((rows + want - 1) / want, least_rows)), s->mr);
+  s->mblocks = (rows + s->mb - 1) / s->mb;
+}
+
+static void shared_block (peri_ctx *ctx, job *s, int64_t ko, float *a_room, float *b_room) {
   const peri__gemm *g = s->g;
-  int64_t kc = even(g->k, KC, 4), threads = peri_threads(ctx);
-  int64_t rows = s->i1 - s->i0, cols = s->j1 - s->j0;
   s->p0 = 0;
   do {
-    s->kb = least(kc, g->k - s->p0);
+    s->kb = least(ko, g->k - s->p0);
     if (g->packed != NULL) {
       s->bp = g->packed;
       s->bk = g->k;
@@ -292,34 +310,30 @@ static void shared_block (peri_ctx *ctx, job *s, float *a_room, float *b_room) {
       s->bj = s->j0;
       s->bk = s->kb;
       s->bp0 = s->p0;
-      peri__parallel(ctx, (cols + s->nr - 1) / s->nr,
+      peri__parallel(ctx, (s->j1 - s->j0 + s->nr - 1) / s->nr,
                      most(1, PACK_GRAIN / (s->nr * most(s->kb, 1))), pack_b_task, s);
     }
-    if (a_room != NULL) {
+    if (a_room != NULL && (s->j0 == 0 || ko < g->k)) { /* else there from the columns before */
       s->ap = a_room;
       s->ai = s->i0;
       s->ak = s->kb;
       s->ap0 = s->p0;
-      peri__parallel(ctx, (rows + s->mr - 1) / s->mr,
+      peri__parallel(ctx, (s->i1 - s->i0 + s->mr - 1) / s->mr,
                      most(1, PACK_GRAIN / (s->mr * most(s->kb, 1))), pack_a_task, s);
     }
-    s->nb = even(cols, most(1, NB_BYTES / (4 * s->nr * most(s->kb, 1))) * s->nr, s->nr);
-    int64_t nblocks = (cols + s->nb - 1) / s->nb;
-    int64_t want = most(1, 8 * threads / nblocks); /* blocks of rows, for an even end */
-    int64_t least_rows = SMALL / 2 / (s->nb * most(s->kb, 1));
-    s->mb = up(least(MC, most((rows + want - 1) / want, least_rows)), s->mr);
-    s->mblocks = (rows + s->mb - 1) / s->mb;
-    peri__parallel(ctx, s->mblocks * nblocks, 1, shared_task, s);
+    cut(s, peri_threads(ctx));
+    peri__parallel(ctx, s->mblocks * ((s->j1 - s->j0 + s->nb - 1) / s->nb), 1, shared_task, s);
     s->p0 += s->kb;
   } while (s->p0 < g->k);
 }
 
 static peri_status shared (peri_ctx *ctx, job *s, bool pack_a) {
   const peri__gemm *g = s->g;
-  int64_t kc = even(g->k, KC, 4), nc = even(g->n, NC, s->nr);
-  int64_t mc = even(g->m, NC / s->mr * s->mr, s->mr);
-  size_t b_floats = g->packed != NULL ? 0 : (size_t)(up(nc, s->nr) * kc);
-  size_t bytes = (b_floats + (pack_a ? (size_t)(mc * kc) : 0)) * sizeof(float);
+  int64_t ko = even(g->k, KO, 4);
+  int64_t mc = even(g->m, ROOM / ko / s->mr * s->mr, s->mr);
+  int64_t nc = g->packed != NULL ? g->n : even(g->n, ROOM / ko / s->nr * s->nr, s->nr);
+  size_t b_floats = g->packed != NULL ? 0 : (size_t)(up(nc, s->nr) * ko);
+  size_t bytes = (b_floats + (pack_a ? (size_t)(mc * ko) : 0)) * sizeof(float);
   float *room = NULL;
   if (bytes > 0) {
     room = peri__block_get(ctx, bytes);
@@ -329,7 +343,7 @@ static peri_status shared (peri_ctx *ctx, job *s, bool pack_a) {
     for (s->j0 = 0; s->j0 < g->n; s->j0 += nc) {
       s->i1 = least(s->i0 + mc, g->m);
       s->j1 = least(s->j0 + nc, g->n);
-      shared_block(ctx, s, pack_a ? room + b_floats : NULL, room);
+      shared_block(ctx, s, ko, pack_a ? room + b_floats : NULL, room);
     }
   peri__block_put(ctx, room, bytes);
   return PERI_OK;

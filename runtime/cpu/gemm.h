@@ -63,7 +63,7 @@ size_t peri__gemm_packed_size (const struct peri__cpu *cpu, int64_t n, int64_t k
 void peri__gemm_pack (peri_ctx *ctx, int64_t n, int64_t k, const float *b, int64_t brs, int64_t bcs,
                       float *out);
 
-/* The same product in f64, for gradient checks and environments: correct and threaded, not tuned. */
+/* The same product in f64, for gradient checks and environments: threaded, not tuned. */
 typedef struct peri__gemm64 {
   int64_t m, n, k;
   const double *a;

@@ -122,7 +122,8 @@ INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, in
     for (; p + 4 <= k; p += 4) {
       vt bv[2][4];
       if (ahead != NULL) /* the rows of the next turn, which lie behind these in memory */
-        UNROLL for (int l = 0; l < 8 * TW; l += 16) __builtin_prefetch(ahead + p * 2 * TW + l, 0, 2);
+        UNROLL for (int l = 0; l < 8 * TW; l += 16)
+          __builtin_prefetch(ahead + p * 2 * TW + l, 0, 2);
       UNROLL for (int v = 0; v < 2; v++) load_columns(b + v * TW * bcs + p, bcs, bv[v]);
       UNROLL for (int s = 0; s < 4; s++)
         UNROLL for (int i = 0; i < mr; i++) {

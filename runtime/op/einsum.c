@@ -34,8 +34,8 @@ static bool has (const term *t, int label) {
 static peri_status add_label (peri_ctx *ctx, term *t, const char *text, int at) {
   int label = label_of(text[at]);
   if (label < 0)
-    return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %d is not a letter", text, text[at],
-                      at + 1);
+    return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %d is not a letter", text,
+                      text[at], at + 1);
   if (has(t, label))
     return peri__fail(ctx, PERI_ENOSUP, "equation \"%s\": %c stands twice in one term; take its "
                       "diagonal first", text, text[at]);
@@ -74,8 +74,8 @@ static peri_status parse (peri_ctx *ctx, const char *text, equation *e) {
   for (int k = 0; k < LABELS; k++) /* implicit: letters that stand once, in alphabetical order */
     if (count[k] == 1) {
       if (e->out.n == PERI_MAX_DIMS)
-        return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": the result has more than %d dims", text,
-                          PERI_MAX_DIMS);
+        return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": the result has more than %d dims",
+                          text, PERI_MAX_DIMS);
       e->out.label[e->out.n++] = (signed char)k;
     }
   return PERI_OK;
@@ -91,8 +91,8 @@ static peri_status check_sizes (peri_call *c, equation *e) {
     const peri_tensor *x = c->in[c->list[0].start + t];
     const term *in = &e->in[t];
     if (x->ndim != in->n)
-      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %d has shape %s for a term of %d letters", t + 1,
-                        peri__shape_text(x, shape, sizeof shape), in->n);
+      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %d has shape %s for a term of %d letters",
+                        t + 1, peri__shape_text(x, shape, sizeof shape), in->n);
     for (int i = 0; i < in->n; i++) {
       int64_t *size = &e->size[in->label[i]];
       if (*size >= 0 && *size != x->shape[i])

@@ -62,17 +62,18 @@ static peri_status matmul_infer (peri_call *c) {
   matrix x = matrix_of(a, false), y = matrix_of(b, true);
   char sa[128], sb[128];
   if (x.cols != y.rows)
-    return peri__fail(c->ctx, PERI_ESHAPE, "%s x %s: inner sizes %" PRId64 " and %" PRId64 " differ",
-                      peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb), x.cols,
-                      y.rows);
+    return peri__fail(
+        c->ctx, PERI_ESHAPE, "%s x %s: inner sizes %" PRId64 " and %" PRId64 " differ",
+        peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb), x.cols, y.rows);
   int na = batch_dims(a), nb = batch_dims(b), n = na > nb ? na : nb;
   int64_t shape[PERI_MAX_DIMS];
   for (int i = 0; i < n; i++) {
-    int64_t p = i < n - na ? 1 : a->shape[i - (n - na)], q = i < n - nb ? 1 : b->shape[i - (n - nb)];
+    int64_t p = i < n - na ? 1 : a->shape[i - (n - na)],
+            q = i < n - nb ? 1 : b->shape[i - (n - nb)];
     if (p != q && p != 1 && q != 1)
-      return peri__fail(c->ctx, PERI_ESHAPE,
-                        "%s x %s: batch sizes %" PRId64 " and %" PRId64 " differ",
-                        peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb), p, q);
+      return peri__fail(
+          c->ctx, PERI_ESHAPE, "%s x %s: batch sizes %" PRId64 " and %" PRId64 " differ",
+          peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb), p, q);
     shape[i] = p == 1 ? q : p;
   }
   if (a->ndim > 1) shape[n++] = x.rows;
@@ -122,8 +123,8 @@ INT_PRODUCT(int32_t, uint32_t)
 INT_PRODUCT(int64_t, uint64_t)
 
 /* Every dtype but f32, one batch item. */
-static void product_other (peri_ctx *ctx, int dtype, const matrix *x, const matrix *y, const void *a,
-                           const void *b, void *c) {
+static void product_other (peri_ctx *ctx, int dtype, const matrix *x, const matrix *y,
+                           const void *a, const void *b, void *c) {
   if (dtype == PERI_F64) {
     peri__gemm64 g = { .m = x->rows, .n = y->cols, .k = x->cols, .a = a, .ars = x->rs,
                        .acs = x->cs, .b = b, .brs = y->rs, .bcs = y->cs, .c = c, .crs = y->cols };
@@ -266,7 +267,8 @@ static peri_status act_of (peri_ctx *ctx, const char *name, act *out) {
       return PERI_OK;
     }
   return peri__fail(ctx, PERI_EINVAL,
-                    "act is \"%s\", expected none, relu, tanh, sigmoid, silu, gelu or gelu_tanh", name);
+                    "act is \"%s\", expected none, relu, tanh, sigmoid, silu, gelu or gelu_tanh",
+                    name);
 }
 
 static peri_status linear_infer (peri_call *c) {
@@ -279,15 +281,17 @@ static peri_status linear_infer (peri_call *c) {
   TRY(peri__want_ndim(c, 1, "weight", 2));
   if (x->shape[x->ndim - 1] != w->shape[1])
     return peri__fail(c->ctx, PERI_ESHAPE,
-                      "x %s and weight %s (out, in): inner sizes %" PRId64 " and %" PRId64 " differ",
+                      "x %s and weight %s (out, in): inner sizes %" PRId64 " and %" PRId64
+                      " differ",
                       peri__shape_text(x, sx, sizeof sx), peri__shape_text(w, sw, sizeof sw),
                       x->shape[x->ndim - 1], w->shape[1]);
   if (b != NULL) {
     TRY(peri__want_dtype(c, 2, "bias", x->dtype));
     TRY(peri__want_ndim(c, 2, "bias", 1));
     if (b->shape[0] != w->shape[0])
-      return peri__fail(c->ctx, PERI_ESHAPE, "bias has %" PRId64 " elements, weight %s makes %" PRId64,
-                        b->shape[0], peri__shape_text(w, sw, sizeof sw), w->shape[0]);
+      return peri__fail(c->ctx, PERI_ESHAPE,
+                        "bias has %" PRId64 " elements, weight %s makes %" PRId64, b->shape[0],
+                        peri__shape_text(w, sw, sizeof sw), w->shape[0]);
   }
   int64_t shape[PERI_MAX_DIMS];
   memcpy(shape, x->shape, sizeof shape);
@@ -317,8 +321,9 @@ static void activate (void *ud, float *c, int64_t crs, int64_t i, int64_t j, int
   }
 }
 
-static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs, const peri_tensor *w,
-                               const peri_tensor *bias, act a, peri_tensor *y, peri_tensor *pre) {
+static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
+                               const peri_tensor *w, const peri_tensor *bias, act a, peri_tensor *y,
+                               peri_tensor *pre) {
   int64_t n = w->shape[0], k = w->shape[1];
   matrix m = matrix_of(w, false);
   finish f = { a == ACT_NONE ? NULL : ctx->cpu->math->unary[acts[a].kernel], y->data, n };
@@ -349,8 +354,9 @@ static peri_status activate_tensor (peri_ctx *ctx, act a, peri_tensor *pre, peri
   return s;
 }
 
-static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs, const peri_tensor *w,
-                               const peri_tensor *bias, act a, peri_tensor *y, peri_tensor *pre) {
+static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
+                               const peri_tensor *w, const peri_tensor *bias, act a, peri_tensor *y,
+                               peri_tensor *pre) {
   int64_t n = w->shape[0];
   peri_tensor *c = pre->numel > 0 ? pre : y;
   peri__gemm64 g = { .m = n > 0 ? y->numel / n : 0, .n = n, .k = w->shape[1], .a = x->data,
@@ -393,7 +399,8 @@ static void linear_cost (const peri_call *c, double *flops, double *bytes) {
 }
 
 /* Gradient of the pre-activation. */
-static peri_tensor *act_vjp (peri_build *b, act a, peri_tensor *y, peri_tensor *pre, peri_tensor *g) {
+static peri_tensor *act_vjp (peri_build *b, act a, peri_tensor *y, peri_tensor *pre,
+                             peri_tensor *g) {
   switch (a) {
     case ACT_RELU: return B(b, relu_backward, y, g);
     case ACT_TANH: return B(b, tanh_backward, y, g);
@@ -430,8 +437,9 @@ static void linear_vjp (peri_vjp *v) {
 
 OPN(linear, 2, .nret = 1, .sig = "x, weight, bias:tensor?, act:str=none",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
-    .doc = "act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is "
-           "none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh.",
+    .doc =
+        "act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is "
+        "none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh.",
     .infer = linear_infer, .cpu = linear_cpu, .vjp = linear_vjp, .cost = linear_cost,
     .domain = "x.shape=2,3,4; weight.shape=5,4; bias.shape=5");
 

@@ -66,9 +66,18 @@ static void drop (problem *p) {
 }
 
 static peri__gemm product_of (const problem *p, float *c) {
-  return (peri__gemm){ .m = p->m, .n = p->n, .k = p->k, .a = p->a, .ars = p->ta ? 1 : p->lda,
-                       .acs = p->ta ? p->lda : 1, .b = p->b, .brs = p->tb ? 1 : p->ldb,
-                       .bcs = p->tb ? p->ldb : 1, .c = c, .crs = p->ldc, .accumulate = p->begin == 1,
+  return (peri__gemm){ .m = p->m,
+                       .n = p->n,
+                       .k = p->k,
+                       .a = p->a,
+                       .ars = p->ta ? 1 : p->lda,
+                       .acs = p->ta ? p->lda : 1,
+                       .b = p->b,
+                       .brs = p->tb ? 1 : p->ldb,
+                       .bcs = p->tb ? p->ldb : 1,
+                       .c = c,
+                       .crs = p->ldc,
+                       .accumulate = p->begin == 1,
                        .bias = p->begin == 2 ? p->bias : NULL };
 }
 
@@ -104,8 +113,8 @@ static void check (const problem *p, const float *c) {
 }
 
 static void every_shape_and_layout_is_within_the_error_bound (void **state) {
-  static const int64_t sizes[] = { 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 24, 31, 32, 33, 47, 64,
-                                   65, 100, 127, 129, 255, 257, 300 };
+  static const int64_t sizes[] = { 1,  2,  3,  4,  5,  6,  7,  8,   11,  12,  13,  15,  16, 17,
+                                   24, 31, 32, 33, 47, 64, 65, 100, 127, 129, 255, 257, 300 };
   const uint32_t n = sizeof sizes / sizeof *sizes;
   (void)state;
   for (int l = 0; l < NLEVELS; l++) {
@@ -170,7 +179,8 @@ static void small_integers_are_exact (void **state) {
 }
 
 /* Row r of the whole product, computed among rows [from, to) only. */
-static void same_rows (peri_ctx *ctx, const problem *p, const float *want, int64_t from, int64_t to) {
+static void same_rows (peri_ctx *ctx, const problem *p, const float *want, int64_t from,
+                       int64_t to) {
   problem part = *p;
   part.m = to - from;
   part.a = p->a + from * (p->ta ? 1 : p->lda);
@@ -182,7 +192,9 @@ static void same_rows (peri_ctx *ctx, const problem *p, const float *want, int64
 }
 
 static void a_row_has_the_same_bits_in_any_batch (void **state) {
-  static const int64_t shapes[][2] = { { 33, 17 }, { 128, 128 }, { 96, 300 }, { 1, 64 }, { 257, 520 } };
+  static const int64_t shapes[][2] = {
+    { 33, 17 }, { 128, 128 }, { 96, 300 }, { 1, 64 }, { 257, 520 }
+  };
   (void)state;
   for (int l = 0; l < NLEVELS; l++) {
     peri_ctx *one = open_level(levels[l], 1), *two = open_level(levels[l], 2);
@@ -193,8 +205,8 @@ static void a_row_has_the_same_bits_in_any_batch (void **state) {
         seed = 3;
         problem p = make(600, shapes[s][0], shapes[s][1], layout & 1, layout & 2, layout % 3, 0);
         float *want = run(two, &p);
-        static const int64_t cuts[][2] = { { 0, 1 }, { 599, 600 }, { 3, 7 }, { 100, 113 }, { 17, 81 },
-                                           { 0, 300 }, { 0, 600 } };
+        static const int64_t cuts[][2] = { { 0, 1 },   { 599, 600 }, { 3, 7 },  { 100, 113 },
+                                           { 17, 81 }, { 0, 300 },   { 0, 600 } };
         for (int i = 0; i < 7; i++) {
           same_rows(one, &p, want, cuts[i][0], cuts[i][1]);
           same_rows(two, &p, want, cuts[i][0], cuts[i][1]);
@@ -286,7 +298,8 @@ typedef struct tally {
   atomic_int wrong;
 } tally;
 
-static void count_block (void *ud, float *c, int64_t crs, int64_t i, int64_t j, int64_t m, int64_t n) {
+static void count_block (void *ud, float *c, int64_t crs, int64_t i, int64_t j, int64_t m,
+                         int64_t n) {
   tally *t = ud;
   if (c != t->c + i * crs + j) atomic_fetch_add(&t->wrong, 1);
   for (int64_t r = 0; r < m; r++)
@@ -294,8 +307,8 @@ static void count_block (void *ud, float *c, int64_t crs, int64_t i, int64_t j, 
 }
 
 static void the_epilogue_sees_each_element_once (void **state) {
-  static const int64_t shapes[][3] = { { 1, 40, 5 }, { 4, 128, 300 }, { 70, 96, 64 }, { 300, 65, 300 },
-                                       { 513, 1, 80 }, { 64, 4200, 20 } };
+  static const int64_t shapes[][3] = { { 1, 40, 5 },     { 4, 128, 300 }, { 70, 96, 64 },
+                                       { 300, 65, 300 }, { 513, 1, 80 },  { 64, 4200, 20 } };
   (void)state;
   for (int l = 0; l < NLEVELS; l++)
     for (int s = 0; s < 6; s++) {
@@ -322,7 +335,8 @@ static void f64_agrees_with_a_plain_loop (void **state) {
   for (int64_t m = 1; m < 40; m += 6)
     for (int64_t n = 1; n < 40; n += 7) {
       const int64_t k = 300;
-      double *a = test_malloc((size_t)(m * k) * sizeof *a), *b = test_malloc((size_t)(n * k) * sizeof *b);
+      double *a = test_malloc((size_t)(m * k) * sizeof *a),
+             *b = test_malloc((size_t)(n * k) * sizeof *b);
       double *c = test_calloc((size_t)(m * n), sizeof *c);
       for (int64_t i = 0; i < m * k; i++) a[i] = uniform();
       for (int64_t i = 0; i < n * k; i++) b[i] = uniform();

@@ -32,14 +32,15 @@ static int close_ctx (void **state) {
   return leaked;
 }
 
-#define SHAPE(...) (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), (int64_t[]){ __VA_ARGS__ }
+#define SHAPE(...) \
+  (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), (int64_t[]) { __VA_ARGS__ }
 
 static void must (peri_status s) {
   if (s != PERI_OK) fail_msg("%s", peri_message(ctx));
 }
 
-static peri_status attempt (const char *name, int nin, peri_tensor *const *in, const peri_attr *attr,
-                            peri_tensor **out) {
+static peri_status attempt (const char *name, int nin, peri_tensor *const *in,
+                            const peri_attr *attr, peri_tensor **out) {
   const peri_op *op = peri_op_find(name);
   assert_non_null(op);
   *out = NULL;
@@ -146,7 +147,8 @@ static void batches_broadcast (void **state) {
       for (int i = 0; i < 3; i++)
         for (int j = 0; j < 6; j++) {
           double sum = 0;
-          for (int p = 0; p < 4; p++) sum += at(a, (x * 3 + i) * 4 + p) * at(b, (y * 4 + p) * 6 + j);
+          for (int p = 0; p < 4; p++)
+            sum += at(a, (x * 3 + i) * 4 + p) * at(b, (y * 4 + p) * 6 + j);
           assert_true(at(c, ((x * 5 + y) * 3 + i) * 6 + j) == sum);
         }
   drop(3, (peri_tensor *[]){ a, b, c });
@@ -193,7 +195,9 @@ static double act_of (const char *name, double x) {
   return x;
 }
 
-static const char *const acts[] = { "none", "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh" };
+static const char *const acts[] = {
+  "none", "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh"
+};
 
 static void linear_adds_the_bias_and_activates (void **state) {
   (void)state;
@@ -219,7 +223,8 @@ static void linear_adds_the_bias_and_activates (void **state) {
 /* ---- gradients ---- */
 
 /* sum of w * f(in), so that every element of the result has another weight. */
-static peri_tensor *loss_of (const char *name, int nin, peri_tensor *const *in, const peri_attr *attr) {
+static peri_tensor *loss_of (const char *name, int nin, peri_tensor *const *in,
+                             const peri_attr *attr) {
   peri_tensor *y = run(name, nin, in, attr);
   peri_tensor *w = some(PERI_F64, 77, peri_ndim(y), peri_shape(y));
   peri_tensor *p = run("mul", 2, (peri_tensor *[]){ y, w }, NULL);
@@ -263,10 +268,21 @@ static void check_gradients (const char *name, int nin, peri_tensor **in, const 
 }
 
 static void matmul_gradients_match_differences (void **state) {
-  static const struct { int na; int64_t a[4]; int nb; int64_t b[4]; } cases[] = {
-    { 2, { 3, 4 }, 2, { 4, 5 } },    { 1, { 4 }, 1, { 4 } },          { 1, { 4 }, 2, { 4, 3 } },
-    { 2, { 3, 4 }, 1, { 4 } },       { 3, { 2, 3, 4 }, 2, { 4, 5 } }, { 3, { 2, 3, 4 }, 1, { 4 } },
-    { 1, { 4 }, 3, { 2, 4, 3 } },    { 2, { 3, 4 }, 3, { 2, 4, 5 } }, { 4, { 2, 1, 3, 4 }, 3, { 3, 4, 2 } },
+  static const struct {
+    int na;
+    int64_t a[4];
+    int nb;
+    int64_t b[4];
+  } cases[] = {
+    { 2, { 3, 4 }, 2, { 4, 5 } },
+    { 1, { 4 }, 1, { 4 } },
+    { 1, { 4 }, 2, { 4, 3 } },
+    { 2, { 3, 4 }, 1, { 4 } },
+    { 3, { 2, 3, 4 }, 2, { 4, 5 } },
+    { 3, { 2, 3, 4 }, 1, { 4 } },
+    { 1, { 4 }, 3, { 2, 4, 3 } },
+    { 2, { 3, 4 }, 3, { 2, 4, 5 } },
+    { 4, { 2, 1, 3, 4 }, 3, { 3, 4, 2 } },
   };
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -283,9 +299,10 @@ static void linear_gradients_match_differences (void **state) {
     const peri_attr act = { .s = acts[k] };
     for (int ndim = 1; ndim <= 3; ndim++) {
       const int64_t shape[3] = { 2, 3, 4 };
-      peri_tensor *in[3] = { some(PERI_F64, 5, ndim, shape + 3 - ndim), some(PERI_F64, 6, SHAPE(5, 4)),
-                             some(PERI_F64, 7, SHAPE(5)) };
-      for (int i = 0; i < 5; i++) ((double *)peri_data(in[2]))[i] += 0.013; /* away from relu's kink */
+      peri_tensor *in[3] = { some(PERI_F64, 5, ndim, shape + 3 - ndim),
+                             some(PERI_F64, 6, SHAPE(5, 4)), some(PERI_F64, 7, SHAPE(5)) };
+      for (int i = 0; i < 5; i++)
+        ((double *)peri_data(in[2]))[i] += 0.013; /* away from relu's kink */
       check_gradients("linear", 3, in, &act);
       drop(3, in);
     }
@@ -318,7 +335,8 @@ static void linear_has_second_derivatives (void **state) {
       }
       x[e] = keep;
       if (fabs((sums[0] - sums[1]) / 2e-5 - at(h, e)) > 1e-6)
-        fail_msg("%s [%d]: %.9g, difference %.9g", acts[k], e, at(h, e), (sums[0] - sums[1]) / 2e-5);
+        fail_msg("%s [%d]: %.9g, difference %.9g", acts[k], e, at(h, e),
+                 (sums[0] - sums[1]) / 2e-5);
     }
     peri_release(h);
     drop(2, in);
@@ -346,7 +364,8 @@ static void einsum_follows_its_equation (void **state) {
     shape_is(y, cases[t].ndim, cases[t].shape);
     peri_release(y);
   }
-  peri_tensor *qk = run("einsum", 2, (peri_tensor *[]){ q, k }, &(peri_attr){ .s = "bqd,bkd->bqk" });
+  peri_tensor *qk =
+      run("einsum", 2, (peri_tensor *[]){ q, k }, &(peri_attr){ .s = "bqd,bkd->bqk" });
   peri_tensor *all = run("einsum", 3, (peri_tensor *[]){ u, a, v }, &(peri_attr){ .s = "i,ij,j" });
   double total = 0;
   for (int i = 0; i < 3; i++)
@@ -400,10 +419,14 @@ static void misuse_is_named (void **state) {
   refused("outer", 2, (peri_tensor *[]){ a, v }, NULL, PERI_ESHAPE, "two vectors");
   refused("einsum", 2, (peri_tensor *[]){ a, b }, &(peri_attr){ .s = "ij,jk->ik" }, PERI_ESHAPE,
           "j is 8 and, in tensor 2, 7");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ii->i" }, PERI_ENOSUP, "diagonal");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->k" }, PERI_EINVAL, "no term");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i->i" }, PERI_ESHAPE, "1 letters");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij,jk" }, PERI_EINVAL, "2 terms");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ii->i" }, PERI_ENOSUP,
+          "diagonal");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->k" }, PERI_EINVAL,
+          "no term");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i->i" }, PERI_ESHAPE,
+          "1 letters");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij,jk" }, PERI_EINVAL,
+          "2 terms");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i.j" }, PERI_EINVAL, "'.' at 2");
   drop(7, (peri_tensor *[]){ a, b, d, v, x, y, s });
 }
