@@ -246,7 +246,8 @@ RULE(pow) {
   }
   if (v->need[1]) { /* 0 where x is 0 and y at least 0 */
     peri_tensor *flat = B(BB, logical_and, B(BB, eq, X, zero), B(BB, ge, Y, zero));
-    peri_tensor *d = B(BB, mul, OUT, B(BB, log, X));
+    peri_tensor *base = BA(BB, to, ATTR(A_INT(OUT->dtype)), X); /* log of a number alone is f32 */
+    peri_tensor *d = B(BB, mul, OUT, B(BB, log, base));
     v->gin[1] = B(BB, mul, G, B(BB, where, flat, zero, d));
   }
 }

@@ -326,7 +326,7 @@ static void group_norm_compose (peri_build *b, peri_call *c) {
   peri_tensor *x = c->in[0];
   int64_t groups = c->attr[0].i;
   char buf[128];
-  if (x->ndim < 2 || groups < 1 || x->shape[1] % groups != 0 || x->numel == 0) {
+  if (x->ndim < 2 || groups < 1 || x->shape[1] % groups != 0) {
     peri__build_fail(b, peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (N, C, ...) with C a multiple of %lld groups",
                                    peri__shape_text(x, buf, sizeof buf), (long long)groups));
     return;
@@ -338,8 +338,9 @@ static void group_norm_compose (peri_build *b, peri_call *c) {
       return;
     }
   }
-  int64_t rows[3] = { x->shape[0], groups, x->numel / x->shape[0] / groups }, channel[PERI_MAX_DIMS];
+  int64_t rows[3] = { x->shape[0], groups, x->shape[1] / groups }, channel[PERI_MAX_DIMS];
   for (int i = 0; i < x->ndim - 1; i++) channel[i] = i == 0 ? x->shape[1] : 1;
+  for (int i = 2; i < x->ndim; i++) rows[2] *= x->shape[i];
   peri_tensor *y = BA(b, reshape, ATTR(A_DIMS(rows, 3)), x);
   y = BA(b, layer_norm, ATTR(A_NUM(c->attr[1].f)), y, NULL, NULL);
   y = BA(b, reshape, ATTR(A_DIMS(x->shape, x->ndim)), y);

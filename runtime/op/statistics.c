@@ -114,8 +114,11 @@ OP(var, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
        "is not positive.",
    .infer = var_infer, .cpu = var_cpu, .vjp = var_vjp);
 
+/* Where the variance is 0 the gradient is 0, not 0 times infinity. */
 static void std_compose (peri_build *b, peri_call *c) {
-  c->out[0] = B(b, sqrt, BA(b, var, c->attr, c->in[0]));
+  peri_tensor *var = BA(b, var, c->attr, c->in[0]), *flat = B(b, logical_not, var);
+  peri_tensor *root = B(b, sqrt, BA(b, masked_fill, ATTR(A_NUM(1)), var, flat));
+  c->out[0] = BA(b, masked_fill, ATTR(A_NUM(0)), root, flat);
 }
 OP(std, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
    .doc = "Standard deviation over dims, the square root of var.", .compose = std_compose);
