@@ -219,16 +219,26 @@ static void pack_a_task (void *ud, int64_t begin, int64_t end, int worker) {
 
 static void columns_task (void *ud, int64_t begin, int64_t end, int worker) {
   const job *s = ud;
-  region(s, 0, s->g->m, begin * s->nr, least(end * s->nr, s->g->n), false,
-         (float *)(s->scratch + (size_t)worker * s->each));
+  float *own = (float *)(s->scratch + (size_t)worker * s->each);
+  if (s->mblocks == 1) {
+    region(s, 0, s->g->m, begin * s->nr, least(end * s->nr, s->g->n), false, own);
+    return;
+  }
+  for (int64_t t = begin; t < end; t++) {
+    int64_t i = t % s->mblocks * s->mb, j = t / s->mblocks * s->nr;
+    region(s, i, least(i + s->mb, s->g->m), j, least(j + s->nr, s->g->n), false, own);
+  }
 }
 
 static peri_status scratch_failed (peri_ctx *ctx, size_t bytes) {
   return peri__fail(ctx, PERI_ENOMEM, "no memory for %zu bytes of scratch", bytes);
 }
 
-static peri_status columns (peri_ctx *ctx, job *s, bool pack_a) {
+/* parts: blocks of rows that each panel is cut into. */
+static peri_status columns (peri_ctx *ctx, job *s, bool pack_a, int64_t parts) {
   const peri__gemm *g = s->g;
+  s->mb = up((g->m + parts - 1) / parts, s->mr);
+  s->mblocks = (g->m + s->mb - 1) / s->mb;
   if (pack_a && s->source == TRANSPOSED) s->source = PRIVATE;
   s->bp = g->packed;
   s->bk = g->k;
@@ -244,8 +254,8 @@ static peri_status columns (peri_ctx *ctx, job *s, bool pack_a) {
     int64_t panels = (g->m + s->mr - 1) / s->mr;
     peri__parallel(ctx, panels, most(1, PACK_GRAIN / (s->mr * most(g->k, 1))), pack_a_task, s);
   }
-  int64_t grain = most(1, SMALL / 4 / most(1, g->m * g->k * s->nr));
-  peri__parallel(ctx, (g->n + s->nr - 1) / s->nr, grain, columns_task, s);
+  int64_t grain = most(1, SMALL / 4 / most(1, least(g->m, s->mb) * g->k * s->nr));
+  peri__parallel(ctx, (g->n + s->nr - 1) / s->nr * s->mblocks, grain, columns_task, s);
   peri__block_put(ctx, s->scratch, bytes);
   return PERI_OK;
 }
@@ -360,8 +370,8 @@ static peri_status alone (peri_ctx *ctx, const peri__gemm *g) {
   return PERI_OK;
 }
 
-static bool is_small (const peri__gemm *g) {
-  return (double)g->m * (double)g->n * (double)most(g->k, 1) < SMALL;
+static double work_of (const peri__gemm *g) {
+  return (double)g->m * (double)g->n * (double)most(g->k, 1);
 }
 
 /* Vectors run over the columns of C, so a product of few columns is computed turned around. */
@@ -397,13 +407,15 @@ peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   if (g->m <= 0 || g->n <= 0) return PERI_OK;
   if (wants_turning(g)) return turned(ctx, g);
   int threads = peri_threads(ctx);
-  if (is_small(g)) return alone(ctx, g);
+  if (work_of(g) < SMALL) return alone(ctx, g);
   job s = job_of(ctx->cpu, g);
   s.source = source_of(&s);
   bool pack_a = wants_packed_a(&s);
   int64_t panels = (g->n + s.nr - 1) / s.nr;
   bool enough = panels >= 4 * threads || panels % threads == 0;
-  if (g->m <= FEW_ROWS && enough) return columns(ctx, &s, pack_a);
+  if (g->m <= FEW_ROWS && enough) return columns(ctx, &s, pack_a, 1);
+  /* So little that packing B twice costs less than waiting for another thread's part of it. */
+  if (work_of(g) < 12.0 * SMALL) return columns(ctx, &s, pack_a, 4 * threads / panels + 1);
   return shared(ctx, &s, pack_a);
 }
 
@@ -435,7 +447,7 @@ peri_status peri__gemm_f32_batch (peri_ctx *ctx, const peri__gemm *g, int64_t nb
                                   const int64_t (*off)[2]) {
   int threads = peri_threads(ctx);
   if (g->m <= 0 || g->n <= 0) return PERI_OK;
-  if (!is_small(g) && nbatch < 4 * threads && nbatch % threads != 0) {
+  if (work_of(g) >= SMALL && nbatch < 4 * threads && nbatch % threads != 0) {
     for (int64_t i = 0; i < nbatch; i++) {
       peri__gemm one = item_of(g, off, i);
       TRY(peri__gemm_f32(ctx, &one));
@@ -446,8 +458,7 @@ peri_status peri__gemm_f32_batch (peri_ctx *ctx, const peri__gemm *g, int64_t nb
   size_t bytes = s.each * (size_t)threads;
   s.scratch = peri__block_get(ctx, bytes);
   if (s.scratch == NULL) return scratch_failed(ctx, bytes);
-  double work = (double)g->m * (double)g->n * (double)most(g->k, 1);
-  peri__parallel(ctx, nbatch, (int64_t)(SMALL / 2 / work) + 1, batch_task, &s);
+  peri__parallel(ctx, nbatch, (int64_t)(SMALL / 2 / work_of(g)) + 1, batch_task, &s);
   peri__block_put(ctx, s.scratch, bytes);
   return PERI_OK;
 }
