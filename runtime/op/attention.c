@@ -194,7 +194,7 @@ OPN(attention_backward, 3,
            "offset:int=none",
     .doc = "Gradients (dq, dk, dv) of attention, scores computed again from lse (B, Hq, Tq) (arXiv:2205.14135).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = attention_backward_infer, .cpu = attention_backward_cpu,
-    .cost = attention_backward_cost);
+    .cost = attention_backward_cost, .domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3");
 
 /* ---- attention ---- */
 

@@ -476,4 +476,4 @@ static peri_status fill_cpu (peri_call *c) {
   return PERI_OK;
 }
 OPN(fill_, 0, .sig = "x, value:num", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE,
-   .doc = "Set every element of x to value.", .cpu = fill_cpu);
+   .doc = "Set every element of x to value.", .cpu = fill_cpu, .domain = "attr value=1.5");

@@ -220,7 +220,8 @@ OP(cross_entropy_backward,
    .doc = "Gradient of cross_entropy for its logits (..., classes); g is the gradient of the "
           "loss, stats (..., 2) what the forward pass saved: the largest logit of a row and "
           "log(sum(exp(x - max))).",
-   .infer = ceb_infer, .cpu = ceb_cpu, .cost = ce_cost);
+   .infer = ceb_infer, .cpu = ceb_cpu, .cost = ce_cost,
+   .domain = "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; stats=1..2");
 
 /* ---- losses that are a line of other ops ---- */
 

@@ -156,4 +156,4 @@ OPN(muon_, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED,
     .doc = "One Muon step in place on lists of matrices (Jordan et al. 2024): b = momentum b + "
            "(1 - momentum) g, u = b (or Nesterov's mix with g) made near-orthogonal by "
            "Newton-Schulz steps, p = (1 - lr weight_decay) p - lr sqrt(max(1, rows / cols)) u.",
-    .infer = infer, .cpu = cpu);
+    .infer = infer, .cpu = cpu, .domain = "attr lr=0.1");

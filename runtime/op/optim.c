@@ -58,7 +58,7 @@ STEP_OP(sgd_,
                "p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov "
                "p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The "
                "gradient is multiplied by grad_scale as it is read.",
-        .infer = sgd_infer, .cpu = sgd_cpu);
+        .infer = sgd_infer, .cpu = sgd_cpu, .domain = "attr lr=0.1");
 
 /* ---- adam_, adamw_ ---- */
 
@@ -104,7 +104,7 @@ STEP_OP(adam_,
                "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
                "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
                "it is read (clipping at no cost).",
-        .infer = adam_infer, .cpu = adam_cpu);
+        .infer = adam_infer, .cpu = adam_cpu, .domain = "v=0.1..1; attr lr=0.1");
 STEP_OP(adamw_,
         .sig = ADAM_LISTS
         "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
@@ -112,7 +112,7 @@ STEP_OP(adamw_,
         .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
                "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
                "multiplied by grad_scale as it is read.",
-        .infer = adam_infer, .cpu = adamw_cpu);
+        .infer = adam_infer, .cpu = adamw_cpu, .domain = "v=0.1..1; attr lr=0.1");
 
 /* ---- rmsprop_ ---- */
 
@@ -150,7 +150,7 @@ STEP_OP(rmsprop_,
         .doc = "One RMSprop step in place on lists of tensors (torch.optim.RMSprop): s = alpha s "
                "+ (1 - alpha) g^2; u = g / (sqrt(s) + eps), with momentum b = momentum b + u; p "
                "-= lr u (or b). Without momentum the list of buffers may be empty.",
-        .infer = rmsprop_infer, .cpu = rmsprop_cpu);
+        .infer = rmsprop_infer, .cpu = rmsprop_cpu, .domain = "squares=0.1..1; attr lr=0.1");
 
 /* ---- norms: global_norm, clip_grad_norm_ ---- */
 
@@ -208,7 +208,7 @@ OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED,
    .doc = "Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is "
           "less than 1 and returns their norm () from before; a norm that is not finite leaves "
           "them as they are.",
-   .infer = clip_infer, .cpu = clip_cpu);
+   .infer = clip_infer, .cpu = clip_cpu, .domain = "attr max_norm=1");
 
 /* ---- lamb_ ---- */
 
@@ -250,7 +250,7 @@ STEP_OP(lamb_,
                "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
                "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
                "either norm is 0.",
-        .infer = lamb_infer, .cpu = lamb_cpu);
+        .infer = lamb_infer, .cpu = lamb_cpu, .domain = "v=0.1..1; attr lr=0.1");
 
 /* ---- ema_ ---- */
 
@@ -273,4 +273,4 @@ static peri_status ema_cpu (peri_call *c) {
 STEP_OP(ema_, .sig = "targets:tensors, sources:tensors, decay:num",
         .doc = "Exponential moving average in place on lists of tensors: target = decay target + "
                "(1 - decay) source.",
-        .infer = ema_infer, .cpu = ema_cpu);
+        .infer = ema_infer, .cpu = ema_cpu, .domain = "attr decay=0.9");

@@ -309,4 +309,6 @@ OPN(token_logprob_backward, 3,
     .doc = "Gradient of token_logprob for hidden (..., width), weight (classes, width) and bias "
            "(classes), from those of its two results; what is not wanted is empty. stats (..., "
            "2) is what the forward pass saved.",
-    .infer = infer_backward, .cpu = cpu_backward, .cost = cost);
+    .infer = infer_backward, .cpu = cpu_backward, .cost = cost,
+    .domain = "g_logp.shape=3; g_entropy.shape=3; hidden.shape=3,4; weight.shape=5,4; target.shape=3; "
+              "target=int:0..4; bias.shape=5; stats.shape=3,2; stats=1..2");
