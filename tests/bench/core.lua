@@ -5,7 +5,8 @@
 -- Peers: torch and JAX from a virtual environment (tests/bench/peers/install.sh makes it), else
 -- Debian's python3-torch; OpenBLAS when libopenblas0 is there. What is missing is said.
 local peri = require "perilune"
-local gpt = require "gpt"
+local here = arg[0]:match "^(.*)/[^/]*$" or "."
+local gpt = dofile(here .. "/gpt.lua")
 
 local opts = { reps = 7, only = "", peers = os.getenv "PERILUNE_PEERS" or (os.getenv "HOME" .. "/.cache/perilune-peers") }
 for i = 1, #arg, 2 do
@@ -44,7 +45,6 @@ local function exists(path)
   return f ~= nil
 end
 
-local here = arg[0]:match "^(.*)/[^/]*$"
 local probe = server("probe", (os.getenv "PERILUNE_BUILD" or here .. "/../../build") .. "/tests/bench/probe")
 local peers, missing = {}, {}
 do

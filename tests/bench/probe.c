@@ -16,26 +16,46 @@ static peri_ctx *ctx;
 
 /* ---- limits ---- */
 
-/* 10 independent chains of multiply-adds on the widest registers; opaque to the optimizer. */
-#define CHAINS 10
-#define FMA_BODY(T, lanes, steps)                                                    \
-  T acc[CHAINS], x, y;                                                               \
-  for (int i = 0; i < lanes; i++) { x[i] = 0.999f; y[i] = 0.001f; }                  \
-  for (int c = 0; c < CHAINS; c++) acc[c] = x;                                       \
-  for (int64_t s = 0; s < steps; s++)                                                \
-    for (int c = 0; c < CHAINS; c++) { acc[c] = acc[c] * x + y; __asm__("" : "+v"(acc[c])); } \
-  float sum = 0;                                                                     \
-  for (int c = 0; c < CHAINS; c++) sum += acc[c][0];                                 \
+/* 12 independent chains of multiply-adds on the widest registers. */
+#define CHAINS 12
+#define FMA_BODY(T, set, fmadd)                                       \
+  T a[CHAINS], x = set(0.999f), y = set(0.001f);                      \
+  for (int c = 0; c < CHAINS; c++) a[c] = set((float)c);              \
+  for (int64_t s = 0; s < steps; s++) {                               \
+    a[0] = fmadd(a[0], x, y), a[1] = fmadd(a[1], x, y);               \
+    a[2] = fmadd(a[2], x, y), a[3] = fmadd(a[3], x, y);               \
+    a[4] = fmadd(a[4], x, y), a[5] = fmadd(a[5], x, y);               \
+    a[6] = fmadd(a[6], x, y), a[7] = fmadd(a[7], x, y);               \
+    a[8] = fmadd(a[8], x, y), a[9] = fmadd(a[9], x, y);               \
+    a[10] = fmadd(a[10], x, y), a[11] = fmadd(a[11], x, y);           \
+  }                                                                   \
+  float sum = 0;                                                      \
+  for (int c = 0; c < CHAINS; c++) sum += ((float *)&a[c])[0];        \
   return sum;
 
-typedef float v8 __attribute__((vector_size(32)));
-typedef float v16 __attribute__((vector_size(64)));
-__attribute__((target("avx2,fma"), optimize("O3", "fp-contract=fast"))) static float fma8 (int64_t steps) {
-  FMA_BODY(v8, 8, steps)
+#if defined(__x86_64__)
+#include <immintrin.h>
+__attribute__((target("avx2,fma"))) static float fma8 (int64_t steps) {
+  FMA_BODY(__m256, _mm256_set1_ps, _mm256_fmadd_ps)
 }
-__attribute__((target("avx512f"), optimize("O3", "fp-contract=fast"))) static float fma16 (int64_t steps) {
-  FMA_BODY(v16, 16, steps)
+__attribute__((target("avx512f"))) static float fma16 (int64_t steps) {
+  FMA_BODY(__m512, _mm512_set1_ps, _mm512_fmadd_ps)
 }
+static float fma_steps (int64_t steps) {
+  return __builtin_cpu_supports("avx512f") ? fma16(steps) : fma8(2 * steps);
+}
+#else
+static float fma_steps (int64_t steps) { /* 16 lanes in four registers a chain */
+  typedef float v4 __attribute__((vector_size(16)));
+  v4 a[16], x = { 0.999f, 0.999f, 0.999f, 0.999f }, y = { 0.001f };
+  for (int c = 0; c < 16; c++) a[c] = x;
+  for (int64_t s = 0; s < 3 * steps; s++)
+    for (int c = 0; c < 16; c++) a[c] = a[c] * x + y;
+  float sum = 0;
+  for (int c = 0; c < 16; c++) sum += a[c][0];
+  return sum;
+}
+#endif
 
 #define FMA_STEPS 1000000
 static volatile float sink;
@@ -43,8 +63,7 @@ static volatile float sink;
 static void fma_range (void *ud, int64_t begin, int64_t end, int worker) {
   (void)ud;
   (void)worker;
-  for (int64_t i = begin; i < end; i++)
-    sink = __builtin_cpu_supports("avx512f") ? fma16(FMA_STEPS) : fma8(2 * FMA_STEPS);
+  for (int64_t i = begin; i < end; i++) sink = fma_steps(FMA_STEPS);
 }
 
 static double fma_rate (int threads) {
