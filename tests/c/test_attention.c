@@ -444,6 +444,44 @@ static void cache_takes_tokens (void **state) {
   peri_close(ctx);
 }
 
+/* attention_step_ on one token after another against rope_qkv and attention on all of them. */
+static void one_op_is_a_whole_step (void **state) {
+  enum { B = 2, T = 9, H = 4, KV = 2, D = 12 };
+  (void)state;
+  for (int level = 0; level < LEVELS; level++) {
+    if (!(ctx = open_level(level, 2))) continue;
+    int64_t shape[4] = { B, T, H + 2 * KV, D }, room[4] = { B, T + 3, KV, D }, two = 2, n = D / 2, time = T, pos[T];
+    int64_t start[B] = { 0, 4 };
+    float freq[D / 2] = { 1, 0.6f, 0.3f, 0.1f, 0.05f, 0.01f };
+    for (int t = 0; t < T; t++) pos[t] = t;
+    peri_tensor *all[3] = { random_tensor(PERI_F32, 3, 4, shape), make(PERI_I64, 1, &time, pos), make(PERI_F32, 1, &n, freq) };
+    struct attn c = { B, T, T, H, KV, D, true, 0, INT64_MIN, 0, true };
+    struct io x = { .start = make(PERI_I64, 1, &two, start) };
+    peri_tensor *part[3], *cache[2] = { random_tensor(PERI_F32, 4, 4, room), random_tensor(PERI_F32, 5, 4, room) };
+    peri_attr split[5] = { { .i = H }, { .i = KV }, { .i = 0 }, { .f = 1 }, { .i = 0 } };
+    assert_int_equal(peri_apply(ctx, peri_op_find("rope_qkv"), 3, all, split, part), PERI_OK);
+    x.q = part[0], x.k = part[1], x.v = part[2];
+    peri_tensor *full = attend(&x, &c);
+    for (int64_t t = 0; t < T; t++) {
+      peri_tensor *one = narrow(all[0], 1, t, 1), *at = narrow(all[1], 0, t, 1), *out = NULL;
+      peri_tensor *in[6] = { cache[0], cache[1], one, at, all[2], x.start };
+      peri_attr attr[5] = { { .i = t }, { .i = 0 }, { .f = 1 }, { .f = NAN }, { .i = 0 } };
+      if (peri_apply(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK) fail_msg("%s", peri_message(ctx));
+      for (int b = 0; b < B; b++)
+        assert_memory_equal((float *)peri_data(out) + b * H * D, (float *)peri_data(full) + (b * T + t) * H * D, H * D * 4);
+      peri_release(out);
+      peri_release(one);
+      peri_release(at);
+    }
+    for (int i = 0; i < 3; i++) peri_release(all[i]);
+    for (int i = 0; i < 2; i++) peri_release(cache[i]);
+    peri_release(full);
+    drop(&x);
+    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    peri_close(ctx);
+  }
+}
+
 int main (void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(values_and_gradients),
@@ -454,6 +492,7 @@ int main (void) {
     cmocka_unit_test(bad_shapes_are_refused),
     cmocka_unit_test(rope_turns_pairs),
     cmocka_unit_test(cache_takes_tokens),
+    cmocka_unit_test(one_op_is_a_whole_step),
   };
   return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
 }
