@@ -1,0 +1,138 @@
+-- Misuse of every op: a wrong type for each parameter, too few and too many arguments, unknown names;
+-- then what single ops refuse. Each error names the op and what was given, and leaves nothing behind.
+local lu = require "luaunit"
+local peri = require "perilune"
+local optest = require "optest"
+local refusals = require "op_refusals"
+
+local function live()
+  collectgarbage()
+  collectgarbage()
+  return peri.memory().live
+end
+
+-- fn must raise a message that names the op and holds every one of the texts.
+local function refused(name, what, texts, fn, ...)
+  local ok, message = pcall(fn, ...)
+  lu.assertFalse(ok, ("%s: %s is accepted"):format(name, what))
+  message = tostring(message)
+  for _, text in ipairs { name .. ": ", table.unpack(texts) } do
+    lu.assertStrContains(message, text, false, false, ("%s: %s"):format(name, what))
+  end
+end
+
+-- Of no kind that the parameter takes; a table in the last place would give names.
+local function wrong_value(kind) return (kind == "str" or kind == "dtype") and true or "wrong" end
+
+-- The arguments of a good call, attributes by name in a last table.
+local function by_name(op)
+  local args = optest.arguments(op, "f32")
+  local tensors, named = {}, {}
+  local n = 0
+  for i, p in ipairs(op.params) do
+    if p.kind:find "^tensor" then
+      n = i
+      tensors[i] = args[i]
+    else named[p.name] = args[i] end
+  end
+  return tensors, n, named
+end
+
+local function wrong_types(op)
+  for i, p in ipairs(op.params) do
+    local tensors, n, named = by_name(op)
+    local value = wrong_value(p.kind)
+    local texts = { p.name, type(value) }
+    if i <= n then
+      tensors[i] = value
+    else named[p.name] = value end
+    tensors[n + 1] = next(named) and named
+    refused(op.name, ("a %s for %s"):format(type(value), p.name), texts, peri[op.name],
+      table.unpack(tensors, 1, next(named) and n + 1 or n))
+    if p.kind == "dtype" then
+      tensors, n, named = by_name(op)
+      named[p.name] = "f99"
+      tensors[n + 1] = named
+      refused(op.name, "no dtype", { p.name, "f99", "bf16" }, peri[op.name], table.unpack(tensors, 1, n + 1))
+    elseif p.kind == "int" or p.kind == "dim" or p.kind == "pos" or p.kind == "dims" or p.kind == "shape" then
+      tensors, n, named = by_name(op)
+      named[p.name] = 1.5
+      tensors[n + 1] = named
+      refused(op.name, "a fraction", { p.name, "1.5" }, peri[op.name], table.unpack(tensors, 1, n + 1))
+    end
+  end
+end
+
+local function too_few(op)
+  local args = optest.arguments(op, "f32")
+  for i, p in ipairs(op.params) do
+    if not p.optional then
+      refused(op.name, i - 1 .. " arguments", { p.name }, peri[op.name], table.unpack(args, 1, i - 1))
+    end
+  end
+end
+
+local function too_many(op)
+  local args = optest.arguments(op, "f32")
+  args[#op.params + 1] = 1
+  refused(op.name, "one argument more", { tostring(#op.params + 1) }, peri[op.name],
+    table.unpack(args, 1, #op.params + 1))
+end
+
+local function unknown_names(op)
+  local tensors, n, named = by_name(op)
+  local near
+  for i, p in ipairs(op.params) do if i > n and not near then near = p.name end end
+  near = near or op.params[1].name
+  local slip = near .. "q"
+  named[slip] = 1
+  tensors[n + 1] = named
+  refused(op.name, "an unknown name", { "'" .. slip .. "'", "'" .. near .. "'" }, peri[op.name],
+    table.unpack(tensors, 1, n + 1))
+end
+
+local function released(op)
+  local tensors, n, named = by_name(op)
+  for i = 1, n do
+    if type(tensors[i]) == "userdata" then
+      local mine = { table.unpack(tensors, 1, n) }
+      mine[i] = mine[i]:clone()
+      mine[i]:release()
+      mine[n + 1] = named
+      refused(op.name, "a released tensor", { op.params[i].name, "released" }, peri[op.name],
+        table.unpack(mine, 1, n + 1))
+    end
+  end
+end
+
+TestErrors = {}
+for _, op in ipairs(peri.ops()) do
+  for what, check in pairs { types = wrong_types, few = too_few, many = too_many, names = unknown_names,
+    released = released } do
+    TestErrors[("test_%s_%s"):format(op.name, what)] = function ()
+      local before = live()
+      check(op)
+      lu.assertEquals(live(), before, op.name .. ": bytes are left")
+    end
+  end
+end
+
+-- Shapes, dims, positions and values that single ops refuse.
+for _, r in ipairs(refusals) do
+  TestErrors[("test_%s refuses %s"):format(r.op, r.what)] = function ()
+    local before = live()
+    refused(r.op, r.what, r.says, function () return r.call() end)
+    lu.assertEquals(live(), before, r.op .. ": bytes are left")
+  end
+end
+
+function TestErrors.test_every_op_with_tensors_has_a_refusal()
+  local seen, missing = {}, {}
+  for _, r in ipairs(refusals) do seen[r.op] = true end
+  for _, op in ipairs(peri.ops()) do
+    if not seen[op.name] and not refusals.takes_all[op.name] then missing[#missing + 1] = op.name end
+  end
+  lu.assertEquals(missing, {})
+end
+
+os.exit(lu.LuaUnit.run())
