@@ -122,6 +122,47 @@ def ropes():
     case("rope", [f(2, 3, 2, 4), ints(3, lo=0, hi=9), freq(2)], lambda x, p, q: rope(x, p, q, sign=-1.0), {"inverse": True}, "sum", n=1)
 
 
+def rope_qkv(x, positions, inv_freq, heads, kv_heads, **more):
+    q, k, v = x[:, :, :heads], x[:, :, heads:heads + kv_heads], x[:, :, heads + kv_heads:]
+    return rope(q, positions, inv_freq, **more), rope(k, positions, inv_freq, **more), v * 1
+
+
+def fused_ropes():
+    freq = of([1.0, 0.5], "f32")
+    for h, kv, batched, more in ((2, 1, False, {}), (4, 2, True, {"interleaved": True}), (2, 2, False, {"scale": 1.25})):
+        positions = ints(*((2, 3) if batched else (3,)), lo=0, hi=50)
+        case("rope_qkv", [f(2, 3, h + 2 * kv, 6), positions, freq], lambda x, p, q: rope_qkv(x, p, q, h, kv, **more),
+             {"heads": h, "kv_heads": kv, **more}, "sum", n=1)
+
+        def back(gq, gk, gv, p, q):
+            x = torch.zeros(2, 3, h + 2 * kv, 6, requires_grad=True)
+            return torch.autograd.grad(rope_qkv(x, p, q, h, kv, **more), x, (gq.detach(), gk.detach(), gv.detach()))[0]
+
+        case("rope_qkv_backward", [f(2, 3, h, 6), f(2, 3, kv, 6), f(2, 3, kv, 6), positions, freq], back, more or None, "sum",
+             grad=False, n=1)
+
+
+def steps():
+    """New tokens over a cache: rope, kv_append_ and causal attention."""
+    for b, t, h, kv, pos, rotate, start, attr in ((2, 1, 2, 1, 3, True, None, {}), (1, 2, 4, 2, 1, False, None, {}),
+                                                  (2, 3, 2, 2, 2, True, [0, 1], {"interleaved": True}),
+                                                  (1, 1, 2, 1, 5, True, None, {"window": 2, "scale": 0.25})):
+        positions = ints(t, lo=0, hi=20) if rotate else None
+        freq = of([1.0, 0.5], "f32") if rotate else None
+
+        def step(ck, cv, x, p, q, st):
+            q_, k_, v_ = (rope_qkv(x, p, q, h, kv, interleaved="interleaved" in attr) if rotate else
+                          (x[:, :, :h], x[:, :, h:h + kv], x[:, :, h + kv:]))
+            ck, cv = ck.clone(), cv.clone()
+            ck[:, pos - 1:pos - 1 + t], cv[:, pos - 1:pos - 1 + t] = k_, v_
+            n = pos - 1 + t
+            y = attention(q_, ck[:, :n], cv[:, :n], None, st, causal=True, scale=attr.get("scale"), window=attr.get("window", 0))
+            return [y, ck, cv, x] + [u for u in (p, q, st) if u is not None]
+
+        case("attention_step_", [f(b, 6, kv, 4), f(b, 6, kv, 4), f(b, t, h + 2 * kv, 4), positions, freq,
+                                 of(start, "i64") if start else None], step, {"pos": pos, **attr}, "sum", grad=False, n=64)
+
+
 def visible(q, k, causal, window, offset, start, mask):
     """Which keys a query sees, (B, Hq, Tq, Tk), and what is added to its scores."""
     (b, tq, h, _), tk = q.shape, k.shape[1]
@@ -231,5 +272,7 @@ def make():
     norms()
     gates()
     ropes()
+    fused_ropes()
+    steps()
     attentions()
     caches()
