@@ -23,7 +23,8 @@ static inline int64_t min64 (int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64 (int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Keys [lo, hi) of the sequence are those that query i may see, masks aside. */
-static inline void visible (const struct peri__attn *a, int64_t start, int64_t i, int64_t *lo, int64_t *hi) {
+static inline void visible (const struct peri__attn *a, int64_t start, int64_t i, int64_t *lo,
+                            int64_t *hi) {
   int64_t last = i + a->offset + 1;
   *hi = a->causal ? min64(a->Tk, last) : a->Tk;
   *lo = a->window > 0 ? max64(start, last - a->window) : start;
@@ -35,8 +36,10 @@ static inline int64_t start_of (const struct peri__attn *a, int64_t b) {
 }
 
 #if PERI_VW == 16
-#define LOW(x, y) __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(x, y) __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define LOW(x, y) \
+  __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(x, y) \
+  __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #elif PERI_VW == 8
 #define LOW(x, y) __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11)
 #define HIGH(x, y) __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15)
@@ -54,11 +57,13 @@ INLINE void shuffle (const vf *x, vf *y) {
 }
 
 /* A W x W block of rows becomes columns of the panel; rows from n and channels from D are zero. */
-INLINE void transpose_block (const float *x, int64_t stride, int64_t n, int64_t D, bool whole, float *panel) {
+INLINE void transpose_block (const float *x, int64_t stride, int64_t n, int64_t D, bool whole,
+                             float *panel) {
   vf s[W], t[W];
   for (int i = 0; i < W; i++)
     if (whole) s[i] = v_load(x + i * stride);
-    else s[i] = i >= n ? v_set(0) : D >= W ? v_load(x + i * stride) : v_load_tail(x + i * stride, D, 0);
+    else if (i >= n) s[i] = v_set(0);
+    else s[i] = D >= W ? v_load(x + i * stride) : v_load_tail(x + i * stride, D, 0);
   shuffle(s, t);
   shuffle(t, s);
 #if PERI_VW == 8
@@ -74,7 +79,8 @@ INLINE void transpose_block (const float *x, int64_t stride, int64_t n, int64_t 
 
 /* Rows [j0, n) of (n, D) become columns of panel (D, KB); j0 is a multiple of W, columns from n up
 ** to the next multiple are zero. */
-static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_t n, int64_t D, float *panel) {
+static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_t n, int64_t D,
+                              float *panel) {
   for (int64_t j = j0; j < n; j += W)
     for (int64_t d = 0; d < D; d += W) {
       const float *from = x + j * stride + d;
@@ -85,8 +91,9 @@ static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_
 }
 
 /* Copy n rows of D to rows of Dp, zeros behind. What is read again for every tile of queries is
-** copied first: rows of a (B, T, H, D) tensor lie a power of two apart and fall into few cache sets. */
-static inline void pack_rows (const float *x, int64_t stride, int64_t n, int64_t D, int64_t Dp, float *y) {
+** copied first: rows of a (B, T, H, D) tensor lie a power of two apart, in few cache sets. */
+static inline void pack_rows (const float *x, int64_t stride, int64_t n, int64_t D, int64_t Dp,
+                              float *y) {
   for (int64_t j = 0; j < n; j++, x += stride, y += Dp) {
     int64_t d = 0;
     for (; d + W <= D; d += W) v_store(y + d, v_load(x + d));
@@ -94,8 +101,9 @@ static inline void pack_rows (const float *x, int64_t stride, int64_t n, int64_t
   }
 }
 
-/* s[r][c] = q[r] . panel column c, for nv vectors from column c0. */
-INLINE void score_tile (const float *const *q, int R, int NV, const float *panel, int64_t D, float *s) {
+/* s[r][c] = q[r] . panel column c, for NV vectors of columns. */
+INLINE void score_tile (const float *const *q, int R, int NV, const float *panel, int64_t D,
+                        float *s) {
   vf acc[4][8];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < NV; c++) acc[r][c] = v_set(0);
@@ -135,9 +143,9 @@ static inline void scores (const float *const *q, int R, const float *panel, int
 /* o[r] += sum over keys of p[r][j] v[r][j], NV vectors of channels from d: keys [j0, j1) for all
 ** rows, and of those up to [first, last) before and behind each row's own [lo, hi). With same, all
 ** rows have v[0]. */
-INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int R, int NV, bool same,
-                      int64_t j0, int64_t j1, int64_t first, int64_t last, const int64_t *lo,
-                      const int64_t *hi, float *const *o, int64_t d) {
+INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int R, int NV,
+                      bool same, int64_t j0, int64_t j1, int64_t first, int64_t last,
+                      const int64_t *lo, const int64_t *hi, float *const *o, int64_t d) {
   vf acc[4][4], x[4];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < NV; c++) acc[r][c] = v_load(o[r] + d + c * W);
@@ -145,7 +153,8 @@ INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int
     for (int r = 0; r < R; r++)
       if (j >= lo[r])
         for (int c = 0; c < NV; c++)
-          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W), acc[r][c]);
+          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W),
+                            acc[r][c]);
   for (int64_t j = j0; j < j1; j++) {
     if (same)
       for (int c = 0; c < NV; c++) x[c] = v_load(v[0] + j * stride + d + c * W);
@@ -160,7 +169,8 @@ INLINE void mix_tile (const float *p, const float *const *v, int64_t stride, int
     for (int r = 0; r < R; r++)
       if (j < hi[r])
         for (int c = 0; c < NV; c++)
-          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W), acc[r][c]);
+          acc[r][c] = v_fma(v_set(p[r * KB + j]), v_load(v[same ? 0 : r] + j * stride + d + c * W),
+                            acc[r][c]);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < NV; c++) v_store(o[r] + d + c * W, acc[r][c]);
 }
@@ -170,20 +180,22 @@ INLINE void mix_rows (const float *p, const float *const *v, int64_t stride, int
                       const int64_t *hi, float *const *o, int64_t Dp) {
   int64_t d = 0;
   if (PERI_VW == 16 || R == 1)
-    for (; d + 4 * W <= Dp; d += 4 * W) mix_tile(p, v, stride, R, 4, same, j0, j1, first, last, lo, hi, o, d);
-  for (; d + 2 * W <= Dp; d += 2 * W) mix_tile(p, v, stride, R, 2, same, j0, j1, first, last, lo, hi, o, d);
+    for (; d + 4 * W <= Dp; d += 4 * W)
+      mix_tile(p, v, stride, R, 4, same, j0, j1, first, last, lo, hi, o, d);
+  for (; d + 2 * W <= Dp; d += 2 * W)
+    mix_tile(p, v, stride, R, 2, same, j0, j1, first, last, lo, hi, o, d);
   for (; d < Dp; d += W) mix_tile(p, v, stride, R, 1, same, j0, j1, first, last, lo, hi, o, d);
 }
 
 /* o += p V over keys [j0, j1) of one row. */
-static inline void mix_one (const float *p, const float *v, int64_t stride, int64_t j0, int64_t j1, float *o,
-                            int64_t Dp) {
+static inline void mix_one (const float *p, const float *v, int64_t stride, int64_t j0, int64_t j1,
+                            float *o, int64_t Dp) {
   if (j0 < j1) mix_rows(p, &v, stride, 1, true, j0, j1, j0, j1, NULL, NULL, &o, Dp);
 }
 
 /* The same for RT rows, each with its own V. */
-static inline void mix_apart (const float *p, const float *const *v, int64_t stride, int64_t j0, int64_t j1,
-                              float *const *o, int64_t Dp) {
+static inline void mix_apart (const float *p, const float *const *v, int64_t stride, int64_t j0,
+                              int64_t j1, float *const *o, int64_t Dp) {
   if (j0 < j1) mix_rows(p, v, stride, RT, false, j0, j1, j0, j1, NULL, NULL, o, Dp);
 }
 
@@ -209,8 +221,8 @@ INLINE void fetch_row (const float *x, int64_t D, int write) {
 }
 
 /* Additive form of the mask for one row: keys [first, first + n). */
-static inline void mask_row (const struct peri__attn *a, int64_t b, int64_t h, int64_t i, int64_t first,
-                             int64_t n, float *bias) {
+static inline void mask_row (const struct peri__attn *a, int64_t b, int64_t h, int64_t i,
+                             int64_t first, int64_t n, float *bias) {
   int64_t at = b * a->ms[0] + h * a->ms[1] + i * a->ms[2] + first * a->ms[3];
   if (a->mask_kind == PERI_ATTN_BOOL) {
     const uint8_t *m = (const uint8_t *)a->mask + at;

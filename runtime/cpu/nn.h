@@ -54,14 +54,16 @@ struct peri__nn_kernels {
   /* y = softmax or log softmax of rows of n. */
   void (*softmax) (const float *x, float *y, int64_t rows, int64_t n, bool logs);
   /* dx = y (g - sum(g y)), or g - exp(y) sum(g). */
-  void (*softmax_back) (const float *y, const float *g, float *dx, int64_t rows, int64_t n, bool logs);
+  void (*softmax_back) (const float *y, const float *g, float *dx, int64_t rows, int64_t n,
+                       bool logs);
   /* The same along the first dim of (n, ld), for columns [0, m). */
   void (*softmax_cols) (const float *x, float *y, int64_t n, int64_t ld, int64_t m, bool logs);
   void (*softmax_back_cols) (const float *y, const float *g, float *dx, int64_t n, int64_t ld,
                              int64_t m, bool logs);
   void (*norm) (const struct peri__norm *a, int64_t row0, int64_t row1);
   /* dx of the rows; dw, db (n)? are set to the sums over these rows of g xhat and g. */
-  void (*norm_back) (const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw, float *db);
+  void (*norm_back) (const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw,
+                    float *db);
   /* c = scale cos(angle), s = scale sin(angle), |angle| < 2^20; each within an ULP of f32. */
   void (*sincos) (int64_t n, const float *angle, float scale, float *c, float *s);
   /* Rotate pairs of the first 2 n channels of heads x D by the angles of c, s (n). */
@@ -69,9 +71,9 @@ struct peri__nn_kernels {
                 const float *c, const float *s, bool interleaved, bool inverse);
   /* y = silu(gate) up, and its gradients. */
   void (*silu_mul) (const float *gate, const float *up, float *y, int64_t n);
-  void (*silu_mul_back) (const float *gate, const float *up, const float *g, float *dgate, float *dup,
-                         int64_t n);
-  /* mask[i] = 1 where bits 8.. of word i of the stream are at least limit; i from 4 block, n of them. */
+  void (*silu_mul_back) (const float *gate, const float *up, const float *g, float *dgate,
+                        float *dup, int64_t n);
+  /* mask[i] = 1 where bits 8.. of word 4 block + i of the stream are at least limit, i < n. */
   void (*dropout_mask) (peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask);
   /* y = mask[i] ? x scale : 0 */
   void (*dropout) (const float *x, const uint8_t *mask, float scale, float *y, int64_t n);

@@ -1,6 +1,6 @@
 /*
 ** simd_attention.c - attention forward in f32, block by block of keys with a running maximum
-** (arXiv:2205.14135), never more than RT rows by KB keys of scores. attn.h says what fixes the bits.
+** (arXiv:2205.14135), never more than RT rows by KB keys of scores. attn.h says what fixes bits.
 */
 #include "cpu/attn.h"
 
@@ -26,14 +26,14 @@ static int64_t row_count (const struct peri__attn *a) {
 int64_t PERI_NAME(peri__attn_scratch) (const struct peri__attn *a) {
   int64_t Dp = round_up(a->D, W), rows = round_up(row_count(a), RT);
   int64_t heads = a->Tq == 1 ? a->Hkv : 1;
-  return KB * a->D + (a->Tq == 1 && Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp + rows * (int64_t)(sizeof(struct row) / 4) +
-         (a->Tq == 1 ? rows : RT) * KB + KB;
+  return KB * a->D + (a->Tq == 1 && Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp +
+         rows * (int64_t)(sizeof(struct row) / 4) + (a->Tq == 1 ? rows : RT) * KB + KB;
 }
 
 /* Raw scores s[lo, hi) of a row, columns of this block, become exp(s scale + bias - max); the row's
 ** earlier sums and output are scaled when the maximum grows. */
-static void soften (struct row *row, float *s, int64_t lo, int64_t hi, float scale, const float *bias,
-                    float *o, int64_t Dp) {
+static void soften (struct row *row, float *s, int64_t lo, int64_t hi, float scale,
+                    const float *bias, float *o, int64_t Dp) {
   int64_t c0 = lo / W * W;
   vf f = v_set(scale), top = v_set(-INFINITY);
   for (int64_t c = c0; c < hi; c += W) {
@@ -60,8 +60,8 @@ static void soften (struct row *row, float *s, int64_t lo, int64_t hi, float sca
   }
 }
 
-static void finish (const struct peri__attn *a, int64_t b, int64_t i, int64_t h, const struct row *row,
-                    const float *o) {
+static void finish (const struct peri__attn *a, int64_t b, int64_t i, int64_t h,
+                    const struct row *row, const float *o) {
   float sum = v_sum(row->sum), *y = a->out + ((b * a->Tq + i) * a->Hq + h) * a->D;
   float f = sum > 0 || sum != sum ? 1.0f / sum : 0;
   int64_t d = 0;
@@ -75,7 +75,7 @@ static void clear (struct row *row, float *o, int64_t n, int64_t Dp) {
   memset(o, 0, (size_t)(n * Dp) * sizeof *o);
 }
 
-/* A share of the next batch entry's cache rows: a decoding step reads each of them once, from far. */
+/* A share of the next batch entry's cache rows: a decoding step reads each of them once. */
 static void fetch_cache (const struct peri__attn *a, int64_t b, int64_t j0, int64_t n, int64_t hk) {
   int64_t first = n * hk / a->Hkv, last = n * (hk + 1) / a->Hkv, span = a->Hkv * a->D;
   if (b + 1 == a->B || a->ks[2] != a->D || a->vs[2] != a->D) return;
@@ -89,7 +89,8 @@ static void fetch_cache (const struct peri__attn *a, int64_t b, int64_t j0, int6
 static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = round_up(a->Hq, RT);
   struct row *row = (struct row *)scratch;
-  float *o = scratch + rows * (int64_t)(sizeof(struct row) / 4), *s = o + rows * Dp, *bias = s + rows * KB;
+  float *o = scratch + rows * (int64_t)(sizeof(struct row) / 4), *s = o + rows * Dp,
+        *bias = s + rows * KB;
   float *panel = bias + KB, *vp = panel + KB * D;
   int64_t start = start_of(a, b), lo, hi;
   visible(a, start, 0, &lo, &hi);
@@ -107,7 +108,8 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
         soften(&row[h], s + h * KB, first, n, a->scale, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
       }
       if (Dp != D)
-        pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp + hk * KB * Dp);
+        pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp,
+                  vp + hk * KB * Dp);
     }
     const float *v[RT];
     float *to[RT];
@@ -149,7 +151,8 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
   int64_t n_rows = min64(a->rows, a->Tq - i0) * G; /* row = query * G + head of the group */
   struct row *row = (struct row *)scratch;
   int64_t room = round_up(a->rows * G, RT);
-  float *o = scratch + room * (int64_t)(sizeof(struct row) / 4), *s = o + room * Dp, *bias = s + RT * KB;
+  float *o = scratch + room * (int64_t)(sizeof(struct row) / 4), *s = o + room * Dp,
+        *bias = s + RT * KB;
   float *panel = bias + KB, *vp = panel + KB * D;
   int64_t start = start_of(a, b), lo, hi, ignore;
   visible(a, start, i0, &lo, &ignore);
@@ -157,7 +160,8 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
   clear(row, o, n_rows, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
-    transpose(a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2], a->ks[1], first / W * W, n, D, panel);
+    transpose(a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2], a->ks[1], first / W * W, n, D,
+              panel);
     pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp);
     for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
       int R = (int)min64(RT, n_rows - r0);
@@ -179,7 +183,8 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
       for (int r = 0; r < R; r++) {
         if (from[r] >= to[r]) continue;
         if (a->mask_kind) mask_row(a, b, hk * G + (r0 + r) % G, i0 + (r0 + r) / G, j0, n, bias);
-        soften(&row[r0 + r], s + r * KB, from[r], to[r], a->scale, a->mask_kind ? bias : NULL, y[r], Dp);
+        soften(&row[r0 + r], s + r * KB, from[r], to[r], a->scale, a->mask_kind ? bias : NULL, y[r],
+               Dp);
       }
       mix(s, vp, Dp, R, from, to, y, Dp);
     }

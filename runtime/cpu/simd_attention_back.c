@@ -18,7 +18,8 @@ int64_t PERI_NAME(peri__attn_back_scratch) (const struct peri__attn *a) {
 }
 
 /* acc[j + i] += sum over rows [r0, r1) of w[r][j + i] x[r], i < 4. */
-INLINE void outer_tile (const float *w, const float *x, int64_t Dp, int64_t r0, int64_t r1, int NV, float *acc) {
+INLINE void outer_tile (const float *w, const float *x, int64_t Dp, int64_t r0, int64_t r1, int NV,
+                        float *acc) {
   vf t[4][4];
   for (int i = 0; i < 4; i++)
     for (int c = 0; c < NV; c++) t[i][c] = v_load(acc + i * Dp + c * W);
@@ -44,8 +45,8 @@ static void outer (const float *w, const float *x, int64_t Dp, int64_t r0, int64
 
 /* s: raw scores, t: g v^T, columns [c0, c1) (multiples of W) of a row that sees [lo, hi); they
 ** become p and ds. */
-static void differentiate (float *s, float *t, int64_t c0, int64_t c1, int64_t lo, int64_t hi, float scale,
-                           const float *bias, float lse, float delta) {
+static void differentiate (float *s, float *t, int64_t c0, int64_t c1, int64_t lo, int64_t hi,
+                           float scale, const float *bias, float lse, float delta) {
   vf f = v_set(scale), l = v_set(lse), d = v_set(delta), zero = v_set(0);
   for (int64_t c = c0; c < c1; c += W) {
     vf p = zero, ds = zero;
@@ -74,7 +75,8 @@ static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64
   int64_t G = a->Hq / a->Hkv, i = r / G;
   if (++hk == a->Hkv) b++, hk = 0;
   if (b == a->B) return;
-  int64_t h = hk * G + r % G, row = ((b * a->Tq + i) * a->Hq + h) * a->D, key = ((b * a->Tk + r) * a->Hkv + hk) * a->D;
+  int64_t h = hk * G + r % G, row = ((b * a->Tq + i) * a->Hq + h) * a->D,
+          key = ((b * a->Tk + r) * a->Hkv + hk) * a->D;
   fetch_row(a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2], a->D, 0);
   fetch_row(a->g + row, a->D, 0);
   fetch_row(a->out + row, a->D, 0);
@@ -87,8 +89,8 @@ static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64
 }
 
 /* Rows [r0, r0 + n) against the key block at j0 of n_keys keys. */
-static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk, int64_t start,
-                   int64_t r0, int64_t n, int64_t j0, int64_t n_keys) {
+static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk,
+                   int64_t start, int64_t r0, int64_t n, int64_t j0, int64_t n_keys) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
   int64_t from[RB], to[RB], c0 = n_keys, c1 = 0;
   for (int64_t r = 0; r < n; r++) {
@@ -142,9 +144,11 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
 }
 
 void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, float *scratch) {
-  int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = all_rows(a), hk = unit % a->Hkv, b = unit / a->Hkv;
+  int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = all_rows(a), hk = unit % a->Hkv,
+          b = unit / a->Hkv;
   struct work w;
-  w.kt = scratch, w.vt = w.kt + KB * D, w.kp = w.vt + KB * D, w.dk = w.kp + KB * Dp, w.dv = w.dk + KB * Dp;
+  w.kt = scratch, w.vt = w.kt + KB * D, w.kp = w.vt + KB * D, w.dk = w.kp + KB * Dp,
+  w.dv = w.dk + KB * Dp;
   w.qp = w.dv + KB * Dp, w.gp = w.qp + RB * Dp, w.p = w.gp + RB * Dp, w.ds = w.p + RB * KB;
   w.bias = w.ds + RB * KB, w.dq = w.bias + KB, w.delta = w.dq + round_up(rows, W) * Dp;
   memset(w.dq, 0, (size_t)(rows * Dp) * sizeof(float));
@@ -179,5 +183,6 @@ void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, 
     }
   }
   for (int64_t r = 0; r < rows; r++)
-    memcpy(a->dq + ((b * a->Tq + r / G) * a->Hq + hk * G + r % G) * D, w.dq + r * Dp, (size_t)D * sizeof(float));
+    memcpy(a->dq + ((b * a->Tq + r / G) * a->Hq + hk * G + r % G) * D, w.dq + r * Dp,
+           (size_t)D * sizeof(float));
 }

@@ -82,25 +82,30 @@ static float row_dot (const float *a, const float *b, int64_t n) {
   return v_sum(total);
 }
 
-static void softmax_back (const float *y, const float *g, float *dx, int64_t rows, int64_t n, bool logs) {
+static void softmax_back (const float *y, const float *g, float *dx, int64_t rows, int64_t n,
+                          bool logs) {
   for (int64_t r = 0; r < rows; r++, y += n, g += n, dx += n) {
     vf s = v_set(row_dot(g, logs ? NULL : y, n));
     int64_t i = 0;
     if (logs) {
       for (; i + W <= n; i += W) v_store(dx + i, v_load(g + i) - v_exp(v_load(y + i)) * s);
       if (i < n)
-        v_store_tail(dx + i, v_load_tail(g + i, n - i, 0) - v_exp(v_load_tail(y + i, n - i, 0)) * s, n - i);
+        v_store_tail(dx + i, v_load_tail(g + i, n - i, 0) - v_exp(v_load_tail(y + i, n - i, 0)) * s,
+                     n - i);
     } else {
       for (; i + W <= n; i += W) v_store(dx + i, v_load(y + i) * (v_load(g + i) - s));
       if (i < n)
-        v_store_tail(dx + i, v_load_tail(y + i, n - i, 0) * (v_load_tail(g + i, n - i, 0) - s), n - i);
+        v_store_tail(dx + i, v_load_tail(y + i, n - i, 0) * (v_load_tail(g + i, n - i, 0) - s),
+                     n - i);
     }
   }
 }
 
 /* ---- softmax over columns: lanes are columns, so each lane's sum runs in order ---- */
 
-static vf get (const float *p, int64_t lanes) { return lanes >= W ? v_load(p) : v_load_tail(p, lanes, 0); }
+static vf get (const float *p, int64_t lanes) {
+  return lanes >= W ? v_load(p) : v_load_tail(p, lanes, 0);
+}
 static void put (float *p, vf v, int64_t lanes) {
   if (lanes >= W) v_store(p, v);
   else v_store_tail(p, v, lanes);
@@ -179,8 +184,8 @@ static void silu_mul (const float *gate, const float *up, float *y, int64_t n) {
   }
 }
 
-static void silu_mul_back (const float *gate, const float *up, const float *g, float *dgate, float *dup,
-                           int64_t n) {
+static void silu_mul_back (const float *gate, const float *up, const float *g, float *dgate,
+                           float *dup, int64_t n) {
   for (int64_t i = 0; i < n; i += W) {
     int64_t k = n - i;
     vf x = v_clamp(get(gate + i, k), -1e4f, 1e4f), t = get(g + i, k), s = v_sigmoid(x);
@@ -218,7 +223,8 @@ static inline void wide_mul (v_u32 x, uint32_t by, v_u32 *low, v_u32 *high) {
 /* core/rng.c's generator, W blocks at a time. */
 static void dropout_mask (peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask) {
   for (int64_t i = 0; i < n; i += 4 * W, block += W) {
-    v_u32 c0, c1, c2 = (v_u32){ 0 } + (uint32_t)rng.offset, c3 = (v_u32){ 0 } + (uint32_t)(rng.offset >> 32);
+    v_u32 c0, c1, c2 = (v_u32){ 0 } + (uint32_t)rng.offset,
+                  c3 = (v_u32){ 0 } + (uint32_t)(rng.offset >> 32);
     uint32_t k0 = (uint32_t)rng.seed, k1 = (uint32_t)(rng.seed >> 32);
     for (int j = 0; j < W; j++) {
       c0[j] = (uint32_t)(block + (uint64_t)j);
@@ -236,7 +242,8 @@ static void dropout_mask (peri_rng rng, uint64_t block, int64_t n, uint32_t limi
     /* lane j holds bytes 4 j to 4 j + 3 of the mask */
     v_u32 word[4] = { c0, c1, c2, c3 }, keep = { 0 };
     for (int k = 0; k < 4; k++)
-      keep |= ((v_u32)((word[k] >> 8) >= limit) & 1) << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 8 * k : 24 - 8 * k);
+      keep |= ((v_u32)((word[k] >> 8) >= limit) & 1)
+              << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 8 * k : 24 - 8 * k);
     memcpy(mask + i, &keep, n - i < 4 * W ? (size_t)(n - i) : sizeof keep);
   }
 }

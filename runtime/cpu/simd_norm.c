@@ -12,7 +12,9 @@ enum { W = PERI_VW, CHUNK = 16 };
 #define INLINE static inline __attribute__((always_inline))
 
 /* lanes is the constant W in loops over whole vectors, fewer at a row's end */
-INLINE vf get (const float *p, int64_t lanes) { return lanes == W ? v_load(p) : v_load_tail(p, lanes, 0); }
+INLINE vf get (const float *p, int64_t lanes) {
+  return lanes == W ? v_load(p) : v_load_tail(p, lanes, 0);
+}
 INLINE void put (float *p, vf v, int64_t lanes) {
   if (lanes == W) v_store(p, v);
   else v_store_tail(p, v, lanes);
@@ -27,7 +29,8 @@ static inline __attribute__((always_inline)) float row_sum (const float *x, int6
     int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
     vf p = v_set(0), q = p, r = p, s = p;
     for (; i + 4 * W <= end; i += 4 * W) {
-      vf a = v_load(x + i), b = v_load(x + i + W), c = v_load(x + i + 2 * W), d = v_load(x + i + 3 * W);
+      vf a = v_load(x + i), b = v_load(x + i + W), c = v_load(x + i + 2 * W),
+         d = v_load(x + i + 3 * W);
       if (square) {
         a -= m, b -= m, c -= m, d -= m;
         p = v_fma(a, a, p), q = v_fma(b, b, q), r = v_fma(c, c, r), s = v_fma(d, d, s);
@@ -54,8 +57,8 @@ static float row_stat (const float *x, int64_t n, bool rms, double eps, float *m
   return (float)(1.0 / sqrt((double)row_sum(x, n, *mean, true) / (double)n + eps));
 }
 
-INLINE void scale_vector (const struct peri__norm *a, const float *x, float *y, vf mean, vf rstd, int64_t i,
-                          int64_t lanes) {
+INLINE void scale_vector (const struct peri__norm *a, const float *x, float *y, vf mean, vf rstd,
+                          int64_t i, int64_t lanes) {
   vf v = (get(x + i, lanes) - mean) * rstd;
   if (a->w) v *= get(a->w + i, lanes);
   if (a->b) v += get(a->b + i, lanes);
@@ -87,8 +90,8 @@ void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64
 /* What the first pass over a row adds up. */
 struct sums { vf u, ux; };
 
-INLINE void sum_vector (const struct peri__norm_back *a, const float *x, const float *g, vf mean, vf rstd,
-                        float *dw, float *db, struct sums *s, int64_t i, int64_t lanes) {
+INLINE void sum_vector (const struct peri__norm_back *a, const float *x, const float *g, vf mean,
+                        vf rstd, float *dw, float *db, struct sums *s, int64_t i, int64_t lanes) {
   vf xhat = (get(x + i, lanes) - mean) * rstd, gi = get(g + i, lanes), u = gi;
   if (a->w) u *= get(a->w + i, lanes);
   s->u += u; /* lanes past the row have g = 0 */
@@ -97,8 +100,9 @@ INLINE void sum_vector (const struct peri__norm_back *a, const float *x, const f
   if (db) put(db + i, get(db + i, lanes) + gi, lanes);
 }
 
-INLINE void back_vector (const struct peri__norm_back *a, const float *x, const float *g, const float *add,
-                         float *dx, vf mean, vf rstd, vf mu, vf mux, int64_t i, int64_t lanes) {
+INLINE void back_vector (const struct peri__norm_back *a, const float *x, const float *g,
+                         const float *add, float *dx, vf mean, vf rstd, vf mu, vf mux, int64_t i,
+                         int64_t lanes) {
   vf xhat = (get(x + i, lanes) - mean) * rstd, u = get(g + i, lanes);
   if (a->w) u *= get(a->w + i, lanes);
   vf d = (u - mu - xhat * mux) * rstd;

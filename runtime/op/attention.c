@@ -28,15 +28,19 @@ static peri_status attn_check (peri_call *c, const peri_tensor *mask, const peri
   for (int i = 0; i < 3; i++) {
     TRY(peri__want_ndim(c, i, names[i], 4));
     if (q->dtype != PERI_F32 && q->dtype != PERI_F64)
-      return peri__fail(c->ctx, PERI_EDTYPE, "q is %s, expected a float dtype", peri_dtype_name((peri_dtype)q->dtype));
+      return peri__fail(c->ctx, PERI_EDTYPE, "q is %s, expected a float dtype",
+                        peri_dtype_name((peri_dtype)q->dtype));
     TRY(peri__want_dtype(c, i, names[i], q->dtype));
   }
   if (memcmp(k->shape, c->in[2]->shape, 4 * sizeof *k->shape) != 0)
     return peri__fail(c->ctx, PERI_ESHAPE, "k has shape %s and v %s; they must be equal",
                       peri__shape_text(k, a, sizeof a), peri__shape_text(c->in[2], b, sizeof b));
-  if (k->shape[0] != q->shape[0] || k->shape[3] != q->shape[3] || k->shape[2] < 1 || q->shape[2] % k->shape[2] != 0)
-    return peri__fail(c->ctx, PERI_ESHAPE, "q has shape %s and k %s; expected (B, Tq, Hq, D) and (B, Tk, Hkv, D), "
-                      "Hq a multiple of Hkv", peri__shape_text(q, a, sizeof a), peri__shape_text(k, b, sizeof b));
+  if (k->shape[0] != q->shape[0] || k->shape[3] != q->shape[3] || k->shape[2] < 1 ||
+      q->shape[2] % k->shape[2] != 0)
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "q has shape %s and k %s; expected (B, Tq, Hq, D) and (B, Tk, Hkv, D), "
+                      "Hq a multiple of Hkv",
+                      peri__shape_text(q, a, sizeof a), peri__shape_text(k, b, sizeof b));
   if (mask) {
     int64_t full[4] = { q->shape[0], q->shape[2], q->shape[1], k->shape[1] };
     bool good = mask->ndim == 4 || mask->ndim == 2;
@@ -45,15 +49,19 @@ static peri_status attn_check (peri_call *c, const peri_tensor *mask, const peri
       good = mask->shape[i] == want || mask->shape[i] == 1;
     }
     if (!good)
-      return peri__fail(c->ctx, PERI_ESHAPE, "mask has shape %s, expected (%lld, %lld) or (%lld, %lld, %lld, %lld), "
-                        "1 for any size", peri__shape_text(mask, a, sizeof a), (long long)full[0], (long long)full[3],
-                        (long long)full[0], (long long)full[1], (long long)full[2], (long long)full[3]);
+      return peri__fail(c->ctx, PERI_ESHAPE,
+                        "mask has shape %s, expected (%lld, %lld) or (%lld, %lld, %lld, %lld), "
+                        "1 for any size",
+                        peri__shape_text(mask, a, sizeof a), (long long)full[0], (long long)full[3],
+                        (long long)full[0], (long long)full[1], (long long)full[2],
+                        (long long)full[3]);
     if (mask->dtype != PERI_BOOL && !peri__is_float(mask->dtype))
       return peri__fail(c->ctx, PERI_EDTYPE, "mask is %s, expected bool or a float dtype",
                         peri_dtype_name((peri_dtype)mask->dtype));
   }
   if (start && (start->dtype != PERI_I64 || start->ndim != 1 || start->shape[0] != q->shape[0]))
-    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,)", peri_dtype_name((peri_dtype)start->dtype),
+    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,)",
+                      peri_dtype_name((peri_dtype)start->dtype),
                       peri__shape_text(start, a, sizeof a), (long long)q->shape[0]);
   return PERI_OK;
 }
@@ -88,7 +96,10 @@ static peri_status attn_open (peri_call *c, attn_job *j, peri_tensor *mask, peri
   a->scale_f64 = isnan(attr[1].f) ? 1 / sqrt((double)a->D) : attr[1].f;
   a->scale = (float)a->scale_f64;
   a->window = attr[2].i > far ? 0 : attr[2].i;
-  a->offset = attr[3].i == INT64_MIN ? a->Tk - a->Tq : attr[3].i > far ? far : attr[3].i < -far ? -far : attr[3].i;
+  a->offset = attr[3].i == INT64_MIN ? a->Tk - a->Tq
+              : attr[3].i > far      ? far
+              : attr[3].i < -far     ? -far
+                                     : attr[3].i;
   TRY(attn_rows(j, c->in[0], &a->q, a->qs));
   TRY(attn_rows(j, c->in[1], &a->k, a->ks));
   TRY(attn_rows(j, c->in[2], &a->v, a->vs));
@@ -104,7 +115,8 @@ static peri_status attn_open (peri_call *c, attn_job *j, peri_tensor *mask, peri
     }
     a->mask_kind = mask->dtype == PERI_BOOL ? PERI_ATTN_BOOL : PERI_ATTN_ADD;
     a->mask = t->data;
-    for (int i = 0; i < t->ndim; i++) a->ms[t->ndim == 2 ? 3 * i : i] = t->shape[i] == 1 ? 0 : t->stride[i];
+    for (int i = 0; i < t->ndim; i++)
+      a->ms[t->ndim == 2 ? 3 * i : i] = t->shape[i] == 1 ? 0 : t->stride[i];
   }
   return PERI_OK;
 }
@@ -123,7 +135,8 @@ static peri_status attn_run (peri_ctx *ctx, attn_job *j, int64_t units, int64_t 
   int64_t workers = units > grain ? peri_threads(ctx) : 1;
   size_t bytes = (size_t)(workers * j->room) * sizeof(float);
   j->scratch = peri__block_get(ctx, bytes);
-  if (!j->scratch) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+  if (!j->scratch)
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
   peri__parallel(ctx, units, grain, attn_range, j);
   peri__block_put(ctx, j->scratch, bytes);
   return PERI_OK;
@@ -154,11 +167,13 @@ static peri_status attention_backward_infer (peri_call *c) {
     TRY(peri__want_dtype(c, i, i == 3 ? "out" : "g", q->dtype));
     if (memcmp(c->in[i]->shape, q->shape, 4 * sizeof *q->shape) != 0)
       return peri__fail(c->ctx, PERI_ESHAPE, "q has shape %s and %s %s; they must be equal",
-                        peri__shape_text(q, a, sizeof a), i == 3 ? "out" : "g", peri__shape_text(c->in[i], b, sizeof b));
+                        peri__shape_text(q, a, sizeof a), i == 3 ? "out" : "g",
+                        peri__shape_text(c->in[i], b, sizeof b));
   }
   TRY(peri__want_dtype(c, 4, "lse", q->dtype));
   if (lse->numel != q->shape[0] * q->shape[1] * q->shape[2])
-    return peri__fail(c->ctx, PERI_ESHAPE, "lse has %lld values, expected (B, Hq, Tq)", (long long)lse->numel);
+    return peri__fail(c->ctx, PERI_ESHAPE, "lse has %lld values, expected (B, Hq, Tq)",
+                      (long long)lse->numel);
   for (int k = 0; k < 3; k++) TRY(peri__new_like(c->in[k], (peri_dtype)q->dtype, &c->out[k]));
   return PERI_OK;
 }
@@ -190,11 +205,13 @@ static void attention_backward_cost (const peri_call *c, double *flops, double *
 }
 
 OPN(attention_backward, 3,
-    .sig = "q, k, v, out, lse, g, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, window:int=0, "
-           "offset:int=none",
-    .doc = "Gradients (dq, dk, dv) of attention, scores computed again from lse (B, Hq, Tq) (arXiv:2205.14135).",
-    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = attention_backward_infer, .cpu = attention_backward_cpu,
-    .cost = attention_backward_cost, .domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3");
+    .sig = "q, k, v, out, lse, g, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, "
+           "window:int=0, offset:int=none",
+    .doc = "Gradients (dq, dk, dv) of attention, scores computed again from lse (B, Hq, Tq) "
+           "(arXiv:2205.14135).",
+    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = attention_backward_infer,
+    .cpu = attention_backward_cpu, .cost = attention_backward_cost,
+    .domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3");
 
 /* ---- attention ---- */
 
@@ -202,7 +219,8 @@ static peri_status attention_infer (peri_call *c) {
   const peri_tensor *q = c->in[0];
   TRY(attn_check(c, c->in[3], c->in[4]));
   if (c->attr[2].i < 0)
-    return peri__fail(c->ctx, PERI_EINVAL, "window = %lld, expected 0 or more", (long long)c->attr[2].i);
+    return peri__fail(c->ctx, PERI_EINVAL, "window = %lld, expected 0 or more",
+                      (long long)c->attr[2].i);
   int64_t rows[3] = { q->shape[0], q->shape[2], q->shape[1] };
   TRY(peri__infer_same(c));
   return peri__new(c->ctx, (peri_dtype)q->dtype, 3, rows, &c->out[1]);
@@ -218,7 +236,8 @@ static peri_status attention_cpu (peri_call *c) {
     int64_t units = f64 ? a->B * a->Hkv : j.k->attn_units(a);
     if (f64) j.unit_f64 = peri__attn_f64;
     else j.unit = j.k->attn;
-    double pairs = (double)a->B * (double)a->Hq * (double)a->Tq * (double)a->Tk * (double)a->D / (double)units;
+    double pairs =
+        (double)a->B * (double)a->Hq * (double)a->Tq * (double)a->Tk * (double)a->D / (double)units;
     s = attn_run(c->ctx, &j, units, f64 ? 1 : j.k->attn_scratch(a), 0.1 * pairs);
   }
   attn_close(&j);
@@ -229,11 +248,13 @@ static void attention_vjp (peri_vjp *v) {
   const peri_call *c = v->c;
   peri_tensor *out[PERI_MAX_OUT];
   if (c->in[3] && v->need[3]) {
-    peri__build_fail(&v->b, peri__fail(c->ctx, PERI_ENOSUP, "attention: there is no gradient of the mask"));
+    peri__build_fail(
+        &v->b, peri__fail(c->ctx, PERI_ENOSUP, "attention: there is no gradient of the mask"));
     return;
   }
   peri__build_all(&v->b, &peri__op_attention_backward, 8,
-                  (peri_tensor *[]){ c->in[0], c->in[1], c->in[2], c->out[0], c->out[1], v->g[0], c->in[3], c->in[4] },
+                  (peri_tensor *[]){ c->in[0], c->in[1], c->in[2], c->out[0], c->out[1], v->g[0],
+                                     c->in[3], c->in[4] },
                   c->attr, out);
   for (int i = 0; i < 3; i++) v->gin[i] = out[i];
 }
@@ -244,11 +265,13 @@ static void attention_cost (const peri_call *c, double *flops, double *bytes) {
 }
 
 OPN(attention, 2,
-    .sig = "q, k, v, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, window:int=0, offset:int=none",
-    .doc = "softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i "
-           "sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start (B) are padding; "
-           "mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; a query that sees nothing "
-           "gives zeros (arXiv:1706.03762, arXiv:2205.14135).",
-    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1, .infer = attention_infer,
-    .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
+    .sig = "q, k, v, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, "
+           "window:int=0, offset:int=none",
+    .doc = "softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple "
+           "of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the "
+           "last window; keys before start (B) are padding; mask: bool (true = visible) or added, "
+           "(B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; a query that sees nothing gives zeros "
+           "(arXiv:1706.03762, arXiv:2205.14135).",
+    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1,
+    .infer = attention_infer, .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
     .domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true");

@@ -69,7 +69,8 @@ void peri__attn_f64 (const struct peri__attn *a, int64_t unit) {
 void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
   struct head x = head_of(a, unit);
   int64_t G = a->Hq / a->Hkv, lo, hi, D = a->D;
-  double *dq0 = (double *)(void *)a->dq, *dk0 = (double *)(void *)a->dk, *dv0 = (double *)(void *)a->dv;
+  double *dq0 = (double *)(void *)a->dq, *dk0 = (double *)(void *)a->dk,
+         *dv0 = (double *)(void *)a->dv;
   for (int64_t j = 0; j < a->Tk; j++) {
     memset(dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D, 0, (size_t)D * sizeof *dk0);
     memset(dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D, 0, (size_t)D * sizeof *dv0);
@@ -77,15 +78,18 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
   for (x.h = x.hk * G; x.h < (x.hk + 1) * G; x.h++)
     for (int64_t i = 0; i < a->Tq; i++) {
       int64_t row = ((x.b * a->Tq + i) * a->Hq + x.h) * D;
-      const double *g = (const double *)(const void *)a->g + row, *out = (const double *)(void *)a->out + row;
+      const double *g = (const double *)(const void *)a->g + row,
+                   *out = (const double *)(void *)a->out + row;
       const double *q = at(a->q, a->qs, x.b, i, x.h);
-      double *dq = dq0 + row, delta = 0, lse = ((const double *)(void *)a->lse)[(x.b * a->Hq + x.h) * a->Tq + i];
+      double *dq = dq0 + row, delta = 0,
+             lse = ((const double *)(void *)a->lse)[(x.b * a->Hq + x.h) * a->Tq + i];
       memset(dq, 0, (size_t)D * sizeof *dq);
       for (int64_t d = 0; d < D; d++) delta += g[d] * out[d];
       range(&x, i, &lo, &hi);
       for (int64_t j = lo; j < hi && lse > -INFINITY; j++) {
         const double *k = at(a->k, a->ks, x.b, j, x.hk), *v = at(a->v, a->vs, x.b, j, x.hk);
-        double *dk = dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D, *dv = dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D;
+        double *dk = dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D,
+               *dv = dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D;
         double p = exp(score(&x, i, j) - lse), dp = 0;
         for (int64_t d = 0; d < D; d++) dp += g[d] * v[d];
         double ds = p * (dp - delta) * a->scale_f64;

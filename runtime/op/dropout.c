@@ -26,7 +26,8 @@ static void dropout_range (void *ud, int64_t block0, int64_t block1, int worker)
   (void)worker;
   if (d->draw) d->k->dropout_mask(d->rng, (uint64_t)block0, end - begin, d->limit, d->mask + begin);
   if (!d->f64) {
-    d->k->dropout((const float *)d->x + begin, d->mask + begin, (float)d->scale, (float *)d->y + begin, end - begin);
+    d->k->dropout((const float *)d->x + begin, d->mask + begin, (float)d->scale,
+                  (float *)d->y + begin, end - begin);
     return;
   }
   for (int64_t i = begin; i < end; i++)
@@ -45,13 +46,19 @@ static peri_status dropout_backward_infer (peri_call *c) {
   TRY(peri__want_dtype(c, 1, "mask", PERI_U8));
   if (c->in[0]->numel != c->in[1]->numel)
     return peri__fail(c->ctx, PERI_ESHAPE, "g has shape %s and mask %s; they must be equal",
-                      peri__shape_text(c->in[0], a, sizeof a), peri__shape_text(c->in[1], b, sizeof b));
+                      peri__shape_text(c->in[0], a, sizeof a),
+                      peri__shape_text(c->in[1], b, sizeof b));
   return peri__infer_same(c);
 }
 
 static peri_status dropout_backward_cpu (peri_call *c) {
-  dropout_job d = { .k = c->ctx->cpu->nn, .x = c->in[0]->data, .y = c->out[0]->data, .mask = c->in[1]->data,
-                    .scale = c->attr[0].f, .n = c->in[0]->numel, .f64 = c->in[0]->dtype == PERI_F64 };
+  dropout_job d = { .k = c->ctx->cpu->nn,
+                    .x = c->in[0]->data,
+                    .y = c->out[0]->data,
+                    .mask = c->in[1]->data,
+                    .scale = c->attr[0].f,
+                    .n = c->in[0]->numel,
+                    .f64 = c->in[0]->dtype == PERI_F64 };
   dropout_run(c->ctx, &d);
   return PERI_OK;
 }
@@ -61,9 +68,9 @@ static void dropout_backward_vjp (peri_vjp *v) {
 }
 
 OP(dropout_backward, .sig = "g, mask, scale:num",
-   .doc = "Gradient of dropout: g * scale where the u8 mask is not 0, else 0.", .flags = PERI_OP_UPCAST,
-   .infer = dropout_backward_infer, .cpu = dropout_backward_cpu, .vjp = dropout_backward_vjp,
-   .domain = "mask=u8:0..1; attr scale=2");
+   .doc = "Gradient of dropout: g * scale where the u8 mask is not 0, else 0.",
+   .flags = PERI_OP_UPCAST, .infer = dropout_backward_infer, .cpu = dropout_backward_cpu,
+   .vjp = dropout_backward_vjp, .domain = "mask=u8:0..1; attr scale=2");
 
 /* ---- dropout ---- */
 
@@ -87,9 +94,16 @@ static double dropout_scale (double p) { return p < 1 ? 1 / (1 - p) : 0; }
 
 static peri_status dropout_cpu (peri_call *c) {
   if (dropout_is_identity(c)) return PERI_OK;
-  dropout_job d = { .k = c->ctx->cpu->nn, .x = c->in[0]->data, .y = c->out[0]->data, .mask = c->out[1]->data,
-                    .rng = peri__rng_next(c->ctx), .scale = dropout_scale(c->attr[0].f),
-                    .limit = (uint32_t)ceil((double)(float)c->attr[0].f * 0x1p24), .n = c->in[0]->numel, .f64 = c->in[0]->dtype == PERI_F64, .draw = true };
+  dropout_job d = { .k = c->ctx->cpu->nn,
+                    .x = c->in[0]->data,
+                    .y = c->out[0]->data,
+                    .mask = c->out[1]->data,
+                    .rng = peri__rng_next(c->ctx),
+                    .scale = dropout_scale(c->attr[0].f),
+                    .limit = (uint32_t)ceil((double)(float)c->attr[0].f * 0x1p24),
+                    .n = c->in[0]->numel,
+                    .f64 = c->in[0]->dtype == PERI_F64,
+                    .draw = true };
   dropout_run(c->ctx, &d);
   return PERI_OK;
 }
@@ -97,10 +111,12 @@ static peri_status dropout_cpu (peri_call *c) {
 static void dropout_vjp (peri_vjp *v) {
   if (dropout_is_identity(v->c)) v->gin[0] = v->g[0];
   else
-    v->gin[0] = BA(&v->b, dropout_backward, ATTR(A_NUM(dropout_scale(v->c->attr[0].f))), v->g[0], v->c->out[1]);
+    v->gin[0] = BA(&v->b, dropout_backward, ATTR(A_NUM(dropout_scale(v->c->attr[0].f))), v->g[0],
+                   v->c->out[1]);
 }
 
 OPN(dropout, 2, .sig = "x, p:num=0.5, training:bool=true",
-    .doc = "In training each element is 0 with probability p and x / (1 - p) otherwise; else x itself.",
+    .doc = "In training each element is 0 with probability p and x / (1 - p) otherwise; else x "
+           "itself.",
     .flags = PERI_OP_RANDOM | PERI_OP_UPCAST, .nret = 1, .infer = dropout_infer, .cpu = dropout_cpu,
     .vjp = dropout_vjp, .domain = "attr training=false");

@@ -17,7 +17,8 @@ typedef struct gated_job {
   bool f64;
 } gated_job;
 
-static void gated_f64 (const double *gate, const double *up, const double *g, double *y, double *dup, int64_t n) {
+static void gated_f64 (const double *gate, const double *up, const double *g, double *y,
+                       double *dup, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     double s = 1 / (1 + exp(-gate[i]));
     if (g) {
@@ -53,7 +54,8 @@ static peri_status silu_mul_infer (peri_call *c) { /* all inputs have one shape 
   const peri_tensor *x = c->in[0];
   TRY(peri__want_float(c, 0, "gate"));
   for (int i = 1; i < c->nin; i++)
-    if (c->in[i]->ndim != x->ndim || memcmp(c->in[i]->shape, x->shape, sizeof *x->shape * x->ndim) != 0)
+    if (c->in[i]->ndim != x->ndim ||
+        memcmp(c->in[i]->shape, x->shape, sizeof *x->shape * x->ndim) != 0)
       return peri__fail(c->ctx, PERI_ESHAPE, "gate has shape %s and %s %s; they must be equal",
                         peri__shape_text(x, a, sizeof a), i == 1 ? "up" : "g",
                         peri__shape_text(c->in[i], b, sizeof b));
@@ -65,8 +67,14 @@ static peri_status silu_mul_infer (peri_call *c) { /* all inputs have one shape 
 static peri_status silu_mul_run (peri_call *c, const peri_tensor *g) {
   const peri_tensor *x = c->in[0];
   int64_t n = x->ndim ? x->shape[x->ndim - 1] : 1;
-  gated_job j = { .gate = x->data, .up = c->in[1]->data, .g = g ? g->data : NULL, .y = c->out[0]->data,
-                  .dup = g ? c->out[1]->data : NULL, .n = n, .x_row = n, .f64 = x->dtype == PERI_F64 };
+  gated_job j = { .gate = x->data,
+                  .up = c->in[1]->data,
+                  .g = g ? g->data : NULL,
+                  .y = c->out[0]->data,
+                  .dup = g ? c->out[1]->data : NULL,
+                  .n = n,
+                  .x_row = n,
+                  .f64 = x->dtype == PERI_F64 };
   gated_run(c->ctx, &j, n ? x->numel / n : 0);
   return PERI_OK;
 }
@@ -117,9 +125,10 @@ static void silu_mul_vjp (peri_vjp *v) {
   v->gin[1] = out[1];
 }
 
-OP(silu_mul, .sig = "gate, up", .doc = "silu(gate) * up, two tensors of one shape (arXiv:2002.05202).",
-   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = silu_mul_infer, .cpu = silu_mul_cpu, .vjp = silu_mul_vjp,
-   .cost = gated_cost);
+OP(silu_mul, .sig = "gate, up",
+   .doc = "silu(gate) * up, two tensors of one shape (arXiv:2002.05202).",
+   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = silu_mul_infer, .cpu = silu_mul_cpu,
+   .vjp = silu_mul_vjp, .cost = gated_cost);
 
 /* ---- swiglu ---- */
 
@@ -129,7 +138,8 @@ static peri_status swiglu_infer (peri_call *c) {
   int64_t shape[PERI_MAX_DIMS];
   TRY(peri__want_float(c, 0, "x"));
   if (x->ndim < 1 || x->shape[x->ndim - 1] % 2 != 0)
-    return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (..., 2 F)", peri__shape_text(x, buf, sizeof buf));
+    return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (..., 2 F)",
+                      peri__shape_text(x, buf, sizeof buf));
   for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
   shape[x->ndim - 1] /= 2;
   if (!g) return peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim, shape, &c->out[0]);
@@ -142,8 +152,13 @@ static peri_status swiglu_infer (peri_call *c) {
 static peri_status swiglu_run (peri_call *c, const peri_tensor *g) {
   const peri_tensor *x = c->in[0];
   int64_t n = x->shape[x->ndim - 1] / 2, half = n * (int64_t)peri__size(x);
-  gated_job j = { .gate = x->data, .up = (const char *)x->data + half, .g = g ? g->data : NULL,
-                  .y = c->out[0]->data, .dup = (char *)c->out[0]->data + half, .n = n, .x_row = 2 * n,
+  gated_job j = { .gate = x->data,
+                  .up = (const char *)x->data + half,
+                  .g = g ? g->data : NULL,
+                  .y = c->out[0]->data,
+                  .dup = (char *)c->out[0]->data + half,
+                  .n = n,
+                  .x_row = 2 * n,
                   .f64 = x->dtype == PERI_F64 };
   gated_run(c->ctx, &j, n ? x->numel / (2 * n) : 0);
   return PERI_OK;
@@ -160,7 +175,8 @@ static void swiglu_backward_vjp (peri_vjp *v) {
   peri_tensor *half[4];
   for (int i = 0; i < 4; i++)
     half[i] = BA(b, narrow, ATTR(A_INT(-1), A_INT(i % 2 ? n : 0), A_INT(n)), i < 2 ? x : h);
-  peri_tensor *s = B(b, sigmoid, half[0]), *one = peri__build_scalar(b, 1), *rest = B(b, sub, one, s);
+  peri_tensor *s = B(b, sigmoid, half[0]), *one = peri__build_scalar(b, 1),
+              *rest = B(b, sub, one, s);
   peri_tensor *d1 = B(b, mul, s, B(b, add, one, B(b, mul, half[0], rest)));
   peri_tensor *bend = B(b, mul, half[0], B(b, sub, rest, s)), *g = v->c->in[1];
   peri_tensor *d2 = B(b, mul, B(b, mul, s, rest), B(b, add, peri__build_scalar(b, 2), bend));
@@ -170,15 +186,19 @@ static void swiglu_backward_vjp (peri_vjp *v) {
     v->gin[0] = BA(b, cat, ATTR(A_INT(-1)), dgate, B(b, mul, half[2], B(b, mul, g, d1)));
   }
   if (v->need[1])
-    v->gin[1] = B(b, add, B(b, mul, half[2], B(b, mul, half[1], d1)), B(b, mul, half[3], B(b, mul, half[0], s)));
+    v->gin[1] = B(b, add, B(b, mul, half[2], B(b, mul, half[1], d1)),
+                  B(b, mul, half[3], B(b, mul, half[0], s)));
 }
 
-OP(swiglu_backward, .sig = "x, g", .doc = "Gradient (..., 2 F) of swiglu, from x (..., 2 F) and g (..., F).",
+OP(swiglu_backward, .sig = "x, g",
+   .doc = "Gradient (..., 2 F) of swiglu, from x (..., 2 F) and g (..., F).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = swiglu_infer, .cpu = swiglu_backward_cpu,
    .vjp = swiglu_backward_vjp, .cost = gated_cost, .domain = "x.shape=3,8; g.shape=3,4");
 
-static void swiglu_vjp (peri_vjp *v) { v->gin[0] = B(&v->b, swiglu_backward, v->c->in[0], v->g[0]); }
+static void swiglu_vjp (peri_vjp *v) {
+  v->gin[0] = B(&v->b, swiglu_backward, v->c->in[0], v->g[0]);
+}
 
 OP(swiglu, .sig = "x", .doc = "silu(x[..., :F]) * x[..., F:] for x (..., 2 F) (arXiv:2002.05202).",
-   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = swiglu_infer, .cpu = swiglu_cpu, .vjp = swiglu_vjp,
-   .cost = gated_cost, .domain = "x.shape=3,8");
+   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = swiglu_infer, .cpu = swiglu_cpu,
+   .vjp = swiglu_vjp, .cost = gated_cost, .domain = "x.shape=3,8");

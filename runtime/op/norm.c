@@ -25,7 +25,8 @@ static peri_status want_row (peri_call *c, int i, const char *name, int64_t n) {
 static peri_status want_like (peri_call *c, int i, const char *name) {
   char a[128], b[128];
   const peri_tensor *x = c->in[0], *t = c->in[i];
-  if (!t || (t->ndim == x->ndim && memcmp(t->shape, x->shape, sizeof *x->shape * x->ndim) == 0)) return PERI_OK;
+  if (!t || (t->ndim == x->ndim && memcmp(t->shape, x->shape, sizeof *x->shape * x->ndim) == 0))
+    return PERI_OK;
   return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s and %s %s; they must be equal",
                     peri__shape_text(x, a, sizeof a), name, peri__shape_text(t, b, sizeof b));
 }
@@ -49,7 +50,8 @@ struct norm {
 
 static void norm_row_f64 (const struct peri__norm *a, int64_t row) {
   int64_t n = a->n;
-  const double *x = (const double *)(const void *)a->x + row * n, *w = (const void *)a->w, *b = (const void *)a->b;
+  const double *x = (const double *)(const void *)a->x + row * n, *w = (const void *)a->w,
+               *b = (const void *)a->b;
   double *y = (double *)(void *)a->y + row * n, mean = 0, var = 0;
   if (a->add) {
     const double *add = (const double *)(const void *)a->add + row * n;
@@ -74,9 +76,15 @@ static void norm_range (void *ud, int64_t begin, int64_t end, int worker) {
 static peri_status norm_run (peri_call *c, bool rms, const peri_tensor *add, const peri_tensor *w,
                              const peri_tensor *b) {
   const peri_tensor *x = c->in[0];
-  struct norm a = { .f32 = { .n = x->shape[x->ndim - 1], .eps = c->attr[0].f, .rms = rms, .x = x->data,
-                             .add = data_of(add), .w = data_of(w), .b = data_of(b),
-                             .y = c->out[0]->data, .sum = add ? c->out[1]->data : NULL },
+  struct norm a = { .f32 = { .n = x->shape[x->ndim - 1],
+                             .eps = c->attr[0].f,
+                             .rms = rms,
+                             .x = x->data,
+                             .add = data_of(add),
+                             .w = data_of(w),
+                             .b = data_of(b),
+                             .y = c->out[0]->data,
+                             .sum = add ? c->out[1]->data : NULL },
                     .k = x->dtype == PERI_F64 ? NULL : c->ctx->cpu->nn };
   if (x->numel > 0) peri__parallel(c->ctx, x->numel / a.f32.n, 16384 / a.f32.n + 1, norm_range, &a);
   return PERI_OK;
@@ -101,7 +109,8 @@ static void norm_back_range (void *ud, int64_t begin, int64_t end, int worker) {
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
     int64_t row0 = i * a->block, row1 = row0 + a->block < a->rows ? row0 + a->block : a->rows;
-    a->k->norm_back(&a->f32, row0, row1, a->dw ? a->dw + i * a->f32.n : NULL, a->db ? a->db + i * a->f32.n : NULL);
+    a->k->norm_back(&a->f32, row0, row1, a->dw ? a->dw + i * a->f32.n : NULL,
+                    a->db ? a->db + i * a->f32.n : NULL);
   }
 }
 
@@ -109,7 +118,8 @@ static void norm_back_f64 (const struct peri__norm_back *a, int64_t rows, double
   int64_t n = a->n;
   const double *w = (const void *)a->w;
   for (int64_t row = 0; row < rows; row++) {
-    const double *x = (const double *)(const void *)a->x + row * n, *g = (const double *)(const void *)a->g + row * n;
+    const double *x = (const double *)(const void *)a->x + row * n,
+                 *g = (const double *)(const void *)a->g + row * n;
     double *dx = (double *)(void *)a->dx + row * n, mean = 0, var = 0, mu = 0, mux = 0;
     for (int64_t i = 0; i < n && !a->rms; i++) mean += x[i] / (double)n;
     for (int64_t i = 0; i < n; i++) var += (x[i] - mean) * (x[i] - mean) / (double)n;
@@ -123,7 +133,8 @@ static void norm_back_f64 (const struct peri__norm_back *a, int64_t rows, double
     }
     for (int64_t i = 0; i < n; i++) {
       double xhat = (x[i] - mean) * rstd, u = g[i] * (w ? w[i] : 1);
-      dx[i] = rstd * (u - mu - xhat * mux) + (a->add ? ((const double *)(const void *)a->add)[row * n + i] : 0);
+      dx[i] = rstd * (u - mu - xhat * mux) +
+              (a->add ? ((const double *)(const void *)a->add)[row * n + i] : 0);
     }
   }
 }
@@ -143,9 +154,16 @@ static peri_status norm_back_run (peri_call *c, bool rms) {
   int64_t n = x->shape[x->ndim - 1], rows = n ? x->numel / n : 0, blocks = rows / MIN_ROWS;
   bool params = c->attr[1].i != 0, f64 = x->dtype == PERI_F64;
   void *dw = params ? c->out[1]->data : NULL, *db = params && !rms ? c->out[2]->data : NULL;
-  struct norm_back a = { .f32 = { .n = n, .eps = c->attr[0].f, .rms = rms, .x = x->data, .w = data_of(c->in[2]),
-                                  .g = c->in[1]->data, .add = data_of(c->in[3]), .dx = c->out[0]->data },
-                         .k = c->ctx->cpu->nn, .rows = rows };
+  struct norm_back a = { .f32 = { .n = n,
+                                  .eps = c->attr[0].f,
+                                  .rms = rms,
+                                  .x = x->data,
+                                  .w = data_of(c->in[2]),
+                                  .g = c->in[1]->data,
+                                  .add = data_of(c->in[3]),
+                                  .dx = c->out[0]->data },
+                         .k = c->ctx->cpu->nn,
+                         .rows = rows };
   if (n == 0) return PERI_OK;
   if (f64 || rows == 0) {
     if (dw) memset(dw, 0, (size_t)n * peri__size(x));
@@ -159,7 +177,8 @@ static peri_status norm_back_run (peri_call *c, bool rms) {
   size_t bytes = (size_t)(2 * blocks * n) * sizeof(float);
   if (params) {
     a.dw = peri__block_get(c->ctx, bytes);
-    if (!a.dw) return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for %zu bytes of partial sums", bytes);
+    if (!a.dw)
+      return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for %zu bytes of partial sums", bytes);
     if (db) a.db = a.dw + blocks * n;
   }
   peri__parallel(c->ctx, blocks, 16384 / (a.block * n) + 1, norm_back_range, &a);
@@ -181,10 +200,12 @@ static peri_status norm_back_infer (peri_call *c) {
   return PERI_OK;
 }
 
-/* The gradient of the gradient. With xhat = (x - m) r, u = g w, P(z) = z - mean(z) - xhat mean(z xhat)
-** (no mean(z) in RMS norm): dx = r P(u) + add, dw = sum(g xhat), db = sum(g). For cotangents h, hw,
-** hb of those, with a = mean(u xhat), c = mean(h xhat), z = hw g - r (a h + c u):
-**   dg = r P(h) w + hw xhat + hb,  dweight = sum(r P(h) g),  dx = r P(z) - r^2 mean(h P(u)) xhat. */
+/* The gradient of the gradient. With xhat = (x - m) r, u = g w and
+**   P(z) = z - mean(z) - xhat mean(z xhat)   (no mean(z) in RMS norm)
+** the op gives dx = r P(u) + add, dw = sum(g xhat), db = sum(g). For cotangents h, hw, hb of those,
+** with a = mean(u xhat), c = mean(h xhat), z = hw g - r (a h + c u):
+**   dg = r P(h) w + hw xhat + hb,  dweight = sum(r P(h) g),
+**   dx = r P(z) - r^2 mean(h P(u)) xhat. */
 static peri_tensor *last_mean (peri_build *b, peri_tensor *t) {
   int64_t last = -1;
   return BA(b, mean, ATTR(A_DIMS(&last, 1), A_INT(1)), t);
@@ -195,7 +216,9 @@ static peri_tensor *project (peri_build *b, peri_tensor *z, peri_tensor *xhat, b
   return rms ? y : B(b, sub, y, last_mean(b, z));
 }
 
-static peri_tensor *plus (peri_build *b, peri_tensor *x, peri_tensor *y) { return x && y ? B(b, add, x, y) : x ? x : y; }
+static peri_tensor *plus (peri_build *b, peri_tensor *x, peri_tensor *y) {
+  return x && y ? B(b, add, x, y) : x ? x : y;
+}
 
 static void norm_back_vjp (peri_vjp *v, bool rms) {
   peri_build *b = &v->b;
@@ -232,16 +255,21 @@ static peri_status rms_norm_backward_cpu (peri_call *c) { return norm_back_run(c
 static void layer_norm_backward_vjp (peri_vjp *v) { norm_back_vjp(v, false); }
 static void rms_norm_backward_vjp (peri_vjp *v) { norm_back_vjp(v, true); }
 
-OPN(layer_norm_backward, 3, .sig = "x, g, weight:tensor?, add:tensor?, eps:num=1e-5, params:bool=true",
-    .doc = "Gradients (dx + add, dweight, dbias) of layer_norm over the last dim; without params the last two are "
-           "empty.",
-    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = norm_back_infer, .cpu = layer_norm_backward_cpu,
-    .vjp = layer_norm_backward_vjp, .cost = norm_cost, .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
+OPN(layer_norm_backward, 3,
+    .sig = "x, g, weight:tensor?, add:tensor?, eps:num=1e-5, params:bool=true",
+    .doc = "Gradients (dx + add, dweight, dbias) of layer_norm over the last dim; without params "
+           "the last two are empty.",
+    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = norm_back_infer,
+    .cpu = layer_norm_backward_cpu, .vjp = layer_norm_backward_vjp, .cost = norm_cost,
+    .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
 
-OPN(rms_norm_backward, 2, .sig = "x, g, weight:tensor?, add:tensor?, eps:num=1e-6, params:bool=true",
-    .doc = "Gradients (dx + add, dweight) of rms_norm over the last dim; without params the last one is empty.",
+OPN(rms_norm_backward, 2,
+    .sig = "x, g, weight:tensor?, add:tensor?, eps:num=1e-6, params:bool=true",
+    .doc = "Gradients (dx + add, dweight) of rms_norm over the last dim; without params the last "
+           "one is empty.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = norm_back_infer, .cpu = rms_norm_backward_cpu,
-    .vjp = rms_norm_backward_vjp, .cost = norm_cost, .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
+    .vjp = rms_norm_backward_vjp, .cost = norm_cost,
+    .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
 
 /* Gradients for a norm of x whose weight is input wi and bias input wi + 1; sum: what was
 ** normalised; gsum: gradient of sum as an output, or NULL. */
@@ -251,7 +279,8 @@ static void norm_vjp (peri_vjp *v, bool rms, int wi, peri_tensor *sum, peri_tens
   bool params = (w && v->need[wi]) || (!rms && v->c->in[wi + 1] && v->need[wi + 1]);
   if (v->g[0]) {
     peri__build_all(b, rms ? &peri__op_rms_norm_backward : &peri__op_layer_norm_backward, 4,
-                    (peri_tensor *[]){ sum, v->g[0], w, gsum }, ATTR({ .f = v->c->attr[0].f }, A_INT(params)), out);
+                    (peri_tensor *[]){ sum, v->g[0], w, gsum },
+                    ATTR({ .f = v->c->attr[0].f }, A_INT(params)), out);
     dx = out[0];
   }
   for (int i = 0; i < wi; i++)
@@ -269,7 +298,9 @@ static peri_status layer_norm_infer (peri_call *c) {
   TRY(want_row(c, 2, "bias", n));
   return peri__infer_same(c);
 }
-static peri_status layer_norm_cpu (peri_call *c) { return norm_run(c, false, NULL, c->in[1], c->in[2]); }
+static peri_status layer_norm_cpu (peri_call *c) {
+  return norm_run(c, false, NULL, c->in[1], c->in[2]);
+}
 static void layer_norm_vjp (peri_vjp *v) { norm_vjp(v, false, 1, v->c->in[0], NULL); }
 
 OP(layer_norm, .sig = "x, weight:tensor?, bias:tensor?, eps:num=1e-5",
@@ -304,9 +335,13 @@ static peri_status add_norm_infer (peri_call *c) {
   TRY(peri__infer_same(c));
   return peri__new_like(c->in[0], (peri_dtype)c->in[0]->dtype, &c->out[1]);
 }
-static peri_status add_layer_norm_cpu (peri_call *c) { return norm_run(c, false, c->in[1], c->in[2], c->in[3]); }
+static peri_status add_layer_norm_cpu (peri_call *c) {
+  return norm_run(c, false, c->in[1], c->in[2], c->in[3]);
+}
 static void add_layer_norm_vjp (peri_vjp *v) { norm_vjp(v, false, 2, v->c->out[1], v->g[1]); }
-static peri_status add_rms_norm_cpu (peri_call *c) { return norm_run(c, true, c->in[1], c->in[2], NULL); }
+static peri_status add_rms_norm_cpu (peri_call *c) {
+  return norm_run(c, true, c->in[1], c->in[2], NULL);
+}
 static void add_rms_norm_vjp (peri_vjp *v) { norm_vjp(v, true, 2, v->c->out[1], v->g[1]); }
 
 OPN(add_layer_norm, 2, .sig = "x, residual, weight:tensor?, bias:tensor?, eps:num=1e-5",
@@ -318,7 +353,8 @@ OPN(add_layer_norm, 2, .sig = "x, residual, weight:tensor?, bias:tensor?, eps:nu
 OPN(add_rms_norm, 2, .sig = "x, residual, weight:tensor?, eps:num=1e-6",
     .doc = "rms_norm of x + residual, and that sum, in one pass.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = add_norm_infer, .cpu = add_rms_norm_cpu,
-    .vjp = add_rms_norm_vjp, .cost = norm_cost, .domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5");
+    .vjp = add_rms_norm_vjp, .cost = norm_cost,
+    .domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5");
 
 /* ---- group_norm ---- */
 
@@ -327,8 +363,10 @@ static void group_norm_compose (peri_build *b, peri_call *c) {
   int64_t groups = c->attr[0].i;
   char buf[128];
   if (x->ndim < 2 || groups < 1 || x->shape[1] % groups != 0) {
-    peri__build_fail(b, peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (N, C, ...) with C a multiple of %lld groups",
-                                   peri__shape_text(x, buf, sizeof buf), (long long)groups));
+    peri__build_fail(
+        b, peri__fail(c->ctx, PERI_ESHAPE,
+                      "x has shape %s, expected (N, C, ...) with C a multiple of %lld groups",
+                      peri__shape_text(x, buf, sizeof buf), (long long)groups));
     return;
   }
   for (int i = 1; i <= 2; i++) {
@@ -350,6 +388,7 @@ static void group_norm_compose (peri_build *b, peri_call *c) {
 }
 
 OP(group_norm, .sig = "x, weight:tensor?, bias:tensor?, groups:int, eps:num=1e-5",
-   .doc = "x (N, C, ...) normalised over each of groups of channels, times weight (C) plus bias (C) (arXiv:1803.08494).",
+   .doc = "x (N, C, ...) normalised over each of groups of channels, times weight (C) plus bias "
+          "(C) (arXiv:1803.08494).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .compose = group_norm_compose,
    .domain = "x.shape=2,4,3; weight.shape=4; bias.shape=4; attr groups=2");

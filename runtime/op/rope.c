@@ -1,5 +1,6 @@
 /*
-** rope.c - rotary position embedding (arXiv:2104.09864). Every scaling of RoPE (linear, Llama 3, YaRN) is another inv_freq and scale.
+** rope.c - rotary position embedding (arXiv:2104.09864). Every scaling of RoPE (linear, Llama 3,
+** YaRN) is another inv_freq and scale.
 */
 #include <math.h>
 #include <string.h>
@@ -47,7 +48,8 @@ static void rope_table (void *ud, int64_t begin, int64_t end, int worker) {
   }
 }
 
-static void rope_row_f64 (const rope_job *r, const double *x, double *y, const double *c, const double *s) {
+static void rope_row_f64 (const rope_job *r, const double *x, double *y, const double *c,
+                          const double *s) {
   int64_t n = r->n;
   for (int64_t i = 0; i < n; i++) {
     int64_t j = r->interleaved ? 2 * i : i, k = r->interleaved ? 2 * i + 1 : n + i;
@@ -66,13 +68,15 @@ static void rope_range (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t b = bt / r->T, t = bt % r->T, p = r->per_batch ? bt : t;
     int64_t row = (r->ranged ? r->pos[p] - r->low : p) * r->n, at = b * stride[0] + t * stride[1];
     if (!r->f64) {
-      r->k->rope((const float *)r->x->data + at, (float *)(void *)r->y + bt * r->y_row, r->H, stride[2], r->D,
-                 r->n, (const float *)r->c + row, (const float *)r->s + row, r->interleaved, r->inverse);
+      r->k->rope((const float *)r->x->data + at, (float *)(void *)r->y + bt * r->y_row, r->H,
+                 stride[2], r->D, r->n, (const float *)r->c + row, (const float *)r->s + row,
+                 r->interleaved, r->inverse);
       continue;
     }
     for (int64_t h = 0; h < r->H; h++)
-      rope_row_f64(r, (const double *)r->x->data + at + h * stride[2], (double *)(void *)r->y + bt * r->y_row + h * r->D,
-                   (const double *)r->c + row, (const double *)r->s + row);
+      rope_row_f64(r, (const double *)r->x->data + at + h * stride[2],
+                   (double *)(void *)r->y + bt * r->y_row + h * r->D, (const double *)r->c + row,
+                   (const double *)r->s + row);
   }
 }
 
@@ -83,12 +87,15 @@ static peri_status rope_check (peri_call *c, const peri_tensor *x, int p) {
   TRY(peri__want_dtype(c, p, "positions", PERI_I64));
   if (!((pos->ndim == 1 && pos->shape[0] == x->shape[1]) ||
         (pos->ndim == 2 && pos->shape[0] == x->shape[0] && pos->shape[1] == x->shape[1])))
-    return peri__fail(c->ctx, PERI_ESHAPE, "x (B, T, H, D) has shape %s and positions %s; expected (T) or (B, T)",
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "x (B, T, H, D) has shape %s and positions %s; expected (T) or (B, T)",
                       peri__shape_text(x, a, sizeof a), peri__shape_text(pos, b, sizeof b));
   if (f->dtype != PERI_F32 && f->dtype != PERI_F64)
-    return peri__fail(c->ctx, PERI_EDTYPE, "inv_freq is %s, expected f32 or f64", peri_dtype_name((peri_dtype)f->dtype));
+    return peri__fail(c->ctx, PERI_EDTYPE, "inv_freq is %s, expected f32 or f64",
+                      peri_dtype_name((peri_dtype)f->dtype));
   if (f->ndim != 1 || 2 * f->shape[0] > x->shape[3])
-    return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s and inv_freq %s; expected at most half of D frequencies",
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "x has shape %s and inv_freq %s; expected at most half of D frequencies",
                       peri__shape_text(x, a, sizeof a), peri__shape_text(f, b, sizeof b));
   return PERI_OK;
 }
@@ -101,7 +108,8 @@ static peri_status rope_fill (peri_ctx *ctx, rope_job *r) {
     if (r->pos[i] > high) high = r->pos[i];
   }
   if (low < -1000000000 || high > 1000000000)
-    return peri__fail(ctx, PERI_EINVAL, "positions from %lld to %lld, expected a magnitude of at most 1e9",
+    return peri__fail(ctx, PERI_EINVAL,
+                      "positions from %lld to %lld, expected a magnitude of at most 1e9",
                       (long long)low, (long long)high);
   r->ranged = high - low < count;
   r->low = low;
@@ -109,7 +117,8 @@ static peri_status rope_fill (peri_ctx *ctx, rope_job *r) {
   size_t half = (size_t)(r->rows * r->n) * (r->f64 ? 8 : 4);
   r->table_bytes = 2 * half;
   r->table = peri__block_get(ctx, 2 * half);
-  if (!r->table) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %lld rows of sines", (long long)r->rows);
+  if (!r->table)
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %lld rows of sines", (long long)r->rows);
   r->c = r->table;
   r->s = r->table + half;
   peri__parallel(ctx, r->rows, 2048 / (r->n + 1) + 1, rope_table, r);
@@ -117,15 +126,23 @@ static peri_status rope_fill (peri_ctx *ctx, rope_job *r) {
 }
 
 /* The part of a job that does not depend on what is turned: x gives B, T, D and the dtype. */
-static peri_status rope_open (peri_call *c, rope_job *r, const peri_tensor *x, int p, const peri_attr *attr,
-                              peri_tensor *hold[2]) {
+static peri_status rope_open (peri_call *c, rope_job *r, const peri_tensor *x, int p,
+                              const peri_attr *attr, peri_tensor *hold[2]) {
   hold[0] = hold[1] = NULL;
   TRY(peri__contiguous(c->in[p], &hold[0]));
   if (c->in[p + 1]->dtype == x->dtype) TRY(peri__contiguous(c->in[p + 1], &hold[1]));
   else TRY(peri__cast(c->in[p + 1], (peri_dtype)x->dtype, &hold[1]));
-  *r = (rope_job){ .k = c->ctx->cpu->nn, .pos = hold[0]->data, .B = x->shape[0], .T = x->shape[1], .D = x->shape[3],
-                   .n = hold[1]->shape[0], .per_batch = hold[0]->ndim == 2, .f64 = x->dtype == PERI_F64,
-                   .interleaved = attr[0].i != 0, .scale = attr[1].f, .inverse = attr[2].i != 0,
+  *r = (rope_job){ .k = c->ctx->cpu->nn,
+                   .pos = hold[0]->data,
+                   .B = x->shape[0],
+                   .T = x->shape[1],
+                   .D = x->shape[3],
+                   .n = hold[1]->shape[0],
+                   .per_batch = hold[0]->ndim == 2,
+                   .f64 = x->dtype == PERI_F64,
+                   .interleaved = attr[0].i != 0,
+                   .scale = attr[1].f,
+                   .inverse = attr[2].i != 0,
                    .freq = hold[1]->data };
   return rope_fill(c->ctx, r);
 }
@@ -175,7 +192,8 @@ static peri_status rope_cpu (peri_call *c) {
 
 static void rope_vjp (peri_vjp *v) {
   const peri_attr *a = v->c->attr;
-  v->gin[0] = BA(&v->b, rope, ATTR(A_INT(a[0].i), A_NUM(a[1].f), A_INT(!a[2].i)), v->g[0], v->c->in[1], v->c->in[2]);
+  v->gin[0] = BA(&v->b, rope, ATTR(A_INT(a[0].i), A_NUM(a[1].f), A_INT(!a[2].i)), v->g[0],
+                 v->c->in[1], v->c->in[2]);
 }
 
 static void rope_cost (const peri_call *c, double *flops, double *bytes) {
@@ -184,21 +202,22 @@ static void rope_cost (const peri_call *c, double *flops, double *bytes) {
 }
 
 OP(rope, .sig = "x, positions, inv_freq, interleaved:bool=false, scale:num=1, inverse:bool=false",
-   .doc = "Rotates the first 2 len(inv_freq) channels of x (B, T, H, D) by positions * inv_freq, halves paired or "
-          "neighbours (interleaved); positions i64 (T) or (B, T) (arXiv:2104.09864).",
+   .doc = "Rotates the first 2 len(inv_freq) channels of x (B, T, H, D) by positions * inv_freq, "
+          "halves paired or neighbours (interleaved); positions i64 (T) or (B, T) "
+          "(arXiv:2104.09864).",
    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_infer, .cpu = rope_cpu, .vjp = rope_vjp,
-   .cost = rope_cost, .domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2");
+   .cost = rope_cost,
+   .domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
+             "inv_freq.shape=2");
 
 /* ---- rope_qkv ---- */
 
-static const char qkv_doc[] =
-  "For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k (B, T, kv_heads, D) turned as by "
-  "rope, and v, a view.";
-
-static peri_status rope_qkv_check (peri_call *c, const peri_tensor *x, int64_t heads, int64_t kv_heads) {
+static peri_status rope_qkv_check (peri_call *c, const peri_tensor *x, int64_t heads,
+                                   int64_t kv_heads) {
   char a[128];
   if (x->ndim != 4 || heads < 1 || kv_heads < 1 || x->shape[2] != heads + 2 * kv_heads)
-    return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (B, T, %lld heads + 2 * %lld kv_heads, D)",
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "x has shape %s, expected (B, T, %lld heads + 2 * %lld kv_heads, D)",
                       peri__shape_text(x, a, sizeof a), (long long)heads, (long long)kv_heads);
   return PERI_OK;
 }
@@ -250,11 +269,14 @@ static void rope_qkv_vjp (peri_vjp *v) {
 }
 
 OPN(rope_qkv, 3,
-    .sig = "x, positions, inv_freq, heads:int, kv_heads:int, interleaved:bool=false, scale:num=1, inverse:bool=false",
-    .doc = qkv_doc, .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer, .cpu = rope_qkv_cpu,
-    .vjp = rope_qkv_vjp, .cost = rope_cost,
-    .domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2; "
-              "attr heads=2; attr kv_heads=1");
+    .sig = "x, positions, inv_freq, heads:int, kv_heads:int, interleaved:bool=false, scale:num=1, "
+           "inverse:bool=false",
+    .doc = "For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k "
+           "(B, T, kv_heads, D) turned as by rope, and v, a view.",
+    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer,
+    .cpu = rope_qkv_cpu, .vjp = rope_qkv_vjp, .cost = rope_cost,
+    .domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
+              "inv_freq.shape=2; attr heads=2; attr kv_heads=1");
 
 static peri_status rope_qkv_backward_infer (peri_call *c) {
   static const char *const names[] = { "gq", "gk", "gv" };
@@ -267,8 +289,9 @@ static peri_status rope_qkv_backward_infer (peri_call *c) {
     TRY(peri__want_dtype(c, i, names[i], q->dtype));
     if (t->shape[0] != q->shape[0] || t->shape[1] != q->shape[1] || t->shape[3] != q->shape[3] ||
         (i > 0 && t->shape[2] != k->shape[2]))
-      return peri__fail(c->ctx, PERI_ESHAPE, "gq has shape %s and %s %s; they must agree in B, T, D",
-                        peri__shape_text(q, a, sizeof a), names[i], peri__shape_text(t, b, sizeof b));
+      return peri__fail(
+          c->ctx, PERI_ESHAPE, "gq has shape %s and %s %s; they must agree in B, T, D",
+          peri__shape_text(q, a, sizeof a), names[i], peri__shape_text(t, b, sizeof b));
   }
   TRY(rope_check(c, q, 3));
   int64_t shape[4] = { q->shape[0], q->shape[1], q->shape[2] + 2 * k->shape[2], q->shape[3] };
@@ -300,7 +323,8 @@ static peri_status rope_qkv_backward_cpu (peri_call *c) {
   }
   if (s == PERI_OK) {
     copy_job j = { v, (char *)out->data + at * size, row, size };
-    peri__parallel(c->ctx, v->shape[0] * v->shape[1], 16384 / (v->shape[2] * v->shape[3]) + 1, copy_range, &j);
+    peri__parallel(c->ctx, v->shape[0] * v->shape[1], 16384 / (v->shape[2] * v->shape[3]) + 1,
+                   copy_range, &j);
   }
   rope_close(c->ctx, &r, hold);
   return s;
@@ -311,13 +335,17 @@ static void rope_qkv_backward_vjp (peri_vjp *v) {
   const peri_attr *a = c->attr;
   peri_tensor *out[PERI_MAX_OUT];
   peri__build_all(&v->b, &peri__op_rope_qkv, 3, (peri_tensor *[]){ v->g[0], c->in[3], c->in[4] },
-                  ATTR(A_INT(c->in[0]->shape[2]), A_INT(c->in[1]->shape[2]), { .i = a[0].i }, { .f = a[1].f },
-                       { .i = a[2].i }), out);
+                  ATTR(A_INT(c->in[0]->shape[2]), A_INT(c->in[1]->shape[2]), { .i = a[0].i },
+                       { .f = a[1].f }, { .i = a[2].i }),
+                  out);
   for (int i = 0; i < 3; i++) v->gin[i] = out[i];
 }
 
-OP(rope_qkv_backward, .sig = "gq, gk, gv, positions, inv_freq, interleaved:bool=false, scale:num=1, inverse:bool=false",
+OP(rope_qkv_backward,
+   .sig =
+       "gq, gk, gv, positions, inv_freq, interleaved:bool=false, scale:num=1, inverse:bool=false",
    .doc = "Gradient (B, T, heads + 2 kv_heads, D) of rope_qkv.", .flags = PERI_OP_UPCAST,
-   .infer = rope_qkv_backward_infer, .cpu = rope_qkv_backward_cpu, .vjp = rope_qkv_backward_vjp, .cost = rope_cost,
-   .domain = "gq.shape=2,3,2,4; gk.shape=2,3,1,4; gv.shape=2,3,1,4; positions=int:0..9; positions.shape=3; "
-             "inv_freq=f32:0..2; inv_freq.shape=2");
+   .infer = rope_qkv_backward_infer, .cpu = rope_qkv_backward_cpu, .vjp = rope_qkv_backward_vjp,
+   .cost = rope_cost,
+   .domain = "gq.shape=2,3,2,4; gk.shape=2,3,1,4; gv.shape=2,3,1,4; positions=int:0..9; "
+             "positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2");

@@ -21,7 +21,8 @@ static void softmax_f64 (const softmax_job *s, int64_t at) {
   int64_t n = s->n, d = s->inner;
   if (s->g) {
     for (int64_t i = 0; i < n * d; i += d) sum += s->logs ? g[i] : g[i] * x[i];
-    for (int64_t i = 0; i < n * d; i += d) y[i] = s->logs ? g[i] - exp(x[i]) * sum : x[i] * (g[i] - sum);
+    for (int64_t i = 0; i < n * d; i += d)
+      y[i] = s->logs ? g[i] - exp(x[i]) * sum : x[i] * (g[i] - sum);
     return;
   }
   for (int64_t i = 0; i < n * d; i += d) max = x[i] > max ? x[i] : max;
@@ -35,7 +36,8 @@ static void softmax_run (void *ud, int64_t begin, int64_t end, int worker) {
   const softmax_job *s = ud;
   (void)worker;
   if (s->f64) {
-    for (int64_t r = begin; r < end; r++) softmax_f64(s, r / s->inner * s->n * s->inner + r % s->inner);
+    for (int64_t r = begin; r < end; r++)
+      softmax_f64(s, r / s->inner * s->n * s->inner + r % s->inner);
     return;
   }
   const float *a = (const float *)s->a, *g = s->g;
@@ -61,8 +63,14 @@ static peri_status softmax_cpu (peri_call *c, const peri_tensor *g, bool logs) {
   int dim;
   TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, &dim));
   if (x->numel == 0) return PERI_OK;
-  softmax_job s = { .k = c->ctx->cpu->nn, .a = x->data, .g = g ? g->data : NULL, .out = c->out[0]->data,
-                    .n = x->shape[dim], .inner = 1, .f64 = x->dtype == PERI_F64, .logs = logs };
+  softmax_job s = { .k = c->ctx->cpu->nn,
+                    .a = x->data,
+                    .g = g ? g->data : NULL,
+                    .out = c->out[0]->data,
+                    .n = x->shape[dim],
+                    .inner = 1,
+                    .f64 = x->dtype == PERI_F64,
+                    .logs = logs };
   for (int i = dim + 1; i < x->ndim; i++) s.inner *= x->shape[i];
   peri__parallel(c->ctx, x->numel / s.n, 8192 / s.n + 1, softmax_run, &s);
   return PERI_OK;
@@ -124,13 +132,16 @@ static void softmax_vjp (peri_vjp *v) {
 }
 
 OP(softmax, .sig = "x, dim:dim=-1",
-   .doc = "exp(x) / sum(exp(x)) along dim, taken relative to the maximum; a row of -inf alone gives NaN.",
+   .doc = "exp(x) / sum(exp(x)) along dim, taken relative to the maximum; a row of -inf alone "
+          "gives NaN.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = softmax_infer, .cpu = softmax_forward_cpu,
    .vjp = softmax_vjp, .cost = softmax_cost, .domain = "x=-3..3");
 
 /* ---- log_softmax_backward: g - exp(y) sum(g) ---- */
 
-static peri_status log_softmax_backward_cpu (peri_call *c) { return softmax_cpu(c, c->in[1], true); }
+static peri_status log_softmax_backward_cpu (peri_call *c) {
+  return softmax_cpu(c, c->in[1], true);
+}
 
 static void log_softmax_backward_vjp (peri_vjp *v) {
   peri_build *b = &v->b;
@@ -140,7 +151,8 @@ static void log_softmax_backward_vjp (peri_vjp *v) {
 }
 
 OP(log_softmax_backward, .sig = "y, g, dim:dim=-1",
-   .doc = "Gradient of log_softmax: g - exp(y) sum(g) along dim, from its result y and the gradient g.",
+   .doc = "Gradient of log_softmax: g - exp(y) sum(g) along dim, from its result y and the "
+          "gradient g.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = back_infer, .cpu = log_softmax_backward_cpu,
    .vjp = log_softmax_backward_vjp, .cost = softmax_cost, .domain = "y=-3..0; shape=3,4");
 

@@ -66,7 +66,7 @@ struct attn {
   int64_t B, Tq, Tk, Hq, Hkv, D;
   bool causal;
   int64_t window, offset; /* offset INT64_MIN: default */
-  int mask;               /* 0 none, 1 bool (B, Tk), 2 float (1, 1, Tq, Tk), 3 bool (B, Hq, Tq, Tk) */
+  int mask; /* 0 none, 1 bool (B, Tk), 2 float (1, 1, Tq, Tk), 3 bool (B, Hq, Tq, Tk) */
   bool start;
 };
 
@@ -130,14 +130,16 @@ static void reference (const struct attn *c, const struct io *x, double *out) {
         for (int64_t j = 0; j < c->Tk; j++) {
           double s = 0;
           for (int64_t d = 0; d < c->D; d++)
-            s += q[((b * c->Tq + i) * c->Hq + h) * c->D + d] * k[((b * c->Tk + j) * c->Hkv + hk) * c->D + d];
+            s += q[((b * c->Tq + i) * c->Hq + h) * c->D + d] *
+                 k[((b * c->Tk + j) * c->Hkv + hk) * c->D + d];
           s /= sqrt((double)c->D);
           if (c->causal && j > i + offset) s = -INFINITY;
           if (c->window && j <= i + offset - c->window) s = -INFINITY;
           if (x->start && j < ((const int64_t *)peri_data(x->start))[b]) s = -INFINITY;
           if (c->mask == 1 && !((const uint8_t *)peri_data(x->mask))[b * c->Tk + j]) s = -INFINITY;
           if (c->mask == 2) s += ((const double *)peri_data(x->mask))[i * c->Tk + j];
-          if (c->mask == 3 && !((const uint8_t *)peri_data(x->mask))[((b * c->Hq + h) * c->Tq + i) * c->Tk + j])
+          if (c->mask == 3 &&
+              !((const uint8_t *)peri_data(x->mask))[((b * c->Hq + h) * c->Tq + i) * c->Tk + j])
             s = -INFINITY;
           p[j] = s;
           max = s > max ? s : max;
@@ -172,12 +174,13 @@ static const struct attn cases[] = {
   { 3, 1, 290, 7, 1, 64, true, 140, INT64_MIN, 0, true },
 };
 
-static void close_to (const peri_tensor *got, const double *want, double tol, const char *what, size_t n) {
+static void close_to (const peri_tensor *got, const double *want, double tol, const char *what,
+                      size_t n) {
   const float *x = peri_data(got);
   for (int64_t i = 0; i < peri_numel(got); i++)
     if (!(fabs((double)x[i] - want[i]) <= tol * (1 + fabs(want[i]))))
-      fail_msg("case %zu, %s of %s: element %lld is %.9g, expected %.9g", n, what, peri_simd_name(ctx), (long long)i,
-               (double)x[i], want[i]);
+      fail_msg("case %zu, %s of %s: element %lld is %.9g, expected %.9g", n, what,
+               peri_simd_name(ctx), (long long)i, (double)x[i], want[i]);
 }
 
 /* Each probability carries the rounding of a dot product of D and of exp: 1e-6 leaves a factor of
@@ -198,7 +201,8 @@ static void values_and_gradients (void **state) {
         for (int k = 0; k < 3; k++) peri_set_requires_grad(wrt[k], true);
         out[i] = attend(in, c);
         g[i] = random_tensor(i ? PERI_F64 : PERI_F32, 9, 4, peri_shape(out[i]));
-        if (peri_gradients(ctx, out[i], g[i], 3, wrt, false, grad[i]) != PERI_OK) fail_msg("%s", peri_message(ctx));
+        if (peri_gradients(ctx, out[i], g[i], 3, wrt, false, grad[i]) != PERI_OK)
+          fail_msg("%s", peri_message(ctx));
       }
       close_to(out[0], want, 1e-6, "output", n);
       for (int64_t i = 0; i < peri_numel(out[1]); i++)
@@ -238,7 +242,8 @@ static void gradients_are_slopes (void **state) {
       double slope[2] = { 0, 0 }, along = 0, h = 1e-5, *p = peri_data(wrt[k]);
       peri_tensor *dir = random_tensor(PERI_F64, 11, 4, peri_shape(wrt[k]));
       const double *d = peri_data(dir);
-      for (int64_t i = 0; i < peri_numel(dir); i++) along += d[i] * ((double *)peri_data(grad[k]))[i];
+      for (int64_t i = 0; i < peri_numel(dir); i++)
+        along += d[i] * ((double *)peri_data(grad[k]))[i];
       for (int side = 0; side < 2; side++) {
         double step = side ? h : -h;
         for (int64_t i = 0; i < peri_numel(dir); i++) p[i] += step * d[i];
@@ -264,33 +269,41 @@ static void gradients_are_slopes (void **state) {
 /* Token t of a sequence of T computed alone, from a cache with room behind it and with left padding
 ** before it, against the whole sequence in one pass. */
 static void decoding_equals_training (void **state) {
-  static const int64_t dims[][4] = { { 40, 2, 2, 32 }, { 150, 4, 2, 64 }, { 290, 3, 1, 24 }, { 70, 8, 8, 16 } };
+  static const int64_t dims[][4] = {
+    { 40, 2, 2, 32 }, { 150, 4, 2, 64 }, { 290, 3, 1, 24 }, { 70, 8, 8, 16 }
+  };
   (void)state;
   for (int level = 0; level < LEVELS; level++) {
     if (!(ctx = open_level(level, 2))) continue;
     for (size_t n = 0; n < sizeof dims / sizeof *dims; n++)
       for (int64_t window = 0; window <= 37; window += 37)
         for (int64_t pad = 0; pad <= 13; pad += 13) {
-          int64_t T = dims[n][0], Hq = dims[n][1], Hkv = dims[n][2], D = dims[n][3], room = T + pad + 7;
-          struct attn whole = { 1, T, T, Hq, Hkv, D, true, window, INT64_MIN, 0, false }, one = whole;
+          int64_t T = dims[n][0], Hq = dims[n][1], Hkv = dims[n][2], D = dims[n][3],
+                  room = T + pad + 7;
+          struct attn whole = { 1, T, T, Hq, Hkv, D, true, window, INT64_MIN, 0, false },
+                      one = whole;
           struct io x = inputs(&whole, PERI_F32), y = { 0 };
           peri_tensor *full = attend(&x, &whole), *ck, *cv;
-          int64_t shape[4] = { 2, room, Hkv, D }, qs[4] = { 2, 1, Hq, D }, start[2] = { 0, pad }, two = 2;
+          int64_t shape[4] = { 2, room, Hkv, D }, qs[4] = { 2, 1, Hq, D }, start[2] = { 0, pad },
+                  two = 2;
           ck = random_tensor(PERI_F32, 77, 4, shape);
           cv = random_tensor(PERI_F32, 78, 4, shape);
           y.start = make(PERI_I64, 1, &two, start);
           float *k = peri_data(ck), *v = peri_data(cv);
-          for (int64_t i = 0; i < pad * Hkv * D; i++) k[room * Hkv * D + i] = v[room * Hkv * D + i] = NAN;
+          for (int64_t i = 0; i < pad * Hkv * D; i++)
+            k[room * Hkv * D + i] = v[room * Hkv * D + i] = NAN;
           memcpy(k + (room + pad) * Hkv * D, peri_data(x.k), (size_t)(T * Hkv * D) * sizeof *k);
           memcpy(v + (room + pad) * Hkv * D, peri_data(x.v), (size_t)(T * Hkv * D) * sizeof *v);
           one.B = 2;
           for (int64_t t = 0; t < T; t += 1 + t / 5) {
             y.q = random_tensor(PERI_F32, 5, 4, qs);
-            memcpy((float *)peri_data(y.q) + Hq * D, (float *)peri_data(x.q) + t * Hq * D, (size_t)(Hq * D) * sizeof *k);
+            memcpy((float *)peri_data(y.q) + Hq * D, (float *)peri_data(x.q) + t * Hq * D,
+                   (size_t)(Hq * D) * sizeof *k);
             y.k = narrow(ck, 1, 0, pad + t + 1);
             y.v = narrow(cv, 1, 0, pad + t + 1);
             peri_tensor *out = attend(&y, &one);
-            assert_memory_equal((float *)peri_data(out) + Hq * D, (float *)peri_data(full) + t * Hq * D,
+            assert_memory_equal((float *)peri_data(out) + Hq * D,
+                                (float *)peri_data(full) + t * Hq * D,
                                 (size_t)(Hq * D) * sizeof *k);
             peri_release(out);
             peri_release(y.q);
@@ -316,7 +329,8 @@ static void rows_do_not_depend_on_company (void **state) {
     static float alone[T * H * D];
     for (int threads = 1; threads <= 2; threads++) {
       if (!(ctx = open_level(level, threads))) continue;
-      struct attn c = { 1, T, T, H, 2, D, true, 0, INT64_MIN, 0, false }, many = { 5, T + PAD, T + PAD, H, 2, D, true, 0, INT64_MIN, 0, false };
+      struct attn c = { 1, T, T, H, 2, D, true, 0, INT64_MIN, 0, false },
+                  many = { 5, T + PAD, T + PAD, H, 2, D, true, 0, INT64_MIN, 0, false };
       struct io x = inputs(&c, PERI_F32), y = inputs(&many, PERI_F32);
       peri_tensor *out = attend(&x, &c);
       if (threads == 1) memcpy(alone, peri_data(out), sizeof alone);
@@ -350,7 +364,8 @@ static void strided_inputs (void **state) {
   struct attn c = { 2, 9, 9, 3, 3, 8, true, 0, INT64_MIN, 0, false };
   int64_t shape[4] = { 2, 9, 9, 8 };
   peri_tensor *qkv = random_tensor(PERI_F32, 1, 4, shape), *out[2];
-  struct io x = { narrow(qkv, 2, 0, 3), narrow(qkv, 2, 3, 3), narrow(qkv, 2, 6, 3), NULL, NULL }, y = { 0 };
+  struct io x = { narrow(qkv, 2, 0, 3), narrow(qkv, 2, 3, 3), narrow(qkv, 2, 6, 3), NULL, NULL },
+            y = { 0 };
   const peri_op *dense = peri_op_find("contiguous");
   assert_int_equal(peri_apply(ctx, dense, 1, &x.q, NULL, &y.q), PERI_OK);
   assert_int_equal(peri_apply(ctx, dense, 1, &x.k, NULL, &y.k), PERI_OK);
@@ -399,23 +414,28 @@ static void rope_turns_pairs (void **state) {
       for (int i = 0; i < B * T; i++) pos[i] = far ? 1000 * i : i % 7;
       for (int i = 0; i < N; i++) freq[i] = (float)pow(10000, -i / (double)N);
       peri_tensor *x = random_tensor(PERI_F32, 1, 4, shape), *y = NULL, *z = NULL;
-      peri_tensor *in[3] = { x, make(PERI_I64, batch ? 2 : 1, batch ? ps : ps + 1, pos), make(PERI_F32, 1, &n, freq) };
+      peri_tensor *in[3] = { x, make(PERI_I64, batch ? 2 : 1, batch ? ps : ps + 1, pos),
+                             make(PERI_F32, 1, &n, freq) };
       peri_attr attr[3] = { { .i = inter }, { .f = 1 }, { .i = 0 } };
       assert_int_equal(peri_apply(ctx, peri_op_find("rope"), 3, in, attr, &y), PERI_OK);
       const float *px = peri_data(x), *py = peri_data(y);
       for (int64_t r = 0; r < B * T * H; r++)
         for (int64_t i = 0; i < D; i++) {
-          int64_t k = inter ? i / 2 : i % N, a = r * D + (inter ? 2 * k : k), b = r * D + (inter ? 2 * k + 1 : N + k);
-          double angle = (double)((float)pos[batch ? r / H : r / H % T] * freq[k < N ? k : 0]), want = px[r * D + i];
+          int64_t k = inter ? i / 2 : i % N, a = r * D + (inter ? 2 * k : k),
+                  b = r * D + (inter ? 2 * k + 1 : N + k);
+          double angle = (double)((float)pos[batch ? r / H : r / H % T] * freq[k < N ? k : 0]),
+                 want = px[r * D + i];
           bool second = inter ? i % 2 : i >= N;
           if (i < 2 * N)
-            want = second ? px[b] * cos(angle) + px[a] * sin(angle) : px[a] * cos(angle) - px[b] * sin(angle);
+            want = second ? px[b] * cos(angle) + px[a] * sin(angle)
+                          : px[a] * cos(angle) - px[b] * sin(angle);
           assert_true(fabs(want - (double)py[r * D + i]) <= 3e-7);
         }
       attr[2].i = 1;
       in[0] = y;
       assert_int_equal(peri_apply(ctx, peri_op_find("rope"), 3, in, attr, &z), PERI_OK);
-      for (int64_t i = 0; i < peri_numel(z); i++) assert_true(fabsf(((float *)peri_data(z))[i] - px[i]) <= 5e-7f);
+      for (int64_t i = 0; i < peri_numel(z); i++)
+        assert_true(fabsf(((float *)peri_data(z))[i] - px[i]) <= 5e-7f);
       peri_release(x);
       peri_release(y);
       peri_release(z);
@@ -437,7 +457,8 @@ static void cache_takes_tokens (void **state) {
   assert_int_equal(peri_apply(ctx, op, 4, in, &pos, NULL), PERI_OK);
   for (int i = 0; i < 2; i++)
     for (int b = 0; b < 2; b++)
-      assert_memory_equal((float *)peri_data(in[i]) + (b * 6 + 4) * 6, (float *)peri_data(in[i + 2]) + b * 12, 12 * 4);
+      assert_memory_equal((float *)peri_data(in[i]) + (b * 6 + 4) * 6,
+                          (float *)peri_data(in[i + 2]) + b * 12, 12 * 4);
   pos.i = 5;
   assert_int_equal(peri_apply(ctx, op, 4, in, &pos, NULL), PERI_EINVAL);
   for (int i = 0; i < 4; i++) peri_release(in[i]);
@@ -450,14 +471,17 @@ static void one_op_is_a_whole_step (void **state) {
   (void)state;
   for (int level = 0; level < LEVELS; level++) {
     if (!(ctx = open_level(level, 2))) continue;
-    int64_t shape[4] = { B, T, H + 2 * KV, D }, room[4] = { B, T + 3, KV, D }, two = 2, n = D / 2, time = T, pos[T];
+    int64_t shape[4] = { B, T, H + 2 * KV, D }, room[4] = { B, T + 3, KV, D }, two = 2, n = D / 2,
+            time = T, pos[T];
     int64_t start[B] = { 0, 4 };
     float freq[D / 2] = { 1, 0.6f, 0.3f, 0.1f, 0.05f, 0.01f };
     for (int t = 0; t < T; t++) pos[t] = t;
-    peri_tensor *all[3] = { random_tensor(PERI_F32, 3, 4, shape), make(PERI_I64, 1, &time, pos), make(PERI_F32, 1, &n, freq) };
+    peri_tensor *all[3] = { random_tensor(PERI_F32, 3, 4, shape), make(PERI_I64, 1, &time, pos),
+                            make(PERI_F32, 1, &n, freq) };
     struct attn c = { B, T, T, H, KV, D, true, 0, INT64_MIN, 0, true };
     struct io x = { .start = make(PERI_I64, 1, &two, start) };
-    peri_tensor *part[3], *cache[2] = { random_tensor(PERI_F32, 4, 4, room), random_tensor(PERI_F32, 5, 4, room) };
+    peri_tensor *part[3],
+        *cache[2] = { random_tensor(PERI_F32, 4, 4, room), random_tensor(PERI_F32, 5, 4, room) };
     peri_attr split[5] = { { .i = H }, { .i = KV }, { .i = 0 }, { .f = 1 }, { .i = 0 } };
     assert_int_equal(peri_apply(ctx, peri_op_find("rope_qkv"), 3, all, split, part), PERI_OK);
     x.q = part[0], x.k = part[1], x.v = part[2];
@@ -466,9 +490,11 @@ static void one_op_is_a_whole_step (void **state) {
       peri_tensor *one = narrow(all[0], 1, t, 1), *at = narrow(all[1], 0, t, 1), *out = NULL;
       peri_tensor *in[6] = { cache[0], cache[1], one, at, all[2], x.start };
       peri_attr attr[5] = { { .i = t }, { .i = 0 }, { .f = 1 }, { .f = NAN }, { .i = 0 } };
-      if (peri_apply(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK) fail_msg("%s", peri_message(ctx));
+      if (peri_apply(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK)
+        fail_msg("%s", peri_message(ctx));
       for (int b = 0; b < B; b++)
-        assert_memory_equal((float *)peri_data(out) + b * H * D, (float *)peri_data(full) + (b * T + t) * H * D, H * D * 4);
+        assert_memory_equal((float *)peri_data(out) + b * H * D,
+                            (float *)peri_data(full) + (b * T + t) * H * D, H * D * 4);
       peri_release(out);
       peri_release(one);
       peri_release(at);

@@ -1,6 +1,6 @@
 /*
-** test_layers.c - softmax, norms, gated activations and dropout at every SIMD level: f32 against the
-** same op in f64, the same bits for a row in any batch and with any number of threads, edge values.
+** test_layers.c - softmax, norms, gated activations and dropout at every SIMD level: f32 against
+** the same op in f64, the same bits for a row in any batch and with any number of threads, edges.
 */
 #include <math.h>
 #include <setjmp.h>
@@ -54,14 +54,16 @@ struct call {
 static void run (const struct call *c, peri_tensor **in, peri_tensor **out) {
   const peri_op *op = peri_op_find(c->op);
   assert_non_null(op);
-  if (peri_apply(ctx, op, c->nin, in, c->attr, out) != PERI_OK) fail_msg("%s: %s", c->op, peri_message(ctx));
+  if (peri_apply(ctx, op, c->nin, in, c->attr, out) != PERI_OK)
+    fail_msg("%s: %s", c->op, peri_message(ctx));
 }
 
 static const int64_t widths[] = { 1, 3, 16, 31, 128, 344, 1000 };
 
 /* The calls of one width n, rows of (R, n). */
 static int calls (int64_t rows, int64_t n, struct call *c) {
-  struct in x = { 2, { rows, n } }, w = { 1, { n } }, half = { 2, { rows, n } }, two = { 2, { rows, 2 * n } }, no = { 0 };
+  struct in x = { 2, { rows, n } }, w = { 1, { n } }, half = { 2, { rows, n } },
+            two = { 2, { rows, 2 * n } }, no = { 0 };
   struct in slab = { 3, { 2, n, rows } };
   peri_attr last = { .i = -1 }, mid = { .i = 1 }, eps = { .f = 1e-5 }, yes = { .i = 1 };
   struct call list[] = {
@@ -89,9 +91,9 @@ static int calls (int64_t rows, int64_t n, struct call *c) {
   return (int)(sizeof list / sizeof *list);
 }
 
-/* Results are O(1) to O(100) (sums over rows): 4e-6 of 1 + |y| is about 30 roundings; gradients have
-** sums of up to 1000 terms times up to e^2 in them. Widths of 1 and 3 make variances near eps, where
-** the norms' gradients are ill-conditioned. */
+/* Results are O(1) to O(100) (sums over rows): 4e-6 of 1 + |y| is about 30 roundings; gradients
+** have sums of up to 1000 terms times up to e^2 in them. Widths of 1 and 3 make variances near
+** eps, where the norms' gradients are ill-conditioned. */
 static void f32_is_near_f64 (void **state) {
   (void)state;
   for (int level = 0; level < LEVELS; level++) {
@@ -105,15 +107,18 @@ static void f32_is_near_f64 (void **state) {
         double tol = strstr(list[k].op, "softmax_backward") ? 3e-4 : 4e-6;
         if (widths[w] < 16 && strstr(list[k].op, "norm_backward")) continue;
         for (int d = 0; d < 2; d++) {
-          for (int i = 0; i < list[k].nin; i++) in[d][i] = make(d ? PERI_F64 : PERI_F32, (uint32_t)i + 1, &list[k].in[i]);
+          for (int i = 0; i < list[k].nin; i++)
+            in[d][i] = make(d ? PERI_F64 : PERI_F32, (uint32_t)i + 1, &list[k].in[i]);
           run(&list[k], in[d], out[d]);
         }
         for (int o = 0; o < outs; o++)
           for (int64_t i = 0; i < peri_numel(out[0][o]); i++) {
-            double got = (double)((float *)peri_data(out[0][o]))[i], want = ((double *)peri_data(out[1][o]))[i];
+            double got = (double)((float *)peri_data(out[0][o]))[i],
+                   want = ((double *)peri_data(out[1][o]))[i];
             if (!(fabs(got - want) <= tol * (1 + fabs(want))))
-              fail_msg("%s of width %lld on %s: output %d [%lld] is %.9g, expected %.9g", list[k].op,
-                       (long long)widths[w], peri_simd_name(ctx), o, (long long)i, got, want);
+              fail_msg("%s of width %lld on %s: output %d [%lld] is %.9g, expected %.9g",
+                       list[k].op, (long long)widths[w], peri_simd_name(ctx), o, (long long)i, got,
+                       want);
           }
         for (int d = 0; d < 2; d++) {
           for (int i = 0; i < list[k].nin; i++) peri_release(in[d][i]);
@@ -142,7 +147,8 @@ static void rows_and_threads_do_not_matter (void **state) {
           peri_tensor *in[MAX_IN], *row[MAX_IN], *out[4] = { NULL }, *alone[4] = { NULL };
           if (!(ctx = open_level(level, threads))) continue;
           int outs = peri_op_outputs(peri_op_find(list[k].op));
-          for (int i = 0; i < list[k].nin; i++) in[i] = make(PERI_F32, (uint32_t)i + 1, &list[k].in[i]);
+          for (int i = 0; i < list[k].nin; i++)
+            in[i] = make(PERI_F32, (uint32_t)i + 1, &list[k].in[i]);
           run(&list[k], in, out);
           for (int i = 0; i < list[k].nin; i++) {
             row[i] = make(PERI_F32, (uint32_t)i + 1, &one[k].in[i]);
@@ -157,7 +163,8 @@ static void rows_and_threads_do_not_matter (void **state) {
             size_t bytes = (size_t)peri_numel(out[o]) * 4;
             if (peri_ndim(out[o]) == 2) {
               int64_t len = peri_shape(out[o])[1];
-              assert_memory_equal((float *)peri_data(out[o]) + 41 * len, peri_data(alone[o]), (size_t)len * 4);
+              assert_memory_equal((float *)peri_data(out[o]) + 41 * len, peri_data(alone[o]),
+                                  (size_t)len * 4);
             }
             if (threads == 2) assert_memory_equal(at, peri_data(out[o]), bytes);
             memcpy(at, peri_data(out[o]), bytes);
