@@ -116,11 +116,11 @@ static float *matrix (int64_t n) {
 typedef void (*sgemm_fn) (int, int, int, int, int, int, float, const float *, int, const float *, int,
                           float, float *, int);
 
-/* Seconds of one C = A B (or A B^T); repeated until it takes 20 ms. */
+/* Seconds of one C = A B (trans 1: A B^T, 2: A^T B, ours only); repeated until it takes 20 ms. */
 static double product (sgemm_fn blas, int64_t m, int64_t k, int64_t n, int trans) {
   float *a = matrix(m * k), *b = matrix(k * n), *c = matrix(m * n);
-  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = k, .acs = 1, .b = b, .brs = trans ? 1 : n,
-                   .bcs = trans ? k : 1, .c = c, .crs = n };
+  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = trans == 2 ? 1 : k, .acs = trans == 2 ? m : 1, .b = b, .brs = trans == 1 ? 1 : n,
+                   .bcs = trans == 1 ? k : 1, .c = c, .crs = n };
   double t = 0;
   for (int64_t reps = 1;; reps *= 2) {
     t = peri__now();
