@@ -232,6 +232,35 @@ function peri.attention(q, k, v, mask, start, causal, scale, window, offset) end
 ---@return perilune.Tensor
 function tensor:attention(k, v, mask, start, causal, scale, window, offset) end
 
+--- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one.
+---@param cache_k perilune.Tensor|number
+---@param cache_v perilune.Tensor|number
+---@param qkv perilune.Tensor|number
+---@param positions? perilune.Tensor|number
+---@param inv_freq? perilune.Tensor|number
+---@param start? perilune.Tensor|number
+---@param pos integer
+---@param interleaved? boolean default false
+---@param rope_scale? number default 1.0
+---@param scale? number
+---@param window? integer default 0
+---@return perilune.Tensor
+function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window) end
+
+--- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one.
+---@param cache_v perilune.Tensor|number
+---@param qkv perilune.Tensor|number
+---@param positions? perilune.Tensor|number
+---@param inv_freq? perilune.Tensor|number
+---@param start? perilune.Tensor|number
+---@param pos integer
+---@param interleaved? boolean default false
+---@param rope_scale? number default 1.0
+---@param scale? number
+---@param window? integer default 0
+---@return perilune.Tensor
+function tensor:attention_step_(cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window) end
+
 --- Binary cross-entropy of probabilities target under sigmoid(logits), one shape: softplus(x) - x t, times weight (broadcast), reduced: mean, sum or none.
 ---@param logits perilune.Tensor|number
 ---@param target perilune.Tensor|number
@@ -1515,16 +1544,16 @@ function tensor:randn_like(dtype) end
 ---@return perilune.Tensor
 function peri.randperm(n, dtype) end
 
---- 1 / x.
+--- 1 / x, elementwise.
 ---@param x perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.reciprocal(x) end
 
---- 1 / x.
+--- 1 / x, elementwise.
 ---@return perilune.Tensor
 function tensor:reciprocal() end
 
---- 1 / x.
+--- 1 / x, elementwise.
 ---@return perilune.Tensor
 function tensor:reciprocal_() end
 
@@ -1622,6 +1651,29 @@ function peri.rope(x, positions, inv_freq, interleaved, scale, inverse) end
 ---@param inverse? boolean default false
 ---@return perilune.Tensor
 function tensor:rope(positions, inv_freq, interleaved, scale, inverse) end
+
+--- For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k (B, T, kv_heads, D) turned as by rope, and v, a view.
+---@param x perilune.Tensor|number
+---@param positions perilune.Tensor|number
+---@param inv_freq perilune.Tensor|number
+---@param heads integer
+---@param kv_heads integer
+---@param interleaved? boolean default false
+---@param scale? number default 1.0
+---@param inverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.rope_qkv(x, positions, inv_freq, heads, kv_heads, interleaved, scale, inverse) end
+
+--- For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k (B, T, kv_heads, D) turned as by rope, and v, a view.
+---@param positions perilune.Tensor|number
+---@param inv_freq perilune.Tensor|number
+---@param heads integer
+---@param kv_heads integer
+---@param interleaved? boolean default false
+---@param scale? number default 1.0
+---@param inverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:rope_qkv(positions, inv_freq, heads, kv_heads, interleaved, scale, inverse) end
 
 --- The nearest whole number, halves to the even one. Constant for differentiation.
 ---@param x perilune.Tensor|number
@@ -1845,16 +1897,16 @@ function tensor:sqrt() end
 ---@return perilune.Tensor
 function tensor:sqrt_() end
 
---- x * x.
+--- x * x, elementwise.
 ---@param x perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.square(x) end
 
---- x * x.
+--- x * x, elementwise.
 ---@return perilune.Tensor
 function tensor:square() end
 
---- x * x.
+--- x * x, elementwise.
 ---@return perilune.Tensor
 function tensor:square_() end
 

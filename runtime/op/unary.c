@@ -165,10 +165,10 @@ RULE(rsqrt) { GIN = B(BB, mul, B(BB, mul, G, NUM(-0.5)), B(BB, mul, Y, B(BB, squ
 UNARY(rsqrt, FLOAT, .doc = "1 / sqrt(x).", .vjp = rsqrt_vjp, .domain = "x=0.2..3");
 
 RULE(square) { GIN = B(BB, mul, G, B(BB, mul, X, NUM(2))); }
-UNARY(square, KEEP, .doc = "x * x.", .vjp = square_vjp);
+UNARY(square, KEEP, .doc = "x * x, elementwise.", .vjp = square_vjp);
 
 RULE(reciprocal) { GIN = B(BB, mul, B(BB, neg, G), B(BB, square, Y)); }
-UNARY(reciprocal, FLOAT, .doc = "1 / x.", .vjp = reciprocal_vjp, .domain = "x=0.3..3");
+UNARY(reciprocal, FLOAT, .doc = "1 / x, elementwise.", .vjp = reciprocal_vjp, .domain = "x=0.3..3");
 
 RULE(sin) { GIN = B(BB, mul, G, B(BB, cos, X)); }
 UNARY(sin, FLOAT, .doc = "Sine of x in radians.", .vjp = sin_vjp);
