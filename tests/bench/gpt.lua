@@ -37,12 +37,14 @@ function M:forward(ids, cache)
   local x = self.wte:embedding(ids):add(self.wpe:narrow(1, past + 1, time))
   local y = x:layer_norm(self.layers[1].g1, self.layers[1].b1)
   for i, l in ipairs(self.layers) do
-    local q, k, v = y:linear(l.qkv, l.qkv_b):reshape { batch, time, 3 * heads, head_dim }:unpack_qkv(heads, heads)
+    local qkv, a = y:linear(l.qkv, l.qkv_b):reshape { batch, time, 3 * heads, head_dim }, nil
     if cache then
-      peri.kv_append_(cache.k[i], cache.v[i], k, v, past + 1)
-      k, v = cache.k[i]:narrow(2, 1, past + time), cache.v[i]:narrow(2, 1, past + time)
+      a = peri.attention_step_(cache.k[i], cache.v[i], qkv, nil, nil, nil, past + 1)
+    else
+      local q, k, v = qkv:unpack_qkv(heads, heads)
+      a = peri.attention(q, k, v, nil, nil, true)
     end
-    local a = peri.attention(q, k, v, nil, nil, true):reshape { batch, time, o.dim }:linear(l.out, l.out_b)
+    a = a:reshape { batch, time, o.dim }:linear(l.out, l.out_b)
     y, x = a:add_layer_norm(x, l.g2, l.b2)
     local h = y:linear(l.up, l.up_b, "gelu_tanh"):linear(l.down, l.down_b)
     local n = self.layers[i + 1]

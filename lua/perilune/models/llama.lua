@@ -242,16 +242,24 @@ end
 
 local function attention(self, layer, y, positions, ctx, index)
   local s, batch, time = self.settings, y:size(1), y:size(2)
+  local scale = s.head_dim ^ -0.5
   local qkv = y:linear(layer.qkv, layer.qkv_bias)
     :reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
-  local q, k, v = qkv:unpack_qkv(s.heads, s.kv_heads) -- (B, T, H, D)
-  if s.qk_norm then
-    q, k = q:rms_norm(layer.q_norm, s.eps), k:rms_norm(layer.k_norm, s.eps)
+  local a
+  if ctx.cache and not s.qk_norm and not peri.grad_enabled() then -- the same bits, one op
+    a = ctx.cache:step(index, qkv, positions, self.inv_freq, ctx.start, self.rope_scale, scale, s.window)
+  else
+    local q, k, v
+    if s.qk_norm then
+      q, k, v = qkv:unpack_qkv(s.heads, s.kv_heads) -- (B, T, H, D)
+      q = q:rms_norm(layer.q_norm, s.eps):rope(positions, self.inv_freq, false, self.rope_scale)
+      k = k:rms_norm(layer.k_norm, s.eps):rope(positions, self.inv_freq, false, self.rope_scale)
+    else
+      q, k, v = qkv:rope_qkv(positions, self.inv_freq, s.heads, s.kv_heads, false, self.rope_scale)
+    end
+    if ctx.cache then k, v = ctx.cache:append(index, k, v) end
+    a = peri.attention(q, k, v, nil, ctx.start, true, scale, s.window)
   end
-  q = q:rope(positions, self.inv_freq, false, self.rope_scale)
-  k = k:rope(positions, self.inv_freq, false, self.rope_scale)
-  if ctx.cache then k, v = ctx.cache:append(index, k, v) end
-  local a = peri.attention(q, k, v, nil, ctx.start, true, s.head_dim ^ -0.5, s.window)
   return a:reshape { batch, time, s.heads * s.head_dim }:linear(layer.out, layer.out_bias)
 end
 
@@ -320,6 +328,12 @@ function Cache:append(i, k, v)
   local time = k:size(2)
   peri.kv_append_(self.k[i], self.v[i], k, v, self.length + 1)
   return self.k[i]:narrow(2, 1, self.length + time), self.v[i]:narrow(2, 1, self.length + time)
+end
+
+-- Rotate, append and attend for layer i. qkv (B, T, Hq + 2 Hkv, D) -> (B, T, Hq, D)
+function Cache:step(i, qkv, positions, inv_freq, start, rope_scale, scale, window)
+  return peri.attention_step_(self.k[i], self.v[i], qkv, positions, inv_freq, start, self.length + 1, false,
+    rope_scale, scale, window)
 end
 
 --- Repeat every sequence n times: prompts are prefilled once, then sampled n times.
