@@ -161,6 +161,11 @@ static int t_data_ptr (lua_State *L) {
   return 1;
 }
 
+static int t_version (lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)self(L, "version")->storage->version);
+  return 1;
+}
+
 static int t_detach (lua_State *L) {
   peri_tensor *t = self(L, "detach");
   peri_tensor **out = peri__box_new(L);
@@ -304,6 +309,7 @@ static const peri_reg methods[] = {
   { "bytes", "", "The elements in row-major order as a string, in the machine's byte order.",
     t_bytes },
   { "data_ptr", "", "Address of the first element, a light userdata.", t_data_ptr },
+  { "version", "", "How often the tensor's memory was written in place: equal numbers, equal values.", t_version },
   { "detach", "", "The same memory outside every graph.", t_detach },
   { "release", "", "Let go of the memory now; the tensor cannot be used afterwards.", t_release },
   { "requires_grad_", "on?",

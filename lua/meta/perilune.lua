@@ -2330,6 +2330,10 @@ function tensor:bytes() end
 ---@return any ...
 function tensor:data_ptr() end
 
+--- How often the tensor's memory was written in place: equal numbers, equal values.
+---@return any ...
+function tensor:version() end
+
 --- The same memory outside every graph.
 ---@return any ...
 function tensor:detach() end

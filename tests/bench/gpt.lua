@@ -29,6 +29,22 @@ function M.new(o)
   return setmetatable(m, { __index = M })
 end
 
+-- The layers with small weights stored column by column, as perilune.models.llama decodes with; made
+-- once, for the weights of a benchmark do not change.
+function M:decoding()
+  if self.fast then return self.fast end
+  self.fast = {}
+  for i, layer in ipairs(self.layers) do
+    local copy = setmetatable({}, { __index = layer })
+    for _, key in ipairs { "qkv", "out", "up", "down" } do
+      local w = layer[key]
+      if w:numel() <= 2 ^ 18 then copy[key] = peri.keep(w:transpose():contiguous():transpose()) end
+    end
+    self.fast[i] = copy
+  end
+  return self.fast
+end
+
 -- ids (B, T) -> hidden (B, T, D); cache: { length, k = {}, v = {} }
 function M:forward(ids, cache)
   local o, past = self.o, cache and cache.length or 0
@@ -36,7 +52,7 @@ function M:forward(ids, cache)
   local heads, head_dim = o.heads, o.dim // o.heads
   local x = self.wte:embedding(ids):add(self.wpe:narrow(1, past + 1, time))
   local y = x:layer_norm(self.layers[1].g1, self.layers[1].b1)
-  for i, l in ipairs(self.layers) do
+  for i, l in ipairs(cache and self:decoding() or self.layers) do
     local qkv, a = y:linear(l.qkv, l.qkv_b):reshape { batch, time, 3 * heads, head_dim }, nil
     if cache then
       a = peri.attention_step_(cache.k[i], cache.v[i], qkv, nil, nil, nil, past + 1)
