@@ -181,10 +181,10 @@ end
 
 local function check(case, float)
   local op, args, floats, all = arguments(case, float)
-  local outputs, before = nil, {}
+  local before = {}
   for i, t in ipairs(all) do before[i] = t.dtype end
   if case.grad then for _, x in ipairs(floats) do x:requires_grad_() end end
-  outputs = { peri[case.op](table.unpack(args, 1, args.n)) }
+  local outputs = { peri[case.op](table.unpack(args, 1, args.n)) }
   local dtypes = {}
   if op.flags.inplace then -- what was written counts as output too
     outputs = op.outputs > 0 and outputs or {}
