@@ -68,7 +68,8 @@ local function console(o)
   }, Console)
 end
 
--- Columns keep the order of their first appearance and the widest width seen.
+-- Columns keep the order of their first appearance and the widest width seen; a row leaves out those
+-- that it has no value for, and shows "completions/mean_length" as mean_length.
 function Console:row(step, tables)
   local text = {}
   for _, t in ipairs(tables) do
@@ -83,8 +84,10 @@ function Console:row(step, tables)
   local digits = self.total and #tostring(self.total) or 6
   local parts = { ("%" .. digits .. "d"):format(step) }
   for _, name in ipairs(self.order) do
-    local value = (" "):rep(self.widths[name] - #(text[name] or "")) .. (text[name] or "")
-    parts[#parts + 1] = self.color and ("\27[2m%s\27[0m %s"):format(name, value) or name .. " " .. value
+    if text[name] then
+      local value, short = (" "):rep(self.widths[name] - #text[name]) .. text[name], name:match "[^/]*$"
+      parts[#parts + 1] = self.color and ("\27[2m%s\27[0m %s"):format(short, value) or short .. " " .. value
+    end
   end
   return table.concat(parts, "  ")
 end
