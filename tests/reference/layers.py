@@ -1,4 +1,5 @@
 """Cases of the ops that layers are made of: softmax, norms, gates, rotary positions, attention."""
+
 import torch
 import torch.nn.functional as F
 
@@ -9,28 +10,53 @@ INF, NAN = float("inf"), float("nan")
 
 def gradient_of(fn, n=1):
     """Derivatives of fn for its first n inputs, the last input being the gradient of its result."""
+
     def run(*given):
         x = [t.detach().requires_grad_() if i < n else t for i, t in enumerate(given[:-1])]
         got = torch.autograd.grad(fn(*x), x[:n], given[-1].detach())
         return got if n > 1 else got[0]
+
     return run
 
 
 def softmaxes():
-    for s, dim in (((2, 3), None), ((2, 3), 1), ((2, 3, 4), 2), ((0, 3), None), ((3, 37), None), ((37, 3), 1), ((1, 300), None)):
+    for s, dim in (
+        ((2, 3), None),
+        ((2, 3), 1),
+        ((2, 3, 4), 2),
+        ((0, 3), None),
+        ((3, 37), None),
+        ((37, 3), 1),
+        ((1, 300), None),
+    ):
         d = -1 if dim is None else dim - 1
         attr = {"dim": dim} if dim else None
         n = s[d] if s else 1
         for op in ("softmax", "log_softmax"):
             fn = getattr(torch, op)
             case(op, [f(*s, lo=-4, hi=4)], lambda x, fn=fn: fn(x, d), attr, "sum", n=n)
-            case(op + "_backward", [f(*s, lo=0 if op == "softmax" else -4, hi=1), f(*s)],
-                 (lambda y, g: y * (g - (g * y).sum(d, True))) if op == "softmax" else
-                 (lambda y, g: g - y.exp() * g.sum(d, True)), attr, "sum", n=n)
+            case(
+                op + "_backward",
+                [f(*s, lo=0 if op == "softmax" else -4, hi=1), f(*s)],
+                (
+                    (lambda y, g: y * (g - (g * y).sum(d, True)))
+                    if op == "softmax"
+                    else (lambda y, g: g - y.exp() * g.sum(d, True))
+                ),
+                attr,
+                "sum",
+                n=n,
+            )
     for op in ("softmax", "log_softmax"):
         fn = getattr(torch, op)
-        case(op, [of([[900.0, 901.0, -900.0], [-INF, 0.0, 1.0], [INF, 0.0, 1.0], [-INF, -INF, -INF], [NAN, 0.0, 1.0]])],
-             lambda x, fn=fn: fn(x, -1), tol="each", grad=False, note="special")
+        case(
+            op,
+            [of([[900.0, 901.0, -900.0], [-INF, 0.0, 1.0], [INF, 0.0, 1.0], [-INF, -INF, -INF], [NAN, 0.0, 1.0]])],
+            lambda x, fn=fn: fn(x, -1),
+            tol="each",
+            grad=False,
+            note="special",
+        )
 
 
 def rms_norm(x, w, eps=1e-6):
@@ -48,11 +74,22 @@ def norms():
         for w, b in ((True, True), (True, False), (False, False)):
             weight = lambda: f(d, lo=0.5, hi=1.5) if w else None
             case("layer_norm", [f(*s), weight(), f(d) if b else None], layer_norm, tol="sum", n=d * 8)
-            case("add_layer_norm", [f(*s), f(*s), weight(), f(d) if b else None],
-                 lambda x, r, w, b: (layer_norm(x + r, w, b), x + r), tol="sum", n=d * 8)
+            case(
+                "add_layer_norm",
+                [f(*s), f(*s), weight(), f(d) if b else None],
+                lambda x, r, w, b: (layer_norm(x + r, w, b), x + r),
+                tol="sum",
+                n=d * 8,
+            )
             if not b:
                 case("rms_norm", [f(*s), weight()], rms_norm, tol="sum", n=d * 8)
-                case("add_rms_norm", [f(*s), f(*s), weight()], lambda x, r, w: (rms_norm(x + r, w), x + r), tol="sum", n=d * 8)
+                case(
+                    "add_rms_norm",
+                    [f(*s), f(*s), weight()],
+                    lambda x, r, w: (rms_norm(x + r, w), x + r),
+                    tol="sum",
+                    n=d * 8,
+                )
         zeros = torch.zeros(d)
 
         def layer_back(x, g, w, add):
@@ -74,8 +111,14 @@ def norms():
     case("rms_norm", [f(2, 5), None], lambda x, w: rms_norm(x, w, 0.5), {"eps": 0.5}, "sum")
     for s, groups in (((2, 4), 2), ((2, 6, 3), 3), ((1, 4, 2, 3), 1), ((2, 4, 5), 4), ((0, 4, 2), 2)):
         for w in (True, False):
-            case("group_norm", [f(*s), f(s[1]) if w else None, f(s[1]) if w else None],
-                 lambda x, w, b: F.group_norm(x, groups, w, b), {"groups": groups}, "sum", n=5000)  # 1 / std is large
+            case(
+                "group_norm",
+                [f(*s), f(s[1]) if w else None, f(s[1]) if w else None],
+                lambda x, w, b: F.group_norm(x, groups, w, b),
+                {"groups": groups},
+                "sum",
+                n=5000,
+            )  # 1 / std is large
 
 
 def gates():
@@ -100,7 +143,7 @@ def rope(x, positions, inv_freq, interleaved=False, scale=1.0, sign=1.0):
     if positions.dim() == 1:
         cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    r, rest = x[..., : 2 * n], x[..., 2 * n:]
+    r, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
         a, b = r[..., 0::2], r[..., 1::2]
         out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
@@ -111,56 +154,115 @@ def rope(x, positions, inv_freq, interleaved=False, scale=1.0, sign=1.0):
 
 
 def ropes():
-    freq = lambda n: of([2.0 ** -i for i in range(n)], "f32")
+    freq = lambda n: of([2.0**-i for i in range(n)], "f32")
     for s, n in (((2, 3, 2, 4), 2), ((1, 5, 1, 6), 2), ((2, 4, 3, 16), 8)):
         for batched in (False, True):
             positions = ints(*((s[0], s[1]) if batched else (s[1],)), lo=0, hi=50)
             for inter in (False, True):
-                case("rope", [f(*s), positions, freq(n)], lambda x, p, q: rope(x, p, q, inter),
-                     {"interleaved": True} if inter else None, "sum", n=1)
-    case("rope", [f(2, 3, 2, 4), ints(3, lo=0, hi=9), freq(2)], lambda x, p, q: rope(x, p, q, scale=1.25), {"scale": 1.25}, "sum", n=1)
-    case("rope", [f(2, 3, 2, 4), ints(3, lo=0, hi=9), freq(2)], lambda x, p, q: rope(x, p, q, sign=-1.0), {"inverse": True}, "sum", n=1)
+                case(
+                    "rope",
+                    [f(*s), positions, freq(n)],
+                    lambda x, p, q: rope(x, p, q, inter),
+                    {"interleaved": True} if inter else None,
+                    "sum",
+                    n=1,
+                )
+    case(
+        "rope",
+        [f(2, 3, 2, 4), ints(3, lo=0, hi=9), freq(2)],
+        lambda x, p, q: rope(x, p, q, scale=1.25),
+        {"scale": 1.25},
+        "sum",
+        n=1,
+    )
+    case(
+        "rope",
+        [f(2, 3, 2, 4), ints(3, lo=0, hi=9), freq(2)],
+        lambda x, p, q: rope(x, p, q, sign=-1.0),
+        {"inverse": True},
+        "sum",
+        n=1,
+    )
 
 
 def rope_qkv(x, positions, inv_freq, heads, kv_heads, **more):
-    q, k, v = x[:, :, :heads], x[:, :, heads:heads + kv_heads], x[:, :, heads + kv_heads:]
+    q, k, v = x[:, :, :heads], x[:, :, heads : heads + kv_heads], x[:, :, heads + kv_heads :]
     return rope(q, positions, inv_freq, **more), rope(k, positions, inv_freq, **more), v * 1
 
 
 def fused_ropes():
     freq = of([1.0, 0.5], "f32")
-    for h, kv, batched, more in ((2, 1, False, {}), (4, 2, True, {"interleaved": True}), (2, 2, False, {"scale": 1.25})):
+    for h, kv, batched, more in (
+        (2, 1, False, {}),
+        (4, 2, True, {"interleaved": True}),
+        (2, 2, False, {"scale": 1.25}),
+    ):
         positions = ints(*((2, 3) if batched else (3,)), lo=0, hi=50)
-        case("rope_qkv", [f(2, 3, h + 2 * kv, 6), positions, freq], lambda x, p, q: rope_qkv(x, p, q, h, kv, **more),
-             {"heads": h, "kv_heads": kv, **more}, "sum", n=1)
+        case(
+            "rope_qkv",
+            [f(2, 3, h + 2 * kv, 6), positions, freq],
+            lambda x, p, q: rope_qkv(x, p, q, h, kv, **more),
+            {"heads": h, "kv_heads": kv, **more},
+            "sum",
+            n=1,
+        )
 
         def back(gq, gk, gv, p, q):
             x = torch.zeros(2, 3, h + 2 * kv, 6, requires_grad=True)
             return torch.autograd.grad(rope_qkv(x, p, q, h, kv, **more), x, (gq.detach(), gk.detach(), gv.detach()))[0]
 
-        case("rope_qkv_backward", [f(2, 3, h, 6), f(2, 3, kv, 6), f(2, 3, kv, 6), positions, freq], back, more or None, "sum",
-             grad=False, n=1)
+        case(
+            "rope_qkv_backward",
+            [f(2, 3, h, 6), f(2, 3, kv, 6), f(2, 3, kv, 6), positions, freq],
+            back,
+            more or None,
+            "sum",
+            grad=False,
+            n=1,
+        )
 
 
 def steps():
     """New tokens over a cache: rope, kv_append_ and causal attention."""
-    for b, t, h, kv, pos, rotate, start, attr in ((2, 1, 2, 1, 3, True, None, {}), (1, 2, 4, 2, 1, False, None, {}),
-                                                  (2, 3, 2, 2, 2, True, [0, 1], {"interleaved": True}),
-                                                  (1, 1, 2, 1, 5, True, None, {"window": 2, "scale": 0.25})):
+    for b, t, h, kv, pos, rotate, start, attr in (
+        (2, 1, 2, 1, 3, True, None, {}),
+        (1, 2, 4, 2, 1, False, None, {}),
+        (2, 3, 2, 2, 2, True, [0, 1], {"interleaved": True}),
+        (1, 1, 2, 1, 5, True, None, {"window": 2, "scale": 0.25}),
+    ):
         positions = ints(t, lo=0, hi=20) if rotate else None
         freq = of([1.0, 0.5], "f32") if rotate else None
 
         def step(ck, cv, x, p, q, st):
-            q_, k_, v_ = (rope_qkv(x, p, q, h, kv, interleaved="interleaved" in attr) if rotate else
-                          (x[:, :, :h], x[:, :, h:h + kv], x[:, :, h + kv:]))
+            q_, k_, v_ = (
+                rope_qkv(x, p, q, h, kv, interleaved="interleaved" in attr)
+                if rotate
+                else (x[:, :, :h], x[:, :, h : h + kv], x[:, :, h + kv :])
+            )
             ck, cv = ck.clone(), cv.clone()
-            ck[:, pos - 1:pos - 1 + t], cv[:, pos - 1:pos - 1 + t] = k_, v_
+            ck[:, pos - 1 : pos - 1 + t], cv[:, pos - 1 : pos - 1 + t] = k_, v_
             n = pos - 1 + t
-            y = attention(q_, ck[:, :n], cv[:, :n], None, st, causal=True, scale=attr.get("scale"), window=attr.get("window", 0))
+            y = attention(
+                q_, ck[:, :n], cv[:, :n], None, st, causal=True, scale=attr.get("scale"), window=attr.get("window", 0)
+            )
             return [y, ck, cv, x] + [u for u in (p, q, st) if u is not None]
 
-        case("attention_step_", [f(b, 6, kv, 4), f(b, 6, kv, 4), f(b, t, h + 2 * kv, 4), positions, freq,
-                                 of(start, "i64") if start else None], step, {"pos": pos, **attr}, "sum", grad=False, n=64)
+        case(
+            "attention_step_",
+            [
+                f(b, 6, kv, 4),
+                f(b, 6, kv, 4),
+                f(b, t, h + 2 * kv, 4),
+                positions,
+                freq,
+                of(start, "i64") if start else None,
+            ],
+            step,
+            {"pos": pos, **attr},
+            "sum",
+            grad=False,
+            n=64,
+        )
 
 
 def visible(q, k, causal, window, offset, start, mask):
@@ -225,13 +327,24 @@ ATTENTION = [  # q shape, Tk, Hkv, attributes, mask, start
 def attentions():
     for s, tk, hkv, attr, mask, start in ATTENTION:
         b, tq, h, d = s
-        make = {None: lambda: None, "keys": lambda: bools(b, tk), "all": lambda: bools(b, h, tq, tk),
-                "rows": lambda: bools(b, 1, tq, tk), "added": lambda: Added(b, h, tq, tk)}[mask]
+        make = {
+            None: lambda: None,
+            "keys": lambda: bools(b, tk),
+            "all": lambda: bools(b, h, tq, tk),
+            "rows": lambda: bools(b, 1, tq, tk),
+            "added": lambda: Added(b, h, tq, tk),
+        }[mask]
         start = None if start is None else of(start, "i64")
         q, k, v = f(*s), f(b, tk, hkv, d), f(b, tk, hkv, d)
         m = make()
-        case("attention", [q, k, v, m, start], lambda q, k, v, m, t: attention(q, k, v, m, t, **attr), attr, "sum",
-             n=64 * max(d, tk))
+        case(
+            "attention",
+            [q, k, v, m, start],
+            lambda q, k, v, m, t: attention(q, k, v, m, t, **attr),
+            attr,
+            "sum",
+            n=64 * max(d, tk),
+        )
         if b == 0 or tq > 10:
             continue
         qt, kt, vt = q.torch(), k.torch(), v.torch()
@@ -239,8 +352,15 @@ def attentions():
         out, lse = attention(qt, kt, vt, mt, st, **attr), log_sums(qt, kt, mt, st, **attr)
         back = gradient_of(lambda q, k, v: attention(q, k, v, mt, st, **attr), 3)
         rest = [x for x in (m, start)] if (m or start) else []
-        case("attention_backward", [q, k, v, of(out.tolist()), of(lse.tolist()), f(*s)] + rest,
-             lambda q, k, v, out, lse, g, *more: back(q, k, v, g), attr, "sum", grad=False, n=256 * max(d, tk))
+        case(
+            "attention_backward",
+            [q, k, v, of(out.tolist()), of(lse.tolist()), f(*s)] + rest,
+            lambda q, k, v, out, lse, g, *more: back(q, k, v, g),
+            attr,
+            "sum",
+            grad=False,
+            n=256 * max(d, tk),
+        )
 
 
 def Added(b, h, tq, tk):
@@ -255,11 +375,20 @@ def caches():
         def run(ck, cv, k, v):
             ck, cv = ck.clone(), cv.clone()
             n = k.shape[1]
-            ck[:, pos - 1:pos - 1 + n], cv[:, pos - 1:pos - 1 + n] = k, v
+            ck[:, pos - 1 : pos - 1 + n], cv[:, pos - 1 : pos - 1 + n] = k, v
             return ck, cv, k, v
+
         return run
+
     for t, pos in ((1, 1), (2, 3), (5, 1)):
-        case("kv_append_", [f(2, 5, 2, 3), f(2, 5, 2, 3), f(2, t, 2, 3), f(2, t, 2, 3)], append(pos), {"pos": pos}, "exact", grad=False)
+        case(
+            "kv_append_",
+            [f(2, 5, 2, 3), f(2, 5, 2, 3), f(2, t, 2, 3), f(2, t, 2, 3)],
+            append(pos),
+            {"pos": pos},
+            "exact",
+            grad=False,
+        )
     for s, pos in (((3,), None), ((2, 3), None)):
         case("copy_", [f(*s), f(3)], lambda a, b: (b.expand(a.shape), b), tol="exact", grad=False)
     case("copy_", [ints(3), f(3)], lambda a, b: (b.to(torch.int64), b), tol="exact", grad=False)

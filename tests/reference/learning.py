@@ -1,4 +1,5 @@
 """Cases of losses, advantages and optimizer steps."""
+
 import torch
 import torch.nn.functional as F
 
@@ -32,8 +33,21 @@ def cross_entropies():
                 case("cross_entropy", [f(*s), t], loss, attr or None, "sum", n=4 * s[-1] * n)
     t = of([1, 3, 2, 3], "i64")
     case("cross_entropy", [f(4, 5), t], lambda x, t: F.cross_entropy(x, t, ignore_index=3), {"ignore_index": 3}, "sum")
-    case("cross_entropy", [f(2, 5), of([-100, -100], "i64")], F.cross_entropy, tol="sum", grad=False, note="nothing counts")
-    case("cross_entropy", [f(0, 5), ints(0)], lambda x, t: F.cross_entropy(x, t, reduction="sum"), {"reduction": "sum"}, "sum")
+    case(
+        "cross_entropy",
+        [f(2, 5), of([-100, -100], "i64")],
+        F.cross_entropy,
+        tol="sum",
+        grad=False,
+        note="nothing counts",
+    )
+    case(
+        "cross_entropy",
+        [f(0, 5), ints(0)],
+        lambda x, t: F.cross_entropy(x, t, reduction="sum"),
+        {"reduction": "sum"},
+        "sum",
+    )
     case("cross_entropy", [of([[900.0, -900.0, 0.0]]), of([1], "i64")], F.cross_entropy, tol="each", note="far apart")
     for red in ("mean", "sum", "none"):
         x, t = f(4, 5), ids(4, 5, 2)
@@ -45,8 +59,14 @@ def cross_entropies():
             y = x.detach().requires_grad_()
             return torch.autograd.grad(F.cross_entropy(y, t, reduction=red, label_smoothing=0.2), y, g.detach())[0]
 
-        case("cross_entropy_backward", [g, x, t, of(stats.tolist())], back,
-             {"reduction": red, "label_smoothing": 0.2}, "sum", grad=False)
+        case(
+            "cross_entropy_backward",
+            [g, x, t, of(stats.tolist())],
+            back,
+            {"reduction": red, "label_smoothing": 0.2},
+            "sum",
+            grad=False,
+        )
 
 
 def token_logprob(h, w, t, b, temperature=1.0):
@@ -67,8 +87,14 @@ def token_logprobs():
                 t = ids(n, v, *ignored)
                 t.shape = list(s[:-1])
                 attr = {"temperature": temperature} if temperature != 1 else None
-                case("token_logprob", [f(*s, lo=-1, hi=1), f(v, s[-1], lo=-1, hi=1), t, f(v) if bias else None],
-                     lambda h, w, t, b: token_logprob(h, w, t, b, temperature), attr, "sum", n=16 * v * s[-1])
+                case(
+                    "token_logprob",
+                    [f(*s, lo=-1, hi=1), f(v, s[-1], lo=-1, hi=1), t, f(v) if bias else None],
+                    lambda h, w, t, b: token_logprob(h, w, t, b, temperature),
+                    attr,
+                    "sum",
+                    n=16 * v * s[-1],
+                )
     h, w, t, b = f(3, 4), f(5, 4), ids(3, 5), f(5)
     logits = F.linear(h.torch(), w.torch(), b.torch())
     m = logits.amax(-1)
@@ -92,29 +118,89 @@ def pointwise():
             case("mse", [f(*s), f(*s)], lambda x, y: F.mse_loss(x, y, reduction=red), attr or None, "sum")
             for delta in (1, 0.5):
                 more = {**attr, "delta": delta} if delta != 1 else attr
-                case("huber", [f(*s), f(*s)], lambda x, y: F.huber_loss(x, y, reduction=red, delta=delta), more or None, "sum")
-            case("bce_with_logits", [f(*s, lo=-6, hi=6), f(*s, lo=0, hi=1)],
-                 lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction=red), attr or None, "sum")
-            case("bce_with_logits", [f(*s), f(*s, lo=0, hi=1), f(*s, lo=0, hi=2)],
-                 lambda x, y, w: reduce(F.binary_cross_entropy_with_logits(x, y, reduction="none") * w, red), attr or None, "sum")
+                case(
+                    "huber",
+                    [f(*s), f(*s)],
+                    lambda x, y: F.huber_loss(x, y, reduction=red, delta=delta),
+                    more or None,
+                    "sum",
+                )
+            case(
+                "bce_with_logits",
+                [f(*s, lo=-6, hi=6), f(*s, lo=0, hi=1)],
+                lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction=red),
+                attr or None,
+                "sum",
+            )
+            case(
+                "bce_with_logits",
+                [f(*s), f(*s, lo=0, hi=1), f(*s, lo=0, hi=2)],
+                lambda x, y, w: reduce(F.binary_cross_entropy_with_logits(x, y, reduction="none") * w, red),
+                attr or None,
+                "sum",
+            )
             if s:
-                case("kl_div", [f(*s, lo=-4, hi=-0.5), f(*s, lo=0.01, hi=0.9)], lambda x, y: F.kl_div(x, y, reduction=red),
-                     {"reduction": red}, "sum")
-                case("kl_div", [f(*s, lo=-4, hi=-0.5), f(*s, lo=-4, hi=-0.5)],
-                     lambda x, y: F.kl_div(x, y, reduction=red, log_target=True), {"reduction": red, "log_target": True}, "sum")
-    case("kl_div", [f(2, 3, lo=-4, hi=-0.5), f(2, 3, lo=0.01, hi=0.9)], lambda x, y: F.kl_div(x, y, reduction="batchmean"), None, "sum")
-    case("kl_div", [f(2, 2, lo=-4, hi=-0.5), of([[0.0, 1.0], [0.5, 0.5]])], lambda x, y: F.kl_div(x, y, reduction="sum"),
-         {"reduction": "sum"}, "sum", grad=False, note="0 log 0 is 0")
-    case("mse", [f(0), f(0)], lambda x, y: F.mse_loss(x, y, reduction="sum"), {"reduction": "sum"}, "sum", note="of nothing")
-    case("bce_with_logits", [of([900.0, -900.0]), of([0.0, 1.0])], F.binary_cross_entropy_with_logits, tol="each", note="far")
+                case(
+                    "kl_div",
+                    [f(*s, lo=-4, hi=-0.5), f(*s, lo=0.01, hi=0.9)],
+                    lambda x, y: F.kl_div(x, y, reduction=red),
+                    {"reduction": red},
+                    "sum",
+                )
+                case(
+                    "kl_div",
+                    [f(*s, lo=-4, hi=-0.5), f(*s, lo=-4, hi=-0.5)],
+                    lambda x, y: F.kl_div(x, y, reduction=red, log_target=True),
+                    {"reduction": red, "log_target": True},
+                    "sum",
+                )
+    case(
+        "kl_div",
+        [f(2, 3, lo=-4, hi=-0.5), f(2, 3, lo=0.01, hi=0.9)],
+        lambda x, y: F.kl_div(x, y, reduction="batchmean"),
+        None,
+        "sum",
+    )
+    case(
+        "kl_div",
+        [f(2, 2, lo=-4, hi=-0.5), of([[0.0, 1.0], [0.5, 0.5]])],
+        lambda x, y: F.kl_div(x, y, reduction="sum"),
+        {"reduction": "sum"},
+        "sum",
+        grad=False,
+        note="0 log 0 is 0",
+    )
+    case(
+        "mse",
+        [f(0), f(0)],
+        lambda x, y: F.mse_loss(x, y, reduction="sum"),
+        {"reduction": "sum"},
+        "sum",
+        note="of nothing",
+    )
+    case(
+        "bce_with_logits",
+        [of([900.0, -900.0]), of([0.0, 1.0])],
+        F.binary_cross_entropy_with_logits,
+        tol="each",
+        note="far",
+    )
 
 
 def choices():
     for s, t in (((3, 5), 1.0), ((4,), 1.0), ((2, 2, 37), 0.5)):
         attr = {"greedy": True, "temperature": t} if t != 1 else {"greedy": True}
-        case("sample", [f(*s)], lambda x: (x.argmax(-1), torch.log_softmax(x / t, -1).amax(-1)), attr, "sum", grad=False)
+        case(
+            "sample", [f(*s)], lambda x: (x.argmax(-1), torch.log_softmax(x / t, -1).amax(-1)), attr, "sum", grad=False
+        )
     case("bernoulli", [of([0.0, 1.0, 1.0, 0.0])], lambda p: p * 1, tol="exact", grad=False)
-    case("categorical", [of([[0.0, -float("inf")], [-float("inf"), 3.0]])], lambda x: torch.tensor([[0, 0, 0], [1, 1, 1]]), {"n": 3}, "exact")
+    case(
+        "categorical",
+        [of([[0.0, -float("inf")], [-float("inf"), 3.0]])],
+        lambda x: torch.tensor([[0, 0, 0], [1, 1, 1]]),
+        {"n": 3},
+        "exact",
+    )
 
 
 def discounted(r, done, gamma, reverse):
@@ -148,18 +234,40 @@ def advantages():
 
     for s in ((6,), (2, 5)):
         case("gae", [f(*s), f(*s)], lambda r, v: gae(r, v, None, None, None), tol="sum", grad=False)
-        case("gae", [f(*s), f(*s), f(*s), bools(*s), bools(*s)], lambda r, v, nv, a, b: gae(r, v, nv, a, b, 0.9, 0.8),
-             {"gamma": 0.9, "lam": 0.8}, "sum", grad=False)
+        case(
+            "gae",
+            [f(*s), f(*s), f(*s), bools(*s), bools(*s)],
+            lambda r, v, nv, a, b: gae(r, v, nv, a, b, 0.9, 0.8),
+            {"gamma": 0.9, "lam": 0.8},
+            "sum",
+            grad=False,
+        )
     for std in ("sample", "population", "none"):
+
         def group(r):
             x = r.reshape(2, 4, -1)
             d = x - x.mean(1, keepdim=True)
             scale = 1 if std == "none" else x.std(1, keepdim=True, correction=1 if std == "sample" else 0) + 1e-4
             return (d / scale).reshape(r.shape)
+
         for s in ((8,), (8, 3)):
-            case("group_advantage", [f(*s)], group, {"group": 4} if std == "sample" else {"group": 4, "std": std}, "sum", grad=False)
-    case("group_advantage", [of([1.0, 1.0, 0.0, 2.0])], lambda r: torch.tensor([0.0, 0.0, -1.0, 1.0]) / (2 ** 0.5 + 1e-4) * 1.0 *
-         torch.tensor([1.0, 1.0, 1.0, 1.0]), {"group": 2}, "sum", grad=False, note="equal rewards give 0")
+            case(
+                "group_advantage",
+                [f(*s)],
+                group,
+                {"group": 4} if std == "sample" else {"group": 4, "std": std},
+                "sum",
+                grad=False,
+            )
+    case(
+        "group_advantage",
+        [of([1.0, 1.0, 0.0, 2.0])],
+        lambda r: torch.tensor([0.0, 0.0, -1.0, 1.0]) / (2**0.5 + 1e-4) * 1.0 * torch.tensor([1.0, 1.0, 1.0, 1.0]),
+        {"group": 2},
+        "sum",
+        grad=False,
+        note="equal rewards give 0",
+    )
 
 
 SHAPES = ((2, 3), (19,))
@@ -189,19 +297,41 @@ def optimizer(op, make, state, attr, scale=1.0, only=None):
 def steps():
     o = torch.optim
     optimizer("sgd_", lambda p: o.SGD(p, lr=0.1, momentum=0.9), ["momentum_buffer"], {"lr": 0.1, "momentum": 0.9})
-    optimizer("sgd_", lambda p: o.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01), ["momentum_buffer"],
-              {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01})
-    optimizer("sgd_", lambda p: o.SGD(p, lr=0.1, momentum=0.8, dampening=0.5), ["momentum_buffer"],
-              {"lr": 0.1, "momentum": 0.8, "dampening": 0.5, "grad_scale": 0.5}, 0.5)
+    optimizer(
+        "sgd_",
+        lambda p: o.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        ["momentum_buffer"],
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    )
+    optimizer(
+        "sgd_",
+        lambda p: o.SGD(p, lr=0.1, momentum=0.8, dampening=0.5),
+        ["momentum_buffer"],
+        {"lr": 0.1, "momentum": 0.8, "dampening": 0.5, "grad_scale": 0.5},
+        0.5,
+    )
     moments = ["exp_avg", "exp_avg_sq"]
     optimizer("adam_", lambda p: o.Adam(p, lr=0.01), moments, {"lr": 0.01, "step": 3})
-    optimizer("adam_", lambda p: o.Adam(p, lr=0.01, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3), moments,
-              {"lr": 0.01, "step": 3, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.1, "eps": 1e-3})
+    optimizer(
+        "adam_",
+        lambda p: o.Adam(p, lr=0.01, betas=(0.8, 0.9), weight_decay=0.1, eps=1e-3),
+        moments,
+        {"lr": 0.01, "step": 3, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.1, "eps": 1e-3},
+    )
     optimizer("adamw_", lambda p: o.AdamW(p, lr=0.01), moments, {"lr": 0.01, "step": 3})
-    optimizer("adamw_", lambda p: o.AdamW(p, lr=0.01, weight_decay=0.2), moments,
-              {"lr": 0.01, "step": 3, "weight_decay": 0.2, "grad_scale": 0.25}, 0.25)
-    optimizer("rmsprop_", lambda p: o.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1), ["square_avg", "momentum_buffer"],
-              {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1})
+    optimizer(
+        "adamw_",
+        lambda p: o.AdamW(p, lr=0.01, weight_decay=0.2),
+        moments,
+        {"lr": 0.01, "step": 3, "weight_decay": 0.2, "grad_scale": 0.25},
+        0.25,
+    )
+    optimizer(
+        "rmsprop_",
+        lambda p: o.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+        ["square_avg", "momentum_buffer"],
+        {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1},
+    )
 
     def lamb(params, grads, m, v):  # You et al. 2020, as apex's RefLAMB
         norm = torch.cat([g.reshape(-1) for g in grads]).norm()
@@ -210,14 +340,25 @@ def steps():
         for p, g, m1, v1 in zip(params, grads, m, v):
             g = g / clip
             m1, v1 = 0.9 * m1 + 0.1 * g, 0.999 * v1 + 0.001 * g * g
-            u = (m1 / (1 - 0.9 ** 3)) / ((v1 / (1 - 0.999 ** 3)).sqrt() + 1e-6) + 0.01 * p
+            u = (m1 / (1 - 0.9**3)) / ((v1 / (1 - 0.999**3)).sqrt() + 1e-6) + 0.01 * p
             ps.append(p - 0.01 * p.norm() / u.norm() * u)
             ms.append(m1)
             vs.append(v1)
         return ps + list(grads) + ms + vs
 
-    case("lamb_", [[f(*s) for s in SHAPES], [f(*s) for s in SHAPES], [f(*s) for s in SHAPES],
-                   [f(*s, lo=0.1, hi=1) for s in SHAPES]], lamb, {"lr": 0.01, "step": 3}, "sum", grad=False)
+    case(
+        "lamb_",
+        [
+            [f(*s) for s in SHAPES],
+            [f(*s) for s in SHAPES],
+            [f(*s) for s in SHAPES],
+            [f(*s, lo=0.1, hi=1) for s in SHAPES],
+        ],
+        lamb,
+        {"lr": 0.01, "step": 3},
+        "sum",
+        grad=False,
+    )
 
     def muon(params, grads, bufs):  # Jordan et al. 2024
         ps, bs = [], []
@@ -238,13 +379,21 @@ def steps():
     case("muon_", [[f(*s) for s in shapes] for _ in range(3)], muon, {"lr": 0.02}, "sum", grad=False)
     case("global_norm", [[f(3), f(2, 3), f()]], lambda xs: torch.cat([x.reshape(-1) for x in xs]).norm(), None, "sum")
     for limit in (1, 100):
+
         def clip(xs):
             norm = torch.cat([x.reshape(-1) for x in xs]).norm()
             k = torch.clamp(limit / (norm + 1e-6), max=1.0)
             return [norm] + [x * k for x in xs]
+
         case("clip_grad_norm_", [[f(3), f(2, 3), f(40)]], clip, {"max_norm": limit}, "sum", grad=False)
-    case("ema_", [[f(3), f(37)], [f(3), f(37)]], lambda a, b: [0.9 * x + 0.1 * y for x, y in zip(a, b)] + list(b),
-         {"decay": 0.9}, "sum", grad=False)
+    case(
+        "ema_",
+        [[f(3), f(37)], [f(3), f(37)]],
+        lambda a, b: [0.9 * x + 0.1 * y for x, y in zip(a, b)] + list(b),
+        {"decay": 0.9},
+        "sum",
+        grad=False,
+    )
 
 
 def make():

@@ -1,7 +1,8 @@
 """Writes tests/data/op_vectors.json: reference results of the ops, computed by torch in binary64.
 
-    python make_op_vectors.py OUTPUT      (needs torch; not part of the tests)
+python make_op_vectors.py OUTPUT      (needs torch; not part of the tests)
 """
+
 import json
 import sys
 

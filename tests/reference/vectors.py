@@ -7,6 +7,7 @@ float outputs, w[i] of output k = ((7 i + 3 k) % 13 - 6.5) / 8. tol says how a r
 "exact", "each" (some ULP of the element, for each of n factors) or "sum" (with n, the number of terms of the
 longest sum, and scale, a bound of a term).
 """
+
 import math
 
 import torch
@@ -31,8 +32,14 @@ class Tensor:
         assert len(values) == n, (shape, len(values))
 
     def torch(self):
-        kind = {"f": torch.float64, "f32": torch.float64, "i64": torch.int64, "i32": torch.int32,
-                "u8": torch.uint8, "bool": torch.bool}[self.dtype]
+        kind = {
+            "f": torch.float64,
+            "f32": torch.float64,
+            "i64": torch.int64,
+            "i32": torch.int32,
+            "u8": torch.uint8,
+            "bool": torch.bool,
+        }[self.dtype]
         values = [int(v) for v in self.values] if self.dtype not in ("f", "f32") else self.values
         return torch.tensor(values, dtype=kind).reshape(self.shape)
 
@@ -84,15 +91,23 @@ def number(v):
         return "nan"
     if math.isinf(v):
         return "inf" if v > 0 else "-inf"
-    if v == int(v) and abs(v) < 2 ** 53 and not (v == 0 and math.copysign(1, v) < 0):
+    if v == int(v) and abs(v) < 2**53 and not (v == 0 and math.copysign(1, v) < 0):
         return int(v)
     return v
 
 
 def result(t, dtype=None):
     t = t.detach()
-    name = {torch.float64: "f", torch.float32: "f32", torch.int64: "i64", torch.int32: "i32",
-            torch.uint8: "u8", torch.bool: "bool"}[t.dtype]
+    name = {
+        torch.float64: "f",
+        torch.float32: "f32",
+        torch.int64: "i64",
+        torch.int32: "i32",
+        torch.uint8: "u8",
+        torch.bool: "bool",
+        torch.float16: "f16",
+        torch.bfloat16: "bf16",
+    }[t.dtype]
     values = t.reshape(-1).tolist()
     return {"d": dtype or name, "s": list(t.shape), "v": [number(v) for v in values]}
 
@@ -129,8 +144,10 @@ def case(op, inputs, fn, attr=None, tol="each", grad=True, n=None, dtype=None, n
     if grad and loss and sum(t.numel() for t in leaves) <= 400:
         floats = [t for t in leaves if t.requires_grad]
         g = torch.autograd.grad(sum(loss), floats, allow_unused=True)
-        c["grad"] = [[number(v) for v in (torch.zeros_like(t) if d is None else d).reshape(-1).tolist()]
-                     for d, t in zip(g, floats)]
+        c["grad"] = [
+            [number(v) for v in (torch.zeros_like(t) if d is None else d).reshape(-1).tolist()]
+            for d, t in zip(g, floats)
+        ]
     if n and tol == "each":
         c["n"] = n
     if tol == "sum":
