@@ -179,14 +179,10 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
       cast[i] = BA(&b, to, ATTR(A_INT(want)), in[i]);
   }
   peri__build_all(&b, op, nin, cast, attr, out);
-  for (int k = 0; k < n; k++) {
+  for (int k = 0; k < n; k++)
     if (back && out[k] && peri__is_float(out[k]->dtype)) out[k] = BA(&b, to, ATTR(A_INT(first)), out[k]);
-    if (b.status == PERI_OK) peri_retain(out[k]);
-  }
-  peri_status s = peri__build_end(&b);
-  if (s != PERI_OK)
-    for (int k = 0; k < n; k++) out[k] = NULL;
-  return s;
+  for (int k = 0; k < n; k++) out[k] = b.status == PERI_OK ? peri_retain(out[k]) : NULL;
+  return peri__build_end(&b);
 }
 
 /* ---- the way in ---- */
