@@ -232,7 +232,7 @@ function peri.attention(q, k, v, mask, start, causal, scale, window, offset) end
 ---@return perilune.Tensor
 function tensor:attention(k, v, mask, start, causal, scale, window, offset) end
 
---- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one.
+--- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).
 ---@param cache_k perilune.Tensor|number
 ---@param cache_v perilune.Tensor|number
 ---@param qkv perilune.Tensor|number
@@ -247,7 +247,7 @@ function tensor:attention(k, v, mask, start, causal, scale, window, offset) end
 ---@return perilune.Tensor
 function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window) end
 
---- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one.
+--- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).
 ---@param cache_v perilune.Tensor|number
 ---@param qkv perilune.Tensor|number
 ---@param positions? perilune.Tensor|number

@@ -31,11 +31,12 @@ struct peri__norm_back {
 enum { PERI_ATTN_KEYS = 128 }; /* keys of a block; blocks count from start[b] */
 enum { PERI_ATTN_NOMASK, PERI_ATTN_BOOL, PERI_ATTN_ADD };
 
-/* One attention call. Strides are of (batch, time, head) in elements, the last dim has stride 1. */
+/* One attention call. Strides are of (batch, time, head) in elements, the last dim has stride 1; k of
+** a forward call may instead have the keys side by side: ks[1] is 1 and ks[3] the channels' stride. */
 struct peri__attn {
   int64_t B, Tq, Tk, Hq, Hkv, D;
   const float *q, *k, *v; /* (B, Tq, Hq, D), (B, Tk, Hkv, D) x 2 */
-  int64_t qs[3], ks[3], vs[3];
+  int64_t qs[3], ks[4], vs[3];
   const int64_t *start;   /* (B)?: keys before it are invisible */
   int mask_kind;
   const void *mask;       /* bool or f32, strides of (batch, head, query, key), 0 = broadcast */
@@ -45,7 +46,7 @@ struct peri__attn {
   float scale;
   double scale_f64;
   int64_t rows;           /* queries of a unit: see units */
-  float *out, *lse;       /* (B, Tq, Hq, D) dense, (B, Hq, Tq) */
+  float *out, *lse;       /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
   const float *g;         /* backward: dense, as out */
   float *dq, *dk, *dv;    /* backward: dense */
 };

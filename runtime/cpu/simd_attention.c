@@ -67,7 +67,8 @@ static void finish (const struct peri__attn *a, int64_t b, int64_t i, int64_t h,
   int64_t d = 0;
   for (; d + W <= a->D; d += W) v_store(y + d, v_load(o + d) * f);
   if (d < a->D) v_store_tail(y + d, v_load(o + d) * f, a->D - d);
-  a->lse[(b * a->Hq + h) * a->Tq + i] = row->max + logf(sum); /* -inf where nothing is visible */
+  if (a->lse) /* -inf where nothing is visible */
+    a->lse[(b * a->Hq + h) * a->Tq + i] = row->max + logf(sum);
 }
 
 static void clear (struct row *row, float *o, int64_t n, int64_t Dp) {
@@ -78,11 +79,74 @@ static void clear (struct row *row, float *o, int64_t n, int64_t Dp) {
 /* A share of the next batch entry's cache rows: a decoding step reads each of them once. */
 static void fetch_cache (const struct peri__attn *a, int64_t b, int64_t j0, int64_t n, int64_t hk) {
   int64_t first = n * hk / a->Hkv, last = n * (hk + 1) / a->Hkv, span = a->Hkv * a->D;
-  if (b + 1 == a->B || a->ks[2] != a->D || a->vs[2] != a->D) return;
+  if (b + 1 == a->B || a->vs[2] != a->D || (a->ks[3] == 1 && a->ks[2] != a->D)) return;
   for (int64_t j = j0 + first; j < j0 + last; j++) {
-    fetch_row(a->k + (b + 1) * a->ks[0] + j * a->ks[1], span, 0);
+    if (a->ks[3] == 1) fetch_row(a->k + (b + 1) * a->ks[0] + j * a->ks[1], span, 0);
     fetch_row(a->v + (b + 1) * a->vs[0] + j * a->vs[1], span, 0);
   }
+}
+
+/* s[r][c] = q[r] . column c of k[r], whose D rows lie ld apart, for NV vectors of columns with n in
+** the last. The same columns of the next batch entry lie ahead. */
+INLINE void column_tile (const float *const *q, const float *const *k, int64_t ld, int R, int NV,
+                         int64_t n, int64_t D, int64_t ahead, float *s) {
+  vf acc[RT][4];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < NV; c++) acc[r][c] = v_set(0);
+  for (int64_t d = 0; d < D; d++)
+    for (int r = 0; r < R; r++) {
+      const float *from = k[r] + d * ld;
+      vf x = v_set(q[r][d]);
+      for (int c = 0; c < NV; c++) {
+        vf y = c == NV - 1 && n < W ? v_load_tail(from + c * W, n, 0) : v_load(from + c * W);
+        acc[r][c] = v_fma(x, y, acc[r][c]);
+        if (c % (16 / W) == 0) __builtin_prefetch(from + ahead + c * W, 0, 2);
+      }
+    }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < NV; c++) v_store(s + r * KB + c * W, acc[r][c]);
+}
+
+/* Scores of R <= RT heads for keys [c0, n), c0 a multiple of W, whose keys lie side by side. */
+INLINE void column_scores (const float *const *q, const float *const *k, int64_t ld, int R,
+                           int64_t c0, int64_t n, int64_t D, int64_t ahead, float *s) {
+  const float *at[RT];
+  for (int64_t c = c0; c < n;) {
+    int64_t NV = min64((n - c + W - 1) / W, SV), last = min64(n - c - (NV - 1) * W, W);
+    for (int r = 0; r < R; r++) at[r] = k[r] + c;
+    if (last < W) {
+      if (NV == 1) column_tile(q, at, ld, R, 1, last, D, ahead, s + c);
+      else if (NV == 2) column_tile(q, at, ld, R, 2, last, D, ahead, s + c);
+#if PERI_VW == 16
+      else if (NV == 3) column_tile(q, at, ld, R, 3, last, D, ahead, s + c);
+      else column_tile(q, at, ld, R, 4, last, D, ahead, s + c);
+#endif
+    } else {
+      if (NV == 1) column_tile(q, at, ld, R, 1, W, D, ahead, s + c);
+      else if (NV == 2) column_tile(q, at, ld, R, 2, W, D, ahead, s + c);
+#if PERI_VW == 16
+      else if (NV == 3) column_tile(q, at, ld, R, 3, W, D, ahead, s + c);
+      else column_tile(q, at, ld, R, 4, W, D, ahead, s + c);
+#endif
+    }
+    c += NV * W;
+  }
+}
+
+/* Scores of all heads of a single query for keys [j0 + c0, j0 + n), straight from k. */
+static void one_query_columns (const struct peri__attn *a, int64_t b, int64_t j0, int64_t c0,
+                               int64_t n, float *s) {
+  int64_t G = a->Hq / a->Hkv, ahead = b + 1 < a->B ? a->ks[0] : 0;
+  const float *q[RT], *k[RT];
+  for (int64_t h = 0; h < a->Hq; h++) {
+    int r = (int)(h % RT);
+    q[r] = a->q + b * a->qs[0] + h * a->qs[2];
+    k[r] = a->k + b * a->ks[0] + h / G * a->ks[2] + j0;
+    if (r == RT - 1)
+      column_scores(q, k, a->ks[3], RT, c0, n, a->D, ahead, s + (h - r) * KB);
+  }
+  for (int64_t r = 0; r < a->Hq % RT; r++)
+    column_scores(q + r, k + r, a->ks[3], 1, c0, n, a->D, ahead, s + (a->Hq / RT * RT + r) * KB);
 }
 
 /* All heads of a single query. */
@@ -100,16 +164,21 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
     for (int64_t hk = 0; hk < a->Hkv; hk++) {
       const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
       fetch_cache(a, b, j0, n, hk);
-      transpose(k, a->ks[1], c0, n, D, panel);
-      for (int64_t h = hk * G; h < (hk + 1) * G; h++) {
-        const float *q = a->q + b * a->qs[0] + h * a->qs[2];
-        scores(&q, 1, panel, D, c0, round_up(n, W), s + h * KB);
-        if (a->mask_kind) mask_row(a, b, h, 0, j0, n, bias);
-        soften(&row[h], s + h * KB, first, n, a->scale, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
+      if (a->ks[3] == 1) {
+        transpose(k, a->ks[1], c0, n, D, panel);
+        for (int64_t h = hk * G; h < (hk + 1) * G; h++) {
+          const float *q = a->q + b * a->qs[0] + h * a->qs[2];
+          scores(&q, 1, panel, D, c0, round_up(n, W), s + h * KB);
+        }
       }
       if (Dp != D)
         pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp,
                   vp + hk * KB * Dp);
+    }
+    if (a->ks[3] != 1) one_query_columns(a, b, j0, c0, n, s);
+    for (int64_t h = 0; h < a->Hq; h++) {
+      if (a->mask_kind) mask_row(a, b, h, 0, j0, n, bias);
+      soften(&row[h], s + h * KB, first, n, a->scale, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
     }
     const float *v[RT];
     float *to[RT];
@@ -136,7 +205,7 @@ static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64
   fetch_row(a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2], a->D, 0);
   fetch_row(a->out + ((b * a->Tq + i) * a->Hq + h) * a->D, a->D, 1);
   if (r >= a->Tk) return;
-  fetch_row(a->k + b * a->ks[0] + r * a->ks[1] + hk * a->ks[2], a->D, 0);
+  if (a->ks[3] == 1) fetch_row(a->k + b * a->ks[0] + r * a->ks[1] + hk * a->ks[2], a->D, 0);
   fetch_row(a->v + b * a->vs[0] + r * a->vs[1] + hk * a->vs[2], a->D, 0);
 }
 
@@ -160,8 +229,9 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
   clear(row, o, n_rows, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
-    transpose(a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2], a->ks[1], first / W * W, n, D,
-              panel);
+    const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
+    if (a->ks[3] == 1) transpose(k, a->ks[1], first / W * W, n, D, panel);
+    else pack_rows(k, a->ks[3], D, n, KB, panel);
     pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp);
     for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
       int R = (int)min64(RT, n_rows - r0);

@@ -83,7 +83,21 @@ static peri_status attn_rows (attn_job *j, peri_tensor *t, const float **data, i
   return PERI_OK;
 }
 
-static peri_status attn_open (peri_call *c, attn_job *j, peri_tensor *mask, peri_tensor *start) {
+/* k: the forward kernels in f32 also take keys side by side, as a decoding cache may keep them. */
+static peri_status attn_keys (peri_call *c, attn_job *j, bool forward) {
+  peri_tensor *k = c->in[1];
+  struct peri__attn *a = &j->a;
+  a->ks[3] = 1;
+  if (!forward || k->dtype != PERI_F32 || k->stride[3] == 1 || k->stride[1] != 1)
+    return attn_rows(j, k, &a->k, a->ks);
+  j->hold[j->held++] = peri_retain(k);
+  a->k = k->data;
+  memcpy(a->ks, k->stride, 4 * sizeof *a->ks);
+  return PERI_OK;
+}
+
+static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
+  peri_tensor *mask = c->in[forward ? 3 : 6], *start = c->in[forward ? 4 : 7];
   const peri_tensor *q = c->in[0], *k = c->in[1];
   const peri_attr *attr = c->attr;
   struct peri__attn *a = &j->a;
@@ -101,7 +115,7 @@ static peri_status attn_open (peri_call *c, attn_job *j, peri_tensor *mask, peri
               : attr[3].i < -far     ? -far
                                      : attr[3].i;
   TRY(attn_rows(j, c->in[0], &a->q, a->qs));
-  TRY(attn_rows(j, c->in[1], &a->k, a->ks));
+  TRY(attn_keys(c, j, forward));
   TRY(attn_rows(j, c->in[2], &a->v, a->vs));
   if (start) {
     TRY(attn_take(j, start, false, &t));
@@ -181,7 +195,7 @@ static peri_status attention_backward_infer (peri_call *c) {
 static peri_status attention_backward_cpu (peri_call *c) {
   attn_job j = { .held = 0 };
   peri_tensor *out = NULL, *lse = NULL, *g = NULL;
-  peri_status s = attn_open(c, &j, c->in[6], c->in[7]);
+  peri_status s = attn_open(c, &j, false);
   if (s == PERI_OK) s = attn_take(&j, c->in[3], false, &out);
   if (s == PERI_OK) s = attn_take(&j, c->in[4], false, &lse);
   if (s == PERI_OK) s = attn_take(&j, c->in[5], false, &g);
@@ -228,7 +242,7 @@ static peri_status attention_infer (peri_call *c) {
 
 static peri_status attention_cpu (peri_call *c) {
   attn_job j = { .held = 0 };
-  peri_status s = attn_open(c, &j, c->in[3], c->in[4]);
+  peri_status s = attn_open(c, &j, true);
   if (s == PERI_OK && c->out[0]->numel > 0) {
     struct peri__attn *a = &j.a;
     a->out = c->out[0]->data, a->lse = c->out[1]->data;

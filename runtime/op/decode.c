@@ -2,8 +2,10 @@
 ** decode.c - what a decoding step needs of attention: writing new keys and values into a cache, and
 ** the whole of split, rotation, write and attention as one op.
 */
+#include <math.h>
 #include <string.h>
 
+#include "cpu/nn.h"
 #include "op/op.h"
 
 /* ---- kv_append_ ---- */
@@ -30,7 +32,7 @@ static void append_range (void *ud, int64_t begin, int64_t end, int worker) {
         continue;
       }
       for (int64_t h = 0; h < H; h++)
-        for (int64_t d = 0; d < D; d++)
+        for (int64_t d = 0; d < D; d++) /* a cache of keys side by side */
           memcpy(to + (h * c->stride[2] + d * c->stride[3]) * size,
                  from + (h * f->stride[2] + d * f->stride[3]) * size, (size_t)size);
     }
@@ -96,17 +98,24 @@ static peri_status step_check (peri_call *c) {
   return PERI_OK;
 }
 
-static void step_build (peri_build *b, peri_call *c) {
+/* q, k and v of the new tokens, q and k turned. */
+static void step_turn (peri_build *b, const peri_call *c, peri_tensor **part) {
   const peri_attr *a = c->attr; /* pos, interleaved, rope_scale, scale, window */
-  peri_tensor *x = c->in[2], *part[PERI_MAX_OUT] = { NULL };
-  int64_t kv_heads = c->in[0]->shape[2], heads = x->shape[2] - 2 * kv_heads,
-          end = a[0].i + x->shape[1];
-  const peri_attr split[5] = { A_INT(heads), A_INT(kv_heads), A_INT(a[1].i), A_NUM(a[2].f),
-                               A_INT(0) };
+  peri_tensor *x = c->in[2];
+  int64_t kv_heads = c->in[0]->shape[2];
+  const peri_attr split[5] = { A_INT(x->shape[2] - 2 * kv_heads), A_INT(kv_heads), A_INT(a[1].i),
+                               A_NUM(a[2].f), A_INT(0) };
   if (c->in[3])
     peri__build_all(b, &peri__op_rope_qkv, 3, (peri_tensor *[]){ x, c->in[3], c->in[4] }, split,
                     part);
   else peri__build_all(b, &peri__op_unpack_qkv, 1, &x, split, part);
+}
+
+static void step_build (peri_build *b, peri_call *c) {
+  const peri_attr *a = c->attr;
+  peri_tensor *part[PERI_MAX_OUT] = { NULL };
+  int64_t end = a[0].i + c->in[2]->shape[1];
+  step_turn(b, c, part);
   if (b->status != PERI_OK) return;
   peri__build_all(b, &peri__op_kv_append_, 4,
                   (peri_tensor *[]){ c->in[0], c->in[1], part[1], part[2] }, a, NULL);
@@ -117,21 +126,118 @@ static void step_build (peri_build *b, peri_call *c) {
                      part[0], k, v, NULL, c->in[5]));
 }
 
-/* The ops one by one, from C: there is no kernel of its own. */
+/* One new token in f32 is written and attended to by one kernel; anything else, and what is to be
+** refused, goes through the ops one by one. */
+static bool one_token (const peri_call *c) {
+  const peri_tensor *k = c->in[0], *v = c->in[1], *x = c->in[2], *start = c->in[5];
+  int64_t pos = c->attr[0].i, heads = x->shape[2] - 2 * k->shape[2];
+  return x->shape[1] == 1 && k->dtype == PERI_F32 && v->dtype == PERI_F32 && x->dtype == PERI_F32 &&
+         k->numel > 0 && v->ndim == 4 && memcmp(k->shape, v->shape, 4 * sizeof *k->shape) == 0 &&
+         x->shape[0] == k->shape[0] && x->shape[3] == k->shape[3] && heads % k->shape[2] == 0 &&
+         pos >= 0 && pos < k->shape[1] && c->attr[4].i >= 0 && x->stride[3] == 1 &&
+         v->stride[3] == 1 && (k->stride[3] == 1 || k->stride[1] == 1) &&
+         (!start || (start->dtype == PERI_I64 && start->ndim == 1 &&
+                     start->shape[0] == k->shape[0] && peri__dense(start)));
+}
+
 static peri_status step_infer (peri_call *c) {
   peri_build b;
   TRY(step_check(c));
-  peri__build_begin(&b, c->ctx);
-  step_build(&b, c);
-  return peri__build_end(&b);
+  bool one = one_token(c);
+  if (!one || c->in[3]) {
+    peri__build_begin(&b, c->ctx);
+    if (one) {
+      peri_tensor *part[PERI_MAX_OUT] = { NULL };
+      step_turn(&b, c, part);
+      for (int i = 1; i <= 2 && b.status == PERI_OK; i++) c->out[i] = peri_retain(part[i - 1]);
+    } else step_build(&b, c);
+    TRY(peri__build_end(&b));
+  }
+  if (!one) return PERI_OK;
+  const peri_tensor *x = c->in[2];
+  int64_t shape[4] = { x->shape[0], 1, x->shape[2] - 2 * c->in[0]->shape[2], x->shape[3] };
+  return peri__new(c->ctx, PERI_F32, 4, shape, &c->out[0]);
 }
 
-OP(attention_step_,
-   .sig = "cache_k, cache_v, qkv, positions:tensor?, inv_freq:tensor?, start:tensor?, pos:pos, "
-          "interleaved:bool=false, rope_scale:num=1, scale:num=none, window:int=0",
-   .doc = "Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv "
-          "(B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k "
-          "and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and "
-          "attention one by one.",
-   .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .infer = step_infer,
-   .domain = "cache_k.shape=2,5,1,4; cache_v.shape=2,5,1,4; qkv.shape=2,2,4,4; attr pos=2");
+typedef struct step_job {
+  struct peri__attn a;
+  const struct peri__nn_kernels *kernels;
+  float *k, *v;                 /* caches, at time pos */
+  const float *new_k, *new_v;
+  int64_t new_ks[2], new_vs[2]; /* strides of batch and head */
+  float *scratch;
+  int64_t room;                 /* floats of scratch a worker */
+} step_job;
+
+static void step_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const step_job *j = ud;
+  const struct peri__attn *a = &j->a;
+  for (int64_t b = begin; b < end; b++) {
+    for (int64_t h = 0; h < a->Hkv; h++) {
+      float *k = j->k + b * a->ks[0] + h * a->ks[2], *v = j->v + b * a->vs[0] + h * a->vs[2];
+      const float *from = j->new_k + b * j->new_ks[0] + h * j->new_ks[1];
+      for (int64_t d = 0; d < a->D; d++) k[d * a->ks[3]] = from[d];
+      memcpy(v, j->new_v + b * j->new_vs[0] + h * j->new_vs[1], (size_t)a->D * sizeof *v);
+    }
+    j->kernels->attn(a, b, j->scratch + worker * j->room);
+  }
+}
+
+/* Heads of t (B, 1, H, D) from the first on, with the strides of batch and head. */
+static const float *heads_of (const peri_tensor *t, int64_t first, int64_t stride[2]) {
+  stride[0] = t->stride[0], stride[1] = t->stride[2];
+  return (const float *)t->data + first * t->stride[2];
+}
+
+static peri_status step_cpu (peri_call *c) {
+  if (!one_token(c)) return PERI_OK; /* done */
+  const peri_tensor *k = c->in[0], *v = c->in[1], *x = c->in[2];
+  const peri_attr *attr = c->attr;
+  peri_ctx *ctx = c->ctx;
+  int64_t pos = attr[0].i, kv_heads = k->shape[2], heads = x->shape[2] - 2 * kv_heads, qs[2];
+  step_job j = { .kernels = ctx->cpu->nn };
+  struct peri__attn *a = &j.a;
+  a->B = x->shape[0], a->Tq = 1, a->Tk = pos + 1, a->Hq = heads, a->Hkv = kv_heads;
+  a->D = x->shape[3], a->causal = true, a->offset = pos;
+  a->window = attr[4].i > a->Tk ? 0 : attr[4].i;
+  a->scale = (float)(isnan(attr[3].f) ? 1 / sqrt((double)a->D) : attr[3].f);
+  a->start = c->in[5] ? c->in[5]->data : NULL;
+  a->q = heads_of(c->in[3] ? c->out[1] : x, 0, qs);
+  a->qs[0] = qs[0], a->qs[2] = qs[1];
+  a->k = k->data, a->v = v->data, a->out = c->out[0]->data;
+  memcpy(a->ks, k->stride, sizeof a->ks);
+  memcpy(a->vs, v->stride, sizeof a->vs);
+  j.k = (float *)k->data + pos * k->stride[1], j.v = (float *)v->data + pos * v->stride[1];
+  j.new_k = c->in[3] ? heads_of(c->out[2], 0, j.new_ks) : heads_of(x, heads, j.new_ks);
+  j.new_v = heads_of(x, heads + kv_heads, j.new_vs);
+  j.kernels->attn_units(a);
+  j.room = (j.kernels->attn_scratch(a) + 15) / 16 * 16;
+  int64_t grain = 300000 / (heads * (a->Tk + 20) * a->D) + 1;
+  int64_t workers = a->B > grain ? peri_threads(ctx) : 1;
+  size_t bytes = (size_t)(workers * j.room) * sizeof *j.scratch;
+  j.scratch = peri__block_get(ctx, bytes);
+  if (!j.scratch)
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
+  peri__parallel(ctx, a->B, grain, step_range, &j);
+  peri__block_put(ctx, j.scratch, bytes);
+  return PERI_OK;
+}
+
+static void step_cost (const peri_call *c, double *flops, double *bytes) {
+  if (!one_token(c)) return; /* counted op by op */
+  const peri_tensor *k = c->in[0], *x = c->in[2];
+  double keys = (double)(c->attr[0].i + 1) * (double)k->shape[0] * (double)k->shape[3];
+  *flops = 4 * keys * (double)(x->shape[2] - 2 * k->shape[2]);
+  *bytes = 8 * keys * (double)k->shape[2];
+}
+
+OPN(attention_step_, 3,
+    .sig = "cache_k, cache_v, qkv, positions:tensor?, inv_freq:tensor?, start:tensor?, pos:pos, "
+           "interleaved:bool=false, rope_scale:num=1, scale:num=none, window:int=0",
+    .doc = "Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv "
+           "(B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k "
+           "and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and "
+           "attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).",
+    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .nret = 1, .infer = step_infer, .cpu = step_cpu,
+    .cost = step_cost,
+    .domain = "cache_k.shape=2,5,1,4; cache_v.shape=2,5,1,4; qkv.shape=2,2,4,4; attr pos=2");

@@ -79,7 +79,7 @@ function M:generate(batch, n)
   local scope <close> = peri.scope()
   local cache = { length = 0, k = {}, v = {} }
   for i = 1, o.layers do
-    cache.k[i] = peri.empty { batch, n, o.heads, o.dim // o.heads }
+    cache.k[i] = peri.empty { batch, o.heads, o.dim // o.heads, n }:permute { 1, 4, 2, 3 }
     cache.v[i] = peri.empty { batch, n, o.heads, o.dim // o.heads }
   end
   local ids = peri.zeros({ batch, 1 }, "i64")

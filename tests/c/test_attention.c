@@ -62,6 +62,23 @@ static peri_tensor *narrow (peri_tensor *t, int dim, int64_t start, int64_t leng
   return out;
 }
 
+static peri_tensor *swap_1_3 (peri_tensor *t) {
+  peri_tensor *out = NULL;
+  peri_attr attr[2] = { { .i = 1 }, { .i = 3 } };
+  assert_int_equal(peri_apply(ctx, peri_op_find("transpose"), 1, &t, attr, &out), PERI_OK);
+  return out;
+}
+
+/* The same keys (B, T, H, D), stored side by side. */
+static peri_tensor *by_channel (peri_tensor *k) {
+  peri_tensor *swapped = swap_1_3(k), *dense = NULL;
+  assert_int_equal(peri_apply(ctx, peri_op_find("contiguous"), 1, &swapped, NULL, &dense), PERI_OK);
+  peri_tensor *out = swap_1_3(dense);
+  peri_release(swapped);
+  peri_release(dense);
+  return out;
+}
+
 struct attn {
   int64_t B, Tq, Tk, Hq, Hkv, D;
   bool causal;
@@ -283,7 +300,12 @@ static void decoding_equals_training (void **state) {
           struct attn whole = { 1, T, T, Hq, Hkv, D, true, window, INT64_MIN, 0, false },
                       one = whole;
           struct io x = inputs(&whole, PERI_F32), y = { 0 };
-          peri_tensor *full = attend(&x, &whole), *ck, *cv;
+          peri_tensor *full = attend(&x, &whole), *ck, *cv, *layout[2];
+          struct io other = { .q = x.q, .k = by_channel(x.k), .v = x.v };
+          peri_tensor *again = attend(&other, &whole);
+          assert_memory_equal(peri_data(again), peri_data(full), (size_t)(T * Hq * D) * 4);
+          peri_release(again);
+          peri_release(other.k);
           int64_t shape[4] = { 2, room, Hkv, D }, qs[4] = { 2, 1, Hq, D }, start[2] = { 0, pad },
                   two = 2;
           ck = random_tensor(PERI_F32, 77, 4, shape);
@@ -295,11 +317,12 @@ static void decoding_equals_training (void **state) {
           memcpy(k + (room + pad) * Hkv * D, peri_data(x.k), (size_t)(T * Hkv * D) * sizeof *k);
           memcpy(v + (room + pad) * Hkv * D, peri_data(x.v), (size_t)(T * Hkv * D) * sizeof *v);
           one.B = 2;
-          for (int64_t t = 0; t < T; t += 1 + t / 5) {
+          layout[0] = ck, layout[1] = by_channel(ck);
+          for (int64_t t = 0, odd = 0; t < T; t += odd ? 1 + t / 5 : 0, odd = !odd) {
             y.q = random_tensor(PERI_F32, 5, 4, qs);
             memcpy((float *)peri_data(y.q) + Hq * D, (float *)peri_data(x.q) + t * Hq * D,
                    (size_t)(Hq * D) * sizeof *k);
-            y.k = narrow(ck, 1, 0, pad + t + 1);
+            y.k = narrow(layout[odd], 1, 0, pad + t + 1);
             y.v = narrow(cv, 1, 0, pad + t + 1);
             peri_tensor *out = attend(&y, &one);
             assert_memory_equal((float *)peri_data(out) + Hq * D,
@@ -312,6 +335,7 @@ static void decoding_equals_training (void **state) {
           }
           peri_release(y.start);
           peri_release(ck);
+          peri_release(layout[1]);
           peri_release(cv);
           peri_release(full);
           drop(&x);
@@ -469,8 +493,8 @@ static void cache_takes_tokens (void **state) {
 static void one_op_is_a_whole_step (void **state) {
   enum { B = 2, T = 9, H = 4, KV = 2, D = 12 };
   (void)state;
-  for (int level = 0; level < LEVELS; level++) {
-    if (!(ctx = open_level(level, 2))) continue;
+  for (int level = 0; level < 2 * LEVELS; level++) { /* keys by time, keys by channel */
+    if (!(ctx = open_level(level / 2, 2))) continue;
     int64_t shape[4] = { B, T, H + 2 * KV, D }, room[4] = { B, T + 3, KV, D }, two = 2, n = D / 2,
             time = T, pos[T];
     int64_t start[B] = { 0, 4 };
@@ -482,6 +506,11 @@ static void one_op_is_a_whole_step (void **state) {
     struct io x = { .start = make(PERI_I64, 1, &two, start) };
     peri_tensor *part[3],
         *cache[2] = { random_tensor(PERI_F32, 4, 4, room), random_tensor(PERI_F32, 5, 4, room) };
+    if (level % 2) {
+      peri_tensor *k = by_channel(cache[0]);
+      peri_release(cache[0]);
+      cache[0] = k;
+    }
     peri_attr split[5] = { { .i = H }, { .i = KV }, { .i = 0 }, { .f = 1 }, { .i = 0 } };
     assert_int_equal(peri_apply(ctx, peri_op_find("rope_qkv"), 3, all, split, part), PERI_OK);
     x.q = part[0], x.k = part[1], x.v = part[2];

@@ -336,12 +336,15 @@ function Llama:_decoding_weights()
   return new
 end
 
+-- Keys are stored channel by channel, as scores read them: (B, Hkv, D, Tmax), seen as (B, Tmax, Hkv, D).
+local function by_channel(k) return k:permute { 1, 4, 2, 3 } end
+
 --- Room for `length` positions of `batch` sequences.
 function Llama:cache(batch, length)
   local s = self.settings
   local c = setmetatable({ length = 0, k = {}, v = {}, weights = self:_decoding_weights() }, Cache)
   for i = 1, s.layers do
-    c.k[i] = peri.empty { batch, length, s.kv_heads, s.head_dim }
+    c.k[i] = by_channel(peri.empty { batch, s.kv_heads, s.head_dim, length })
     c.v[i] = peri.empty { batch, length, s.kv_heads, s.head_dim }
   end
   return c
@@ -363,7 +366,7 @@ end
 --- Repeat every sequence n times: prompts are prefilled once, then sampled n times.
 function Cache:repeat_rows(n)
   for i = 1, #self.k do
-    self.k[i] = self.k[i]:repeat_interleave(n, 1)
+    self.k[i] = by_channel(self.k[i]:permute { 1, 3, 4, 2 }:repeat_interleave(n, 1))
     self.v[i] = self.v[i]:repeat_interleave(n, 1)
   end
 end
