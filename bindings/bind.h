@@ -75,6 +75,7 @@ peri_box *peri__box_push (lua_State *L, peri_bind *b, int mt);
 void peri__box_share (lua_State *L, peri_tensor *t);
 /* Tell the collector about new bytes; call it once after boxes were filled. May run finalizers. */
 void peri__charge_slow (lua_State *L, peri_bind *b);
+void peri__collect_forward (lua_State *L, peri_bind *b);
 void peri__charge (lua_State *L);
 void peri__box_unlink (peri_box *box);
 void peri__box_release (peri_bind *b, peri_box *box); /* idempotent */

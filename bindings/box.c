@@ -72,6 +72,13 @@ void peri__charge_slow (lua_State *L, peri_bind *b) {
   } else lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
 }
 
+/* Before a backward pass: what no Lua variable names any more need not outlive its use in the pass. A
+** full collection is cheap (30 us for the libraries alone) while the Lua heap is small. */
+void peri__collect_forward (lua_State *L, peri_bind *b) {
+  if (b->ctx->live > SMALL && lua_gc(L, LUA_GCCOUNT) < 8 * 1024 && lua_gc(L, LUA_GCISRUNNING) == 1)
+    lua_gc(L, LUA_GCCOLLECT);
+}
+
 void peri__charge (lua_State *L) {
   peri_bind *b = peri__bind(L);
   if (b->ctx->live > b->collect_at) peri__charge_slow(L, b);

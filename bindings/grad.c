@@ -96,6 +96,7 @@ static int t_backward (lua_State *L) {
   if (!bare && !lua_isnil(L, 2)) seed = peri__want_tensor(L, 2, "backward", "seed");
   options(L, "backward", bare ? 2 : 3, 1, names);
   bool retain = lua_toboolean(L, 4);
+  peri__collect_forward(L, b);
   lua_State *was = enter(L, b);
   peri_status s = peri_backward(b->ctx, root, seed, retain);
   b->L = was;

@@ -337,7 +337,7 @@ peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
 }
 
 bool peri_requires_grad (const peri_tensor *t) { return peri__tracked(t); }
-bool peri_is_leaf (const peri_tensor *t) { return t->node == NULL; }
+bool peri_is_leaf (const peri_tensor *t) { return t->node == NULL || !peri__is_float(t->dtype); }
 peri_tensor *peri_grad (const peri_tensor *t) { return t->grad; }
 
 peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {

@@ -72,6 +72,7 @@ struct peri_ctx {
   atomic_int interrupted;
   bool grad_enabled, anomaly;
   bool in_backward;
+  bool dry; /* a shape rule runs only to be asked: tensors get no memory */
   peri_node *tape_first, *tape_last; /* nodes in order of creation */
   peri_node *graveyard;              /* dead nodes being freed, so that chains do not recurse */
   peri_tensor *tensors; /* all alive */
@@ -125,7 +126,7 @@ bool peri__dense (const peri_tensor *t);
 static inline size_t peri__size (const peri_tensor *t) { return peri_dtype_size((peri_dtype)t->dtype); }
 static inline bool peri__is_float (int d) { return d >= PERI_F16; }
 static inline bool peri__tracked (const peri_tensor *t) {
-  return t->node != NULL || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
+  return (t->node != NULL && peri__is_float(t->dtype)) || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
 }
 
 void peri__tensor_free (peri_tensor *t); /* the struct and its storage reference, whatever refs says */

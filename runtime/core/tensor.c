@@ -91,6 +91,7 @@ static void no_release (void *ud, void *data) {
 /* data NULL: allocate. Takes no tensor reference; the caller's t owns the storage. */
 static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
                                 void (*release) (void *ud, void *data), void *ud, peri_storage **out) {
+  if (ctx->dry) bytes = 0;
   if (!release && ctx->max_bytes && (bytes > ctx->max_bytes || ctx->live > ctx->max_bytes - bytes))
     return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu of the limit of %zu in use",
                       bytes, ctx->live, ctx->max_bytes);

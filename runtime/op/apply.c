@@ -190,7 +190,7 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
 static peri_status check_writes (peri_call *c) {
   if (!c->ctx->grad_enabled || c->nin == 0 || !c->in[0] || peri__sig(c->op)->p[0].kind == PERI_K_TENSORS)
     return PERI_OK;
-  if (peri__tracked(c->in[0]))
+  if (c->in[0]->node || peri__tracked(c->in[0]))
     return peri__fail(c->ctx, PERI_EINVAL,
                       "writes in place into a tensor that takes part in a graph: use no_grad or detach");
   return PERI_OK;
@@ -251,7 +251,7 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
   c.in = (peri_tensor **)in;
   TRY(check_inputs(&c, peri__sig(op)));
   c.in = src;
-  if (ctx->grad_enabled && peri__tracked(x))
+  if (ctx->grad_enabled && (x->node || peri__tracked(x)))
     return peri__fail(ctx, PERI_EINVAL,
                       "writes in place into a tensor that takes part in a graph: use no_grad or detach");
   for (; made < nin && s == PERI_OK; made++) { /* another view of x's memory is read from a copy */
@@ -265,7 +265,11 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
       peri_set_grad_enabled(ctx, was);
     } else src[made] = peri_retain(in[made]);
   }
-  if (s == PERI_OK) s = op->infer(&c);
+  if (s == PERI_OK) {
+    ctx->dry = true;
+    s = op->infer(&c);
+    ctx->dry = false;
+  }
   if (s == PERI_OK && (c.out[0]->ndim != x->ndim ||
                        memcmp(c.out[0]->shape, x->shape, sizeof *x->shape * x->ndim) != 0))
     s = peri__fail(ctx, PERI_ESHAPE, "the result has shape %s, the tensor written %s",
