@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-  KC = 384,            /* steps of k in a block: a panel of A stays in L1, one of B in L2 */
+  KC = 512,            /* steps of k in a block: panels of A and B stay in L2 */
   MC = 192,            /* rows that share one privately packed panel of B */
   FEW_ROWS = 256,      /* up to here threads share columns only, and pack B each for itself */
   KO = 1536,           /* steps packed at once by the shared form */
@@ -19,6 +19,8 @@ enum {
   NB_BYTES = 400000,   /* of packed B that one task of the shared form walks for each panel of A */
   SMALL = 1 << 17,     /* multiply-adds below which waking another thread does not pay */
   PACK_GRAIN = 1 << 13, /* elements of a packing task */
+  AHEAD = 16,          /* steps of k that A is fetched ahead */
+  LINE = 16,           /* floats in a line of cache */
   FEW_COLS = 4,        /* up to here a product is turned around */
   L1_BYTES = 32768
 };
@@ -37,6 +39,8 @@ typedef struct job {
   /* packed A, the same way; NULL = read in place */
   float *ap;
   int64_t ai, ak, ap0;
+  const float *ahead; /* lines of A that the next tile fetches for a later one; NULL = none */
+  bool pack_a;        /* each task packs A for itself */
   float *pack_to;  /* where the packing tasks write */
   int64_t i0, i1, j0, j1, mb, nb, mblocks; /* the part of C under way and its grid of tasks */
   char *scratch;   /* worker w has scratch + w * each */
@@ -59,10 +63,11 @@ static job job_of (const struct peri__cpu *cpu, const peri__gemm *g) {
   return s;
 }
 
-/* Packed, A is one stream that the processor fetches ahead; in place it is one for each row. */
+/* Packed, A is one stream that the processor fetches ahead; in place it is one for each row, unless
+** its rows lie next to each other. */
 static bool wants_packed_a (const job *s) {
   const peri__gemm *g = s->g;
-  return g->m > (g->acs == 1 ? 8 : 4) && g->n > 2 * s->nr;
+  return g->ars != 1 && g->m > (g->acs == 1 ? 8 : 4) && g->n > 2 * s->nr;
 }
 
 static enum source source_of (const job *s) {
@@ -102,9 +107,14 @@ static void one_tile (const job *s, enum source source, int64_t i, int64_t mm, i
     irs = crs = s->nr;
   }
   const float *a = g->a + i * g->ars + s->p0 * g->acs;
-  if (s->ap != NULL)
-    kern->packed[mm][vectors](s->kb, s->ap + (i - s->ai) * s->ak + (s->p0 - s->ap0) * mm, b, ldb,
-                              c, crs, init, irs);
+  if (s->ap != NULL) {
+    const float *ap = s->ap + (i - s->ai) * s->ak + (s->p0 - s->ap0) * mm;
+    kern->packed[mm][vectors](s->kb, ap, mm, b, ldb, c, crs, init, irs,
+                              s->ahead != NULL ? s->ahead : ap + AHEAD * mm,
+                              s->ahead != NULL ? LINE : mm);
+  } else if (vectors <= PERI_GEMM_NV && g->ars == 1 && source != TRANSPOSED)
+    kern->packed[mm][vectors](s->kb, a, g->acs, b, ldb, c, crs, init, irs, a + AHEAD * g->acs,
+                              g->acs);
   else if (source == TRANSPOSED)
     kern->trans[mm](s->kb, a, g->ars, g->acs, b, ldb, c, crs, init, irs);
   else if (vectors > PERI_GEMM_NV)
@@ -163,9 +173,7 @@ static void blocks (job *s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int6
     s->kb = least(kc, s->g->k - s->p0);
     if (pack_a) {
       s->ap = own + KC * s->nr;
-      s->ai = i0;
-      s->ak = s->kb;
-      s->ap0 = s->p0;
+      s->ai = i0, s->ak = s->kb, s->ap0 = s->p0;
       pack_rows(s, i0, i1, s->p0, s->kb, s->ap);
     }
     for (int64_t j = j0; j < j1; j += step) {
@@ -277,8 +285,8 @@ static void pack_b_task (void *ud, int64_t begin, int64_t end, int worker) {
 ** one block of columns first, so that its B stays there as well. */
 static void shared_task (void *ud, int64_t begin, int64_t end, int worker) {
   job s = *(const job *)ud;
+  const peri__gemm *g = s.g;
   int64_t first = s.p0, last = s.p0 + s.kb, kc = even(s.kb, KC, 4);
-  (void)worker;
   for (int64_t t = begin; t < end; t++) {
     int64_t ib = s.i0 + t % s.mblocks * s.mb, jb = s.j0 + t / s.mblocks * s.nb;
     int64_t ie = least(ib + s.mb, s.i1), je = least(jb + s.nb, s.j1);
@@ -287,8 +295,16 @@ static void shared_task (void *ud, int64_t begin, int64_t end, int worker) {
       s.kb = least(kc, last - s.p0);
       for (int64_t i = ib; i < ie; i += s.mr) {
         int64_t mm = least(s.mr, ie - i);
-        for (int64_t j = jb; j < je; j += s.nr)
+        if (s.pack_a) {
+          s.ap = (float *)(s.scratch + (size_t)worker * s.each);
+          s.ai = i, s.ak = s.kb, s.ap0 = s.p0;
+          pack_rows(&s, i, i + mm, s.p0, s.kb, s.ap);
+          if (g->acs == 1 && g->ars == s.kb) s.ahead = g->a + (i + s.mr) * g->ars;
+        }
+        for (int64_t j = jb; j < je; j += s.nr) {
           one_tile(&s, PACKED, i, mm, j, least(s.nr, je - j), panel_b(&s, j), s.nr);
+          s.ahead = NULL;
+        }
         finish(&s, i, jb, mm, je - jb);
       }
       s.p0 += s.kb;
@@ -317,21 +333,20 @@ static void shared_block (peri_ctx *ctx, job *s, int64_t ko, float *a_room, floa
       s->bk = g->k;
     } else {
       s->bp = s->pack_to = b_room;
-      s->bj = s->j0;
-      s->bk = s->kb;
-      s->bp0 = s->p0;
+      s->bj = s->j0, s->bk = s->kb, s->bp0 = s->p0;
       peri__parallel(ctx, (s->j1 - s->j0 + s->nr - 1) / s->nr,
                      most(1, PACK_GRAIN / (s->nr * most(s->kb, 1))), pack_b_task, s);
     }
-    if (a_room != NULL && (s->j0 == 0 || ko < g->k)) { /* else there from the columns before */
+    cut(s, peri_threads(ctx));
+    s->pack_a = a_room != NULL && s->nb >= s->j1 - s->j0;
+    if (s->pack_a) {
+      s->scratch = (char *)a_room;
+    } else if (a_room != NULL && (s->j0 == 0 || ko < g->k)) { /* else there already */
       s->ap = a_room;
-      s->ai = s->i0;
-      s->ak = s->kb;
-      s->ap0 = s->p0;
+      s->ai = s->i0, s->ak = s->kb, s->ap0 = s->p0;
       peri__parallel(ctx, (s->i1 - s->i0 + s->mr - 1) / s->mr,
                      most(1, PACK_GRAIN / (s->mr * most(s->kb, 1))), pack_a_task, s);
     }
-    cut(s, peri_threads(ctx));
     peri__parallel(ctx, s->mblocks * ((s->j1 - s->j0 + s->nb - 1) / s->nb), 1, shared_task, s);
     s->p0 += s->kb;
   } while (s->p0 < g->k);
@@ -343,7 +358,9 @@ static peri_status shared (peri_ctx *ctx, job *s, bool pack_a) {
   int64_t mc = even(g->m, ROOM / ko / s->mr * s->mr, s->mr);
   int64_t nc = g->packed != NULL ? g->n : even(g->n, ROOM / ko / s->nr * s->nr, s->nr);
   size_t b_floats = g->packed != NULL ? 0 : (size_t)(up(nc, s->nr) * ko);
-  size_t bytes = (b_floats + (pack_a ? (size_t)(mc * ko) : 0)) * sizeof(float);
+  s->each = (size_t)(KC * s->mr) * sizeof(float);
+  size_t a_bytes = most((size_t)(mc * ko) * sizeof(float), s->each * (size_t)peri_threads(ctx));
+  size_t bytes = b_floats * sizeof(float) + (pack_a ? a_bytes : 0);
   float *room = NULL;
   if (bytes > 0) {
     room = peri__block_get(ctx, bytes);

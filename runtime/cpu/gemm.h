@@ -87,9 +87,11 @@ void peri__gemm_f64_seq (const peri__gemm64 *g);
 */
 typedef void (*peri__tile_fn) (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,
                                int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs);
-/* The same with A packed: A[i][p] at a[p * mr + i]. */
-typedef void (*peri__packed_tile_fn) (int64_t k, const float *a, const float *b, int64_t ldb,
-                                      float *c, int64_t crs, const float *init, int64_t irs);
+/* The same with rows of A next to each other, A[i][p] at a[p * acs + i]. Meanwhile it fetches the
+** memory at ahead + p * step into cache, which may be anywhere. */
+typedef void (*peri__packed_tile_fn) (int64_t k, const float *a, int64_t acs, const float *b,
+                                      int64_t ldb, float *c, int64_t crs, const float *init,
+                                      int64_t irs, const float *ahead, int64_t step);
 /* The same with B transposed in memory, B[p][j] at b[j * bcs + p], and PERI_GEMM_NV vectors. */
 typedef void (*peri__trans_tile_fn) (int64_t k, const float *a, int64_t ars, int64_t acs,
                                      const float *b, int64_t bcs, float *c, int64_t crs,

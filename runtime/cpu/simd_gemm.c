@@ -23,15 +23,26 @@
 #endif
 #define NR (PERI_GEMM_NV * PERI_VW)
 
-/* mr and nv are constants after inlining, so acc lives in registers. */
+/*
+** mr, nv and fetch are constants after inlining, so acc lives in registers. fetch: C and the memory
+** at ahead, step by step, come into cache meanwhile.
+*/
 INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t ars, int64_t acs,
                   const float *b, int64_t ldb, float *c, int64_t crs, const float *init,
-                  int64_t irs) {
+                  int64_t irs, const bool fetch, const float *ahead, int64_t step) {
   vf acc[MR][PERI_GEMM_WIDE];
+  if (fetch)
+    UNROLL for (int i = 0; i < mr; i++)
+      UNROLL for (int v = 0; v < nv; v++) __builtin_prefetch(c + i * crs + v * PERI_VW, 1);
   UNROLL for (int i = 0; i < mr; i++)
     UNROLL for (int v = 0; v < nv; v++) acc[i][v] = v_load(init + i * irs + v * PERI_VW);
   for (int64_t p = 0; p < k; p++) {
     vf bv[PERI_GEMM_WIDE];
+    if (fetch) { /* mr floats may begin in one line and end in the next */
+      __builtin_prefetch(ahead);
+      __builtin_prefetch(ahead + mr - 1);
+      ahead += step;
+    }
     UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + v * PERI_VW);
     UNROLL for (int i = 0; i < mr; i++) {
       vf ai = v_set(a[i * ars]);
@@ -45,14 +56,15 @@ INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t
 }
 
 #define TILE(mr, nv)                                                                           \
-  static void packed_##mr##_##nv (int64_t k, const float *a, const float *b, int64_t ldb,      \
-                                  float *c, int64_t crs, const float *init, int64_t irs) {     \
-    tile(mr, nv, k, a, 1, mr, b, ldb, c, crs, init, irs);                                      \
+  static void packed_##mr##_##nv (int64_t k, const float *a, int64_t acs, const float *b,      \
+                                  int64_t ldb, float *c, int64_t crs, const float *init,       \
+                                  int64_t irs, const float *ahead, int64_t step) {             \
+    tile(mr, nv, k, a, 1, acs, b, ldb, c, crs, init, irs, true, ahead, step);                  \
   }                                                                                            \
   static void direct_##mr##_##nv (int64_t k, const float *a, int64_t ars, int64_t acs,         \
                                   const float *b, int64_t ldb, float *c, int64_t crs,          \
                                   const float *init, int64_t irs) {                            \
-    tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs);                                   \
+    tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);                   \
   }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 TILES(1) TILES(2) TILES(3) TILES(4)
@@ -156,7 +168,7 @@ TRANS(1) TRANS(2) TRANS(3) TRANS(4)
 #define WIDE(mr)                                                                              \
   static void wide_##mr (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b, \
                          int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs) { \
-    tile(mr, PERI_GEMM_WIDE, k, a, ars, acs, b, ldb, c, crs, init, irs);                      \
+    tile(mr, PERI_GEMM_WIDE, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);      \
   }
 WIDE(1) WIDE(2)
 #if WIDE_MR > 2
