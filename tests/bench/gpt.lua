@@ -5,7 +5,7 @@ local peri = require "perilune"
 local M = {}
 
 local function param(shape, std)
-  local t = std and peri.randn(shape):mul(std) or peri.zeros(shape)
+  local t = std and peri.randn(shape):mul_(std) or peri.zeros(shape)
   return t:detach():requires_grad_()
 end
 

@@ -107,7 +107,7 @@ function M.new(config, opts)
   local std = opts and opts.std or config.initializer_range or 0.02
   for _, p in ipairs(layout(self)) do
     local t
-    if #p.shape == 2 then t = peri.randn(p.shape):mul(std)
+    if #p.shape == 2 then t = peri.randn(p.shape):mul_(std)
     elseif p.key:find "bias" then t = peri.zeros(p.shape)
     else t = peri.ones(p.shape) end
     p.owner[p.key] = t:detach():requires_grad_()
