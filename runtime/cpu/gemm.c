@@ -19,6 +19,8 @@ enum {
   NB_BYTES = 400000,   /* of packed B that one task of the shared form walks for each panel of A */
   SMALL = 1 << 17,     /* multiply-adds below which waking another thread does not pay */
   PACK_GRAIN = 1 << 13, /* elements of a packing task */
+  BARE_ROWS = 512,     /* up to here and BARE_COLS columns, packing B for a transposed A does */
+  BARE_COLS = 128,     /* not pay: gradients of weights, long in k */
   AHEAD = 16,          /* steps of k that A is fetched ahead */
   LINE = 16,           /* floats in a line of cache */
   FEW_COLS = 4,        /* up to here a product is turned around */
@@ -40,7 +42,7 @@ typedef struct job {
   float *ap;
   int64_t ai, ak, ap0;
   const float *ahead; /* lines of A that the next tile fetches for a later one; NULL = none */
-  bool pack_a;        /* each task packs A for itself */
+  bool pack_a, bare;  /* each task packs A for itself; neither operand is packed */
   float *pack_to;  /* where the packing tasks write */
   int64_t i0, i1, j0, j1, mb, nb, mblocks; /* the part of C under way and its grid of tasks */
   char *scratch;   /* worker w has scratch + w * each */
@@ -127,6 +129,7 @@ static void one_tile (const job *s, enum source source, int64_t i, int64_t mm, i
 }
 
 static const float *panel_b (const job *s, int64_t j) {
+  if (s->bare) return s->g->b + s->p0 * s->g->brs + j;
   return s->bp + (j - s->bj) * s->bk + (s->p0 - s->bp0) * s->nr;
 }
 
@@ -207,8 +210,7 @@ void peri__gemm_f32_seq (const struct peri__cpu *cpu, const peri__gemm *g, void 
   job s = job_of(cpu, g);
   if (g->m <= 0 || g->n <= 0) return;
   s.source = source_of(&s);
-  s.bp = g->packed;
-  s.bk = g->k;
+  s.bp = g->packed, s.bk = g->k;
   bool pack_a = wants_packed_a(&s);
   if (pack_a && s.source == TRANSPOSED) s.source = PRIVATE;
   int64_t rows = even(g->m, MC, s.mr);
@@ -248,8 +250,7 @@ static peri_status columns (peri_ctx *ctx, job *s, bool pack_a, int64_t parts) {
   s->mb = up((g->m + parts - 1) / parts, s->mr);
   s->mblocks = (g->m + s->mb - 1) / s->mb;
   if (pack_a && s->source == TRANSPOSED) s->source = PRIVATE;
-  s->bp = g->packed;
-  s->bk = g->k;
+  s->bp = g->packed, s->bk = g->k;
   s->each = (size_t)(KC * s->nr) * sizeof(float);
   size_t own = s->each * (size_t)peri_threads(ctx);
   size_t bytes = own + (pack_a ? (size_t)(g->m * g->k) * sizeof(float) : 0);
@@ -257,8 +258,7 @@ static peri_status columns (peri_ctx *ctx, job *s, bool pack_a, int64_t parts) {
   if (s->scratch == NULL) return scratch_failed(ctx, bytes);
   if (pack_a) {
     s->ap = (float *)(s->scratch + own);
-    s->ak = s->kb = g->k;
-    s->i1 = g->m;
+    s->ak = s->kb = g->k, s->i1 = g->m;
     int64_t panels = (g->m + s->mr - 1) / s->mr;
     peri__parallel(ctx, panels, most(1, PACK_GRAIN / (s->mr * most(g->k, 1))), pack_a_task, s);
   }
@@ -287,6 +287,7 @@ static void shared_task (void *ud, int64_t begin, int64_t end, int worker) {
   job s = *(const job *)ud;
   const peri__gemm *g = s.g;
   int64_t first = s.p0, last = s.p0 + s.kb, kc = even(s.kb, KC, 4);
+  int64_t ldb = s.bare ? g->brs : s.nr;
   for (int64_t t = begin; t < end; t++) {
     int64_t ib = s.i0 + t % s.mblocks * s.mb, jb = s.j0 + t / s.mblocks * s.nb;
     int64_t ie = least(ib + s.mb, s.i1), je = least(jb + s.nb, s.j1);
@@ -302,7 +303,7 @@ static void shared_task (void *ud, int64_t begin, int64_t end, int worker) {
           if (g->acs == 1 && g->ars == s.kb) s.ahead = g->a + (i + s.mr) * g->ars;
         }
         for (int64_t j = jb; j < je; j += s.nr) {
-          one_tile(&s, PACKED, i, mm, j, least(s.nr, je - j), panel_b(&s, j), s.nr);
+          one_tile(&s, PACKED, i, mm, j, least(s.nr, je - j), panel_b(&s, j), ldb);
           s.ahead = NULL;
         }
         finish(&s, i, jb, mm, je - jb);
@@ -329,19 +330,17 @@ static void shared_block (peri_ctx *ctx, job *s, int64_t ko, float *a_room, floa
   do {
     s->kb = least(ko, g->k - s->p0);
     if (g->packed != NULL) {
-      s->bp = g->packed;
-      s->bk = g->k;
-    } else {
+      s->bp = g->packed, s->bk = g->k;
+    } else if (!s->bare) {
       s->bp = s->pack_to = b_room;
       s->bj = s->j0, s->bk = s->kb, s->bp0 = s->p0;
       peri__parallel(ctx, (s->j1 - s->j0 + s->nr - 1) / s->nr,
                      most(1, PACK_GRAIN / (s->nr * most(s->kb, 1))), pack_b_task, s);
     }
     cut(s, peri_threads(ctx));
+    s->scratch = (char *)a_room;
     s->pack_a = a_room != NULL && s->nb >= s->j1 - s->j0;
-    if (s->pack_a) {
-      s->scratch = (char *)a_room;
-    } else if (a_room != NULL && (s->j0 == 0 || ko < g->k)) { /* else there already */
+    if (a_room != NULL && !s->pack_a && (s->j0 == 0 || ko < g->k)) { /* else there already */
       s->ap = a_room;
       s->ai = s->i0, s->ak = s->kb, s->ap0 = s->p0;
       peri__parallel(ctx, (s->i1 - s->i0 + s->mr - 1) / s->mr,
@@ -354,10 +353,11 @@ static void shared_block (peri_ctx *ctx, job *s, int64_t ko, float *a_room, floa
 
 static peri_status shared (peri_ctx *ctx, job *s, bool pack_a) {
   const peri__gemm *g = s->g;
-  int64_t ko = even(g->k, KO, 4);
-  int64_t mc = even(g->m, ROOM / ko / s->mr * s->mr, s->mr);
-  int64_t nc = g->packed != NULL ? g->n : even(g->n, ROOM / ko / s->nr * s->nr, s->nr);
-  size_t b_floats = g->packed != NULL ? 0 : (size_t)(up(nc, s->nr) * ko);
+  bool pack_b = g->packed == NULL && !s->bare;
+  int64_t ko = s->bare ? g->k : even(g->k, KO, 4);
+  int64_t mc = s->bare ? g->m : even(g->m, ROOM / ko / s->mr * s->mr, s->mr);
+  int64_t nc = !pack_b ? g->n : even(g->n, ROOM / ko / s->nr * s->nr, s->nr);
+  size_t b_floats = pack_b ? (size_t)(up(nc, s->nr) * ko) : 0;
   s->each = (size_t)(KC * s->mr) * sizeof(float);
   size_t a_bytes = most((size_t)(mc * ko) * sizeof(float), s->each * (size_t)peri_threads(ctx));
   size_t bytes = b_floats * sizeof(float) + (pack_a ? a_bytes : 0);
@@ -430,9 +430,12 @@ peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   bool pack_a = wants_packed_a(&s);
   int64_t panels = (g->n + s.nr - 1) / s.nr;
   bool enough = panels >= 4 * threads || panels % threads == 0;
-  if (g->m <= FEW_ROWS && enough) return columns(ctx, &s, pack_a, 1);
+  bool little = work_of(g) < 12.0 * SMALL;
+  s.bare = !little && s.source != PACKED && g->ars == 1 && g->bcs == 1 && g->n % s.nr == 0 &&
+           g->m <= BARE_ROWS && g->n <= BARE_COLS;
+  if (g->m <= FEW_ROWS && enough && !s.bare) return columns(ctx, &s, pack_a, 1);
   /* So little that packing B twice costs less than waiting for another thread's part of it. */
-  if (work_of(g) < 12.0 * SMALL) return columns(ctx, &s, pack_a, 4 * threads / panels + 1);
+  if (little) return columns(ctx, &s, pack_a, 4 * threads / panels + 1);
   return shared(ctx, &s, pack_a);
 }
 
@@ -490,9 +493,7 @@ void peri__gemm_pack (peri_ctx *ctx, int64_t n, int64_t k, const float *b, int64
                       float *out) {
   peri__gemm g = { .n = n, .k = k, .b = b, .brs = brs, .bcs = bcs };
   job s = job_of(ctx->cpu, &g);
-  s.j1 = n;
-  s.kb = k;
-  s.pack_to = out;
+  s.j1 = n, s.kb = k, s.pack_to = out;
   peri__parallel(ctx, (n + s.nr - 1) / s.nr, most(1, PACK_GRAIN / (s.nr * most(k, 1))), pack_b_task,
                  &s);
 }
