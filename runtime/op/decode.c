@@ -212,7 +212,7 @@ static peri_status step_cpu (peri_call *c) {
   j.new_v = heads_of(x, heads + kv_heads, j.new_vs);
   j.kernels->attn_units(a);
   j.room = (j.kernels->attn_scratch(a) + 15) / 16 * 16;
-  int64_t grain = 300000 / (heads * (a->Tk + 20) * a->D) + 1;
+  int64_t grain = 200000 / (heads * (a->Tk + 60) * a->D) + 1; /* about 10 us */
   int64_t workers = a->B > grain ? peri_threads(ctx) : 1;
   size_t bytes = (size_t)(workers * j.room) * sizeof *j.scratch;
   j.scratch = peri__block_get(ctx, bytes);
