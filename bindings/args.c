@@ -9,9 +9,12 @@
 
 static const char *kind_text (peri_kind k) {
   switch (k) { /* ORDER kind */
-  case PERI_K_TENSOR: case PERI_K_OPTIONAL: return "a tensor";
+  case PERI_K_TENSOR:
+  case PERI_K_OPTIONAL: return "a tensor";
   case PERI_K_TENSORS: return "a list of tensors";
-  case PERI_K_INT: case PERI_K_DIM: case PERI_K_POS: return "an integer";
+  case PERI_K_INT:
+  case PERI_K_DIM:
+  case PERI_K_POS: return "an integer";
   case PERI_K_NUM: return "a number";
   case PERI_K_BOOL: return "a boolean";
   case PERI_K_STR: return "a string";
@@ -35,8 +38,9 @@ static int find_param (lua_State *L, const peri__op_binding *o, const char *name
   for (int i = 0; i < o->sig->n; i++)
     if (strcmp(o->sig->p[i].name, name) == 0) return i + 1;
   const char *near = peri__nearest(name, param_name, (void *)o->sig);
-  return luaL_error(L, near ? "%s: no parameter is called '%s'; the nearest is '%s'"
-                            : "%s: no parameter is called '%s'",
+  return luaL_error(L,
+                    near ? "%s: no parameter is called '%s'; the nearest is '%s'"
+                         : "%s: no parameter is called '%s'",
                     o->op->name, name, near);
 }
 
@@ -73,7 +77,8 @@ static void spread_names (lua_State *L, const peri__op_binding *o, int last) {
         luaL_error(L, "%s: argument %d (%s) is given twice, by position and by name", o->op->name,
                    at, o->sig->p[at - 1].name);
       lua_replace(L, at);
-    } else if (list) lua_pop(L, 1);
+    } else if (list)
+      lua_pop(L, 1);
     else
       luaL_error(L, "%s: a last table gives arguments by name, but it has a list part",
                  o->op->name);
@@ -117,17 +122,21 @@ static void check_list (lua_State *L, peri__args *a, int arg) {
     n = (int)lua_rawlen(L, arg);
     for (int i = 1; i <= n; i++) {
       lua_rawgeti(L, arg, i);
-      if (p->kind == PERI_K_TENSORS) check_tensor(L, o, arg, lua_gettop(L));
-      else check_integer(L, o, arg, lua_gettop(L));
+      if (p->kind == PERI_K_TENSORS)
+        check_tensor(L, o, arg, lua_gettop(L));
+      else
+        check_integer(L, o, arg, lua_gettop(L));
       lua_pop(L, 1);
     }
-  } else if (p->kind == PERI_K_TENSORS) check_tensor(L, o, arg, arg);
+  } else if (p->kind == PERI_K_TENSORS)
+    check_tensor(L, o, arg, arg);
   else {
     if (lua_type(L, arg) != LUA_TNUMBER)
       peri__type_error(L, o->op->name, arg, p->name, kind_text(p->kind));
     check_integer(L, o, arg, arg);
   }
-  if (p->kind != PERI_K_TENSORS) a->nints += n;
+  if (p->kind != PERI_K_TENSORS)
+    a->nints += n;
   else if (n > 0) {
     if (a->each > 0 && a->each != n)
       luaL_error(L, "%s: argument %d (%s) lists %d tensors, another list has %d", o->op->name, arg,
@@ -151,10 +160,13 @@ static void check_param (lua_State *L, peri__args *a, int arg) {
   }
   bool ok = true;
   switch (p->kind) {
-  case PERI_K_TENSOR: case PERI_K_OPTIONAL:
+  case PERI_K_TENSOR:
+  case PERI_K_OPTIONAL:
     if (type != LUA_TNUMBER) check_tensor(L, o, arg, arg);
     break;
-  case PERI_K_INT: case PERI_K_DIM: case PERI_K_POS: check_integer(L, o, arg, arg); break;
+  case PERI_K_INT:
+  case PERI_K_DIM:
+  case PERI_K_POS: check_integer(L, o, arg, arg); break;
   case PERI_K_NUM: ok = type == LUA_TNUMBER; break;
   case PERI_K_BOOL: ok = type == LUA_TBOOLEAN; break;
   case PERI_K_STR: ok = type == LUA_TSTRING; break;
@@ -212,7 +224,8 @@ static int take_tensors (lua_State *L, peri__args *a, int arg, int at) {
       lua_rawgeti(L, arg, i + 1);
       a->in[at + i] = take_tensor(L, -1);
       lua_pop(L, 1);
-    } else a->in[at + i] = take_tensor(L, arg);
+    } else
+      a->in[at + i] = take_tensor(L, arg);
   }
   return at + a->each;
 }
@@ -241,9 +254,9 @@ static int64_t *take_attr (lua_State *L, const peri_param *p, int arg, int64_t *
   }
   memset(attr, 0, sizeof *attr);
   switch (p->kind) {
-  case PERI_K_INT: case PERI_K_DIM: case PERI_K_POS:
-    attr->i = from_one(p->kind, lua_tointeger(L, arg));
-    break;
+  case PERI_K_INT:
+  case PERI_K_DIM:
+  case PERI_K_POS: attr->i = from_one(p->kind, lua_tointeger(L, arg)); break;
   case PERI_K_NUM: attr->f = lua_tonumber(L, arg); break;
   case PERI_K_BOOL: attr->i = lua_toboolean(L, arg); break;
   case PERI_K_STR: attr->s = lua_tostring(L, arg); break;
@@ -285,14 +298,17 @@ peri_status peri__args_take (lua_State *L, peri__args *a) {
   a->nnumber = 0;
   for (int i = 0; i < sig->n; i++) {
     const peri_param *p = &sig->p[i];
-    if (i >= sig->ntensor) ints = take_attr(L, p, i + 1, ints, &a->attr[i - sig->ntensor]);
-    else if (p->kind == PERI_K_TENSORS) at = take_tensors(L, a, i + 1, at);
+    if (i >= sig->ntensor)
+      ints = take_attr(L, p, i + 1, ints, &a->attr[i - sig->ntensor]);
+    else if (p->kind == PERI_K_TENSORS)
+      at = take_tensors(L, a, i + 1, at);
     else {
       a->in[at] = NULL;
       if (lua_type(L, i + 1) == LUA_TNUMBER) {
         a->number[a->nnumber].arg = i + 1;
         a->number[a->nnumber++].at = at;
-      } else a->in[at] = take_tensor(L, i + 1);
+      } else
+        a->in[at] = take_tensor(L, i + 1);
       at++;
     }
   }
@@ -308,7 +324,8 @@ void peri__args_drop (peri__args *a) {
 
 int peri__want_shape (lua_State *L, int arg, const char *fn, const char *name, int64_t *shape) {
   int n = 1, ok = 1;
-  if (lua_type(L, arg) == LUA_TNUMBER) shape[0] = lua_tointegerx(L, arg, &ok);
+  if (lua_type(L, arg) == LUA_TNUMBER)
+    shape[0] = lua_tointegerx(L, arg, &ok);
   else if (lua_type(L, arg) == LUA_TTABLE) {
     n = (int)lua_rawlen(L, arg);
     if (n > PERI_MAX_DIMS)
@@ -318,7 +335,8 @@ int peri__want_shape (lua_State *L, int arg, const char *fn, const char *name, i
       if (ok) shape[i] = lua_tointegerx(L, -1, &ok);
       lua_pop(L, 1);
     }
-  } else peri__type_error(L, fn, arg, name, "an integer or a list of integers");
+  } else
+    peri__type_error(L, fn, arg, name, "an integer or a list of integers");
   if (!ok) luaL_error(L, "%s: argument %d (%s) must hold integers", fn, arg, name);
   return n;
 }

@@ -24,7 +24,9 @@ typedef struct peri__args {
   peri_tensor **in;     /* nin entries */
   int64_t *ints;        /* nints entries */
   peri_attr attr[PERI_MAX_PARAM];
-  struct { int arg, at; } number[PERI_MAX_PARAM]; /* plain numbers among the tensors */
+  struct {
+    int arg, at;
+  } number[PERI_MAX_PARAM]; /* plain numbers among the tensors */
   int nnumber;
 } peri__args;
 

@@ -33,8 +33,8 @@ typedef struct peri_scope {
 #define PERI_NSCALAR 16
 
 typedef struct peri_bind {
-  peri_ctx *ctx; /* NULL after the last finalizer */
-  bool owns;     /* close ctx with the Lua state */
+  peri_ctx *ctx;         /* NULL after the last finalizer */
+  bool owns;             /* close ctx with the Lua state */
   const void *tensor_mt; /* address of the metatable of tensors */
   peri_scope *scope;     /* innermost open one */
   size_t collect_at;     /* live bytes above which the collector is told: box.c */
@@ -102,7 +102,7 @@ int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, c
 /* Out of memory: collect garbage and say whether a second try makes sense. */
 bool peri__retry (lua_State *L, peri_status s, int *tries);
 /* Nearest of n names to word by edit distance, NULL when none is near. */
-const char *peri__nearest (const char *word, const char *(*name_at) (void *ud, int i), void *ud);
+const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, int i), void *ud);
 
 /* ---- arguments: args.c ---- */
 /* Sizes at arg (a table or one integer) into shape[PERI_MAX_DIMS]; the number of dims. */
@@ -115,7 +115,7 @@ void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape);
 /* ---- scopes inside C functions: memory.c ---- */
 /* Open a scope whose userdata is pushed; a raised error leaves it to the caller's caller. */
 void peri__scope_enter (lua_State *L, peri_scope **out);
-void peri__scope_leave (peri_bind *b, peri_scope *s); /* frees what was made in it; idempotent */
+void peri__scope_leave (peri_bind *b, peri_scope *s);  /* frees what was made in it; idempotent */
 void peri__scope_lift (peri_scope *to, peri_box *box); /* hand box to scope to; NULL = no scope */
 
 /* ---- elements: tensor.c, make.c ---- */
@@ -125,22 +125,22 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
 double peri__half_to_double (peri_dtype d, uint16_t h); /* f16, bf16 */
 
 /* ---- what each file adds; all expect the module table on top and leave it there ---- */
-void peri__open_call (lua_State *L);   /* every op, as function and method: call.c */
-void peri__open_tensor (lua_State *L); /* metatable, fields, methods: tensor.c */
-void peri__open_make (lua_State *L);   /* peri.tensor, from_bytes, tolist: make.c */
-void peri__open_memory (lua_State *L); /* scopes, steps, keep: memory.c */
-void peri__open_grad (lua_State *L);   /* grad.c */
-void peri__open_custom (lua_State *L); /* custom.c */
+void peri__open_call (lua_State *L);       /* every op, as function and method: call.c */
+void peri__open_tensor (lua_State *L);     /* metatable, fields, methods: tensor.c */
+void peri__open_make (lua_State *L);       /* peri.tensor, from_bytes, tolist: make.c */
+void peri__open_memory (lua_State *L);     /* scopes, steps, keep: memory.c */
+void peri__open_grad (lua_State *L);       /* grad.c */
+void peri__open_custom (lua_State *L);     /* custom.c */
 void peri__open_checkpoint (lua_State *L); /* checkpoint.c */
-void peri__open_rng (lua_State *L);    /* rng.c */
-void peri__open_info (lua_State *L);   /* info, ops, profile, time: info.c */
-int peri__open_json (lua_State *L);    /* pushes one table: json.c */
-int peri__open_files (lua_State *L);   /* pushes one table: files.c */
-int peri__tostring (lua_State *L);     /* __tostring of tensors, never fails: print.c */
+void peri__open_rng (lua_State *L);        /* rng.c */
+void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c */
+int peri__open_json (lua_State *L);        /* pushes one table: json.c */
+int peri__open_files (lua_State *L);       /* pushes one table: files.c */
+int peri__tostring (lua_State *L);         /* __tostring of tensors, never fails: print.c */
 
 /* The op that a Lua function runs; NULL for other functions: call.c */
 const peri_op *peri__op_of (lua_State *L, int idx);
-void peri__custom_close (peri_bind *b);  /* forget the Lua side of custom functions: custom.c */
+void peri__custom_close (peri_bind *b); /* forget the Lua side of custom functions: custom.c */
 void peri__custom_sweep (lua_State *L, peri_bind *b); /* free records that the tape let go of */
 /* Pushes a to-be-closed guard under which recording is on or off: grad.c */
 void peri__grad_guard (lua_State *L, bool on);
@@ -153,6 +153,6 @@ peri_status peri__number (peri_bind *b, bool integer, lua_Integer i, lua_Number 
 
 /* Registry keys: the address is the key. */
 extern const char peri__key_bind, peri__key_tensor, peri__key_methods, peri__key_intercept,
-  peri__key_ops;
+    peri__key_ops;
 
 #endif

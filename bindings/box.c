@@ -6,8 +6,8 @@
 
 #include "bind.h"
 
-#define GRANULE ((size_t)1 << 20)   /* growth of live bytes between two notices */
-#define SMALL ((size_t)32 << 20)    /* live bytes below which garbage does not matter */
+#define GRANULE ((size_t)1 << 20) /* growth of live bytes between two notices */
+#define SMALL ((size_t)32 << 20)  /* live bytes below which garbage does not matter */
 
 peri_box *peri__box_push (lua_State *L, peri_bind *b, int mt) {
   peri_box *box = (peri_box *)lua_newuserdatauv(L, sizeof *box, 0);
@@ -69,7 +69,8 @@ void peri__charge_slow (lua_State *L, peri_bind *b) {
   if (live > 2 * b->after_full + SMALL) {
     lua_gc(L, LUA_GCCOLLECT);
     b->after_full = b->ctx->live;
-  } else lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
+  } else
+    lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
 }
 
 /* Before a backward pass: what no Lua variable names any more need not outlive its use in the pass. A
@@ -130,7 +131,8 @@ peri_status peri__number (peri_bind *b, bool integer, lua_Integer i, lua_Number 
     uint64_t h = bits * 0x9e3779b97f4a7c15u + d;
     t = b->scalar[(h >> 32) % PERI_NSCALAR];
     if (t->dtype != d || memcmp(t->data, &bits, sizeof bits) != 0) {
-      if (t->refs > 1 || t->storage->refs > 1) t = NULL; /* a tape still needs the other number */
+      if (t->refs > 1 || t->storage->refs > 1)
+        t = NULL; /* a tape still needs the other number */
       else {
         t->dtype = (uint8_t)d; /* both are 8 bytes wide */
         memcpy(t->data, &bits, sizeof bits);

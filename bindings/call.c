@@ -178,10 +178,11 @@ static lua_CFunction choose (const peri__op_binding *o) {
   return call_general;
 }
 
-static const struct { const char *event, *op; } operators[] = {
-  { "__add", "add" }, { "__sub", "sub" }, { "__mul", "mul" }, { "__div", "div" },
-  { "__idiv", "floordiv" }, { "__mod", "mod" }, { "__pow", "pow" }, { "__unm", "neg" }
-};
+static const struct {
+  const char *event, *op;
+} operators[] = { { "__add", "add" }, { "__sub", "sub" },       { "__mul", "mul" },
+                  { "__div", "div" }, { "__idiv", "floordiv" }, { "__mod", "mod" },
+                  { "__pow", "pow" }, { "__unm", "neg" } };
 
 static void push_op (lua_State *L, peri__op_binding *o, lua_CFunction fn, int mt) {
   lua_pushlightuserdata(L, o);

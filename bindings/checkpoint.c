@@ -35,7 +35,7 @@ static void push_call (lua_State *L, peri_bind *b, int t, int n) {
 
 /* ---- which leaves does the segment use? ---- */
 
-typedef void (*visit_fn) (void *ud, peri_tensor *t);
+typedef void (*visit_fn)(void *ud, peri_tensor *t);
 
 /* Every input of every node after the barrier, once: marked, then cleared. False: one is made by a
 ** node before the barrier. */
@@ -48,7 +48,8 @@ static bool each_leaf (const peri_node *barrier, visit_fn visit, void *ud) {
     for (int i = 0; i < n->nin; i++) {
       peri_tensor *t = n->in[i];
       if (!t || !peri__tracked(t) || (t->flags & PERI_T_SEEN)) continue;
-      if (t->node) inside = false;
+      if (t->node)
+        inside = false;
       else {
         t->flags |= PERI_T_SEEN;
         visit(ud, t);
@@ -73,7 +74,7 @@ typedef struct finder {
   peri_bind *b;
   int first, n, table; /* arguments as fn got them: n slots from first on */
   peri_record *r;
-  peri_tensor **in;    /* what the tape shall hold */
+  peri_tensor **in; /* what the tape shall hold */
   int at;
 } finder;
 
@@ -146,7 +147,7 @@ static peri_status gradients (peri__vjp_call *c, peri_tensor *root, peri_tensor 
 static int again (lua_State *L) {
   peri__vjp_call *c = (peri__vjp_call *)lua_touserdata(L, 1);
   peri_record *r = c->r;
-  peri_tensor **barrier = peri__box_new(L); /* 2 */
+  peri_tensor **barrier = peri__box_new(L);  /* 2 */
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref); /* 3 */
   lua_rawgeti(L, 3, 0);
   int n = (int)lua_tointeger(L, -1);
@@ -215,8 +216,10 @@ static void keep_call (lua_State *L, peri_bind *b, int n) {
     peri_box *box = peri__box_at(L, b, i);
     if (box && !box->t)
       luaL_error(L, "checkpoint: argument %d: tensor was released by its scope", i);
-    if (box) peri_lua_push(L, box->t);
-    else lua_pushvalue(L, i);
+    if (box)
+      peri_lua_push(L, box->t);
+    else
+      lua_pushvalue(L, i);
     lua_rawseti(L, -2, i);
   }
   lua_pushinteger(L, n);

@@ -10,7 +10,7 @@
 peri_record *peri__record_new (peri_bind *b, int nin, const char *name) {
   peri_alloc_fn alloc;
   void *ud;
-  size_t size = sizeof(peri_record) + (size_t)nin * sizeof ((peri_record *)0)->in[0];
+  size_t size = sizeof(peri_record) + (size_t)nin * sizeof((peri_record *)0)->in[0];
   peri_allocator(b->ctx, &alloc, &ud);
   peri_record *r = (peri_record *)alloc(ud, NULL, 0, size);
   if (!r) {
@@ -30,8 +30,10 @@ peri_record *peri__record_new (peri_bind *b, int nin, const char *name) {
 }
 
 static void unlink_record (peri_record *r) {
-  if (r->prev) r->prev->next = r->next;
-  else r->b->records = r->next;
+  if (r->prev)
+    r->prev->next = r->next;
+  else
+    r->b->records = r->next;
   if (r->next) r->next->prev = r->prev;
 }
 
@@ -122,8 +124,10 @@ static int vjp_body (lua_State *L) {
   lua_rawgeti(L, 2, 1);
   lua_rawgeti(L, 2, 2);
   for (int k = 0; k < c->nout; k++) {
-    if (c->gout[k]) peri__box_share(L, c->gout[k]);
-    else lua_pushnil(L);
+    if (c->gout[k])
+      peri__box_share(L, c->gout[k]);
+    else
+      lua_pushnil(L);
   }
   for (int i = 0; i < r->nin; i++)
     if (r->in[i].arg > most) most = r->in[i].arg;

@@ -19,7 +19,10 @@ typedef struct peri_record {
   peri_rng rng;     /* checkpoint: the generator's state before the first run */
   int nin;
   /* leaf: a captured one, borrowed from the node; NULL: argument arg, from 1 */
-  struct { peri_tensor *leaf; int arg; } in[];
+  struct {
+    peri_tensor *leaf;
+    int arg;
+  } in[];
 } peri_record;
 
 /* One backward call of a record, for the protected Lua side. */

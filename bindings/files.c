@@ -25,7 +25,8 @@ static int l_read (lua_State *L) {
   const char *path = peri__want_path(L, 1, "files.read");
   int ok = 1;
   lua_Integer most = lua_isnoneornil(L, 2) ? 0 : lua_tointegerx(L, 2, &ok);
-  if (!ok || most < 0) peri__type_error(L, "files.read", 2, "max_bytes", "an integer of at least 0");
+  if (!ok || most < 0)
+    peri__type_error(L, "files.read", 2, "max_bytes", "an integer of at least 0");
   peri_keep *k = peri__keep_new(L, 0, drop_bytes);
   if (peri_file_read(peri_lua_ctx(L), path, (size_t)most, &k->p, &k->n) != PERI_OK)
     return peri__fail_soft(L, "files.read");
@@ -53,14 +54,17 @@ static int l_remove_tree (lua_State *L) {
 }
 
 static int l_rename (lua_State *L) {
-  const char *from = peri__want_path(L, 1, "files.rename"), *to = peri__want_path(L, 2, "files.rename");
+  const char *from = peri__want_path(L, 1, "files.rename"),
+             *to = peri__want_path(L, 2, "files.rename");
   return done(L, "files.rename", peri_rename(peri_lua_ctx(L), from, to));
 }
 
 static int l_exists (lua_State *L) {
   struct stat st;
-  if (stat(peri__want_path(L, 1, "files.exists"), &st) != 0) lua_pushboolean(L, 0);
-  else lua_pushstring(L, S_ISREG(st.st_mode) ? "file" : S_ISDIR(st.st_mode) ? "folder" : "other");
+  if (stat(peri__want_path(L, 1, "files.exists"), &st) != 0)
+    lua_pushboolean(L, 0);
+  else
+    lua_pushstring(L, S_ISREG(st.st_mode) ? "file" : S_ISDIR(st.st_mode) ? "folder" : "other");
   return 1;
 }
 
@@ -177,7 +181,8 @@ static size_t count_names (lua_State *L, int idx, const char *what) {
     lua_pop(L, 1);
     count++;
     if (lua_type(L, -1) != LUA_TSTRING)
-      luaL_error(L, "safetensors.save: %s must have strings as keys, got a %s", what, luaL_typename(L, -1));
+      luaL_error(L, "safetensors.save: %s must have strings as keys, got a %s", what,
+                 luaL_typename(L, -1));
     if (strlen(lua_tolstring(L, -1, &n)) != n)
       luaL_error(L, "safetensors.save: %s has a key with a zero byte", what);
   }
@@ -188,7 +193,8 @@ static int l_save (lua_State *L) {
   static const char fn[] = "safetensors.save";
   const char *path = peri__want_path(L, 1, fn);
   lua_settop(L, 3);
-  if (lua_type(L, 2) != LUA_TTABLE) peri__type_error(L, fn, 2, "tensors", "a table of tensors by name");
+  if (lua_type(L, 2) != LUA_TTABLE)
+    peri__type_error(L, fn, 2, "tensors", "a table of tensors by name");
   if (lua_isnil(L, 3)) {
     lua_newtable(L);
     lua_replace(L, 3);
@@ -215,17 +221,22 @@ static int l_save (lua_State *L) {
     size_t len;
     lua_pushlstring(L, meta[i].s, meta[i].n);
     if (lua_rawget(L, 3) != LUA_TSTRING)
-      luaL_error(L, "%s: metadata '%s' is a %s, a string is expected", fn, meta[i].s, luaL_typename(L, -1));
+      luaL_error(L, "%s: metadata '%s' is a %s, a string is expected", fn, meta[i].s,
+                 luaL_typename(L, -1));
     pairs[i] = (peri_text_pair){ meta[i].s, lua_tolstring(L, -1, &len) };
-    if (strlen(pairs[i].value) != len) luaL_error(L, "%s: metadata '%s' holds a zero byte", fn, meta[i].s);
+    if (strlen(pairs[i].value) != len)
+      luaL_error(L, "%s: metadata '%s' holds a zero byte", fn, meta[i].s);
     lua_pop(L, 1);
   }
-  return done(L, fn, peri_safetensors_save(b->ctx, path, (int64_t)n, names, tensors, (int64_t)m, pairs));
+  return done(L, fn,
+              peri_safetensors_save(b->ctx, path, (int64_t)n, names, tensors, (int64_t)m, pairs));
 }
 
 /* ---- checkpoints ---- */
 
-typedef struct box { void *p; } box; /* a checkpoint being written or an event file; NULL: closed */
+typedef struct box {
+  void *p;
+} box; /* a checkpoint being written or an event file; NULL: closed */
 
 static void *open_box (lua_State *L, const char *type, const char *fn) {
   box *b = (box *)luaL_testudata(L, 1, type);
@@ -285,8 +296,10 @@ static int l_latest (lua_State *L) {
   char *path = (char *)lua_newuserdatauv(L, size, 0);
   if (peri_checkpoint_latest(peri_lua_ctx(L), dir, path, size) != PERI_OK)
     return peri__fail_soft(L, "checkpoint.latest");
-  if (path[0]) lua_pushstring(L, path);
-  else lua_pushnil(L);
+  if (path[0])
+    lua_pushstring(L, path);
+  else
+    lua_pushnil(L);
   return 1;
 }
 
@@ -307,7 +320,8 @@ static int l_tfevents (lua_State *L) {
   box *b = (box *)lua_newuserdatauv(L, sizeof *b, 0);
   b->p = NULL;
   luaL_setmetatable(L, EVENTS);
-  if (peri_tfevents_open(peri_lua_ctx(L), path, &w) != PERI_OK) return peri__fail_soft(L, "files.tfevents");
+  if (peri_tfevents_open(peri_lua_ctx(L), path, &w) != PERI_OK)
+    return peri__fail_soft(L, "files.tfevents");
   b->p = w;
   return 1;
 }
@@ -336,67 +350,75 @@ static int tfevents_close (lua_State *L) {
 
 /* ---- opening ---- */
 
-static const peri_reg checkpoint_meta[] = {
-  { "__gc", NULL, NULL, checkpoint_abort },
-  { "__close", NULL, NULL, checkpoint_abort },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg checkpoint_meta[] = { { "__gc", NULL, NULL, checkpoint_abort },
+                                            { "__close", NULL, NULL, checkpoint_abort },
+                                            { NULL, NULL, NULL, NULL } };
 
 static const peri_reg checkpoint_methods[] = {
-  { "commit", "self, name, keep?", "Make it the checkpoint dir/name in one step and remove all but the keep "
-    "newest (none when left out); true, or nil and a message.", l_commit },
+  { "commit", "self, name, keep?",
+    "Make it the checkpoint dir/name in one step and remove all but the keep "
+    "newest (none when left out); true, or nil and a message.",
+    l_commit },
   { "abort", "self", "Remove what was written.", checkpoint_abort },
   { NULL, NULL, NULL, NULL }
 };
 
-static const peri_reg events_meta[] = {
-  { "__gc", NULL, NULL, tfevents_close },
-  { "__close", NULL, NULL, tfevents_close },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg events_meta[] = { { "__gc", NULL, NULL, tfevents_close },
+                                        { "__close", NULL, NULL, tfevents_close },
+                                        { NULL, NULL, NULL, NULL } };
 
 static const peri_reg events_methods[] = {
-  { "scalar", "self, tag, step, value, wall_time", "Append one value; wall_time in seconds since 1970.",
-    l_scalar },
+  { "scalar", "self, tag, step, value, wall_time",
+    "Append one value; wall_time in seconds since 1970.", l_scalar },
   { "close", "self", "Close the file; it can be opened again and continued.", tfevents_close },
   { NULL, NULL, NULL, NULL }
 };
 
 static const peri_reg files[] = {
   { "read", "path, max_bytes?", "Content of a file as a string, or nil and a message.", l_read },
-  { "write", "path, text", "Write a file so that a crash leaves the old or the new one; true, or nil and a "
-    "message.", l_write },
+  { "write", "path, text",
+    "Write a file so that a crash leaves the old or the new one; true, or nil and a "
+    "message.",
+    l_write },
   { "exists", "path", "\"file\", \"folder\", \"other\" or false.", l_exists },
   { "list", "path", "Sorted names in a folder, or nil and a message.", l_list },
   { "make_folder", "path", "Make a folder and its missing parents.", l_make_folder },
-  { "remove_tree", "path", "Remove a file or a folder with all that is in it; links are not followed.",
-    l_remove_tree },
+  { "remove_tree", "path",
+    "Remove a file or a folder with all that is in it; links are not followed.", l_remove_tree },
   { "rename", "from, to", "Rename in one step, replacing a file.", l_rename },
-  { "tfevents", "path", "Open a TensorBoard event file and continue it; its name must contain 'tfevents'.",
+  { "tfevents", "path",
+    "Open a TensorBoard event file and continue it; its name must contain 'tfevents'.",
     l_tfevents },
   { NULL, NULL, NULL, NULL }
 };
 
 static const peri_reg checkpoint[] = {
-  { "begin", "dir", "Begin a checkpoint in dir: write files into .path, then :commit(name, keep?).", l_begin },
-  { "latest", "dir", "Path of the newest checkpoint that is whole; nil when there is none.", l_latest },
-  { "verify", "path", "Compare a checkpoint with its manifest; its generation, or nil and a message.",
-    l_verify },
+  { "begin", "dir", "Begin a checkpoint in dir: write files into .path, then :commit(name, keep?).",
+    l_begin },
+  { "latest", "dir", "Path of the newest checkpoint that is whole; nil when there is none.",
+    l_latest },
+  { "verify", "path",
+    "Compare a checkpoint with its manifest; its generation, or nil and a message.", l_verify },
   { NULL, NULL, NULL, NULL }
 };
 
 static const peri_reg safetensors[] = {
-  { "load", "path, options?", "Tensors by name and metadata of a safetensors file, or nil and a message; "
-    "option map: share the file's pages (only for files that nobody truncates).", l_load },
-  { "save", "path, tensors, metadata?", "Write tensors by name in one step; true, or nil and a message.",
-    l_save },
-  { "info", "path", "What a file holds, {tensors = {{name, dtype, shape, offset, bytes}}, metadata}, "
-    "without reading the data.", l_info },
+  { "load", "path, options?",
+    "Tensors by name and metadata of a safetensors file, or nil and a message; "
+    "option map: share the file's pages (only for files that nobody truncates).",
+    l_load },
+  { "save", "path, tensors, metadata?",
+    "Write tensors by name in one step; true, or nil and a message.", l_save },
+  { "info", "path",
+    "What a file holds, {tensors = {{name, dtype, shape, offset, bytes}}, metadata}, "
+    "without reading the data.",
+    l_info },
   { NULL, NULL, NULL, NULL }
 };
 
-const peri_reg *const peri__files_functions = files, *const peri__checkpoint_dir_functions = checkpoint,
-  *const peri__safetensors_functions = safetensors;
+const peri_reg *const peri__files_functions = files,
+                      *const peri__checkpoint_dir_functions = checkpoint,
+                      *const peri__safetensors_functions = safetensors;
 
 int peri__open_files (lua_State *L) {
   peri__metatable(L, EVENTS, events_meta, events_methods);

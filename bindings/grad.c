@@ -10,7 +10,9 @@
 
 /* ---- no_grad ---- */
 
-typedef struct guard { bool was, open; } guard;
+typedef struct guard {
+  bool was, open;
+} guard;
 
 static int guard_close (lua_State *L) {
   guard *g = (guard *)luaL_testudata(L, 1, GUARD);
@@ -162,14 +164,11 @@ static int l_grad (lua_State *L) {
   return 1;
 }
 
-static const peri_reg guard_meta[] = {
-  { "__close", NULL, NULL, guard_close },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg guard_meta[] = { { "__close", NULL, NULL, guard_close },
+                                       { NULL, NULL, NULL, NULL } };
 
 static const peri_reg guard_methods[] = {
-  { "close", "", "Restore what recording was.", guard_close },
-  { NULL, NULL, NULL, NULL }
+  { "close", "", "Restore what recording was.", guard_close }, { NULL, NULL, NULL, NULL }
 };
 
 static const peri_reg functions[] = {

@@ -12,19 +12,31 @@
 #include "embed.h"
 
 /* Every list of registered functions; ORDER families: peri__open_* in state.c. */
-extern const peri_reg *const peri__tensor_functions, *const peri__tensor_methods,
-  *const peri__make_functions, *const peri__make_methods, *const peri__memory_functions,
-  *const peri__grad_functions, *const peri__grad_methods, *const peri__custom_functions,
-  *const peri__checkpoint_functions, *const peri__rng_functions, *const peri__rng_methods;
+extern const peri_reg *const peri__tensor_functions,
+    *const peri__tensor_methods, *const peri__make_functions,
+                                     *const peri__make_methods,
+                                         *const peri__memory_functions,
+                                             *const peri__grad_functions,
+                                                 *const peri__grad_methods,
+                                                     *const peri__custom_functions,
+                                                         *const peri__checkpoint_functions,
+                                                             *const peri__rng_functions,
+                                                                 *const peri__rng_methods;
 static const peri_reg *own_functions (void);
 
 /* ---- ops ---- */
 
-static const struct { uint32_t bit; const char *name; } flag_names[] = {
-  { PERI_OP_VIEW, "view" }, { PERI_OP_INPLACE, "inplace" }, { PERI_OP_ELEMENTWISE, "elementwise" },
-  { PERI_OP_RANDOM, "random" }, { PERI_OP_FLOAT, "float" }, { PERI_OP_NO_GRAD2, "no_grad2" },
-  { PERI_OP_UPCAST, "upcast" }, { PERI_OP_STRIDED, "strided" }
-};
+static const struct {
+  uint32_t bit;
+  const char *name;
+} flag_names[] = { { PERI_OP_VIEW, "view" },
+                   { PERI_OP_INPLACE, "inplace" },
+                   { PERI_OP_ELEMENTWISE, "elementwise" },
+                   { PERI_OP_RANDOM, "random" },
+                   { PERI_OP_FLOAT, "float" },
+                   { PERI_OP_NO_GRAD2, "no_grad2" },
+                   { PERI_OP_UPCAST, "upcast" },
+                   { PERI_OP_STRIDED, "strided" } };
 
 static const char *const kind_names[] = { /* ORDER kind */
                                           "tensor", "tensor?", "tensors", "int", "num",
@@ -41,7 +53,9 @@ static void set_string (lua_State *L, const char *key, const char *value) {
 static void set_default (lua_State *L, const peri_param *p) {
   bool one = p->kind == PERI_K_DIM || p->kind == PERI_K_POS;
   switch (p->kind) {
-  case PERI_K_INT: case PERI_K_DIM: case PERI_K_POS:
+  case PERI_K_INT:
+  case PERI_K_DIM:
+  case PERI_K_POS:
     if (p->def.i == INT64_MIN) return;
     lua_pushinteger(L, one && p->def.i >= 0 ? p->def.i + 1 : p->def.i);
     break;
@@ -198,8 +212,10 @@ static void push_processor (lua_State *L) {
   while (f && !name && fgets(line, sizeof line, f))
     if (strncmp(line, "model name", 10) == 0 && (name = strchr(line, ':')) != NULL) name += 2;
   if (f) fclose(f);
-  if (name) lua_pushlstring(L, name, strcspn(name, "\n"));
-  else lua_pushliteral(L, "unknown");
+  if (name)
+    lua_pushlstring(L, name, strcspn(name, "\n"));
+  else
+    lua_pushliteral(L, "unknown");
 }
 
 static int l_info (lua_State *L) {
@@ -353,15 +369,11 @@ static int profile_tostring (lua_State *L) {
   return 1;
 }
 
-static const peri_reg profiler_meta[] = {
-  { "__close", NULL, NULL, profiler_close },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg profiler_meta[] = { { "__close", NULL, NULL, profiler_close },
+                                          { NULL, NULL, NULL, NULL } };
 
-static const peri_reg profile_meta[] = {
-  { "__tostring", NULL, NULL, profile_tostring },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg profile_meta[] = { { "__tostring", NULL, NULL, profile_tostring },
+                                         { NULL, NULL, NULL, NULL } };
 
 static const peri_reg functions[] = {
   { "info", "",

@@ -26,8 +26,10 @@ static void push_mark (lua_State *L) { lua_rawgetp(L, LUA_REGISTRYINDEX, &key_ar
 /* The value on top becomes the result, an element or a member. */
 static void store (lua_State *L, const peri_json *p, lua_Integer *count) {
   if (p->depth == 0) return;
-  if (p->object[p->depth - 1]) lua_rawset(L, -3);
-  else lua_rawseti(L, -2, ++count[p->depth - 1]);
+  if (p->object[p->depth - 1])
+    lua_rawset(L, -3);
+  else
+    lua_rawseti(L, -2, ++count[p->depth - 1]);
 }
 
 /* Leaves the decoded value on top. */
@@ -39,28 +41,28 @@ static peri_status decode (lua_State *L, peri_json *p) {
     peri_status s = peri_json_next(p, &v);
     if (s != PERI_OK) return s;
     switch (v.type) {
-      case PERI_JSON_END: return PERI_OK;
-      case PERI_JSON_KEY: lua_pushlstring(L, v.s, v.n); continue;
-      case PERI_JSON_OBJECT: lua_newtable(L); continue;
-      case PERI_JSON_ARRAY:
-        lua_newtable(L);
-        push_mark(L);
-        lua_setmetatable(L, -2);
-        count[p->depth - 1] = 0;
-        continue;
-      case PERI_JSON_CLOSE: break;
-      case PERI_JSON_NULL: lua_rawgetp(L, LUA_REGISTRYINDEX, &key_null); break;
-      case PERI_JSON_BOOL: lua_pushboolean(L, v.flag); break;
-      case PERI_JSON_INT: lua_pushinteger(L, (lua_Integer)v.i); break;
-      case PERI_JSON_NUM: lua_pushnumber(L, v.f); break;
-      default: lua_pushlstring(L, v.s, v.n); break;
+    case PERI_JSON_END: return PERI_OK;
+    case PERI_JSON_KEY: lua_pushlstring(L, v.s, v.n); continue;
+    case PERI_JSON_OBJECT: lua_newtable(L); continue;
+    case PERI_JSON_ARRAY:
+      lua_newtable(L);
+      push_mark(L);
+      lua_setmetatable(L, -2);
+      count[p->depth - 1] = 0;
+      continue;
+    case PERI_JSON_CLOSE: break;
+    case PERI_JSON_NULL: lua_rawgetp(L, LUA_REGISTRYINDEX, &key_null); break;
+    case PERI_JSON_BOOL: lua_pushboolean(L, v.flag); break;
+    case PERI_JSON_INT: lua_pushinteger(L, (lua_Integer)v.i); break;
+    case PERI_JSON_NUM: lua_pushnumber(L, v.f); break;
+    default: lua_pushlstring(L, v.s, v.n); break;
     }
     store(L, p, count);
   }
 }
 
-static lua_Integer want_int (lua_State *L, int idx, const char *fn, const char *name, lua_Integer least,
-                             lua_Integer most, lua_Integer otherwise) {
+static lua_Integer want_int (lua_State *L, int idx, const char *fn, const char *name,
+                             lua_Integer least, lua_Integer most, lua_Integer otherwise) {
   if (lua_isnoneornil(L, idx) || lua_getfield(L, idx, name) == LUA_TNIL) return otherwise;
   int ok;
   lua_Integer v = lua_tointegerx(L, -1, &ok);
@@ -79,7 +81,8 @@ static int l_decode (lua_State *L) {
   if (lua_type(L, 1) != LUA_TSTRING) peri__type_error(L, fn, 1, "text", "a string");
   peri__want_options(L, 2, fn, names);
   const char *text = lua_tolstring(L, 1, &n);
-  peri_json_options opt = { .max_depth = (int)want_int(L, 2, fn, "max_depth", 1, PERI_JSON_DEPTH_MAX, 0) };
+  peri_json_options opt = { .max_depth =
+                                (int)want_int(L, 2, fn, "max_depth", 1, PERI_JSON_DEPTH_MAX, 0) };
   if (!lua_isnil(L, 2)) {
     lua_getfield(L, 2, "allow_nan");
     opt.allow_nan = lua_toboolean(L, -1);
@@ -126,16 +129,20 @@ static lua_Integer shape (lua_State *L, int idx, lua_Integer *members) {
   while (lua_next(L, idx)) {
     lua_pop(L, 1);
     all++;
-    if (lua_type(L, -1) == LUA_TSTRING) strings++;
-    else if (lua_isinteger(L, -1) && lua_tointeger(L, -1) >= 1 && lua_tointeger(L, -1) <= n) inside++;
+    if (lua_type(L, -1) == LUA_TSTRING)
+      strings++;
+    else if (lua_isinteger(L, -1) && lua_tointeger(L, -1) >= 1 && lua_tointeger(L, -1) <= n)
+      inside++;
     else if (!lua_isinteger(L, -1))
-      luaL_error(L, "json.encode: a key is a %s: strings, or 1 to n, are expected", luaL_typename(L, -1));
+      luaL_error(L, "json.encode: a key is a %s: strings, or 1 to n, are expected",
+                 luaL_typename(L, -1));
   }
   *members = strings;
   if (strings == all && !marked) return -1;
   if (inside == all && n == all) return n;
-  return luaL_error(L, strings > 0 ? "json.encode: a table has both named and numbered values"
-                                   : "json.encode: a list has holes: %I values, the last at %I",
+  return luaL_error(L,
+                    strings > 0 ? "json.encode: a table has both named and numbered values"
+                                : "json.encode: a list has holes: %I values, the last at %I",
                     (LUAI_UACINT)all, (LUAI_UACINT)n);
 }
 
@@ -183,20 +190,24 @@ static void encode (lua_State *L, encoder *e, int idx) {
   size_t n;
   const char *s;
   switch (lua_type(L, idx)) {
-    case LUA_TNIL: peri_json_put_null(e->w); return;
-    case LUA_TBOOLEAN: peri_json_put_bool(e->w, lua_toboolean(L, idx)); return;
-    case LUA_TNUMBER:
-      if (lua_isinteger(L, idx)) peri_json_put_int(e->w, (int64_t)lua_tointeger(L, idx));
-      else peri_json_put_num(e->w, lua_tonumber(L, idx));
-      return;
-    case LUA_TSTRING:
-      s = lua_tolstring(L, idx, &n);
-      peri_json_put_string(e->w, s, n);
-      return;
-    case LUA_TTABLE: encode_table(L, e, idx); return;
-    default:
-      if (luaL_testudata(L, idx, NULL_NAME)) peri_json_put_null(e->w);
-      else luaL_error(L, "json.encode: a %s has no JSON form", luaL_typename(L, idx));
+  case LUA_TNIL: peri_json_put_null(e->w); return;
+  case LUA_TBOOLEAN: peri_json_put_bool(e->w, lua_toboolean(L, idx)); return;
+  case LUA_TNUMBER:
+    if (lua_isinteger(L, idx))
+      peri_json_put_int(e->w, (int64_t)lua_tointeger(L, idx));
+    else
+      peri_json_put_num(e->w, lua_tonumber(L, idx));
+    return;
+  case LUA_TSTRING:
+    s = lua_tolstring(L, idx, &n);
+    peri_json_put_string(e->w, s, n);
+    return;
+  case LUA_TTABLE: encode_table(L, e, idx); return;
+  default:
+    if (luaL_testudata(L, idx, NULL_NAME))
+      peri_json_put_null(e->w);
+    else
+      luaL_error(L, "json.encode: a %s has no JSON form", luaL_typename(L, idx));
   }
 }
 
@@ -209,7 +220,8 @@ static int l_encode (lua_State *L) {
   peri__want_options(L, 2, fn, names);
   int indent = (int)want_int(L, 2, fn, "indent", 0, 16, 0), nan = 0;
   encoder e = { .path = 3,
-                .max_depth = (int)want_int(L, 2, fn, "max_depth", 1, PERI_JSON_DEPTH_MAX, PERI_JSON_DEPTH) };
+                .max_depth =
+                    (int)want_int(L, 2, fn, "max_depth", 1, PERI_JSON_DEPTH_MAX, PERI_JSON_DEPTH) };
   if (!lua_isnil(L, 2) && lua_getfield(L, 2, "nan") != LUA_TNIL) {
     const char *s = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
     while (nan < 3 && strcmp(nans[nan], s) != 0) nan++;
@@ -250,18 +262,21 @@ static int null_tostring (lua_State *L) {
   return 1;
 }
 
-static const peri_reg null_meta[] = {
-  { "__tostring", NULL, NULL, null_tostring },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg null_meta[] = { { "__tostring", NULL, NULL, null_tostring },
+                                      { NULL, NULL, NULL, NULL } };
 
 static const peri_reg functions[] = {
-  { "decode", "text, options?", "Value of a JSON text, or nil and a message; null is json.null; "
-    "options: max_depth (64), allow_nan (false).", l_decode },
-  { "encode", "value, options?", "JSON text of a value, keys sorted; an empty table is an object unless "
-    "json.array made it; options: indent (0), nan (\"error\", \"null\", \"literal\"), max_depth (64).",
+  { "decode", "text, options?",
+    "Value of a JSON text, or nil and a message; null is json.null; "
+    "options: max_depth (64), allow_nan (false).",
+    l_decode },
+  { "encode", "value, options?",
+    "JSON text of a value, keys sorted; an empty table is an object unless "
+    "json.array made it; options: indent (0), nan (\"error\", \"null\", \"literal\"), max_depth "
+    "(64).",
     l_encode },
-  { "array", "t?", "Mark a table as an array, so that it is one when it is empty; returns it.", l_array },
+  { "array", "t?", "Mark a table as an array, so that it is one when it is empty; returns it.",
+    l_array },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -11,12 +11,10 @@ static int keep_gc (lua_State *L) {
   return 0;
 }
 
-static const peri_reg keep_meta[] = {
-  { "__gc", NULL, NULL, keep_gc },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg keep_meta[] = { { "__gc", NULL, NULL, keep_gc }, { NULL, NULL, NULL, NULL } };
 
-peri_keep *peri__keep_new (lua_State *L, size_t room, void (*drop) (peri_ctx *ctx, void *p, size_t n)) {
+peri_keep *peri__keep_new (lua_State *L, size_t room,
+                           void (*drop)(peri_ctx *ctx, void *p, size_t n)) {
   peri_keep *k = (peri_keep *)lua_newuserdatauv(L, sizeof *k + room, 0);
   *k = (peri_keep){ .drop = drop };
   peri__metatable(L, KEEP, keep_meta, NULL);
@@ -96,7 +94,7 @@ void peri__want_options (lua_State *L, int idx, const char *fn, const char *cons
     while (names[i] && strcmp(names[i], name) != 0) i++;
     if (names[i]) continue;
     const char *near = peri__nearest(name, name_at, (void *)(uintptr_t)names);
-    luaL_error(L, near ? "%s: unknown option '%s', did you mean '%s'?" : "%s: unknown option '%s'", fn,
-               name, near);
+    luaL_error(L, near ? "%s: unknown option '%s', did you mean '%s'?" : "%s: unknown option '%s'",
+               fn, name, near);
   }
 }

@@ -10,18 +10,22 @@
 typedef struct peri_keep {
   void *p;
   size_t n;
-  void (*drop) (peri_ctx *ctx, void *p, size_t n);
+  void (*drop)(peri_ctx *ctx, void *p, size_t n);
 } peri_keep;
 
 /* Push one that holds nothing yet; p NULL is never dropped. room: bytes of its own that follow it,
 ** for what p points to when that is no allocation of its own: another userdata may be collected
 ** before the finalizer of this one runs. */
-peri_keep *peri__keep_new (lua_State *L, size_t room, void (*drop) (peri_ctx *ctx, void *p, size_t n));
+peri_keep *peri__keep_new (lua_State *L, size_t room,
+                           void (*drop)(peri_ctx *ctx, void *p, size_t n));
 #define peri__keep_room(k) ((void *)((k) + 1))
 /* Drop now; idempotent. */
 void peri__keep_drop (lua_State *L, peri_keep *k);
 
-typedef struct peri_key { const char *s; size_t n; } peri_key;
+typedef struct peri_key {
+  const char *s;
+  size_t n;
+} peri_key;
 /* Push a userdata with the n string keys of the table at idx, sorted by byte; borrowed from it. */
 peri_key *peri__sorted_keys (lua_State *L, int idx, size_t n);
 

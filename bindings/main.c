@@ -23,15 +23,16 @@
 enum { EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 130 };
 
 static const char usage[] =
-  "usage: perilune COMMAND [ARG ...]\n"
-  "  run FILE [ARG ...]   run a Lua file; - is the standard input\n"
-  "  repl                 interactive prompt\n"
-  "  test [NAME ...]      run the tests of a source checkout\n"
-  "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
-  "  info                 version, processor, SIMD level, threads\n"
-  "  --version            print the version\n"
-  "  --help               print this text\n"
-  "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, PERILUNE_LUA=FOLDER\n";
+    "usage: perilune COMMAND [ARG ...]\n"
+    "  run FILE [ARG ...]   run a Lua file; - is the standard input\n"
+    "  repl                 interactive prompt\n"
+    "  test [NAME ...]      run the tests of a source checkout\n"
+    "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
+    "  info                 version, processor, SIMD level, threads\n"
+    "  --version            print the version\n"
+    "  --help               print this text\n"
+    "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
+    "PERILUNE_LUA=FOLDER\n";
 
 /* ---- Ctrl-C ---- */
 
@@ -229,12 +230,12 @@ static int run_bench (lua_State *L, int argc, char **argv) {
 
 static int print_info (lua_State *L) {
   static const char code[] =
-    "local peri = require 'perilune' local i = peri.info()\n"
-    "print(('perilune %s, %s, Lua %s'):format(i.version, i.device, i.lua:gsub('^Lua ', '')))\n"
-    "print(('processor  %s'):format(i.processor))\n"
-    "print(('simd       %s'):format(i.simd))\n"
-    "print(('threads    %d'):format(i.threads))\n"
-    "print(('ops        %d'):format(i.ops))\n";
+      "local peri = require 'perilune' local i = peri.info()\n"
+      "print(('perilune %s, %s, Lua %s'):format(i.version, i.device, i.lua:gsub('^Lua ', '')))\n"
+      "print(('processor  %s'):format(i.processor))\n"
+      "print(('simd       %s'):format(i.simd))\n"
+      "print(('threads    %d'):format(i.threads))\n"
+      "print(('ops        %d'):format(i.ops))\n";
   if (luaL_loadbufferx(L, code, sizeof code - 1, "=info", "t") != LUA_OK) return lua_error(L);
   return run_chunk(L, 0);
 }
@@ -258,7 +259,10 @@ static void run_init (lua_State *L) {
   lua_call(L, 0, 0);
 }
 
-typedef struct command { int argc; char **argv; } command;
+typedef struct command {
+  int argc;
+  char **argv;
+} command;
 
 static int dispatch (lua_State *L, const command *c) {
   const char *name = c->argv[1];
@@ -332,7 +336,8 @@ int main (int argc, char **argv) {
     lua_pushlightuserdata(L, &c);
     ready = lua_pcall(L, 1, 1, 1) == LUA_OK;
   }
-  if (ready) status = (int)lua_tointeger(L, -1);
+  if (ready)
+    status = (int)lua_tointeger(L, -1);
   else {
     const char *msg = lua_tostring(L, -1);
     fprintf(stderr, "perilune: %s\n", msg ? msg : "error is no string");

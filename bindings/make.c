@@ -28,7 +28,7 @@ static uint16_t half_from_double (peri_dtype d, double v) {
   v = fabs(v);
   if (v == 0) return sign;
   if (isinf(v)) return sign | top;
-  frexp(v, &e); /* v in [2^(e-1), 2^e) */
+  frexp(v, &e);                       /* v in [2^(e-1), 2^e) */
   if (e - 1 < 1 - bias) e = 2 - bias; /* subnormal: the smallest normal exponent */
   double q = nearbyint(ldexp(v, bits - (e - 1)));
   uint32_t code = (uint32_t)q + ((uint32_t)(e - 2 + bias) << bits); /* a carry moves on by itself */
@@ -41,7 +41,8 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
   double v = 0;
   lua_Integer i = 0;
   peri_tensor *one = type == LUA_TUSERDATA ? peri_lua_to(L, idx) : NULL;
-  if (type == LUA_TBOOLEAN) v = (double)(i = lua_toboolean(L, idx));
+  if (type == LUA_TBOOLEAN)
+    v = (double)(i = lua_toboolean(L, idx));
   else if (type == LUA_TNUMBER) {
     v = lua_tonumber(L, idx);
     i = lua_tointegerx(L, idx, &ok);
@@ -106,17 +107,22 @@ static void note_kind (lua_State *L, maker *m) {
   switch (lua_type(L, -1)) {
   case LUA_TBOOLEAN: m->bools = true; break;
   case LUA_TNUMBER:
-    if (lua_isinteger(L, -1)) m->ints = true;
-    else m->floats = true;
+    if (lua_isinteger(L, -1))
+      m->ints = true;
+    else
+      m->floats = true;
     break;
   default:
     t = peri_lua_to(L, -1);
     if (!t || t->numel != 1)
       luaL_error(L, "tensor: value%s is a %s, a number or boolean is expected",
                  where(L, m, m->ndim), luaL_typename(L, -1));
-    if (t->dtype == PERI_BOOL) m->bools = true;
-    else if (peri__is_float(t->dtype)) m->floats = true;
-    else m->ints = true;
+    if (t->dtype == PERI_BOOL)
+      m->bools = true;
+    else if (peri__is_float(t->dtype))
+      m->floats = true;
+    else
+      m->ints = true;
   }
 }
 
@@ -129,7 +135,8 @@ static void visit (lua_State *L, maker *m, int depth, bool fill) {
     if (fill) {
       peri__put_element(L, "tensor", lua_gettop(L), m->d, m->p);
       m->p += peri_dtype_size(m->d);
-    } else note_kind(L, m);
+    } else
+      note_kind(L, m);
     return;
   }
   if (lua_type(L, -1) != LUA_TTABLE)

@@ -129,8 +129,10 @@ static int steps_next (lua_State *L) {
   s->at++;
   scope_open(b, &s->scope);
   lua_pushinteger(L, s->at);
-  if (s->n < 0) lua_pushnil(L);
-  else lua_pushinteger(L, s->n);
+  if (s->n < 0)
+    lua_pushnil(L);
+  else
+    lua_pushinteger(L, s->n);
   return 2;
 }
 
@@ -166,7 +168,8 @@ static int l_steps (lua_State *L) {
       if (!ok || from < 1) return luaL_error(L, "steps: from must be an integer from 1");
       lua_pop(L, 1);
     }
-  } else if (!lua_isnoneornil(L, 2)) return peri__type_error(L, "steps", 2, "options", "a table");
+  } else if (!lua_isnoneornil(L, 2))
+    return peri__type_error(L, "steps", 2, "options", "a table");
   lua_pushlightuserdata(L, BIND(L));
   lua_pushcclosure(L, steps_next, 1);
   steps *s = (steps *)lua_newuserdatauv(L, sizeof *s, 0);
@@ -205,11 +208,9 @@ static int l_trim (lua_State *L) {
   return 0;
 }
 
-static const peri_reg scope_meta[] = {
-  { "__gc", NULL, NULL, s_gc },
-  { "__close", NULL, NULL, s_close },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg scope_meta[] = { { "__gc", NULL, NULL, s_gc },
+                                       { "__close", NULL, NULL, s_close },
+                                       { NULL, NULL, NULL, NULL } };
 
 static const peri_reg scope_methods[] = {
   { "close", "", "Free every tensor made in the scope and not kept; later calls do nothing.",
@@ -219,11 +220,9 @@ static const peri_reg scope_methods[] = {
   { NULL, NULL, NULL, NULL }
 };
 
-static const peri_reg steps_meta[] = {
-  { "__gc", NULL, NULL, steps_gc },
-  { "__close", NULL, NULL, steps_close },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg steps_meta[] = { { "__gc", NULL, NULL, steps_gc },
+                                       { "__close", NULL, NULL, steps_close },
+                                       { NULL, NULL, NULL, NULL } };
 
 static const peri_reg functions[] = {
   { "scope", "",

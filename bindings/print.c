@@ -8,9 +8,9 @@
 
 #include "bind.h"
 
-#define EDGE 3         /* values kept at either end of a dim */
-#define WHOLE 1000     /* elements up to which nothing is cut */
-#define LINE 80        /* columns before a row wraps */
+#define EDGE 3     /* values kept at either end of a dim */
+#define WHOLE 1000 /* elements up to which nothing is cut */
+#define LINE 80    /* columns before a row wraps */
 
 typedef enum style { INTEGERS, POINT, FIXED, SCIENTIFIC } style;
 
@@ -20,7 +20,7 @@ typedef struct printer {
   bool cut;
   style style;
   int width;
-  bool whole;              /* every finite value is an integer */
+  bool whole;               /* every finite value is an integer */
   double largest, smallest; /* of the finite ones but 0, absolute */
 } printer;
 
@@ -85,15 +85,18 @@ static void between (printer *p, int dim, int64_t i, int *column) {
     if (*column + p->width + 1 > LINE) {
       indent(p, dim + 1);
       *column = dim + 1;
-    } else luaL_addchar(p->out, ' ');
+    } else
+      luaL_addchar(p->out, ' ');
   }
 }
 
 static void walk (printer *p, int dim, const char *at) {
   const peri_tensor *t = p->t;
   if (dim == t->ndim) {
-    if (p->out) emit(p, at);
-    else look(p, at);
+    if (p->out)
+      emit(p, at);
+    else
+      look(p, at);
     return;
   }
   int64_t n = t->shape[dim], step = t->stride[dim] * (int64_t)peri__size(t);
@@ -123,8 +126,10 @@ static void choose_style (printer *p) {
   walk(p, 0, (const char *)p->t->data);
   if (!peri__is_float(p->t->dtype)) return;
   double spread = p->largest > 0 ? p->largest / p->smallest : 1;
-  if (p->whole) p->style = p->largest >= 1e8 ? SCIENTIFIC : POINT;
-  else p->style = spread > 1e3 * 1e3 || p->largest >= 1e8 || p->largest < 1e-3 ? SCIENTIFIC : FIXED;
+  if (p->whole)
+    p->style = p->largest >= 1e8 ? SCIENTIFIC : POINT;
+  else
+    p->style = spread > 1e3 * 1e3 || p->largest >= 1e8 || p->largest < 1e-3 ? SCIENTIFIC : FIXED;
   walk(p, 0, (const char *)p->t->data);
 }
 
@@ -145,7 +150,8 @@ int peri__tostring (lua_State *L) {
   luaL_buffinit(L, &out);
   luaL_addstring(&out, head);
   printer p = { .t = t, .cut = t->numel > WHOLE };
-  if (t->numel == 0) luaL_addstring(&out, " []");
+  if (t->numel == 0)
+    luaL_addstring(&out, " []");
   else {
     choose_style(&p);
     p.out = &out;

@@ -32,8 +32,13 @@ enum { CC_EOF = 2, CC_REFRESH = 4, CC_ERROR = 6, CC_REDISPLAY = 8 };
 
 typedef struct EditLine EditLine;
 typedef struct History History;
-typedef struct HistEvent { int num; const char *str; } HistEvent;
-typedef struct LineInfo { const char *buffer, *cursor, *lastchar; } LineInfo;
+typedef struct HistEvent {
+  int num;
+  const char *str;
+} HistEvent;
+typedef struct LineInfo {
+  const char *buffer, *cursor, *lastchar;
+} LineInfo;
 
 /* One prompt a process: the terminal is one, and libedit's callbacks carry no user data that is
 ** safe before el_set. */
@@ -43,15 +48,15 @@ static struct {
   lua_State *L; /* while a line is read */
   const char *prompt;
   int interrupted;
-  EditLine *(*el_init) (const char *, FILE *, FILE *, FILE *);
-  int (*el_set) (EditLine *, int, ...);
-  const char *(*el_gets) (EditLine *, int *);
-  const LineInfo *(*el_line) (EditLine *);
-  int (*el_insertstr) (EditLine *, const char *);
-  void (*el_end) (EditLine *);
-  History *(*history_init) (void);
-  int (*history_fn) (History *, HistEvent *, int, ...);
-  void (*history_end) (History *);
+  EditLine *(*el_init)(const char *, FILE *, FILE *, FILE *);
+  int (*el_set)(EditLine *, int, ...);
+  const char *(*el_gets)(EditLine *, int *);
+  const LineInfo *(*el_line)(EditLine *);
+  int (*el_insertstr)(EditLine *, const char *);
+  void (*el_end)(EditLine *);
+  History *(*history_init)(void);
+  int (*history_fn)(History *, HistEvent *, int, ...);
+  void (*history_end)(History *);
 } edit;
 
 static char *prompt_text (EditLine *el) {
@@ -168,8 +173,10 @@ static int l_read (lua_State *L) {
     edit.L = L;
     const char *line = edit.el_gets(edit.el, &n);
     edit.L = NULL;
-    if (line && n > 0) lua_pushlstring(L, line, (size_t)n - (line[n - 1] == '\n'));
-    else if (edit.interrupted) lua_pushboolean(L, 0);
+    if (line && n > 0)
+      lua_pushlstring(L, line, (size_t)n - (line[n - 1] == '\n'));
+    else if (edit.interrupted)
+      lua_pushboolean(L, 0);
     else {
       lua_pushnil(L);
       fputc('\n', stdout);
@@ -199,7 +206,8 @@ static int l_read (lua_State *L) {
     peri__interrupt_done(L);
     fputc('\n', stdout);
     lua_pushboolean(L, 0);
-  } else if (!any) lua_pushnil(L);
+  } else if (!any)
+    lua_pushnil(L);
   return 1;
 }
 
@@ -277,12 +285,16 @@ static int l_close (lua_State *L) {
 }
 
 int peri__open_line (lua_State *L) {
-  static const luaL_Reg functions[] = {
-    { "read", l_read }, { "remember", l_remember }, { "load", l_load }, { "save", l_save },
-    { "completer", l_completer }, { "done", l_done }, { "interactive", l_interactive },
-    { "make_folder", l_make_folder },
-    { "close", l_close }, { NULL, NULL }
-  };
+  static const luaL_Reg functions[] = { { "read", l_read },
+                                        { "remember", l_remember },
+                                        { "load", l_load },
+                                        { "save", l_save },
+                                        { "completer", l_completer },
+                                        { "done", l_done },
+                                        { "interactive", l_interactive },
+                                        { "make_folder", l_make_folder },
+                                        { "close", l_close },
+                                        { NULL, NULL } };
   if (!edit.el) open_editor();
   luaL_newlib(L, functions);
   return 1;

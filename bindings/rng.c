@@ -174,15 +174,15 @@ static int r_set_state (lua_State *L) {
 
 static int r_tostring (lua_State *L) {
   peri_rng *r = (peri_rng *)luaL_testudata(L, 1, RNG);
-  if (!r) lua_pushliteral(L, "rng");
-  else lua_pushfstring(L, "rng {seed=%I, offset=%I}", (LUAI_UACINT)r->seed, (LUAI_UACINT)r->offset);
+  if (!r)
+    lua_pushliteral(L, "rng");
+  else
+    lua_pushfstring(L, "rng {seed=%I, offset=%I}", (LUAI_UACINT)r->seed, (LUAI_UACINT)r->offset);
   return 1;
 }
 
-static const peri_reg meta[] = {
-  { "__tostring", NULL, NULL, r_tostring },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg meta[] = { { "__tostring", NULL, NULL, r_tostring },
+                                 { NULL, NULL, NULL, NULL } };
 
 static const peri_reg methods[] = {
   { "uniform", "lo?, hi?", "A float in [lo, hi), by default [0, 1).", r_uniform },

@@ -57,14 +57,15 @@ void peri__check (lua_State *L, const char *fn, peri_status s) {
 
 int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, const char *what) {
   if (lua_isnoneornil(L, arg))
-    return luaL_error(L, name ? "%s: argument %d (%s) is missing: %s expected"
-                              : "%s: argument %d%s is missing: %s expected",
+    return luaL_error(L,
+                      name ? "%s: argument %d (%s) is missing: %s expected"
+                           : "%s: argument %d%s is missing: %s expected",
                       fn, arg, name ? name : "", what);
   const char *got = luaL_getmetafield(L, arg, "__name") == LUA_TSTRING ? lua_tostring(L, -1)
                                                                        : luaL_typename(L, arg);
-  return luaL_error(L, name ? "%s: argument %d (%s) must be %s, got %s"
-                            : "%s: argument %d%s must be %s, got %s",
-                    fn, arg, name ? name : "", what, got);
+  return luaL_error(
+      L, name ? "%s: argument %d (%s) must be %s, got %s" : "%s: argument %d%s must be %s, got %s",
+      fn, arg, name ? name : "", what, got);
 }
 
 bool peri__retry (lua_State *L, peri_status s, int *tries) {
@@ -95,7 +96,7 @@ static int distance (const char *a, const char *b) {
   return row[n % 3][m];
 }
 
-const char *peri__nearest (const char *word, const char *(*name_at) (void *ud, int i), void *ud) {
+const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, int i), void *ud) {
   const char *best = NULL, *name;
   int n = (int)strlen(word), least = n < 6 ? 2 : n / 3 + 1; /* one letter in short words */
   for (int i = 0; (name = name_at(ud, i)) != NULL; i++) {

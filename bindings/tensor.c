@@ -23,7 +23,7 @@ void peri__push_element (lua_State *L, peri_dtype d, const void *p) {
   case PERI_U8: lua_pushinteger(L, *(const uint8_t *)p); break;
   case PERI_I32: lua_pushinteger(L, *(const int32_t *)p); break;
   case PERI_I64: lua_pushinteger(L, *(const int64_t *)p); break;
-  case PERI_F32: lua_pushnumber(L, (lua_Number)*(const float *)p); break;
+  case PERI_F32: lua_pushnumber(L, (lua_Number) * (const float *)p); break;
   case PERI_F64: lua_pushnumber(L, *(const double *)p); break;
   default: lua_pushnumber(L, peri__half_to_double(d, *(const uint16_t *)p));
   }
@@ -206,10 +206,13 @@ static void push_transposed (lua_State *L, peri_tensor *t) {
   peri__check(L, "T", peri_apply(t->ctx, permute, 1, &t, &attr, out));
 }
 
-static const char *const fields[] = { "shape", "ndim", "dtype", "device", "grad", "requires_grad",
-                                      "is_leaf", "T", NULL };
+static const char *const fields[] = { "shape",         "ndim",    "dtype", "device", "grad",
+                                      "requires_grad", "is_leaf", "T",     NULL };
 
-typedef struct names { lua_State *L; int methods, i; } names;
+typedef struct names {
+  lua_State *L;
+  int methods, i;
+} names;
 
 /* Fields, then methods in whatever order: nearest only needs to see each once. */
 static const char *name_at (void *ud, int i) {
@@ -232,8 +235,10 @@ static int no_field (lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(2));
   names n = { .L = L, .methods = lua_gettop(L) };
   const char *word = lua_tostring(L, 2), *near = peri__nearest(word, name_at, &n);
-  return luaL_error(L, near ? "a tensor has no field or method '%s'; the nearest is '%s'"
-                            : "a tensor has no field or method '%s'", word, near);
+  return luaL_error(L,
+                    near ? "a tensor has no field or method '%s'; the nearest is '%s'"
+                         : "a tensor has no field or method '%s'",
+                    word, near);
 }
 
 /* __index; upvalues: bind, methods. */
@@ -253,8 +258,10 @@ static int t_index (lua_State *L) {
   case 2: lua_pushstring(L, peri_dtype_name(peri_dtype_of(t))); break;
   case 3: lua_pushliteral(L, "cpu"); break;
   case 4:
-    if (t->grad) peri__box_share(L, t->grad);
-    else lua_pushnil(L);
+    if (t->grad)
+      peri__box_share(L, t->grad);
+    else
+      lua_pushnil(L);
     break;
   case 5: lua_pushboolean(L, peri_requires_grad(t)); break;
   case 6: lua_pushboolean(L, peri_is_leaf(t)); break;
@@ -271,8 +278,9 @@ static int t_newindex (lua_State *L) {
     peri__check(L, "grad", peri_set_grad(t, g));
   } else if (strcmp(key, "requires_grad") == 0)
     peri__check(L, "requires_grad", peri_set_requires_grad(t, lua_toboolean(L, 3)));
-  else return luaL_error(L, "only grad and requires_grad of a tensor can be assigned, not '%s'",
-                         luaL_tolstring(L, 2, NULL));
+  else
+    return luaL_error(L, "only grad and requires_grad of a tensor can be assigned, not '%s'",
+                      luaL_tolstring(L, 2, NULL));
   return 0;
 }
 
@@ -289,14 +297,12 @@ static int is_tensor (lua_State *L) {
   return 1;
 }
 
-static const peri_reg meta[] = {
-  { "__gc", NULL, NULL, t_gc },
-  { "__close", NULL, NULL, t_gc },
-  { "__len", NULL, NULL, t_len },
-  { "__newindex", NULL, NULL, t_newindex },
-  { "__tostring", NULL, NULL, peri__tostring },
-  { NULL, NULL, NULL, NULL }
-};
+static const peri_reg meta[] = { { "__gc", NULL, NULL, t_gc },
+                                 { "__close", NULL, NULL, t_gc },
+                                 { "__len", NULL, NULL, t_len },
+                                 { "__newindex", NULL, NULL, t_newindex },
+                                 { "__tostring", NULL, NULL, peri__tostring },
+                                 { NULL, NULL, NULL, NULL } };
 
 static const peri_reg methods[] = {
   { "item", "", "The only element as a number or boolean.", t_item },
@@ -309,7 +315,8 @@ static const peri_reg methods[] = {
   { "bytes", "", "The elements in row-major order as a string, in the machine's byte order.",
     t_bytes },
   { "data_ptr", "", "Address of the first element, a light userdata.", t_data_ptr },
-  { "version", "", "How often the tensor's memory was written in place: equal numbers, equal values.", t_version },
+  { "version", "",
+    "How often the tensor's memory was written in place: equal numbers, equal values.", t_version },
   { "detach", "", "The same memory outside every graph.", t_detach },
   { "release", "", "Let go of the memory now; the tensor cannot be used afterwards.", t_release },
   { "requires_grad_", "on?",
@@ -319,8 +326,7 @@ static const peri_reg methods[] = {
 };
 
 static const peri_reg functions[] = {
-  { "is_tensor", "value", "Whether value is a tensor.", is_tensor },
-  { NULL, NULL, NULL, NULL }
+  { "is_tensor", "value", "Whether value is a tensor.", is_tensor }, { NULL, NULL, NULL, NULL }
 };
 
 const peri_reg *const peri__tensor_functions = functions, *const peri__tensor_methods = methods;

@@ -62,8 +62,18 @@ typedef enum peri_dtype {
   PERI_NDTYPE
 } peri_dtype;
 
-typedef enum peri_simd { PERI_SIMD_AUTO, PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIMD_AVX512 } peri_simd;
-typedef enum peri_log_level { PERI_LOG_DEBUG, PERI_LOG_INFO, PERI_LOG_WARN, PERI_LOG_ERROR } peri_log_level;
+typedef enum peri_simd {
+  PERI_SIMD_AUTO,
+  PERI_SIMD_PORTABLE,
+  PERI_SIMD_AVX2,
+  PERI_SIMD_AVX512
+} peri_simd;
+typedef enum peri_log_level {
+  PERI_LOG_DEBUG,
+  PERI_LOG_INFO,
+  PERI_LOG_WARN,
+  PERI_LOG_ERROR
+} peri_log_level;
 
 typedef struct peri_ctx peri_ctx;       /* owns pool, threads, RNG, tape, last error */
 typedef struct peri_tensor peri_tensor; /* a refcounted strided view of refcounted storage */
@@ -74,22 +84,22 @@ typedef struct peri_op peri_op;         /* a descriptor; see peri_op_find */
 /* Host allocator. nsize == 0 frees ptr and returns NULL; ptr == NULL allocates; else resizes.
 ** Returned memory is aligned to at least 16 bytes. The same shape as lua_Alloc, so one function
 ** serves C and Lua. */
-typedef void *(*peri_alloc_fn) (void *ud, void *ptr, size_t osize, size_t nsize);
+typedef void *(*peri_alloc_fn)(void *ud, void *ptr, size_t osize, size_t nsize);
 /* One whole line, no newline. */
-typedef void (*peri_log_fn) (void *ud, peri_log_level level, const char *line);
+typedef void (*peri_log_fn)(void *ud, peri_log_level level, const char *line);
 /* Run task(arg, i) for every i in [0, n), in any order, on any threads; return when all are done. */
-typedef void (*peri_parallel_fn) (void *ud, int n, void (*task) (void *arg, int i), void *arg);
+typedef void (*peri_parallel_fn)(void *ud, int n, void (*task)(void *arg, int i), void *arg);
 
 typedef struct peri_options {
-  uint32_t struct_size;          /* sizeof(peri_options); set by peri_options_init */
-  int threads;                   /* workers incl. the caller; 0 = one per processor allowed */
-  peri_simd simd;                /* AUTO = the best that the processor has */
-  peri_log_level log_level;      /* lines below are not even formatted */
-  uint64_t seed;                 /* of the context's generator */
-  size_t max_bytes;              /* limit on live tensor bytes; 0 = none */
-  peri_alloc_fn alloc;           /* NULL = malloc */
+  uint32_t struct_size;     /* sizeof(peri_options); set by peri_options_init */
+  int threads;              /* workers incl. the caller; 0 = one per processor allowed */
+  peri_simd simd;           /* AUTO = the best that the processor has */
+  peri_log_level log_level; /* lines below are not even formatted */
+  uint64_t seed;            /* of the context's generator */
+  size_t max_bytes;         /* limit on live tensor bytes; 0 = none */
+  peri_alloc_fn alloc;      /* NULL = malloc */
   void *alloc_ud;
-  peri_log_fn log;               /* NULL = silent */
+  peri_log_fn log; /* NULL = silent */
   void *log_ud;
   peri_parallel_fn parallel_for; /* NULL = own pool */
   void *parallel_ud;
@@ -106,7 +116,8 @@ PERI_API const char *peri_version (void);
 /* Make the running op and every later one return PERI_EINTR until peri_interrupt_clear. */
 PERI_API void peri_interrupt (peri_ctx *ctx);
 PERI_API void peri_interrupt_clear (peri_ctx *ctx);
-PERI_API void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) PERI_PRINTF(3, 4);
+PERI_API void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...)
+    PERI_PRINTF(3, 4);
 /* The context's allocator, for hosts and bindings that share it (lua_newstate). */
 PERI_API void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud);
 
@@ -126,7 +137,7 @@ PERI_API const char *peri_simd_name (const peri_ctx *ctx); /* "portable", "avx2"
 /* ---- tensors ------------------------------------------------------------------------------ */
 
 PERI_API size_t peri_dtype_size (peri_dtype d);
-PERI_API const char *peri_dtype_name (peri_dtype d);               /* "f32" ... */
+PERI_API const char *peri_dtype_name (peri_dtype d);                /* "f32" ... */
 PERI_API bool peri_dtype_parse (const char *name, peri_dtype *out); /* also "float32" ... */
 /* Result dtype of mixing a and b: the higher of bool < u8 < i32 < i64 < f16, bf16 < f32 < f64;
 ** f16 with bf16 gives f32; an integer with a float gives that float. */
@@ -143,10 +154,10 @@ PERI_API peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int
 ** the last view is gone (NULL = nobody to tell); on failure it has not run. */
 PERI_API peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                   const int64_t *strides, void *data,
-                                  void (*release) (void *ud, void *data), void *ud,
+                                  void (*release)(void *ud, void *data), void *ud,
                                   peri_tensor **out);
-PERI_API peri_tensor *peri_retain (peri_tensor *t);  /* NULL is a no-op */
-PERI_API void peri_release (peri_tensor *t);         /* NULL is a no-op */
+PERI_API peri_tensor *peri_retain (peri_tensor *t);    /* NULL is a no-op */
+PERI_API void peri_release (peri_tensor *t);           /* NULL is a no-op */
 PERI_API peri_ctx *peri_ctx_of (const peri_tensor *t); /* borrowed */
 PERI_API int peri_ndim (const peri_tensor *t);
 PERI_API const int64_t *peri_shape (const peri_tensor *t);   /* borrowed, peri_ndim entries */
@@ -172,7 +183,7 @@ typedef struct peri_attr {
 } peri_attr;
 
 PERI_API int peri_op_count (void);
-PERI_API const peri_op *peri_op_at (int i);            /* NULL when out of range */
+PERI_API const peri_op *peri_op_at (int i);              /* NULL when out of range */
 PERI_API const peri_op *peri_op_find (const char *name); /* NULL when unknown */
 PERI_API const char *peri_op_name (const peri_op *op);
 PERI_API const char *peri_op_signature (const peri_op *op);
@@ -199,9 +210,9 @@ PERI_API peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tenso
 ** depend on gets NULL. */
 PERI_API peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,
                                      peri_tensor *const *wrt, bool create_graph, peri_tensor **out);
-PERI_API peri_tensor *peri_grad (const peri_tensor *t);                /* borrowed; NULL if none */
+PERI_API peri_tensor *peri_grad (const peri_tensor *t);                 /* borrowed; NULL if none */
 PERI_API peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad); /* NULL clears */
-PERI_API peri_status peri_detach (peri_tensor *t, peri_tensor **out);  /* shares storage */
+PERI_API peri_status peri_detach (peri_tensor *t, peri_tensor **out);   /* shares storage */
 /* Anomaly mode: every op output is checked; the first NaN or Inf that its inputs did not have
 ** fails the call with a message that names the op. */
 PERI_API void peri_set_anomaly (peri_ctx *ctx, bool on);
@@ -209,17 +220,19 @@ PERI_API void peri_set_anomaly (peri_ctx *ctx, bool on);
 /* A function with its own vjp: out is recorded as made from in. vjp receives the gradients of the
 ** outputs (NULL where none) and writes owned gradients of the inputs (NULL = none). release(ud)
 ** runs when the record dies. */
-typedef peri_status (*peri_vjp_fn) (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
-                                    int nin, peri_tensor **gin);
+typedef peri_status (*peri_vjp_fn)(void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
+                                   int nin, peri_tensor **gin);
 PERI_API peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin,
                                          peri_tensor *const *in, int nout, peri_tensor *const *out,
-                                         peri_vjp_fn vjp, void (*release) (void *ud), void *ud);
+                                         peri_vjp_fn vjp, void (*release)(void *ud), void *ud);
 
 /* ---- random numbers ------------------------------------------------------------------------ */
 
 /* Philox4x32-10 (Salmon et al., SC11). The state of a context's generator is (seed, offset): each
 ** random op takes the next offset, element e of its result is block e/4 of that offset. */
-typedef struct peri_rng { uint64_t seed, offset; } peri_rng;
+typedef struct peri_rng {
+  uint64_t seed, offset;
+} peri_rng;
 PERI_API void peri_rng_set (peri_ctx *ctx, peri_rng state);
 PERI_API peri_rng peri_rng_get (const peri_ctx *ctx);
 PERI_API void peri_philox (const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
@@ -259,7 +272,9 @@ typedef struct peri_safetensors_entry {
   int64_t shape[PERI_MAX_DIMS];
   uint64_t offset, bytes; /* of the data, in the file */
 } peri_safetensors_entry;
-typedef struct peri_text_pair { const char *key, *value; } peri_text_pair; /* UTF-8 */
+typedef struct peri_text_pair {
+  const char *key, *value;
+} peri_text_pair; /* UTF-8 */
 
 /* Check the whole header; read no data. map: tensors share the file's pages, private and copied on
 ** write. Only for files that nobody truncates or writes in place: if the file shrinks, touching the

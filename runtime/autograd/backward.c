@@ -12,14 +12,15 @@ typedef struct pass {
   bool create_graph, retain, wanting; /* wanting: peri_gradients, only for wrt[] */
   int nwrt;
   peri_tensor *const *wrt;
-  peri_tensor **found;               /* gradients of wrt[], held */
-  peri_tensor **leaf;                /* held leaves with a pending gradient */
+  peri_tensor **found; /* gradients of wrt[], held */
+  peri_tensor **leaf;  /* held leaves with a pending gradient */
   int nleaf, capleaf;
 } pass;
 
 /* May t's memory be written, because only the one reference that the caller has sees it? */
 static bool exclusive (const peri_tensor *t) {
-  return t->refs == 1 && t->storage->refs == 1 && !t->node && !t->storage->release && peri__dense(t);
+  return t->refs == 1 && t->storage->refs == 1 && !t->node && !t->storage->release &&
+         peri__dense(t);
 }
 
 /* *acc += g, or *acc = g; g borrowed. */
@@ -41,7 +42,8 @@ static peri_status remember_leaf (pass *p, peri_tensor *t) {
   if (t->pending) return PERI_OK;
   if (p->nleaf == p->capleaf) {
     int cap = p->capleaf ? p->capleaf * 2 : 64;
-    peri_tensor **list = peri__realloc(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *list, (size_t)cap * sizeof *list);
+    peri_tensor **list = peri__realloc(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *list,
+                                       (size_t)cap * sizeof *list);
     if (!list) return peri__fail(p->ctx, PERI_ENOMEM, "out of memory for the list of leaves");
     p->leaf = list;
     p->capleaf = cap;
@@ -81,12 +83,15 @@ static bool wanted (const pass *p, const peri_tensor *t) {
 static peri_status check_versions (const peri_node *n) {
   for (int i = 0; i < n->nin; i++)
     if (n->in[i] && n->in[i]->storage->version != n->version[i])
-      return peri__fail(n->in[i]->ctx, PERI_EINVAL,
-                        "input %d of %s was changed in place after it was used: its gradient is lost", i + 1, n->name);
+      return peri__fail(
+          n->in[i]->ctx, PERI_EINVAL,
+          "input %d of %s was changed in place after it was used: its gradient is lost", i + 1,
+          n->name);
   return PERI_OK;
 }
 
-static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin, const bool *need) {
+static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin,
+                            const bool *need) {
   peri_call c = { .ctx = p->ctx, .op = n->op, .nin = n->nin, .in = n->in, .attr = n->attr };
   if (!n->op) {
     peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
@@ -130,12 +135,12 @@ static peri_status step (pass *p, peri_node *n) {
     peri_tensor *g = fit(&v.b, gin[i], n->in[i]);
     s = v.b.status;
     if (s == PERI_OK && g->numel != n->in[i]->numel)
-      s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %d of %lld", n->name,
-                     (long long)g->numel, i + 1, (long long)n->in[i]->numel);
+      s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %d of %lld",
+                     n->name, (long long)g->numel, i + 1, (long long)n->in[i]->numel);
     if (s == PERI_OK) s = deliver(p, n->in[i], g);
   }
   peri__build_end(&v.b);
-  if (n->nin > MANY) peri__block_put(ctx, gin, bytes);
+  if (n->nin > MANY) peri__block_put(ctx, gin);
   return s;
 }
 
@@ -181,7 +186,8 @@ static void mark_paths (pass *p) {
   for (peri_node *n = first; n; n = n->next) {
     n->marked = false;
     for (int i = 0; i < n->nin && !n->marked; i++)
-      n->marked = n->in[i] && ((n->in[i]->flags & PERI_T_WRT) || (n->in[i]->node && n->in[i]->node->marked));
+      n->marked = n->in[i] &&
+                  ((n->in[i]->flags & PERI_T_WRT) || (n->in[i]->node && n->in[i]->node->marked));
   }
 }
 
@@ -193,7 +199,8 @@ static peri_status walk (pass *p, peri_tensor *root) {
     if (s == PERI_OK && (!p->wanting || n->marked)) s = step(p, n);
     if (s != PERI_OK) break;
     peri_node *before = earlier(n);
-    while (before && !has_gradient(before)) before = earlier(before); /* pinned: survives what follows */
+    while (before && !has_gradient(before))
+      before = earlier(before); /* pinned: survives what follows */
     if (!p->retain) {
       peri_tensor *hold = NULL; /* dropping must not free outputs under our feet */
       for (int k = 0; k < n->nout && !hold; k++)
@@ -201,7 +208,8 @@ static peri_status walk (pass *p, peri_tensor *root) {
       unpin(n);
       peri__node_drop(n, true);
       peri_release(hold);
-    } else unpin(n);
+    } else
+      unpin(n);
     n = before;
   }
   if (s != PERI_OK) /* forget what is pending; earlier nodes may die one by one */
@@ -209,7 +217,8 @@ static peri_status walk (pass *p, peri_tensor *root) {
       if (has_gradient(n)) {
         unpin(n);
         n = p->ctx->tape_last;
-      } else n = earlier(n);
+      } else
+        n = earlier(n);
     }
   return s;
 }
@@ -225,7 +234,8 @@ static peri_status commit (pass *p) {
     }
     if (t->grad) {
       peri_tensor *in[2] = { t->pending, t->grad };
-      if (!p->create_graph) TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
+      if (!p->create_graph)
+        TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
       else {
         TRY(peri__apply(p->ctx, &peri__op_add, 2, in, NULL, &copy));
         peri_release(t->pending);
@@ -246,17 +256,23 @@ static peri_status check_root (peri_ctx *ctx, peri_tensor *root, peri_tensor *se
   char a[128], b[128];
   if (!peri__tracked(root)) {
     if (root->flags & PERI_T_FREED)
-      return peri__fail(ctx, PERI_EINVAL, "the graph was freed by an earlier backward pass: use retain_graph");
-    return peri__fail(ctx, PERI_EINVAL, "the tensor does not depend on anything that requires a gradient");
+      return peri__fail(ctx, PERI_EINVAL,
+                        "the graph was freed by an earlier backward pass: use retain_graph");
+    return peri__fail(ctx, PERI_EINVAL,
+                      "the tensor does not depend on anything that requires a gradient");
   }
   if (!seed && root->numel != 1)
-    return peri__fail(ctx, PERI_ESHAPE, "a tensor of shape %s needs a seed gradient: only one element has the default 1",
-                      peri__shape_text(root, a, sizeof a));
-  if (seed && (seed->ndim != root->ndim || memcmp(seed->shape, root->shape, sizeof *root->shape * root->ndim) != 0))
-    return peri__fail(ctx, PERI_ESHAPE, "the seed has shape %s, the tensor %s", peri__shape_text(seed, a, sizeof a),
-                      peri__shape_text(root, b, sizeof b));
+    return peri__fail(
+        ctx, PERI_ESHAPE,
+        "a tensor of shape %s needs a seed gradient: only one element has the default 1",
+        peri__shape_text(root, a, sizeof a));
+  if (seed && (seed->ndim != root->ndim ||
+               memcmp(seed->shape, root->shape, sizeof *root->shape * root->ndim) != 0))
+    return peri__fail(ctx, PERI_ESHAPE, "the seed has shape %s, the tensor %s",
+                      peri__shape_text(seed, a, sizeof a), peri__shape_text(root, b, sizeof b));
   if (ctx->in_backward && !ctx->grad_enabled)
-    return peri__fail(ctx, PERI_EINVAL, "a backward pass is running: enable gradients for one inside it");
+    return peri__fail(ctx, PERI_EINVAL,
+                      "a backward pass is running: enable gradients for one inside it");
   return PERI_OK;
 }
 
@@ -267,11 +283,15 @@ static peri_status run (pass *p, peri_tensor *root, peri_tensor *seed) {
   ctx->grad_enabled = p->create_graph;
   ctx->in_backward = true;
   peri_status s = PERI_OK;
-  if (seed) one = peri_retain(seed);
+  if (seed)
+    one = peri_retain(seed);
   else if ((s = peri__new_like(root, (peri_dtype)root->dtype, &one)) == PERI_OK) {
-    if (root->dtype == PERI_F64) *(double *)one->data = 1;
-    else if (root->dtype == PERI_F32) *(float *)one->data = 1;
-    else *(uint16_t *)one->data = root->dtype == PERI_F16 ? peri__f32_to_f16(1) : peri__f32_to_bf16(1);
+    if (root->dtype == PERI_F64)
+      *(double *)one->data = 1;
+    else if (root->dtype == PERI_F32)
+      *(float *)one->data = 1;
+    else
+      *(uint16_t *)one->data = root->dtype == PERI_F16 ? peri__f32_to_f16(1) : peri__f32_to_bf16(1);
   }
   if (s == PERI_OK) s = deliver(p, root, one);
   peri_release(one);
@@ -304,8 +324,13 @@ peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, 
 
 peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,
                             peri_tensor *const *wrt, bool create_graph, peri_tensor **out) {
-  pass p = { .ctx = ctx, .create_graph = create_graph, .retain = true, .wanting = true, .nwrt = n,
-             .wrt = wrt, .found = out };
+  pass p = { .ctx = ctx,
+             .create_graph = create_graph,
+             .retain = true,
+             .wanting = true,
+             .nwrt = n,
+             .wrt = wrt,
+             .found = out };
   TRY(check_root(ctx, root, seed));
   peri_retain(root);
   for (int i = 0; i < n; i++) {
@@ -329,9 +354,12 @@ peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
 }
 
 peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
-  if (t->node) return peri__fail(t->ctx, PERI_EINVAL, "only a leaf can be told whether it requires a gradient");
+  if (t->node)
+    return peri__fail(t->ctx, PERI_EINVAL,
+                      "only a leaf can be told whether it requires a gradient");
   if (on && !peri__is_float(t->dtype))
-    return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient", peri_dtype_name((peri_dtype)t->dtype));
+    return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient",
+                      peri_dtype_name((peri_dtype)t->dtype));
   t->flags = (uint8_t)(on ? t->flags | PERI_T_REQUIRES_GRAD : t->flags & ~PERI_T_REQUIRES_GRAD);
   return PERI_OK;
 }
@@ -342,7 +370,8 @@ peri_tensor *peri_grad (const peri_tensor *t) { return t->grad; }
 
 peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
   char a[128], b[128];
-  if (grad && (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
+  if (grad &&
+      (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
     return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
                       peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
   peri_retain(grad);

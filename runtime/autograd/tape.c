@@ -4,10 +4,14 @@
 #include "autograd/tape.h"
 
 static void unlink_node (peri_ctx *ctx, peri_node *n) {
-  if (n->prev) n->prev->next = n->next;
-  else ctx->tape_first = n->next;
-  if (n->next) n->next->prev = n->prev;
-  else ctx->tape_last = n->prev;
+  if (n->prev)
+    n->prev->next = n->next;
+  else
+    ctx->tape_first = n->next;
+  if (n->next)
+    n->next->prev = n->prev;
+  else
+    ctx->tape_last = n->prev;
 }
 
 static size_t round8 (size_t n) { return (n + 7) & ~(size_t)7; }
@@ -56,7 +60,8 @@ static peri_node *node_new (peri_ctx *ctx, int nin, int nout, int nattr, const p
   return n;
 }
 
-static void link_node (peri_ctx *ctx, peri_node *n, peri_tensor *const *in, peri_tensor *const *out) {
+static void link_node (peri_ctx *ctx, peri_node *n, peri_tensor *const *in,
+                       peri_tensor *const *out) {
   for (int i = 0; i < n->nin; i++) {
     n->in[i] = peri_retain(in[i]);
     if (in[i]) n->version[i] = in[i]->storage->version;
@@ -67,8 +72,10 @@ static void link_node (peri_ctx *ctx, peri_node *n, peri_tensor *const *in, peri
     out[k]->node_out = (uint8_t)k;
   }
   n->prev = ctx->tape_last;
-  if (n->prev) n->prev->next = n;
-  else ctx->tape_first = n;
+  if (n->prev)
+    n->prev->next = n;
+  else
+    ctx->tape_first = n;
   ctx->tape_last = n;
 }
 
@@ -85,7 +92,7 @@ peri_status peri__record (peri_ctx *ctx, const peri_call *c) {
 
 peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
                                 int nout, peri_tensor *const *out, peri_vjp_fn vjp,
-                                void (*release) (void *ud), void *ud) {
+                                void (*release)(void *ud), void *ud) {
   for (int k = 0; k < nout; k++)
     if (out[k]->node || (out[k]->flags & PERI_T_REQUIRES_GRAD))
       return peri__fail(ctx, PERI_EINVAL, "%s: output %d is already part of a graph", name, k + 1);
@@ -124,13 +131,13 @@ static void bury (peri_ctx *ctx, peri_node *n) {
     dead->release = NULL;
     if (ctx->graveyard == dead) {
       rest = dead->next;
-      peri__block_put(ctx, dead, dead->size);
+      peri__block_put(ctx, dead);
       ctx->graveyard = rest;
     } else { /* others were buried on top: unlink dead from below them */
       peri_node *above = ctx->graveyard;
       while (above->next != dead) above = above->next;
       above->next = dead->next;
-      peri__block_put(ctx, dead, dead->size);
+      peri__block_put(ctx, dead);
     }
   }
 }

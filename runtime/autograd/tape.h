@@ -21,9 +21,11 @@ struct peri_node {
   peri_tensor **g;     /* gradients of the outputs in the pass in progress; held */
   uint32_t *version;   /* of each input's storage when recorded */
   peri_attr *attr;
-  struct { int start, count; } list[6];
+  struct {
+    int start, count;
+  } list[6];
   peri_vjp_fn vjp;
-  void (*release) (void *ud);
+  void (*release)(void *ud);
   void *ud;
   size_t size; /* of the block this struct is in, arrays included */
 };

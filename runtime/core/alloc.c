@@ -21,7 +21,9 @@
 ** that it cannot serve gives it all back to the host. */
 #define SPARE ((size_t)32 << 20)
 
-typedef struct free_block { struct free_block *next; } free_block;
+typedef struct free_block {
+  struct free_block *next;
+} free_block;
 
 struct peri_pool {
   free_block *first[CLASSES];
@@ -122,7 +124,10 @@ static int class_of (size_t n, size_t *size) {
 }
 
 /* What stands before a block: the host's pointer and the class of the block. */
-typedef struct block_head { void *raw; size_t k; } block_head;
+typedef struct block_head {
+  void *raw;
+  size_t k;
+} block_head;
 
 static block_head *head_of (void *p) { return (block_head *)p - 1; }
 static size_t raw_size (size_t size) { return size + PERI_ALIGN + sizeof(block_head); }
@@ -160,13 +165,14 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
     if (!raw) return NULL;
   }
   pool->reserved += raw_size(size);
-  char *p = (char *)(((uintptr_t)raw + sizeof(block_head) + PERI_ALIGN - 1) & ~(uintptr_t)(PERI_ALIGN - 1));
+  char *p = (char *)(((uintptr_t)raw + sizeof(block_head) + PERI_ALIGN - 1) &
+                     ~(uintptr_t)(PERI_ALIGN - 1));
   *head_of(p) = (block_head){ raw, (size_t)k };
   return p;
 }
 
-void peri__block_put (peri_ctx *ctx, void *p, size_t bytes) {
-  (void)bytes;
+void peri__block_put (peri_ctx *ctx, void *p) {
+
   if (!p) return;
   free_block *b = p;
   size_t k = head_of(p)->k;
@@ -190,8 +196,10 @@ void peri_memory_trim (peri_ctx *ctx) {
 }
 
 peri_memory peri_memory_stats (const peri_ctx *ctx) {
-  return (peri_memory){ .live_bytes = ctx->live, .peak_bytes = ctx->peak,
-                        .reserved_bytes = ctx->pool->reserved, .tensors = ctx->n_tensors };
+  return (peri_memory){ .live_bytes = ctx->live,
+                        .peak_bytes = ctx->peak,
+                        .reserved_bytes = ctx->pool->reserved,
+                        .tensors = ctx->n_tensors };
 }
 
 void peri_memory_reset_peak (peri_ctx *ctx) { ctx->peak = ctx->live; }

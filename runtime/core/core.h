@@ -11,9 +11,9 @@
 
 #define PERI_ALIGN 64 /* of every storage: a cache line, a zmm register */
 
-#define TRY(e)                     \
-  do {                             \
-    peri_status try_ = (e);        \
+#define TRY(e)                        \
+  do {                                \
+    peri_status try_ = (e);           \
     if (try_ != PERI_OK) return try_; \
   } while (0)
 
@@ -25,11 +25,11 @@ struct peri__cpu;
 
 struct peri_storage {
   peri_ctx *ctx;
-  void *data;     /* PERI_ALIGN-aligned unless imported */
-  size_t bytes;   /* as asked for */
+  void *data;   /* PERI_ALIGN-aligned unless imported */
+  size_t bytes; /* as asked for */
   int32_t refs;
-  uint32_t version; /* bumped by every in-place write; the tape checks it */
-  void (*release) (void *ud, void *data); /* imported memory; else NULL */
+  uint32_t version;                      /* bumped by every in-place write; the tape checks it */
+  void (*release)(void *ud, void *data); /* imported memory; else NULL */
   void *ud;
 };
 
@@ -47,7 +47,7 @@ struct peri_tensor {
   uint8_t dtype, ndim, flags, node_out; /* node_out: which output of node this is */
   peri_ctx *ctx;
   peri_storage *storage;
-  void *data; /* first element of the view */
+  void *data;      /* first element of the view */
   peri_node *node; /* what made it, when recorded */
   peri_tensor *grad;
   peri_tensor *pending; /* gradient collected by the backward pass in progress */
@@ -72,10 +72,10 @@ struct peri_ctx {
   atomic_int interrupted;
   bool grad_enabled, anomaly;
   bool in_backward;
-  bool dry; /* a shape rule runs only to be asked: tensors get no memory */
+  bool dry;                          /* a shape rule runs only to be asked: tensors get no memory */
   peri_node *tape_first, *tape_last; /* nodes in order of creation */
   peri_node *graveyard;              /* dead nodes being freed, so that chains do not recurse */
-  peri_tensor *tensors; /* all alive */
+  peri_tensor *tensors;              /* all alive */
   size_t n_tensors, live, peak, max_bytes;
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
@@ -85,7 +85,8 @@ struct peri_ctx {
 
 /* ---- errors: core/ctx.c ---- */
 /* Set the message, return s. */
-PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) PERI_PRINTF(3, 4);
+PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...)
+    PERI_PRINTF(3, 4);
 /* "(2, 3, 4)" in a caller's buffer; for messages. */
 const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
 
@@ -96,7 +97,7 @@ void *peri__realloc (peri_ctx *ctx, void *p, size_t osize, size_t nsize);
 void peri__free (peri_ctx *ctx, void *p, size_t n); /* NULL is a no-op */
 /* Pooled, PERI_ALIGN-aligned blocks: tensor data and kernel scratch. Never from worker threads. */
 void *peri__block_get (peri_ctx *ctx, size_t bytes);
-void peri__block_put (peri_ctx *ctx, void *p, size_t bytes); /* NULL is a no-op */
+void peri__block_put (peri_ctx *ctx, void *p); /* NULL is a no-op */
 #ifdef PERI_TESTING
 /* Fail the n-th allocation from now on (0 = the next); sticky: all later ones too. -1 = never. */
 PERI_API void peri_test_fail_after (peri_ctx *ctx, int64_t n, bool sticky);
@@ -108,7 +109,7 @@ PERI_API bool peri_test_fired (const peri_ctx *ctx);
 ** Pieces never depend on timing in a way that may change a result: fn must not care how [0, n) is
 ** cut. n <= grain runs on the caller. Stops early on interrupt; the caller of the op returns
 ** PERI_EINTR. fn may not allocate, fail, or touch the context. */
-typedef void (*peri_range_fn) (void *ud, int64_t begin, int64_t end, int worker);
+typedef void (*peri_range_fn)(void *ud, int64_t begin, int64_t end, int worker);
 void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud);
 peri_status peri__threads_open (peri_ctx *ctx, int n, peri_parallel_fn host, void *host_ud);
 void peri__threads_close (peri_ctx *ctx);
@@ -123,13 +124,16 @@ peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *
 peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t *numel, size_t *bytes); /* checked products */
 bool peri__dense (const peri_tensor *t);
-static inline size_t peri__size (const peri_tensor *t) { return peri_dtype_size((peri_dtype)t->dtype); }
+static inline size_t peri__size (const peri_tensor *t) {
+  return peri_dtype_size((peri_dtype)t->dtype);
+}
 static inline bool peri__is_float (int d) { return d >= PERI_F16; }
 static inline bool peri__tracked (const peri_tensor *t) {
   return (t->node != NULL && peri__is_float(t->dtype)) || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
 }
 
-void peri__tensor_free (peri_tensor *t); /* the struct and its storage reference, whatever refs says */
+void peri__tensor_free (
+    peri_tensor *t); /* the struct and its storage reference, whatever refs says */
 
 /* ---- tape: autograd/tape.c ---- */
 void peri__node_output_died (peri_tensor *t); /* called when a recorded output loses its last ref */
@@ -137,7 +141,8 @@ void peri__tape_close (peri_ctx *ctx);
 
 /* ---- profiler: core/profile.c ---- */
 double peri__now (void); /* seconds, monotonic */
-void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops, double bytes);
+void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops,
+                        double bytes);
 void peri__profile_close (peri_ctx *ctx);
 
 /* ---- pool: core/alloc.c ---- */
@@ -149,9 +154,9 @@ void peri__pool_close (peri_ctx *ctx);
 peri_rng peri__rng_next (peri_ctx *ctx);
 /* Block b (4 words) of the stream (rng.seed, rng.offset). */
 void peri__rng_block (peri_rng r, uint64_t b, uint32_t out[4]);
-static inline float peri__unit_f32 (uint32_t u) { return (float)(u >> 8) * 0x1p-24f; }   /* [0, 1) */
+static inline float peri__unit_f32 (uint32_t u) { return (float)(u >> 8) * 0x1p-24f; } /* [0, 1) */
 static inline double peri__unit_f64 (uint32_t hi, uint32_t lo) {
-  return (double)((((uint64_t)hi << 32) | lo) >> 11) * 0x1p-53;                           /* [0, 1) */
+  return (double)((((uint64_t)hi << 32) | lo) >> 11) * 0x1p-53; /* [0, 1) */
 }
 
 /* ---- dtype: core/dtype.c ---- */

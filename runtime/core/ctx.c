@@ -47,7 +47,8 @@ void peri_close (peri_ctx *ctx) {
   if (!ctx) return;
   peri__threads_close(ctx);
   peri__tape_close(ctx);
-  for (peri_tensor *t = ctx->tensors; t; t = t->next) t->grad = NULL; /* each is in the list itself */
+  for (peri_tensor *t = ctx->tensors; t; t = t->next)
+    t->grad = NULL; /* each is in the list itself */
   while (ctx->tensors) peri__tensor_free(ctx->tensors);
   peri__profile_close(ctx);
   peri__free(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *ctx->temps);
@@ -60,8 +61,9 @@ const char *peri_message (const peri_ctx *ctx) { return ctx->message; }
 const char *peri_simd_name (const peri_ctx *ctx) { return ctx->cpu->name; }
 
 const char *peri_status_name (peri_status s) {
-  static const char *const names[] = { "ok", "out of memory", "shape", "dtype", "invalid argument",
-                                       "not supported", "input/output", "format", "interrupted",
+  static const char *const names[] = { "ok",           "out of memory",    "shape",
+                                       "dtype",        "invalid argument", "not supported",
+                                       "input/output", "format",           "interrupted",
                                        "host callback" };
   return (unsigned)s < sizeof names / sizeof *names ? names[s] : "unknown";
 }

@@ -115,11 +115,15 @@ static bool from_digits (const unsigned char *digit, int n, int e, bool rest, do
                          bool *exact) {
   big num = { { 0 }, 0 }, den = { { 1 }, 1 };
   for (int i = 0; i < n; i++) big_mul_add(&num, 10, digit[i]);
-  if (e >= 0) big_mul_pow10(&num, e);
-  else big_mul_pow10(&den, -e);
+  if (e >= 0)
+    big_mul_pow10(&num, e);
+  else
+    big_mul_pow10(&den, -e);
   int s = big_bits(&den) + 62 - big_bits(&num); /* the quotient gets 62 or 63 bits */
-  if (s >= 0) big_shl(&num, s);
-  else big_shl(&den, -s);
+  if (s >= 0)
+    big_shl(&num, s);
+  else
+    big_shl(&den, -s);
   uint64_t q = 0;
   big_shl(&den, 62);
   for (int i = 0; i <= 62; i++) {
@@ -153,8 +157,10 @@ bool peri__parse_double (const char *s, size_t n, double *out, bool *exact) {
       continue;
     }
     point += !fraction;
-    if (nd < MAX_DIGITS) digit[nd++] = (unsigned char)d;
-    else rest = rest || d != 0;
+    if (nd < MAX_DIGITS)
+      digit[nd++] = (unsigned char)d;
+    else
+      rest = rest || d != 0;
   }
   if (i < n) {
     bool minus = s[++i] == '-';

@@ -3,7 +3,10 @@
 
 #include "core/core.h"
 
-static const struct { const char *name, *alias; uint8_t size; } types[PERI_NDTYPE] = {
+static const struct {
+  const char *name, *alias;
+  uint8_t size;
+} types[PERI_NDTYPE] = {
   [PERI_BOOL] = { "bool", "boolean", 1 }, [PERI_U8] = { "u8", "uint8", 1 },
   [PERI_I32] = { "i32", "int32", 4 },     [PERI_I64] = { "i64", "int64", 8 },
   [PERI_F16] = { "f16", "float16", 2 },   [PERI_BF16] = { "bf16", "bfloat16", 2 },
@@ -46,12 +49,18 @@ uint16_t peri__f32_to_bf16 (float f) {
 
 float peri__f16_to_f32 (uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 0x3ff, u;
-  if (e == 31) u = sign | 0x7f800000u | (m << 13);
-  else if (e != 0) u = sign | ((e + 112) << 23) | (m << 13);
-  else if (m == 0) u = sign;
+  if (e == 31)
+    u = sign | 0x7f800000u | (m << 13);
+  else if (e != 0)
+    u = sign | ((e + 112) << 23) | (m << 13);
+  else if (m == 0)
+    u = sign;
   else { /* subnormal: shift the leading one up to the implicit place */
     int shift = 0;
-    while (!(m & 0x400)) { m <<= 1; shift++; }
+    while (!(m & 0x400)) {
+      m <<= 1;
+      shift++;
+    }
     u = sign | ((uint32_t)(113 - shift) << 23) | ((m & 0x3ff) << 13);
   }
   float f;

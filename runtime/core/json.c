@@ -47,8 +47,8 @@ static peri_status unexpected (peri_json *p, const char *expected) {
 }
 
 static peri_status no_memory (peri_json *p, size_t bytes) {
-  p->status = peri__fail(p->ctx, PERI_ENOMEM, "no memory for %zu bytes of a JSON text's index",
-                         bytes);
+  p->status =
+      peri__fail(p->ctx, PERI_ENOMEM, "no memory for %zu bytes of a JSON text's index", bytes);
   return p->status;
 }
 
@@ -56,7 +56,12 @@ static peri_status no_memory (peri_json *p, size_t bytes) {
 
 /* Length of the valid UTF-8 sequence at s (n bytes left), 0 if there is none. */
 static size_t utf8_length (const unsigned char *s, size_t n) {
-  size_t len = s[0] < 0x80 ? 1 : s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+  size_t len = s[0] < 0x80   ? 1
+               : s[0] < 0xC2 ? 0
+               : s[0] < 0xE0 ? 2
+               : s[0] < 0xF0 ? 3
+               : s[0] < 0xF5 ? 4
+                             : 0;
   if (len == 0 || len > n) return 0;
   for (size_t i = 1; i < len; i++)
     if ((s[i] & 0xC0) != 0x80) return 0;
@@ -78,10 +83,14 @@ static int hex4 (const unsigned char *s) {
   int v = 0;
   for (int i = 0; i < 4; i++) {
     int c = s[i];
-    if (c >= '0' && c <= '9') v = v * 16 + c - '0';
-    else if (c >= 'a' && c <= 'f') v = v * 16 + c - 'a' + 10;
-    else if (c >= 'A' && c <= 'F') v = v * 16 + c - 'A' + 10;
-    else return -1;
+    if (c >= '0' && c <= '9')
+      v = v * 16 + c - '0';
+    else if (c >= 'a' && c <= 'f')
+      v = v * 16 + c - 'a' + 10;
+    else if (c >= 'A' && c <= 'F')
+      v = v * 16 + c - 'A' + 10;
+    else
+      return -1;
   }
   return v;
 }
@@ -97,7 +106,8 @@ static peri_status scan_string (peri_json *p, bool *escapes) {
     if (s[i] < 0x20)
       return peri_json_fail(p, i, "control byte 0x%02x in a string must be escaped", s[i]);
     if (s[i] != '\\') {
-      if (s[i] < 0x80) len = 1;
+      if (s[i] < 0x80)
+        len = 1;
       else if ((len = utf8_length(s + i, p->size - i)) == 0)
         return peri_json_fail(p, i, "byte 0x%02x is not valid UTF-8 here", s[i]);
       i += len;
@@ -137,13 +147,13 @@ static int decode (const unsigned char **s, unsigned char out[4]) {
   }
   *s = c + 2;
   switch (c[1]) {
-    case 'b': out[0] = '\b'; return 1;
-    case 'f': out[0] = '\f'; return 1;
-    case 'n': out[0] = '\n'; return 1;
-    case 'r': out[0] = '\r'; return 1;
-    case 't': out[0] = '\t'; return 1;
-    case 'u': break;
-    default: out[0] = c[1]; return 1;
+  case 'b': out[0] = '\b'; return 1;
+  case 'f': out[0] = '\f'; return 1;
+  case 'n': out[0] = '\n'; return 1;
+  case 'r': out[0] = '\r'; return 1;
+  case 't': out[0] = '\t'; return 1;
+  case 'u': break;
+  default: out[0] = c[1]; return 1;
   }
   uint32_t u = (uint32_t)hex4(c + 2);
   *s = c + 6;
@@ -219,10 +229,20 @@ static bool same_key (const peri_json *p, uint32_t a, uint32_t b) {
 static uint64_t rotl (uint64_t x, int b) { return x << b | x >> (64 - b); }
 
 static void sip_round (uint64_t v[4]) {
-  v[0] += v[1]; v[1] = rotl(v[1], 13); v[1] ^= v[0]; v[0] = rotl(v[0], 32);
-  v[2] += v[3]; v[3] = rotl(v[3], 16); v[3] ^= v[2];
-  v[0] += v[3]; v[3] = rotl(v[3], 21); v[3] ^= v[0];
-  v[2] += v[1]; v[1] = rotl(v[1], 17); v[1] ^= v[2]; v[2] = rotl(v[2], 32);
+  v[0] += v[1];
+  v[1] = rotl(v[1], 13);
+  v[1] ^= v[0];
+  v[0] = rotl(v[0], 32);
+  v[2] += v[3];
+  v[3] = rotl(v[3], 16);
+  v[3] ^= v[2];
+  v[0] += v[3];
+  v[3] = rotl(v[3], 21);
+  v[3] ^= v[0];
+  v[2] += v[1];
+  v[1] = rotl(v[1], 17);
+  v[1] ^= v[2];
+  v[2] = rotl(v[2], 32);
 }
 
 /* SipHash-1-3 (Aumasson and Bernstein 2012) of the decoded key at an offset. */
@@ -328,7 +348,8 @@ static peri_status read_number (peri_json *p, peri_json_value *v) {
     p->pos = i;
     return unexpected(p, "a digit");
   }
-  if (s[i] == '0' && digit_at(p, i + 1)) return peri_json_fail(p, i, "a number may not start with 0");
+  if (s[i] == '0' && digit_at(p, i + 1))
+    return peri_json_fail(p, i, "a number may not start with 0");
   for (; digit_at(p, i); i++) {
     uint64_t d = s[i] - '0', limit = (uint64_t)INT64_MAX + negative;
     if (m > (limit - d) / 10) fits = false;
@@ -497,9 +518,10 @@ peri_status peri_json_next (peri_json *p, peri_json_value *v) {
 
 peri_status peri_json_expect (peri_json *p, peri_json_type type, const char *what,
                               peri_json_value *v) {
-  static const char *const name[] = { "the end", "null",     "a boolean", "a whole number",
-                                      "a number", "a string", "a key",     "an object",
-                                      "an array", "the end of the list" }; /* ORDER json type */
+  static const char *const name[] = {
+    "the end",  "null",  "a boolean", "a whole number", "a number",
+    "a string", "a key", "an object", "an array",       "the end of the list"
+  }; /* ORDER json type */
   TRY(peri_json_next(p, v));
   if (v->type != type)
     return peri_json_fail(p, v->offset, "%s must be %s, not %s", what, name[type], name[v->type]);

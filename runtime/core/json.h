@@ -8,8 +8,8 @@
 
 #include "core/core.h"
 
-#define PERI_JSON_DEPTH 64               /* default of max_depth */
-#define PERI_JSON_DEPTH_MAX 256          /* the most that max_depth may say */
+#define PERI_JSON_DEPTH 64                  /* default of max_depth */
+#define PERI_JSON_DEPTH_MAX 256             /* the most that max_depth may say */
 #define PERI_JSON_BYTES ((size_t)256 << 20) /* default of max_bytes; the most is 2 GiB - 1 */
 
 /* ORDER json type: kept the same in json.c's peri_json_expect */
@@ -17,8 +17,8 @@ typedef enum peri_json_type {
   PERI_JSON_END, /* the whole text has been read and was one value */
   PERI_JSON_NULL,
   PERI_JSON_BOOL,
-  PERI_JSON_INT,    /* written without fraction and exponent, fits int64 */
-  PERI_JSON_NUM,    /* any other number */
+  PERI_JSON_INT, /* written without fraction and exponent, fits int64 */
+  PERI_JSON_NUM, /* any other number */
   PERI_JSON_STRING,
   PERI_JSON_KEY,    /* of a member; its value follows */
   PERI_JSON_OBJECT, /* '{'; keys and values up to the matching CLOSE follow */
@@ -79,7 +79,7 @@ PERI_API peri_status peri_json_expect (peri_json *p, peri_json_type type, const 
                                        peri_json_value *v);
 /* Fail at a byte of the text, in the manner of the parser's own messages. */
 PERI_API peri_status peri_json_fail (peri_json *p, size_t offset, const char *fmt, ...)
-  PERI_PRINTF(3, 4);
+    PERI_PRINTF(3, 4);
 PERI_API void peri_json_close (peri_json *p); /* may be called twice */
 
 typedef enum peri_json_nan {
@@ -105,7 +105,7 @@ PERI_API void peri_json_begin (peri_json_writer *w, peri_ctx *ctx, int indent, p
 PERI_API void peri_json_put_object (peri_json_writer *w);
 PERI_API void peri_json_put_array (peri_json_writer *w);
 PERI_API void peri_json_put_close (peri_json_writer *w);
-PERI_API void peri_json_put_key (peri_json_writer *w, const char *s, size_t n); /* UTF-8 */
+PERI_API void peri_json_put_key (peri_json_writer *w, const char *s, size_t n);    /* UTF-8 */
 PERI_API void peri_json_put_string (peri_json_writer *w, const char *s, size_t n); /* UTF-8 */
 PERI_API void peri_json_put_int (peri_json_writer *w, int64_t i);
 /* Shortest digits that read back as the same double; whole numbers end in ".0", so that they read

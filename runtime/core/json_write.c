@@ -94,8 +94,8 @@ void peri_json_put_close (peri_json_writer *w) {
 static void put_quoted (peri_json_writer *w, const char *s, size_t n) {
   size_t valid = peri__utf8_prefix(s, n), from = 0;
   if (valid != n) {
-    w->status = peri__fail(w->ctx, PERI_EINVAL, "a string is not valid UTF-8 at its byte %zu of %zu",
-                           valid, n);
+    w->status = peri__fail(w->ctx, PERI_EINVAL,
+                           "a string is not valid UTF-8 at its byte %zu of %zu", valid, n);
     return;
   }
   add(w, "\"", 1);
@@ -104,7 +104,8 @@ static void put_quoted (peri_json_writer *w, const char *s, size_t n) {
     if (c >= 0x20 && c != '"' && c != '\\') continue;
     add(w, s + from, i - from);
     from = i + 1;
-    const char *shorts = c == 0 ? NULL : strchr("\"\"\\\\\bb\ff\nn\rr\tt", c); /* byte, its letter */
+    const char *shorts =
+        c == 0 ? NULL : strchr("\"\"\\\\\bb\ff\nn\rr\tt", c); /* byte, its letter */
     char text[8] = { '\\', shorts == NULL ? 'u' : shorts[1], '0', '0' };
     text[4] = "0123456789abcdef"[c >> 4];
     text[5] = "0123456789abcdef"[c & 15];

@@ -21,8 +21,10 @@ double peri__now (void) {
 
 void peri_profile_start (peri_ctx *ctx) {
   if (!ctx->profile) ctx->profile = peri__malloc(ctx, sizeof *ctx->profile);
-  if (ctx->profile) ctx->profile->n = 0;
-  else peri_log(ctx, PERI_LOG_WARN, "no memory for the profiler: it stays off");
+  if (ctx->profile)
+    ctx->profile->n = 0;
+  else
+    peri_log(ctx, PERI_LOG_WARN, "no memory for the profiler: it stays off");
 }
 
 void peri_profile_stop (peri_ctx *ctx) { peri__profile_close(ctx); }
@@ -33,7 +35,8 @@ void peri__profile_close (peri_ctx *ctx) {
 }
 
 /* Names are the descriptors' own strings, so equal ops have equal pointers. */
-void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops, double bytes) {
+void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops,
+                        double bytes) {
   peri_profile *p = ctx->profile;
   int i = 0;
   while (i < p->n && p->row[i].name != name) i++;

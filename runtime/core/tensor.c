@@ -24,8 +24,10 @@ peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int6
   bool zero = false;
   for (int i = 0; i < ndim; i++) {
     if (shape[i] < 0)
-      return peri__fail(ctx, PERI_ESHAPE, "size %lld of dim %d is negative", (long long)shape[i], i + 1);
-    if (shape[i] == 0) zero = true;
+      return peri__fail(ctx, PERI_ESHAPE, "size %lld of dim %d is negative", (long long)shape[i],
+                        i + 1);
+    if (shape[i] == 0)
+      zero = true;
     else if (__builtin_mul_overflow(n, shape[i], &n))
       return peri__fail(ctx, PERI_ESHAPE, "the number of elements overflows at dim %d of size %lld",
                         i + 1, (long long)shape[i]);
@@ -65,21 +67,25 @@ static peri_tensor *tensor_alloc (peri_ctx *ctx) {
 static void storage_release (peri_storage *s) {
   if (!s || --s->refs > 0) return;
   peri_ctx *ctx = s->ctx;
-  if (s->release) s->release(s->ud, s->data);
-  else if (s->bytes) peri__block_put(ctx, s->data, s->bytes);
+  if (s->release)
+    s->release(s->ud, s->data);
+  else if (s->bytes)
+    peri__block_put(ctx, s->data);
   if (!s->release) ctx->live -= s->bytes;
-  peri__block_put(ctx, s, sizeof *s);
+  peri__block_put(ctx, s);
 }
 
 void peri__tensor_free (peri_tensor *t) {
   peri_ctx *ctx = t->ctx;
   peri_tensor *grad = t->grad;
   storage_release(t->storage);
-  if (t->prev) t->prev->next = t->next;
-  else ctx->tensors = t->next;
+  if (t->prev)
+    t->prev->next = t->next;
+  else
+    ctx->tensors = t->next;
   if (t->next) t->next->prev = t->prev;
   ctx->n_tensors--;
-  peri__block_put(ctx, t, sizeof *t);
+  peri__block_put(ctx, t);
   peri_release(grad);
 }
 
@@ -90,19 +96,24 @@ static void no_release (void *ud, void *data) {
 
 /* data NULL: allocate. Takes no tensor reference; the caller's t owns the storage. */
 static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
-                                void (*release) (void *ud, void *data), void *ud, peri_storage **out) {
+                                void (*release)(void *ud, void *data), void *ud,
+                                peri_storage **out) {
   if (ctx->dry) bytes = 0;
   if (!release && ctx->max_bytes && (bytes > ctx->max_bytes || ctx->live > ctx->max_bytes - bytes))
-    return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu of the limit of %zu in use",
-                      bytes, ctx->live, ctx->max_bytes);
+    return peri__fail(ctx, PERI_ENOMEM,
+                      "out of memory: %zu bytes wanted, %zu of the limit of %zu in use", bytes,
+                      ctx->live, ctx->max_bytes);
   peri_storage *s = peri__block_get(ctx, sizeof *s);
   if (s && !release && bytes && !(data = peri__block_get(ctx, bytes))) {
-    peri__block_put(ctx, s, sizeof *s);
+    peri__block_put(ctx, s);
     s = NULL;
   }
   if (!s)
-    return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu in use", bytes, ctx->live);
-  *s = (peri_storage){ .ctx = ctx, .data = data, .bytes = bytes, .refs = 1, .release = release, .ud = ud };
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu in use", bytes,
+                      ctx->live);
+  *s = (peri_storage){
+    .ctx = ctx, .data = data, .bytes = bytes, .refs = 1, .release = release, .ud = ud
+  };
   if (!release) {
     ctx->live += bytes;
     if (ctx->live > ctx->peak) ctx->peak = ctx->live;
@@ -111,7 +122,8 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
   return PERI_OK;
 }
 
-peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape, peri_tensor **out) {
+peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                       peri_tensor **out) {
   int64_t numel;
   size_t bytes;
   TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
@@ -156,12 +168,13 @@ peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *
   return PERI_OK;
 }
 
-peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape, peri_tensor **out) {
+peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                        peri_tensor **out) {
   return peri__new(ctx, d, ndim, shape, out);
 }
 
-peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape, const void *data,
-                       peri_tensor **out) {
+peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                       const void *data, peri_tensor **out) {
   peri_tensor *t = NULL;
   TRY(peri__new(ctx, d, ndim, shape, &t));
   if (t->storage->bytes) memcpy(t->data, data, t->storage->bytes);
@@ -170,7 +183,7 @@ peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *sha
 }
 
 peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
-                         const int64_t *strides, void *data, void (*release) (void *ud, void *data),
+                         const int64_t *strides, void *data, void (*release)(void *ud, void *data),
                          void *ud, peri_tensor **out) {
   int64_t numel;
   size_t bytes;
@@ -191,8 +204,10 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
   t->numel = numel;
   t->data = data;
   for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
-  if (strides) memcpy(t->stride, strides, (size_t)ndim * sizeof *strides);
-  else dense_strides(t);
+  if (strides)
+    memcpy(t->stride, strides, (size_t)ndim * sizeof *strides);
+  else
+    dense_strides(t);
   *out = t;
   return PERI_OK;
 }
@@ -238,8 +253,10 @@ peri_tensor *peri_retain (peri_tensor *t) {
 
 void peri_release (peri_tensor *t) {
   if (!t || --t->refs > 0) return;
-  if (t->node) peri__node_output_died(t);
-  else peri__tensor_free(t);
+  if (t->node)
+    peri__node_output_died(t);
+  else
+    peri__tensor_free(t);
 }
 
 peri_ctx *peri_ctx_of (const peri_tensor *t) { return t->ctx; }

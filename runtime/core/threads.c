@@ -32,7 +32,7 @@ struct peri_threads {
   int room;     /* n as asked for */
   int started;  /* worker threads that exist */
   bool running; /* a job is under way: nested calls run inline */
-  pid_t pid;   /* of the process that made the workers; a forked child has none of them */
+  pid_t pid;    /* of the process that made the workers; a forked child has none of them */
   peri_parallel_fn host;
   void *host_ud;
   /* the job; written only while nobody is inside */
@@ -50,7 +50,11 @@ struct peri_threads {
   atomic_bool quit;
   pthread_mutex_t mutex;
   pthread_cond_t wake;
-  struct worker { struct peri_threads *pool; int index; pthread_t id; } worker[];
+  struct worker {
+    struct peri_threads *pool;
+    int index;
+    pthread_t id;
+  } worker[];
 };
 
 static void relax (void) {
@@ -108,8 +112,10 @@ static bool spin (struct peri_threads *t, uint64_t seen) {
     relax();
     if (spins % 64 != 0) continue;
     int64_t now = now_ns();
-    if (deadline == 0) deadline = now + SPIN_NS;
-    else if (now >= deadline) return false;
+    if (deadline == 0)
+      deadline = now + SPIN_NS;
+    else if (now >= deadline)
+      return false;
   }
 }
 
@@ -155,8 +161,8 @@ static void *worker_main (void *arg) {
     }
     uint64_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
     if (!is_new(state, seen) ||
-        !atomic_compare_exchange_strong_explicit(&t->state, &state, state + 1,
-                                                 memory_order_acquire, memory_order_relaxed))
+        !atomic_compare_exchange_strong_explicit(&t->state, &state, state + 1, memory_order_acquire,
+                                                 memory_order_relaxed))
       continue;
     seen = state >> 32;
     work(t, w->index);

@@ -61,9 +61,12 @@ INLINE void transpose_block (const float *x, int64_t stride, int64_t n, int64_t 
                              float *panel) {
   vf s[W], t[W];
   for (int i = 0; i < W; i++)
-    if (whole) s[i] = v_load(x + i * stride);
-    else if (i >= n) s[i] = v_set(0);
-    else s[i] = D >= W ? v_load(x + i * stride) : v_load_tail(x + i * stride, D, 0);
+    if (whole)
+      s[i] = v_load(x + i * stride);
+    else if (i >= n)
+      s[i] = v_set(0);
+    else
+      s[i] = D >= W ? v_load(x + i * stride) : v_load_tail(x + i * stride, D, 0);
   shuffle(s, t);
   shuffle(t, s);
 #if PERI_VW == 8
@@ -85,8 +88,10 @@ static inline void transpose (const float *x, int64_t stride, int64_t j0, int64_
     for (int64_t d = 0; d < D; d += W) {
       const float *from = x + j * stride + d;
       float *to = panel + d * KB + j;
-      if (n - j >= W && D - d >= W) transpose_block(from, stride, W, W, true, to);
-      else transpose_block(from, stride, n - j, D - d, false, to);
+      if (n - j >= W && D - d >= W)
+        transpose_block(from, stride, W, W, true, to);
+      else
+        transpose_block(from, stride, n - j, D - d, false, to);
     }
 }
 
@@ -128,8 +133,10 @@ static inline void scores (const float *const *q, int R, const float *panel, int
   if (R == RT) {
     for (; c + SV * W <= c1; c += SV * W) score_tile(q, RT, SV, panel + c, D, s + c);
 #if PERI_VW == 16
-    if (c1 - c == 3 * W) score_tile(q, RT, 3, panel + c, D, s + c), c = c1;
-    else if (c1 - c == 2 * W) score_tile(q, RT, 2, panel + c, D, s + c), c = c1;
+    if (c1 - c == 3 * W)
+      score_tile(q, RT, 3, panel + c, D, s + c), c = c1;
+    else if (c1 - c == 2 * W)
+      score_tile(q, RT, 2, panel + c, D, s + c), c = c1;
 #endif
     if (c < c1) score_tile(q, RT, 1, panel + c, D, s + c);
     return;
@@ -207,7 +214,8 @@ static inline void mix (const float *p, const float *v, int64_t stride, int R, c
     from = max64(from, lo[r]), to = min64(to, hi[r]);
     first = min64(first, lo[r]), last = max64(last, hi[r]);
   }
-  if (R == RT && from < to) mix_rows(p, &v, stride, RT, true, from, to, first, last, lo, hi, o, Dp);
+  if (R == RT && from < to)
+    mix_rows(p, &v, stride, RT, true, from, to, first, last, lo, hi, o, Dp);
   else
     for (int r = 0; r < R; r++) mix_one(p + r * KB, v, stride, lo[r], hi[r], o[r], Dp);
 }
@@ -216,8 +224,10 @@ static inline void mix (const float *p, const float *v, int64_t stride, int R, c
 ** does not foresee. */
 INLINE void fetch_row (const float *x, int64_t D, int write) {
   for (int64_t d = 0; d < D; d += 16)
-    if (write) __builtin_prefetch(x + d, 1, 2);
-    else __builtin_prefetch(x + d, 0, 2);
+    if (write)
+      __builtin_prefetch(x + d, 1, 2);
+    else
+      __builtin_prefetch(x + d, 0, 2);
 }
 
 /* Additive form of the mask for one row: keys [first, first + n). */

@@ -28,26 +28,27 @@ static int64_t to_i64 (double v) {
 #define NOT_0(v) ((v) != 0)
 
 /* Every dtype into an array of D; int_of and float_of turn what was read into D. */
-#define RUN(S, e)                                        \
-  {                                                      \
-    const S *s = src;                                    \
-    for (int64_t i = 0; i < n; i++) {                    \
-      S v = s[i * stride];                               \
-      y[i] = e;                                          \
-    }                                                    \
-  } break
-#define LOADER(name, D, int_of, float_of)                                                \
-  static void name (D *y, int from, const void *src, int64_t stride, int64_t n) {        \
-    switch (from) {                                                                      \
-    case PERI_BOOL:                                                                      \
-    case PERI_U8: RUN(uint8_t, (D)int_of(v));                                            \
-    case PERI_I32: RUN(int32_t, (D)int_of(v));                                           \
-    case PERI_I64: RUN(int64_t, (D)int_of(v));                                           \
-    case PERI_F16: RUN(uint16_t, (D)float_of(peri__f16_to_f32(v)));                      \
-    case PERI_BF16: RUN(uint16_t, (D)float_of(peri__bf16_to_f32(v)));                    \
-    case PERI_F32: RUN(float, (D)float_of(v));                                           \
-    default: RUN(double, (D)float_of(v));                                                \
-    }                                                                                    \
+#define RUN(S, e)                     \
+  {                                   \
+    const S *s = src;                 \
+    for (int64_t i = 0; i < n; i++) { \
+      S v = s[i * stride];            \
+      y[i] = e;                       \
+    }                                 \
+  }                                   \
+  break
+#define LOADER(name, D, int_of, float_of)                                        \
+  static void name(D *y, int from, const void *src, int64_t stride, int64_t n) { \
+    switch (from) {                                                              \
+    case PERI_BOOL:                                                              \
+    case PERI_U8: RUN(uint8_t, (D)int_of(v));                                    \
+    case PERI_I32: RUN(int32_t, (D)int_of(v));                                   \
+    case PERI_I64: RUN(int64_t, (D)int_of(v));                                   \
+    case PERI_F16: RUN(uint16_t, (D)float_of(peri__f16_to_f32(v)));              \
+    case PERI_BF16: RUN(uint16_t, (D)float_of(peri__bf16_to_f32(v)));            \
+    case PERI_F32: RUN(float, (D)float_of(v));                                   \
+    default: RUN(double, (D)float_of(v));                                        \
+    }                                                                            \
   }
 LOADER(load_f32, float, SAME, SAME)
 LOADER(load_f64, double, SAME, SAME)
@@ -78,15 +79,16 @@ void peri__load (const struct peri__math_kernels *k, int to, void *dst, int from
   }
 }
 
-#define STORE(D, S, e)                                   \
-  {                                                      \
-    D *y = dst;                                          \
-    const S *s = src;                                    \
-    for (int64_t i = 0; i < n; i++) {                    \
-      S v = s[i];                                        \
-      y[i * stride] = (D)(e);                            \
-    }                                                    \
-  } break
+#define STORE(D, S, e)                \
+  {                                   \
+    D *y = dst;                       \
+    const S *s = src;                 \
+    for (int64_t i = 0; i < n; i++) { \
+      S v = s[i];                     \
+      y[i * stride] = (D)(e);         \
+    }                                 \
+  }                                   \
+  break
 
 void peri__store (const struct peri__math_kernels *k, int to, void *dst, int64_t stride, int from,
                   const void *src, int64_t n) {

@@ -3,15 +3,15 @@
 */
 #include "cpu/cpu.h"
 
-#define LEVEL(level)                                                       \
-  extern const struct peri__gemm_kernels PERI_CAT(peri__gemm, level);      \
-  extern const struct peri__math_kernels PERI_CAT(peri__math, level);      \
-  extern const struct peri__nn_kernels PERI_CAT(peri__nn, level);          \
-  extern const struct peri__loss_kernels PERI_CAT(peri__loss, level);      \
-  static const struct peri__cpu level_##level = {                          \
-    #level, &PERI_CAT(peri__gemm, level), &PERI_CAT(peri__math, level),    \
-    &PERI_CAT(peri__nn, level), &PERI_CAT(peri__loss, level)               \
-  };
+#define LEVEL(level)                                                                    \
+  extern const struct peri__gemm_kernels PERI_CAT(peri__gemm, level);                   \
+  extern const struct peri__math_kernels PERI_CAT(peri__math, level);                   \
+  extern const struct peri__nn_kernels PERI_CAT(peri__nn, level);                       \
+  extern const struct peri__loss_kernels PERI_CAT(peri__loss, level);                   \
+  static const struct peri__cpu level_##level = { #level, &PERI_CAT(peri__gemm, level), \
+                                                  &PERI_CAT(peri__math, level),         \
+                                                  &PERI_CAT(peri__nn, level),           \
+                                                  &PERI_CAT(peri__loss, level) };
 
 LEVEL(portable)
 #ifdef PERI_HAVE_AVX2

@@ -10,20 +10,20 @@
 #include <string.h>
 
 enum {
-  KC = 512,            /* steps of k in a block: panels of A and B stay in L2 */
-  MC = 192,            /* rows that share one privately packed panel of B */
-  FEW_ROWS = 256,      /* up to here threads share columns only, and pack B each for itself */
-  KO = 1536,           /* steps packed at once by the shared form */
-  ROOM = 1 << 20,      /* and floats of each operand */
-  MB = 96,             /* most rows of its tasks */
-  NB_BYTES = 400000,   /* of packed B that one task of the shared form walks for each panel of A */
-  SMALL = 1 << 17,     /* multiply-adds below which waking another thread does not pay */
+  KC = 512,             /* steps of k in a block: panels of A and B stay in L2 */
+  MC = 192,             /* rows that share one privately packed panel of B */
+  FEW_ROWS = 256,       /* up to here threads share columns only, and pack B each for itself */
+  KO = 1536,            /* steps packed at once by the shared form */
+  ROOM = 1 << 20,       /* and floats of each operand */
+  MB = 96,              /* most rows of its tasks */
+  NB_BYTES = 400000,    /* of packed B that one task of the shared form walks for each panel of A */
+  SMALL = 1 << 17,      /* multiply-adds below which waking another thread does not pay */
   PACK_GRAIN = 1 << 13, /* elements of a packing task */
-  BARE_ROWS = 512,     /* up to here and BARE_COLS columns, packing B for a transposed A does */
-  BARE_COLS = 128,     /* not pay: gradients of weights, long in k */
-  AHEAD = 16,          /* steps of k that A is fetched ahead */
-  LINE = 16,           /* floats in a line of cache */
-  FEW_COLS = 4,        /* up to here a product is turned around */
+  BARE_ROWS = 512,      /* up to here and BARE_COLS columns, packing B for a transposed A does */
+  BARE_COLS = 128,      /* not pay: gradients of weights, long in k */
+  AHEAD = 16,           /* steps of k that A is fetched ahead */
+  LINE = 16,            /* floats in a line of cache */
+  FEW_COLS = 4,         /* up to here a product is turned around */
   L1_BYTES = 32768
 };
 
@@ -33,7 +33,7 @@ typedef struct job {
   const struct peri__gemm_kernels *kern;
   const peri__gemm *g;
   int64_t mr, nr;
-  int64_t p0, kb;  /* the block of k under way */
+  int64_t p0, kb; /* the block of k under way */
   enum source source;
   /* packed B: the panel of column j at bp + (j - bj) * bk, its row p0 + r at r * nr from bp0 on */
   const float *bp;
@@ -43,9 +43,9 @@ typedef struct job {
   int64_t ai, ak, ap0;
   const float *ahead; /* lines of A that the next tile fetches for a later one; NULL = none */
   bool pack_a, bare;  /* each task packs A for itself; neither operand is packed */
-  float *pack_to;  /* where the packing tasks write */
+  float *pack_to;     /* where the packing tasks write */
   int64_t i0, i1, j0, j1, mb, nb, mblocks; /* the part of C under way and its grid of tasks */
-  char *scratch;   /* worker w has scratch + w * each */
+  char *scratch;                           /* worker w has scratch + w * each */
   size_t each;
 } job;
 
@@ -264,7 +264,7 @@ static peri_status columns (peri_ctx *ctx, job *s, bool pack_a, int64_t parts) {
   }
   int64_t grain = most(1, SMALL / 4 / most(1, least(g->m, s->mb) * g->k * s->nr));
   peri__parallel(ctx, (g->n + s->nr - 1) / s->nr * s->mblocks, grain, columns_task, s);
-  peri__block_put(ctx, s->scratch, bytes);
+  peri__block_put(ctx, s->scratch);
   return PERI_OK;
 }
 
@@ -372,7 +372,7 @@ static peri_status shared (peri_ctx *ctx, job *s, bool pack_a) {
       s->j1 = least(s->j0 + nc, g->n);
       shared_block(ctx, s, ko, pack_a ? room + b_floats : NULL, room);
     }
-  peri__block_put(ctx, room, bytes);
+  peri__block_put(ctx, room);
   return PERI_OK;
 }
 
@@ -383,7 +383,7 @@ static peri_status alone (peri_ctx *ctx, const peri__gemm *g) {
   void *scratch = peri__block_get(ctx, bytes);
   if (scratch == NULL) return scratch_failed(ctx, bytes);
   peri__gemm_f32_seq(ctx->cpu, g, scratch);
-  peri__block_put(ctx, scratch, bytes);
+  peri__block_put(ctx, scratch);
   return PERI_OK;
 }
 
@@ -406,15 +406,24 @@ static peri_status turned (peri_ctx *ctx, const peri__gemm *g) {
     for (int64_t j = 0; j < g->n; j++)
       for (int64_t i = 0; i < g->m; i++)
         c[j * g->m + i] = g->accumulate ? g->c[i * g->crs + j] : g->bias[j];
-  peri__gemm t = { .m = g->n, .n = g->m, .k = g->k, .a = g->b, .ars = g->bcs, .acs = g->brs,
-                   .b = g->a, .brs = g->acs, .bcs = g->ars, .c = c, .crs = g->m,
+  peri__gemm t = { .m = g->n,
+                   .n = g->m,
+                   .k = g->k,
+                   .a = g->b,
+                   .ars = g->bcs,
+                   .acs = g->brs,
+                   .b = g->a,
+                   .brs = g->acs,
+                   .bcs = g->ars,
+                   .c = c,
+                   .crs = g->m,
                    .accumulate = begun };
   peri_status s = peri__gemm_f32(ctx, &t);
   if (!in_place) {
     if (s == PERI_OK)
       for (int64_t i = 0; i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) g->c[i * g->crs + j] = c[j * g->m + i];
-    peri__block_put(ctx, c, bytes);
+    peri__block_put(ctx, c);
   }
   if (s == PERI_OK && g->done != NULL) g->done(g->done_ud, g->c, g->crs, 0, 0, g->m, g->n);
   return s;
@@ -479,7 +488,7 @@ peri_status peri__gemm_f32_batch (peri_ctx *ctx, const peri__gemm *g, int64_t nb
   s.scratch = peri__block_get(ctx, bytes);
   if (s.scratch == NULL) return scratch_failed(ctx, bytes);
   peri__parallel(ctx, nbatch, (int64_t)(SMALL / 2 / work_of(g)) + 1, batch_task, &s);
-  peri__block_put(ctx, s.scratch, bytes);
+  peri__block_put(ctx, s.scratch);
   return PERI_OK;
 }
 

@@ -17,8 +17,8 @@
 ** C[i][j]; the block has m rows (crs apart) of n columns. Blocks do not overlap and cover C, and
 ** come in any order, on any thread. What it writes into c is the final result.
 */
-typedef void (*peri__gemm_done_fn) (void *ud, float *c, int64_t crs, int64_t i, int64_t j,
-                                    int64_t m, int64_t n);
+typedef void (*peri__gemm_done_fn)(void *ud, float *c, int64_t crs, int64_t i, int64_t j, int64_t m,
+                                   int64_t n);
 
 /*
 ** C = A B, f32. A is (m, k): A[i][p] at a[i * ars + p * acs]. B is (k, n): B[p][j] at
@@ -33,10 +33,10 @@ typedef struct peri__gemm {
   int64_t brs, bcs;
   float *c;
   int64_t crs;
-  bool accumulate;          /* the chains begin at the former C */
-  const float *bias;        /* or at bias[j], n floats; NULL = at 0; not with accumulate */
-  const float *packed;      /* B as peri__gemm_pack made it; then b, brs and bcs are ignored */
-  peri__gemm_done_fn done;  /* epilogue; NULL = none */
+  bool accumulate;         /* the chains begin at the former C */
+  const float *bias;       /* or at bias[j], n floats; NULL = at 0; not with accumulate */
+  const float *packed;     /* B as peri__gemm_pack made it; then b, brs and bcs are ignored */
+  peri__gemm_done_fn done; /* epilogue; NULL = none */
   void *done_ud;
 } peri__gemm;
 
@@ -85,33 +85,33 @@ void peri__gemm_f64_seq (const peri__gemm64 *g);
 ** B at b + p * ldb (contiguous, readable in full vectors), C rows crs apart. The chain of C[i][j]
 ** begins at init[i * irs + j].
 */
-typedef void (*peri__tile_fn) (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,
-                               int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs);
+typedef void (*peri__tile_fn)(int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,
+                              int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs);
 /* The same with rows of A next to each other, A[i][p] at a[p * acs + i]. Meanwhile it fetches the
 ** memory at ahead + p * step into cache, which may be anywhere. */
-typedef void (*peri__packed_tile_fn) (int64_t k, const float *a, int64_t acs, const float *b,
-                                      int64_t ldb, float *c, int64_t crs, const float *init,
-                                      int64_t irs, const float *ahead, int64_t step);
+typedef void (*peri__packed_tile_fn)(int64_t k, const float *a, int64_t acs, const float *b,
+                                     int64_t ldb, float *c, int64_t crs, const float *init,
+                                     int64_t irs, const float *ahead, int64_t step);
 /* The same with B transposed in memory, B[p][j] at b[j * bcs + p], and PERI_GEMM_NV vectors. */
-typedef void (*peri__trans_tile_fn) (int64_t k, const float *a, int64_t ars, int64_t acs,
-                                     const float *b, int64_t bcs, float *c, int64_t crs,
-                                     const float *init, int64_t irs);
+typedef void (*peri__trans_tile_fn)(int64_t k, const float *a, int64_t ars, int64_t acs,
+                                    const float *b, int64_t bcs, float *c, int64_t crs,
+                                    const float *init, int64_t irs);
 
 enum { PERI_GEMM_MR = 12, PERI_GEMM_NV = 2, PERI_GEMM_WIDE = 4, PERI_GEMM_MAX_LANES = 16 };
 
 struct peri__gemm_kernels {
-  int lanes;              /* floats in a vector */
-  int mr;                 /* rows of the full tile; its columns are PERI_GEMM_NV * lanes */
-  int trans_mr, wide_mr;  /* most rows of the two special kinds */
+  int lanes;             /* floats in a vector */
+  int mr;                /* rows of the full tile; its columns are PERI_GEMM_NV * lanes */
+  int trans_mr, wide_mr; /* most rows of the two special kinds */
   peri__packed_tile_fn packed[PERI_GEMM_MR + 1][PERI_GEMM_NV + 1]; /* [rows][vectors] */
   peri__tile_fn direct[PERI_GEMM_MR + 1][PERI_GEMM_NV + 1];
   peri__tile_fn wide[8];        /* [rows], PERI_GEMM_WIDE vectors */
   peri__trans_tile_fn trans[8]; /* [rows] */
   /* Rows [0, k) of B, columns [0, n) with n <= NV * lanes -> out[p * NV * lanes + j], the other
   ** columns zero. */
-  void (*pack_b) (int64_t k, int64_t n, const float *b, int64_t brs, int64_t bcs, float *out);
+  void (*pack_b)(int64_t k, int64_t n, const float *b, int64_t brs, int64_t bcs, float *out);
   /* m <= mr rows of A -> out[p * m + i]. */
-  void (*pack_a) (int64_t m, int64_t k, const float *a, int64_t ars, int64_t acs, float *out);
+  void (*pack_a)(int64_t m, int64_t k, const float *a, int64_t ars, int64_t acs, float *out);
 };
 
 #endif

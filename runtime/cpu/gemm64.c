@@ -49,7 +49,7 @@ static void panels (void *ud, int64_t begin, int64_t end, int worker) {
         for (int64_t s = 0; s < NR; s++)
           packed[p][s] = s < nn ? g->b[(p0 + p) * g->brs + (j + s) * g->bcs] : 0;
       for (int64_t i = 0; i < g->m; i += MR)
-        tile(g, i, least(MR, g->m - i), j, nn, p0, kb, (const double (*)[NR])packed);
+        tile(g, i, least(MR, g->m - i), j, nn, p0, kb, (const double(*)[NR])packed);
       p0 += kb;
     } while (p0 < g->k);
   }

@@ -35,24 +35,24 @@ typedef struct peri__row_grad {
 typedef struct peri__step {
   double lr, scale; /* scale multiplies the gradient */
   double beta1, beta2, eps, weight_decay;
-  double c1, c2;    /* bias corrections: the kernels divide m by c1 and v by c2 */
+  double c1, c2; /* bias corrections: the kernels divide m by c1 and v by c2 */
   double momentum, dampening;
-  double factor;    /* scale_, axpby: see there */
+  double factor; /* scale_, axpby: see there */
   bool decoupled, nesterov, first;
 } peri__step;
 
 /* p[k] is element 0 of this block of the k-th list, n the elements; acc collects f64 sums. The f64
 ** twins of these kernels are in op/optim.c. */
-typedef void (*peri__step_fn) (const peri__step *s, void *const *p, int64_t n, double *acc);
+typedef void (*peri__step_fn)(const peri__step *s, void *const *p, int64_t n, double *acc);
 
 struct peri__loss_kernels {
   /* e may be NULL; else e_i = exp(d_i), with the same bits as were summed. */
-  void (*row) (const float *x, int64_t n, float scale, float *e, peri__row *out);
-  double (*row_sum) (const float *x, int64_t n);
-  void (*row_grad) (const float *x, int64_t n, const peri__row_grad *g, float *out); /* may be x */
+  void (*row)(const float *x, int64_t n, float scale, float *e, peri__row *out);
+  double (*row_sum)(const float *x, int64_t n);
+  void (*row_grad)(const float *x, int64_t n, const peri__row_grad *g, float *out); /* may be x */
   /* The index i with sum(e_0..e_i-1) <= u * sum(e) < sum(e_0..e_i), e_i > 0; -1 when the sum is
   ** not a positive number. */
-  int64_t (*pick) (const float *e, int64_t n, double u);
+  int64_t (*pick)(const float *e, int64_t n, double u);
   /* Optimizer steps; the lists in p are named in the order they come. */
   peri__step_fn sgd;           /* param, grad, buf (NULL when momentum is 0) */
   peri__step_fn adam;          /* param, grad, m, v */
@@ -66,7 +66,7 @@ struct peri__loss_kernels {
 };
 
 /* simd_optim.c fills in the steps of the table that simd_loss.c exports. */
-#define PERI_STEP_KERNELS(X)                                                                  \
+#define PERI_STEP_KERNELS(X) \
   X(sgd) X(adam) X(rmsprop) X(lamb_moments) X(lamb_apply) X(muon_momentum) X(axpby) X(ema) X(sumsq)
 
 #endif

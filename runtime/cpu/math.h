@@ -11,20 +11,22 @@
 /* n elements of out from up to three inputs. step[i] is 1, or 0 when in[i] is one element for all.
 ** Inputs and output are arrays of compute types: float, double, int64_t, or uint8_t for bool. out
 ** may be one of the inputs. p: parameters of the function, NULL when it has none. */
-typedef void (*peri__kernel) (int64_t n, const void *const *in, const int64_t *step, void *out,
-                              const double *p);
+typedef void (*peri__kernel)(int64_t n, const void *const *in, const int64_t *step, void *out,
+                             const double *p);
 
 /* ORDER math: these lists give the enums below and the tables in cpu/simd_*.c and op/. */
-#define PERI_UNARY(X)                                                                            \
-  X(neg) X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square)       \
-  X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(leaky_relu) X(elu) X(gelu_tanh)       \
-  X(gelu_erf) X(silu) X(softplus) X(erf) X(floor) X(ceil) X(round) X(clamp)
-#define PERI_TEST(X) X(isnan) X(isinf) X(isfinite)             /* float -> bool */
+#define PERI_UNARY(X)                                                                             \
+  X(neg)                                                                                          \
+  X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square) X(reciprocal) \
+      X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(leaky_relu) X(elu) X(gelu_tanh) X(gelu_erf)      \
+          X(silu) X(softplus) X(erf) X(floor) X(ceil) X(round) X(clamp)
+#define PERI_TEST(X) X(isnan) X(isinf) X(isfinite) /* float -> bool */
 #define PERI_BINARY(X)                                                                           \
-  X(add) X(sub) X(mul) X(div) X(floordiv) X(mod) X(pow) X(maximum) X(minimum) X(atan2)           \
-  X(relu_backward) X(gelu_tanh_backward) X(gelu_erf_backward) X(silu_backward) X(tanh_backward)  \
-  X(sigmoid_backward)
-#define PERI_COMPARE(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge)    /* -> bool */
+  X(add)                                                                                         \
+  X(sub) X(mul) X(div) X(floordiv) X(mod) X(pow) X(maximum) X(minimum) X(atan2) X(relu_backward) \
+      X(gelu_tanh_backward) X(gelu_erf_backward) X(silu_backward) X(tanh_backward)               \
+          X(sigmoid_backward)
+#define PERI_COMPARE(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge) /* -> bool */
 
 #define PERI_MATH_ID(name) PERI_MATH_##name,
 enum { PERI_UNARY(PERI_MATH_ID) PERI_N_UNARY };
@@ -37,24 +39,24 @@ struct peri__math_kernels {
   const peri__kernel *unary, *test, *binary, *compare;
   peri__kernel where; /* bool ? f32 : f32 */
   peri__kernel lerp;  /* a + w (b - a) */
-  double (*sum) (const float *x, int64_t n);
-  double (*sum_abs) (const float *x, int64_t n);
-  double (*sum_square) (const float *x, int64_t n, double shift);      /* of x - shift */
-  double (*sum_exp) (const float *x, int64_t n, float shift);          /* of exp(x - shift) */
-  double (*prod) (const float *x, int64_t n);
-  float (*max) (const float *x, int64_t n);                            /* NaN wins; n > 0 */
-  float (*min) (const float *x, int64_t n);
-  int64_t (*argmax) (const float *x, int64_t n);                       /* the first; NaN wins */
-  int64_t (*argmin) (const float *x, int64_t n);
+  double (*sum)(const float *x, int64_t n);
+  double (*sum_abs)(const float *x, int64_t n);
+  double (*sum_square)(const float *x, int64_t n, double shift); /* of x - shift */
+  double (*sum_exp)(const float *x, int64_t n, float shift);     /* of exp(x - shift) */
+  double (*prod)(const float *x, int64_t n);
+  float (*max)(const float *x, int64_t n); /* NaN wins; n > 0 */
+  float (*min)(const float *x, int64_t n);
+  int64_t (*argmax)(const float *x, int64_t n); /* the first; NaN wins */
+  int64_t (*argmin)(const float *x, int64_t n);
   /* cols columns of rows rows that lie stride floats apart, added to acc. */
-  void (*column_sum) (const float *x, int64_t rows, int64_t stride, int64_t cols, double *acc);
-  void (*column_max) (const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc);
-  void (*column_min) (const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc);
-  int64_t (*count) (const uint8_t *x, int64_t n);                      /* bytes that are not 0 */
-  void (*from_f16) (const uint16_t *x, float *y, int64_t n);
-  void (*to_f16) (const float *x, uint16_t *y, int64_t n);
-  void (*from_bf16) (const uint16_t *x, float *y, int64_t n);
-  void (*to_bf16) (const float *x, uint16_t *y, int64_t n);
+  void (*column_sum)(const float *x, int64_t rows, int64_t stride, int64_t cols, double *acc);
+  void (*column_max)(const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc);
+  void (*column_min)(const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc);
+  int64_t (*count)(const uint8_t *x, int64_t n); /* bytes that are not 0 */
+  void (*from_f16)(const uint16_t *x, float *y, int64_t n);
+  void (*to_f16)(const float *x, uint16_t *y, int64_t n);
+  void (*from_bf16)(const uint16_t *x, float *y, int64_t n);
+  void (*to_bf16)(const float *x, uint16_t *y, int64_t n);
 };
 
 #endif

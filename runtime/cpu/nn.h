@@ -37,54 +37,54 @@ struct peri__attn {
   int64_t B, Tq, Tk, Hq, Hkv, D;
   const float *q, *k, *v; /* (B, Tq, Hq, D), (B, Tk, Hkv, D) x 2 */
   int64_t qs[3], ks[4], vs[3];
-  const int64_t *start;   /* (B)?: keys before it are invisible */
+  const int64_t *start; /* (B)?: keys before it are invisible */
   int mask_kind;
-  const void *mask;       /* bool or f32, strides of (batch, head, query, key), 0 = broadcast */
+  const void *mask; /* bool or f32, strides of (batch, head, query, key), 0 = broadcast */
   int64_t ms[4];
   bool causal;
   int64_t offset, window; /* query i sees keys j <= i + offset, the last window of them if > 0 */
   float scale;
   double scale_f64;
-  int64_t rows;           /* queries of a unit: see units */
-  float *out, *lse;       /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
-  const float *g;         /* backward: dense, as out */
-  float *dq, *dk, *dv;    /* backward: dense */
+  int64_t rows;        /* queries of a unit: see units */
+  float *out, *lse;    /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
+  const float *g;      /* backward: dense, as out */
+  float *dq, *dk, *dv; /* backward: dense */
 };
 
 struct peri__nn_kernels {
   /* y = softmax or log softmax of rows of n. */
-  void (*softmax) (const float *x, float *y, int64_t rows, int64_t n, bool logs);
+  void (*softmax)(const float *x, float *y, int64_t rows, int64_t n, bool logs);
   /* dx = y (g - sum(g y)), or g - exp(y) sum(g). */
-  void (*softmax_back) (const float *y, const float *g, float *dx, int64_t rows, int64_t n,
+  void (*softmax_back)(const float *y, const float *g, float *dx, int64_t rows, int64_t n,
                        bool logs);
   /* The same along the first dim of (n, ld), for columns [0, m). */
-  void (*softmax_cols) (const float *x, float *y, int64_t n, int64_t ld, int64_t m, bool logs);
-  void (*softmax_back_cols) (const float *y, const float *g, float *dx, int64_t n, int64_t ld,
-                             int64_t m, bool logs);
-  void (*norm) (const struct peri__norm *a, int64_t row0, int64_t row1);
+  void (*softmax_cols)(const float *x, float *y, int64_t n, int64_t ld, int64_t m, bool logs);
+  void (*softmax_back_cols)(const float *y, const float *g, float *dx, int64_t n, int64_t ld,
+                            int64_t m, bool logs);
+  void (*norm)(const struct peri__norm *a, int64_t row0, int64_t row1);
   /* dx of the rows; dw, db (n)? are set to the sums over these rows of g xhat and g. */
-  void (*norm_back) (const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw,
+  void (*norm_back)(const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw,
                     float *db);
   /* c = scale cos(angle), s = scale sin(angle), |angle| < 2^20; each within an ULP of f32. */
-  void (*sincos) (int64_t n, const float *angle, float scale, float *c, float *s);
+  void (*sincos)(int64_t n, const float *angle, float scale, float *c, float *s);
   /* Rotate pairs of the first 2 n channels of heads x D by the angles of c, s (n). */
-  void (*rope) (const float *x, float *y, int64_t heads, int64_t x_head, int64_t D, int64_t n,
-                const float *c, const float *s, bool interleaved, bool inverse);
+  void (*rope)(const float *x, float *y, int64_t heads, int64_t x_head, int64_t D, int64_t n,
+               const float *c, const float *s, bool interleaved, bool inverse);
   /* y = silu(gate) up, and its gradients. */
-  void (*silu_mul) (const float *gate, const float *up, float *y, int64_t n);
-  void (*silu_mul_back) (const float *gate, const float *up, const float *g, float *dgate,
+  void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n);
+  void (*silu_mul_back)(const float *gate, const float *up, const float *g, float *dgate,
                         float *dup, int64_t n);
   /* mask[i] = 1 where bits 8.. of word 4 block + i of the stream are at least limit, i < n. */
-  void (*dropout_mask) (peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask);
+  void (*dropout_mask)(peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask);
   /* y = mask[i] ? x scale : 0 */
-  void (*dropout) (const float *x, const uint8_t *mask, float scale, float *y, int64_t n);
+  void (*dropout)(const float *x, const uint8_t *mask, float scale, float *y, int64_t n);
   /* Attention runs in units; units never depend on each other. scratch is floats of one worker,
   ** aligned as blocks are. */
-  int64_t (*attn_units) (struct peri__attn *a); /* sets a->rows */
-  int64_t (*attn_scratch) (const struct peri__attn *a);
-  void (*attn) (const struct peri__attn *a, int64_t unit, float *scratch);
-  int64_t (*attn_back_scratch) (const struct peri__attn *a);
-  void (*attn_back) (const struct peri__attn *a, int64_t unit, float *scratch); /* B * Hkv units */
+  int64_t (*attn_units)(struct peri__attn *a); /* sets a->rows */
+  int64_t (*attn_scratch)(const struct peri__attn *a);
+  void (*attn)(const struct peri__attn *a, int64_t unit, float *scratch);
+  int64_t (*attn_back_scratch)(const struct peri__attn *a);
+  void (*attn_back)(const struct peri__attn *a, int64_t unit, float *scratch); /* B * Hkv units */
 };
 
 /* Attention in f64, for gradient checks: the same struct with pointers to doubles. Units are
@@ -95,14 +95,14 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit);
 #ifdef PERI_LEVEL
 extern const struct peri__nn_kernels PERI_NAME(peri__nn);
 /* What simd_nn.c collects from the other files. */
-void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64_t row1);
-void PERI_NAME(peri__norm_back_rows) (const struct peri__norm_back *a, int64_t row0, int64_t row1,
-                                      float *dw, float *db);
-int64_t PERI_NAME(peri__attn_units) (struct peri__attn *a);
-int64_t PERI_NAME(peri__attn_scratch) (const struct peri__attn *a);
-void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float *scratch);
-int64_t PERI_NAME(peri__attn_back_scratch) (const struct peri__attn *a);
-void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, float *scratch);
+void PERI_NAME(peri__norm_rows)(const struct peri__norm *a, int64_t row0, int64_t row1);
+void PERI_NAME(peri__norm_back_rows)(const struct peri__norm_back *a, int64_t row0, int64_t row1,
+                                     float *dw, float *db);
+int64_t PERI_NAME(peri__attn_units)(struct peri__attn *a);
+int64_t PERI_NAME(peri__attn_scratch)(const struct peri__attn *a);
+void PERI_NAME(peri__attn_unit)(const struct peri__attn *a, int64_t unit, float *scratch);
+int64_t PERI_NAME(peri__attn_back_scratch)(const struct peri__attn *a);
+void PERI_NAME(peri__attn_back_unit)(const struct peri__attn *a, int64_t unit, float *scratch);
 #endif
 
 #endif

@@ -12,7 +12,7 @@ struct row {
 
 /* One unit is a chunk of queries of one batch entry, for one kv head; with a single query, for all
 ** heads, so that several heads' chains overlap. */
-int64_t PERI_NAME(peri__attn_units) (struct peri__attn *a) {
+int64_t PERI_NAME (peri__attn_units)(struct peri__attn *a) {
   int64_t group = a->Hq / a->Hkv, chunk = max64(1, 128 / group);
   a->rows = min64(a->Tq, chunk);
   if (a->Tq == 1) return a->B;
@@ -23,7 +23,7 @@ static int64_t row_count (const struct peri__attn *a) {
   return a->Tq == 1 ? a->Hq : a->rows * (a->Hq / a->Hkv);
 }
 
-int64_t PERI_NAME(peri__attn_scratch) (const struct peri__attn *a) {
+int64_t PERI_NAME (peri__attn_scratch)(const struct peri__attn *a) {
   int64_t Dp = round_up(a->D, W), rows = round_up(row_count(a), RT);
   int64_t heads = a->Tq == 1 ? a->Hkv : 1;
   return KB * a->D + (a->Tq == 1 && Dp == a->D ? 0 : heads * KB * Dp) + rows * Dp +
@@ -115,18 +115,26 @@ INLINE void column_scores (const float *const *q, const float *const *k, int64_t
     int64_t NV = min64((n - c + W - 1) / W, SV), last = min64(n - c - (NV - 1) * W, W);
     for (int r = 0; r < R; r++) at[r] = k[r] + c;
     if (last < W) {
-      if (NV == 1) column_tile(q, at, ld, R, 1, last, D, ahead, s + c);
-      else if (NV == 2) column_tile(q, at, ld, R, 2, last, D, ahead, s + c);
+      if (NV == 1)
+        column_tile(q, at, ld, R, 1, last, D, ahead, s + c);
+      else if (NV == 2)
+        column_tile(q, at, ld, R, 2, last, D, ahead, s + c);
 #if PERI_VW == 16
-      else if (NV == 3) column_tile(q, at, ld, R, 3, last, D, ahead, s + c);
-      else column_tile(q, at, ld, R, 4, last, D, ahead, s + c);
+      else if (NV == 3)
+        column_tile(q, at, ld, R, 3, last, D, ahead, s + c);
+      else
+        column_tile(q, at, ld, R, 4, last, D, ahead, s + c);
 #endif
     } else {
-      if (NV == 1) column_tile(q, at, ld, R, 1, W, D, ahead, s + c);
-      else if (NV == 2) column_tile(q, at, ld, R, 2, W, D, ahead, s + c);
+      if (NV == 1)
+        column_tile(q, at, ld, R, 1, W, D, ahead, s + c);
+      else if (NV == 2)
+        column_tile(q, at, ld, R, 2, W, D, ahead, s + c);
 #if PERI_VW == 16
-      else if (NV == 3) column_tile(q, at, ld, R, 3, W, D, ahead, s + c);
-      else column_tile(q, at, ld, R, 4, W, D, ahead, s + c);
+      else if (NV == 3)
+        column_tile(q, at, ld, R, 3, W, D, ahead, s + c);
+      else
+        column_tile(q, at, ld, R, 4, W, D, ahead, s + c);
 #endif
     }
     c += NV * W;
@@ -142,8 +150,7 @@ static void one_query_columns (const struct peri__attn *a, int64_t b, int64_t j0
     int r = (int)(h % RT);
     q[r] = a->q + b * a->qs[0] + h * a->qs[2];
     k[r] = a->k + b * a->ks[0] + h / G * a->ks[2] + j0;
-    if (r == RT - 1)
-      column_scores(q, k, a->ks[3], RT, c0, n, a->D, ahead, s + (h - r) * KB);
+    if (r == RT - 1) column_scores(q, k, a->ks[3], RT, c0, n, a->D, ahead, s + (h - r) * KB);
   }
   for (int64_t r = 0; r < a->Hq % RT; r++)
     column_scores(q + r, k + r, a->ks[3], 1, c0, n, a->D, ahead, s + (a->Hq / RT * RT + r) * KB);
@@ -209,7 +216,7 @@ static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64
   fetch_row(a->v + b * a->vs[0] + r * a->vs[1] + hk * a->vs[2], a->D, 0);
 }
 
-void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float *scratch) {
+void PERI_NAME (peri__attn_unit)(const struct peri__attn *a, int64_t unit, float *scratch) {
   if (a->Tq == 1) {
     one_query(a, unit, scratch);
     return;
@@ -230,8 +237,10 @@ void PERI_NAME(peri__attn_unit) (const struct peri__attn *a, int64_t unit, float
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
     const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
-    if (a->ks[3] == 1) transpose(k, a->ks[1], first / W * W, n, D, panel);
-    else pack_rows(k, a->ks[3], D, n, KB, panel);
+    if (a->ks[3] == 1)
+      transpose(k, a->ks[1], first / W * W, n, D, panel);
+    else
+      pack_rows(k, a->ks[3], D, n, KB, panel);
     pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp);
     for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
       int R = (int)min64(RT, n_rows - r0);

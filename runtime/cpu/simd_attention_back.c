@@ -12,7 +12,7 @@ enum { RB = 32 /* rows whose p and ds are kept at a time */ };
 
 static int64_t all_rows (const struct peri__attn *a) { return a->Tq * (a->Hq / a->Hkv); }
 
-int64_t PERI_NAME(peri__attn_back_scratch) (const struct peri__attn *a) {
+int64_t PERI_NAME (peri__attn_back_scratch)(const struct peri__attn *a) {
   int64_t Dp = round_up(a->D, W), rows = round_up(all_rows(a), W);
   return 2 * KB * a->D + 3 * KB * Dp + 2 * RB * Dp + 2 * RB * KB + KB + rows * Dp + rows;
 }
@@ -143,7 +143,7 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
   }
 }
 
-void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, float *scratch) {
+void PERI_NAME (peri__attn_back_unit)(const struct peri__attn *a, int64_t unit, float *scratch) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv, rows = all_rows(a), hk = unit % a->Hkv,
           b = unit / a->Hkv;
   struct work w;
@@ -156,8 +156,10 @@ void PERI_NAME(peri__attn_back_unit) (const struct peri__attn *a, int64_t unit, 
     int64_t at = ((b * a->Tq + r / G) * a->Hq + hk * G + r % G) * D;
     vf delta = v_set(0);
     for (int64_t d = 0; d < D; d += W)
-      if (D - d >= W) delta = v_fma(v_load(a->g + at + d), v_load(a->out + at + d), delta);
-      else delta += v_load_tail(a->g + at + d, D - d, 0) * v_load_tail(a->out + at + d, D - d, 0);
+      if (D - d >= W)
+        delta = v_fma(v_load(a->g + at + d), v_load(a->out + at + d), delta);
+      else
+        delta += v_load_tail(a->g + at + d, D - d, 0) * v_load_tail(a->out + at + d, D - d, 0);
     w.delta[r] = v_sum(delta);
   }
   for (int64_t j = 0; j < a->Tk; j++) { /* keys that nobody sees */

@@ -8,7 +8,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef vf (*map2) (vf a, vf b);
+typedef vf (*map2)(vf a, vf b);
 
 INLINE void each (int64_t n, const void *const *in, const int64_t *step, float *y, map2 f) {
   const float *a = in[0], *b = in[1];
@@ -34,56 +34,56 @@ INLINE void each (int64_t n, const void *const *in, const int64_t *step, float *
 }
 
 #define FORMULA(name, e) \
-  static inline vf f_##name (vf a, vf b) { return e; }
+  static inline vf f_##name(vf a, vf b) { return e; }
 FORMULA(add, a + b)
 FORMULA(sub, a - b)
-FORMULA(mul, a * b)
+FORMULA(mul, a *b)
 FORMULA(div, a / b)
 /* the larger; NaN if either is NaN: max picks b then, and a + b is NaN where a is */
 FORMULA(maximum, v_select((vi)(a == a), v_max(a, b), a))
 FORMULA(minimum, v_select((vi)(a == a), v_min(a, b), a))
 /* gradients: a is the saved input (tanh, sigmoid: output), b the gradient that came */
 FORMULA(relu_backward, v_select((vi)(a > 0.0f), b, v_set(0.0f)))
-FORMULA(gelu_tanh_backward, b * v_gelu_tanh_grad(a))
-FORMULA(gelu_erf_backward, b * v_gelu_erf_grad(a))
-FORMULA(silu_backward, b * v_silu_grad(a))
-FORMULA(tanh_backward, b * (1.0f - a * a))
-FORMULA(sigmoid_backward, b * (a * (1.0f - a)))
+FORMULA(gelu_tanh_backward, b *v_gelu_tanh_grad(a))
+FORMULA(gelu_erf_backward, b *v_gelu_erf_grad(a))
+FORMULA(silu_backward, b *v_silu_grad(a))
+FORMULA(tanh_backward, b *(1.0f - a * a))
+FORMULA(sigmoid_backward, b *(a *(1.0f - a)))
 
-#define LANES(name, e)                                        \
-  static inline float s_##name (float a, float b) { e }       \
-  static inline vf f_##name (vf a, vf b) {                    \
+#define LANES(name, e)                                             \
+  static inline float s_##name(float a, float b) { e }             \
+  static inline vf f_##name(vf a, vf b) {                          \
     for (int i = 0; i < PERI_VW; i++) a[i] = s_##name(a[i], b[i]); \
-    return a;                                                 \
+    return a;                                                      \
   }
 LANES(mod, float m = fmodf(a, b); return m != 0 && (m < 0) != (b < 0) ? m + b : m;)
 LANES(floordiv, return floorf(a / b);)
 LANES(pow, return b == 2.0f ? a * a : b == 3.0f ? a * a * a : b == 1.0f ? a : powf(a, b);)
 LANES(atan2, return atan2f(a, b);)
 
-#define KERNEL(name)                                                                              \
-  static void k_##name (int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                        const double *p) {                                                        \
-    (void)p;                                                                                      \
-    each(n, in, step, out, f_##name);                                                             \
+#define KERNEL(name)                                                                     \
+  static void k_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                       const double *p) {                                                \
+    (void)p;                                                                             \
+    each(n, in, step, out, f_##name);                                                    \
   }
 PERI_BINARY(KERNEL)
 
 #define ENTRY(name) k_##name,
 const peri__kernel PERI_NAME(peri__binary_f32)[PERI_N_BINARY] = { PERI_BINARY(ENTRY) };
 
-#define COMPARE(name, op)                                                                         \
-  static void k_##name (int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                        const double *p) {                                                        \
-    const float *a = in[0], *b = in[1];                                                           \
-    uint8_t *y = out;                                                                             \
-    (void)p;                                                                                      \
-    if (step[0] && step[1])                                                                       \
-      for (int64_t i = 0; i < n; i++) y[i] = a[i] op b[i];                                        \
-    else if (step[0])                                                                             \
-      for (int64_t i = 0; i < n; i++) y[i] = a[i] op *b;                                          \
-    else                                                                                          \
-      for (int64_t i = 0; i < n; i++) y[i] = *a op b[i * step[1]];                                \
+#define COMPARE(name, op)                                                                \
+  static void k_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                       const double *p) {                                                \
+    const float *a = in[0], *b = in[1];                                                  \
+    uint8_t *y = out;                                                                    \
+    (void)p;                                                                             \
+    if (step[0] && step[1])                                                              \
+      for (int64_t i = 0; i < n; i++) y[i] = a[i] op b[i];                               \
+    else if (step[0])                                                                    \
+      for (int64_t i = 0; i < n; i++) y[i] = a[i] op * b;                                \
+    else                                                                                 \
+      for (int64_t i = 0; i < n; i++) y[i] = *a op b[i * step[1]];                       \
   }
 COMPARE(eq, ==)
 COMPARE(ne, !=)
@@ -93,7 +93,7 @@ COMPARE(gt, >)
 COMPARE(ge, >=)
 const peri__kernel PERI_NAME(peri__compare_f32)[PERI_N_COMPARE] = { PERI_COMPARE(ENTRY) };
 
-void PERI_NAME(peri__where_f32) (int64_t n, const void *const *in, const int64_t *step, void *out,
+void PERI_NAME (peri__where_f32)(int64_t n, const void *const *in, const int64_t *step, void *out,
                                  const double *p) {
   const uint8_t *m = in[0];
   const float *a = in[1], *b = in[2];
@@ -111,7 +111,7 @@ void PERI_NAME(peri__where_f32) (int64_t n, const void *const *in, const int64_t
     }
 }
 
-void PERI_NAME(peri__lerp_f32) (int64_t n, const void *const *in, const int64_t *step, void *out,
+void PERI_NAME (peri__lerp_f32)(int64_t n, const void *const *in, const int64_t *step, void *out,
                                 const double *p) {
   const float *x[3] = { in[0], in[1], in[2] };
   float *y = out;
@@ -124,7 +124,9 @@ void PERI_NAME(peri__lerp_f32) (int64_t n, const void *const *in, const int64_t 
              : k == PERI_VW ? v_load(x[j] + i)
                             : v_load_tail(x[j] + i, k, 0);
     vf r = v[2] * (v[1] - v[0]) + v[0];
-    if (k == PERI_VW) v_store(y + i, r);
-    else v_store_tail(y + i, r, k);
+    if (k == PERI_VW)
+      v_store(y + i, r);
+    else
+      v_store_tail(y + i, r, k);
   }
 }

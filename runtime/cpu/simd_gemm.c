@@ -9,15 +9,15 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 #if PERI_VW == 16
-#define MR 12       /* 24 of 32 registers accumulate */
+#define MR 12 /* 24 of 32 registers accumulate */
 #define TRANS_MR 4
 #define WIDE_MR 6
 #elif PERI_VW == 8
-#define MR 6        /* 12 of 16 */
+#define MR 6 /* 12 of 16 */
 #define TRANS_MR 4
 #define WIDE_MR 3
 #else
-#define MR 4        /* 8 of 16: a product needs a register of its own here */
+#define MR 4 /* 8 of 16: a product needs a register of its own here */
 #define TRANS_MR 4
 #define WIDE_MR 2
 #endif
@@ -32,10 +32,10 @@ INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t
                   int64_t irs, const bool fetch, const float *ahead, int64_t step) {
   vf acc[MR][PERI_GEMM_WIDE];
   if (fetch)
-    UNROLL for (int i = 0; i < mr; i++)
-      UNROLL for (int v = 0; v < nv; v++) __builtin_prefetch(c + i * crs + v * PERI_VW, 1);
-  UNROLL for (int i = 0; i < mr; i++)
-    UNROLL for (int v = 0; v < nv; v++) acc[i][v] = v_load(init + i * irs + v * PERI_VW);
+    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int v = 0; v < nv; v++)
+        __builtin_prefetch(c + i * crs + v * PERI_VW, 1);
+  UNROLL for (int i = 0; i < mr; i++) UNROLL for (int v = 0; v < nv; v++) acc[i][v] =
+      v_load(init + i * irs + v * PERI_VW);
   for (int64_t p = 0; p < k; p++) {
     vf bv[PERI_GEMM_WIDE];
     if (fetch) { /* mr floats may begin in one line and end in the next */
@@ -51,43 +51,44 @@ INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t
     a += acs;
     b += ldb;
   }
-  UNROLL for (int i = 0; i < mr; i++)
-    UNROLL for (int v = 0; v < nv; v++) v_store(c + i * crs + v * PERI_VW, acc[i][v]);
+  UNROLL for (int i = 0; i < mr; i++) UNROLL for (int v = 0; v < nv; v++)
+      v_store(c + i * crs + v * PERI_VW, acc[i][v]);
 }
 
-#define TILE(mr, nv)                                                                           \
-  static void packed_##mr##_##nv (int64_t k, const float *a, int64_t acs, const float *b,      \
-                                  int64_t ldb, float *c, int64_t crs, const float *init,       \
-                                  int64_t irs, const float *ahead, int64_t step) {             \
-    tile(mr, nv, k, a, 1, acs, b, ldb, c, crs, init, irs, true, ahead, step);                  \
-  }                                                                                            \
-  static void direct_##mr##_##nv (int64_t k, const float *a, int64_t ars, int64_t acs,         \
-                                  const float *b, int64_t ldb, float *c, int64_t crs,          \
-                                  const float *init, int64_t irs) {                            \
-    tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);                   \
+#define TILE(mr, nv)                                                                     \
+  static void packed_##mr##_##nv(int64_t k, const float *a, int64_t acs, const float *b, \
+                                 int64_t ldb, float *c, int64_t crs, const float *init,  \
+                                 int64_t irs, const float *ahead, int64_t step) {        \
+    tile(mr, nv, k, a, 1, acs, b, ldb, c, crs, init, irs, true, ahead, step);            \
+  }                                                                                      \
+  static void direct_##mr##_##nv(int64_t k, const float *a, int64_t ars, int64_t acs,    \
+                                 const float *b, int64_t ldb, float *c, int64_t crs,     \
+                                 const float *init, int64_t irs) {                       \
+    tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);             \
   }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-TILES(1) TILES(2) TILES(3) TILES(4)
+TILES(1)
+TILES(2) TILES(3) TILES(4)
 #if MR > 4
-TILES(5) TILES(6)
+    TILES(5) TILES(6)
 #endif
 #if MR > 6
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+        TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
 #endif
 
-/* ---- transposed loads ---- */
+    /* ---- transposed loads ---- */
 
-typedef float v4 __attribute__((vector_size(16)));
+    typedef float v4 __attribute__((vector_size(16)));
 typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
 /* 4 rows of 4 columns become 4 columns, in each 4 lanes of a vector by itself. */
-#define TRANSPOSE4(T, in, out, LOW, HIGH, LOW2, HIGH2)                              \
-  do {                                                                             \
-    T x_ = LOW((in)[0], (in)[1]), y_ = LOW((in)[2], (in)[3]);                      \
-    T z_ = HIGH((in)[0], (in)[1]), w_ = HIGH((in)[2], (in)[3]);                    \
-    (out)[0] = LOW2(x_, y_), (out)[1] = HIGH2(x_, y_);                             \
-    (out)[2] = LOW2(z_, w_), (out)[3] = HIGH2(z_, w_);                             \
+#define TRANSPOSE4(T, in, out, LOW, HIGH, LOW2, HIGH2)          \
+  do {                                                          \
+    T x_ = LOW((in)[0], (in)[1]), y_ = LOW((in)[2], (in)[3]);   \
+    T z_ = HIGH((in)[0], (in)[1]), w_ = HIGH((in)[2], (in)[3]); \
+    (out)[0] = LOW2(x_, y_), (out)[1] = HIGH2(x_, y_);          \
+    (out)[2] = LOW2(z_, w_), (out)[3] = HIGH2(z_, w_);          \
   } while (0)
 
 #if PERI_VW == 4
@@ -128,23 +129,21 @@ INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, in
   for (int64_t j = 0; j < NR; j += 2 * TW, b += 2 * TW * bcs, c += 2 * TW, init += 2 * TW) {
     const float *ahead = bcs == k ? b + 2 * TW * bcs : NULL;
     vt acc[TRANS_MR][2];
-    UNROLL for (int i = 0; i < mr; i++)
-      UNROLL for (int v = 0; v < 2; v++) acc[i][v] = *(const vtu *)(init + i * irs + v * TW);
+    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int v = 0; v < 2; v++) acc[i][v] =
+        *(const vtu *)(init + i * irs + v * TW);
     int64_t p = 0;
     for (; p + 4 <= k; p += 4) {
       vt bv[2][4];
       if (ahead != NULL) /* the rows of the next turn, which lie behind these in memory */
         UNROLL for (int l = 0; l < 8 * TW; l += 16)
-          __builtin_prefetch(ahead + p * 2 * TW + l, 0, 2);
+            __builtin_prefetch(ahead + p * 2 * TW + l, 0, 2);
       UNROLL for (int v = 0; v < 2; v++) load_columns(b + v * TW * bcs + p, bcs, bv[v]);
-      UNROLL for (int s = 0; s < 4; s++)
-        UNROLL for (int i = 0; i < mr; i++) {
-          vt ai = a[i * ars + (p + s) * acs] - (vt){ 0 };
-          UNROLL for (int v = 0; v < 2; v++) acc[i][v] = ai * bv[v][s] + acc[i][v];
-        }
+      UNROLL for (int s = 0; s < 4; s++) UNROLL for (int i = 0; i < mr; i++) {
+        vt ai = a[i * ars + (p + s) * acs] - (vt){ 0 };
+        UNROLL for (int v = 0; v < 2; v++) acc[i][v] = ai * bv[v][s] + acc[i][v];
+      }
     }
-    for (; p < k; p++)
-      UNROLL for (int v = 0; v < 2; v++) {
+    for (; p < k; p++) UNROLL for (int v = 0; v < 2; v++) {
         float t[TW];
         for (int l = 0; l < TW; l++) t[l] = b[(v * TW + l) * bcs + p];
         vt bv = *(const vtu *)t;
@@ -153,38 +152,41 @@ INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, in
           acc[i][v] = ai * bv + acc[i][v];
         }
       }
-    UNROLL for (int i = 0; i < mr; i++)
-      UNROLL for (int v = 0; v < 2; v++) *(vtu *)(c + i * crs + v * TW) = acc[i][v];
+    UNROLL for (int i = 0; i < mr; i++) UNROLL for (int v = 0; v < 2; v++) *
+        (vtu *)(c + i * crs + v * TW) = acc[i][v];
   }
 }
 
-#define TRANS(mr)                                                                             \
-  static void trans_##mr (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b, \
-                          int64_t bcs, float *c, int64_t crs, const float *init, int64_t irs) { \
-    trans_tile(mr, k, a, ars, acs, b, bcs, c, crs, init, irs);                                \
+#define TRANS(mr)                                                                              \
+  static void trans_##mr(int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,  \
+                         int64_t bcs, float *c, int64_t crs, const float *init, int64_t irs) { \
+    trans_tile(mr, k, a, ars, acs, b, bcs, c, crs, init, irs);                                 \
   }
-TRANS(1) TRANS(2) TRANS(3) TRANS(4)
+TRANS(1)
+TRANS(2) TRANS(3) TRANS(4)
 
 #define WIDE(mr)                                                                              \
-  static void wide_##mr (int64_t k, const float *a, int64_t ars, int64_t acs, const float *b, \
-                         int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs) { \
+  static void wide_##mr(int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,  \
+                        int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs) { \
     tile(mr, PERI_GEMM_WIDE, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);      \
   }
-WIDE(1) WIDE(2)
+    WIDE(1) WIDE(2)
 #if WIDE_MR > 2
-WIDE(3)
+        WIDE(3)
 #endif
 #if WIDE_MR > 3
-WIDE(4) WIDE(5) WIDE(6)
+            WIDE(4) WIDE(5) WIDE(6)
 #endif
 
-/* ---- packing ---- */
+    /* ---- packing ---- */
 
-/*
+    /*
 ** LINE columns of PERI_VW rows at a time, a cache line of each: where rows lie a power of two apart
 ** their lines share a cache set, and one that is not used up at once is gone.
 */
-enum { LINE = 16 };
+    enum {
+      LINE = 16
+    };
 
 #if PERI_VW == 16
 #define LOW_(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)

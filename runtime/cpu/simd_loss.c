@@ -59,8 +59,10 @@ static void row (const float *x, int64_t n, float scale, float *e, peri__row *ou
   double sum = 0, dot = 0;
   for (int64_t i = 0; i < n; i += PERI_LOSS_BLOCK) {
     int64_t m = n - i < PERI_LOSS_BLOCK ? n - i : PERI_LOSS_BLOCK;
-    if (e != NULL) row_block(x + i, m, max, scale, e + i, &sum, &dot);
-    else row_block(x + i, m, max, scale, NULL, &sum, &dot);
+    if (e != NULL)
+      row_block(x + i, m, max, scale, e + i, &sum, &dot);
+    else
+      row_block(x + i, m, max, scale, NULL, &sum, &dot);
   }
   *out = (peri__row){ .max = (double)max, .sum = sum, .dot = dot };
 }
@@ -72,8 +74,7 @@ static double block_sum (const float *x, int64_t n) {
     s0 += v_load(x + i);
     s1 += v_load(x + i + PERI_VW);
   }
-  for (; i < n; i += PERI_VW)
-    s0 += v_load_tail(x + i, n - i < PERI_VW ? n - i : PERI_VW, 0);
+  for (; i < n; i += PERI_VW) s0 += v_load_tail(x + i, n - i < PERI_VW ? n - i : PERI_VW, 0);
   return (double)v_sum(s0 + s1);
 }
 
@@ -118,15 +119,17 @@ static int64_t pick (const float *e, int64_t n, double u) {
   return last;
 }
 
-#define X(name)                                                                              \
-  void PERI_NAME(peri__step_##name) (const peri__step *, void *const *, int64_t, double *);
+#define X(name) \
+  void PERI_NAME(peri__step_##name)(const peri__step *, void *const *, int64_t, double *);
 PERI_STEP_KERNELS(X)
 #undef X
 
 extern const struct peri__loss_kernels PERI_NAME(peri__loss);
-const struct peri__loss_kernels PERI_NAME(peri__loss) = {
-  .row = row, .row_sum = row_sum, .row_grad = row_grad, .pick = pick,
+const struct peri__loss_kernels PERI_NAME(peri__loss) = { .row = row,
+                                                          .row_sum = row_sum,
+                                                          .row_grad = row_grad,
+                                                          .pick = pick,
 #define X(name) .name = PERI_NAME(peri__step_##name),
-  PERI_STEP_KERNELS(X)
+                                                          PERI_STEP_KERNELS(X)
 #undef X
 };

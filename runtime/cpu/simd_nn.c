@@ -71,8 +71,10 @@ static float row_dot (const float *a, const float *b, int64_t n) {
   while (i + W <= n) {
     int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
     vf part = v_set(0);
-    if (b) for (; i + W <= end; i += W) part = v_fma(v_load(a + i), v_load(b + i), part);
-    else for (; i + W <= end; i += W) part += v_load(a + i);
+    if (b)
+      for (; i + W <= end; i += W) part = v_fma(v_load(a + i), v_load(b + i), part);
+    else
+      for (; i + W <= end; i += W) part += v_load(a + i);
     total += part;
   }
   if (i < n) {
@@ -107,8 +109,10 @@ static vf get (const float *p, int64_t lanes) {
   return lanes >= W ? v_load(p) : v_load_tail(p, lanes, 0);
 }
 static void put (float *p, vf v, int64_t lanes) {
-  if (lanes >= W) v_store(p, v);
-  else v_store_tail(p, v, lanes);
+  if (lanes >= W)
+    v_store(p, v);
+  else
+    v_store_tail(p, v, lanes);
 }
 
 static void softmax_cols (const float *x, float *y, int64_t n, int64_t ld, int64_t m, bool logs) {

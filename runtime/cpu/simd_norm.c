@@ -16,8 +16,10 @@ INLINE vf get (const float *p, int64_t lanes) {
   return lanes == W ? v_load(p) : v_load_tail(p, lanes, 0);
 }
 INLINE void put (float *p, vf v, int64_t lanes) {
-  if (lanes == W) v_store(p, v);
-  else v_store_tail(p, v, lanes);
+  if (lanes == W)
+    v_store(p, v);
+  else
+    v_store_tail(p, v, lanes);
 }
 
 /* sum of x, or of (x - mean)^2 */
@@ -71,7 +73,7 @@ static void add_rows (const float *x, const float *y, int64_t n, float *sum) {
   if (i < n) put(sum + i, get(x + i, n - i) + get(y + i, n - i), n - i);
 }
 
-void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64_t row1) {
+void PERI_NAME (peri__norm_rows)(const struct peri__norm *a, int64_t row0, int64_t row1) {
   int64_t n = a->n;
   for (int64_t row = row0; row < row1; row++) {
     const float *x = a->x + row * n;
@@ -88,7 +90,9 @@ void PERI_NAME(peri__norm_rows) (const struct peri__norm *a, int64_t row0, int64
 }
 
 /* What the first pass over a row adds up. */
-struct sums { vf u, ux; };
+struct sums {
+  vf u, ux;
+};
 
 INLINE void sum_vector (const struct peri__norm_back *a, const float *x, const float *g, vf mean,
                         vf rstd, float *dw, float *db, struct sums *s, int64_t i, int64_t lanes) {
@@ -112,7 +116,7 @@ INLINE void back_vector (const struct peri__norm_back *a, const float *x, const 
 
 /* dx = rstd (u - mean(u) - xhat mean(u xhat)), u = g w, without mean(u) in RMS norm
 ** (arXiv:1607.06450, arXiv:1910.07467). */
-void PERI_NAME(peri__norm_back_rows) (const struct peri__norm_back *a, int64_t row0, int64_t row1,
+void PERI_NAME (peri__norm_back_rows)(const struct peri__norm_back *a, int64_t row0, int64_t row1,
                                       float *dw, float *db) {
   int64_t n = a->n;
   if (dw) memset(dw, 0, (size_t)n * sizeof *dw);

@@ -9,10 +9,10 @@
 
 extern const peri__kernel PERI_NAME(peri__unary_f32)[], PERI_NAME(peri__test_f32)[],
     PERI_NAME(peri__binary_f32)[], PERI_NAME(peri__compare_f32)[];
-extern void PERI_NAME(peri__where_f32) (int64_t, const void *const *, const int64_t *, void *,
-                                        const double *);
-extern void PERI_NAME(peri__lerp_f32) (int64_t, const void *const *, const int64_t *, void *,
+extern void PERI_NAME(peri__where_f32)(int64_t, const void *const *, const int64_t *, void *,
                                        const double *);
+extern void PERI_NAME(peri__lerp_f32)(int64_t, const void *const *, const int64_t *, void *,
+                                      const double *);
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -23,43 +23,41 @@ extern void PERI_NAME(peri__lerp_f32) (int64_t, const void *const *, const int64
 typedef double v_pair __attribute__((vector_size(16)));
 
 /* Lanes folded in halves. */
-#define FOLD(op)                                                      \
-  v_pair b[PERI_VW / 4];                                              \
-  memcpy(b, &v, sizeof b);                                            \
-  UNROLL                                                              \
-  for (int w = PERI_VW / 8; w > 0; w /= 2)                            \
-    UNROLL                                                            \
-    for (int i = 0; i < w; i++) b[i] = b[i] op b[i + w];              \
+#define FOLD(op)                                       \
+  v_pair b[PERI_VW / 4];                               \
+  memcpy(b, &v, sizeof b);                             \
+  UNROLL                                               \
+  for (int w = PERI_VW / 8; w > 0; w /= 2) UNROLL      \
+  for (int i = 0; i < w; i++) b[i] = b[i] op b[i + w]; \
   return b[0][0] op b[0][1];
-INLINE double fold_sum (v_d v) { FOLD(+) }
-INLINE double fold_prod (v_d v) { FOLD(*) }
+INLINE double fold_sum (v_d v){ FOLD(+) } INLINE double fold_prod(v_d v) { FOLD(*) }
 
 /* One block of lanes, d standing for the widened values, into accumulators 2 k and 2 k + 1. */
-#define TAKE(k, x, e)                                                 \
-  for (int h = 0; h < 2; h++) {                                       \
-    v_d d = h ? v_high(x) : v_low(x);                                          \
-    s[2 * (k) + h] += e;                                              \
+#define TAKE(k, x, e)                 \
+  for (int h = 0; h < 2; h++) {       \
+    v_d d = h ? v_high(x) : v_low(x); \
+    s[2 * (k) + h] += e;              \
   }
 /* The sum of e over the row; f is applied before widening, and f(fill) is worth 0. */
-#define SUM(fill, f, e)                                               \
-  v_d s[8] = { { 0 } };                                               \
-  int64_t i = 0;                                                      \
-  for (; i + 4 * PERI_VW <= n; i += 4 * PERI_VW) {                    \
-    TAKE(0, f(v_load(x + i)), e)                                      \
-    TAKE(1, f(v_load(x + i + PERI_VW)), e)                            \
-    TAKE(2, f(v_load(x + i + 2 * PERI_VW)), e)                        \
-    TAKE(3, f(v_load(x + i + 3 * PERI_VW)), e)                        \
-  }                                                                   \
-  UNROLL                                                              \
-  for (int k = 0; k < 4; k++, i += PERI_VW) {                         \
-    if (i >= n) break;                                                \
+#define SUM(fill, f, e)                                                        \
+  v_d s[8] = { { 0 } };                                                        \
+  int64_t i = 0;                                                               \
+  for (; i + 4 * PERI_VW <= n; i += 4 * PERI_VW) {                             \
+    TAKE(0, f(v_load(x + i)), e)                                               \
+    TAKE(1, f(v_load(x + i + PERI_VW)), e)                                     \
+    TAKE(2, f(v_load(x + i + 2 * PERI_VW)), e)                                 \
+    TAKE(3, f(v_load(x + i + 3 * PERI_VW)), e)                                 \
+  }                                                                            \
+  UNROLL                                                                       \
+  for (int k = 0; k < 4; k++, i += PERI_VW) {                                  \
+    if (i >= n) break;                                                         \
     vf v = n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, fill); \
-    TAKE(k, f(v), e)                                                  \
-  }                                                                   \
+    TAKE(k, f(v), e)                                                           \
+  }                                                                            \
   return fold_sum(((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
 
 #define SAME(v) (v)
-#define SHIFTED(v) v_exp((v) - shift)
+#define SHIFTED(v) v_exp((v)-shift)
 
 static double row_sum (const float *x, int64_t n) { SUM(0, SAME, d) }
 static double row_sum_abs (const float *x, int64_t n) { SUM(0, v_abs, d) }
@@ -112,21 +110,21 @@ static void column_sum (const float *x, int64_t rows, int64_t stride, int64_t co
 INLINE vf nan_max (vf a, vf b) { return v_select((vi)(a == a), v_max(a, b), a); }
 INLINE vf nan_min (vf a, vf b) { return v_select((vi)(a == a), v_min(a, b), a); }
 
-#define EXTREME(name, pick, less)                                                    \
-  static float name (const float *x, int64_t n) {                                    \
-    vf s[2] = { v_set(x[0]), v_set(x[0]) };                                          \
-    int64_t i = 0;                                                                   \
-    for (; i + 2 * PERI_VW <= n; i += 2 * PERI_VW) {                                 \
-      s[0] = pick(s[0], v_load(x + i));                                              \
-      s[1] = pick(s[1], v_load(x + i + PERI_VW));                                    \
-    }                                                                                \
-    for (; i < n; i += PERI_VW)                                                      \
+#define EXTREME(name, pick, less)                                                            \
+  static float name(const float *x, int64_t n) {                                             \
+    vf s[2] = { v_set(x[0]), v_set(x[0]) };                                                  \
+    int64_t i = 0;                                                                           \
+    for (; i + 2 * PERI_VW <= n; i += 2 * PERI_VW) {                                         \
+      s[0] = pick(s[0], v_load(x + i));                                                      \
+      s[1] = pick(s[1], v_load(x + i + PERI_VW));                                            \
+    }                                                                                        \
+    for (; i < n; i += PERI_VW)                                                              \
       s[0] = pick(s[0], n - i >= PERI_VW ? v_load(x + i) : v_load_tail(x + i, n - i, x[0])); \
-    vf m = pick(s[0], s[1]);                                                         \
-    float y = m[0];                                                                  \
-    for (int k = 1; k < PERI_VW; k++)                                                \
-      if (m[k] != m[k] || m[k] less y) y = m[k];                                     \
-    return y;                                                                        \
+    vf m = pick(s[0], s[1]);                                                                 \
+    float y = m[0];                                                                          \
+    for (int k = 1; k < PERI_VW; k++)                                                        \
+      if (m[k] != m[k] || m[k] less y) y = m[k];                                             \
+    return y;                                                                                \
   }
 EXTREME(row_max, nan_max, >)
 EXTREME(row_min, nan_min, <)
@@ -151,15 +149,15 @@ static int64_t find (const float *x, int64_t n, float y) {
 static int64_t row_argmax (const float *x, int64_t n) { return find(x, n, row_max(x, n)); }
 static int64_t row_argmin (const float *x, int64_t n) { return find(x, n, row_min(x, n)); }
 
-#define COLUMNS(name, pick, keep)                                                              \
-  static void name (const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc) {  \
-    for (int64_t r = 0; r < rows; r++, x += stride) {                                          \
-      int64_t j = 0;                                                                           \
-      for (; j + PERI_VW <= cols; j += PERI_VW)                                                \
-        v_store(acc + j, pick(v_load(acc + j), v_load(x + j)));                                \
-      for (; j < cols; j++)                                                                    \
-        if (acc[j] == acc[j] && !(acc[j] keep x[j])) acc[j] = x[j];                        \
-    }                                                                                          \
+#define COLUMNS(name, pick, keep)                                                            \
+  static void name(const float *x, int64_t rows, int64_t stride, int64_t cols, float *acc) { \
+    for (int64_t r = 0; r < rows; r++, x += stride) {                                        \
+      int64_t j = 0;                                                                         \
+      for (; j + PERI_VW <= cols; j += PERI_VW)                                              \
+        v_store(acc + j, pick(v_load(acc + j), v_load(x + j)));                              \
+      for (; j < cols; j++)                                                                  \
+        if (acc[j] == acc[j] && !(acc[j] keep x[j])) acc[j] = x[j];                          \
+    }                                                                                        \
   }
 COLUMNS(column_max, nan_max, >=)
 COLUMNS(column_min, nan_min, <=)
@@ -215,12 +213,27 @@ static void to_bf16 (const float *x, uint16_t *y, int64_t n) {
 }
 
 const struct peri__math_kernels PERI_NAME(peri__math) = {
-  .unary = PERI_NAME(peri__unary_f32), .test = PERI_NAME(peri__test_f32),
-  .binary = PERI_NAME(peri__binary_f32), .compare = PERI_NAME(peri__compare_f32),
-  .where = PERI_NAME(peri__where_f32), .lerp = PERI_NAME(peri__lerp_f32),
-  .sum = row_sum, .sum_abs = row_sum_abs, .sum_square = row_sum_square, .sum_exp = row_sum_exp,
-  .prod = row_prod, .max = row_max, .min = row_min, .argmax = row_argmax, .argmin = row_argmin,
-  .column_sum = column_sum, .column_max = column_max, .column_min = column_min,
+  .unary = PERI_NAME(peri__unary_f32),
+  .test = PERI_NAME(peri__test_f32),
+  .binary = PERI_NAME(peri__binary_f32),
+  .compare = PERI_NAME(peri__compare_f32),
+  .where = PERI_NAME(peri__where_f32),
+  .lerp = PERI_NAME(peri__lerp_f32),
+  .sum = row_sum,
+  .sum_abs = row_sum_abs,
+  .sum_square = row_sum_square,
+  .sum_exp = row_sum_exp,
+  .prod = row_prod,
+  .max = row_max,
+  .min = row_min,
+  .argmax = row_argmax,
+  .argmin = row_argmin,
+  .column_sum = column_sum,
+  .column_max = column_max,
+  .column_min = column_min,
   .count = row_count,
-  .from_f16 = from_f16, .to_f16 = to_f16, .from_bf16 = from_bf16, .to_bf16 = to_bf16,
+  .from_f16 = from_f16,
+  .to_f16 = to_f16,
+  .from_bf16 = from_bf16,
+  .to_bf16 = to_bf16,
 };

@@ -64,7 +64,8 @@ uint64_t peri__xxh64_end (const peri__xxh64 *h) {
   acc += h->total;
   for (; n >= 8; p += 8, n -= 8) acc = rotl(acc ^ round64(0, load64(p)), 27) * P1 + P4;
   if (n >= 4) {
-    uint64_t low = (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24;
+    uint64_t low =
+        (uint64_t)p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24;
     acc = rotl(acc ^ low * P1, 23) * P2 + P3;
     p += 4;
     n -= 4;
@@ -97,7 +98,7 @@ static void swap (char *a, char *b, size_t size) {
 }
 
 static void sink (char *base, size_t i, size_t n, size_t size,
-                  int (*compare) (void *ud, const void *a, const void *b), void *ud) {
+                  int (*compare)(void *ud, const void *a, const void *b), void *ud) {
   for (size_t child; (child = 2 * i + 1) < n; i = child) {
     if (child + 1 < n && compare(ud, base + child * size, base + (child + 1) * size) < 0) child++;
     if (compare(ud, base + i * size, base + child * size) >= 0) return;
@@ -106,7 +107,7 @@ static void sink (char *base, size_t i, size_t n, size_t size,
 }
 
 void peri__sort (void *base, size_t n, size_t size,
-                 int (*compare) (void *ud, const void *a, const void *b), void *ud) {
+                 int (*compare)(void *ud, const void *a, const void *b), void *ud) {
   char *b = base;
   bool sorted = true;
   for (size_t i = 1; i < n && sorted; i++)

@@ -144,8 +144,7 @@ static void remove_old (peri_ctx *ctx, const char *dir, const char *name, int64_
   snprintf(temp, sizeof temp, TEMP "old-%lld", (long long)generation);
   char *from = peri__join(ctx, dir, name, &from_size);
   char *to = peri__join(ctx, dir, temp, &to_size);
-  if (from != NULL && to != NULL &&
-      (rename(from, to) != 0 || peri_remove_tree(ctx, to) != PERI_OK))
+  if (from != NULL && to != NULL && (rename(from, to) != 0 || peri_remove_tree(ctx, to) != PERI_OK))
     peri_log(ctx, PERI_LOG_WARN, "old checkpoint not removed: %s", from);
   peri__free(ctx, from, from_size);
   peri__free(ctx, to, to_size);
@@ -195,14 +194,17 @@ peri_status peri_checkpoint_begin (peri_ctx *ctx, const char *dir, peri_checkpoi
   c->temp_size = c->dir_size + 24;
   c->dir = peri__malloc(ctx, c->dir_size);
   c->temp = peri__malloc(ctx, c->temp_size);
-  peri_status s = c->dir == NULL || c->temp == NULL ? peri__fail(ctx, PERI_ENOMEM, "%s: no memory", dir)
-                                                    : PERI_OK;
+  peri_status s = c->dir == NULL || c->temp == NULL
+                      ? peri__fail(ctx, PERI_ENOMEM, "%s: no memory", dir)
+                      : PERI_OK;
   if (s == PERI_OK) {
     memcpy(c->dir, dir, c->dir_size);
     s = make_temp(c);
   }
-  if (s != PERI_OK) free_checkpoint(c);
-  else *out = c;
+  if (s != PERI_OK)
+    free_checkpoint(c);
+  else
+    *out = c;
   return s;
 }
 
@@ -221,8 +223,10 @@ static peri_status check_name (peri_ctx *ctx, const char *name) {
     ok = (name[i] >= 'a' && name[i] <= 'z') || (name[i] >= 'A' && name[i] <= 'Z') ||
          (name[i] >= '0' && name[i] <= '9') || strchr("._-", name[i]) != NULL;
   if (ok) return PERI_OK;
-  return peri__fail(ctx, PERI_EINVAL, "\"%.140s\" cannot name a checkpoint: 1 to 128 of A-Z a-z 0-9 . "
-                    "_ - without a leading dot are expected", name);
+  return peri__fail(ctx, PERI_EINVAL,
+                    "\"%.140s\" cannot name a checkpoint: 1 to 128 of A-Z a-z 0-9 . "
+                    "_ - without a leading dot are expected",
+                    name);
 }
 
 /* 1 above the highest generation in the folder. */

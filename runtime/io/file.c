@@ -48,9 +48,12 @@ peri_status peri__open_regular (peri_ctx *ctx, const char *path, int *fd, uint64
   *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (*fd < 0) return peri__io_fail(ctx, path, "open");
   peri_status s = PERI_OK;
-  if (fstat(*fd, &st) != 0) s = peri__io_fail(ctx, path, "read the size");
-  else if (S_ISDIR(st.st_mode)) s = peri__fail(ctx, PERI_EIO, "%s: is a folder, not a file", path);
-  else if (!S_ISREG(st.st_mode)) s = peri__fail(ctx, PERI_EIO, "%s: is not a regular file", path);
+  if (fstat(*fd, &st) != 0)
+    s = peri__io_fail(ctx, path, "read the size");
+  else if (S_ISDIR(st.st_mode))
+    s = peri__fail(ctx, PERI_EIO, "%s: is a folder, not a file", path);
+  else if (!S_ISREG(st.st_mode))
+    s = peri__fail(ctx, PERI_EIO, "%s: is not a regular file", path);
   if (s != PERI_OK) {
     close(*fd);
     *fd = -1;
@@ -192,7 +195,8 @@ static peri_status open_temp (peri__output *o) {
   if (base == n) return peri__fail(o->ctx, PERI_EINVAL, "%s: is not the name of a file", o->path);
   o->temp_size = n + 16;
   o->temp = peri__malloc(o->ctx, o->temp_size);
-  if (o->temp == NULL) return peri__fail(o->ctx, PERI_ENOMEM, "%s: no memory for its name", o->path);
+  if (o->temp == NULL)
+    return peri__fail(o->ctx, PERI_ENOMEM, "%s: no memory for its name", o->path);
   for (int i = 0; i < 10000; i++) {
     struct stat a, b;
     snprintf(o->temp, o->temp_size, "%.*s.%s.tmp-%d", (int)base, o->path, o->path + base, i);

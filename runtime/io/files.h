@@ -42,7 +42,8 @@ void peri__output_abort (peri__output *o);         /* after commit or abort a no
 /* Hash and sync everything in a folder, write its manifest and sync the folder. */
 peri_status peri__manifest_write (peri_ctx *ctx, const char *folder, int64_t generation);
 /* check: hash every file, else read the manifest alone. PERI_EFORMAT and PERI_EIO: it is damaged. */
-peri_status peri__manifest_read (peri_ctx *ctx, const char *folder, bool check, int64_t *generation);
+peri_status peri__manifest_read (peri_ctx *ctx, const char *folder, bool check,
+                                 int64_t *generation);
 
 /* ---- io/bytes.c ---- */
 typedef struct peri__xxh64 {
@@ -55,6 +56,6 @@ uint64_t peri__xxh64_end (const peri__xxh64 *h);
 uint32_t peri__crc32c (const void *data, size_t n);
 /* Heap sort in place: no memory, no worst case. compare(ud, a, b) < 0: a comes first. */
 void peri__sort (void *base, size_t n, size_t size,
-                 int (*compare) (void *ud, const void *a, const void *b), void *ud);
+                 int (*compare)(void *ud, const void *a, const void *b), void *ud);
 
 #endif

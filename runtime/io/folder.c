@@ -52,12 +52,15 @@ static int empty (int fd, int depth) {
       break;
     }
     int sub = openat(fd, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (sub < 0) failed = errno;
+    if (sub < 0)
+      failed = errno;
     else if (depth == MAX_DEPTH) {
       close(sub);
       failed = ELOOP;
-    } else if (empty(sub, depth + 1) != 0) failed = errno;
-    else if (unlinkat(fd, e->d_name, AT_REMOVEDIR) != 0 && errno != ENOENT) failed = errno;
+    } else if (empty(sub, depth + 1) != 0)
+      failed = errno;
+    else if (unlinkat(fd, e->d_name, AT_REMOVEDIR) != 0 && errno != ENOENT)
+      failed = errno;
   }
   if (failed == 0) failed = errno; /* of readdir */
   closedir(dir);
@@ -73,7 +76,8 @@ peri_status peri_remove_tree (peri_ctx *ctx, const char *path) {
   if (n == 0 || (path[begin] == '.' && (n == 1 || (n == 2 && path[begin + 1] == '.'))))
     return peri__fail(ctx, PERI_EINVAL, "\"%s\": will not be removed", path);
   if (unlink(path) == 0 || errno == ENOENT) return PERI_OK;
-  if (errno != EISDIR && errno != EPERM && errno != ENOTDIR) return peri__io_fail(ctx, path, "remove");
+  if (errno != EISDIR && errno != EPERM && errno != ENOTDIR)
+    return peri__io_fail(ctx, path, "remove");
   int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0 || empty(fd, 1) != 0 || (rmdir(path) != 0 && errno != ENOENT))
     return peri__io_fail(ctx, path, "remove");

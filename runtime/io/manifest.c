@@ -15,8 +15,8 @@
 
 #define MANIFEST "manifest.json"
 #define MAX_MANIFEST ((size_t)64 << 20)
-#define MAX_DEPTH 8              /* of folders inside a checkpoint */
-#define PIECE ((size_t)1 << 20)  /* hashed at a time */
+#define MAX_DEPTH 8             /* of folders inside a checkpoint */
+#define PIECE ((size_t)1 << 20) /* hashed at a time */
 
 /* XXH64 over every fact of the manifest, so that no flipped bit in it goes unseen. */
 static void seal_file (peri__xxh64 *seal, const char *path, size_t n, int64_t bytes,
@@ -34,7 +34,9 @@ static void seal_begin (peri__xxh64 *seal, int64_t generation) {
   peri__xxh64_add(seal, line, (size_t)len);
 }
 
-static void hex16 (uint64_t v, char out[17]) { snprintf(out, 17, "%016llx", (unsigned long long)v); }
+static void hex16 (uint64_t v, char out[17]) {
+  snprintf(out, 17, "%016llx", (unsigned long long)v);
+}
 
 /* Hash of an open file of n bytes. */
 static peri_status hash_file (peri_ctx *ctx, int fd, const char *path, uint64_t n, char out[17]) {
@@ -48,7 +50,7 @@ static peri_status hash_file (peri_ctx *ctx, int fd, const char *path, uint64_t 
     s = peri__read_at(ctx, fd, path, at, piece, len);
     if (s == PERI_OK) peri__xxh64_add(&h, piece, len);
   }
-  peri__block_put(ctx, piece, PIECE);
+  peri__block_put(ctx, piece);
   hex16(peri__xxh64_end(&h), out);
   return s;
 }
@@ -174,7 +176,8 @@ static bool inside (const char *s, size_t n) {
   for (size_t i = 0, from = 0; i <= n; i++) {
     if (i < n && s[i] != '/') continue;
     size_t len = i - from;
-    if (len == 0 || (s[from] == '.' && (len == 1 || (len == 2 && s[from + 1] == '.')))) return false;
+    if (len == 0 || (s[from] == '.' && (len == 1 || (len == 2 && s[from + 1] == '.'))))
+      return false;
     from = i + 1;
   }
   return true;
@@ -193,7 +196,8 @@ static peri_status check_file (peri_ctx *ctx, const char *folder, const char *na
     if (have != (uint64_t)bytes)
       s = peri__fail(ctx, PERI_EFORMAT, "%s: has %llu bytes, the manifest says %lld", path,
                      (unsigned long long)have, (long long)bytes);
-    else s = hash_file(ctx, fd, path, have, found);
+    else
+      s = hash_file(ctx, fd, path, have, found);
     if (s == PERI_OK && strcmp(found, hash) != 0)
       s = peri__fail(ctx, PERI_EFORMAT, "%s: hash %s, the manifest says %s", path, found, hash);
     close(fd);
@@ -203,7 +207,8 @@ static peri_status check_file (peri_ctx *ctx, const char *folder, const char *na
 }
 
 /* One entry of "files"; v holds its opening brace. */
-static peri_status read_file_entry (peri_json *p, const char *folder, bool check, peri__xxh64 *seal) {
+static peri_status read_file_entry (peri_json *p, const char *folder, bool check,
+                                    peri__xxh64 *seal) {
   peri_json_value v;
   char hash[17];
   size_t size;
@@ -225,7 +230,8 @@ static peri_status read_file_entry (peri_json *p, const char *folder, bool check
   return s;
 }
 
-static peri_status read_manifest (peri_json *p, const char *folder, bool check, int64_t *generation) {
+static peri_status read_manifest (peri_json *p, const char *folder, bool check,
+                                  int64_t *generation) {
   static const char format[] = "perilune checkpoint 1";
   peri_json_value v;
   peri__xxh64 seal;
@@ -255,7 +261,8 @@ static peri_status read_manifest (peri_json *p, const char *folder, bool check, 
   return peri_json_expect(p, PERI_JSON_END, "what follows the manifest", &v);
 }
 
-peri_status peri__manifest_read (peri_ctx *ctx, const char *folder, bool check, int64_t *generation) {
+peri_status peri__manifest_read (peri_ctx *ctx, const char *folder, bool check,
+                                 int64_t *generation) {
   peri_json p;
   void *text;
   size_t size, path_size;

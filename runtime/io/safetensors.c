@@ -19,12 +19,14 @@
 #endif
 
 typedef struct entry {
-  uint64_t begin; /* of the data, from the data's start */
+  uint64_t begin;       /* of the data, from the data's start */
   uint32_t name, shape; /* offsets in the header: a string, and behind the '[' of the shape */
   uint8_t dtype, ndim;
 } entry;
 
-typedef struct pair { uint32_t key, value; } pair; /* offsets of strings in the header */
+typedef struct pair {
+  uint32_t key, value;
+} pair; /* offsets of strings in the header */
 
 /* Mapped pages, held by the handle and by each tensor in them. */
 typedef struct mapping {
@@ -75,9 +77,9 @@ static bool is (const peri_json_value *v, const char *s) {
 
 /* Known formats that the runtime has no dtype for are told apart from nonsense. */
 static peri_status read_dtype (reader *r, fields *t) {
-  static const char *const others[] = { "F4",       "F6_E2M3", "F6_E3M2", "I8",  "F8_E5M2",
-                                        "F8_E4M3",  "F8_E8M0", "I16",     "U16", "F8_E4M3FNUZ",
-                                        "F8_E5M2FNUZ", "U32",  "U64",     "C64" };
+  static const char *const others[] = { "F4",          "F6_E2M3", "F6_E3M2", "I8",  "F8_E5M2",
+                                        "F8_E4M3",     "F8_E8M0", "I16",     "U16", "F8_E4M3FNUZ",
+                                        "F8_E5M2FNUZ", "U32",     "U64",     "C64" };
   peri_json_value v;
   TRY(peri_json_expect(&r->json, PERI_JSON_STRING, "dtype", &v));
   for (int d = 0; d < PERI_NDTYPE; d++)
@@ -125,7 +127,8 @@ static peri_status read_offsets (reader *r, fields *t) {
   TRY(peri_json_expect(&r->json, PERI_JSON_ARRAY, "data_offsets", &v));
   for (int i = 0; i < 2; i++) {
     TRY(peri_json_expect(&r->json, PERI_JSON_INT, "an offset", &v));
-    if (v.i < 0) return peri_json_fail(&r->json, v.offset, "offset %lld is negative", (long long)v.i);
+    if (v.i < 0)
+      return peri_json_fail(&r->json, v.offset, "offset %lld is negative", (long long)v.i);
     *to[i] = v.i;
   }
   TRY(peri_json_expect(&r->json, PERI_JSON_CLOSE, "what follows two data_offsets", &v));
@@ -163,12 +166,15 @@ static peri_status read_tensor (reader *r, fields *t) {
   }
   if (!dtype || !shape || !offsets)
     return peri_json_fail(&r->json, at, "a tensor without %s",
-                          !dtype ? "dtype" : !shape ? "shape" : "data_offsets");
+                          !dtype   ? "dtype"
+                          : !shape ? "shape"
+                                   : "data_offsets");
   if (__builtin_mul_overflow(t->span, (int64_t)peri_dtype_size((peri_dtype)t->dtype), &bytes))
     return peri_json_fail(&r->json, at, "the size in bytes overflows 64 bits");
   if (t->numel == 0) bytes = 0;
   if (bytes != t->end - t->begin)
-    return peri_json_fail(&r->json, at, "%lld elements of %s need %lld bytes, data_offsets give %lld",
+    return peri_json_fail(&r->json, at,
+                          "%lld elements of %s need %lld bytes, data_offsets give %lld",
                           (long long)t->numel, dtype_name[t->dtype], (long long)bytes,
                           (long long)(t->end - t->begin));
   return PERI_OK;
@@ -224,7 +230,9 @@ static peri_status read_header (reader *r) {
 
 static peri_status pass (peri_safetensors *f, bool fill, int64_t *n, int64_t *npairs) {
   reader r = { .f = f, .fill = fill };
-  const peri_json_options opt = { .max_bytes = ST_MAX_HEADER, .max_depth = 4, .distinct_keys = fill };
+  const peri_json_options opt = { .max_bytes = ST_MAX_HEADER,
+                                  .max_depth = 4,
+                                  .distinct_keys = fill };
   peri_json_open(&r.json, f->ctx, f->header, f->header_size, &opt);
   peri_status s = read_header(&r);
   peri_json_close(&r.json);
@@ -265,12 +273,12 @@ static peri_status check_layout (peri_safetensors *f) {
   for (int64_t i = 0; i < f->n; i++) {
     const entry *e = &f->entries[i];
     if (e->begin != at)
-      return peri__fail(f->ctx, PERI_EFORMAT,
-                        "data_offsets of tensor \"%.100s\" begin at %llu, %s the %llu where the tensor "
-                        "before ends",
-                        f->header + e->name, (unsigned long long)e->begin,
-                        e->begin > at ? "leaving a hole behind" : "overlapping",
-                        (unsigned long long)at);
+      return peri__fail(
+          f->ctx, PERI_EFORMAT,
+          "data_offsets of tensor \"%.100s\" begin at %llu, %s the %llu where the tensor "
+          "before ends",
+          f->header + e->name, (unsigned long long)e->begin,
+          e->begin > at ? "leaving a hole behind" : "overlapping", (unsigned long long)at);
     at += shape_of(f, e, shape);
   }
   if (at != f->data_bytes)
@@ -278,7 +286,6 @@ static peri_status check_layout (peri_safetensors *f) {
                       (unsigned long long)at, (unsigned long long)f->data_bytes);
   return PERI_OK;
 }
-
 
 static peri_status parse (peri_safetensors *f) {
   int64_t n, npairs;
@@ -313,8 +320,13 @@ peri_status peri__st_parse (peri_ctx *ctx, const char *path, char *header, size_
     return peri__fail(ctx, PERI_ENOMEM, "%s: no memory for its header", path);
   }
   memcpy(copy, path, path_size);
-  *f = (peri_safetensors){ .ctx = ctx, .path = copy, .path_size = path_size, .header = header,
-                           .header_size = n, .data_at = 8 + (uint64_t)n, .data_bytes = data_bytes,
+  *f = (peri_safetensors){ .ctx = ctx,
+                           .path = copy,
+                           .path_size = path_size,
+                           .header = header,
+                           .header_size = n,
+                           .data_at = 8 + (uint64_t)n,
+                           .data_bytes = data_bytes,
                            .fd = -1 };
   peri_status s = parse(f);
   if (s != PERI_OK) {
@@ -334,11 +346,11 @@ static peri_status header_size (peri_ctx *ctx, const char *path, const unsigned 
   uint64_t v = 0;
   for (int i = 7; i >= 0; i--) v = v << 8 | first[i];
   if (v > ST_MAX_HEADER)
-    return peri__fail(ctx, PERI_EFORMAT, "%s: byte 0: a header of %llu bytes, the limit is %u", path,
-                      (unsigned long long)v, ST_MAX_HEADER);
+    return peri__fail(ctx, PERI_EFORMAT, "%s: byte 0: a header of %llu bytes, the limit is %u",
+                      path, (unsigned long long)v, ST_MAX_HEADER);
   if (v > size - 8)
-    return peri__fail(ctx, PERI_EFORMAT, "%s: byte 0: a header of %llu bytes in a file of %llu", path,
-                      (unsigned long long)v, (unsigned long long)size);
+    return peri__fail(ctx, PERI_EFORMAT, "%s: byte 0: a header of %llu bytes in a file of %llu",
+                      path, (unsigned long long)v, (unsigned long long)size);
   *n = (size_t)v;
   return PERI_OK;
 }
@@ -411,7 +423,8 @@ peri_status peri_safetensors_parse (peri_ctx *ctx, const void *data, size_t size
                                     peri_safetensors **out) {
   size_t n;
   *out = NULL;
-  if (size < 8) return peri__fail(ctx, PERI_EFORMAT, "memory: %zu bytes are no safetensors file", size);
+  if (size < 8)
+    return peri__fail(ctx, PERI_EFORMAT, "memory: %zu bytes are no safetensors file", size);
   TRY(header_size(ctx, "memory", data, size, &n));
   char *header = peri__malloc(ctx, n);
   if (header == NULL) return peri__fail(ctx, PERI_ENOMEM, "memory: no memory for the header");
@@ -440,8 +453,10 @@ int64_t peri_safetensors_pairs (const peri_safetensors *f) { return f->npairs; }
 
 peri_safetensors_entry peri_safetensors_at (const peri_safetensors *f, int64_t i) {
   const entry *e = &f->entries[i];
-  peri_safetensors_entry v = { .name = f->header + e->name, .dtype = (peri_dtype)e->dtype,
-                               .ndim = e->ndim, .offset = f->data_at + e->begin };
+  peri_safetensors_entry v = { .name = f->header + e->name,
+                               .dtype = (peri_dtype)e->dtype,
+                               .ndim = e->ndim,
+                               .offset = f->data_at + e->begin };
   v.bytes = shape_of(f, e, v.shape);
   return v;
 }
@@ -490,8 +505,10 @@ peri_status peri_safetensors_tensor (peri_safetensors *f, int64_t i, peri_tensor
   if (s != PERI_OK)
     return peri__fail(f->ctx, s, "%s: tensor \"%.100s\": %s", f->path, e.name, f->ctx->message);
   if (e.bytes > 0) {
-    if (src != NULL) memcpy(peri_data(t), src, (size_t)e.bytes);
-    else s = peri__read_at(f->ctx, f->fd, f->path, e.offset, peri_data(t), (size_t)e.bytes);
+    if (src != NULL)
+      memcpy(peri_data(t), src, (size_t)e.bytes);
+    else
+      s = peri__read_at(f->ctx, f->fd, f->path, e.offset, peri_data(t), (size_t)e.bytes);
     if (s == PERI_OK) s = check_bools(f, &e, peri_data(t));
   }
   if (s != PERI_OK) {

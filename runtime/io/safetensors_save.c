@@ -27,8 +27,7 @@ static int order (void *ud, const void *a, const void *b) {
 
 static void put_text (peri_json_writer *w, const char *s) { peri_json_put_string(w, s, strlen(s)); }
 
-static void put_tensor (peri_json_writer *w, const char *name, const peri_tensor *t,
-                        uint64_t *at) {
+static void put_tensor (peri_json_writer *w, const char *name, const peri_tensor *t, uint64_t *at) {
   peri_json_put_key(w, name, strlen(name));
   peri_json_put_object(w);
   peri_json_put_key(w, "dtype", 5);
@@ -127,7 +126,7 @@ static peri_status write_data (peri__output *o, int64_t n, const job *j, const i
     else
       s = write_strided(o, t, chunk);
   }
-  peri__block_put(o->ctx, chunk, CHUNK);
+  peri__block_put(o->ctx, chunk);
   return s;
 }
 
@@ -137,8 +136,9 @@ static peri_status save (peri_ctx *ctx, const char *path, int64_t n, const job *
   for (int64_t i = 0; i < n; i++) perm[i] = i;
   peri__sort(perm, (size_t)n, sizeof *perm, order, (void *)(uintptr_t)j);
   peri_status s = make_header(ctx, path, n, j, perm, npairs, pairs, w);
-  if (s != PERI_OK) return peri__fail(ctx, s == PERI_EFORMAT ? PERI_EINVAL : s, "%s: not written: %s",
-                                      path, ctx->message);
+  if (s != PERI_OK)
+    return peri__fail(ctx, s == PERI_EFORMAT ? PERI_EINVAL : s, "%s: not written: %s", path,
+                      ctx->message);
   TRY(peri__output_begin(ctx, path, &o));
   s = write_header(&o, w);
   if (s == PERI_OK) s = write_data(&o, n, j, perm);

@@ -46,7 +46,9 @@ static void put_varint (buffer *o, uint64_t v) {
 }
 
 /* Field number and wire type: 0 varint, 1 64 bits, 2 bytes, 5 32 bits. */
-static void put_field (buffer *o, unsigned field, unsigned wire) { put_varint(o, field << 3 | wire); }
+static void put_field (buffer *o, unsigned field, unsigned wire) {
+  put_varint(o, field << 3 | wire);
+}
 
 static void put_message (buffer *o, unsigned field, const buffer *m) {
   put_field(o, field, 2);
@@ -112,7 +114,8 @@ static peri_status continue_file (peri_tfevents *w, uint64_t size) {
     at += n;
   }
   if (at == 0) return peri__fail(w->ctx, PERI_EFORMAT, "%s: byte 0: is not an event file", w->path);
-  if (at < size && ftruncate(w->fd, (off_t)at) != 0) return peri__io_fail(w->ctx, w->path, "shorten");
+  if (at < size && ftruncate(w->fd, (off_t)at) != 0)
+    return peri__io_fail(w->ctx, w->path, "shorten");
   return PERI_OK;
 }
 
@@ -144,8 +147,10 @@ peri_status peri_tfevents_open (peri_ctx *ctx, const char *path, peri_tfevents *
     memcpy(w->path, path, w->path_size);
     s = open_file(w);
   }
-  if (s != PERI_OK) peri_tfevents_close(w);
-  else *out = w;
+  if (s != PERI_OK)
+    peri_tfevents_close(w);
+  else
+    *out = w;
   return s;
 }
 
@@ -156,8 +161,8 @@ peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t ste
   float f = (float)value;
   uint32_t bits;
   if (n == 0 || n > MAX_TAG || peri__utf8_prefix(tag, n) != n)
-    return peri__fail(w->ctx, PERI_EINVAL, "a tag of %zu bytes: 1 to %d bytes of UTF-8 are expected",
-                      n, MAX_TAG);
+    return peri__fail(w->ctx, PERI_EINVAL,
+                      "a tag of %zu bytes: 1 to %d bytes of UTF-8 are expected", n, MAX_TAG);
   memcpy(&bits, &f, sizeof bits);
   put_field(&item, 1, 2); /* Summary.Value.tag */
   put_varint(&item, n);

@@ -18,7 +18,8 @@ static peri_status split_lists (peri_call *c, const peri_sig *sig) {
   int single = sig->ntensor - sig->nlist, each, at = 0, k = 0;
   if (sig->nlist > (int)(sizeof c->list / sizeof *c->list) || c->nin < single ||
       (c->nin - single) % sig->nlist != 0)
-    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors do not make %d lists of one length", c->nin, sig->nlist);
+    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors do not make %d lists of one length", c->nin,
+                      sig->nlist);
   each = (c->nin - single) / sig->nlist;
   for (int i = 0; i < sig->ntensor; i++) {
     int n = sig->p[i].kind == PERI_K_TENSORS ? each : 1;
@@ -65,8 +66,8 @@ static peri_status check_anomaly (const peri_call *c) {
   if (!bad) return PERI_OK;
   for (int i = 0; i < c->nin; i++)
     if (nonfinite(c->in[i])) return PERI_OK; /* not the first */
-  return peri__fail(c->ctx, PERI_EINVAL, "anomaly: %s made a NaN or Inf from finite inputs%s", c->op->name,
-                    c->ctx->in_backward ? " in the backward pass" : "");
+  return peri__fail(c->ctx, PERI_EINVAL, "anomaly: %s made a NaN or Inf from finite inputs%s",
+                    c->op->name, c->ctx->in_backward ? " in the backward pass" : "");
 }
 
 /* ---- kernels ---- */
@@ -89,8 +90,10 @@ static peri_status run_kernel (peri_call *k) {
     s = peri__fail(ctx, PERI_EINTR, "interrupted");
   if (ctx->profile) {
     double flops = 0, bytes = 0;
-    if (k->op->cost) k->op->cost(k, &flops, &bytes);
-    else default_cost(k, &flops, &bytes);
+    if (k->op->cost)
+      k->op->cost(k, &flops, &bytes);
+    else
+      default_cost(k, &flops, &bytes);
     peri__profile_add(ctx, k->op->name, peri__now() - t0, flops, bytes);
   }
   return s;
@@ -109,7 +112,8 @@ static peri_status run_dense (peri_call *c) {
   if (c->nin > MAX_IN_STACK) {
     in = peri__block_get(c->ctx, bytes);
     if (!in) return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for %d inputs", c->nin);
-  } else in = stack;
+  } else
+    in = stack;
   peri_status s = PERI_OK;
   int made = 0;
   for (; made < c->nin && s == PERI_OK; made++) {
@@ -119,7 +123,7 @@ static peri_status run_dense (peri_call *c) {
   k.in = in;
   if (s == PERI_OK) s = run_kernel(&k);
   while (made > 0) peri_release(in[--made]);
-  if (in != stack) peri__block_put(c->ctx, in, bytes);
+  if (in != stack) peri__block_put(c->ctx, in);
   return s;
 }
 
@@ -180,7 +184,8 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
   }
   peri__build_all(&b, op, nin, cast, attr, out);
   for (int k = 0; k < n; k++)
-    if (back && out[k] && peri__is_float(out[k]->dtype)) out[k] = BA(&b, to, ATTR(A_INT(first)), out[k]);
+    if (back && out[k] && peri__is_float(out[k]->dtype))
+      out[k] = BA(&b, to, ATTR(A_INT(first)), out[k]);
   for (int k = 0; k < n; k++) out[k] = b.status == PERI_OK ? peri_retain(out[k]) : NULL;
   return peri__build_end(&b);
 }
@@ -188,11 +193,13 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
 /* ---- the way in ---- */
 
 static peri_status check_writes (peri_call *c) {
-  if (!c->ctx->grad_enabled || c->nin == 0 || !c->in[0] || peri__sig(c->op)->p[0].kind == PERI_K_TENSORS)
+  if (!c->ctx->grad_enabled || c->nin == 0 || !c->in[0] ||
+      peri__sig(c->op)->p[0].kind == PERI_K_TENSORS)
     return PERI_OK;
   if (c->in[0]->node || peri__tracked(c->in[0]))
-    return peri__fail(c->ctx, PERI_EINVAL,
-                      "writes in place into a tensor that takes part in a graph: use no_grad or detach");
+    return peri__fail(
+        c->ctx, PERI_EINVAL,
+        "writes in place into a tensor that takes part in a graph: use no_grad or detach");
   return PERI_OK;
 }
 
@@ -208,8 +215,10 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   for (int k = 0; k < PERI_MAX_OUT; k++) c.out[k] = NULL;
   if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
     return peri__fail(ctx, PERI_EINTR, "interrupted");
-  if (sig->nlist) TRY(split_lists(&c, sig));
-  else TRY(check_inputs(&c, sig));
+  if (sig->nlist)
+    TRY(split_lists(&c, sig));
+  else
+    TRY(check_inputs(&c, sig));
   if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
     int want = wanted_float(op, nin, in);
     if (want >= 0) return apply_cast(ctx, op, nin, in, attr, want, out);
@@ -233,8 +242,10 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   }
   int shown = op->nret ? op->nret : op->nout;
   for (int k = 0; k < op->nout; k++) {
-    if (k < shown) out[k] = c.out[k];
-    else peri_release(c.out[k]); /* saved for the vjp: its node keeps it, or nobody does */
+    if (k < shown)
+      out[k] = c.out[k];
+    else
+      peri_release(c.out[k]); /* saved for the vjp: its node keeps it, or nobody does */
   }
   return PERI_OK;
 }
@@ -252,8 +263,9 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
   TRY(check_inputs(&c, peri__sig(op)));
   c.in = src;
   if (ctx->grad_enabled && (x->node || peri__tracked(x)))
-    return peri__fail(ctx, PERI_EINVAL,
-                      "writes in place into a tensor that takes part in a graph: use no_grad or detach");
+    return peri__fail(
+        ctx, PERI_EINVAL,
+        "writes in place into a tensor that takes part in a graph: use no_grad or detach");
   for (; made < nin && s == PERI_OK; made++) { /* another view of x's memory is read from a copy */
     src[made] = NULL;
     if (made > 0 && in[made] && in[made]->storage == x->storage &&
@@ -263,7 +275,8 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
       bool was = peri_set_grad_enabled(ctx, false);
       s = peri__apply(ctx, &peri__op_clone, 1, &in[made], NULL, &src[made]);
       peri_set_grad_enabled(ctx, was);
-    } else src[made] = peri_retain(in[made]);
+    } else
+      src[made] = peri_retain(in[made]);
   }
   if (s == PERI_OK) {
     ctx->dry = true;
@@ -276,7 +289,8 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
                    peri__shape_text(c.out[0], a, sizeof a), peri__shape_text(x, b, sizeof b));
   if (s == PERI_OK && c.out[0]->dtype != x->dtype)
     s = peri__fail(ctx, PERI_EDTYPE, "the result is %s, the tensor written %s",
-                   peri_dtype_name((peri_dtype)c.out[0]->dtype), peri_dtype_name((peri_dtype)x->dtype));
+                   peri_dtype_name((peri_dtype)c.out[0]->dtype),
+                   peri_dtype_name((peri_dtype)x->dtype));
   if (s == PERI_OK) {
     peri_release(c.out[0]);
     c.out[0] = peri_retain(x);

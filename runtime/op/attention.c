@@ -13,8 +13,8 @@
 typedef struct attn_job {
   struct peri__attn a;
   const struct peri__nn_kernels *k;
-  void (*unit) (const struct peri__attn *a, int64_t unit, float *scratch); /* NULL: f64 */
-  void (*unit_f64) (const struct peri__attn *a, int64_t unit);
+  void (*unit)(const struct peri__attn *a, int64_t unit, float *scratch); /* NULL: f64 */
+  void (*unit_f64)(const struct peri__attn *a, int64_t unit);
   peri_tensor *hold[8];
   int held;
   float *scratch;
@@ -69,8 +69,10 @@ static peri_status attn_check (peri_call *c, const peri_tensor *mask, const peri
 /* Keep t, or a dense copy where the kernels cannot walk it. */
 static peri_status attn_take (attn_job *j, peri_tensor *t, bool strided, peri_tensor **out) {
   int last = t->ndim - 1;
-  if (strided && (last < 0 || t->stride[last] == 1 || t->shape[last] <= 1)) *out = peri_retain(t);
-  else TRY(peri__contiguous(t, out));
+  if (strided && (last < 0 || t->stride[last] == 1 || t->shape[last] <= 1))
+    *out = peri_retain(t);
+  else
+    TRY(peri__contiguous(t, out));
   j->hold[j->held++] = *out;
   return PERI_OK;
 }
@@ -122,7 +124,8 @@ static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
     a->start = t->data;
   }
   if (mask) {
-    if (mask->dtype == PERI_BOOL) TRY(attn_take(j, mask, true, &t));
+    if (mask->dtype == PERI_BOOL)
+      TRY(attn_take(j, mask, true, &t));
     else {
       TRY(peri__cast(mask, (peri_dtype)q->dtype, &t));
       j->hold[j->held++] = t;
@@ -138,8 +141,10 @@ static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
 static void attn_range (void *ud, int64_t begin, int64_t end, int worker) {
   const attn_job *j = ud;
   for (int64_t i = begin; i < end; i++)
-    if (j->unit) j->unit(&j->a, i, j->scratch + worker * j->room);
-    else j->unit_f64(&j->a, i);
+    if (j->unit)
+      j->unit(&j->a, i, j->scratch + worker * j->room);
+    else
+      j->unit_f64(&j->a, i);
 }
 
 /* Run units; ns is what one is guessed to take, so that small calls stay on one thread. */
@@ -152,7 +157,7 @@ static peri_status attn_run (peri_ctx *ctx, attn_job *j, int64_t units, int64_t 
   if (!j->scratch)
     return peri__fail(ctx, PERI_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
   peri__parallel(ctx, units, grain, attn_range, j);
-  peri__block_put(ctx, j->scratch, bytes);
+  peri__block_put(ctx, j->scratch);
   return PERI_OK;
 }
 
@@ -203,8 +208,10 @@ static peri_status attention_backward_cpu (peri_call *c) {
     struct peri__attn *a = &j.a;
     a->out = out->data, a->lse = lse->data, a->g = g->data;
     a->dq = c->out[0]->data, a->dk = c->out[1]->data, a->dv = c->out[2]->data;
-    if (c->in[0]->dtype == PERI_F64) j.unit_f64 = peri__attn_back_f64;
-    else j.unit = j.k->attn_back;
+    if (c->in[0]->dtype == PERI_F64)
+      j.unit_f64 = peri__attn_back_f64;
+    else
+      j.unit = j.k->attn_back;
     double ns = 0.4 * (double)(a->Tq * (a->Hq / a->Hkv)) * (double)a->Tk * (double)a->D;
     s = attn_run(c->ctx, &j, a->B * a->Hkv, j.unit ? j.k->attn_back_scratch(a) : 1, ns);
   }
@@ -248,8 +255,10 @@ static peri_status attention_cpu (peri_call *c) {
     a->out = c->out[0]->data, a->lse = c->out[1]->data;
     bool f64 = c->in[0]->dtype == PERI_F64;
     int64_t units = f64 ? a->B * a->Hkv : j.k->attn_units(a);
-    if (f64) j.unit_f64 = peri__attn_f64;
-    else j.unit = j.k->attn;
+    if (f64)
+      j.unit_f64 = peri__attn_f64;
+    else
+      j.unit = j.k->attn;
     double pairs =
         (double)a->B * (double)a->Hq * (double)a->Tq * (double)a->Tk * (double)a->D / (double)units;
     s = attn_run(c->ctx, &j, units, f64 ? 1 : j.k->attn_scratch(a), 0.1 * pairs);

@@ -32,8 +32,10 @@ static double score (const struct head *x, int64_t i, int64_t j) {
   s *= a->scale_f64;
   if (a->mask_kind) {
     int64_t m = x->b * a->ms[0] + x->h * a->ms[1] + i * a->ms[2] + j * a->ms[3];
-    if (a->mask_kind == PERI_ATTN_BOOL) s = ((const uint8_t *)a->mask)[m] ? s : -INFINITY;
-    else s += ((const double *)a->mask)[m];
+    if (a->mask_kind == PERI_ATTN_BOOL)
+      s = ((const uint8_t *)a->mask)[m] ? s : -INFINITY;
+    else
+      s += ((const double *)a->mask)[m];
   }
   return s;
 }

@@ -8,16 +8,16 @@
 
 /* ---- f64 and i64 kernels ---- */
 
-#define LOOP(prefix, name, in_t, out_t, e)                                                        \
-  static void prefix##_##name (int64_t n, const void *const *in, const int64_t *step, void *out,  \
-                               const double *p) {                                                 \
-    const in_t *pa = in[0], *pb = in[1];                                                          \
-    out_t *y = out;                                                                               \
-    (void)p;                                                                                      \
-    for (int64_t i = 0; i < n; i++) {                                                             \
-      in_t a = pa[i * step[0]], b = pb[i * step[1]];                                              \
-      y[i] = (out_t)(e);                                                                          \
-    }                                                                                             \
+#define LOOP(prefix, name, in_t, out_t, e)                                                      \
+  static void prefix##_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                              const double *p) {                                                \
+    const in_t *pa = in[0], *pb = in[1];                                                        \
+    out_t *y = out;                                                                             \
+    (void)p;                                                                                    \
+    for (int64_t i = 0; i < n; i++) {                                                           \
+      in_t a = pa[i * step[0]], b = pb[i * step[1]];                                            \
+      y[i] = (out_t)(e);                                                                        \
+    }                                                                                           \
   }
 #define F64(name, e) LOOP(d, name, double, double, e)
 #define I64(name, e) LOOP(i, name, int64_t, int64_t, e)
@@ -49,7 +49,7 @@ static double silu_grad (double x) {
 }
 F64(add, a + b)
 F64(sub, a - b)
-F64(mul, a * b)
+F64(mul, a *b)
 F64(div, a / b)
 F64(floordiv, floor(a / b))
 F64(mod, mod_f64(a, b))
@@ -58,11 +58,11 @@ F64(maximum, a != a || a > b ? a : b)
 F64(minimum, a != a || a < b ? a : b)
 F64(atan2, atan2(a, b))
 F64(relu_backward, a > 0 ? b : 0)
-F64(gelu_tanh_backward, b * gelu_tanh_grad(a))
-F64(gelu_erf_backward, b * gelu_erf_grad(a))
-F64(silu_backward, b * silu_grad(a))
-F64(tanh_backward, b * (1 - a * a))
-F64(sigmoid_backward, b * (a * (1 - a)))
+F64(gelu_tanh_backward, b *gelu_tanh_grad(a))
+F64(gelu_erf_backward, b *gelu_erf_grad(a))
+F64(silu_backward, b *silu_grad(a))
+F64(tanh_backward, b *(1 - a * a))
+F64(sigmoid_backward, b *(a *(1 - a)))
 #define D(name) d_##name,
 static const peri__kernel binary_f64[PERI_N_BINARY] = { PERI_BINARY(D) };
 
@@ -86,7 +86,7 @@ static int64_t pow_i64 (int64_t a, int64_t b) {
 }
 I64(add, (uint64_t)a + (uint64_t)b)
 I64(sub, (uint64_t)a - (uint64_t)b)
-I64(mul, (uint64_t)a * (uint64_t)b)
+I64(mul, (uint64_t)a *(uint64_t)b)
 I64(floordiv, floordiv_i64(a, b))
 I64(mod, mod_i64(a, b))
 I64(pow, pow_i64(a, b))
@@ -94,14 +94,19 @@ I64(maximum, a > b ? a : b)
 I64(minimum, a < b ? a : b)
 I64(relu_backward, a > 0 ? b : 0)
 static const peri__kernel binary_i64[PERI_N_BINARY] = {
-  [PERI_MATH_add] = i_add,           [PERI_MATH_sub] = i_sub,         [PERI_MATH_mul] = i_mul,
-  [PERI_MATH_floordiv] = i_floordiv, [PERI_MATH_mod] = i_mod,         [PERI_MATH_pow] = i_pow,
-  [PERI_MATH_maximum] = i_maximum,   [PERI_MATH_minimum] = i_minimum,
+  [PERI_MATH_add] = i_add,
+  [PERI_MATH_sub] = i_sub,
+  [PERI_MATH_mul] = i_mul,
+  [PERI_MATH_floordiv] = i_floordiv,
+  [PERI_MATH_mod] = i_mod,
+  [PERI_MATH_pow] = i_pow,
+  [PERI_MATH_maximum] = i_maximum,
+  [PERI_MATH_minimum] = i_minimum,
   [PERI_MATH_relu_backward] = i_relu_backward,
 };
 
-#define COMPARE(name, op)                   \
-  LOOP(d, name, double, uint8_t, a op b)    \
+#define COMPARE(name, op)                \
+  LOOP(d, name, double, uint8_t, a op b) \
   LOOP(i, name, int64_t, uint8_t, a op b)
 COMPARE(eq, ==)
 COMPARE(ne, !=)
@@ -126,7 +131,10 @@ static peri_status run (peri_call *c, int id) {
                     : type == PERI_F64 ? binary_f64[id]
                                        : binary_i64[id];
   bool cheap = id <= PERI_MATH_div || id == PERI_MATH_maximum || id == PERI_MATH_minimum;
-  peri__loop l = { .fn = fn, .nin = 2, .in_type = { type, type }, .out_type = type,
+  peri__loop l = { .fn = fn,
+                   .nin = 2,
+                   .in_type = { type, type },
+                   .out_type = type,
                    .grain = cheap ? PERI_GRAIN_CHEAP : PERI_GRAIN_COSTLY };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
@@ -145,7 +153,7 @@ static peri_status float_infer (peri_call *c) {
   return peri__infer_broadcast(c, 2, float_of(promoted(c, 0, 2)));
 }
 
-#define RULE(name) static void name##_vjp (peri_vjp *v)
+#define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
 #define Y (v->c->in[1])
 #define OUT (v->c->out[0])
@@ -156,8 +164,8 @@ static peri_status float_infer (peri_call *c) {
   if (v->need[i]) v->gin[i] = (e)
 
 #define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE)
-#define BINARY(id, rule, ...)                                                               \
-  static peri_status id##_cpu (peri_call *c) { return run(c, PERI_MATH_##id); }             \
+#define BINARY(id, rule, ...)                                                  \
+  static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id); } \
   OP(id, .sig = "x, y", .flags = ELEMENTWISE, .infer = rule, .cpu = id##_cpu, __VA_ARGS__)
 
 /* ---- arithmetic ---- */
@@ -208,11 +216,11 @@ static peri_status check_integers (peri_call *c, bool negative) {
   peri_release(wide);
   return s;
 }
-#define CHECKED(id, negative, rule, ...)                                                    \
-  static peri_status id##_cpu (peri_call *c) {                                              \
-    TRY(check_integers(c, negative));                                                       \
-    return run(c, PERI_MATH_##id);                                                          \
-  }                                                                                         \
+#define CHECKED(id, negative, rule, ...)      \
+  static peri_status id##_cpu(peri_call *c) { \
+    TRY(check_integers(c, negative));         \
+    return run(c, PERI_MATH_##id);            \
+  }                                           \
   OP(id, .sig = "x, y", .flags = ELEMENTWISE, .infer = rule, .cpu = id##_cpu, __VA_ARGS__)
 
 CHECKED(floordiv, false, same_infer,
@@ -235,9 +243,12 @@ RULE(pow) {
   double e;
   peri_tensor *zero = NUM(0);
   if (plain_exponent(v, &e)) {
-    if (e == 2) v->gin[0] = B(BB, mul, G, B(BB, mul, X, NUM(2)));
-    else if (e == 0) v->gin[0] = B(BB, mul, G, zero);
-    else v->gin[0] = B(BB, mul, G, B(BB, mul, B(BB, pow, X, NUM(e - 1)), NUM(e)));
+    if (e == 2)
+      v->gin[0] = B(BB, mul, G, B(BB, mul, X, NUM(2)));
+    else if (e == 0)
+      v->gin[0] = B(BB, mul, G, zero);
+    else
+      v->gin[0] = B(BB, mul, G, B(BB, mul, B(BB, pow, X, NUM(e - 1)), NUM(e)));
     return;
   }
   if (v->need[0]) { /* 0 where y is 0, also where x is 0 then */
@@ -299,14 +310,14 @@ static peri_status compare (peri_call *c, int id) {
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->compare[id]
                     : type == PERI_F64 ? compare_f64[id]
                                        : compare_i64[id];
-  peri__loop l = { .fn = fn, .nin = 2, .in_type = { type, type }, .out_type = PERI_BOOL,
-                   .grain = PERI_GRAIN_CHEAP };
+  peri__loop l = {
+    .fn = fn, .nin = 2, .in_type = { type, type }, .out_type = PERI_BOOL, .grain = PERI_GRAIN_CHEAP
+  };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
-#define COMPARISON(id, text)                                                                \
-  static peri_status id##_cpu (peri_call *c) { return compare(c, PERI_MATH_##id); }         \
-  OP(id, .sig = "x, y", .flags = PERI_OP_STRIDED, .doc = text, .infer = bool_infer,         \
-     .cpu = id##_cpu)
+#define COMPARISON(id, text)                                                       \
+  static peri_status id##_cpu(peri_call *c) { return compare(c, PERI_MATH_##id); } \
+  OP(id, .sig = "x, y", .flags = PERI_OP_STRIDED, .doc = text, .infer = bool_infer, .cpu = id##_cpu)
 COMPARISON(eq, "True where x equals y, broadcast.");
 COMPARISON(ne, "True where x differs from y, broadcast.");
 COMPARISON(lt, "True where x is less than y, broadcast.");
@@ -314,32 +325,35 @@ COMPARISON(le, "True where x is at most y, broadcast.");
 COMPARISON(gt, "True where x is greater than y, broadcast.");
 COMPARISON(ge, "True where x is at least y, broadcast.");
 
-LOOP(b, and, uint8_t, uint8_t, a & b)
+LOOP(b, and, uint8_t, uint8_t, a &b)
 LOOP(b, or, uint8_t, uint8_t, a | b)
 LOOP(b, xor, uint8_t, uint8_t, a ^ b)
 static peri_status logical (peri_call *c, peri__kernel fn) {
-  peri__loop l = { .fn = fn, .nin = 2, .in_type = { PERI_BOOL, PERI_BOOL }, .out_type = PERI_BOOL,
+  peri__loop l = { .fn = fn,
+                   .nin = 2,
+                   .in_type = { PERI_BOOL, PERI_BOOL },
+                   .out_type = PERI_BOOL,
                    .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
-#define LOGICAL(id, text)                                                                   \
-  static peri_status logical_##id##_cpu (peri_call *c) { return logical(c, b_##id); }       \
-  OP(logical_##id, .sig = "x, y", .flags = PERI_OP_STRIDED, .doc = text,                    \
-     .infer = bool_infer, .cpu = logical_##id##_cpu)
+#define LOGICAL(id, text)                                                                     \
+  static peri_status logical_##id##_cpu(peri_call *c) { return logical(c, b_##id); }          \
+  OP(logical_##id, .sig = "x, y", .flags = PERI_OP_STRIDED, .doc = text, .infer = bool_infer, \
+     .cpu = logical_##id##_cpu)
 LOGICAL(and, "True where x and y are both not 0, broadcast.");
 LOGICAL(or, "True where x or y is not 0, broadcast.");
 LOGICAL(xor, "True where exactly one of x and y is not 0, broadcast.");
 
 /* ---- selection and mixing ---- */
 
-#define WHERE(name, type)                                                                         \
-  static void name (int64_t n, const void *const *in, const int64_t *step, void *out,             \
-                    const double *p) {                                                            \
-    const uint8_t *m = in[0];                                                                     \
-    const type *a = in[1], *b = in[2];                                                            \
-    type *y = out;                                                                                \
-    (void)p;                                                                                      \
-    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[0]] ? a[i * step[1]] : b[i * step[2]];      \
+#define WHERE(name, type)                                                                    \
+  static void name(int64_t n, const void *const *in, const int64_t *step, void *out,         \
+                   const double *p) {                                                        \
+    const uint8_t *m = in[0];                                                                \
+    const type *a = in[1], *b = in[2];                                                       \
+    type *y = out;                                                                           \
+    (void)p;                                                                                 \
+    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[0]] ? a[i * step[1]] : b[i * step[2]]; \
   }
 WHERE(d_where, double)
 WHERE(i_where, int64_t)
@@ -352,7 +366,10 @@ static peri_status where_cpu (peri_call *c) {
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->where
                     : type == PERI_F64 ? d_where
                                        : i_where;
-  peri__loop l = { .fn = fn, .nin = 3, .in_type = { PERI_BOOL, type, type }, .out_type = type,
+  peri__loop l = { .fn = fn,
+                   .nin = 3,
+                   .in_type = { PERI_BOOL, type, type },
+                   .out_type = type,
                    .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
@@ -364,13 +381,13 @@ OP(where, .sig = "cond, x, y", .flags = PERI_OP_STRIDED,
    .doc = "x where cond is not 0, else y; all three broadcast.", .infer = where_infer,
    .cpu = where_cpu, .vjp = where_vjp, .domain = "cond=int:0..1");
 
-#define FILL(name, type)                                                                          \
-  static void name (int64_t n, const void *const *in, const int64_t *step, void *out,             \
-                    const double *p) {                                                            \
-    const type *a = in[0];                                                                        \
-    const uint8_t *m = in[1];                                                                     \
-    type *y = out, value = (type)*p;                                                              \
-    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[1]] ? value : a[i * step[0]];               \
+#define FILL(name, type)                                                             \
+  static void name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                   const double *p) {                                                \
+    const type *a = in[0];                                                           \
+    const uint8_t *m = in[1];                                                        \
+    type *y = out, value = (type)*p;                                                 \
+    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[1]] ? value : a[i * step[0]];  \
   }
 FILL(f_fill, float)
 FILL(d_fill, double)
@@ -385,8 +402,13 @@ static peri_status masked_fill_infer (peri_call *c) {
 }
 static peri_status masked_fill_cpu (peri_call *c) {
   int type = wide_type(c->out[0]->dtype);
-  peri__loop l = { .fn = type == PERI_F32 ? f_fill : type == PERI_F64 ? d_fill : i_fill, .nin = 2,
-                   .in_type = { type, PERI_BOOL }, .out_type = type, .grain = PERI_GRAIN_CHEAP,
+  peri__loop l = { .fn = type == PERI_F32   ? f_fill
+                         : type == PERI_F64 ? d_fill
+                                            : i_fill,
+                   .nin = 2,
+                   .in_type = { type, PERI_BOOL },
+                   .out_type = type,
+                   .grain = PERI_GRAIN_CHEAP,
                    .p = &c->attr[0].f };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
@@ -410,8 +432,11 @@ static peri_status lerp_infer (peri_call *c) {
 }
 static peri_status lerp_cpu (peri_call *c) {
   int type = wide_type(c->out[0]->dtype);
-  peri__loop l = { .fn = type == PERI_F64 ? d_lerp : c->ctx->cpu->math->lerp, .nin = 3,
-                   .in_type = { type, type, type }, .out_type = type, .grain = PERI_GRAIN_CHEAP };
+  peri__loop l = { .fn = type == PERI_F64 ? d_lerp : c->ctx->cpu->math->lerp,
+                   .nin = 3,
+                   .in_type = { type, type, type },
+                   .out_type = type,
+                   .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
 RULE(lerp) {
@@ -425,9 +450,9 @@ OP(lerp, .sig = "x, y, weight", .flags = ELEMENTWISE, .doc = "x + weight * (y - 
 
 /* ---- fused gradients of activations ---- */
 
-#define BACKWARD(id, text, ...)                                                             \
-  static peri_status id##_cpu (peri_call *c) { return run(c, PERI_MATH_##id); }             \
-  OP(id, .sig = "x, grad", .flags = PERI_OP_STRIDED, .doc = text, .infer = float_infer,     \
+#define BACKWARD(id, text, ...)                                                         \
+  static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id); }          \
+  OP(id, .sig = "x, grad", .flags = PERI_OP_STRIDED, .doc = text, .infer = float_infer, \
      .cpu = id##_cpu, .vjp = id##_vjp, __VA_ARGS__)
 
 /* gin of x: gout * grad * d2, d2 being the second derivative of the activation. */

@@ -23,7 +23,8 @@ peri_tensor *peri__build_own (peri_build *b, peri_tensor *t) {
   }
   if (ctx->ntemps == ctx->captemps) {
     int cap = ctx->captemps ? ctx->captemps * 2 : 64;
-    peri_tensor **p = peri__realloc(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *p, (size_t)cap * sizeof *p);
+    peri_tensor **p =
+        peri__realloc(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *p, (size_t)cap * sizeof *p);
     if (!p) {
       peri_release(t);
       b->status = peri__fail(ctx, PERI_ENOMEM, "out of memory for intermediates");

@@ -6,7 +6,9 @@
 peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out) {
   int64_t k = d < 0 ? d + ndim : d;
   if (k < 0 || k >= ndim) {
-    if (d >= 0) return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims", (long long)d + 1, ndim);
+    if (d >= 0)
+      return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims", (long long)d + 1,
+                        ndim);
     return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims", (long long)d, ndim);
   }
   *out = (int)k;
@@ -32,7 +34,8 @@ peri_status peri__broadcast (peri_ctx *ctx, const peri_tensor *a, const peri_ten
     int64_t x = ia < 0 ? 1 : a->shape[ia], y = ib < 0 ? 1 : b->shape[ib];
     if (x != y && x != 1 && y != 1) {
       char sa[128], sb[128];
-      return peri__fail(ctx, PERI_ESHAPE, "%s and %s do not broadcast: sizes %lld and %lld of dim %d differ",
+      return peri__fail(ctx, PERI_ESHAPE,
+                        "%s and %s do not broadcast: sizes %lld and %lld of dim %d differ",
                         peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb),
                         (long long)x, (long long)y, i + 1);
     }
@@ -54,7 +57,8 @@ peri_dtype peri__promote (int n, peri_tensor *const *in) {
   for (int i = 0; i < n; i++) {
     if (!in[i]) continue;
     int *to = in[i]->flags & PERI_T_WEAK ? &weak : &strong;
-    *to = *to < 0 ? in[i]->dtype : (int)peri_dtype_promote((peri_dtype)*to, (peri_dtype)in[i]->dtype);
+    *to =
+        *to < 0 ? in[i]->dtype : (int)peri_dtype_promote((peri_dtype)*to, (peri_dtype)in[i]->dtype);
   }
   if (strong < 0) return weak == PERI_F64 ? PERI_F32 : (peri_dtype)weak;
   if (weak < 0 || category(weak) <= category(strong)) return (peri_dtype)strong;
@@ -62,7 +66,8 @@ peri_dtype peri__promote (int n, peri_tensor *const *in) {
 }
 
 /* Run op without recording; new reference. */
-static peri_status quiet (const peri_op *op, peri_tensor *t, const peri_attr *attr, peri_tensor **out) {
+static peri_status quiet (const peri_op *op, peri_tensor *t, const peri_attr *attr,
+                          peri_tensor **out) {
   bool was = peri_set_grad_enabled(t->ctx, false);
   peri_status s = peri__apply(t->ctx, op, 1, &t, attr, out);
   peri_set_grad_enabled(t->ctx, was);
@@ -88,7 +93,8 @@ peri_status peri__infer_same (peri_call *c) {
 peri_status peri__want_dtype (peri_call *c, int i, const char *name, int dtype) {
   if (c->in[i]->dtype == dtype) return PERI_OK;
   return peri__fail(c->ctx, PERI_EDTYPE, "%s is %s, expected %s", name,
-                    peri_dtype_name((peri_dtype)c->in[i]->dtype), peri_dtype_name((peri_dtype)dtype));
+                    peri_dtype_name((peri_dtype)c->in[i]->dtype),
+                    peri_dtype_name((peri_dtype)dtype));
 }
 
 peri_status peri__want_float (peri_call *c, int i, const char *name) {

@@ -108,7 +108,8 @@ static void step_turn (peri_build *b, const peri_call *c, peri_tensor **part) {
   if (c->in[3])
     peri__build_all(b, &peri__op_rope_qkv, 3, (peri_tensor *[]){ x, c->in[3], c->in[4] }, split,
                     part);
-  else peri__build_all(b, &peri__op_unpack_qkv, 1, &x, split, part);
+  else
+    peri__build_all(b, &peri__op_unpack_qkv, 1, &x, split, part);
 }
 
 static void step_build (peri_build *b, peri_call *c) {
@@ -150,7 +151,8 @@ static peri_status step_infer (peri_call *c) {
       peri_tensor *part[PERI_MAX_OUT] = { NULL };
       step_turn(&b, c, part);
       for (int i = 1; i <= 2 && b.status == PERI_OK; i++) c->out[i] = peri_retain(part[i - 1]);
-    } else step_build(&b, c);
+    } else
+      step_build(&b, c);
     TRY(peri__build_end(&b));
   }
   if (!one) return PERI_OK;
@@ -162,11 +164,11 @@ static peri_status step_infer (peri_call *c) {
 typedef struct step_job {
   struct peri__attn a;
   const struct peri__nn_kernels *kernels;
-  float *k, *v;                 /* caches, at time pos */
+  float *k, *v; /* caches, at time pos */
   const float *new_k, *new_v;
   int64_t new_ks[2], new_vs[2]; /* strides of batch and head */
   float *scratch;
-  int64_t room;                 /* floats of scratch a worker */
+  int64_t room; /* floats of scratch a worker */
 } step_job;
 
 static void step_range (void *ud, int64_t begin, int64_t end, int worker) {
@@ -219,7 +221,7 @@ static peri_status step_cpu (peri_call *c) {
   if (!j.scratch)
     return peri__fail(ctx, PERI_ENOMEM, "out of memory for %zu bytes of scratch", bytes);
   peri__parallel(ctx, a->B, grain, step_range, &j);
-  peri__block_put(ctx, j.scratch, bytes);
+  peri__block_put(ctx, j.scratch);
   return PERI_OK;
 }
 

@@ -109,7 +109,8 @@ static peri_status dropout_cpu (peri_call *c) {
 }
 
 static void dropout_vjp (peri_vjp *v) {
-  if (dropout_is_identity(v->c)) v->gin[0] = v->g[0];
+  if (dropout_is_identity(v->c))
+    v->gin[0] = v->g[0];
   else
     v->gin[0] = BA(&v->b, dropout_backward, ATTR(A_NUM(dropout_scale(v->c->attr[0].f))), v->g[0],
                    v->c->out[1]);

@@ -37,8 +37,10 @@ static peri_status add_label (peri_ctx *ctx, term *t, const char *text, int at) 
     return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %d is not a letter", text,
                       text[at], at + 1);
   if (has(t, label))
-    return peri__fail(ctx, PERI_ENOSUP, "equation \"%s\": %c stands twice in one term; take its "
-                      "diagonal first", text, text[at]);
+    return peri__fail(ctx, PERI_ENOSUP,
+                      "equation \"%s\": %c stands twice in one term; take its "
+                      "diagonal first",
+                      text, text[at]);
   if (t->n == PERI_MAX_DIMS)
     return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": a term has more than %d letters", text,
                       PERI_MAX_DIMS);
@@ -167,8 +169,10 @@ static peri_tensor *contract (peri_build *b, const equation *e, int next, term *
   append(&out, &rows);
   append(&out, &cols);
   if (out.n > PERI_MAX_DIMS) {
-    peri__build_fail(b, peri__fail(b->ctx, PERI_ESHAPE, "a product in the equation has %d dims; at "
-                                   "most %d are possible", out.n, PERI_MAX_DIMS));
+    peri__build_fail(b, peri__fail(b->ctx, PERI_ESHAPE,
+                                   "a product in the equation has %d dims; at "
+                                   "most %d are possible",
+                                   out.n, PERI_MAX_DIMS));
     return NULL;
   }
   int64_t nb = size_of(e, &batch), m = size_of(e, &rows), k = size_of(e, &inner);

@@ -27,7 +27,7 @@ typedef struct walk {
   const struct peri__math_kernels *k;
   int ndim; /* merged dims, at least 1 */
   int64_t shape[PERI_MAX_DIMS], dense[PERI_MAX_DIMS];
-  side side[4]; /* inputs, then the output at nin */
+  side side[4];    /* inputs, then the output at nin */
   double value[3]; /* single elements, converted */
 } walk;
 
@@ -58,7 +58,9 @@ static void dense_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 /* ---- anything else ---- */
 
-typedef struct place { int64_t at[PERI_MAX_DIMS]; } place;
+typedef struct place {
+  int64_t at[PERI_MAX_DIMS];
+} place;
 
 static place place_of (const walk *w, int64_t flat) {
   place p;
@@ -156,8 +158,10 @@ static void walk_range (void *ud, int64_t begin, int64_t end, int worker) {
       scatter(w, out, p, n, (const char *)buffer[3]);
     }
     begin += n;
-    if (whole) advance(w, &p, n);
-    else p = place_of(w, begin);
+    if (whole)
+      advance(w, &p, n);
+    else
+      p = place_of(w, begin);
   }
 }
 
@@ -197,8 +201,8 @@ static void walk_all (peri_ctx *ctx, const peri__loop *l, peri_tensor *const *in
     s->size = peri__size(t);
     s->periodic = true;
     for (int d = 0; d < w.ndim - 1; d++) s->periodic = s->periodic && s->stride[d] == 0;
-    s->linear = s->dtype == s->type &&
-                memcmp(s->stride, w.dense, (size_t)w.ndim * sizeof *w.dense) == 0;
+    s->linear =
+        s->dtype == s->type && memcmp(s->stride, w.dense, (size_t)w.ndim * sizeof *w.dense) == 0;
     if (i < l->nin && t->numel == 1) {
       peri__load(w.k, s->type, &w.value[i], s->dtype, t->data, 1, 1);
       s->data = (char *)&w.value[i];
@@ -232,7 +236,8 @@ static peri_status walk_copies (peri_ctx *ctx, const peri__loop *l, peri_tensor 
     use[made] = NULL;
     if (in[made] != out && crosswise(in[made], out->numel))
       s = peri__contiguous(in[made], &use[made]);
-    else use[made] = peri_retain(in[made]);
+    else
+      use[made] = peri_retain(in[made]);
   }
   if (s == PERI_OK) walk_all(ctx, l, use, out);
   while (made > 0) peri_release(use[--made]);
@@ -266,9 +271,12 @@ peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *
     }
   }
   if (!good && copy) return walk_copies(ctx, l, in, out);
-  if (!good) walk_all(ctx, l, in, out);
-  else if (n <= l->grain) dense_range(&d, 0, n, 0);
-  else peri__parallel(ctx, n, l->grain, dense_range, &d);
+  if (!good)
+    walk_all(ctx, l, in, out);
+  else if (n <= l->grain)
+    dense_range(&d, 0, n, 0);
+  else
+    peri__parallel(ctx, n, l->grain, dense_range, &d);
   return PERI_OK;
 }
 
@@ -276,8 +284,7 @@ peri_status peri__infer_broadcast (peri_call *c, int n, int d) {
   int ndim = c->in[0]->ndim;
   int64_t shape[PERI_MAX_DIMS];
   bool same = true;
-  for (int i = 1; i < n && same; i++)
-    same = c->in[i]->ndim == 0 || same_shape(c->in[0], c->in[i]);
+  for (int i = 1; i < n && same; i++) same = c->in[i]->ndim == 0 || same_shape(c->in[0], c->in[i]);
   if (same) return peri__new(c->ctx, (peri_dtype)d, ndim, c->in[0]->shape, &c->out[0]);
   TRY(peri__broadcast(c->ctx, c->in[0], c->in[1], &ndim, shape));
   if (n == 3) {
@@ -304,15 +311,16 @@ typedef struct transposed {
 
 /* Through a copy of the tile, so that each line of memory is met once: lines a power of two apart
 ** throw each other out of the cache. */
-#define TILE_LOOP(type)                                                                     \
-  {                                                                                         \
-    const type *s = (const type *)(const void *)src;                                        \
-    type *d = (type *)(void *)dst, tile[TILE][TILE];                                        \
-    for (int64_t b = 0; b < nl; b++)                                                        \
-      for (int64_t a = 0; a < nj; a++) tile[b][a] = s[a + b * sl];                          \
-    for (int64_t a = 0; a < nj; a++)                                                        \
-      for (int64_t b = 0; b < nl; b++) d[a * dj + b] = tile[b][a];                          \
-  } break
+#define TILE_LOOP(type)                                            \
+  {                                                                \
+    const type *s = (const type *)(const void *)src;               \
+    type *d = (type *)(void *)dst, tile[TILE][TILE];               \
+    for (int64_t b = 0; b < nl; b++)                               \
+      for (int64_t a = 0; a < nj; a++) tile[b][a] = s[a + b * sl]; \
+    for (int64_t a = 0; a < nj; a++)                               \
+      for (int64_t b = 0; b < nl; b++) d[a * dj + b] = tile[b][a]; \
+  }                                                                \
+  break
 
 /* Tiles [begin, end): a square whose sides are runs of memory in the source and in the result. */
 static void transpose_range (void *ud, int64_t begin, int64_t end, int worker) {
@@ -372,7 +380,8 @@ static void copy_dense (peri_tensor *src, peri_tensor *dst) {
 static void k_copy (int64_t n, const void *const *in, const int64_t *step, void *out,
                     const double *p, size_t size) {
   (void)p;
-  if (step[0]) memcpy(out, in[0], (size_t)n * size);
+  if (step[0])
+    memcpy(out, in[0], (size_t)n * size);
   else
     for (int64_t i = 0; i < n; i++) memcpy((char *)out + (size_t)i * size, in[0], size);
 }
@@ -403,8 +412,13 @@ peri_status peri__copy (peri_tensor *src, peri_tensor *dst) {
     return PERI_OK;
   }
   peri_dtype type = peri__compute_type(dst->dtype);
-  peri__loop l = { .fn = type == PERI_BOOL ? copy_1 : type == PERI_F32 ? copy_4 : copy_8,
-                   .nin = 1, .in_type = { type }, .out_type = type, .grain = PERI_GRAIN_CHEAP };
+  peri__loop l = { .fn = type == PERI_BOOL  ? copy_1
+                         : type == PERI_F32 ? copy_4
+                                            : copy_8,
+                   .nin = 1,
+                   .in_type = { type },
+                   .out_type = type,
+                   .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(dst->ctx, &l, &src, dst);
 }
 
@@ -464,8 +478,8 @@ static peri_status copy_into_infer (peri_call *c) {
                     peri__shape_text(src, a, sizeof a), peri__shape_text(dst, b, sizeof b));
 }
 OPN(copy_, 0, .sig = "dst, src", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE,
-   .doc = "Write src, broadcast to dst's shape and converted to its dtype, into dst.",
-   .infer = copy_into_infer, .cpu = copy_into_cpu);
+    .doc = "Write src, broadcast to dst's shape and converted to its dtype, into dst.",
+    .infer = copy_into_infer, .cpu = copy_into_cpu);
 
 static peri_status fill_cpu (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -476,4 +490,4 @@ static peri_status fill_cpu (peri_call *c) {
   return PERI_OK;
 }
 OPN(fill_, 0, .sig = "x, value:num", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE,
-   .doc = "Set every element of x to value.", .cpu = fill_cpu, .domain = "attr value=1.5");
+    .doc = "Set every element of x to value.", .cpu = fill_cpu, .domain = "attr value=1.5");

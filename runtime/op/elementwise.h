@@ -11,11 +11,11 @@
 
 typedef struct peri__loop {
   peri__kernel fn;
-  int nin;          /* 1 to 3 */
-  int in_type[3];   /* compute types that fn wants: PERI_F32, F64, I64, BOOL */
+  int nin;        /* 1 to 3 */
+  int in_type[3]; /* compute types that fn wants: PERI_F32, F64, I64, BOOL */
   int out_type;
-  int64_t grain;    /* elements worth a thread */
-  const double *p;  /* for fn */
+  int64_t grain;   /* elements worth a thread */
+  const double *p; /* for fn */
 } peri__loop;
 
 #define PERI_GRAIN_CHEAP 32768

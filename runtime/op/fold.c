@@ -22,8 +22,10 @@ peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_D
   int64_t shape[PERI_MAX_DIMS];
   int n = 0;
   for (int i = 0; i < x->ndim; i++) {
-    if (!flags[i]) shape[n++] = x->shape[i];
-    else if (keep) shape[n++] = 1;
+    if (!flags[i])
+      shape[n++] = x->shape[i];
+    else if (keep)
+      shape[n++] = 1;
   }
   return peri__new(c->ctx, (peri_dtype)d, n, shape, &c->out[k]);
 }
@@ -47,8 +49,10 @@ peri_status peri__rows (peri_tensor *x, const bool flags[PERI_MAX_DIMS], peri_te
       if (flags[i] != (pass == 1)) continue;
       shape[at] = x->shape[i];
       stride[at++] = x->stride[i];
-      if (pass) *n *= x->shape[i];
-      else *rows *= x->shape[i];
+      if (pass)
+        *n *= x->shape[i];
+      else
+        *rows *= x->shape[i];
     }
   TRY(peri__view(x, x->data, x->ndim, shape, stride, &view));
   peri_status s = peri__contiguous(view, out);
@@ -70,8 +74,10 @@ typedef struct job {
 
 static void store (const job *j, const peri__part *parts, int64_t first, int64_t n) {
   char *to = j->out + (size_t)first * peri_dtype_size((peri_dtype)j->out_dtype);
-  if (j->f->integer) peri__store(j->f->k, j->out_dtype, to, 1, PERI_I64, parts, n);
-  else if (j->out_dtype == PERI_F64) memcpy(to, parts, (size_t)n * sizeof *parts);
+  if (j->f->integer)
+    peri__store(j->f->k, j->out_dtype, to, 1, PERI_I64, parts, n);
+  else if (j->out_dtype == PERI_F64)
+    memcpy(to, parts, (size_t)n * sizeof *parts);
   else
     for (int64_t k = 0; k < n; k++) ((float *)(void *)to)[k] = (float)parts[k].f;
 }
@@ -167,7 +173,7 @@ static peri_status run (peri_ctx *ctx, job *j, bool columns) {
     peri__parallel(ctx, j->rows * j->chunks, 2, chunks_range, j);
   }
   peri__parallel(ctx, j->rows * j->inner, 8192 / j->chunks + 1, join_range, j);
-  if (j->parts != few) peri__block_put(ctx, j->parts, bytes);
+  if (j->parts != few) peri__block_put(ctx, j->parts);
   return PERI_OK;
 }
 
@@ -183,14 +189,17 @@ peri_status peri__reduce (peri_ctx *ctx, peri__fold *f, peri_tensor *x,
     if (x->shape[i] == 1) continue;
     groups += flags[i] && !inside;
     inside = flags[i];
-    if (flags[i]) j.n *= x->shape[i];
-    else if (groups) j.inner *= x->shape[i];
-    else j.rows *= x->shape[i];
+    if (flags[i])
+      j.n *= x->shape[i];
+    else if (groups)
+      j.inner *= x->shape[i];
+    else
+      j.rows *= x->shape[i];
   }
   bool columns = f->columns && f->type == PERI_F32 && groups == 1 && j.inner > 1 && j.n > 0;
   TRY(peri__cast(x, (peri_dtype)f->type, &wide));
-  peri_status s = columns ? peri__contiguous(wide, &dense)
-                          : peri__rows(wide, flags, &dense, &j.rows, &j.n);
+  peri_status s =
+      columns ? peri__contiguous(wide, &dense) : peri__rows(wide, flags, &dense, &j.rows, &j.n);
   peri_release(wide);
   TRY(s);
   if (!columns) j.inner = 1;
@@ -204,8 +213,14 @@ peri_status peri__reduce (peri_ctx *ctx, peri__fold *f, peri_tensor *x,
 
 peri_status peri__reduce_rows (peri_ctx *ctx, peri__fold *f, const void *x, int64_t rows, int64_t n,
                                double *out) {
-  job j = { .f = f, .x = x, .size = peri_dtype_size((peri_dtype)f->type), .rows = rows, .n = n,
-            .inner = 1, .out = (char *)out, .out_dtype = PERI_F64 };
+  job j = { .f = f,
+            .x = x,
+            .size = peri_dtype_size((peri_dtype)f->type),
+            .rows = rows,
+            .n = n,
+            .inner = 1,
+            .out = (char *)out,
+            .out_dtype = PERI_F64 };
   f->k = ctx->cpu->math;
   f->n = n;
   return run(ctx, &j, false);

@@ -24,7 +24,8 @@ static void gated_f64 (const double *gate, const double *up, const double *g, do
     if (g) {
       y[i] = g[i] * up[i] * s * (1 + gate[i] * (1 - s));
       dup[i] = g[i] * gate[i] * s;
-    } else y[i] = gate[i] * s * up[i];
+    } else
+      y[i] = gate[i] * s * up[i];
   }
 }
 
@@ -36,9 +37,12 @@ static void gated_range (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t x = r * j->x_row * size, t = r * j->n * size;
     const void *gate = j->gate + x, *up = j->up + x, *g = j->g ? j->g + t : NULL;
     void *y = j->y + (g ? x : t), *dup = g ? j->dup + x : NULL;
-    if (j->f64) gated_f64(gate, up, g, y, dup, j->n);
-    else if (g) j->k->silu_mul_back(gate, up, g, y, dup, j->n);
-    else j->k->silu_mul(gate, up, y, j->n);
+    if (j->f64)
+      gated_f64(gate, up, g, y, dup, j->n);
+    else if (g)
+      j->k->silu_mul_back(gate, up, g, y, dup, j->n);
+    else
+      j->k->silu_mul(gate, up, y, j->n);
   }
 }
 

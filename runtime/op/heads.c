@@ -6,7 +6,8 @@ static peri_status infer_unpack_qkv (peri_call *c) {
   int64_t q = c->attr[0].i, kv = c->attr[1].i, shape[PERI_MAX_DIMS];
   char buf[128];
   if (x->ndim < 2 || q < 1 || kv < 1 || x->shape[x->ndim - 2] != q + 2 * kv)
-    return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s, expected (..., %lld heads + 2 * %lld kv_heads, D)",
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "x has shape %s, expected (..., %lld heads + 2 * %lld kv_heads, D)",
                       peri__shape_text(x, buf, sizeof buf), (long long)q, (long long)kv);
   int d = x->ndim - 2;
   for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
@@ -21,11 +22,13 @@ static peri_status infer_unpack_qkv (peri_call *c) {
 
 static void vjp_unpack_qkv (peri_vjp *v) {
   peri_tensor *g[3];
-  for (int k = 0; k < 3; k++) g[k] = v->g[k] ? v->g[k] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), v->c->out[k]);
+  for (int k = 0; k < 3; k++)
+    g[k] = v->g[k] ? v->g[k] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), v->c->out[k]);
   v->gin[0] = BA(&v->b, cat, ATTR(A_INT(-2)), g[0], g[1], g[2]);
 }
 
 OPN(unpack_qkv, 3, .sig = "x, heads:int, kv_heads:int",
-   .doc = "Views q (..., heads, D), k and v (..., kv_heads, D) of a fused projection x (..., heads + 2 kv_heads, D).",
-   .flags = PERI_OP_VIEW, .infer = infer_unpack_qkv, .vjp = vjp_unpack_qkv,
-   .domain = "shape=2,4,3; attr heads=2; attr kv_heads=1");
+    .doc = "Views q (..., heads, D), k and v (..., kv_heads, D) of a fused projection x (..., "
+           "heads + 2 kv_heads, D).",
+    .flags = PERI_OP_VIEW, .infer = infer_unpack_qkv, .vjp = vjp_unpack_qkv,
+    .domain = "shape=2,4,3; attr heads=2; attr kv_heads=1");

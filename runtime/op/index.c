@@ -159,7 +159,7 @@ static peri_status masked_select_infer (peri_call *c) {
   uint8_t *mask = NULL;
   int64_t n = 0;
   TRY(peri__mask_get(c, c->in[0], c->in[1], &mask, &n));
-  peri__block_put(c->ctx, mask, (size_t)c->in[0]->numel);
+  peri__block_put(c->ctx, mask);
   return peri__new(c->ctx, (peri_dtype)c->in[0]->dtype, 1, &n, &c->out[0]);
 }
 
@@ -176,7 +176,7 @@ static peri_status masked_select_cpu (peri_call *c) {
     memcpy(dst, src, size);
     dst += size;
   }
-  peri__block_put(c->ctx, mask, (size_t)x->numel);
+  peri__block_put(c->ctx, mask);
   return PERI_OK;
 }
 

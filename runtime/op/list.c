@@ -27,7 +27,10 @@ static struct {
   int nparam, ntext;
 } table;
 
-static const struct { const char *name; peri_kind kind; } kinds[] = {
+static const struct {
+  const char *name;
+  peri_kind kind;
+} kinds[] = {
   { "tensor", PERI_K_TENSOR }, { "tensor?", PERI_K_OPTIONAL }, { "tensors", PERI_K_TENSORS },
   { "int", PERI_K_INT },       { "num", PERI_K_NUM },          { "bool", PERI_K_BOOL },
   { "str", PERI_K_STR },       { "dtype", PERI_K_DTYPE },      { "dim", PERI_K_DIM },
@@ -57,16 +60,30 @@ static bool parse_kind (const char *s, size_t n, peri_kind *out) {
 static bool parse_number (const char *s, double *out) {
   double sign = 1, v = 0, scale = 1;
   int digits = 0, e = 0, esign = 1;
-  if (*s == '-') { sign = -1; s++; }
+  if (*s == '-') {
+    sign = -1;
+    s++;
+  }
   for (; *s >= '0' && *s <= '9'; s++, digits++) v = v * 10 + (*s - '0');
   if (*s == '.')
-    for (s++; *s >= '0' && *s <= '9'; s++, digits++) { v = v * 10 + (*s - '0'); scale *= 10; }
+    for (s++; *s >= '0' && *s <= '9'; s++, digits++) {
+      v = v * 10 + (*s - '0');
+      scale *= 10;
+    }
   if (*s == 'e') {
     s++;
-    if (*s == '-') { esign = -1; s++; }
+    if (*s == '-') {
+      esign = -1;
+      s++;
+    }
     for (; *s >= '0' && *s <= '9'; s++) e = e * 10 + (*s - '0');
   }
-  for (; e > 0; e--) { if (esign < 0) scale *= 10; else v *= 10; }
+  for (; e > 0; e--) {
+    if (esign < 0)
+      scale *= 10;
+    else
+      v *= 10;
+  }
   *out = sign * v / scale;
   return digits > 0 && *s == 0;
 }
@@ -126,7 +143,8 @@ static bool parse_sig (const char *s, peri_sig *sig) {
       if (sig->nattr > 0) return false; /* tensors come first */
       sig->ntensor++;
       sig->nlist += p->kind == PERI_K_TENSORS;
-    } else sig->nattr++;
+    } else
+      sig->nattr++;
     sig->n++;
     s += len;
     if (*s == ',') s += s[1] == ' ' ? 2 : 1;

@@ -29,8 +29,8 @@ typedef struct ce {
   const peri_tensor *target; /* (rows) */
   int64_t v, ignore;
   double smooth;
-  void *stats;  /* (rows, 2): max of the logits, log of the sum of exp(x - max) */
-  double *loss; /* (rows), forward */
+  void *stats;   /* (rows, 2): max of the logits, log of the sum of exp(x - max) */
+  double *loss;  /* (rows), forward */
   const void *g; /* () or (rows), backward */
   bool each;     /* g has an entry for each row */
   double factor; /* on g */
@@ -90,8 +90,11 @@ static void ce_rows (void *ud, int64_t begin, int64_t end, int worker) {
 
 static ce ce_open (const peri_call *c, int logits, int target) {
   const peri_tensor *x = c->in[logits];
-  return (ce){ .r = peri__rows_of(c->ctx, x->dtype, 1), .x = x->data, .target = c->in[target],
-               .v = x->shape[x->ndim - 1], .ignore = c->attr[CE_IGNORE].i,
+  return (ce){ .r = peri__rows_of(c->ctx, x->dtype, 1),
+               .x = x->data,
+               .target = c->in[target],
+               .v = x->shape[x->ndim - 1],
+               .ignore = c->attr[CE_IGNORE].i,
                .smooth = c->attr[CE_SMOOTH].f };
 }
 
@@ -115,7 +118,7 @@ static peri_status ce_cpu (peri_call *c) {
     if (red == RED_MEAN) sum /= (double)active; /* nothing active: NaN, as in torch */
     if (red != RED_NONE) peri__rows_set(&s.r, c->out[0]->data, 0, sum);
   }
-  peri__block_put(c->ctx, s.loss, bytes);
+  peri__block_put(c->ctx, s.loss);
   return PERI_OK;
 }
 
@@ -161,7 +164,7 @@ OPN(cross_entropy, 2, .nret = 1, .flags = PERI_OP_UPCAST,
            "reduction none gives (...), sum and mean a number; mean is over the targets that are "
            "not ignore_index and NaN when there are none; smoothing mixes in the uniform "
            "distribution (torch's definition).",
-    .infer = ce_infer, .cpu = ce_cpu, .vjp = ce_vjp, .cost = ce_cost, 
+    .infer = ce_infer, .cpu = ce_cpu, .vjp = ce_vjp, .cost = ce_cost,
     .domain = "shape=2,4; target.shape=2; target=int:0..3; attr label_smoothing=0.1");
 
 /* ---- cross_entropy_backward ---- */
@@ -191,9 +194,11 @@ static void ceb_rows (void *ud, int64_t begin, int64_t end, int worker) {
       continue;
     }
     double g = peri__rows_get(&s->r, s->g, s->each ? i : 0) * s->factor;
-    peri__row_grad k = { .scale = 1, .max = peri__rows_get(&s->r, s->stats, 2 * i),
+    peri__row_grad k = { .scale = 1,
+                         .max = peri__rows_get(&s->r, s->stats, 2 * i),
                          .log_sum = peri__rows_get(&s->r, s->stats, 2 * i + 1),
-                         .a = g, .c = -g * s->smooth / (double)s->v };
+                         .a = g,
+                         .c = -g * s->smooth / (double)s->v };
     peri__rows_grad(&s->r, peri__rows_at(&s->r, s->x, i * s->v), s->v, &k, dx);
     peri__rows_set(&s->r, dx, t, peri__rows_get(&s->r, dx, t) - g * (1 - s->smooth));
   }
@@ -221,7 +226,8 @@ OP(cross_entropy_backward,
           "loss, stats (..., 2) what the forward pass saved: the largest logit of a row and "
           "log(sum(exp(x - max))).",
    .infer = ceb_infer, .cpu = ceb_cpu, .cost = ce_cost,
-   .domain = "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; stats=1..2");
+   .domain = "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; "
+             "stats=1..2");
 
 /* ---- losses that are a line of other ops ---- */
 
@@ -230,8 +236,8 @@ OP(cross_entropy_backward,
 static bool same_shape (peri_build *b, const peri_tensor *x, const peri_tensor *y,
                         const char *xname, const char *yname) {
   char s[128], t[128];
-  if (y->ndim == 0 || (y->ndim == x->ndim &&
-                       memcmp(x->shape, y->shape, (size_t)x->ndim * sizeof *x->shape) == 0))
+  if (y->ndim == 0 ||
+      (y->ndim == x->ndim && memcmp(x->shape, y->shape, (size_t)x->ndim * sizeof *x->shape) == 0))
     return true;
   peri__build_fail(
       b, peri__fail(b->ctx, PERI_ESHAPE, "%s has shape %s and %s %s: expected one shape", xname,
@@ -299,7 +305,8 @@ OP(bce_with_logits, .sig = "logits, target, weight:tensor?, reduction:str=mean",
 static void kl_compose (peri_build *b, peri_call *c) {
   peri_tensor *q = c->in[0], *p = c->in[1], *d;
   if (!same_shape(b, q, p, "log_q", "target")) return;
-  if (c->attr[1].i) d = B(b, mul, B(b, exp, p), B(b, sub, p, q));
+  if (c->attr[1].i)
+    d = B(b, mul, B(b, exp, p), B(b, sub, p, q));
   else { /* p log p is 0 at p = 0 */
     peri_tensor *log_p = B(b, log, B(b, maximum, p, peri__build_scalar(b, 1e-37)));
     d = B(b, mul, p, B(b, sub, log_p, q));

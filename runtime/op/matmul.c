@@ -108,15 +108,15 @@ static bool one_row_stride (const peri_tensor *t, int64_t *stride) {
   return true;
 }
 
-#define INT_PRODUCT(T, U)                                                                     \
-  static void product_##T (const matrix *x, const matrix *y, const T *a, const T *b, T *c) {  \
-    for (int64_t i = 0; i < x->rows; i++)                                                     \
-      for (int64_t j = 0; j < y->cols; j++) {                                                 \
-        U sum = 0; /* wraps, as integer ops do */                                             \
-        for (int64_t p = 0; p < x->cols; p++)                                                 \
-          sum += (U)a[i * x->rs + p * x->cs] * (U)b[p * y->rs + j * y->cs];                   \
-        c[i * y->cols + j] = (T)sum;                                                          \
-      }                                                                                       \
+#define INT_PRODUCT(T, U)                                                                   \
+  static void product_##T(const matrix *x, const matrix *y, const T *a, const T *b, T *c) { \
+    for (int64_t i = 0; i < x->rows; i++)                                                   \
+      for (int64_t j = 0; j < y->cols; j++) {                                               \
+        U sum = 0; /* wraps, as integer ops do */                                           \
+        for (int64_t p = 0; p < x->cols; p++)                                               \
+          sum += (U)a[i * x->rs + p * x->cs] * (U)b[p * y->rs + j * y->cs];                 \
+        c[i * y->cols + j] = (T)sum;                                                        \
+      }                                                                                     \
   }
 INT_PRODUCT(uint8_t, uint32_t)
 INT_PRODUCT(int32_t, uint32_t)
@@ -126,8 +126,17 @@ INT_PRODUCT(int64_t, uint64_t)
 static void product_other (peri_ctx *ctx, int dtype, const matrix *x, const matrix *y,
                            const void *a, const void *b, void *c) {
   if (dtype == PERI_F64) {
-    peri__gemm64 g = { .m = x->rows, .n = y->cols, .k = x->cols, .a = a, .ars = x->rs,
-                       .acs = x->cs, .b = b, .brs = y->rs, .bcs = y->cs, .c = c, .crs = y->cols };
+    peri__gemm64 g = { .m = x->rows,
+                       .n = y->cols,
+                       .k = x->cols,
+                       .a = a,
+                       .ars = x->rs,
+                       .acs = x->cs,
+                       .b = b,
+                       .brs = y->rs,
+                       .bcs = y->cs,
+                       .c = c,
+                       .crs = y->cols };
     peri__gemm_f64(ctx, &g);
   } else if (dtype == PERI_U8) {
     product_uint8_t(x, y, a, b, c);
@@ -146,8 +155,17 @@ static peri_status product (peri_ctx *ctx, const peri_tensor *a, const peri_tens
   int64_t items = 1, each = x.rows * y.cols;
   for (int i = 0; i < n; i++) items *= out->shape[i];
   if (out->numel == 0) return PERI_OK;
-  peri__gemm g = { .m = x.rows, .n = y.cols, .k = x.cols, .a = a->data, .ars = x.rs, .acs = x.cs,
-                   .b = b->data, .brs = y.rs, .bcs = y.cs, .c = out->data, .crs = y.cols };
+  peri__gemm g = { .m = x.rows,
+                   .n = y.cols,
+                   .k = x.cols,
+                   .a = a->data,
+                   .ars = x.rs,
+                   .acs = x.cs,
+                   .b = b->data,
+                   .brs = y.rs,
+                   .bcs = y.cs,
+                   .c = out->data,
+                   .crs = y.cols };
   if (a->dtype == PERI_F32 && batch_dims(b) == 0 && a->ndim > 1 && one_row_stride(a, &g.ars)) {
     g.m *= items; /* all rows meet the same b */
     return peri__gemm_f32(ctx, &g);
@@ -162,7 +180,7 @@ static peri_status product (peri_ctx *ctx, const peri_tensor *a, const peri_tens
       off[e][1] = batch_offset(b, n, out->shape, e);
     }
     peri_status s = peri__gemm_f32_batch(ctx, &g, items, (const int64_t(*)[2])off);
-    peri__block_put(ctx, off, bytes);
+    peri__block_put(ctx, off);
     return s;
   }
   int64_t size = (int64_t)peri__size(a);
@@ -244,7 +262,14 @@ OP(matmul, .sig = "a, b", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
 
 /* ORDER act: the names, their kernels, and what the gradient reads. */
 typedef enum act {
-  ACT_NONE, ACT_RELU, ACT_TANH, ACT_SIGMOID, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_COUNT
+  ACT_NONE,
+  ACT_RELU,
+  ACT_TANH,
+  ACT_SIGMOID,
+  ACT_SILU,
+  ACT_GELU,
+  ACT_GELU_TANH,
+  ACT_COUNT
 } act;
 static const struct {
   const char *name;
@@ -327,9 +352,17 @@ static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
   int64_t n = w->shape[0], k = w->shape[1];
   matrix m = matrix_of(w, false);
   finish f = { a == ACT_NONE ? NULL : ctx->cpu->math->unary[acts[a].kernel], y->data, n };
-  peri__gemm g = { .m = n > 0 ? y->numel / n : 0, .n = n, .k = k, .a = x->data, .ars = xrs,
-                   .acs = x->shape[x->ndim - 1] == 1 ? 1 : x->stride[x->ndim - 1], .b = w->data,
-                   .brs = m.cs, .bcs = m.rs, .c = pre->numel > 0 ? pre->data : y->data, .crs = n,
+  peri__gemm g = { .m = n > 0 ? y->numel / n : 0,
+                   .n = n,
+                   .k = k,
+                   .a = x->data,
+                   .ars = xrs,
+                   .acs = x->shape[x->ndim - 1] == 1 ? 1 : x->stride[x->ndim - 1],
+                   .b = w->data,
+                   .brs = m.cs,
+                   .bcs = m.rs,
+                   .c = pre->numel > 0 ? pre->data : y->data,
+                   .crs = n,
                    .bias = bias != NULL ? bias->data : NULL };
   if (f.fn != NULL) {
     g.done = activate;
@@ -340,14 +373,14 @@ static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
 
 /* y = act(pre), any float dtype, by the op of that name. */
 static peri_status activate_tensor (peri_ctx *ctx, act a, peri_tensor *pre, peri_tensor *y) {
-  static const peri_op *const ops[ACT_COUNT] = {
-    NULL, &peri__op_relu, &peri__op_tanh, &peri__op_sigmoid, &peri__op_silu, &peri__op_gelu,
-    &peri__op_gelu
-  };
+  static const peri_op *const ops[ACT_COUNT] = { NULL,           &peri__op_relu,
+                                                 &peri__op_tanh, &peri__op_sigmoid,
+                                                 &peri__op_silu, &peri__op_gelu,
+                                                 &peri__op_gelu };
   peri_tensor *out = NULL;
   bool was = peri_set_grad_enabled(ctx, false);
-  peri_status s = peri__apply(ctx, ops[a], 1, &pre,
-                              ATTR(A_STR(a == ACT_GELU_TANH ? "tanh" : "none")), &out);
+  peri_status s =
+      peri__apply(ctx, ops[a], 1, &pre, ATTR(A_STR(a == ACT_GELU_TANH ? "tanh" : "none")), &out);
   peri_set_grad_enabled(ctx, was);
   if (s == PERI_OK) memcpy(y->data, out->data, (size_t)y->numel * peri__size(y));
   peri_release(out);
@@ -359,9 +392,17 @@ static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
                                peri_tensor *pre) {
   int64_t n = w->shape[0];
   peri_tensor *c = pre->numel > 0 ? pre : y;
-  peri__gemm64 g = { .m = n > 0 ? y->numel / n : 0, .n = n, .k = w->shape[1], .a = x->data,
-                     .ars = xrs, .acs = x->stride[x->ndim - 1], .b = w->data, .brs = w->stride[1],
-                     .bcs = w->stride[0], .c = c->data, .crs = n,
+  peri__gemm64 g = { .m = n > 0 ? y->numel / n : 0,
+                     .n = n,
+                     .k = w->shape[1],
+                     .a = x->data,
+                     .ars = xrs,
+                     .acs = x->stride[x->ndim - 1],
+                     .b = w->data,
+                     .brs = w->stride[1],
+                     .bcs = w->stride[0],
+                     .c = c->data,
+                     .crs = n,
                      .bias = bias != NULL ? bias->data : NULL };
   peri__gemm_f64(ctx, &g);
   return a == ACT_NONE ? PERI_OK : activate_tensor(ctx, a, c, y);
@@ -402,13 +443,13 @@ static void linear_cost (const peri_call *c, double *flops, double *bytes) {
 static peri_tensor *act_vjp (peri_build *b, act a, peri_tensor *y, peri_tensor *pre,
                              peri_tensor *g) {
   switch (a) {
-    case ACT_RELU: return B(b, relu_backward, y, g);
-    case ACT_TANH: return B(b, tanh_backward, y, g);
-    case ACT_SIGMOID: return B(b, sigmoid_backward, y, g);
-    case ACT_SILU: return B(b, silu_backward, pre, g);
-    case ACT_GELU: return B(b, gelu_erf_backward, pre, g);
-    case ACT_GELU_TANH: return B(b, gelu_tanh_backward, pre, g);
-    default: return g;
+  case ACT_RELU: return B(b, relu_backward, y, g);
+  case ACT_TANH: return B(b, tanh_backward, y, g);
+  case ACT_SIGMOID: return B(b, sigmoid_backward, y, g);
+  case ACT_SILU: return B(b, silu_backward, pre, g);
+  case ACT_GELU: return B(b, gelu_erf_backward, pre, g);
+  case ACT_GELU_TANH: return B(b, gelu_tanh_backward, pre, g);
+  default: return g;
   }
 }
 

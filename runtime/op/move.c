@@ -232,6 +232,6 @@ peri_status peri__indices (peri_ctx *ctx, peri_tensor *t, const char *name, int6
 
 void peri__indices_free (peri_ctx *ctx, peri_indices *x) {
   peri_release(x->dense);
-  if (x->own != NULL) peri__block_put(ctx, x->own, (size_t)x->n * sizeof *x->own);
+  if (x->own != NULL) peri__block_put(ctx, x->own);
   *x = (peri_indices){ 0 };
 }

@@ -43,13 +43,31 @@ static peri_status product (const peri__multi *s, int64_t m, int64_t n, int64_t 
                             int64_t ars, int64_t acs, const void *b, int64_t brs, int64_t bcs,
                             void *c) {
   if (s->f64) {
-    peri__gemm64 g = { .m = m, .n = n, .k = k, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs,
-                       .bcs = bcs, .c = c, .crs = n };
+    peri__gemm64 g = { .m = m,
+                       .n = n,
+                       .k = k,
+                       .a = a,
+                       .ars = ars,
+                       .acs = acs,
+                       .b = b,
+                       .brs = brs,
+                       .bcs = bcs,
+                       .c = c,
+                       .crs = n };
     peri__gemm_f64(s->ctx, &g);
     return PERI_OK;
   }
-  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs,
-                   .bcs = bcs, .c = c, .crs = n };
+  peri__gemm g = { .m = m,
+                   .n = n,
+                   .k = k,
+                   .a = a,
+                   .ars = ars,
+                   .acs = acs,
+                   .b = b,
+                   .brs = brs,
+                   .bcs = bcs,
+                   .c = c,
+                   .crs = n };
   return peri__gemm_f32(s->ctx, &g);
 }
 
@@ -73,12 +91,16 @@ static peri_status orthogonal (const peri__multi *m, int64_t rows, int64_t cols,
   m->k->sumsq(&none, &x, n, acc);
   axpby(m, n, x, 1 / (sqrt(acc[0]) + 1e-7), x, 0);
   for (int64_t i = 0; i < steps; i++) {
-    if (tall) TRY(product(m, k, k, rows, x, 1, cols, x, cols, 1, g));
-    else TRY(product(m, k, k, cols, x, cols, 1, x, 1, cols, g));
+    if (tall)
+      TRY(product(m, k, k, rows, x, 1, cols, x, cols, 1, g));
+    else
+      TRY(product(m, k, k, cols, x, cols, 1, x, 1, cols, g));
     TRY(product(m, k, k, k, g, k, 1, g, k, 1, p));
     axpby(m, k * k, p, C, g, B);
-    if (tall) TRY(product(m, rows, cols, cols, x, cols, 1, p, cols, 1, y));
-    else TRY(product(m, rows, cols, rows, p, rows, 1, x, cols, 1, y));
+    if (tall)
+      TRY(product(m, rows, cols, cols, x, cols, 1, p, cols, 1, y));
+    else
+      TRY(product(m, rows, cols, rows, p, rows, 1, x, cols, 1, y));
     axpby(m, n, x, A, y, 1);
     if (atomic_load_explicit(&m->ctx->interrupted, memory_order_relaxed)) return PERI_OK;
   }
@@ -142,10 +164,10 @@ static peri_status cpu (peri_call *c) {
     axpby(&m, t->numel, (void *)m.data[i], 1 - a[M_LR].f * a[M_DECAY].f, x, -a[M_LR].f * scale);
     x += (size_t)t->numel * m.size;
   }
-  peri__block_put(c->ctx, w.all, w.all_bytes);
-  peri__block_put(c->ctx, w.y, w.y_bytes);
-  peri__block_put(c->ctx, w.g, w.g_bytes);
-  peri__block_put(c->ctx, w.p, w.g_bytes);
+  peri__block_put(c->ctx, w.all);
+  peri__block_put(c->ctx, w.y);
+  peri__block_put(c->ctx, w.g);
+  peri__block_put(c->ctx, w.p);
   peri__multi_close(&m);
   return status;
 }

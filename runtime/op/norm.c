@@ -68,7 +68,8 @@ static void norm_row_f64 (const struct peri__norm *a, int64_t row) {
 static void norm_range (void *ud, int64_t begin, int64_t end, int worker) {
   const struct norm *a = ud;
   (void)worker;
-  if (a->k) a->k->norm(&a->f32, begin, end);
+  if (a->k)
+    a->k->norm(&a->f32, begin, end);
   else
     for (int64_t r = begin; r < end; r++) norm_row_f64(&a->f32, r);
 }
@@ -184,7 +185,7 @@ static peri_status norm_back_run (peri_call *c, bool rms) {
   peri__parallel(c->ctx, blocks, 16384 / (a.block * n) + 1, norm_back_range, &a);
   if (dw) add_blocks(a.dw, blocks, n, dw);
   if (db) add_blocks(a.db, blocks, n, db);
-  peri__block_put(c->ctx, a.dw, bytes);
+  peri__block_put(c->ctx, a.dw);
   return PERI_OK;
 }
 

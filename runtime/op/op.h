@@ -25,8 +25,19 @@
 ** Tensors come first in a signature, then attributes.
 */
 typedef enum peri_kind {
-  PERI_K_TENSOR, PERI_K_OPTIONAL, PERI_K_TENSORS, PERI_K_INT, PERI_K_NUM, PERI_K_BOOL, PERI_K_STR,
-  PERI_K_DTYPE, PERI_K_DIM, PERI_K_POS, PERI_K_DIMS, PERI_K_SHAPE, PERI_K_INTS
+  PERI_K_TENSOR,
+  PERI_K_OPTIONAL,
+  PERI_K_TENSORS,
+  PERI_K_INT,
+  PERI_K_NUM,
+  PERI_K_BOOL,
+  PERI_K_STR,
+  PERI_K_DTYPE,
+  PERI_K_DIM,
+  PERI_K_POS,
+  PERI_K_DIMS,
+  PERI_K_SHAPE,
+  PERI_K_INTS
 } peri_kind;
 
 typedef struct peri_param {
@@ -46,9 +57,11 @@ typedef struct peri_call {
   peri_ctx *ctx;
   const peri_op *op;
   int nin;
-  peri_tensor **in;         /* nin entries, absent optionals NULL */
-  const peri_attr *attr;    /* one for each attribute of the signature */
-  struct { int start, count; } list[6]; /* of each "tensors" parameter, in order */
+  peri_tensor **in;      /* nin entries, absent optionals NULL */
+  const peri_attr *attr; /* one for each attribute of the signature */
+  struct {
+    int start, count;
+  } list[6]; /* of each "tensors" parameter, in order */
   peri_tensor *out[PERI_MAX_OUT];
 } peri_call;
 
@@ -68,21 +81,25 @@ peri_tensor *peri__build (peri_build *b, const peri_op *op, int nin, peri_tensor
                           const peri_attr *attr);
 void peri__build_all (peri_build *b, const peri_op *op, int nin, peri_tensor *const *in,
                       const peri_attr *attr, peri_tensor **out);
-peri_tensor *peri__build_scalar (peri_build *b, double v);           /* weak 0-dim f64 */
-peri_tensor *peri__build_own (peri_build *b, peri_tensor *t);        /* hand a new reference over */
-void peri__build_fail (peri_build *b, peri_status s);                /* keeps the first failure */
+peri_tensor *peri__build_scalar (peri_build *b, double v);    /* weak 0-dim f64 */
+peri_tensor *peri__build_own (peri_build *b, peri_tensor *t); /* hand a new reference over */
+void peri__build_fail (peri_build *b, peri_status s);         /* keeps the first failure */
 
 /* B(b, mul, x, y) and BA(b, sum, ATTR(A_DIMS(v, n), A_INT(1)), x). */
 #define B(b, name, ...) BA(b, name, NULL, __VA_ARGS__)
-#define BA(b, name, attrs, ...)                                                   \
-  peri__build((b), &peri__op_##name,                                              \
+#define BA(b, name, attrs, ...)                                                        \
+  peri__build((b), &peri__op_##name,                                                   \
               (int)(sizeof((peri_tensor *[]){ __VA_ARGS__ }) / sizeof(peri_tensor *)), \
               (peri_tensor *[]){ __VA_ARGS__ }, attrs)
 #define ATTR(...) ((const peri_attr[]){ __VA_ARGS__ })
-#define A_INT(x) { .i = (x) }
-#define A_NUM(x) { .f = (x) }
-#define A_STR(x) { .s = (x) }
-#define A_DIMS(x, k) { .v = (x), .n = (k) }
+#define A_INT(x) \
+  { .i = (x) }
+#define A_NUM(x) \
+  { .f = (x) }
+#define A_STR(x) \
+  { .s = (x) }
+#define A_DIMS(x, k) \
+  { .v = (x), .n = (k) }
 
 /* What a vjp receives. g[k] may be NULL where out k got no gradient (at least one is not). Set
 ** gin[i] for every i with need[i] to a tensor of the builder (or to an input, or to g): borrowed.
@@ -96,12 +113,13 @@ typedef struct peri_vjp {
 } peri_vjp;
 
 enum {
-  PERI_OP_STRIDED = 1,  /* the kernel walks strides itself; else it gets dense inputs */
-  PERI_OP_VIEW = 2,     /* infer makes a view, there is no kernel */
-  PERI_OP_INPLACE = 4,  /* writes its inputs (optimizer steps, ema): never recorded; outputs none */
+  PERI_OP_STRIDED = 1, /* the kernel walks strides itself; else it gets dense inputs */
+  PERI_OP_VIEW = 2,    /* infer makes a view, there is no kernel */
+  PERI_OP_INPLACE = 4, /* writes its inputs (optimizer steps, ema): never recorded; outputs none */
   PERI_OP_ELEMENTWISE = 8, /* has an in-place twin name_ */
-  PERI_OP_RANDOM = 16,  /* takes from the context's generator: attr[nattr] is not visible, see rng.h */
-  PERI_OP_FLOAT = 32,   /* inputs are promoted to one float dtype (ints to f32) before infer */
+  PERI_OP_RANDOM =
+      16, /* takes from the context's generator: attr[nattr] is not visible, see rng.h */
+  PERI_OP_FLOAT = 32,    /* inputs are promoted to one float dtype (ints to f32) before infer */
   PERI_OP_NO_GRAD2 = 64, /* the vjp uses kernels without vjp: no second derivative */
   PERI_OP_UPCAST = 128   /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
 };
@@ -111,11 +129,12 @@ struct peri_op {
   uint32_t flags;
   int nout; /* outputs computed; 0 for PERI_OP_INPLACE */
   int nret; /* outputs returned, 0 = nout; the rest is saved for the vjp */
-  peri_status (*infer) (peri_call *c);  /* checks, then makes c->out[] */
-  peri_status (*cpu) (peri_call *c);    /* NULL for views and composites */
-  void (*vjp) (peri_vjp *v);            /* NULL = not differentiable */
-  void (*compose) (peri_build *b, peri_call *c); /* instead of infer and cpu: sets c->out[], borrowed */
-  void (*cost) (const peri_call *c, double *flops, double *bytes); /* NULL = bytes of in and out */
+  peri_status (*infer)(peri_call *c); /* checks, then makes c->out[] */
+  peri_status (*cpu)(peri_call *c);   /* NULL for views and composites */
+  void (*vjp)(peri_vjp *v);           /* NULL = not differentiable */
+  void (*compose)(peri_build *b,
+                  peri_call *c); /* instead of infer and cpu: sets c->out[], borrowed */
+  void (*cost)(const peri_call *c, double *flops, double *bytes); /* NULL = bytes of in and out */
   const char *domain; /* for the table-driven tests; grammar in tests/lua/optest.lua */
 };
 
@@ -128,7 +147,8 @@ extern const peri_op *const peri__ops[]; /* NULL-terminated; op/list.c */
 #define OP(id, ...) OPN(id, 1, __VA_ARGS__)
 #define OPN(id, n, ...) const peri_op peri__op_##id = { .name = #id, .nout = (n), __VA_ARGS__ }
 
-PERI_API const peri_sig *peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
+PERI_API const peri_sig *
+peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
 
 /* ---- helpers for shape rules and kernels: op/common.c ---- */
 /* A dim attribute (may be negative) -> 0..ndim-1, or a message that names both. */
@@ -143,11 +163,12 @@ int64_t peri__bstride (const peri_tensor *t, int ndim, int i);
 /* Dtype of mixing the given tensors, weak ones by category only. */
 peri_dtype peri__promote (int n, peri_tensor *const *in);
 /* Borrow-free helpers that return new references. */
-peri_status peri__contiguous (peri_tensor *t, peri_tensor **out); /* t itself when dense */
+peri_status peri__contiguous (peri_tensor *t, peri_tensor **out);         /* t itself when dense */
 peri_status peri__cast (peri_tensor *t, peri_dtype d, peri_tensor **out); /* t itself when equal */
 /* infer rule "one output, shape and dtype of input 0". */
 peri_status peri__infer_same (peri_call *c);
-peri_status peri__want_dtype (peri_call *c, int i, const char *name, int dtype); /* message on mismatch */
+peri_status peri__want_dtype (peri_call *c, int i, const char *name,
+                              int dtype); /* message on mismatch */
 peri_status peri__want_float (peri_call *c, int i, const char *name);
 peri_status peri__want_ndim (peri_call *c, int i, const char *name, int ndim);
 

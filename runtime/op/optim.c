@@ -40,9 +40,13 @@ static peri_status sgd_infer (peri_call *c) {
 
 static peri_status sgd_cpu (peri_call *c) {
   const peri_attr *a = c->attr;
-  const peri__step s = { .lr = a[SGD_LR].f, .scale = a[SGD_SCALE].f, .momentum = a[SGD_MOMENTUM].f,
-                         .dampening = a[SGD_DAMPENING].f, .weight_decay = a[SGD_DECAY].f,
-                         .nesterov = a[SGD_NESTEROV].i != 0, .first = a[SGD_FIRST].i != 0 };
+  const peri__step s = { .lr = a[SGD_LR].f,
+                         .scale = a[SGD_SCALE].f,
+                         .momentum = a[SGD_MOMENTUM].f,
+                         .dampening = a[SGD_DAMPENING].f,
+                         .weight_decay = a[SGD_DECAY].f,
+                         .nesterov = a[SGD_NESTEROV].i != 0,
+                         .first = a[SGD_FIRST].i != 0 };
   peri__multi m;
   TRY(peri__multi_open(c, "wrw", &m));
   peri__multi_run(&m, m.k->sgd, s.momentum == 0 ? "01" : "012", &s, false);
@@ -77,10 +81,15 @@ static peri_status adam_infer (peri_call *c) {
 
 static peri__step adam_step (const peri_call *c, bool decoupled) {
   const peri_attr *a = c->attr;
-  return (peri__step){ .lr = a[A_LR].f, .scale = 1, .beta1 = a[A_BETA1].f, .beta2 = a[A_BETA2].f,
-                       .eps = a[A_EPS].f, .weight_decay = a[A_DECAY].f,
+  return (peri__step){ .lr = a[A_LR].f,
+                       .scale = 1,
+                       .beta1 = a[A_BETA1].f,
+                       .beta2 = a[A_BETA2].f,
+                       .eps = a[A_EPS].f,
+                       .weight_decay = a[A_DECAY].f,
                        .c1 = 1 - pow(a[A_BETA1].f, (double)a[A_STEP].i),
-                       .c2 = 1 - pow(a[A_BETA2].f, (double)a[A_STEP].i), .decoupled = decoupled };
+                       .c2 = 1 - pow(a[A_BETA2].f, (double)a[A_STEP].i),
+                       .decoupled = decoupled };
 }
 
 static peri_status adam_run (peri_call *c, bool decoupled) {
@@ -166,8 +175,10 @@ static double norm_of (peri__multi *m, const char *list) {
   return sqrt(peri__multi_sum(m, -1, 0));
 }
 static void norm_put (peri_tensor *out, double v) {
-  if (out->dtype == PERI_F64) *(double *)out->data = v;
-  else *(float *)out->data = (float)v;
+  if (out->dtype == PERI_F64)
+    *(double *)out->data = v;
+  else
+    *(float *)out->data = (float)v;
 }
 
 static peri_status global_norm_infer (peri_call *c) {
@@ -237,7 +248,7 @@ static peri_status lamb_cpu (peri_call *c) {
     each[i].factor = s.lr * (w > 0 && u > 0 ? w / u : 1);
   }
   peri__multi_run(&m, m.k->lamb_apply, "023", each, true);
-  peri__block_put(c->ctx, each, bytes);
+  peri__block_put(c->ctx, each);
   peri__multi_close(&m);
   return PERI_OK;
 }

@@ -25,15 +25,15 @@ bool peri__multi_given (const peri_call *c, int k);
 typedef struct peri__multi {
   peri_ctx *ctx;
   const struct peri__loss_kernels *k; /* steps of the lists' dtype */
-  peri_tensor *const *in; /* list 0, borrowed from the call */
-  int n, nlist;           /* tensors in a list, lists */
+  peri_tensor *const *in;             /* list 0, borrowed from the call */
+  int n, nlist;                       /* tensors in a list, lists */
   bool f64;
-  size_t size;            /* of an element */
-  int64_t blocks, total;  /* of all tensors of list 0; elements */
-  int64_t *first;         /* (n + 1): first block of each tensor */
-  const void **data;      /* (nlist * n); NULL where a list is left out */
-  double *acc;            /* (blocks, 2): f64 sums of each block */
-  peri_tensor **held;     /* (nlist * n): dense copies of what was read */
+  size_t size;           /* of an element */
+  int64_t blocks, total; /* of all tensors of list 0; elements */
+  int64_t *first;        /* (n + 1): first block of each tensor */
+  const void **data;     /* (nlist * n); NULL where a list is left out */
+  double *acc;           /* (blocks, 2): f64 sums of each block */
+  peri_tensor **held;    /* (nlist * n): dense copies of what was read */
   size_t first_bytes, data_bytes, acc_bytes;
 } peri__multi;
 

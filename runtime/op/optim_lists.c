@@ -51,10 +51,10 @@ static int64_t blocks_of (const peri_tensor *t) { return (t->numel + BLOCK - 1) 
 
 void peri__multi_close (peri__multi *m) {
   for (int i = 0; m->held && i < m->n * m->nlist; i++) peri_release(m->held[i]);
-  peri__block_put(m->ctx, m->first, m->first_bytes);
-  peri__block_put(m->ctx, m->data, m->data_bytes);
-  peri__block_put(m->ctx, m->held, m->data_bytes);
-  peri__block_put(m->ctx, m->acc, m->acc_bytes);
+  peri__block_put(m->ctx, m->first);
+  peri__block_put(m->ctx, m->data);
+  peri__block_put(m->ctx, m->held);
+  peri__block_put(m->ctx, m->acc);
 }
 
 static peri_status get_memory (peri__multi *m) {
@@ -117,8 +117,10 @@ static void run_blocks (void *ud, int64_t begin, int64_t end, int worker) {
   (void)worker;
   while (low < high) {
     int mid = low + (high - low + 1) / 2;
-    if (m->first[mid] <= begin) low = mid;
-    else high = mid - 1;
+    if (m->first[mid] <= begin)
+      low = mid;
+    else
+      high = mid - 1;
   }
   for (int64_t b = begin; b < end; b++) {
     while (b >= m->first[low + 1]) low++;

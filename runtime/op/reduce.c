@@ -6,14 +6,14 @@
 
 #include <math.h>
 
-#define RULE(name) static void name##_vjp (peri_vjp *v)
+#define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
 #define OUT (v->c->out[0])
 #define G (v->g[0])
 #define GIN (v->gin[0])
 #define BB (&v->b)
 #define NUM(x) peri__build_scalar(BB, x)
-#define FLAGS(c) \
+#define FLAGS(c)             \
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
 
@@ -157,8 +157,12 @@ static peri__part mul_i (peri__part a, peri__part b) {
 static peri_status prod_cpu (peri_call *c) {
   FLAGS(c);
   int type = fold_type(c->in[0]->dtype);
-  peri__fold f = { .type = type, .integer = type == PERI_I64, .identity = { .f = 1 },
-                   .chunk = type == PERI_F32 ? prod_f32 : type == PERI_F64 ? prod_f64 : prod_i64,
+  peri__fold f = { .type = type,
+                   .integer = type == PERI_I64,
+                   .identity = { .f = 1 },
+                   .chunk = type == PERI_F32   ? prod_f32
+                            : type == PERI_F64 ? prod_f64
+                                               : prod_i64,
                    .join = type == PERI_I64 ? mul_i : mul_f };
   if (f.integer) f.identity.i = 1;
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
@@ -196,27 +200,27 @@ static peri__part smaller (peri__part a, peri__part b) { return a.f != a.f || a.
 static peri__part larger_i (peri__part a, peri__part b) { return a.i >= b.i ? a : b; }
 static peri__part smaller_i (peri__part a, peri__part b) { return a.i <= b.i ? a : b; }
 /* Elements of f64 and i64 are parts already. */
-#define EXTREME(name, join)                                                                    \
-  static peri__part name (const peri__fold *f, const void *x, int64_t n, int64_t row) {        \
-    const peri__part *v = x;                                                                   \
-    peri__part a = v[0];                                                                       \
-    (void)f;                                                                                   \
-    (void)row;                                                                                 \
-    for (int64_t i = 1; i < n; i++) a = join(a, v[i]);                                         \
-    return a;                                                                                  \
+#define EXTREME(name, join)                                                            \
+  static peri__part name(const peri__fold *f, const void *x, int64_t n, int64_t row) { \
+    const peri__part *v = x;                                                           \
+    peri__part a = v[0];                                                               \
+    (void)f;                                                                           \
+    (void)row;                                                                         \
+    for (int64_t i = 1; i < n; i++) a = join(a, v[i]);                                 \
+    return a;                                                                          \
   }
 EXTREME(max_f64, larger)
 EXTREME(min_f64, smaller)
 EXTREME(max_i64, larger_i)
 EXTREME(min_i64, smaller_i)
 
-#define COLUMNS(name)                                                                          \
-  static void name##_columns (const peri__fold *f, const float *x, int64_t rows,               \
-                              int64_t stride, int64_t cols, double *acc) {                     \
-    float a[512];                                                                              \
-    for (int64_t i = 0; i < cols; i++) a[i] = (float)acc[i];                                   \
-    f->k->column_##name(x, rows, stride, cols, a);                                             \
-    for (int64_t i = 0; i < cols; i++) acc[i] = (double)a[i];                                  \
+#define COLUMNS(name)                                                                           \
+  static void name##_columns(const peri__fold *f, const float *x, int64_t rows, int64_t stride, \
+                             int64_t cols, double *acc) {                                       \
+    float a[512];                                                                               \
+    for (int64_t i = 0; i < cols; i++) a[i] = (float)acc[i];                                    \
+    f->k->column_##name(x, rows, stride, cols, a);                                              \
+    for (int64_t i = 0; i < cols; i++) acc[i] = (double)a[i];                                   \
   }
 COLUMNS(max)
 COLUMNS(min)
@@ -236,18 +240,26 @@ static peri_status extreme_infer (peri_call *c) {
 static peri_status max_cpu (peri_call *c) {
   FLAGS(c);
   int type = fold_type(c->in[0]->dtype);
-  peri__fold f = { .type = type, .integer = type == PERI_I64,
-                   .chunk = type == PERI_F32 ? max_f32 : type == PERI_F64 ? max_f64 : max_i64,
-                   .join = type == PERI_I64 ? larger_i : larger, .columns = max_columns,
+  peri__fold f = { .type = type,
+                   .integer = type == PERI_I64,
+                   .chunk = type == PERI_F32   ? max_f32
+                            : type == PERI_F64 ? max_f64
+                                               : max_i64,
+                   .join = type == PERI_I64 ? larger_i : larger,
+                   .columns = max_columns,
                    .columns_first = -INFINITY };
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
 }
 static peri_status min_cpu (peri_call *c) {
   FLAGS(c);
   int type = fold_type(c->in[0]->dtype);
-  peri__fold f = { .type = type, .integer = type == PERI_I64,
-                   .chunk = type == PERI_F32 ? min_f32 : type == PERI_F64 ? min_f64 : min_i64,
-                   .join = type == PERI_I64 ? smaller_i : smaller, .columns = min_columns,
+  peri__fold f = { .type = type,
+                   .integer = type == PERI_I64,
+                   .chunk = type == PERI_F32   ? min_f32
+                            : type == PERI_F64 ? min_f64
+                                               : min_i64,
+                   .join = type == PERI_I64 ? smaller_i : smaller,
+                   .columns = min_columns,
                    .columns_first = INFINITY };
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
 }
@@ -285,9 +297,12 @@ static int64_t place (const places *p, const char *x) {
   const peri__part *v = (const peri__part *)(const void *)x;
   for (int64_t i = 1; i < p->n; i++) {
     bool better;
-    if (p->type == PERI_I64) better = p->least ? v[i].i < v[best].i : v[i].i > v[best].i;
-    else if (v[best].f != v[best].f) break;
-    else better = v[i].f != v[i].f || (p->least ? v[i].f < v[best].f : v[i].f > v[best].f);
+    if (p->type == PERI_I64)
+      better = p->least ? v[i].i < v[best].i : v[i].i > v[best].i;
+    else if (v[best].f != v[best].f)
+      break;
+    else
+      better = v[i].f != v[i].f || (p->least ? v[i].f < v[best].f : v[i].f > v[best].f);
     if (better) best = i;
   }
   return best;
@@ -316,7 +331,9 @@ static peri_status find_places (peri_call *c, bool lowest) {
   bool flags[PERI_MAX_DIMS];
   peri_tensor *wide = NULL, *dense = NULL;
   int64_t rows = 0;
-  places p = { .k = c->ctx->cpu->math, .type = fold_type(c->in[0]->dtype), .least = lowest,
+  places p = { .k = c->ctx->cpu->math,
+               .type = fold_type(c->in[0]->dtype),
+               .least = lowest,
                .out = c->out[0]->data };
   TRY(place_flags(c, flags));
   TRY(peri__cast(c->in[0], (peri_dtype)p.type, &wide));
@@ -352,7 +369,7 @@ static peri__part is_any (const peri__fold *f, peri__part a, int64_t row) {
   return (peri__part){ .i = a.i > 0 };
 }
 static peri_status counted (peri_call *c,
-                            peri__part (*finish) (const peri__fold *, peri__part, int64_t)) {
+                            peri__part (*finish)(const peri__fold *, peri__part, int64_t)) {
   FLAGS(c);
   peri__fold f = sum_fold(PERI_BOOL);
   f.finish = finish;

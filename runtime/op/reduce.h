@@ -12,7 +12,10 @@
 
 #define PERI_CHUNK 16384 /* elements of a row that one fold takes; chunks are joined in order */
 
-typedef union peri__part { double f; int64_t i; } peri__part;
+typedef union peri__part {
+  double f;
+  int64_t i;
+} peri__part;
 
 typedef struct peri__fold peri__fold;
 struct peri__fold {
@@ -20,12 +23,12 @@ struct peri__fold {
   bool integer;        /* parts are integers */
   peri__part identity; /* of an empty row, before finish */
   /* n > 0 elements of row row */
-  peri__part (*chunk) (const peri__fold *f, const void *x, int64_t n, int64_t row);
-  peri__part (*join) (peri__part a, peri__part b);
-  peri__part (*finish) (const peri__fold *f, peri__part a, int64_t row); /* NULL: as it is */
+  peri__part (*chunk)(const peri__fold *f, const void *x, int64_t n, int64_t row);
+  peri__part (*join)(peri__part a, peri__part b);
+  peri__part (*finish)(const peri__fold *f, peri__part a, int64_t row); /* NULL: as it is */
   /* f32 columns, NULL where rows are to be used: add to, or join with, acc; cols <= 512 */
-  void (*columns) (const peri__fold *f, const float *x, int64_t rows, int64_t stride, int64_t cols,
-                   double *acc);
+  void (*columns)(const peri__fold *f, const float *x, int64_t rows, int64_t stride, int64_t cols,
+                  double *acc);
   double columns_first; /* what acc begins with */
   double p;             /* a parameter of chunk and finish */
   const double *shift;  /* of each row, or NULL */

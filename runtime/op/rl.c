@@ -21,8 +21,10 @@ static double number_at (const peri_tensor *t, int64_t i) {
 }
 static bool flag_at (const peri_tensor *t, int64_t i) { return t != NULL && number_at(t, i) != 0; }
 static void put (peri_tensor *t, int64_t i, double v) {
-  if (t->dtype == PERI_F64) ((double *)t->data)[i] = v;
-  else ((float *)t->data)[i] = (float)v;
+  if (t->dtype == PERI_F64)
+    ((double *)t->data)[i] = v;
+  else
+    ((float *)t->data)[i] = (float)v;
 }
 
 static peri_status same_shape (peri_call *c, int i, const char *name) {
@@ -44,8 +46,11 @@ static peri_status finite (peri_call *c, const peri_tensor *mask) {
   for (int64_t i = 0; i < r->numel; i++) {
     double v = number_at(r, i);
     if (!isfinite(v) && (!mask || flag_at(mask, i)))
-      return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %s", i,
-                        isnan(v) ? "NaN" : v > 0 ? "inf" : "-inf");
+      return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %s",
+                        i,
+                        isnan(v) ? "NaN"
+                        : v > 0  ? "inf"
+                                 : "-inf");
   }
   return PERI_OK;
 }
@@ -246,7 +251,8 @@ static peri_status group_cpu (peri_call *c) {
   TRY(get_spread(c, &how));
   TRY(finite(c, c->in[1]));
   for (int64_t g = 0; g < groups; g++)
-    if (c->attr[3].i) normalise(c, how, g * group * row, group, row, row);
+    if (c->attr[3].i)
+      normalise(c, how, g * group * row, group, row, row);
     else
       for (int64_t j = 0; j < row; j++) normalise(c, how, g * group * row + j, group, row, 1);
   return PERI_OK;

@@ -15,7 +15,7 @@ typedef struct rope_job {
   const peri_tensor *x; /* (B, T, H, D), channels contiguous */
   char *y;              /* (B, T) rows of H x D */
   int64_t y_row;        /* elements from one to the next */
-  const int64_t *pos; /* (T) or (B, T) */
+  const int64_t *pos;   /* (T) or (B, T) */
   int64_t B, T, H, D, n, rows, low;
   bool per_batch, ranged, f64, interleaved, inverse;
   const void *freq;
@@ -130,8 +130,10 @@ static peri_status rope_open (peri_call *c, rope_job *r, const peri_tensor *x, i
                               const peri_attr *attr, peri_tensor *hold[2]) {
   hold[0] = hold[1] = NULL;
   TRY(peri__contiguous(c->in[p], &hold[0]));
-  if (c->in[p + 1]->dtype == x->dtype) TRY(peri__contiguous(c->in[p + 1], &hold[1]));
-  else TRY(peri__cast(c->in[p + 1], (peri_dtype)x->dtype, &hold[1]));
+  if (c->in[p + 1]->dtype == x->dtype)
+    TRY(peri__contiguous(c->in[p + 1], &hold[1]));
+  else
+    TRY(peri__cast(c->in[p + 1], (peri_dtype)x->dtype, &hold[1]));
   *r = (rope_job){ .k = c->ctx->cpu->nn,
                    .pos = hold[0]->data,
                    .B = x->shape[0],
@@ -157,7 +159,7 @@ static void rope_turn (peri_ctx *ctx, rope_job *r, const peri_tensor *x, void *y
 }
 
 static void rope_close (peri_ctx *ctx, rope_job *r, peri_tensor *hold[2]) {
-  peri__block_put(ctx, r->table, r->table_bytes);
+  peri__block_put(ctx, r->table);
   peri_release(hold[0]);
   peri_release(hold[1]);
 }
@@ -273,8 +275,8 @@ OPN(rope_qkv, 3,
            "inverse:bool=false",
     .doc = "For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k "
            "(B, T, kv_heads, D) turned as by rope, and v, a view.",
-    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer,
-    .cpu = rope_qkv_cpu, .vjp = rope_qkv_vjp, .cost = rope_cost,
+    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer, .cpu = rope_qkv_cpu,
+    .vjp = rope_qkv_vjp, .cost = rope_cost,
     .domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
               "inv_freq.shape=2; attr heads=2; attr kv_heads=1");
 
@@ -298,7 +300,11 @@ static peri_status rope_qkv_backward_infer (peri_call *c) {
   return peri__new(c->ctx, (peri_dtype)q->dtype, 4, shape, &c->out[0]);
 }
 
-typedef struct copy_job { const peri_tensor *from; char *to; int64_t row, size; } copy_job;
+typedef struct copy_job {
+  const peri_tensor *from;
+  char *to;
+  int64_t row, size;
+} copy_job;
 
 static void copy_range (void *ud, int64_t begin, int64_t end, int worker) {
   const copy_job *j = ud;

@@ -45,7 +45,9 @@ peri_status peri__ids_check (peri_call *c, const peri_tensor *ids, const char *n
 peri__rows peri__rows_of (const peri_ctx *ctx, int dtype, double temperature) {
   bool f64 = dtype == PERI_F64;
   double scale = 1 / temperature;
-  return (peri__rows){ .k = ctx->cpu->loss, .f64 = f64, .size = f64 ? 8 : 4,
+  return (peri__rows){ .k = ctx->cpu->loss,
+                       .f64 = f64,
+                       .size = f64 ? 8 : 4,
                        .scale = f64 ? scale : (double)(float)scale };
 }
 
@@ -64,8 +66,10 @@ static void stat64 (const double *x, int64_t n, double scale, double *e, peri__r
 }
 
 void peri__rows_stat (const peri__rows *r, const void *x, int64_t n, void *e, peri__row *out) {
-  if (r->f64) stat64(x, n, r->scale, e, out);
-  else r->k->row(x, n, (float)r->scale, e, out);
+  if (r->f64)
+    stat64(x, n, r->scale, e, out);
+  else
+    r->k->row(x, n, (float)r->scale, e, out);
 }
 
 double peri__rows_sum (const peri__rows *r, const void *x, int64_t n) {

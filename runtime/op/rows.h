@@ -38,8 +38,10 @@ static inline double peri__rows_get (const peri__rows *r, const void *p, int64_t
   return r->f64 ? ((const double *)p)[i] : (double)((const float *)p)[i];
 }
 static inline void peri__rows_set (const peri__rows *r, void *p, int64_t i, double v) {
-  if (r->f64) ((double *)p)[i] = v;
-  else ((float *)p)[i] = (float)v;
+  if (r->f64)
+    ((double *)p)[i] = v;
+  else
+    ((float *)p)[i] = (float)v;
 }
 static inline const void *peri__rows_at (const peri__rows *r, const void *p, int64_t i) {
   return (const char *)p + (size_t)i * r->size;

@@ -13,16 +13,16 @@
 
 typedef struct sampler {
   peri__rows r;
-  const char *x;    /* (rows, v) */
+  const char *x; /* (rows, v) */
   int64_t v;
   bool greedy;
-  int64_t top_k;    /* 0 = off */
+  int64_t top_k; /* 0 = off */
   double top_p, min_p;
   peri_rng rng;
   const int64_t *keys; /* (rows) or NULL */
   int64_t *ids;
   void *logp;
-  char *scratch;    /* for each worker: v of the dtype, v ids, at the end a worker_memory */
+  char *scratch; /* for each worker: v of the dtype, v ids, at the end a worker_memory */
   size_t scratch_each;
   atomic_llong bad; /* 1 + a row without a distribution; 0 = none */
 } sampler;
@@ -34,7 +34,8 @@ static double uniform (const sampler *s, int64_t row) {
   if (s->keys) {
     peri_rng r = { s->rng.seed, (uint64_t)s->keys[row] };
     peri__rng_block(r, (uint64_t)1 << 63, w);
-  } else peri__rng_block(s->rng, (uint64_t)row, w);
+  } else
+    peri__rng_block(s->rng, (uint64_t)row, w);
   return peri__unit_f64(w[0], w[1]);
 }
 
@@ -57,7 +58,10 @@ static void sift (const peri__rows *r, const void *e, int32_t *heap, int64_t n, 
 }
 
 /* Ids down to (w, id) in that order survive. */
-typedef struct cut { double w; int32_t id; } cut;
+typedef struct cut {
+  double w;
+  int32_t id;
+} cut;
 
 static bool survives (cut c, double w, int64_t id) { return w > c.w || (w == c.w && id <= c.id); }
 
@@ -145,8 +149,10 @@ static void sample_rows (void *ud, int64_t begin, int64_t end, int worker) {
     peri__row row;
     int64_t id;
     peri__rows_stat(&s->r, x, s->v, s->greedy ? NULL : e, &row);
-    if (!(row.sum > 0)) id = -1;
-    else if (s->greedy) id = first_best(s, x, row.max);
+    if (!(row.sum > 0))
+      id = -1;
+    else if (s->greedy)
+      id = first_best(s, x, row.max);
     else {
       truncate_row(s, e, memory, heap);
       id = peri__rows_pick(&s->r, e, s->v, uniform(s, i));
@@ -227,7 +233,7 @@ static peri_status sample_cpu (peri_call *c) {
     s.rng = peri_rng_get(c->ctx);
   }
   peri__parallel(c->ctx, rows, peri__rows_grain(s.v), sample_rows, &s);
-  peri__block_put(c->ctx, s.scratch, bytes);
+  peri__block_put(c->ctx, s.scratch);
   long long bad = atomic_load_explicit(&s.bad, memory_order_relaxed);
   if (bad > 0)
     return peri__fail(c->ctx, PERI_EINVAL,
@@ -289,8 +295,11 @@ static void categorical_rows (void *ud, int64_t begin, int64_t end, int worker) 
 
 static peri_status categorical_cpu (peri_call *c) {
   const peri_tensor *x = c->in[0];
-  draws s = { .r = peri__rows_of(c->ctx, x->dtype, 1), .x = x->data, .v = x->shape[x->ndim - 1],
-              .n = c->attr[0].i, .ids = c->out[0]->data };
+  draws s = { .r = peri__rows_of(c->ctx, x->dtype, 1),
+              .x = x->data,
+              .v = x->shape[x->ndim - 1],
+              .n = c->attr[0].i,
+              .ids = c->out[0]->data };
   int64_t rows = x->numel / s.v;
   if (rows == 0) return PERI_OK;
   atomic_init(&s.bad, 0);
@@ -300,7 +309,7 @@ static peri_status categorical_cpu (peri_call *c) {
     return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the weights of %" PRId64 " classes", s.v);
   s.rng = peri_rng_get(c->ctx);
   peri__parallel(c->ctx, rows, peri__rows_grain(s.v * s.n), categorical_rows, &s);
-  peri__block_put(c->ctx, s.scratch, bytes);
+  peri__block_put(c->ctx, s.scratch);
   long long bad = atomic_load_explicit(&s.bad, memory_order_relaxed);
   if (bad > 0)
     return peri__fail(c->ctx, PERI_EINVAL,

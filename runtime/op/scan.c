@@ -16,7 +16,7 @@ typedef struct scan {
   const void *x;
   void *y;
   int64_t *places;
-  void (*lanes) (const struct scan *s, int64_t at, int64_t lanes); /* from flat position at */
+  void (*lanes)(const struct scan *s, int64_t at, int64_t lanes); /* from flat position at */
 } scan;
 
 static void scan_range (void *ud, int64_t begin, int64_t end, int worker) {
@@ -28,18 +28,18 @@ static void scan_range (void *ud, int64_t begin, int64_t end, int worker) {
   }
 }
 
-#define SCAN(name, type, wide, first, e)                                       \
-  static void name (const scan *s, int64_t at, int64_t lanes) {                \
-    wide acc[LANES];                                                           \
-    for (int64_t j = 0; j < lanes; j++) acc[j] = first;                        \
-    for (int64_t i = 0; i < s->n; i++, at += s->inner) {                       \
-      const type *x = (const type *)s->x + at;                                 \
-      type *y = (type *)s->y + at;                                             \
-      for (int64_t j = 0; j < lanes; j++) {                                    \
-        acc[j] = e;                                                            \
-        y[j] = (type)acc[j];                                                   \
-      }                                                                        \
-    }                                                                          \
+#define SCAN(name, type, wide, first, e)                       \
+  static void name(const scan *s, int64_t at, int64_t lanes) { \
+    wide acc[LANES];                                           \
+    for (int64_t j = 0; j < lanes; j++) acc[j] = first;        \
+    for (int64_t i = 0; i < s->n; i++, at += s->inner) {       \
+      const type *x = (const type *)s->x + at;                 \
+      type *y = (type *)s->y + at;                             \
+      for (int64_t j = 0; j < lanes; j++) {                    \
+        acc[j] = e;                                            \
+        y[j] = (type)acc[j];                                   \
+      }                                                        \
+    }                                                          \
   }
 SCAN(sum_f32, float, double, 0, acc[j] + (double)x[j])
 SCAN(sum_f64, double, double, 0, acc[j] + x[j])
@@ -49,22 +49,22 @@ SCAN(prod_f64, double, double, 1, acc[j] * x[j])
 SCAN(prod_i64, int64_t, uint64_t, 1, acc[j] * (uint64_t)x[j])
 
 /* The latest of equal ones is kept; once NaN, always NaN. */
-#define MAXIMA(name, type, better)                                             \
-  static void name (const scan *s, int64_t at, int64_t lanes) {                \
-    type best[LANES];                                                          \
-    int64_t place[LANES];                                                      \
-    for (int64_t i = 0; i < s->n; i++, at += s->inner) {                       \
-      const type *x = (const type *)s->x + at;                                 \
-      for (int64_t j = 0; j < lanes; j++) {                                    \
-        type a = x[j], b = i ? best[j] : a;                                    \
-        if (i == 0 || (better)) {                                              \
-          best[j] = a;                                                         \
-          place[j] = i;                                                        \
-        }                                                                      \
-        ((type *)s->y)[at + j] = best[j];                                      \
-        s->places[at + j] = place[j];                                          \
-      }                                                                        \
-    }                                                                          \
+#define MAXIMA(name, type, better)                             \
+  static void name(const scan *s, int64_t at, int64_t lanes) { \
+    type best[LANES];                                          \
+    int64_t place[LANES];                                      \
+    for (int64_t i = 0; i < s->n; i++, at += s->inner) {       \
+      const type *x = (const type *)s->x + at;                 \
+      for (int64_t j = 0; j < lanes; j++) {                    \
+        type a = x[j], b = i ? best[j] : a;                    \
+        if (i == 0 || (better)) {                              \
+          best[j] = a;                                         \
+          place[j] = i;                                        \
+        }                                                      \
+        ((type *)s->y)[at + j] = best[j];                      \
+        s->places[at + j] = place[j];                          \
+      }                                                        \
+    }                                                          \
   }
 MAXIMA(max_f32, float, a >= b || a != a)
 MAXIMA(max_f64, double, a >= b || a != a)
@@ -74,7 +74,7 @@ static int scan_type (int dtype) {
   return dtype == PERI_F32 || dtype == PERI_F64 ? dtype : PERI_I64;
 }
 
-typedef void (*lanes_fn) (const scan *s, int64_t at, int64_t lanes);
+typedef void (*lanes_fn)(const scan *s, int64_t at, int64_t lanes);
 
 /* x is dense, its dtype any; out[0] has the compute type of the scan. */
 static peri_status scan_all (peri_call *c, lanes_fn f32, lanes_fn f64, lanes_fn i64) {
@@ -89,8 +89,10 @@ static peri_status scan_all (peri_call *c, lanes_fn f32, lanes_fn f64, lanes_fn 
   if (x->numel == 0) return PERI_OK;
   TRY(peri__cast(x, (peri_dtype)type, &wide));
   peri_status st = PERI_OK;
-  if (c->out[0]->dtype == type) y = peri_retain(c->out[0]);
-  else st = peri__new_like(wide, (peri_dtype)type, &y);
+  if (c->out[0]->dtype == type)
+    y = peri_retain(c->out[0]);
+  else
+    st = peri__new_like(wide, (peri_dtype)type, &y);
   if (st == PERI_OK) {
     s.x = wide->data;
     s.y = y->data;
@@ -163,7 +165,8 @@ static peri_status cummax_cpu (peri_call *c) { return scan_all(c, max_f32, max_f
 static void cummax_vjp (peri_vjp *v) {
   peri_tensor *g = v->g[0];
   if (!g) return;
-  if (g->ndim == 0) v->gin[0] = g;
+  if (g->ndim == 0)
+    v->gin[0] = g;
   else {
     peri_tensor *zeros = BA(BB, zeros_like, ATTR(A_INT(-1)), g);
     v->gin[0] = BA(BB, scatter_add, v->c->attr, zeros, v->c->out[1], g);

@@ -382,7 +382,7 @@ static peri_status masked_scatter_infer (peri_call *c) {
   int64_t n = 0;
   TRY(want_source(c));
   TRY(peri__mask_get(c, c->in[0], c->in[1], &mask, &n));
-  peri__block_put(c->ctx, mask, (size_t)c->in[0]->numel);
+  peri__block_put(c->ctx, mask);
   if (c->in[2]->numel < n)
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "src has %" PRId64 " elements; mask is true %" PRId64 " times",
@@ -406,7 +406,7 @@ static peri_status masked_scatter_cpu (peri_call *c) {
       memcpy(dst, src, size);
       src += size;
     }
-    peri__block_put(c->ctx, mask, (size_t)x->numel);
+    peri__block_put(c->ctx, mask);
   }
   peri_release(cast);
   return s;

@@ -44,16 +44,20 @@ static void softmax_run (void *ud, int64_t begin, int64_t end, int worker) {
   float *out = s->out;
   if (s->inner == 1) {
     int64_t at = begin * s->n;
-    if (g) s->k->softmax_back(a + at, g + at, out + at, end - begin, s->n, s->logs);
-    else s->k->softmax(a + at, out + at, end - begin, s->n, s->logs);
+    if (g)
+      s->k->softmax_back(a + at, g + at, out + at, end - begin, s->n, s->logs);
+    else
+      s->k->softmax(a + at, out + at, end - begin, s->n, s->logs);
     return;
   }
   while (begin < end) { /* columns of one slab at a time */
     int64_t slab = begin / s->inner, first = begin % s->inner;
     int64_t m = s->inner - first < end - begin ? s->inner - first : end - begin;
     int64_t at = slab * s->n * s->inner + first;
-    if (g) s->k->softmax_back_cols(a + at, g + at, out + at, s->n, s->inner, m, s->logs);
-    else s->k->softmax_cols(a + at, out + at, s->n, s->inner, m, s->logs);
+    if (g)
+      s->k->softmax_back_cols(a + at, g + at, out + at, s->n, s->inner, m, s->logs);
+    else
+      s->k->softmax_cols(a + at, out + at, s->n, s->inner, m, s->logs);
     begin += m;
   }
 }

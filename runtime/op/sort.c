@@ -10,7 +10,10 @@
 #define BB (&v->b)
 #define SHORT 24 /* below this, insertion */
 
-typedef struct pair { uint64_t key; int64_t at; } pair;
+typedef struct pair {
+  uint64_t key;
+  int64_t at;
+} pair;
 
 /* ---- keys ---- */
 
@@ -34,9 +37,12 @@ static void make_keys (int type, const void *x, int64_t n, int64_t stride, bool 
                        pair *out) {
   for (int64_t i = 0; i < n; i++) {
     uint64_t k;
-    if (type == PERI_F32) k = key_f32(((const float *)x)[i * stride]);
-    else if (type == PERI_F64) k = key_f64(((const double *)x)[i * stride]);
-    else k = key_i64(((const int64_t *)x)[i * stride]);
+    if (type == PERI_F32)
+      k = key_f32(((const float *)x)[i * stride]);
+    else if (type == PERI_F64)
+      k = key_f64(((const double *)x)[i * stride]);
+    else
+      k = key_i64(((const int64_t *)x)[i * stride]);
     out[i] = (pair){ descending ? ~k : k, i };
   }
 }
@@ -54,8 +60,10 @@ static void insertion (pair *a, int64_t n) {
 
 static void merge (const pair *a, int64_t na, const pair *b, int64_t nb, pair *to) {
   while (na > 0 && nb > 0) {
-    if (b->key < a->key) *to++ = *b++, nb--;
-    else *to++ = *a++, na--;
+    if (b->key < a->key)
+      *to++ = *b++, nb--;
+    else
+      *to++ = *a++, na--;
   }
   memcpy(to, na > 0 ? a : b, (size_t)(na + nb) * sizeof *to);
 }
@@ -98,9 +106,12 @@ static void radix_sort (pair *a, int64_t n, pair *tmp) {
 }
 
 static void sort_pairs (pair *a, int64_t n, pair *tmp) {
-  if (n <= SHORT) insertion(a, n);
-  else if (n < 1024) merge_sort(a, n, tmp);
-  else radix_sort(a, n, tmp);
+  if (n <= SHORT)
+    insertion(a, n);
+  else if (n < 1024)
+    merge_sort(a, n, tmp);
+  else
+    radix_sort(a, n, tmp);
 }
 
 /* ---- the k first of n: a heap of the k best so far, the worst on top ---- */
@@ -144,9 +155,9 @@ typedef struct sorter {
   int type;
   int64_t n, k, inner; /* x is (outer, n, inner), the results (outer, k, inner) */
   bool descending;
-  size_t size; /* of an element of x */
+  size_t size;                 /* of an element of x */
   const char *x, *values_from; /* values_from: x before it was widened */
-  char *values; /* NULL = not wanted */
+  char *values;                /* NULL = not wanted */
   int64_t *places;
   pair *room; /* 2 n of every worker */
 } sorter;
@@ -159,8 +170,10 @@ static void sort_range (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t from = begin / s->inner * s->n * s->inner + begin % s->inner;
     int64_t to = begin / s->inner * s->k * s->inner + begin % s->inner;
     make_keys(s->type, s->x + from * wide, s->n, s->inner, s->descending, a);
-    if (s->k < s->n) select_first(a, s->n, s->k, a + s->n);
-    else sort_pairs(a, s->n, a + s->n);
+    if (s->k < s->n)
+      select_first(a, s->n, s->k, a + s->n);
+    else
+      sort_pairs(a, s->n, a + s->n);
     for (int64_t i = 0; i < s->k; i++) {
       int64_t src = from + a[i].at * s->inner, dst = to + i * s->inner;
       s->places[dst] = a[i].at;
@@ -174,9 +187,14 @@ static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending
                                peri_tensor *values, peri_tensor *places) {
   peri_tensor *x = c->in[0], *wide = NULL;
   int d = x->dtype;
-  sorter s = { .n = x->ndim ? x->shape[dim] : 1, .k = k, .inner = 1, .descending = descending,
-               .size = peri__size(x), .values_from = x->data,
-               .values = values ? values->data : NULL, .places = places->data };
+  sorter s = { .n = x->ndim ? x->shape[dim] : 1,
+               .k = k,
+               .inner = 1,
+               .descending = descending,
+               .size = peri__size(x),
+               .values_from = x->data,
+               .values = values ? values->data : NULL,
+               .places = places->data };
   if (places->numel == 0) return PERI_OK;
   for (int i = dim + 1; i < x->ndim; i++) s.inner *= x->shape[i];
   s.type = d == PERI_F16 || d == PERI_BF16 || d == PERI_F32 ? PERI_F32
@@ -188,7 +206,7 @@ static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending
   s.room = peri__block_get(c->ctx, bytes);
   if (s.room) {
     peri__parallel(c->ctx, x->numel / s.n, 1 + 2048 / s.n, sort_range, &s);
-    peri__block_put(c->ctx, s.room, bytes);
+    peri__block_put(c->ctx, s.room);
   }
   peri_release(wide);
   if (s.room) return PERI_OK;

@@ -6,14 +6,14 @@
 
 #include <math.h>
 
-#define RULE(name) static void name##_vjp (peri_vjp *v)
+#define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
 #define OUT (v->c->out[0])
 #define G (v->g[0])
 #define GIN (v->gin[0])
 #define BB (&v->b)
 #define NUM(x) peri__build_scalar(BB, x)
-#define FLAGS(c) \
+#define FLAGS(c)             \
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
 
@@ -29,17 +29,17 @@ static peri_tensor *unfold (peri_vjp *v, peri_tensor *g) {
 static peri__part add (peri__part a, peri__part b) { return (peri__part){ .f = a.f + b.f }; }
 
 /* chunk functions for f32 and f64 from one expression over a double x */
-#define CHUNK(name, type, e)                                                                   \
-  static peri__part name (const peri__fold *f, const void *in, int64_t n, int64_t row) {       \
-    const type *p = in;                                                                        \
-    double s = 0;                                                                              \
-    (void)f;                                                                                   \
-    (void)row;                                                                                 \
-    for (int64_t i = 0; i < n; i++) {                                                          \
-      double x = (double)p[i];                                                                 \
-      s += e;                                                                                  \
-    }                                                                                          \
-    return (peri__part){ .f = s };                                                             \
+#define CHUNK(name, type, e)                                                            \
+  static peri__part name(const peri__fold *f, const void *in, int64_t n, int64_t row) { \
+    const type *p = in;                                                                 \
+    double s = 0;                                                                       \
+    (void)f;                                                                            \
+    (void)row;                                                                          \
+    for (int64_t i = 0; i < n; i++) {                                                   \
+      double x = (double)p[i];                                                          \
+      s += e;                                                                           \
+    }                                                                                   \
+    return (peri__part){ .f = s };                                                      \
   }
 
 /* Two folds over the same rows: the first gives each row its shift. */
@@ -55,7 +55,7 @@ static peri_status fold_twice (peri_call *c, peri__fold *first, peri__fold *seco
   if (s == PERI_OK) s = peri__reduce_rows(c->ctx, first, dense->data, rows, n, shift);
   second->shift = shift;
   if (s == PERI_OK) s = peri__reduce(c->ctx, second, c->in[0], flags, c->out[0]);
-  if (shift) peri__block_put(c->ctx, shift, bytes + sizeof *shift);
+  if (shift) peri__block_put(c->ctx, shift);
   peri_release(dense);
   return s;
 }
@@ -95,8 +95,11 @@ static peri_status var_cpu (peri_call *c) {
   peri__fold mean = {
     .type = type, .chunk = wide ? sum_f64 : sum_f32, .join = add, .finish = mean_of
   };
-  peri__fold var = { .type = type, .chunk = wide ? squares_f64 : squares_f32, .join = add,
-                     .finish = by_freedom, .p = (double)c->attr[2].i };
+  peri__fold var = { .type = type,
+                     .chunk = wide ? squares_f64 : squares_f32,
+                     .join = add,
+                     .finish = by_freedom,
+                     .p = (double)c->attr[2].i };
   return fold_twice(c, &mean, &var);
 }
 RULE(var) { /* 2 (x - mean) / (n - ddof) */
@@ -160,15 +163,17 @@ static peri__part log_of (const peri__fold *f, peri__part a, int64_t row) {
 static peri_status logsumexp_cpu (peri_call *c) {
   int type = c->in[0]->dtype;
   bool wide = type == PERI_F64;
-  peri__fold max = { .type = type, .identity = { .f = 0 }, .chunk = wide ? max_f64 : max_f32,
-                     .join = larger, .finish = finite };
-  peri__fold sum = { .type = type, .chunk = wide ? exps_f64 : exps_f32, .join = add,
-                     .finish = log_of };
+  peri__fold max = { .type = type,
+                     .identity = { .f = 0 },
+                     .chunk = wide ? max_f64 : max_f32,
+                     .join = larger,
+                     .finish = finite };
+  peri__fold sum = {
+    .type = type, .chunk = wide ? exps_f64 : exps_f32, .join = add, .finish = log_of
+  };
   return fold_twice(c, &max, &sum);
 }
-RULE(logsumexp) {
-  GIN = B(BB, mul, unfold(v, G), B(BB, exp, B(BB, sub, X, unfold(v, OUT))));
-}
+RULE(logsumexp) { GIN = B(BB, mul, unfold(v, G), B(BB, exp, B(BB, sub, X, unfold(v, OUT)))); }
 OP(logsumexp, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc = "log(sum(e^x)) over dims without overflow; -inf of nothing.", .infer = var_infer,
@@ -185,18 +190,18 @@ CHUNK(powers_f32, float, pow(fabs(x), f->p))
 CHUNK(powers_f64, double, pow(fabs(x), f->p))
 CHUNK(nonzero_f32, float, x != 0)
 CHUNK(nonzero_f64, double, x != 0)
-#define LARGEST(name, type)                                                                    \
-  static peri__part name (const peri__fold *f, const void *in, int64_t n, int64_t row) {       \
-    const type *p = in;                                                                        \
-    double m = 0;                                                                              \
-    (void)f;                                                                                   \
-    (void)row;                                                                                 \
-    for (int64_t i = 0; i < n; i++) {                                                          \
-      double x = fabs((double)p[i]);                                                           \
-      if (x > m || x != x) m = x;                                                              \
-      if (m != m) break;                                                                       \
-    }                                                                                          \
-    return (peri__part){ .f = m };                                                             \
+#define LARGEST(name, type)                                                             \
+  static peri__part name(const peri__fold *f, const void *in, int64_t n, int64_t row) { \
+    const type *p = in;                                                                 \
+    double m = 0;                                                                       \
+    (void)f;                                                                            \
+    (void)row;                                                                          \
+    for (int64_t i = 0; i < n; i++) {                                                   \
+      double x = fabs((double)p[i]);                                                    \
+      if (x > m || x != x) m = x;                                                       \
+      if (m != m) break;                                                                \
+    }                                                                                   \
+    return (peri__part){ .f = m };                                                      \
   }
 LARGEST(largest_f32, float)
 LARGEST(largest_f64, double)

@@ -20,15 +20,15 @@ enum { TILE_ELEMENTS = 1 << 23, TILE_MIN = 96, TILE_MAX = 4096 };
 typedef struct head {
   peri_ctx *ctx;
   peri__rows r;
-  int64_t v, d, n;            /* classes, width, active rows */
+  int64_t v, d, n; /* classes, width, active rows */
   const peri_tensor *target;
   const char *hidden, *weight, *bias; /* bias may be NULL */
-  int64_t *index;             /* (n): row of the k-th active one */
-  bool gathered;              /* active rows are not simply 0..n-1 */
-  int64_t tile;               /* rows */
-  char *x, *logits, *dx;      /* (tile, d), (tile, v), (tile, d); x and dx only when gathered */
-  int64_t at, rows;           /* the tile being worked on: active rows [at, at + rows) */
-  void *logp, *entropy, *stats; /* (all rows), (all rows), (all rows, 2) */
+  int64_t *index;                     /* (n): row of the k-th active one */
+  bool gathered;                      /* active rows are not simply 0..n-1 */
+  int64_t tile;                       /* rows */
+  char *x, *logits, *dx;          /* (tile, d), (tile, v), (tile, d); x and dx only when gathered */
+  int64_t at, rows;               /* the tile being worked on: active rows [at, at + rows) */
+  void *logp, *entropy, *stats;   /* (all rows), (all rows), (all rows, 2) */
   const void *g_logp, *g_entropy; /* may be NULL */
   size_t index_bytes, x_bytes, logits_bytes, dx_bytes;
 } head;
@@ -56,18 +56,23 @@ static peri_status check (peri_call *c, int first) {
 }
 
 static void head_close (head *s) {
-  peri__block_put(s->ctx, s->index, s->index_bytes);
-  peri__block_put(s->ctx, s->x, s->x_bytes);
-  peri__block_put(s->ctx, s->logits, s->logits_bytes);
-  peri__block_put(s->ctx, s->dx, s->dx_bytes);
+  peri__block_put(s->ctx, s->index);
+  peri__block_put(s->ctx, s->x);
+  peri__block_put(s->ctx, s->logits);
+  peri__block_put(s->ctx, s->dx);
 }
 
 /* Checks the targets, lists the active rows, gets scratch. On failure nothing is held. */
 static peri_status head_open (peri_call *c, int first, bool backward, head *s) {
   const peri_tensor *h = c->in[first], *w = c->in[first + 1];
   int64_t rows = c->in[first + 2]->numel, k = 0;
-  *s = (head){ .ctx = c->ctx, .r = peri__rows_of(c->ctx, h->dtype, c->attr[0].f), .v = w->shape[0],
-               .d = w->shape[1], .target = c->in[first + 2], .hidden = h->data, .weight = w->data,
+  *s = (head){ .ctx = c->ctx,
+               .r = peri__rows_of(c->ctx, h->dtype, c->attr[0].f),
+               .v = w->shape[0],
+               .d = w->shape[1],
+               .target = c->in[first + 2],
+               .hidden = h->data,
+               .weight = w->data,
                .bias = c->in[first + 3] ? c->in[first + 3]->data : NULL };
   TRY(peri__ids_check(c, s->target, "target", s->v, c->attr[1].i, &s->n));
   if (s->n == 0) return PERI_OK;
@@ -101,13 +106,35 @@ static peri_status product (const head *s, int64_t m, int64_t n, int64_t k, cons
                             int64_t ars, int64_t acs, const void *b, int64_t brs, int64_t bcs,
                             void *c, const void *bias, bool accumulate) {
   if (s->r.f64) {
-    peri__gemm64 g = { .m = m, .n = n, .k = k, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs,
-                       .bcs = bcs, .c = c, .crs = n, .accumulate = accumulate, .bias = bias };
+    peri__gemm64 g = { .m = m,
+                       .n = n,
+                       .k = k,
+                       .a = a,
+                       .ars = ars,
+                       .acs = acs,
+                       .b = b,
+                       .brs = brs,
+                       .bcs = bcs,
+                       .c = c,
+                       .crs = n,
+                       .accumulate = accumulate,
+                       .bias = bias };
     peri__gemm_f64(s->ctx, &g);
     return PERI_OK;
   }
-  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs,
-                   .bcs = bcs, .c = c, .crs = n, .accumulate = accumulate, .bias = bias };
+  peri__gemm g = { .m = m,
+                   .n = n,
+                   .k = k,
+                   .a = a,
+                   .ars = ars,
+                   .acs = acs,
+                   .b = b,
+                   .brs = brs,
+                   .bcs = bcs,
+                   .c = c,
+                   .crs = n,
+                   .accumulate = accumulate,
+                   .bias = bias };
   return peri__gemm_f32(s->ctx, &g);
 }
 
@@ -219,10 +246,14 @@ static peri_status infer_backward (peri_call *c) {
   if (c->in[6]->numel != 2 * c->in[4]->numel || c->in[6]->dtype != (uint8_t)d)
     return peri__fail(c->ctx, PERI_ESHAPE, "stats have %" PRId64 " values for %" PRId64 " targets",
                       c->in[6]->numel, c->in[4]->numel);
-  if (c->attr[WANT_HIDDEN].i) TRY(peri__new_like(c->in[2], d, &c->out[0]));
-  else TRY(peri__new(c->ctx, d, 1, &none, &c->out[0]));
-  if (c->attr[WANT_WEIGHT].i) TRY(peri__new_like(c->in[3], d, &c->out[1]));
-  else TRY(peri__new(c->ctx, d, 1, &none, &c->out[1]));
+  if (c->attr[WANT_HIDDEN].i)
+    TRY(peri__new_like(c->in[2], d, &c->out[0]));
+  else
+    TRY(peri__new(c->ctx, d, 1, &none, &c->out[0]));
+  if (c->attr[WANT_WEIGHT].i)
+    TRY(peri__new_like(c->in[3], d, &c->out[1]));
+  else
+    TRY(peri__new(c->ctx, d, 1, &none, &c->out[1]));
   if (c->in[5]) return peri__new_like(c->in[5], d, &c->out[2]);
   return peri__new(c->ctx, d, 1, &none, &c->out[2]);
 }
@@ -245,9 +276,11 @@ static void backward_rows (void *ud, int64_t begin, int64_t end, int worker) {
       peri__rows_stat(&s->r, x, s->v, NULL, &row);
       entropy = peri__rows_entropy(&row);
     }
-    peri__row_grad g = { .scale = s->r.scale, .max = peri__rows_get(&s->r, s->stats, 2 * from),
+    peri__row_grad g = { .scale = s->r.scale,
+                         .max = peri__rows_get(&s->r, s->stats, 2 * from),
                          .log_sum = peri__rows_get(&s->r, s->stats, 2 * from + 1),
-                         .a = -gl - ge * entropy, .b = -ge };
+                         .a = -gl - ge * entropy,
+                         .b = -ge };
     peri__rows_grad(&s->r, x, s->v, &g, x);
     peri__rows_set(&s->r, x, t, peri__rows_get(&s->r, x, t) + gl);
   }
@@ -265,7 +298,10 @@ static peri_status hidden_gradient (head *s, peri_tensor *out) {
   return PERI_OK;
 }
 
-typedef struct columns { const head *s; void *out; } columns;
+typedef struct columns {
+  const head *s;
+  void *out;
+} columns;
 
 static void column_sums (void *ud, int64_t begin, int64_t end, int worker) {
   const columns *c = ud;
@@ -273,8 +309,10 @@ static void column_sums (void *ud, int64_t begin, int64_t end, int worker) {
   (void)worker;
   for (int64_t i = 0; i < s->rows; i++)
     for (int64_t j = begin; j < end; j++)
-      if (s->r.f64) ((double *)c->out)[j] += ((const double *)s->logits)[i * s->v + j];
-      else ((float *)c->out)[j] += ((const float *)s->logits)[i * s->v + j];
+      if (s->r.f64)
+        ((double *)c->out)[j] += ((const double *)s->logits)[i * s->v + j];
+      else
+        ((float *)c->out)[j] += ((const float *)s->logits)[i * s->v + j];
 }
 
 static peri_status cpu_backward (peri_call *c) {
@@ -310,5 +348,6 @@ OPN(token_logprob_backward, 3,
            "(classes), from those of its two results; what is not wanted is empty. stats (..., "
            "2) is what the forward pass saved.",
     .infer = infer_backward, .cpu = cpu_backward, .cost = cost,
-    .domain = "g_logp.shape=3; g_entropy.shape=3; hidden.shape=3,4; weight.shape=5,4; target.shape=3; "
-              "target=int:0..4; bias.shape=5; stats.shape=3,2; stats=1..2");
+    .domain =
+        "g_logp.shape=3; g_entropy.shape=3; hidden.shape=3,4; weight.shape=5,4; target.shape=3; "
+        "target=int:0..4; bias.shape=5; stats.shape=3,2; stats=1..2");

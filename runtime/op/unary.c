@@ -10,16 +10,16 @@
 
 /* ---- f64 and i64 kernels ---- */
 
-#define F64(name, e)                                                                              \
-  static void d_##name (int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                        const double *p) {                                                        \
-    const double *a = in[0];                                                                      \
-    double *y = out;                                                                              \
-    (void)p;                                                                                      \
-    for (int64_t i = 0; i < n; i++) {                                                             \
-      double x = a[i * step[0]];                                                                  \
-      y[i] = e;                                                                                   \
-    }                                                                                             \
+#define F64(name, e)                                                                     \
+  static void d_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                       const double *p) {                                                \
+    const double *a = in[0];                                                             \
+    double *y = out;                                                                     \
+    (void)p;                                                                             \
+    for (int64_t i = 0; i < n; i++) {                                                    \
+      double x = a[i * step[0]];                                                         \
+      y[i] = e;                                                                          \
+    }                                                                                    \
   }
 #define SQRT_2_PI 0.79788456080286535588 /* sqrt(2 / pi) */
 static double logistic (double x) {
@@ -37,7 +37,7 @@ F64(log1p, log1p(x))
 F64(log2, log2(x))
 F64(sqrt, sqrt(x))
 F64(rsqrt, 1 / sqrt(x))
-F64(square, x * x)
+F64(square, x *x)
 F64(reciprocal, 1 / x)
 F64(sin, sin(x))
 F64(cos, cos(x))
@@ -49,7 +49,7 @@ F64(elu, x > 0 ? x : p[0] * expm1(x))
 F64(gelu_tanh, x < -1e3 ? -0.0 : x * logistic(2 * SQRT_2_PI * (x + 0.044715 * x * x * x)))
 F64(gelu_erf, x < -1e3 ? -0.0 : 0.5 * x * erfc(-x * PERI_SQRT1_2))
 F64(silu, x < -1e4 ? -0.0 : x * logistic(x))
-F64(softplus, x * p[0] > p[1] ? x : softplus_of(x * p[0]) / p[0])
+F64(softplus, x *p[0] > p[1] ? x : softplus_of(x * p[0]) / p[0])
 F64(erf, erf(x))
 F64(floor, floor(x))
 F64(ceil, ceil(x))
@@ -59,41 +59,41 @@ F64(clamp, x > p[1] ? p[1] : x < p[0] ? p[0] : x)
 #define D(name) d_##name,
 static const peri__kernel unary_f64[PERI_N_UNARY] = { PERI_UNARY(D) };
 
-#define I64(name, e)                                                                              \
-  static void i_##name (int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                        const double *p) {                                                        \
-    const int64_t *a = in[0];                                                                     \
-    int64_t *y = out;                                                                             \
-    (void)p;                                                                                      \
-    for (int64_t i = 0; i < n; i++) {                                                             \
-      int64_t x = a[i * step[0]];                                                                 \
-      y[i] = (int64_t)(e);                                                                        \
-    }                                                                                             \
+#define I64(name, e)                                                                     \
+  static void i_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                       const double *p) {                                                \
+    const int64_t *a = in[0];                                                            \
+    int64_t *y = out;                                                                    \
+    (void)p;                                                                             \
+    for (int64_t i = 0; i < n; i++) {                                                    \
+      int64_t x = a[i * step[0]];                                                        \
+      y[i] = (int64_t)(e);                                                               \
+    }                                                                                    \
   }
 I64(neg, 0 - (uint64_t)x)
 I64(abs, x < 0 ? 0 - (uint64_t)x : (uint64_t)x)
 I64(sign, (x > 0) - (x < 0))
-I64(square, (uint64_t)x * (uint64_t)x)
+I64(square, (uint64_t)x *(uint64_t)x)
 I64(relu, x > 0 ? x : 0)
 I64(floor, x) /* ceil and round as well */
 I64(clamp, (double)x > p[1] ? (int64_t)floor(p[1]) : (double)x < p[0] ? (int64_t)ceil(p[0]) : x)
 
 static const peri__kernel unary_i64[PERI_N_UNARY] = {
-  [PERI_MATH_neg] = i_neg,     [PERI_MATH_abs] = i_abs,     [PERI_MATH_sign] = i_sign,
-  [PERI_MATH_square] = i_square, [PERI_MATH_relu] = i_relu, [PERI_MATH_clamp] = i_clamp,
-  [PERI_MATH_floor] = i_floor, [PERI_MATH_ceil] = i_floor,  [PERI_MATH_round] = i_floor,
+  [PERI_MATH_neg] = i_neg,       [PERI_MATH_abs] = i_abs,    [PERI_MATH_sign] = i_sign,
+  [PERI_MATH_square] = i_square, [PERI_MATH_relu] = i_relu,  [PERI_MATH_clamp] = i_clamp,
+  [PERI_MATH_floor] = i_floor,   [PERI_MATH_ceil] = i_floor, [PERI_MATH_round] = i_floor,
 };
 
-#define TEST64(name, e)                                                                           \
-  static void d_##name (int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                        const double *p) {                                                        \
-    const double *a = in[0];                                                                      \
-    uint8_t *y = out;                                                                             \
-    (void)p;                                                                                      \
-    for (int64_t i = 0; i < n; i++) {                                                             \
-      double x = a[i * step[0]];                                                                  \
-      y[i] = e;                                                                                   \
-    }                                                                                             \
+#define TEST64(name, e)                                                                  \
+  static void d_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
+                       const double *p) {                                                \
+    const double *a = in[0];                                                             \
+    uint8_t *y = out;                                                                    \
+    (void)p;                                                                             \
+    for (int64_t i = 0; i < n; i++) {                                                    \
+      double x = a[i * step[0]];                                                         \
+      y[i] = e;                                                                          \
+    }                                                                                    \
   }
 TEST64(isnan, x != x)
 TEST64(isinf, fabs(x) == INFINITY)
@@ -111,12 +111,16 @@ static peri_status run (peri_call *c, int id, const double *p) {
   if (!fn) return peri__want_float(c, 0, "x"); /* in place into integers */
   bool cheap = id == PERI_MATH_neg || id == PERI_MATH_abs || id == PERI_MATH_relu ||
                id == PERI_MATH_square || id == PERI_MATH_clamp;
-  peri__loop l = { .fn = fn, .nin = 1, .in_type = { type }, .out_type = type, .p = p,
+  peri__loop l = { .fn = fn,
+                   .nin = 1,
+                   .in_type = { type },
+                   .out_type = type,
+                   .p = p,
                    .grain = cheap ? PERI_GRAIN_CHEAP : PERI_GRAIN_COSTLY };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
 
-#define RULE(name) static void name##_vjp (peri_vjp *v)
+#define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
 #define Y (v->c->out[0])
 #define G (v->g[0])
@@ -127,9 +131,9 @@ static peri_status run (peri_call *c, int id, const double *p) {
 #define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE)
 
 /* One block for each op; name_cpu and the descriptor. KEEP ops accept integers as they are. */
-#define UNARY(id, flag, ...)                                                                      \
-  static peri_status id##_cpu (peri_call *c) { return run(c, PERI_MATH_##id, NULL); }             \
-  OP(id, .sig = "x", .flags = ELEMENTWISE | (flag), .infer = peri__infer_same, .cpu = id##_cpu,   \
+#define UNARY(id, flag, ...)                                                                    \
+  static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id, NULL); }            \
+  OP(id, .sig = "x", .flags = ELEMENTWISE | (flag), .infer = peri__infer_same, .cpu = id##_cpu, \
      __VA_ARGS__)
 #define KEEP 0
 #define FLOAT PERI_OP_FLOAT
@@ -198,8 +202,9 @@ UNARY(erf, FLOAT, .doc = "Error function, 2/sqrt(pi) times the integral of e^(-t
 
 UNARY(floor, KEEP, .doc = "The next whole number below. Constant for differentiation.");
 UNARY(ceil, KEEP, .doc = "The next whole number above. Constant for differentiation.");
-UNARY(round, KEEP, .doc = "The nearest whole number, halves to the even one. Constant for "
-                          "differentiation.");
+UNARY(round, KEEP,
+      .doc = "The nearest whole number, halves to the even one. Constant for "
+             "differentiation.");
 
 /* ---- with parameters ---- */
 
@@ -244,8 +249,7 @@ OP(softplus, .sig = "x, beta:num=1, threshold:num=20", .flags = ELEMENTWISE | FL
 
 static peri_status clamp_infer (peri_call *c) {
   double lo = c->attr[0].f, hi = c->attr[1].f;
-  if (lo > hi)
-    return peri__fail(c->ctx, PERI_EINVAL, "min %g is above max %g", lo, hi);
+  if (lo > hi) return peri__fail(c->ctx, PERI_EINVAL, "min %g is above max %g", lo, hi);
   return peri__infer_same(c);
 }
 static peri_status clamp_cpu (peri_call *c) {
@@ -267,8 +271,7 @@ OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
 /* Which gelu: true = the tanh approximation. */
 static peri_status gelu_kind (peri_ctx *ctx, const char *s, bool *tanh_form) {
   *tanh_form = s != NULL && strcmp(s, "tanh") == 0;
-  if (s == NULL || *tanh_form || strcmp(s, "none") == 0)
-    return PERI_OK;
+  if (s == NULL || *tanh_form || strcmp(s, "none") == 0) return PERI_OK;
   return peri__fail(ctx, PERI_EINVAL, "approximate is \"%s\", expected \"none\" or \"tanh\"", s);
 }
 static peri_status gelu_infer (peri_call *c) {
@@ -298,13 +301,15 @@ static peri_status bool_infer (peri_call *c) {
 }
 static peri_status test (peri_call *c, int id) {
   bool wide = c->in[0]->dtype == PERI_F64;
-  peri__loop l = { .fn = wide ? test_f64[id] : c->ctx->cpu->math->test[id], .nin = 1,
-                   .in_type = { wide ? PERI_F64 : PERI_F32 }, .out_type = PERI_BOOL,
+  peri__loop l = { .fn = wide ? test_f64[id] : c->ctx->cpu->math->test[id],
+                   .nin = 1,
+                   .in_type = { wide ? PERI_F64 : PERI_F32 },
+                   .out_type = PERI_BOOL,
                    .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
-#define TEST(id, text)                                                                 \
-  static peri_status id##_cpu (peri_call *c) { return test(c, PERI_MATH_##id); }       \
+#define TEST(id, text)                                                          \
+  static peri_status id##_cpu(peri_call *c) { return test(c, PERI_MATH_##id); } \
   OP(id, .sig = "x", .flags = PERI_OP_STRIDED, .doc = text, .infer = bool_infer, .cpu = id##_cpu)
 TEST(isnan, "True where x is not a number.");
 TEST(isinf, "True where x is inf or -inf.");
@@ -318,7 +323,10 @@ static void k_not (int64_t n, const void *const *in, const int64_t *step, void *
   for (int64_t i = 0; i < n; i++) y[i] = !x[i * step[0]];
 }
 static peri_status logical_not_cpu (peri_call *c) {
-  peri__loop l = { .fn = k_not, .nin = 1, .in_type = { PERI_BOOL }, .out_type = PERI_BOOL,
+  peri__loop l = { .fn = k_not,
+                   .nin = 1,
+                   .in_type = { PERI_BOOL },
+                   .out_type = PERI_BOOL,
                    .grain = PERI_GRAIN_CHEAP };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }

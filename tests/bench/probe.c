@@ -18,19 +18,19 @@ static peri_ctx *ctx;
 
 /* 12 independent chains of multiply-adds on the widest registers. */
 #define CHAINS 12
-#define FMA_BODY(T, set, fmadd)                                       \
-  T a[CHAINS], x = set(0.999f), y = set(0.001f);                      \
-  for (int c = 0; c < CHAINS; c++) a[c] = set((float)c);              \
-  for (int64_t s = 0; s < steps; s++) {                               \
-    a[0] = fmadd(a[0], x, y), a[1] = fmadd(a[1], x, y);               \
-    a[2] = fmadd(a[2], x, y), a[3] = fmadd(a[3], x, y);               \
-    a[4] = fmadd(a[4], x, y), a[5] = fmadd(a[5], x, y);               \
-    a[6] = fmadd(a[6], x, y), a[7] = fmadd(a[7], x, y);               \
-    a[8] = fmadd(a[8], x, y), a[9] = fmadd(a[9], x, y);               \
-    a[10] = fmadd(a[10], x, y), a[11] = fmadd(a[11], x, y);           \
-  }                                                                   \
-  float sum = 0;                                                      \
-  for (int c = 0; c < CHAINS; c++) sum += ((float *)&a[c])[0];        \
+#define FMA_BODY(T, set, fmadd)                                \
+  T a[CHAINS], x = set(0.999f), y = set(0.001f);               \
+  for (int c = 0; c < CHAINS; c++) a[c] = set((float)c);       \
+  for (int64_t s = 0; s < steps; s++) {                        \
+    a[0] = fmadd(a[0], x, y), a[1] = fmadd(a[1], x, y);        \
+    a[2] = fmadd(a[2], x, y), a[3] = fmadd(a[3], x, y);        \
+    a[4] = fmadd(a[4], x, y), a[5] = fmadd(a[5], x, y);        \
+    a[6] = fmadd(a[6], x, y), a[7] = fmadd(a[7], x, y);        \
+    a[8] = fmadd(a[8], x, y), a[9] = fmadd(a[9], x, y);        \
+    a[10] = fmadd(a[10], x, y), a[11] = fmadd(a[11], x, y);    \
+  }                                                            \
+  float sum = 0;                                               \
+  for (int c = 0; c < CHAINS; c++) sum += ((float *)&a[c])[0]; \
   return sum;
 
 #if defined(__x86_64__)
@@ -68,19 +68,25 @@ static void fma_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 static double fma_rate (int threads) {
   double t = peri__now();
-  if (threads == 1) fma_range(NULL, 0, 1, 0);
-  else peri__parallel(ctx, threads, 1, fma_range, NULL);
+  if (threads == 1)
+    fma_range(NULL, 0, 1, 0);
+  else
+    peri__parallel(ctx, threads, 1, fma_range, NULL);
   t = peri__now() - t;
   return threads * (double)FMA_STEPS * CHAINS * 16 * 2 / t / 1e9;
 }
 
 #define STREAM_FLOATS (INT64_C(16) << 20) /* a thread: 64 MiB, beyond the caches */
-typedef struct stream { float *data; float sum[64]; } stream;
+typedef struct stream {
+  float *data;
+  float sum[64];
+} stream;
 
 static void stream_range (void *ud, int64_t begin, int64_t end, int worker) {
   stream *s = ud;
   (void)worker;
-  for (int64_t part = begin; part < end; part++) { /* four streams a thread: one cannot fill the lines */
+  for (int64_t part = begin; part < end;
+       part++) { /* four streams a thread: one cannot fill the lines */
     const float *p = s->data + part * STREAM_FLOATS;
     int64_t quarter = STREAM_FLOATS / 4;
     float a[16] = { 0 };
@@ -99,8 +105,10 @@ static double stream_rate (int threads) {
     memset(s.data, 0, bytes);
   }
   double t = peri__now();
-  if (threads == 1) stream_range(&s, 0, 1, 0);
-  else peri__parallel(ctx, threads, 1, stream_range, &s);
+  if (threads == 1)
+    stream_range(&s, 0, 1, 0);
+  else
+    peri__parallel(ctx, threads, 1, stream_range, &s);
   t = peri__now() - t;
   return (double)STREAM_FLOATS * 4 * threads / t / 1e9;
 }
@@ -113,20 +121,32 @@ static float *matrix (int64_t n) {
   return p;
 }
 
-typedef void (*sgemm_fn) (int, int, int, int, int, int, float, const float *, int, const float *, int,
-                          float, float *, int);
+typedef void (*sgemm_fn)(int, int, int, int, int, int, float, const float *, int, const float *,
+                         int, float, float *, int);
 
 /* Seconds of one C = A B (trans 1: A B^T, 2: A^T B, ours only); repeated until it takes 20 ms. */
 static double product (sgemm_fn blas, int64_t m, int64_t k, int64_t n, int trans) {
   float *a = matrix(m * k), *b = matrix(k * n), *c = matrix(m * n);
-  peri__gemm g = { .m = m, .n = n, .k = k, .a = a, .ars = trans == 2 ? 1 : k, .acs = trans == 2 ? m : 1, .b = b, .brs = trans == 1 ? 1 : n,
-                   .bcs = trans == 1 ? k : 1, .c = c, .crs = n };
+  peri__gemm g = { .m = m,
+                   .n = n,
+                   .k = k,
+                   .a = a,
+                   .ars = trans == 2 ? 1 : k,
+                   .acs = trans == 2 ? m : 1,
+                   .b = b,
+                   .brs = trans == 1 ? 1 : n,
+                   .bcs = trans == 1 ? k : 1,
+                   .c = c,
+                   .crs = n };
   double t = 0;
   for (int64_t reps = 1;; reps *= 2) {
     t = peri__now();
     for (int64_t r = 0; r < reps; r++) {
-      if (blas) blas(101, 111, trans ? 112 : 111, (int)m, (int)n, (int)k, 1, a, (int)k, b, (int)(trans ? k : n), 0, c, (int)n);
-      else if (peri__gemm_f32(ctx, &g) != PERI_OK) return -1;
+      if (blas)
+        blas(101, 111, trans ? 112 : 111, (int)m, (int)n, (int)k, 1, a, (int)k, b,
+             (int)(trans ? k : n), 0, c, (int)n);
+      else if (peri__gemm_f32(ctx, &g) != PERI_OK)
+        return -1;
     }
     t = peri__now() - t;
     if (t > 0.02) {
@@ -144,7 +164,7 @@ static sgemm_fn load_openblas (int threads) {
   static void *lib;
   if (!lib) lib = dlopen("libopenblas.so.0", RTLD_NOW);
   if (!lib) return NULL;
-  void (*set) (int);
+  void (*set)(int);
   sgemm_fn f;
   *(void **)&set = dlsym(lib, "openblas_set_num_threads");
   *(void **)&f = dlsym(lib, "cblas_sgemm");
@@ -162,14 +182,20 @@ int main (int argc, char **argv) {
     long long a = 0, b = 0, c = 0, d = 0;
     int n = sscanf(line, "%31s %lld %lld %lld %lld", name, &a, &b, &c, &d);
     sgemm_fn blas;
-    if (n >= 2 && strcmp(name, "fma") == 0) printf("%.4f\n", fma_rate((int)a));
-    else if (n >= 2 && strcmp(name, "stream") == 0) printf("%.4f\n", stream_rate((int)a));
-    else if (n >= 4 && strcmp(name, "gemm") == 0) printf("%.9f\n", product(NULL, a, b, c, (int)d));
+    if (n >= 2 && strcmp(name, "fma") == 0)
+      printf("%.4f\n", fma_rate((int)a));
+    else if (n >= 2 && strcmp(name, "stream") == 0)
+      printf("%.4f\n", stream_rate((int)a));
+    else if (n >= 4 && strcmp(name, "gemm") == 0)
+      printf("%.9f\n", product(NULL, a, b, c, (int)d));
     else if (n >= 4 && strcmp(name, "blas") == 0) {
       blas = load_openblas(peri_threads(ctx));
-      if (blas) printf("%.9f\n", product(blas, a, b, c, (int)d));
-      else printf("skip libopenblas0 is not installed\n");
-    } else printf("skip unknown command\n");
+      if (blas)
+        printf("%.9f\n", product(blas, a, b, c, (int)d));
+      else
+        printf("skip libopenblas0 is not installed\n");
+    } else
+      printf("skip unknown command\n");
     fflush(stdout);
   }
   peri_close(ctx);

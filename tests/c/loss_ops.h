@@ -48,12 +48,18 @@ static inline int teardown (void **state) {
 /* ---- calling ops ---- */
 
 #define COUNT(...) (int)(sizeof((peri_tensor *[]){ __VA_ARGS__ }) / sizeof(peri_tensor *))
-#define IN(...) COUNT(__VA_ARGS__), (peri_tensor *[]){ __VA_ARGS__ }
-#define ATTRS(...) (const peri_attr[]){ __VA_ARGS__ }
-#define I(x) { .i = (x) }
-#define F(x) { .f = (x) }
-#define S(x) { .s = (x) }
-#define ALL { .n = -1 }
+#define IN(...) \
+  COUNT(__VA_ARGS__), (peri_tensor *[]) { __VA_ARGS__ }
+#define ATTRS(...) \
+  (const peri_attr[]) { __VA_ARGS__ }
+#define I(x) \
+  { .i = (x) }
+#define F(x) \
+  { .f = (x) }
+#define S(x) \
+  { .s = (x) }
+#define ALL \
+  { .n = -1 }
 
 static inline peri_status try_op (const char *name, int nin, peri_tensor *const *in,
                                   const peri_attr *attr, peri_tensor **out) {
@@ -76,7 +82,7 @@ static inline peri_tensor *run (const char *name, int nin, peri_tensor *const *i
 }
 
 static inline void refuse (const char *part, const char *name, int nin, peri_tensor *const *in,
-                    const peri_attr *attr) {
+                           const peri_attr *attr) {
   peri_tensor *out[4] = { NULL };
   assert_int_not_equal(try_op(name, nin, in, attr, out), PERI_OK);
   if (strstr(peri_message(ctx), part) == NULL)
@@ -87,15 +93,19 @@ static inline peri_tensor *make (peri_dtype d, int ndim, const int64_t *shape, c
   peri_tensor *t = NULL;
   assert_int_equal(peri_empty(ctx, d, ndim, shape, &t), PERI_OK);
   for (int64_t i = 0; i < peri_numel(t); i++) {
-    if (d == PERI_F64) ((double *)peri_data(t))[i] = v[i];
-    else if (d == PERI_F32) ((float *)peri_data(t))[i] = (float)v[i];
-    else if (d == PERI_I64) ((int64_t *)peri_data(t))[i] = (int64_t)v[i];
-    else ((uint8_t *)peri_data(t))[i] = v[i] != 0;
+    if (d == PERI_F64)
+      ((double *)peri_data(t))[i] = v[i];
+    else if (d == PERI_F32)
+      ((float *)peri_data(t))[i] = (float)v[i];
+    else if (d == PERI_I64)
+      ((int64_t *)peri_data(t))[i] = (int64_t)v[i];
+    else
+      ((uint8_t *)peri_data(t))[i] = v[i] != 0;
   }
   return t;
 }
-#define DIMS(...) (int)(sizeof((const int64_t[]){ __VA_ARGS__ }) / 8), \
-                  (const int64_t[]){ __VA_ARGS__ }
+#define DIMS(...) \
+  (int)(sizeof((const int64_t[]){ __VA_ARGS__ }) / 8), (const int64_t[]) { __VA_ARGS__ }
 
 static inline void lcg (const char *name, double scale, int64_t n, double *out) {
   uint32_t x = 2166136261u;
@@ -158,8 +168,10 @@ static inline double weighted (const char *name, int nin, peri_tensor *const *in
     free(w);
   }
   double v = at(total, 0);
-  if (root != NULL) *root = total;
-  else peri_release(total);
+  if (root != NULL)
+    *root = total;
+  else
+    peri_release(total);
   return v;
 }
 

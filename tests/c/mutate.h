@@ -27,15 +27,38 @@ static inline size_t below (dice *d, size_t n) { return n == 0 ? 0 : draw(d) % n
 
 /* Values at the edges of integer types, and factors whose products wrap to 0, to a negative and to a
 ** small positive number. */
-static const char *const edges[] = {
-  "0", "-0", "-1", "1", "2", "127", "255", "65536", "2147483647", "2147483648", "4294967295",
-  "4294967296", "4294967297", "2305843009213693952", "4611686018427387904",
-  "9223372036854775807", "9223372036854775808", "-9223372036854775808", "18446744073709551615",
-  "18446744073709551616", "6148914691236517206", "1e3", "1.0", "1e400", "00", "null", "[]", "{}", "\"1\""
-};
+static const char *const edges[] = { "0",
+                                     "-0",
+                                     "-1",
+                                     "1",
+                                     "2",
+                                     "127",
+                                     "255",
+                                     "65536",
+                                     "2147483647",
+                                     "2147483648",
+                                     "4294967295",
+                                     "4294967296",
+                                     "4294967297",
+                                     "2305843009213693952",
+                                     "4611686018427387904",
+                                     "9223372036854775807",
+                                     "9223372036854775808",
+                                     "-9223372036854775808",
+                                     "18446744073709551615",
+                                     "18446744073709551616",
+                                     "6148914691236517206",
+                                     "1e3",
+                                     "1.0",
+                                     "1e400",
+                                     "00",
+                                     "null",
+                                     "[]",
+                                     "{}",
+                                     "\"1\"" };
 
 static inline size_t replace (unsigned char *out, size_t size, size_t cap, size_t at, size_t old,
-                       const void *text, size_t n) {
+                              const void *text, size_t n) {
   if (size - old + n > cap) return size;
   memmove(out + at + n, out + at + old, size - at - old);
   memcpy(out + at, text, n);
@@ -59,14 +82,14 @@ static inline size_t mutate_once (dice *d, unsigned char *out, size_t size, size
   if (from + n > size) from = size - n;
   unsigned char piece[16];
   switch (draw(d) % 8) {
-    case 0: out[at] ^= (unsigned char)(1u << draw(d) % 8); return size;
-    case 1: out[at] = (unsigned char)draw(d); return size;
-    case 2: return at;                                              /* truncate */
-    case 3: return replace(out, size, cap, at, n, "", 0);           /* cut out */
-    case 4: memcpy(piece, out + from, n); return replace(out, size, cap, at, 0, piece, n);
-    case 5: memcpy(piece, out + from, n); return replace(out, size, cap, at, n, piece, n);
-    case 6: out[below(d, size < 8 ? size : 8)] = (unsigned char)draw(d); return size;
-    default: return change_number(d, out, size, cap);
+  case 0: out[at] ^= (unsigned char)(1u << draw(d) % 8); return size;
+  case 1: out[at] = (unsigned char)draw(d); return size;
+  case 2: return at;                                    /* truncate */
+  case 3: return replace(out, size, cap, at, n, "", 0); /* cut out */
+  case 4: memcpy(piece, out + from, n); return replace(out, size, cap, at, 0, piece, n);
+  case 5: memcpy(piece, out + from, n); return replace(out, size, cap, at, n, piece, n);
+  case 6: out[below(d, size < 8 ? size : 8)] = (unsigned char)draw(d); return size;
+  default: return change_number(d, out, size, cap);
   }
 }
 

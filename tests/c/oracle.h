@@ -20,7 +20,7 @@ typedef struct oracle {
   size_t n, i;
   int depth, max_depth;
   bool ok;
-  uint64_t digest; /* FNV-1a of events and values */
+  uint64_t digest;     /* FNV-1a of events and values */
   unsigned char *text; /* the last string, decoded; n bytes of room */
   size_t length;
 } oracle;
@@ -51,8 +51,10 @@ static inline int oracle_hex (oracle *o) {
 
 static inline void oracle_put (oracle *o, uint32_t c) {
   unsigned char *t = o->text + o->length;
-  if (c < 0x80) *t = (unsigned char)c, o->length += 1;
-  else if (c < 0x800) t[0] = (unsigned char)(0xC0 | c >> 6), t[1] = (unsigned char)(0x80 | (c & 63)), o->length += 2;
+  if (c < 0x80)
+    *t = (unsigned char)c, o->length += 1;
+  else if (c < 0x800)
+    t[0] = (unsigned char)(0xC0 | c >> 6), t[1] = (unsigned char)(0x80 | (c & 63)), o->length += 2;
   else if (c < 0x10000) {
     t[0] = (unsigned char)(0xE0 | c >> 12);
     t[1] = (unsigned char)(0x80 | (c >> 6 & 63));
@@ -70,7 +72,12 @@ static inline void oracle_put (oracle *o, uint32_t c) {
 /* One code point of raw UTF-8, decoded by value and encoded again: equal bytes are valid. */
 static inline bool oracle_utf8 (oracle *o) {
   const unsigned char *s = o->s + o->i;
-  size_t len = s[0] < 0x80 ? 1 : s[0] < 0xC0 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF8 ? 4 : 0;
+  size_t len = s[0] < 0x80   ? 1
+               : s[0] < 0xC0 ? 0
+               : s[0] < 0xE0 ? 2
+               : s[0] < 0xF0 ? 3
+               : s[0] < 0xF8 ? 4
+                             : 0;
   if (len == 0 || len > o->n - o->i) return false;
   uint32_t c = len == 1 ? s[0] : s[0] & (0x7Fu >> len);
   for (size_t k = 1; k < len; k++) {
@@ -187,9 +194,12 @@ static inline bool oracle_list (oracle *o, bool object) {
     }
     if (!oracle_value(o)) break;
     int c = oracle_peek(o);
-    if (c == (object ? '}' : ']')) good = true;
-    else if (c != ',') break;
-    else o->i++;
+    if (c == (object ? '}' : ']'))
+      good = true;
+    else if (c != ',')
+      break;
+    else
+      o->i++;
   }
   free(seen);
   o->i++;
@@ -236,27 +246,27 @@ static inline peri_status digest_json (peri_ctx *ctx, const void *s, size_t n, u
   peri_json_open(&p, ctx, s, n, NULL);
   while ((status = peri_json_next(&p, &v)) == PERI_OK && v.type != PERI_JSON_END) {
     switch (v.type) {
-      case PERI_JSON_NULL: oracle_event(&o, 'n', NULL, 0); break;
-      case PERI_JSON_BOOL: oracle_event(&o, v.flag ? 't' : 'f', NULL, 0); break;
-      case PERI_JSON_INT: oracle_event(&o, 'i', &v.i, sizeof v.i); break;
-      case PERI_JSON_NUM: oracle_event(&o, 'd', &v.f, sizeof v.f); break;
-      case PERI_JSON_STRING: oracle_event(&o, 's', v.s, v.n); break;
-      case PERI_JSON_KEY: oracle_event(&o, 'k', v.s, v.n); break;
-      case PERI_JSON_OBJECT: oracle_event(&o, '{', NULL, 0); break;
-      case PERI_JSON_ARRAY: oracle_event(&o, '[', NULL, 0); break;
-      default: oracle_event(&o, ')', NULL, 0); break;
+    case PERI_JSON_NULL: oracle_event(&o, 'n', NULL, 0); break;
+    case PERI_JSON_BOOL: oracle_event(&o, v.flag ? 't' : 'f', NULL, 0); break;
+    case PERI_JSON_INT: oracle_event(&o, 'i', &v.i, sizeof v.i); break;
+    case PERI_JSON_NUM: oracle_event(&o, 'd', &v.f, sizeof v.f); break;
+    case PERI_JSON_STRING: oracle_event(&o, 's', v.s, v.n); break;
+    case PERI_JSON_KEY: oracle_event(&o, 'k', v.s, v.n); break;
+    case PERI_JSON_OBJECT: oracle_event(&o, '{', NULL, 0); break;
+    case PERI_JSON_ARRAY: oracle_event(&o, '[', NULL, 0); break;
+    default: oracle_event(&o, ')', NULL, 0); break;
     }
     if (w == NULL) continue;
     switch (v.type) {
-      case PERI_JSON_NULL: peri_json_put_null(w); break;
-      case PERI_JSON_BOOL: peri_json_put_bool(w, v.flag); break;
-      case PERI_JSON_INT: peri_json_put_int(w, v.i); break;
-      case PERI_JSON_NUM: peri_json_put_num(w, v.f); break;
-      case PERI_JSON_STRING: peri_json_put_string(w, v.s, v.n); break;
-      case PERI_JSON_KEY: peri_json_put_key(w, v.s, v.n); break;
-      case PERI_JSON_OBJECT: peri_json_put_object(w); break;
-      case PERI_JSON_ARRAY: peri_json_put_array(w); break;
-      default: peri_json_put_close(w); break;
+    case PERI_JSON_NULL: peri_json_put_null(w); break;
+    case PERI_JSON_BOOL: peri_json_put_bool(w, v.flag); break;
+    case PERI_JSON_INT: peri_json_put_int(w, v.i); break;
+    case PERI_JSON_NUM: peri_json_put_num(w, v.f); break;
+    case PERI_JSON_STRING: peri_json_put_string(w, v.s, v.n); break;
+    case PERI_JSON_KEY: peri_json_put_key(w, v.s, v.n); break;
+    case PERI_JSON_OBJECT: peri_json_put_object(w); break;
+    case PERI_JSON_ARRAY: peri_json_put_array(w); break;
+    default: peri_json_put_close(w); break;
     }
   }
   peri_json_close(&p);
@@ -273,10 +283,13 @@ static inline const char *check_json (peri_ctx *ctx, const void *s, size_t n, bo
   peri_json_begin(&w, ctx, (int)(n % 3), PERI_JSON_NAN_ERROR);
   peri_status status = digest_json(ctx, s, n, &ours, &w);
   if (accepted != NULL) *accepted = good;
-  if ((status == PERI_OK) != good) bad = good ? "refused a good text" : "accepted a bad text";
-  else if (status != PERI_OK && (status != PERI_EFORMAT || strstr(peri_message(ctx), "byte") == NULL))
+  if ((status == PERI_OK) != good)
+    bad = good ? "refused a good text" : "accepted a bad text";
+  else if (status != PERI_OK &&
+           (status != PERI_EFORMAT || strstr(peri_message(ctx), "byte") == NULL))
     bad = "refused without a place";
-  else if (good && ours != theirs) bad = "read other values";
+  else if (good && ours != theirs)
+    bad = "read other values";
   else if (good && (peri_json_finish(&w) != PERI_OK ||
                     digest_json(ctx, w.text, w.size, &again, NULL) != PERI_OK || again != ours))
     bad = "does not read back what it writes";
@@ -288,7 +301,9 @@ static inline const char *check_json (peri_ctx *ctx, const void *s, size_t n, bo
 
 __extension__ typedef unsigned __int128 u128;
 
-typedef struct oracle_span { uint64_t begin, end; } oracle_span;
+typedef struct oracle_span {
+  uint64_t begin, end;
+} oracle_span;
 
 /* The string at the scanner, as a C string; false when it is none or holds a zero byte. */
 static inline bool oracle_name (oracle *o) {
@@ -322,9 +337,11 @@ static inline int oracle_ints (oracle *o, uint64_t *v, int most) {
 }
 
 static inline bool oracle_tensor (oracle *o, uint64_t data, oracle_span *out) {
-  static const struct { const char *name; uint64_t size; } dtypes[] = {
-    { "BOOL", 1 }, { "U8", 1 }, { "I32", 4 }, { "I64", 8 }, { "F16", 2 }, { "BF16", 2 }, { "F32", 4 }, { "F64", 8 }
-  };
+  static const struct {
+    const char *name;
+    uint64_t size;
+  } dtypes[] = { { "BOOL", 1 }, { "U8", 1 },   { "I32", 4 }, { "I64", 8 },
+                 { "F16", 2 },  { "BF16", 2 }, { "F32", 4 }, { "F64", 8 } };
   uint64_t size = 0, shape[8], offsets[2];
   int ndim = -1, noff = -1;
   if (!oracle_eat(o, '{')) return false;
@@ -356,7 +373,8 @@ static inline bool oracle_tensor (oracle *o, uint64_t data, oracle_span *out) {
     if (span > INT64_MAX) return false;
   }
   *out = (oracle_span){ offsets[0], offsets[1] };
-  return offsets[0] <= offsets[1] && offsets[1] <= data && (zero ? 0 : span) == offsets[1] - offsets[0];
+  return offsets[0] <= offsets[1] && offsets[1] <= data &&
+         (zero ? 0 : span) == offsets[1] - offsets[0];
 }
 
 static inline bool oracle_metadata (oracle *o) {
@@ -428,16 +446,20 @@ static inline const char *check_round_trip (peri_ctx *ctx, peri_safetensors *f, 
   }
   if (got == n) {
     if (peri_safetensors_save(ctx, path, n, names, t, m, pairs) != PERI_OK ||
-        peri_safetensors_open(ctx, path, (n & 1) != 0, &back) != PERI_OK) bad = peri_message(ctx);
-    else if (peri_safetensors_count(back) != n || peri_safetensors_pairs(back) != m) bad = "lost something";
+        peri_safetensors_open(ctx, path, (n & 1) != 0, &back) != PERI_OK)
+      bad = peri_message(ctx);
+    else if (peri_safetensors_count(back) != n || peri_safetensors_pairs(back) != m)
+      bad = "lost something";
     for (int64_t i = 0; bad == NULL && i < n; i++) {
       peri_tensor *b = NULL;
       int64_t at = peri_safetensors_find(back, names[i]);
-      if (at < 0 || peri_safetensors_tensor(back, at, &b) != PERI_OK) bad = "lost a tensor";
+      if (at < 0 || peri_safetensors_tensor(back, at, &b) != PERI_OK)
+        bad = "lost a tensor";
       else if (peri_dtype_of(b) != peri_dtype_of(t[i]) || peri_ndim(b) != peri_ndim(t[i]) ||
-               memcmp(peri_shape(b), peri_shape(t[i]), (size_t)peri_ndim(b) * sizeof(int64_t)) != 0 ||
-               (peri_numel(b) > 0 &&
-                memcmp(peri_data(b), peri_data(t[i]), (size_t)peri_safetensors_at(f, i).bytes) != 0))
+               memcmp(peri_shape(b), peri_shape(t[i]), (size_t)peri_ndim(b) * sizeof(int64_t)) !=
+                   0 ||
+               (peri_numel(b) > 0 && memcmp(peri_data(b), peri_data(t[i]),
+                                            (size_t)peri_safetensors_at(f, i).bytes) != 0))
         bad = "changed a tensor";
       peri_release(b);
     }
@@ -459,15 +481,20 @@ static inline const char *check_safetensors (peri_ctx *ctx, const unsigned char 
   peri_status status = peri_safetensors_parse(ctx, s, n, &f);
   const char *bad = NULL;
   if (accepted != NULL) *accepted = good;
-  if ((status == PERI_OK) != good) bad = good ? "refused a good file" : "accepted a bad file";
-  else if (!good && status != PERI_EFORMAT && status != PERI_ENOSUP) bad = "refused for another reason";
-  else if (good && peri_safetensors_count(f) != count) bad = "counts other tensors";
+  if ((status == PERI_OK) != good)
+    bad = good ? "refused a good file" : "accepted a bad file";
+  else if (!good && status != PERI_EFORMAT && status != PERI_ENOSUP)
+    bad = "refused for another reason";
+  else if (good && peri_safetensors_count(f) != count)
+    bad = "counts other tensors";
   for (int64_t i = 0; good && bad == NULL && i < count; i++) {
     peri_safetensors_entry e = peri_safetensors_at(f, i);
     peri_tensor *t = NULL;
-    if (e.offset > n || e.bytes > n - e.offset) bad = "a tensor outside of the file";
+    if (e.offset > n || e.bytes > n - e.offset)
+      bad = "a tensor outside of the file";
     else if (peri_safetensors_tensor(f, i, &t) == PERI_OK && e.bytes > 0 &&
-             memcmp(peri_data(t), s + e.offset, (size_t)e.bytes) != 0) bad = "read other data";
+             memcmp(peri_data(t), s + e.offset, (size_t)e.bytes) != 0)
+      bad = "read other data";
     peri_release(t);
   }
   if (good && bad == NULL && path != NULL) bad = check_round_trip(ctx, f, path);
@@ -478,23 +505,30 @@ static inline const char *check_safetensors (peri_ctx *ctx, const unsigned char 
 /* ---- seeds ---- */
 
 static const char *const json_seeds[] = {
-  "{\"a\":[1,-2.5e3,true,false,null,\"x\\u00e9\\ud83d\\ude00\\n\"],\"b\":{\"c\":{},\"d\":[]},\"e\":0.1}",
+  "{\"a\":[1,-2.5e3,true,false,null,\"x\\u00e9\\ud83d\\ude00\\n\"],\"b\":{\"c\":{},\"d\":[]},\"e\":"
+  "0.1}",
   "[9223372036854775807,-9223372036854775808,9223372036854775808,1.7976931348623157e308,5e-324,-0]",
-  " { \"k\" : \"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\" , \"\\u006b2\" : [ [ [ [ ] ] ] ] , \"\" : \"\\\\\" } \n",
+  " { \"k\" : \"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\" , \"\\u006b2\" : [ [ [ [ ] ] ] ] , \"\" : "
+  "\"\\\\\" } \n",
   "{\"a\":1,\"b\":2,\"c\":3,\"aa\":4,\"\\u0061b\":5,\"nested\":{\"a\":1,\"b\":{\"a\":1}}}",
   "[[1,2],[3.25,4e-1],[\"\\\"\\/\\b\\f\\r\\t\",\"\"],{\"z\":[{}]}]"
 };
 
 /* Headers of files, each with the size of the data behind it. */
-static const struct { const char *header; size_t data; } safetensors_seeds[] = {
+static const struct {
+  const char *header;
+  size_t data;
+} safetensors_seeds[] = {
   { "{\"w\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}}      ", 24 },
   { "{\"__metadata__\":{\"format\":\"pt\",\"k\\u00e9\":\"v\"},"
     "\"a\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[0,8]},"
     "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[8,16]},"
     "\"c\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[16,17]},"
-    "\"d\":{\"dtype\":\"I32\",\"shape\":[0,7],\"data_offsets\":[17,17]}}", 17 },
+    "\"d\":{\"dtype\":\"I32\",\"shape\":[0,7],\"data_offsets\":[17,17]}}",
+    17 },
   { "{\"b\":{\"shape\":[4],\"data_offsets\":[2,10],\"dtype\":\"F16\"},"
-    "\"a\":{\"data_offsets\":[0,2],\"dtype\":\"U8\",\"shape\":[1,2,1]}}", 10 },
+    "\"a\":{\"data_offsets\":[0,2],\"dtype\":\"U8\",\"shape\":[1,2,1]}}",
+    10 },
   { "{\"x\":{\"dtype\":\"I64\",\"shape\":[1,1,1,1,1,1,1,1],\"data_offsets\":[0,8]}}", 8 },
   { "{\"p\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0 },
   { "{}", 0 }

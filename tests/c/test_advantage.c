@@ -9,7 +9,9 @@
 /* vector rl_losses.json: grpo_adv (a flat group is null there where eps is 0, and 0 here) */
 static void group_advantages_match_the_three_conventions (void **state) {
   static const double rewards[12] = { 1, 0, 0, 1.1, 0, 0, 0, 0, 2, 1, 0.5, 0 };
-  static const struct { const char *std; double eps, want[12];
+  static const struct {
+    const char *std;
+    double eps, want[12];
   } cases[] = {
     { "population",
       0,
@@ -56,18 +58,18 @@ static void group_advantages_work_by_position_jointly_and_masked (void **state) 
 }
 
 /* vector rl_losses.json: ppo */
-static const double ppo_rewards[12] = {
-  -0.393213749, 0.549696207, -0.445729613, 0.501491189, -0.740616441, -0.061660409,
-  -0.727098465, 0.991976142, -0.358057618, 0.764894724, 0.896527171, 0.48181057 };
-static const double ppo_values[12] = {
-  0.923345804, 0.815868855, 0.664797187, 0.031282783, -0.39688611, -0.245752573,
-  -0.788378477, 0.799948454, 0.708799005, 0.285562754, 0.858881712, 0.606442928 };
-static const double ppo_advantages[12] = {
-  -1.354637305, -0.899296032, -1.372963955, -0.311969282, -0.413886697, 0.184092164,
-  2.513792339, 1.765617605, 0.927037642, 1.81944406, 0.520807225, -0.124632359 };
-static const double ppo_returns[12] = {
-  -0.431291501, -0.083427178, -0.708166768, -0.280686499, -0.810772808, -0.061660409,
-  1.725413862, 2.565566059, 1.635836647, 2.105006814, 1.379688937, 0.48181057 };
+static const double ppo_rewards[12] = { -0.393213749, 0.549696207,  -0.445729613, 0.501491189,
+                                        -0.740616441, -0.061660409, -0.727098465, 0.991976142,
+                                        -0.358057618, 0.764894724,  0.896527171,  0.48181057 };
+static const double ppo_values[12] = { 0.923345804, 0.815868855,  0.664797187,  0.031282783,
+                                       -0.39688611, -0.245752573, -0.788378477, 0.799948454,
+                                       0.708799005, 0.285562754,  0.858881712,  0.606442928 };
+static const double ppo_advantages[12] = { -1.354637305, -0.899296032, -1.372963955, -0.311969282,
+                                           -0.413886697, 0.184092164,  2.513792339,  1.765617605,
+                                           0.927037642,  1.81944406,   0.520807225,  -0.124632359 };
+static const double ppo_returns[12] = { -0.431291501, -0.083427178, -0.708166768, -0.280686499,
+                                        -0.810772808, -0.061660409, 1.725413862,  2.565566059,
+                                        1.635836647,  2.105006814,  1.379688937,  0.48181057 };
 
 static void gae_matches_ppo (void **state) {
   (void)state;
@@ -118,8 +120,8 @@ static void gae_bootstraps_through_truncation_and_stops_at_termination (void **s
       if (term[k] + trunc[k] > 0) break;
     }
   }
-  peri_tensor *in[6] = { make(PERI_F64, DIMS(1, T), r), make(PERI_F64, DIMS(1, T), v),
-                         make(PERI_F64, DIMS(1, T), next), make(PERI_BOOL, DIMS(1, T), term),
+  peri_tensor *in[6] = { make(PERI_F64, DIMS(1, T), r),      make(PERI_F64, DIMS(1, T), v),
+                         make(PERI_F64, DIMS(1, T), next),   make(PERI_BOOL, DIMS(1, T), term),
                          make(PERI_BOOL, DIMS(1, T), trunc), NULL };
   peri_tensor *ret = NULL, *a = run2("gae", 6, in, ATTRS(F(0.9), F(0.8)), &ret), *none[6];
   all_close(a, want, 1e-12);

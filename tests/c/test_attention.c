@@ -48,8 +48,10 @@ static peri_tensor *random_tensor (peri_dtype d, uint32_t s, int ndim, const int
   assert_int_equal(peri_empty(ctx, d, ndim, shape, &t), PERI_OK);
   for (int64_t i = 0; i < peri_numel(t); i++) {
     float x = (float)uniform();
-    if (d == PERI_F64) ((double *)peri_data(t))[i] = (double)x;
-    else ((float *)peri_data(t))[i] = x;
+    if (d == PERI_F64)
+      ((double *)peri_data(t))[i] = (double)x;
+    else
+      ((float *)peri_data(t))[i] = x;
   }
   return t;
 }
@@ -87,7 +89,9 @@ struct attn {
   bool start;
 };
 
-struct io { peri_tensor *q, *k, *v, *mask, *start; };
+struct io {
+  peri_tensor *q, *k, *v, *mask, *start;
+};
 
 static peri_status attention (const struct io *x, const struct attn *c, peri_tensor **out) {
   peri_attr attr[4] = { { .i = c->causal }, { .f = NAN }, { .i = c->window }, { .i = c->offset } };
@@ -357,8 +361,10 @@ static void rows_do_not_depend_on_company (void **state) {
                   many = { 5, T + PAD, T + PAD, H, 2, D, true, 0, INT64_MIN, 0, false };
       struct io x = inputs(&c, PERI_F32), y = inputs(&many, PERI_F32);
       peri_tensor *out = attend(&x, &c);
-      if (threads == 1) memcpy(alone, peri_data(out), sizeof alone);
-      else assert_memory_equal(alone, peri_data(out), sizeof alone);
+      if (threads == 1)
+        memcpy(alone, peri_data(out), sizeof alone);
+      else
+        assert_memory_equal(alone, peri_data(out), sizeof alone);
       peri_release(out);
       int64_t start[5] = { 3, PAD, 0, 60, 0 }, five = 5;
       y.start = make(PERI_I64, 1, &five, start);
@@ -539,14 +545,10 @@ static void one_op_is_a_whole_step (void **state) {
 
 int main (void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(values_and_gradients),
-    cmocka_unit_test(gradients_are_slopes),
-    cmocka_unit_test(decoding_equals_training),
-    cmocka_unit_test(rows_do_not_depend_on_company),
-    cmocka_unit_test(strided_inputs),
-    cmocka_unit_test(bad_shapes_are_refused),
-    cmocka_unit_test(rope_turns_pairs),
-    cmocka_unit_test(cache_takes_tokens),
+    cmocka_unit_test(values_and_gradients),     cmocka_unit_test(gradients_are_slopes),
+    cmocka_unit_test(decoding_equals_training), cmocka_unit_test(rows_do_not_depend_on_company),
+    cmocka_unit_test(strided_inputs),           cmocka_unit_test(bad_shapes_are_refused),
+    cmocka_unit_test(rope_turns_pairs),         cmocka_unit_test(cache_takes_tokens),
     cmocka_unit_test(one_op_is_a_whole_step),
   };
   return cmocka_run_group_tests_name("attention", tests, NULL, NULL);

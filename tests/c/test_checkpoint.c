@@ -78,12 +78,13 @@ static const char *latest (void) {
 /* ---- files and folders ---- */
 
 static void hashes_have_their_known_answers (void **state) {
-  static const struct { const char *text; uint64_t hash; } cases[] = {
-    { "", 0xEF46DB3751D8E999u },
-    { "a", 0xD24EC4F1A98C6E5Bu },
-    { "abc", 0x44BC2CF5AD770999u },
-    { "Nobody inspects the spammish repetition", 0xFBCEA83C8A378BF1u }
-  };
+  static const struct {
+    const char *text;
+    uint64_t hash;
+  } cases[] = { { "", 0xEF46DB3751D8E999u },
+                { "a", 0xD24EC4F1A98C6E5Bu },
+                { "abc", 0x44BC2CF5AD770999u },
+                { "Nobody inspects the spammish repetition", 0xFBCEA83C8A378BF1u } };
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     size_t n = strlen(cases[i].text);
@@ -133,7 +134,8 @@ static void files_are_written_whole_and_read_back (void **state) {
   assert_int_equal(stat(Path, &st), 0);
   assert_int_equal(st.st_mode & 0777, 0640); /* the mode of the old file is kept */
   assert_int_equal(peri_file_write(C, Path, "12345", 5), PERI_OK);
-  want_failure(C, peri_file_read(C, Path, 4, &data, &size), PERI_EFORMAT, "has 5 bytes, the limit is 4");
+  want_failure(C, peri_file_read(C, Path, 4, &data, &size), PERI_EFORMAT,
+               "has 5 bytes, the limit is 4");
   want_failure(C, peri_file_write(C, Dir, "x", 1), PERI_EIO, "not a regular file");
   want_failure(C, peri_file_write(C, "/dev/full", "x", 1), PERI_EIO, "not a regular file");
   want_failure(C, peri_file_read(C, "/dev/zero", 0, &data, &size), PERI_EIO, "not a regular file");
@@ -197,7 +199,8 @@ static void the_newest_good_checkpoint_is_found (void **state) {
   save("z-first", "3", 0); /* replaces it in one step */
   assert_string_equal(latest(), "z-first");
   assert_int_equal(entries(Dir), 2);
-  assert_int_equal(peri_make_folder(C, in_dir("notes")), PERI_OK); /* others' folders are left alone */
+  assert_int_equal(peri_make_folder(C, in_dir("notes")),
+                   PERI_OK); /* others' folders are left alone */
   put(Dir, "file", "x", 1);
   save("third", "4", 1);
   assert_string_equal(latest(), "third");
@@ -214,7 +217,8 @@ static void what_is_not_whole_is_passed_over (void **state) {
   save("three", "third", 0); /* its generation is still above the damaged one's */
   assert_string_equal(latest(), "three");
   put(in_dir("three"), "data", "third ", 6);
-  want_failure(C, peri_checkpoint_verify(C, Path, NULL), PERI_EFORMAT, "has 6 bytes, the manifest says 5");
+  want_failure(C, peri_checkpoint_verify(C, Path, NULL), PERI_EFORMAT,
+               "has 6 bytes, the manifest says 5");
   assert_int_equal(unlink(in_dir("three/data")), 0);
   want_failure(C, peri_checkpoint_verify(C, in_dir("three"), NULL), PERI_EIO, "cannot open");
   assert_string_equal(latest(), "one");
@@ -234,8 +238,10 @@ static void every_flipped_bit_is_seen (void **state) {
       copy[i] ^= (unsigned char)(1 << bit);
       write_file(in_dir("c/manifest.json"), copy, n);
       peri_status s = peri_checkpoint_verify(C, in_dir("c"), NULL);
-      if (s == PERI_OK) harmless++; /* white space turned into other white space */
-      else assert_true(s == PERI_EFORMAT || s == PERI_EIO);
+      if (s == PERI_OK)
+        harmless++; /* white space turned into other white space */
+      else
+        assert_true(s == PERI_EFORMAT || s == PERI_EIO);
       if (s == PERI_OK && strchr(" \n\t\r", ((char *)manifest)[i]) == NULL)
         fail_msg("bit %d of byte %zu went unseen", bit, i);
     }
@@ -250,14 +256,17 @@ static void every_flipped_bit_is_seen (void **state) {
       char text[] = "some text";
       text[i] ^= (char)(1 << bit);
       write_file(in_dir("c/data"), text, 9);
-      want_failure(C, peri_checkpoint_verify(C, in_dir("c"), NULL), PERI_EFORMAT, "the manifest says");
+      want_failure(C, peri_checkpoint_verify(C, in_dir("c"), NULL), PERI_EFORMAT,
+                   "the manifest says");
     }
   free(copy);
   peri_file_free(C, manifest, n);
 }
 
 static void a_hostile_manifest_is_refused (void **state) {
-  static const struct { const char *text, *part; } cases[] = {
+  static const struct {
+    const char *text, *part;
+  } cases[] = {
     { "", "found the end" },
     { "[]", "must be an object" },
     { "{\"format\":\"x\"}", "expected the format" },
@@ -270,7 +279,8 @@ static void a_hostile_manifest_is_refused (void **state) {
     { "F{\"path\":\"a\\u0000\"}]}", "outside of the checkpoint" },
     { "F{\"path\":\"\"}]}", "outside of the checkpoint" },
     { "F{\"path\":\"a\",\"bytes\":-1,\"xxh64\":\"0000000000000000\"}]}", "cannot open" },
-    { "F{\"path\":\"data\",\"bytes\":-1,\"xxh64\":\"0000000000000000\"}]}", "the manifest says -1" },
+    { "F{\"path\":\"data\",\"bytes\":-1,\"xxh64\":\"0000000000000000\"}]}",
+      "the manifest says -1" },
     { "F{\"path\":\"data\",\"bytes\":1,\"xxh64\":\"00\"}]}", "a hash has 16 digits" },
     { "F3]}", "a file must be an object" },
     { "F],\"seal\":\"0000000000000000\"}", "but its facts give" }
@@ -300,7 +310,8 @@ static void folders_inside_are_part_of_it (void **state) {
   assert_int_equal(peri_checkpoint_commit(c, "m", 0), PERI_OK);
   assert_int_equal(peri_checkpoint_verify(C, in_dir("made/below/m"), NULL), PERI_OK);
   write_file(in_dir("made/below/m/model/deep/weights"), "v", 1);
-  want_failure(C, peri_checkpoint_verify(C, in_dir("made/below/m"), NULL), PERI_EFORMAT, "weights: hash");
+  want_failure(C, peri_checkpoint_verify(C, in_dir("made/below/m"), NULL), PERI_EFORMAT,
+               "weights: hash");
 }
 
 static void what_cannot_be_a_checkpoint_is_refused (void **state) {
@@ -319,7 +330,8 @@ static void what_cannot_be_a_checkpoint_is_refused (void **state) {
   want_failure(C, peri_checkpoint_commit(c, "a", 0), PERI_EINVAL, "neither a file nor a folder");
   assert_int_equal(unlink(path), 0);
   put(Dir, "taken", "x", 1); /* by a file */
-  want_failure(C, peri_checkpoint_commit(c, "taken", 0), PERI_EIO, "cannot put the checkpoint there");
+  want_failure(C, peri_checkpoint_commit(c, "taken", 0), PERI_EIO,
+               "cannot put the checkpoint there");
   peri_checkpoint_abort(c);
   assert_int_equal(entries(Dir), 1);
   peri_checkpoint_abort(NULL);
@@ -361,7 +373,8 @@ static void a_kill_at_any_moment_loses_at_most_one_save (void **state) {
   const char *wish = getenv("PERI_TEST_KILLS");
   int kills = wish != NULL ? atoi(wish) : 200;
   uint32_t longest = 8000; /* microseconds before a kill; follows the speed of the machine */
-  volatile uint64_t *done = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  volatile uint64_t *done =
+      mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   (void)state;
   assert_true((void *)done != MAP_FAILED);
   *done = 0;
@@ -378,8 +391,10 @@ static void a_kill_at_any_moment_loses_at_most_one_save (void **state) {
     int status;
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFSIGNALED(status));
-    if (*done != reported) longest = longest < 6000 ? longest : longest / 4 * 3;
-    else if (longest < 400000) longest *= 2;
+    if (*done != reported)
+      longest = longest < 6000 ? longest : longest / 4 * 3;
+    else if (longest < 400000)
+      longest *= 2;
     const char *name = latest();
     if (*done == 0 && name[0] == '\0') continue;
     char path[700];
@@ -393,7 +408,8 @@ static void a_kill_at_any_moment_loses_at_most_one_save (void **state) {
     g /= 1000003;
     peri_file_free(C, data, size);
     if (g != *done && g != *done + 1)
-      fail_msg("kill %d: found %llu, reported %llu", k, (unsigned long long)g, (unsigned long long)*done);
+      fail_msg("kill %d: found %llu, reported %llu", k, (unsigned long long)g,
+               (unsigned long long)*done);
     *done = g;
   }
   assert_true(*done > 0);
@@ -426,8 +442,10 @@ static void every_failed_allocation_is_reported (void **state) {
 
 static void event_files_have_the_known_bytes (void **state) {
   /* the version record, then Event{wall_time 2.5, step 300, Summary{{tag "loss", simple_value 1.5}}} */
-  static const unsigned char version[] = "\x1a\x0d" "brain.Event:2";
-  static const unsigned char event[] = "\x09\0\0\0\0\0\0\x04\x40\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15\0\0\xc0\x3f";
+  static const unsigned char version[] = "\x1a\x0d"
+                                         "brain.Event:2";
+  static const unsigned char event[] =
+      "\x09\0\0\0\0\0\0\x04\x40\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15\0\0\xc0\x3f";
   peri_tfevents *w;
   unsigned char *b;
   void *data;
@@ -446,7 +464,8 @@ static void event_files_have_the_known_bytes (void **state) {
   assert_int_equal(b[at], sizeof event - 1);
   assert_memory_equal(b + at + 12, event, sizeof event - 1);
   assert_int_equal(n, at + 12 + sizeof event - 1 + 4);
-  uint32_t crc = peri__crc32c(event, sizeof event - 1), want = (crc >> 15 | crc << 17) + 0xA282EAD8u;
+  uint32_t crc = peri__crc32c(event, sizeof event - 1),
+           want = (crc >> 15 | crc << 17) + 0xA282EAD8u;
   assert_memory_equal(b + n - 4, &want, 4);
   peri_file_free(C, data, n);
 }
@@ -483,22 +502,20 @@ static void half_a_record_is_cut_off_when_continued (void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
-  const struct CMUnitTest tests[] = {
-    TEST(hashes_have_their_known_answers),
-    TEST(sorting_orders_anything),
-    TEST(files_are_written_whole_and_read_back),
-    TEST(trees_are_made_listed_and_removed),
-    TEST(the_newest_good_checkpoint_is_found),
-    TEST(what_is_not_whole_is_passed_over),
-    TEST(every_flipped_bit_is_seen),
-    TEST(a_hostile_manifest_is_refused),
-    TEST(folders_inside_are_part_of_it),
-    TEST(what_cannot_be_a_checkpoint_is_refused),
-    TEST(temporary_folders_of_the_dead_are_removed),
-    TEST(a_kill_at_any_moment_loses_at_most_one_save),
-    TEST(every_failed_allocation_is_reported),
-    TEST(event_files_have_the_known_bytes),
-    TEST(half_a_record_is_cut_off_when_continued)
-  };
+  const struct CMUnitTest tests[] = { TEST(hashes_have_their_known_answers),
+                                      TEST(sorting_orders_anything),
+                                      TEST(files_are_written_whole_and_read_back),
+                                      TEST(trees_are_made_listed_and_removed),
+                                      TEST(the_newest_good_checkpoint_is_found),
+                                      TEST(what_is_not_whole_is_passed_over),
+                                      TEST(every_flipped_bit_is_seen),
+                                      TEST(a_hostile_manifest_is_refused),
+                                      TEST(folders_inside_are_part_of_it),
+                                      TEST(what_cannot_be_a_checkpoint_is_refused),
+                                      TEST(temporary_folders_of_the_dead_are_removed),
+                                      TEST(a_kill_at_any_moment_loses_at_most_one_save),
+                                      TEST(every_failed_allocation_is_reported),
+                                      TEST(event_files_have_the_known_bytes),
+                                      TEST(half_a_record_is_cut_off_when_continued) };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

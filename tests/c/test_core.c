@@ -10,7 +10,9 @@
 #include "op/op.h"
 
 /* A counting allocator: what a host would give. */
-typedef struct counter { size_t live, calls; } counter;
+typedef struct counter {
+  size_t live, calls;
+} counter;
 
 static void *counting_alloc (void *ud, void *ptr, size_t osize, size_t nsize) {
   counter *c = ud;
@@ -46,7 +48,8 @@ static peri_tensor *call2 (peri_ctx *ctx, const char *name, peri_tensor *a, peri
   peri_tensor *in[2] = { a, b }, *out = NULL;
   const peri_op *op = peri_op_find(name);
   assert_non_null(op);
-  if (peri_apply(ctx, op, b ? 2 : 1, in, NULL, &out) != PERI_OK) fail_msg("%s: %s", name, peri_message(ctx));
+  if (peri_apply(ctx, op, b ? 2 : 1, in, NULL, &out) != PERI_OK)
+    fail_msg("%s: %s", name, peri_message(ctx));
   return out;
 }
 
@@ -124,7 +127,8 @@ static void shapes_are_checked (void **state) {
   peri_ctx *ctx = NULL;
   assert_int_equal(peri_open(NULL, &ctx), PERI_OK);
   peri_tensor *t = NULL;
-  int64_t huge[2] = { INT64_C(1) << 40, INT64_C(1) << 40 }, minus[1] = { -1 }, zero[3] = { 4, 0, 3 };
+  int64_t huge[2] = { INT64_C(1) << 40, INT64_C(1) << 40 }, minus[1] = { -1 },
+          zero[3] = { 4, 0, 3 };
   int64_t deep[9] = { 1, 1, 1, 1, 1, 1, 1, 1, 1 };
   assert_int_equal(peri_empty(ctx, PERI_F32, 2, huge, &t), PERI_ESHAPE);
   assert_int_equal(peri_empty(ctx, PERI_F32, 1, minus, &t), PERI_ESHAPE);
@@ -152,7 +156,8 @@ static void imported_memory_is_shared_and_given_back_once (void **state) {
   int64_t shape[2] = { 3, 2 }, strides[2] = { 1, 3 }; /* the transpose of 2 x 3 */
   peri_tensor *t = NULL, *u = NULL;
   released = 0;
-  assert_int_equal(peri_import(ctx, PERI_F32, 2, shape, strides, host, on_release, &released, &t), PERI_OK);
+  assert_int_equal(peri_import(ctx, PERI_F32, 2, shape, strides, host, on_release, &released, &t),
+                   PERI_OK);
   assert_ptr_equal(peri_data(t), host);
   assert_true(item(t, 1) == 4 && item(t, 2) == 2);
   host[3] = 40;
@@ -178,7 +183,7 @@ static void half_conversions_round_to_even (void **state) {
   assert_int_equal(peri__f32_to_f16(2051.0f), 0x6802);  /* tie: 2052 is even */
   assert_int_equal(peri__f32_to_f16(65519.0f), 0x7bff); /* below the middle of 65504 and 65536 */
   assert_int_equal(peri__f32_to_f16(65520.0f), 0x7c00);
-  assert_int_equal(peri__f32_to_f16(0x1p-25f), 0);      /* tie with zero */
+  assert_int_equal(peri__f32_to_f16(0x1p-25f), 0); /* tie with zero */
   assert_int_equal(peri__f32_to_f16(0x1.8p-25f), 1);
 }
 
@@ -198,7 +203,8 @@ static void every_signature_parses (void **state) {
     if (!peri__sig(op)) fail_msg("signature of %s: %s", peri_op_name(op), peri_op_signature(op));
     assert_ptr_equal(peri_op_find(peri_op_name(op)), op);
     size_t n = strlen(peri_op_doc(op));
-    if (n < 10 || peri_op_doc(op)[n - 1] != '.') fail_msg("doc of %s is no sentence", peri_op_name(op));
+    if (n < 10 || peri_op_doc(op)[n - 1] != '.')
+      fail_msg("doc of %s is no sentence", peri_op_name(op));
     if (op->nout > PERI_MAX_OUT || op->nret > op->nout) fail_msg("outputs of %s", peri_op_name(op));
   }
   assert_null(peri_op_find("no such op"));
@@ -385,7 +391,8 @@ static void custom_release (void *ud) {
   custom_released++;
 }
 
-static peri_status custom_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout, int nin, peri_tensor **gin) {
+static peri_status custom_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout, int nin,
+                               peri_tensor **gin) {
   (void)ud;
   assert_int_equal(nout, 1);
   assert_int_equal(nin, 1);
@@ -401,7 +408,8 @@ static void a_custom_vjp_takes_part (void **state) {
   peri_tensor *x = vec(ctx, 1, v), *y = vec(ctx, 1, v);
   assert_int_equal(peri_set_requires_grad(x, true), PERI_OK);
   custom_released = 0;
-  assert_int_equal(peri_record_custom(ctx, "twice", 1, &x, 1, &y, custom_vjp, custom_release, NULL), PERI_OK);
+  assert_int_equal(peri_record_custom(ctx, "twice", 1, &x, 1, &y, custom_vjp, custom_release, NULL),
+                   PERI_OK);
   assert_int_equal(peri_backward(ctx, y, NULL, false), PERI_OK);
   assert_true(item(peri_grad(x), 0) == 2);
   assert_int_equal(custom_released, 1);

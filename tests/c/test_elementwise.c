@@ -66,7 +66,8 @@ static void results_do_not_depend_on_strides (void **state) {
       random_tensor(PERI_F32, DIMS(n[0], 1, n[2]), "middle", 4),
       random_tensor(PERI_F32, 0, NULL, "one", 4),
       random_tensor(PERI_F32, DIMS(1, 1), "ones", 4),
-      peri_retain(turned), peri_retain(flipped),
+      peri_retain(turned),
+      peri_retain(flipped),
     };
     for (size_t i = 0; i < sizeof y / sizeof *y; i++) {
       check_layouts(x, y[i]);
@@ -101,8 +102,8 @@ static void big_transposed_and_threaded_results_are_the_same (void **state) {
 
 static void dtypes_promote_and_convert (void **state) {
   (void)state;
-  static const peri_dtype all[] = { PERI_BOOL, PERI_U8, PERI_I32, PERI_I64, PERI_F16, PERI_BF16,
-                                    PERI_F32, PERI_F64 };
+  static const peri_dtype all[] = { PERI_BOOL, PERI_U8,   PERI_I32, PERI_I64,
+                                    PERI_F16,  PERI_BF16, PERI_F32, PERI_F64 };
   peri_tensor *a = make(PERI_F64, DIMS(4), (const double[]){ 1, 0, 1, 1 });
   peri_tensor *b = make(PERI_F64, DIMS(4), (const double[]){ 1, 1, 0, 1 });
   for (int i = 0; i < 8; i++)

@@ -49,8 +49,9 @@ typedef struct problem {
 } problem;
 
 static problem make (int64_t m, int64_t n, int64_t k, bool ta, bool tb, int begin, int64_t gap) {
-  problem p = { m, n, k, (ta ? m : k) + gap, (tb ? k : n) + gap, n + gap, ta, tb, begin,
-                NULL, NULL, NULL, NULL };
+  problem p = {
+    m, n, k, (ta ? m : k) + gap, (tb ? k : n) + gap, n + gap, ta, tb, begin, NULL, NULL, NULL, NULL
+  };
   p.a = fresh((ta ? k : m) * p.lda);
   p.b = fresh((tb ? n : k) * p.ldb);
   p.c = fresh(m * p.ldc);
@@ -107,8 +108,7 @@ static void check (const problem *p, const float *c) {
         fail_msg("%d x %d x %d%s%s: [%d][%d] is %.9g, not %.9g", (int)p->m, (int)p->n, (int)p->k,
                  p->ta ? " ta" : "", p->tb ? " tb" : "", (int)i, (int)j, c[i * p->ldc + j], sum);
     }
-    for (int64_t j = p->n; j < p->ldc; j++)
-      assert_true(c[i * p->ldc + j] == p->c[i * p->ldc + j]);
+    for (int64_t j = p->n; j < p->ldc; j++) assert_true(c[i * p->ldc + j] == p->c[i * p->ldc + j]);
   }
 }
 
@@ -262,7 +262,7 @@ static void packed_weights_single_thread_and_batches_agree (void **state) {
       g.packed = packed;
       assert_int_equal(peri__gemm_f32(ctx, &g), PERI_OK);
       assert_memory_equal(c, want, (size_t)(m * 203) * sizeof *c);
-      peri__block_put(ctx, packed, bytes);
+      peri__block_put(ctx, packed);
 
       g = product_of(&p, c);
       memset(c, 0, (size_t)(m * 203) * sizeof *c);
@@ -270,7 +270,7 @@ static void packed_weights_single_thread_and_batches_agree (void **state) {
       void *scratch = peri__block_get(ctx, size);
       peri__gemm_f32_seq(ctx->cpu, &g, scratch);
       assert_memory_equal(c, want, (size_t)(m * 203) * sizeof *c);
-      peri__block_put(ctx, scratch, size);
+      peri__block_put(ctx, scratch);
       test_free(c);
       test_free(want);
 
@@ -340,8 +340,17 @@ static void f64_agrees_with_a_plain_loop (void **state) {
       double *c = test_calloc((size_t)(m * n), sizeof *c);
       for (int64_t i = 0; i < m * k; i++) a[i] = uniform();
       for (int64_t i = 0; i < n * k; i++) b[i] = uniform();
-      peri__gemm64 g = { .m = m, .n = n, .k = k, .a = a, .ars = 1, .acs = m, .b = b, .brs = 1,
-                         .bcs = k, .c = c, .crs = n };
+      peri__gemm64 g = { .m = m,
+                         .n = n,
+                         .k = k,
+                         .a = a,
+                         .ars = 1,
+                         .acs = m,
+                         .b = b,
+                         .brs = 1,
+                         .bcs = k,
+                         .c = c,
+                         .crs = n };
       peri__gemm_f64(ctx, &g);
       for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {

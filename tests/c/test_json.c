@@ -58,7 +58,9 @@ static void refuses_n (const char *text, size_t n, const peri_json_options *opt,
     fail_msg("%s -> %s \"%s\", expected \"%s\"", text, peri_status_name(s), peri_message(C), part);
 }
 
-static void refuses (const char *text, const char *part) { refuses_n(text, strlen(text), NULL, part); }
+static void refuses (const char *text, const char *part) {
+  refuses_n(text, strlen(text), NULL, part);
+}
 
 static double number (const char *text) {
   peri_json p;
@@ -214,7 +216,7 @@ static void doubles_are_read_to_the_nearest (void **state) {
   assert_true(number("0.1") == 0.1);
   assert_true(number("2.2250738585072011e-308") == 2.2250738585072011e-308);
   assert_true(number("4.9406564584124654e-324") == 0x1p-1074);
-  assert_true(number("2.4703282292062327e-324") == 0.0);   /* just below half of it */
+  assert_true(number("2.4703282292062327e-324") == 0.0); /* just below half of it */
   assert_true(number("2.4703282292062328e-324") == 0x1p-1074);
   assert_true(number("1.7976931348623157e308") == 0x1.fffffffffffffp1023);
   assert_true(number("1.7976931348623158e308") == 0x1.fffffffffffffp1023);
@@ -369,13 +371,23 @@ static void the_writer_refuses_what_json_cannot_say (void **state) {
 }
 
 static void doubles_round_trip_in_the_fewest_digits (void **state) {
-  static const struct { double f; const char *text; } cases[] = {
-    { 0.0, "0.0" }, { -0.0, "-0.0" }, { 1, "1.0" }, { -1.5, "-1.5" }, { 0.1, "0.1" },
-    { 1e16, "10000000000000000.0" }, { 1e17, "1e17" },
-    { 123456789012345680.0, "1.2345678901234568e17" }, { 1e-5, "0.00001" }, { 1e-6, "1e-6" },
-    { 5e-324, "5e-324" },
-    { 0.30000000000000004, "0.30000000000000004" }, { 1.7976931348623157e308, "1.7976931348623157e308" }, { 1.25e-7, "1.25e-7" }
-  };
+  static const struct {
+    double f;
+    const char *text;
+  } cases[] = { { 0.0, "0.0" },
+                { -0.0, "-0.0" },
+                { 1, "1.0" },
+                { -1.5, "-1.5" },
+                { 0.1, "0.1" },
+                { 1e16, "10000000000000000.0" },
+                { 1e17, "1e17" },
+                { 123456789012345680.0, "1.2345678901234568e17" },
+                { 1e-5, "0.00001" },
+                { 1e-6, "1e-6" },
+                { 5e-324, "5e-324" },
+                { 0.30000000000000004, "0.30000000000000004" },
+                { 1.7976931348623157e308, "1.7976931348623157e308" },
+                { 1.25e-7, "1.25e-7" } };
   (void)state;
   char text[PERI_DOUBLE_TEXT];
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -29,7 +29,10 @@ static peri_ctx *open_level (int level, int threads) {
 }
 
 /* Shape and the same pseudo-random numbers, -2 to 2, in either dtype; rank 0: no tensor. */
-struct in { int ndim; int64_t shape[4]; };
+struct in {
+  int ndim;
+  int64_t shape[4];
+};
 
 static peri_tensor *make (peri_dtype d, uint32_t seed, const struct in *x) {
   peri_tensor *t = NULL;
@@ -38,8 +41,10 @@ static peri_tensor *make (peri_dtype d, uint32_t seed, const struct in *x) {
   for (int64_t i = 0; i < peri_numel(t); i++) {
     seed = seed * 1664525u + 1013904223u;
     float v = ((float)(seed >> 8) * 0x1p-24f - 0.5f) * 4;
-    if (d == PERI_F64) ((double *)peri_data(t))[i] = (double)v;
-    else ((float *)peri_data(t))[i] = v;
+    if (d == PERI_F64)
+      ((double *)peri_data(t))[i] = (double)v;
+    else
+      ((float *)peri_data(t))[i] = v;
   }
   return t;
 }
@@ -218,8 +223,10 @@ static void dropout_keeps_and_scales (void **state) {
       assert_true(q[i] == 0 || q[i] == p[i] * (float)(1 / 0.7));
     }
     assert_in_range(zeros, 3002 - 230, 3002 + 230); /* five standard deviations */
-    if (level == 0) memcpy(first, q, sizeof first);
-    else assert_memory_equal(first, q, sizeof first); /* one stream for all levels */
+    if (level == 0)
+      memcpy(first, q, sizeof first);
+    else
+      assert_memory_equal(first, q, sizeof first); /* one stream for all levels */
     run(&c, &x, &z);
     assert_memory_not_equal(q, peri_data(z), sizeof first);
     peri_release(z);

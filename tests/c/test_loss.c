@@ -74,7 +74,8 @@ static void cross_entropy_gradient_rows_sum_to_zero (void **state) {
     double sum = 0;
     for (int j = 0; j < 1037; j++) sum += at(g, r * 1037 + j);
     assert_true(fabs(sum) < 1e-6); /* 1037 roundings of values below 1 */
-    if (r == 1) for (int j = 0; j < 1037; j++) assert_true(at(g, 1037 + j) == 0);
+    if (r == 1)
+      for (int j = 0; j < 1037; j++) assert_true(at(g, 1037 + j) == 0);
   }
   drop(4, (peri_tensor *[]){ x, t, y, g });
 }
@@ -160,8 +161,8 @@ static void token_logprob_equals_the_composed_form (void **state) {
   }
   for (int k = 0; k < 2; k++) /* sums of up to 517 products */
     for (int64_t i = 0; i < peri_numel(wrt[k]); i++) close_to(at(g[k], i), at(g0[k], i), 2e-5);
-  drop(22, (peri_tensor *[]){ h, w, t, t0, on, logp, entropy, both, root, g[0], g[1], wt, z, l, p,
-                              pl, picked, l0, h0, d, m, root0 });
+  drop(22, (peri_tensor *[]){ h,  w, t, t0, on, logp,   entropy, both, root, g[0], g[1],
+                              wt, z, l, p,  pl, picked, l0,      h0,   d,    m,    root0 });
   drop(2, g0);
 }
 
@@ -238,7 +239,8 @@ static void token_logprob_gradients_do_not_depend_on_threads_or_ignored_rows (vo
     if (kept == NULL) {
       kept = malloc(V * D * sizeof *kept);
       memcpy(kept, peri_data(g), V * D * sizeof *kept);
-    } else assert_memory_equal(kept, peri_data(g), V * D * sizeof *kept);
+    } else
+      assert_memory_equal(kept, peri_data(g), V * D * sizeof *kept);
     drop(8, (peri_tensor *[]){ h, w, t, lp, e, both, root, g });
     free(ids);
     free(rows_h);

@@ -98,7 +98,9 @@ static void the_module_opens_in_a_hosts_own_state (void **state) {
   assert_ptr_equal(peri_lua_ctx(L), ctx);
   assert_int_equal(peri_lua_open(L, ctx), PERI_EHOST); /* once only */
   assert_non_null(strstr(peri_message(ctx), "open already"));
-  assert_int_equal(peri_lua_run_string(L, "assert(require 'perilune.core'.zeros(3):numel() == 3)", NULL), PERI_OK);
+  assert_int_equal(
+      peri_lua_run_string(L, "assert(require 'perilune.core'.zeros(3):numel() == 3)", NULL),
+      PERI_OK);
   lua_close(L);
   assert_int_equal(peri_memory_stats(ctx).tensors, 0);
   peri_close(ctx);
@@ -152,7 +154,8 @@ static void imported_memory_is_released_by_the_collector (void **state) {
   int released = 0;
   int64_t shape[2] = { 2, 2 };
   peri_tensor *t = NULL;
-  assert_int_equal(peri_import(h.ctx, PERI_F32, 2, shape, NULL, data, count_release, &released, &t), PERI_OK);
+  assert_int_equal(peri_import(h.ctx, PERI_F32, 2, shape, NULL, data, count_release, &released, &t),
+                   PERI_OK);
   peri_lua_push(h.L, t);
   peri_release(t);
   lua_setglobal(h.L, "x");
@@ -191,7 +194,8 @@ static void errors_come_back_as_status_and_message (void **state) {
   host_open(&h);
   lua_State *L = h.L;
   lua_pushinteger(L, 42);
-  assert_int_equal(peri_lua_run_string(L, "local function f() error 'boom' end f()", "=chunk"), PERI_EHOST);
+  assert_int_equal(peri_lua_run_string(L, "local function f() error 'boom' end f()", "=chunk"),
+                   PERI_EHOST);
   assert_non_null(strstr(peri_message(h.ctx), "chunk:1: boom"));
   assert_non_null(strstr(peri_message(h.ctx), "stack traceback"));
   assert_int_equal(peri_lua_run_string(L, "x = = 1", NULL), PERI_EFORMAT);
@@ -199,12 +203,18 @@ static void errors_come_back_as_status_and_message (void **state) {
   assert_non_null(strstr(peri_message(h.ctx), "binary"));
   assert_int_equal(peri_lua_run_file(L, "/nonexistent/file.lua"), PERI_EIO);
   assert_int_equal(peri_lua_run_string(L, "error({})", NULL), PERI_EHOST);
-  assert_int_equal(peri_lua_run_string(L, "error(setmetatable({}, { __tostring = function() return 'own' end }))", NULL),
-                   PERI_EHOST);
+  assert_int_equal(
+      peri_lua_run_string(
+          L, "error(setmetatable({}, { __tostring = function() return 'own' end }))", NULL),
+      PERI_EHOST);
   assert_string_equal(peri_message(h.ctx), "own");
-  assert_int_equal(peri_lua_run_string(L, "require('perilune').matmul(require('perilune').zeros{4, 8},"
-                                          "require('perilune').zeros{7, 16})", NULL), PERI_EHOST);
-  assert_non_null(strstr(peri_message(h.ctx), "matmul: (4, 8) x (7, 16): inner sizes 8 and 7 differ"));
+  assert_int_equal(peri_lua_run_string(L,
+                                       "require('perilune').matmul(require('perilune').zeros{4, 8},"
+                                       "require('perilune').zeros{7, 16})",
+                                       NULL),
+                   PERI_EHOST);
+  assert_non_null(
+      strstr(peri_message(h.ctx), "matmul: (4, 8) x (7, 16): inner sizes 8 and 7 differ"));
   assert_int_equal(lua_gettop(L), 1);
   assert_int_equal(lua_tointeger(L, 1), 42);
   lua_settop(L, 0);
@@ -215,10 +225,11 @@ static void an_error_in_a_vjp_keeps_its_message (void **state) {
   (void)state;
   host h;
   host_open(&h);
-  run(&h, "peri = require 'perilune'\n"
-          "w = peri.ones{2}:requires_grad_()\n"
-          "f = peri.custom(function(c, x) return x * 2 end, function(c, g) error 'reward broke' end)\n"
-          "loss = f(w):sum()");
+  run(&h,
+      "peri = require 'perilune'\n"
+      "w = peri.ones{2}:requires_grad_()\n"
+      "f = peri.custom(function(c, x) return x * 2 end, function(c, g) error 'reward broke' end)\n"
+      "loss = f(w):sum()");
   lua_getglobal(h.L, "loss");
   peri_tensor *loss = peri_lua_to(h.L, -1);
   assert_int_equal(peri_backward(h.ctx, loss, NULL, true), PERI_EHOST); /* straight from C */
@@ -303,10 +314,13 @@ static void an_interrupt_ends_a_long_run (void **state) {
   lua_setglobal(h.L, "ready");
   atomic_store(&ready, 0);
   assert_int_equal(pthread_create(&thread, NULL, interrupter, h.ctx), 0);
-  assert_int_equal(peri_lua_run_string(h.L, "local peri = require 'perilune'\n"
-                                            "local x = peri.ones{64, 64}\n"
-                                            "ready()\n"
-                                            "while true do x = x:matmul(x):tanh() end", NULL), PERI_EINTR);
+  assert_int_equal(peri_lua_run_string(h.L,
+                                       "local peri = require 'perilune'\n"
+                                       "local x = peri.ones{64, 64}\n"
+                                       "ready()\n"
+                                       "while true do x = x:matmul(x):tanh() end",
+                                       NULL),
+                   PERI_EINTR);
   pthread_join(thread, NULL);
   assert_non_null(strstr(peri_message(h.ctx), "interrupted"));
   peri_interrupt_clear(h.ctx);
@@ -325,13 +339,15 @@ static void *whole_life (void *ud) {
   o.alloc_ud = &h.heap;
   if (peri_open(&o, &h.ctx) != PERI_OK) return NULL;
   if (peri_lua_new(h.ctx, &h.L) != PERI_OK) return NULL;
-  peri_status s = peri_lua_run_string(h.L, "local peri = require 'perilune'\n"
-                                           "local w = peri.randn{8, 8}:requires_grad_()\n"
-                                           "for _ in peri.steps(50) do\n"
-                                           "  w:zero_grad() w:matmul(w):tanh():sum():backward()\n"
-                                           "  peri.no_grad(function() w:sub_(w.grad * 0.01) end)\n"
-                                           "end\n"
-                                           "result = w:sum():item()", NULL);
+  peri_status s = peri_lua_run_string(h.L,
+                                      "local peri = require 'perilune'\n"
+                                      "local w = peri.randn{8, 8}:requires_grad_()\n"
+                                      "for _ in peri.steps(50) do\n"
+                                      "  w:zero_grad() w:matmul(w):tanh():sum():backward()\n"
+                                      "  peri.no_grad(function() w:sub_(w.grad * 0.01) end)\n"
+                                      "end\n"
+                                      "result = w:sum():item()",
+                                      NULL);
   lua_getglobal(h.L, "result");
   *(double *)ud = s == PERI_OK ? lua_tonumber(h.L, -1) : -1e9;
   lua_close(h.L);
@@ -356,19 +372,19 @@ static void two_contexts_run_on_two_threads (void **state) {
 /* ---- failing allocations ---- */
 
 static const char training_step[] =
-  "local peri = require 'perilune.core'\n"
-  "local function square(c, x) c.x = x return x * x end\n"
-  "local function back(c, g) return g * c.x * 2 end\n"
-  "do\n"
-  "  local _ <close> = peri.scope()\n"
-  "  local h = peri.randn{3, 4}:matmul(W):tanh()\n"
-  "  h = peri.checkpoint(function(x) return x * W:sum() end, h)\n"
-  "  local loss = peri.custom(square, back)(h):sum{1, 2} + peri.tensor{{1, 2}, {3, 4}}:sum()\n"
-  "  loss:backward()\n"
-  "  local g = peri.grad((W * 2):sum(), { W })\n"
-  "  W:zero_grad()\n"
-  "  assert(#tostring(g[1]) > 0 and #peri.cat({ W, W }, 1):tolist() == 8)\n"
-  "end\n";
+    "local peri = require 'perilune.core'\n"
+    "local function square(c, x) c.x = x return x * x end\n"
+    "local function back(c, g) return g * c.x * 2 end\n"
+    "do\n"
+    "  local _ <close> = peri.scope()\n"
+    "  local h = peri.randn{3, 4}:matmul(W):tanh()\n"
+    "  h = peri.checkpoint(function(x) return x * W:sum() end, h)\n"
+    "  local loss = peri.custom(square, back)(h):sum{1, 2} + peri.tensor{{1, 2}, {3, 4}}:sum()\n"
+    "  loss:backward()\n"
+    "  local g = peri.grad((W * 2):sum(), { W })\n"
+    "  W:zero_grad()\n"
+    "  assert(#tostring(g[1]) > 0 and #peri.cat({ W, W }, 1):tolist() == 8)\n"
+    "end\n";
 
 static void every_failed_allocation_is_a_clean_error (void **state) {
   (void)state;
@@ -387,7 +403,8 @@ static void every_failed_allocation_is_a_clean_error (void **state) {
     s = peri_lua_run_string(h.L, training_step, "=step");
     h.heap.left = -1;
     if (s != PERI_OK) failures++;
-    run(&h, "W:zero_grad() collectgarbage() collectgarbage() require('perilune.core').enable_grad():close()");
+    run(&h, "W:zero_grad() collectgarbage() collectgarbage() "
+            "require('perilune.core').enable_grad():close()");
     assert_int_equal(peri_memory_stats(h.ctx).tensors, tensors);
     assert_int_equal(peri_memory_stats(h.ctx).live_bytes, live);
     assert_true(peri_grad_enabled(h.ctx));

@@ -66,10 +66,10 @@ static double r_clamp (double x) { return x < -1 ? -1 : x > 2 ? 2 : x; }
 typedef struct function {
   const char *name;
   int id;
-  double (*exact) (double x);
-  double lo, hi;  /* where errors are measured */
+  double (*exact)(double x);
+  double lo, hi; /* where errors are measured */
   double ulps;
-  double within;  /* if not 0: also good when the error is below within * (|x| + 1) */
+  double within; /* if not 0: also good when the error is below within * (|x| + 1) */
   double p[2];
 } function;
 
@@ -177,7 +177,7 @@ static void special_values_are_those_of_the_library (void **state) {
         double want = f->exact((double)x[k]);
         if (f->id == PERI_MATH_relu)
           want = isnan(x[k]) ? (double)NAN : x[k] > 0 ? (double)x[k] : (double)y[k] * 0;
-        if (gate && x[k] < -1) want = -0.0; /* the limit, where x * gate would be NaN */
+        if (gate && x[k] < -1) want = -0.0;         /* the limit, where x * gate would be NaN */
         if (gate && fabsf(x[k]) < 1e-40f) continue; /* half of the least denormal */
         if (f->id == PERI_MATH_square && isinf(y[k])) want = INFINITY;
         if (f->id == PERI_MATH_softplus && isinf(x[k])) want = x[k] > 0 ? INFINITY : 0;
@@ -198,13 +198,17 @@ static void tails_and_misaligned_arrays_have_the_bits_of_full_vectors (void **st
     for (int i = 0; i < NFUNCTIONS + PERI_N_BINARY; i++) {
       const function *f = i < NFUNCTIONS ? &functions[i] : NULL;
       for (int k = 0; k < M; k++) x[k] = (float)uniform(0.1, 3);
-      if (f) unary(cpu->math->unary[f->id], M, x, full, f->p);
-      else binary(cpu->math->binary[i - NFUNCTIONS], M, x, 1, b, 1, full);
+      if (f)
+        unary(cpu->math->unary[f->id], M, x, full, f->p);
+      else
+        binary(cpu->math->binary[i - NFUNCTIONS], M, x, 1, b, 1, full);
       for (int64_t n = 0; n <= 33; n++)
         for (int off = 0; off < 5; off++) {
           for (int k = 0; k < M + 64; k++) y[k] = 7777;
-          if (f) unary(cpu->math->unary[f->id], n, x + off, y + 1 + off, f->p);
-          else binary(cpu->math->binary[i - NFUNCTIONS], n, x + off, 1, b + off, 1, y + 1 + off);
+          if (f)
+            unary(cpu->math->unary[f->id], n, x + off, y + 1 + off, f->p);
+          else
+            binary(cpu->math->binary[i - NFUNCTIONS], n, x + off, 1, b + off, 1, y + 1 + off);
           assert_memory_equal(y + 1 + off, full + off, (size_t)n * sizeof *y);
           assert_true(y[off] == 7777 && y[1 + off + n] == 7777);
         }
@@ -254,10 +258,12 @@ static void activation_gradients_are_accurate (void **state) {
       assert_true(y[0] == 1 && y[1] == 0);
       for (int i = 2; i < N; i++) {
         double v = (double)x[i], s = logistic(k == 0 ? two_u(v) : v), want;
-        if (k == 0) want = s + v * s * (1 - s) * 1.5957691216057308 * (1 + 3 * 0.044715 * v * v);
+        if (k == 0)
+          want = s + v * s * (1 - s) * 1.5957691216057308 * (1 + 3 * 0.044715 * v * v);
         else if (k == 1)
           want = 0.5 * erfc(-v * sqrt(0.5)) + v * exp(-v * v / 2) * 0.3989422804014327;
-        else want = s * (1 + v * (1 - s));
+        else
+          want = s * (1 + v * (1 - s));
         if (fabs((double)y[i] - want) > 2e-6) /* 2 u is about 100 where the gradient is steepest */
           fail_msg("%s gradient %d at %a is %a, expected %a", cpu->name, k, v, (double)y[i], want);
       }

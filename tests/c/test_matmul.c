@@ -63,11 +63,16 @@ static peri_tensor *some (peri_dtype d, int seed, int ndim, const int64_t *shape
     x = x * 1664525u + 1013904223u;
     int v = (int)(x >> 16) % 9 - (d == PERI_U8 ? 0 : 4);
     void *p = peri_data(t);
-    if (d == PERI_F32) ((float *)p)[i] = (float)v / 8;
-    else if (d == PERI_F64) ((double *)p)[i] = v / 8.0;
-    else if (d == PERI_I32) ((int32_t *)p)[i] = v;
-    else if (d == PERI_I64) ((int64_t *)p)[i] = v;
-    else ((uint8_t *)p)[i] = (uint8_t)v;
+    if (d == PERI_F32)
+      ((float *)p)[i] = (float)v / 8;
+    else if (d == PERI_F64)
+      ((double *)p)[i] = v / 8.0;
+    else if (d == PERI_I32)
+      ((int32_t *)p)[i] = v;
+    else if (d == PERI_I64)
+      ((int64_t *)p)[i] = v;
+    else
+      ((uint8_t *)p)[i] = (uint8_t)v;
   }
   return t;
 }
@@ -350,12 +355,23 @@ static void einsum_follows_its_equation (void **state) {
   peri_tensor *a = some(PERI_F32, 1, SHAPE(3, 4)), *b = some(PERI_F32, 2, SHAPE(4, 5));
   peri_tensor *v = some(PERI_F32, 3, SHAPE(4)), *u = some(PERI_F32, 4, SHAPE(3));
   peri_tensor *q = some(PERI_F32, 5, SHAPE(2, 3, 4)), *k = some(PERI_F32, 6, SHAPE(2, 5, 4));
-  struct { const char *text; int n; peri_tensor *in[3]; int ndim; int64_t shape[3]; } cases[] = {
-    { "ij,jk->ik", 2, { a, b }, 2, { 3, 5 } }, { "ij,jk", 2, { a, b }, 2, { 3, 5 } },
-    { "ij,jk->ki", 2, { a, b }, 2, { 5, 3 } }, { "ij->ji", 1, { a }, 2, { 4, 3 } },
-    { "ij->i", 1, { a }, 1, { 3 } },           { "ij->", 1, { a }, 0, { 0 } },
-    { "i,ij,j->", 3, { u, a, v }, 0, { 0 } },  { "i,j->ij", 2, { u, v }, 2, { 3, 4 } },
-    { "bqd,bkd->bqk", 2, { q, k }, 3, { 2, 3, 5 } }, { "ij, ij -> i", 2, { a, a }, 1, { 3 } },
+  struct {
+    const char *text;
+    int n;
+    peri_tensor *in[3];
+    int ndim;
+    int64_t shape[3];
+  } cases[] = {
+    { "ij,jk->ik", 2, { a, b }, 2, { 3, 5 } },
+    { "ij,jk", 2, { a, b }, 2, { 3, 5 } },
+    { "ij,jk->ki", 2, { a, b }, 2, { 5, 3 } },
+    { "ij->ji", 1, { a }, 2, { 4, 3 } },
+    { "ij->i", 1, { a }, 1, { 3 } },
+    { "ij->", 1, { a }, 0, { 0 } },
+    { "i,ij,j->", 3, { u, a, v }, 0, { 0 } },
+    { "i,j->ij", 2, { u, v }, 2, { 3, 4 } },
+    { "bqd,bkd->bqk", 2, { q, k }, 3, { 2, 3, 5 } },
+    { "ij, ij -> i", 2, { a, a }, 1, { 3 } },
     { "bqd,qd->bd", 2, { q, a }, 2, { 2, 4 } },
   };
   for (size_t t = 0; t < sizeof cases / sizeof *cases; t++) {
@@ -373,8 +389,7 @@ static void einsum_follows_its_equation (void **state) {
   assert_true(at(all, 0) == total);
   for (int e = 0; e < 30; e++) {
     double sum = 0;
-    for (int d = 0; d < 4; d++)
-      sum += at(q, e / 5 * 4 + d) * at(k, (e / 15 * 5 + e % 5) * 4 + d);
+    for (int d = 0; d < 4; d++) sum += at(q, e / 5 * 4 + d) * at(k, (e / 15 * 5 + e % 5) * 4 + d);
     assert_true(at(qk, e) == sum);
   }
   peri_tensor *o = run("outer", 2, (peri_tensor *[]){ u, v }, NULL);

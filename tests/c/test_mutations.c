@@ -70,7 +70,8 @@ static void damaged_safetensors_are_refused_or_read_right (void **state) {
     bool good = false, save = saved < 200;
     H.peak = H.live;
     const char *bad = check_safetensors(C, file, n, save ? path : NULL, &good);
-    if (bad != NULL) fail_msg("mutation %d: %s: %.*s", (int)k, bad, n > 8 ? (int)n - 8 : 0, (char *)file + 8);
+    if (bad != NULL)
+      fail_msg("mutation %d: %s: %.*s", (int)k, bad, n > 8 ? (int)n - 8 : 0, (char *)file + 8);
     accepted += good;
     saved += good && save;
     assert_int_equal(held(), before);
@@ -89,7 +90,8 @@ static void every_single_byte_and_every_truncation_of_a_header (void **state) {
   (void)state;
   for (size_t i = 0; (n = safetensors_seed(i, seed)) != 0; i++) {
     size_t header = 8 + strlen(safetensors_seeds[i].header);
-    for (size_t at = 0; at < header; at += at < 8 ? 1 : 3) /* all of the size, a third of the text */
+    for (size_t at = 0; at < header;
+         at += at < 8 ? 1 : 3) /* all of the size, a third of the text */
       for (int v = 1; v < 256; v++) {
         memcpy(file, seed, n);
         file[at] = (unsigned char)(file[at] ^ v);
@@ -104,7 +106,8 @@ int main (void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(damaged_json_is_refused_or_read_right, setup, teardown),
     cmocka_unit_test_setup_teardown(damaged_safetensors_are_refused_or_read_right, setup, teardown),
-    cmocka_unit_test_setup_teardown(every_single_byte_and_every_truncation_of_a_header, setup, teardown)
+    cmocka_unit_test_setup_teardown(every_single_byte_and_every_truncation_of_a_header, setup,
+                                    teardown)
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,22 +33,22 @@ static void check_steps (const char *name, int nstate, const peri_attr *attr, in
 }
 
 static void steps_match_the_vectors (void **state) {
-  static const double lamb0[12] = {
-    -0.145555062554, -0.591367466859, -0.046945580838, 0.690763419043,
-    0.918107564138, -0.209812729815, 0.773438756945, 0.683126690034,
-    0.562208271589, 0.778256054959, 0.334635577274, -0.390487241879 };
-  static const double lamb1[12] = {
-    -0.145552335383, -0.591364540263, -0.04694670768, 0.690757809916,
-    0.918100873382, -0.209814513669, 0.773434649281, 0.683123230873,
-    0.562198754932, 0.778251987388, 0.334629325423, -0.390486687342 };
-  static const double adamw[12] = {
-    -0.146337751588, -0.589506341927, -0.045942226298, 0.690470308554,
-    0.916358450427, -0.207784506512, 0.771295035166, 0.681149701852,
-    0.56387505472, 0.776063338336, 0.336034613322, -0.388628965964 };
-  static const double nesterov[12] = {
-    -0.160594611173, -0.55285237886, -0.027921812329, 0.667122688801,
-    0.885503284289, -0.152326096971, 0.721026525508, 0.645005198257,
-    0.611897612441, 0.721678378037, 0.343298631517, -0.356219729214 };
+  static const double lamb0[12] = { -0.145555062554, -0.591367466859, -0.046945580838,
+                                    0.690763419043,  0.918107564138,  -0.209812729815,
+                                    0.773438756945,  0.683126690034,  0.562208271589,
+                                    0.778256054959,  0.334635577274,  -0.390487241879 };
+  static const double lamb1[12] = { -0.145552335383, -0.591364540263, -0.04694670768,
+                                    0.690757809916,  0.918100873382,  -0.209814513669,
+                                    0.773434649281,  0.683123230873,  0.562198754932,
+                                    0.778251987388,  0.334629325423,  -0.390486687342 };
+  static const double adamw[12] = { -0.146337751588, -0.589506341927, -0.045942226298,
+                                    0.690470308554,  0.916358450427,  -0.207784506512,
+                                    0.771295035166,  0.681149701852,  0.56387505472,
+                                    0.776063338336,  0.336034613322,  -0.388628965964 };
+  static const double nesterov[12] = { -0.160594611173, -0.55285237886, -0.027921812329,
+                                       0.667122688801,  0.885503284289, -0.152326096971,
+                                       0.721026525508,  0.645005198257, 0.611897612441,
+                                       0.721678378037,  0.343298631517, -0.356219729214 };
   const peri_attr lamb[12] = { F(5e-4), F(0.9), F(0.999), F(1e-8), F(0), I(1), F(1) };
   peri_attr decay[12];
   (void)state;
@@ -88,11 +88,15 @@ static void steps_match_their_formulas (void **state) {
     for (int s = 0; s < 3; s++) {
       peri_tensor *gt = make(dtype, DIMS(1), &g[s]);
       assert_int_equal(try_op("adam_", IN(t[0][0], gt, t[0][2], t[0][3]),
-        ATTRS(F(0.01), F(0.9), F(0.99), F(1e-6), F(0.1), I(s + 1), F(0.5)), NULL), PERI_OK);
+                              ATTRS(F(0.01), F(0.9), F(0.99), F(1e-6), F(0.1), I(s + 1), F(0.5)),
+                              NULL),
+                       PERI_OK);
       assert_int_equal(try_op("rmsprop_", IN(t[1][0], gt, t[1][2], t[1][3]),
-        ATTRS(F(0.01), F(0.9), F(1e-6), F(0.05), F(0.8), F(1)), NULL), PERI_OK);
+                              ATTRS(F(0.01), F(0.9), F(1e-6), F(0.05), F(0.8), F(1)), NULL),
+                       PERI_OK);
       assert_int_equal(try_op("sgd_", 3, (peri_tensor *[]){ t[2][0], gt, NULL },
-        ATTRS(F(0.1), F(0), F(0), F(0.2), I(0), I(0), F(1)), NULL), PERI_OK);
+                              ATTRS(F(0.1), F(0), F(0), F(0.2), I(0), I(0), F(1)), NULL),
+                       PERI_OK);
       peri_release(gt);
     }
     double tol = d ? 1e-12 : 1e-6;
@@ -134,12 +138,16 @@ static void steps_do_not_depend_on_threads_or_grouping (void **state) {
     for (int i = 0; i < 6; i++) {
       size_t bytes = (size_t)sizes[i] * sizeof(float);
       if (bytes == 0) continue;
-      if (round == 0) memcpy(at_kept, peri_data(t[i]), bytes);
-      else assert_memory_equal(at_kept, peri_data(t[i]), bytes);
+      if (round == 0)
+        memcpy(at_kept, peri_data(t[i]), bytes);
+      else
+        assert_memory_equal(at_kept, peri_data(t[i]), bytes);
       at_kept += sizes[i];
     }
-    if (round == 0) *at_kept = (float)at(norm, 0);
-    else assert_true(*at_kept == (float)at(norm, 0));
+    if (round == 0)
+      *at_kept = (float)at(norm, 0);
+    else
+      assert_true(*at_kept == (float)at(norm, 0));
     drop(24, t);
     peri_release(norm);
     peri_close(ctx);
@@ -218,7 +226,7 @@ static void muon_orthogonalises (void **state) {
         along -= at(p, i) * at(g, i);
       }
       assert_true(trace > 0.5 * (double)side && trace < 1.5 * (double)side); /* sum of s_i^2 */
-      assert_true(along > 0); /* downhill */
+      assert_true(along > 0);                                                /* downhill */
       drop(3, (peri_tensor *[]){ p, g, b });
     }
 }

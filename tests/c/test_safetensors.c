@@ -71,9 +71,12 @@ static peri_safetensors *parse (unsigned char *file, const char *header, size_t 
 static void tensors_are_read (void **state) {
   unsigned char file[1024];
   (void)state;
-  peri_safetensors *f = parse(
-    file, "{\"b\":" T("F32", "[2,1]", 4, 12) ",\"__metadata__\":{\"k\\n\":\"v\",\"\":\"\"},"
-          "\"a\\u00e9\":" T("U8", "[4]", 0, 4) ",\"s\":" T("I64", "[]", 12, 20) "}   ", 20);
+  peri_safetensors *f =
+      parse(file,
+            "{\"b\":" T("F32", "[2,1]", 4, 12) ",\"__metadata__\":{\"k\\n\":\"v\",\"\":\"\"},"
+                                               "\"a\\u00e9\":" T("U8", "[4]", 0, 4) ",\"s\":" T(
+                                                   "I64", "[]", 12, 20) "}   ",
+            20);
   assert_int_equal(peri_safetensors_count(f), 3);
   peri_safetensors_entry e = peri_safetensors_at(f, 0);
   assert_string_equal(e.name, "a\xC3\xA9");
@@ -129,13 +132,15 @@ static void a_broken_frame_is_refused (void **state) {
   peri_safetensors *f;
   (void)state;
   for (size_t n = 0; n < 8; n++) {
-    want_failure(C, peri_safetensors_parse(C, file, n, &f), PERI_EFORMAT, "are no safetensors file");
+    want_failure(C, peri_safetensors_parse(C, file, n, &f), PERI_EFORMAT,
+                 "are no safetensors file");
     write_file(Path, file, n);
     want_failure(C, peri_safetensors_open(C, Path, true, &f), PERI_EFORMAT, "no safetensors file");
   }
   want_failure(C, peri_safetensors_parse(C, file, 8, &f), PERI_EFORMAT, "does not begin with '{'");
   file[0] = 57;
-  want_failure(C, peri_safetensors_parse(C, file, 64, &f), PERI_EFORMAT, "57 bytes in a file of 64");
+  want_failure(C, peri_safetensors_parse(C, file, 64, &f), PERI_EFORMAT,
+               "57 bytes in a file of 64");
   memset(file, 0xFF, 8);
   want_failure(C, peri_safetensors_parse(C, file, 64, &f), PERI_EFORMAT,
                "18446744073709551615 bytes, the limit is 100000000");
@@ -170,13 +175,15 @@ static void offsets_must_tile_the_data (void **state) {
   refuses("{\"a\":" T("U8", "[2]", 0, 2e0) "}", 2, "must be a whole number");
   refuses("{\"a\":" T("U8", "[2]", 0, "2") "}", 2, "must be a whole number, not a string");
   refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0]}}", 0, "an offset must be");
-  refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0,0]}}", 0, "what follows two");
+  refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0,0]}}", 0,
+          "what follows two");
   refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":null}}", 0, "must be an array");
 }
 
 static void sizes_are_multiplied_with_checks (void **state) {
   (void)state;
-  refuses("{\"a\":" T("F32", "[2]", 0, 4) "}", 4, "2 elements of F32 need 8 bytes, data_offsets give 4");
+  refuses("{\"a\":" T("F32", "[2]", 0, 4) "}", 4,
+          "2 elements of F32 need 8 bytes, data_offsets give 4");
   refuses("{\"a\":" T("F32", "[1]", 0, 8) "}", 8, "need 4 bytes");
   refuses("{\"a\":" T("F32", "[]", 0, 0) "}", 0, "need 4 bytes");
   /* products that wrap to 0, to a negative, to a small positive */
@@ -185,7 +192,8 @@ static void sizes_are_multiplied_with_checks (void **state) {
   refuses("{\"a\":" T("U8", "[6148914691236517206,3]", 0, 2) "}", 2, "overflows 64 bits");
   refuses("{\"a\":" T("F64", "[2305843009213693952]", 0, 0) "}", 0, "size in bytes overflows");
   refuses("{\"a\":" T("F32", "[4611686018427387905]", 0, 4) "}", 4, "size in bytes overflows");
-  refuses("{\"a\":" T("U8", "[9223372036854775807,9223372036854775807,0]", 0, 0) "}", 0, "overflows");
+  refuses("{\"a\":" T("U8", "[9223372036854775807,9223372036854775807,0]", 0, 0) "}", 0,
+          "overflows");
   refuses("{\"a\":" T("U8", "[9223372036854775808]", 0, 0) "}", 0, "a size must be a whole number");
   refuses("{\"a\":" T("U8", "[-1]", 0, 1) "}", 1, "a size must be a whole number");
   refuses("{\"a\":" T("U8", "[-1,-1]", 0, 1) "}", 1, "a size must be a whole number");
@@ -204,7 +212,8 @@ static void names_fields_and_dtypes_are_checked (void **state) {
   refuses("{\"w\":" T("Q7", "[1]", 0, 1) "}", 1, "unknown dtype \"Q7\" of tensor \"w\"");
   refuses("{\"w\":" T("f32", "[1]", 0, 4) "}", 4, "unknown dtype \"f32\"");
   refuses("{\"w\":" T("U8\\u0000", "[1]", 0, 1) "}", 1, "unknown dtype");
-  refuses("{\"a\":" T("U8", "[1]", 0, 1) ",\"\\u0061\":" T("U8", "[1]", 1, 2) "}", 2, "duplicate key");
+  refuses("{\"a\":" T("U8", "[1]", 0, 1) ",\"\\u0061\":" T("U8", "[1]", 1, 2) "}", 2,
+          "duplicate key");
   refuses("{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
           "duplicate key");
   refuses("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "duplicate key");
@@ -223,8 +232,10 @@ static void names_fields_and_dtypes_are_checked (void **state) {
   refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, "a tensor without data_offsets");
   refuses("{\"a\":1}", 0, "a tensor must be an object");
   refuses("{\"a\":[]}", 0, "a tensor must be an object");
-  refuses("{\"a\":{\"dtype\":8,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "dtype must be a string");
-  refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[[[[[1]]]]],\"data_offsets\":[0,1]}}", 1, "a size must be");
+  refuses("{\"a\":{\"dtype\":8,\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+          "dtype must be a string");
+  refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[[[[[1]]]]],\"data_offsets\":[0,1]}}", 1,
+          "a size must be");
   refuses("{\"\xFF\":" T("U8", "[1]", 0, 1) "}", 1, "not valid UTF-8");
 }
 
@@ -273,25 +284,27 @@ static void saved_files_are_canonical_and_read_back (void **state) {
   assert_int_equal(peri_file_read(C, Path, 0, &bytes, &size), PERI_OK);
   /* elements of 8, 4, 2, 1 bytes, by name within, padded to 8 with spaces */
   static const char want[] =
-    "{\"__metadata__\":{\"format\":\"pt\",\"k\\\"\":\"\\\\\"},"
-    "\"a\":{\"dtype\":\"F64\",\"shape\":[3,5,0],\"data_offsets\":[0,0]},"
-    "\"e\":{\"dtype\":\"I64\",\"shape\":[3,5,0],\"data_offsets\":[0,0]},"
-    "\"b\\n\xC3\xA9\":{\"dtype\":\"F32\",\"shape\":[3,5],\"data_offsets\":[0,60]},"
-    "\"f\":{\"dtype\":\"I32\",\"shape\":[3,5],\"data_offsets\":[60,120]},"
-    "\"c\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[120,126]},"
-    "\"d\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[126,128]},"
-    "\"g\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[128,131]},"
-    "\"h\":{\"dtype\":\"BOOL\",\"shape\":[],\"data_offsets\":[131,132]}}";
+      "{\"__metadata__\":{\"format\":\"pt\",\"k\\\"\":\"\\\\\"},"
+      "\"a\":{\"dtype\":\"F64\",\"shape\":[3,5,0],\"data_offsets\":[0,0]},"
+      "\"e\":{\"dtype\":\"I64\",\"shape\":[3,5,0],\"data_offsets\":[0,0]},"
+      "\"b\\n\xC3\xA9\":{\"dtype\":\"F32\",\"shape\":[3,5],\"data_offsets\":[0,60]},"
+      "\"f\":{\"dtype\":\"I32\",\"shape\":[3,5],\"data_offsets\":[60,120]},"
+      "\"c\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[120,126]},"
+      "\"d\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[126,128]},"
+      "\"g\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[128,131]},"
+      "\"h\":{\"dtype\":\"BOOL\",\"shape\":[],\"data_offsets\":[131,132]}}";
   size_t padded = (sizeof want - 1 + 7) / 8 * 8;
   assert_int_equal(((unsigned char *)bytes)[0], padded & 255);
   assert_memory_equal((char *)bytes + 8, want, sizeof want - 1);
-  for (size_t i = 8 + sizeof want - 1; i < 8 + padded; i++) assert_int_equal(((char *)bytes)[i], ' ');
+  for (size_t i = 8 + sizeof want - 1; i < 8 + padded; i++)
+    assert_int_equal(((char *)bytes)[i], ' ');
   assert_int_equal(size, 8 + padded + 132);
   peri_file_free(C, bytes, size);
   for (int map = 0; map < 2; map++) {
     assert_int_equal(peri_safetensors_open(C, Path, map != 0, &f), PERI_OK);
     for (int d = 0; d < PERI_NDTYPE; d++) {
-      assert_int_equal(peri_safetensors_tensor(f, peri_safetensors_find(f, names[d]), &back), PERI_OK);
+      assert_int_equal(peri_safetensors_tensor(f, peri_safetensors_find(f, names[d]), &back),
+                       PERI_OK);
       assert_int_equal(peri_dtype_of(back), d);
       assert_int_equal(peri_ndim(back), d % 4);
       assert_int_equal(peri_numel(back), peri_numel(t[d]));
@@ -307,19 +320,23 @@ static void saved_files_are_canonical_and_read_back (void **state) {
 static void strided_tensors_are_saved_dense (void **state) {
   enum { N = 700 }; /* 700 x 700 floats: more than one chunk */
   static float data[N * N];
-  const int64_t shape[] = { N, N }, transposed[] = { 1, N }, wide[] = { 4, 3 }, broadcast[] = { 0, -1 };
+  const int64_t shape[] = { N, N }, transposed[] = { 1, N }, wide[] = { 4, 3 },
+                broadcast[] = { 0, -1 };
   const char *names[] = { "t", "b" };
   peri_tensor *t[2], *back;
   peri_safetensors *f;
   (void)state;
   for (int i = 0; i < N * N; i++) data[i] = (float)i;
-  assert_int_equal(peri_import(C, PERI_F32, 2, shape, transposed, data, NULL, NULL, &t[0]), PERI_OK);
-  assert_int_equal(peri_import(C, PERI_F32, 2, wide, broadcast, data + 2, NULL, NULL, &t[1]), PERI_OK);
+  assert_int_equal(peri_import(C, PERI_F32, 2, shape, transposed, data, NULL, NULL, &t[0]),
+                   PERI_OK);
+  assert_int_equal(peri_import(C, PERI_F32, 2, wide, broadcast, data + 2, NULL, NULL, &t[1]),
+                   PERI_OK);
   assert_int_equal(peri_safetensors_save(C, Path, 2, names, t, 0, NULL), PERI_OK);
   assert_int_equal(peri_safetensors_open(C, Path, false, &f), PERI_OK);
   assert_int_equal(peri_safetensors_tensor(f, peri_safetensors_find(f, "t"), &back), PERI_OK);
   for (int i = 0; i < N; i++)
-    for (int j = 0; j < N; j++) assert_true(((float *)peri_data(back))[i * N + j] == data[j * N + i]);
+    for (int j = 0; j < N; j++)
+      assert_true(((float *)peri_data(back))[i * N + j] == data[j * N + i]);
   peri_release(back);
   assert_int_equal(peri_safetensors_tensor(f, peri_safetensors_find(f, "b"), &back), PERI_OK);
   for (int i = 0; i < 12; i++) assert_true(((float *)peri_data(back))[i] == (float)(2 - i % 3));
@@ -331,7 +348,8 @@ static void strided_tensors_are_saved_dense (void **state) {
 
 static void a_failed_save_leaves_the_old_file (void **state) {
   const int64_t shape[] = { 1 << 18 };
-  const char *names[] = { "a", "a" }, *good[] = { "a" }, *meta[] = { "__metadata__" }, *bad[] = { "\xFF" };
+  const char *names[] = { "a", "a" }, *good[] = { "a" }, *meta[] = { "__metadata__" },
+             *bad[] = { "\xFF" };
   char *listed;
   size_t size;
   struct stat before, after;
@@ -339,14 +357,21 @@ static void a_failed_save_leaves_the_old_file (void **state) {
   peri_tensor *t = counting(PERI_F32, 1, shape), *two[] = { t, t };
   assert_int_equal(peri_safetensors_save(C, Path, 1, good, &t, 0, NULL), PERI_OK);
   assert_int_equal(stat(Path, &before), 0);
-  want_failure(C, peri_safetensors_save(C, Path, 2, names, two, 0, NULL), PERI_EINVAL, "duplicate key");
-  want_failure(C, peri_safetensors_save(C, Path, 1, meta, two, 0, NULL), PERI_EINVAL, "__metadata__");
-  want_failure(C, peri_safetensors_save(C, Path, 1, bad, two, 0, NULL), PERI_EINVAL, "not valid UTF-8");
+  want_failure(C, peri_safetensors_save(C, Path, 2, names, two, 0, NULL), PERI_EINVAL,
+               "duplicate key");
+  want_failure(C, peri_safetensors_save(C, Path, 1, meta, two, 0, NULL), PERI_EINVAL,
+               "__metadata__");
+  want_failure(C, peri_safetensors_save(C, Path, 1, bad, two, 0, NULL), PERI_EINVAL,
+               "not valid UTF-8");
   const peri_text_pair pairs[] = { { "k", "1" }, { "k", "2" } };
-  want_failure(C, peri_safetensors_save(C, Path, 1, good, two, 2, pairs), PERI_EINVAL, "duplicate key");
-  want_failure(C, peri_safetensors_save(C, Dir, 1, good, &t, 0, NULL), PERI_EIO, "not a regular file");
-  want_failure(C, peri_safetensors_save(C, "/dev/null", 1, good, &t, 0, NULL), PERI_EIO, "not a regular");
-  want_failure(C, peri_safetensors_save(C, "/nowhere/x", 1, good, &t, 0, NULL), PERI_EIO, "cannot create");
+  want_failure(C, peri_safetensors_save(C, Path, 1, good, two, 2, pairs), PERI_EINVAL,
+               "duplicate key");
+  want_failure(C, peri_safetensors_save(C, Dir, 1, good, &t, 0, NULL), PERI_EIO,
+               "not a regular file");
+  want_failure(C, peri_safetensors_save(C, "/dev/null", 1, good, &t, 0, NULL), PERI_EIO,
+               "not a regular");
+  want_failure(C, peri_safetensors_save(C, "/nowhere/x", 1, good, &t, 0, NULL), PERI_EIO,
+               "cannot create");
   /* a disk that fills up: the limit on file sizes must come back as an error, not as a signal */
   struct rlimit limit, old;
   assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
@@ -434,7 +459,8 @@ static void memory_stays_within_twice_the_file (void **state) {
     if (kind == 2) n += (size_t)sprintf(text + n, "\"__metadata__\":{");
     for (int i = 0; i < N; i++)
       n += (size_t)sprintf(text + n,
-                           kind == 0   ? "%s\"%x\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[%d,%d]}"
+                           kind == 0
+                               ? "%s\"%x\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[%d,%d]}"
                            : kind == 1 ? "%s\"%x\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1],"
                                          "\"data_offsets\":[%d,%d]}"
                                        : "%s\"%x\":\"\"",
@@ -462,10 +488,12 @@ static void counts_are_limited (void **state) {
   peri_safetensors *f;
   (void)state;
   n += (size_t)sprintf(text, "{\"__metadata__\":{");
-  for (size_t i = 0; i < most; i++) n += (size_t)sprintf(text + n, "%s\"%zx\":\"\"", i ? "," : "", i);
+  for (size_t i = 0; i < most; i++)
+    n += (size_t)sprintf(text + n, "%s\"%zx\":\"\"", i ? "," : "", i);
   sprintf(text + n, "}}");
   size_t size = make(file, text, 0);
-  want_failure(C, peri_safetensors_parse(C, file, size, &f), PERI_EFORMAT, "more than 65536 entries");
+  want_failure(C, peri_safetensors_parse(C, file, size, &f), PERI_EFORMAT,
+               "more than 65536 entries");
   free(text);
   free(file);
 }
@@ -509,7 +537,8 @@ static void fixtures_of_other_writers_are_read (void **state) {
   peri_tensor *t;
   double v;
   (void)state;
-  if (peri_safetensors_open(C, PERI_SOURCE_DIR "/tests/data/python.safetensors", false, &f) != PERI_OK)
+  if (peri_safetensors_open(C, PERI_SOURCE_DIR "/tests/data/python.safetensors", false, &f) !=
+      PERI_OK)
     fail_msg("%s", peri_message(C));
   assert_string_equal(peri_safetensors_pair(f, 0).key, "format");
   assert_int_equal(peri_safetensors_tensor(f, peri_safetensors_find(f, "half"), &t), PERI_OK);
@@ -522,25 +551,23 @@ static void fixtures_of_other_writers_are_read (void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
-  const struct CMUnitTest tests[] = {
-    TEST(tensors_are_read),
-    TEST(every_dtype_empty_and_scalar_shapes_are_read),
-    TEST(a_broken_frame_is_refused),
-    TEST(offsets_must_tile_the_data),
-    TEST(sizes_are_multiplied_with_checks),
-    TEST(names_fields_and_dtypes_are_checked),
-    TEST(a_bool_holds_0_or_1),
-    TEST(what_is_no_regular_file_is_refused),
-    TEST(saved_files_are_canonical_and_read_back),
-    TEST(strided_tensors_are_saved_dense),
-    TEST(a_failed_save_leaves_the_old_file),
-    TEST(a_map_outlives_handle_and_file),
-    TEST(unaligned_data_of_a_map_is_copied),
-    TEST(a_file_that_shrinks_is_an_error),
-    TEST(memory_stays_within_twice_the_file),
-    TEST(counts_are_limited),
-    TEST(every_failed_allocation_is_reported),
-    TEST(fixtures_of_other_writers_are_read)
-  };
+  const struct CMUnitTest tests[] = { TEST(tensors_are_read),
+                                      TEST(every_dtype_empty_and_scalar_shapes_are_read),
+                                      TEST(a_broken_frame_is_refused),
+                                      TEST(offsets_must_tile_the_data),
+                                      TEST(sizes_are_multiplied_with_checks),
+                                      TEST(names_fields_and_dtypes_are_checked),
+                                      TEST(a_bool_holds_0_or_1),
+                                      TEST(what_is_no_regular_file_is_refused),
+                                      TEST(saved_files_are_canonical_and_read_back),
+                                      TEST(strided_tensors_are_saved_dense),
+                                      TEST(a_failed_save_leaves_the_old_file),
+                                      TEST(a_map_outlives_handle_and_file),
+                                      TEST(unaligned_data_of_a_map_is_copied),
+                                      TEST(a_file_that_shrinks_is_an_error),
+                                      TEST(memory_stays_within_twice_the_file),
+                                      TEST(counts_are_limited),
+                                      TEST(every_failed_allocation_is_reported),
+                                      TEST(fixtures_of_other_writers_are_read) };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

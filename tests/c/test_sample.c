@@ -24,8 +24,10 @@ static void check_frequencies (const int64_t *ids, int64_t n, int64_t v, const d
     count[ids[i]]++;
   }
   for (int64_t j = 0; j < v; j++) {
-    if (p[j] == 0) assert_true(count[j] == 0);
-    else chi += (count[j] - (double)n * p[j]) * (count[j] - (double)n * p[j]) / ((double)n * p[j]);
+    if (p[j] == 0)
+      assert_true(count[j] == 0);
+    else
+      chi += (count[j] - (double)n * p[j]) * (count[j] - (double)n * p[j]) / ((double)n * p[j]);
   }
   if (chi > 33.7) fail_msg("chi-square %g", chi);
 }
@@ -57,13 +59,17 @@ static void sample_draws_with_the_right_frequencies (void **state) {
 static void truncation_keeps_the_right_tokens (void **state) {
   enum { N = 4000, V = 6 };
   static const double p[V] = { 0.1, 0.4, 0.06, 0.3, 0.1, 0.04 };
-  static const struct { int64_t k; double top_p, min_p; double kept[V]; } cases[] = {
+  static const struct {
+    int64_t k;
+    double top_p, min_p;
+    double kept[V];
+  } cases[] = {
     { 2, 1, 0, { 0, 1, 0, 1, 0, 0 } },
-    { 3, 1, 0, { 1, 1, 0, 1, 1, 0 } },        /* a tie with the third is kept */
-    { 0, 0.65, 0, { 0, 1, 0, 1, 0, 0 } },     /* .4 is less than .65: .3 still comes in */
+    { 3, 1, 0, { 1, 1, 0, 1, 1, 0 } },    /* a tie with the third is kept */
+    { 0, 0.65, 0, { 0, 1, 0, 1, 0, 0 } }, /* .4 is less than .65: .3 still comes in */
     { 0, 0.39, 0, { 0, 1, 0, 0, 0, 0 } },
-    { 0, 1, 0.2, { 1, 1, 0, 1, 1, 0 } },      /* at least .08 */
-    { 2, 0.5, 0, { 0, 1, 0, 0, 0, 0 } },      /* of the two, .4 / .7 is .57 */
+    { 0, 1, 0.2, { 1, 1, 0, 1, 1, 0 } }, /* at least .08 */
+    { 2, 0.5, 0, { 0, 1, 0, 0, 0, 0 } }, /* of the two, .4 / .7 is .57 */
     { 4, 0.95, 0.5, { 0, 1, 0, 1, 0, 0 } },
     { 1, 1, 0, { 0, 1, 0, 0, 0, 0 } },
   };
@@ -83,7 +89,10 @@ static void truncation_keeps_the_right_tokens (void **state) {
   }
 }
 
-typedef struct weight { double e; int id; } weight;
+typedef struct weight {
+  double e;
+  int id;
+} weight;
 
 static int best_first (const void *a, const void *b) {
   const weight *x = a, *y = b;
@@ -95,8 +104,12 @@ static int best_first (const void *a, const void *b) {
 ** its last member is within reach. */
 static void truncation_of_long_rows_matches_sorting (void **state) {
   enum { V = 5000, N = 3000 };
-  static const struct { int64_t k; double p, min_p; } cases[] = {
-    { 40, 1, 0 }, { 0, 0.3, 0 }, { 0, 0.97, 0 }, { 300, 0.5, 0 }, { 0, 1, 0.6 }, { 2000, 0.99, 0.5 },
+  static const struct {
+    int64_t k;
+    double p, min_p;
+  } cases[] = {
+    { 40, 1, 0 },    { 0, 0.3, 0 }, { 0, 0.97, 0 },
+    { 300, 0.5, 0 }, { 0, 1, 0.6 }, { 2000, 0.99, 0.5 },
   };
   (void)state;
   double *x = malloc(V * sizeof *x);
@@ -185,12 +198,9 @@ static void sample_refuses_rows_without_a_distribution (void **state) {
 int main (void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
   const struct CMUnitTest tests[] = {
-    T(sample_draws_with_the_right_frequencies),
-    T(truncation_keeps_the_right_tokens),
-    T(truncation_of_long_rows_matches_sorting),
-    T(greedy_takes_the_first_largest),
-    T(keyed_draws_do_not_depend_on_their_place),
-    T(sample_refuses_rows_without_a_distribution),
+    T(sample_draws_with_the_right_frequencies),  T(truncation_keeps_the_right_tokens),
+    T(truncation_of_long_rows_matches_sorting),  T(greedy_takes_the_first_largest),
+    T(keyed_draws_do_not_depend_on_their_place), T(sample_refuses_rows_without_a_distribution),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

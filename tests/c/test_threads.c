@@ -130,7 +130,7 @@ static void an_interrupt_stops_between_pieces (void **state) {
   }
 }
 
-static void host_loop (void *ud, int n, void (*task) (void *arg, int i), void *arg) {
+static void host_loop (void *ud, int n, void (*task)(void *arg, int i), void *arg) {
   ++*(int *)ud;
   for (int i = n - 1; i >= 0; i--) task(arg, i);
 }

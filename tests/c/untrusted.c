@@ -50,7 +50,8 @@ void close_counted (peri_ctx *ctx, heap *h) {
 
 const char *scratch_folder (char path[256]) {
   const char *base = getenv("TMPDIR");
-  snprintf(path, 256, "%s/perilune-test-XXXXXX", base != NULL && strlen(base) < 200 ? base : "/tmp");
+  snprintf(path, 256, "%s/perilune-test-XXXXXX",
+           base != NULL && strlen(base) < 200 ? base : "/tmp");
   assert_non_null(mkdtemp(path));
   return path;
 }

@@ -14,7 +14,7 @@
 
 #include "core/core.h"
 
-typedef struct heap { /* everything that a context has taken from its host */
+typedef struct heap {       /* everything that a context has taken from its host */
   size_t live, peak, limit; /* limit 0 = none */
   int64_t blocks;
 } heap;
