@@ -246,6 +246,7 @@ for _, r in ipairs(rows) do
     table.insert(ratio[name], t / ours[#ours])
   end
   for rep = 1, opts.reps do
+    probe:ask("sleep", 250) -- the peers' idle threads spin that long after their work
     local f, s = probe:ask("fma", threads), probe:ask("stream", threads)
     local t = r.ours()
     ours[rep] = t

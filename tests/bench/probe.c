@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cpu/cpu.h"
 #include "cpu/gemm.h"
@@ -182,7 +183,10 @@ int main (int argc, char **argv) {
     long long a = 0, b = 0, c = 0, d = 0;
     int n = sscanf(line, "%31s %lld %lld %lld %lld", name, &a, &b, &c, &d);
     sgemm_fn blas;
-    if (n >= 2 && strcmp(name, "fma") == 0)
+    if (n >= 2 && strcmp(name, "sleep") == 0) {
+      nanosleep(&(struct timespec){ .tv_nsec = a % 1000 * 1000000 }, NULL);
+      printf("0\n");
+    } else if (n >= 2 && strcmp(name, "fma") == 0)
       printf("%.4f\n", fma_rate((int)a));
     else if (n >= 2 && strcmp(name, "stream") == 0)
       printf("%.4f\n", stream_rate((int)a));
