@@ -4,6 +4,8 @@
 ** GB/s (stream). core.lua starts one and calls it between the peers, so that every figure has its
 ** calibration beside it.
 */
+#define _POSIX_C_SOURCE 200809L /* nanosleep */
+
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
