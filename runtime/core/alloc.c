@@ -172,7 +172,6 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
 }
 
 void peri__block_put (peri_ctx *ctx, void *p) {
-
   if (!p) return;
   free_block *b = p;
   size_t k = head_of(p)->k;

@@ -67,6 +67,14 @@ struct peri__loss_kernels {
 
 /* simd_optim.c fills in the steps of the table that simd_loss.c exports. */
 #define PERI_STEP_KERNELS(X) \
-  X(sgd) X(adam) X(rmsprop) X(lamb_moments) X(lamb_apply) X(muon_momentum) X(axpby) X(ema) X(sumsq)
+  X(sgd)                     \
+  X(adam)                    \
+  X(rmsprop)                 \
+  X(lamb_moments)            \
+  X(lamb_apply)              \
+  X(muon_momentum)           \
+  X(axpby)                   \
+  X(ema)                     \
+  X(sumsq)
 
 #endif

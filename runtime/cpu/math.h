@@ -15,18 +15,18 @@ typedef void (*peri__kernel)(int64_t n, const void *const *in, const int64_t *st
                              const double *p);
 
 /* ORDER math: these lists give the enums below and the tables in cpu/simd_*.c and op/. */
-#define PERI_UNARY(X)                                                                             \
-  X(neg)                                                                                          \
-  X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square) X(reciprocal) \
-      X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(leaky_relu) X(elu) X(gelu_tanh) X(gelu_erf)      \
-          X(silu) X(softplus) X(erf) X(floor) X(ceil) X(round) X(clamp)
-#define PERI_TEST(X) X(isnan) X(isinf) X(isfinite) /* float -> bool */
+/* clang-format off */
+#define PERI_UNARY(X)                                                                            \
+  X(neg) X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square)       \
+  X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(leaky_relu) X(elu) X(gelu_tanh)       \
+  X(gelu_erf) X(silu) X(softplus) X(erf) X(floor) X(ceil) X(round) X(clamp)
+#define PERI_TEST(X) X(isnan) X(isinf) X(isfinite)             /* float -> bool */
 #define PERI_BINARY(X)                                                                           \
-  X(add)                                                                                         \
-  X(sub) X(mul) X(div) X(floordiv) X(mod) X(pow) X(maximum) X(minimum) X(atan2) X(relu_backward) \
-      X(gelu_tanh_backward) X(gelu_erf_backward) X(silu_backward) X(tanh_backward)               \
-          X(sigmoid_backward)
-#define PERI_COMPARE(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge) /* -> bool */
+  X(add) X(sub) X(mul) X(div) X(floordiv) X(mod) X(pow) X(maximum) X(minimum) X(atan2)           \
+  X(relu_backward) X(gelu_tanh_backward) X(gelu_erf_backward) X(silu_backward) X(tanh_backward)  \
+  X(sigmoid_backward)
+#define PERI_COMPARE(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge)    /* -> bool */
+/* clang-format on */
 
 #define PERI_MATH_ID(name) PERI_MATH_##name,
 enum { PERI_UNARY(PERI_MATH_ID) PERI_N_UNARY };

@@ -68,17 +68,25 @@ INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t
   }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
 TILES(1)
-TILES(2) TILES(3) TILES(4)
+TILES(2)
+TILES(3)
+TILES(4)
 #if MR > 4
-    TILES(5) TILES(6)
+TILES(5)
+TILES(6)
 #endif
 #if MR > 6
-        TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+TILES(7)
+TILES(8)
+TILES(9)
+TILES(10)
+TILES(11)
+TILES(12)
 #endif
 
-    /* ---- transposed loads ---- */
+/* ---- transposed loads ---- */
 
-    typedef float v4 __attribute__((vector_size(16)));
+typedef float v4 __attribute__((vector_size(16)));
 typedef float v4u __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
@@ -163,30 +171,33 @@ INLINE void trans_tile (const int mr, int64_t k, const float *a, int64_t ars, in
     trans_tile(mr, k, a, ars, acs, b, bcs, c, crs, init, irs);                                 \
   }
 TRANS(1)
-TRANS(2) TRANS(3) TRANS(4)
+TRANS(2)
+TRANS(3)
+TRANS(4)
 
 #define WIDE(mr)                                                                              \
   static void wide_##mr(int64_t k, const float *a, int64_t ars, int64_t acs, const float *b,  \
                         int64_t ldb, float *c, int64_t crs, const float *init, int64_t irs) { \
     tile(mr, PERI_GEMM_WIDE, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);      \
   }
-    WIDE(1) WIDE(2)
+WIDE(1)
+WIDE(2)
 #if WIDE_MR > 2
-        WIDE(3)
+WIDE(3)
 #endif
 #if WIDE_MR > 3
-            WIDE(4) WIDE(5) WIDE(6)
+WIDE(4)
+WIDE(5)
+WIDE(6)
 #endif
 
-    /* ---- packing ---- */
+/* ---- packing ---- */
 
-    /*
+/*
 ** LINE columns of PERI_VW rows at a time, a cache line of each: where rows lie a power of two apart
 ** their lines share a cache set, and one that is not used up at once is gone.
 */
-    enum {
-      LINE = 16
-    };
+enum { LINE = 16 };
 
 #if PERI_VW == 16
 #define LOW_(x, y) SHUFFLE(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)

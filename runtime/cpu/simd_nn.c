@@ -30,7 +30,9 @@ static float row_exp_sum (const float *x, float *y, int64_t n, float max) {
   vf total = v_set(0), m = v_set(max);
   int64_t i = 0;
   while (i + W <= n) {
-    int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
+    int64_t end = n - i > CHUNK
+    *W ? i + CHUNK
+    *W : n;
     vf part = v_set(0);
     for (; i + W <= end; i += W) {
       vf e = v_exp(v_load(x + i) - m);
@@ -69,7 +71,9 @@ static float row_dot (const float *a, const float *b, int64_t n) {
   vf total = v_set(0);
   int64_t i = 0;
   while (i + W <= n) {
-    int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
+    int64_t end = n - i > CHUNK
+    *W ? i + CHUNK
+    *W : n;
     vf part = v_set(0);
     if (b)
       for (; i + W <= end; i += W) part = v_fma(v_load(a + i), v_load(b + i), part);

@@ -28,7 +28,9 @@ static inline __attribute__((always_inline)) float row_sum (const float *x, int6
   vf total = v_set(0), m = v_set(mean);
   int64_t i = 0;
   while (i + W <= n) {
-    int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
+    int64_t end = n - i > CHUNK
+    *W ? i + CHUNK
+    *W : n;
     vf p = v_set(0), q = p, r = p, s = p;
     for (; i + 4 * W <= end; i += 4 * W) {
       vf a = v_load(x + i), b = v_load(x + i + W), c = v_load(x + i + 2 * W),
@@ -129,7 +131,9 @@ void PERI_NAME (peri__norm_back_rows)(const struct peri__norm_back *a, int64_t r
     int64_t i = 0;
     while (i + W <= n) {
       struct sums part = { v_set(0), v_set(0) };
-      int64_t end = n - i > CHUNK * W ? i + CHUNK * W : n;
+      int64_t end = n - i > CHUNK
+      *W ? i + CHUNK
+      *W : n;
       for (; i + W <= end; i += W) sum_vector(a, x, g, mean, rstd, dw, db, &part, i, W);
       all.u += part.u;
       all.ux += part.ux;

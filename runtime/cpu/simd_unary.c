@@ -29,8 +29,21 @@ static inline __attribute__((always_inline)) void each (int64_t n, const float *
     return v_##name(x);                           \
   }
 PLAIN(exp)
-PLAIN(expm1) PLAIN(log) PLAIN(log1p) PLAIN(log2) PLAIN(sqrt) PLAIN(rsqrt) PLAIN(sin) PLAIN(cos)
-    PLAIN(tanh) PLAIN(sigmoid) PLAIN(gelu_tanh) PLAIN(gelu_erf) PLAIN(silu) PLAIN(erf) PLAIN(abs)
+PLAIN(expm1)
+PLAIN(log)
+PLAIN(log1p)
+PLAIN(log2)
+PLAIN(sqrt)
+PLAIN(rsqrt)
+PLAIN(sin)
+PLAIN(cos)
+PLAIN(tanh)
+PLAIN(sigmoid)
+PLAIN(gelu_tanh)
+PLAIN(gelu_erf)
+PLAIN(silu)
+PLAIN(erf)
+PLAIN(abs)
 
 #define FORMULA(name, e)                          \
   static inline vf f_##name(vf x, vf p0, vf p1) { \
@@ -38,13 +51,15 @@ PLAIN(expm1) PLAIN(log) PLAIN(log1p) PLAIN(log2) PLAIN(sqrt) PLAIN(rsqrt) PLAIN(
     (void)p1;                                     \
     return e;                                     \
   }
-        FORMULA(neg, -x) FORMULA(square, x *x) FORMULA(reciprocal, 1.0f / x)
-            FORMULA(relu, v_max(v_set(0.0f), x))
-                FORMULA(leaky_relu, v_select((vi)(x > 0.0f), x, x *p0))
-                    FORMULA(elu, v_select((vi)(x > 0.0f), x, v_expm1(x) * p0))
-    /* NaN bounds are no bounds; a NaN x stays */
-    FORMULA(clamp, v_select((vi)(x > p1), p1, v_select((vi)(x < p0), p0, x))) static inline vf
-    f_sign(vf x, vf p0, vf p1) {
+FORMULA(neg, -x)
+FORMULA(square, x *x)
+FORMULA(reciprocal, 1.0f / x)
+FORMULA(relu, v_max(v_set(0.0f), x))
+FORMULA(leaky_relu, v_select((vi)(x > 0.0f), x, x *p0))
+FORMULA(elu, v_select((vi)(x > 0.0f), x, v_expm1(x) * p0))
+/* NaN bounds are no bounds; a NaN x stays */
+FORMULA(clamp, v_select((vi)(x > p1), p1, v_select((vi)(x < p0), p0, x)))
+static inline vf f_sign (vf x, vf p0, vf p1) {
   (void)p0;
   (void)p1;
   vf s = v_copysign(v_set(1.0f), x);

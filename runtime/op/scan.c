@@ -23,7 +23,8 @@ static void scan_range (void *ud, int64_t begin, int64_t end, int worker) {
   const scan *s = ud;
   (void)worker;
   for (; begin < end; begin++) {
-    int64_t lane = begin % s->blocks * LANES, left = s->inner - lane;
+    int64_t lane = begin % s->blocks * LANES
+    , left = s->inner - lane;
     s->lanes(s, begin / s->blocks * s->n * s->inner + lane, left < LANES ? left : LANES);
   }
 }

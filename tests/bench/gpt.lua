@@ -53,7 +53,8 @@ function M:forward(ids, cache)
   local x = self.wte:embedding(ids):add(self.wpe:narrow(1, past + 1, time))
   local y = x:layer_norm(self.layers[1].g1, self.layers[1].b1)
   for i, l in ipairs(cache and self:decoding() or self.layers) do
-    local qkv, a = y:linear(l.qkv, l.qkv_b):reshape { batch, time, 3 * heads, head_dim }, nil
+    local a
+    local qkv = y:linear(l.qkv, l.qkv_b):reshape { batch, time, 3 * heads, head_dim }
     if cache then
       a = peri.attention_step_(cache.k[i], cache.v[i], qkv, nil, nil, nil, past + 1)
     else

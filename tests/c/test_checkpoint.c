@@ -502,20 +502,22 @@ static void half_a_record_is_cut_off_when_continued (void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
-  const struct CMUnitTest tests[] = { TEST(hashes_have_their_known_answers),
-                                      TEST(sorting_orders_anything),
-                                      TEST(files_are_written_whole_and_read_back),
-                                      TEST(trees_are_made_listed_and_removed),
-                                      TEST(the_newest_good_checkpoint_is_found),
-                                      TEST(what_is_not_whole_is_passed_over),
-                                      TEST(every_flipped_bit_is_seen),
-                                      TEST(a_hostile_manifest_is_refused),
-                                      TEST(folders_inside_are_part_of_it),
-                                      TEST(what_cannot_be_a_checkpoint_is_refused),
-                                      TEST(temporary_folders_of_the_dead_are_removed),
-                                      TEST(a_kill_at_any_moment_loses_at_most_one_save),
-                                      TEST(every_failed_allocation_is_reported),
-                                      TEST(event_files_have_the_known_bytes),
-                                      TEST(half_a_record_is_cut_off_when_continued) };
+  const struct CMUnitTest tests[] = {
+    TEST(hashes_have_their_known_answers),
+    TEST(sorting_orders_anything),
+    TEST(files_are_written_whole_and_read_back),
+    TEST(trees_are_made_listed_and_removed),
+    TEST(the_newest_good_checkpoint_is_found),
+    TEST(what_is_not_whole_is_passed_over),
+    TEST(every_flipped_bit_is_seen),
+    TEST(a_hostile_manifest_is_refused),
+    TEST(folders_inside_are_part_of_it),
+    TEST(what_cannot_be_a_checkpoint_is_refused),
+    TEST(temporary_folders_of_the_dead_are_removed),
+    TEST(a_kill_at_any_moment_loses_at_most_one_save),
+    TEST(every_failed_allocation_is_reported),
+    TEST(event_files_have_the_known_bytes),
+    TEST(half_a_record_is_cut_off_when_continued)
+  };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -551,23 +551,25 @@ static void fixtures_of_other_writers_are_read (void **state) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
-  const struct CMUnitTest tests[] = { TEST(tensors_are_read),
-                                      TEST(every_dtype_empty_and_scalar_shapes_are_read),
-                                      TEST(a_broken_frame_is_refused),
-                                      TEST(offsets_must_tile_the_data),
-                                      TEST(sizes_are_multiplied_with_checks),
-                                      TEST(names_fields_and_dtypes_are_checked),
-                                      TEST(a_bool_holds_0_or_1),
-                                      TEST(what_is_no_regular_file_is_refused),
-                                      TEST(saved_files_are_canonical_and_read_back),
-                                      TEST(strided_tensors_are_saved_dense),
-                                      TEST(a_failed_save_leaves_the_old_file),
-                                      TEST(a_map_outlives_handle_and_file),
-                                      TEST(unaligned_data_of_a_map_is_copied),
-                                      TEST(a_file_that_shrinks_is_an_error),
-                                      TEST(memory_stays_within_twice_the_file),
-                                      TEST(counts_are_limited),
-                                      TEST(every_failed_allocation_is_reported),
-                                      TEST(fixtures_of_other_writers_are_read) };
+  const struct CMUnitTest tests[] = {
+    TEST(tensors_are_read),
+    TEST(every_dtype_empty_and_scalar_shapes_are_read),
+    TEST(a_broken_frame_is_refused),
+    TEST(offsets_must_tile_the_data),
+    TEST(sizes_are_multiplied_with_checks),
+    TEST(names_fields_and_dtypes_are_checked),
+    TEST(a_bool_holds_0_or_1),
+    TEST(what_is_no_regular_file_is_refused),
+    TEST(saved_files_are_canonical_and_read_back),
+    TEST(strided_tensors_are_saved_dense),
+    TEST(a_failed_save_leaves_the_old_file),
+    TEST(a_map_outlives_handle_and_file),
+    TEST(unaligned_data_of_a_map_is_copied),
+    TEST(a_file_that_shrinks_is_an_error),
+    TEST(memory_stays_within_twice_the_file),
+    TEST(counts_are_limited),
+    TEST(every_failed_allocation_is_reported),
+    TEST(fixtures_of_other_writers_are_read)
+  };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
