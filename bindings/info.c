@@ -177,6 +177,17 @@ static int l_describe (lua_State *L) {
   return 1;
 }
 
+/* For the module's own Lua files: a method of tensors written in Lua. */
+static int l_method (lua_State *L) {
+  luaL_checkstring(L, 1);
+  luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_settop(L, 2);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_methods);
+  lua_insert(L, 1);
+  lua_rawset(L, 1);
+  return 0;
+}
+
 static int l_methods (lua_State *L) {
   lua_settop(L, 0);
   lua_newtable(L);
@@ -389,6 +400,7 @@ static const peri_reg functions[] = {
   { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.",
     l_functions },
   { "methods", "", "Every method of tensors by name.", l_methods },
+  { "_method", "name, fn", "Make fn a method of tensors; for the module's own files.", l_method },
   { "describe", "f", "Name, signature and doc of an op or function of the module, else nothing.",
     l_describe },
 #ifdef PERI_TESTING

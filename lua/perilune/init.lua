@@ -23,7 +23,8 @@ local folders = { models = true, post = true }
 -- Functions written in Lua: a file each, loaded on the first call.
 local functions = { per_sample_grad = "perilune.per_sample", help = "perilune.help" }
 
-return setmetatable(peri, {
+-- Functions of tensors that are no ops of the table: they return lists of views.
+local loaded = setmetatable(peri, {
   __index = function(t, key)
     local value
     if submodules[key] then value = require("perilune." .. key)
@@ -34,3 +35,10 @@ return setmetatable(peri, {
     return value
   end,
 })
+
+for name, entry in pairs(require "perilune.compose") do
+  rawset(loaded, name, entry.fn)
+  if name ~= "meshgrid" then peri._method(name, entry.fn) end
+end
+
+return loaded
