@@ -61,6 +61,7 @@ do
     if type(version) == "string" then p.version = version else peers[name] = nil; missing[#missing + 1] = name end
   end
 end
+peers.compile = peers.torch -- torch.compile, in the same process
 
 -- ---- statistics ------------------------------------------------------------------------------
 
@@ -198,7 +199,8 @@ local function trainer(which)
       if not model then start(); once(); once() end
       return timed(once)
     end,
-    ask = { torch = { "train", which }, jax = { "train", which } }, flops = o.flops, per = o.batch * o.time, unit = "tok/s",
+    ask = { torch = { "train", which }, compile = { "train_compiled", which }, jax = { "train", which } },
+    flops = o.flops, per = o.batch * o.time, unit = "tok/s",
     must = o.must,
     done = function ()
       model, ids, m, v = nil, nil, {}, {}
@@ -228,7 +230,9 @@ row("GPT-2 124M step", trainer "gpt2")
 
 local info = peri.info()
 print(("processor  %s, %d threads, kernels %s"):format(info.processor or "?", threads, info.simd))
-for _, p in pairs(peers) do print("peer       " .. p.version) end
+for _, name in ipairs { "torch", "jax" } do
+  if peers[name] then print("peer       " .. peers[name].version) end
+end
 for _, name in ipairs(missing) do print("peer       no " .. name .. ": run tests/bench/peers/install.sh") end
 print(("%-32s %11s %9s %8s %8s  %-28s %s"):format("median of " .. opts.reps, "time", "rate", "of FMA", "of DRAM", "peers (times slower)", "must"))
 
@@ -259,7 +263,7 @@ for _, r in ipairs(rows) do
   end
   if r.done then r.done() end
   local t, list, best = median(ours), {}, nil
-  for _, name in ipairs { "blas", "torch", "jax" } do
+  for _, name in ipairs { "blas", "torch", "compile", "jax" } do
     if ratio[name] then
       local m = median(ratio[name])
       list[#list + 1] = ("%s %.2f"):format(name, m)
