@@ -166,13 +166,12 @@ static void unpin (peri_node *n) {
 }
 
 /* A wanted tensor that a node made has its whole gradient when the walk reaches that node. */
-static peri_status capture (pass *p, peri_node *n) {
+static void capture (pass *p, peri_node *n) {
   for (int k = 0; k < n->nout; k++) {
     if (!n->g[k] || !(n->out[k]->flags & PERI_T_WRT)) continue;
     for (int w = 0; w < p->nwrt; w++)
       if (p->wrt[w] == n->out[k] && !p->found[w]) p->found[w] = peri_retain(n->g[k]);
   }
-  return PERI_OK;
 }
 
 /* The node before n that a pass may visit. */
@@ -195,8 +194,8 @@ static peri_status walk (pass *p, peri_tensor *root) {
   peri_status s = PERI_OK;
   peri_node *n = root->node;
   while (n && s == PERI_OK) {
-    s = capture(p, n);
-    if (s == PERI_OK && (!p->wanting || n->marked)) s = step(p, n);
+    capture(p, n);
+    if (!p->wanting || n->marked) s = step(p, n);
     if (s != PERI_OK) break;
     peri_node *before = earlier(n);
     while (before && !has_gradient(before))

@@ -225,3 +225,14 @@ peri_status peri__reduce_rows (peri_ctx *ctx, peri__fold *f, const void *x, int6
   f->n = n;
   return run(ctx, &j, false);
 }
+
+void peri__fold_flags (const peri_vjp *v, bool flags[PERI_MAX_DIMS]) {
+  peri_status s = peri__dims(v->c->ctx, &v->c->attr[0], v->c->in[0]->ndim, flags);
+  (void)s; /* they were checked when the op ran */
+}
+
+peri_tensor *peri__unfold_in (peri_vjp *v, peri_tensor *g) {
+  bool flags[PERI_MAX_DIMS];
+  peri__fold_flags(v, flags);
+  return peri__unfold(&v->b, g, v->c->in[0], flags);
+}

@@ -117,11 +117,10 @@ enum {
   PERI_OP_VIEW = 2,    /* infer makes a view, there is no kernel */
   PERI_OP_INPLACE = 4, /* writes its inputs (optimizer steps, ema): never recorded; outputs none */
   PERI_OP_ELEMENTWISE = 8, /* has an in-place twin name_ */
-  PERI_OP_RANDOM =
-      16, /* takes from the context's generator: attr[nattr] is not visible, see rng.h */
-  PERI_OP_FLOAT = 32,    /* inputs are promoted to one float dtype (ints to f32) before infer */
-  PERI_OP_NO_GRAD2 = 64, /* the vjp uses kernels without vjp: no second derivative */
-  PERI_OP_UPCAST = 128   /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
+  PERI_OP_RANDOM = 16,     /* takes from the context's generator (peri__rng_next) */
+  PERI_OP_FLOAT = 32,      /* inputs are promoted to one float dtype (ints to f32) before infer */
+  PERI_OP_NO_GRAD2 = 64,   /* the vjp uses kernels without vjp: no second derivative */
+  PERI_OP_UPCAST = 128     /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
 };
 
 struct peri_op {

@@ -17,18 +17,8 @@
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
 
-/* Flags of a recorded call: they were checked when it ran. */
-static void flags_of (const peri_vjp *v, bool flags[PERI_MAX_DIMS]) {
-  peri_status s = peri__dims(v->c->ctx, &v->c->attr[0], v->c->in[0]->ndim, flags);
-  (void)s;
-}
-static peri_tensor *unfold (peri_vjp *v, peri_tensor *g) {
-  bool flags[PERI_MAX_DIMS];
-  flags_of(v, flags);
-  return peri__unfold(BB, g, X, flags);
-}
 static peri_tensor *spread (peri_vjp *v, peri_tensor *g) {
-  return BA(BB, expand, ATTR(A_DIMS(X->shape, X->ndim)), unfold(v, g));
+  return BA(BB, expand, ATTR(A_DIMS(X->shape, X->ndim)), peri__unfold_in(v, g));
 }
 
 static int fold_type (int dtype) {
@@ -120,7 +110,7 @@ static peri_status mean_cpu (peri_call *c) {
 }
 RULE(mean) {
   bool flags[PERI_MAX_DIMS];
-  flags_of(v, flags);
+  peri__fold_flags(v, flags);
   GIN = spread(v, B(BB, div, G, NUM((double)peri__folded(X, flags))));
 }
 OP(mean, .sig = "x, dims:dims=all, keep:bool=false",
@@ -177,7 +167,7 @@ RULE(prod) {
   peri_tensor *lone = B(BB, logical_and, zero, B(BB, eq, zeros, NUM(1)));
   peri_tensor *d = B(BB, where, lone, rest, NUM(0));
   d = B(BB, where, B(BB, eq, zeros, NUM(0)), B(BB, div, rest, safe), d);
-  GIN = B(BB, mul, unfold(v, G), d);
+  GIN = B(BB, mul, peri__unfold_in(v, G), d);
 }
 OP(prod, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc =
@@ -266,8 +256,8 @@ static peri_status min_cpu (peri_call *c) {
 /* Equal ones share the gradient. */
 RULE(max) {
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  peri_tensor *hit = B(BB, eq, X, unfold(v, OUT));
-  peri_tensor *share = B(BB, div, unfold(v, G), BA(BB, sum, keep, hit));
+  peri_tensor *hit = B(BB, eq, X, peri__unfold_in(v, OUT));
+  peri_tensor *share = B(BB, div, peri__unfold_in(v, G), BA(BB, sum, keep, hit));
   GIN = B(BB, where, hit, share, NUM(0));
 }
 OP(max, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,

@@ -52,6 +52,9 @@ peri_status peri__infer_reduce (peri_call *c, int k, const bool flags[PERI_MAX_D
 /* g, a gradient or result of a reduction of x, with the folded dims back as size 1. */
 peri_tensor *peri__unfold (peri_build *b, peri_tensor *g, const peri_tensor *x,
                            const bool flags[PERI_MAX_DIMS]);
+/* The same two for the vjp of an op whose first attribute is its dims and first input x. */
+void peri__fold_flags (const peri_vjp *v, bool flags[PERI_MAX_DIMS]);
+peri_tensor *peri__unfold_in (peri_vjp *v, peri_tensor *g);
 int64_t peri__folded (const peri_tensor *x, const bool flags[PERI_MAX_DIMS]); /* elements a row */
 
 #endif

@@ -17,15 +17,6 @@
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
 
-static void flags_of (const peri_vjp *v, bool flags[PERI_MAX_DIMS]) {
-  peri_status s = peri__dims(v->c->ctx, &v->c->attr[0], v->c->in[0]->ndim, flags);
-  (void)s; /* they were checked when the op ran */
-}
-static peri_tensor *unfold (peri_vjp *v, peri_tensor *g) {
-  bool flags[PERI_MAX_DIMS];
-  flags_of(v, flags);
-  return peri__unfold(BB, g, X, flags);
-}
 static peri__part add (peri__part a, peri__part b) { return (peri__part){ .f = a.f + b.f }; }
 
 /* chunk functions for f32 and f64 from one expression over a double x */
@@ -104,11 +95,11 @@ static peri_status var_cpu (peri_call *c) {
 }
 RULE(var) { /* 2 (x - mean) / (n - ddof) */
   bool flags[PERI_MAX_DIMS];
-  flags_of(v, flags);
+  peri__fold_flags(v, flags);
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
   double left = (double)(peri__folded(X, flags) - v->c->attr[2].i);
   peri_tensor *d = B(BB, sub, X, BA(BB, mean, keep, X));
-  GIN = B(BB, mul, d, B(BB, mul, unfold(v, G), NUM(left > 0 ? 2 / left : (double)NAN)));
+  GIN = B(BB, mul, d, B(BB, mul, peri__unfold_in(v, G), NUM(left > 0 ? 2 / left : (double)NAN)));
 }
 OP(var, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
@@ -173,7 +164,9 @@ static peri_status logsumexp_cpu (peri_call *c) {
   };
   return fold_twice(c, &max, &sum);
 }
-RULE(logsumexp) { GIN = B(BB, mul, unfold(v, G), B(BB, exp, B(BB, sub, X, unfold(v, OUT)))); }
+RULE(logsumexp) {
+  GIN = B(BB, mul, peri__unfold_in(v, G), B(BB, exp, B(BB, sub, X, peri__unfold_in(v, OUT))));
+}
 OP(logsumexp, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc = "log(sum(e^x)) over dims without overflow; -inf of nothing.", .infer = var_infer,

@@ -2,6 +2,7 @@
 -- feed-forward variants, and the block that joins them.
 
 local peri = require "perilune"
+local rope = require "perilune.models.rope"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
 local options = require "perilune.options"
@@ -48,9 +49,7 @@ function KVCache:reset() self.length = 0 end
 --- @param theta number
 --- @return perilune.Tensor
 function M.rope_frequencies(head_dim, theta)
-  local list = {}
-  for i = 0, head_dim // 2 - 1 do list[i + 1] = theta ^ (-2 * i / head_dim) end
-  return peri.tensor(list, "f32")
+  return peri.tensor((rope.frequencies(head_dim, { rope_theta = theta })), "f32")
 end
 
 --- Self-attention. Options: kv_heads (heads), head_dim (dim / heads), bias (false), out_bias (bias),
