@@ -28,7 +28,12 @@ static const char usage[] =
     "  repl                 interactive prompt\n"
     "  test [NAME ...]      run the tests of a source checkout\n"
     "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
-    "  info                 version, processor, SIMD level, threads\n"
+    "  chat MODEL           talk to a model: a Hugging Face folder or a GGUF file\n"
+    "  complete MODEL TEXT  continue a text\n"
+    "  eval MODEL           measure a model on a task\n"
+    "  convert FROM TO      between Hugging Face folders and GGUF files, with quantisation\n"
+    "  info [FILE]          a model file; without one the version, processor, SIMD level, threads\n"
+    "  COMMAND --help       what a command takes\n"
     "  --version            print the version\n"
     "  --help               print this text\n"
     "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
@@ -248,6 +253,21 @@ static int run_repl (lua_State *L, int argc, char **argv) {
   return run_chunk(L, 0);
 }
 
+/* A command that is a Lua module: perilune.command.NAME returns function(arguments) -> status. */
+static int run_module (lua_State *L, int argc, char **argv) {
+  set_arg(L, argc, argv, 1);
+  lua_getglobal(L, "require");
+  lua_pushfstring(L, "perilune.command.%s", argv[1]);
+  lua_call(L, 1, 1);
+  lua_createtable(L, argc > 2 ? argc - 2 : 0, 0);
+  for (int i = 2; i < argc; i++) {
+    lua_pushstring(L, argv[i]);
+    lua_rawseti(L, -2, i - 1);
+  }
+  lua_call(L, 1, 1);
+  return lua_isinteger(L, -1) ? (int)lua_tointeger(L, -1) : EXIT_OK;
+}
+
 /* LUA_INIT as lua.c reads it, for the prompt only. */
 static void run_init (lua_State *L) {
   const char *init = getenv("LUA_INIT_5_4");
@@ -269,7 +289,8 @@ static int dispatch (lua_State *L, const command *c) {
   if (strcmp(name, "run") == 0) return run_file(L, c->argv[2], c->argc, c->argv, 2);
   if (strcmp(name, "test") == 0) return run_tests(L, c->argc, c->argv);
   if (strcmp(name, "bench") == 0) return run_bench(L, c->argc, c->argv);
-  if (strcmp(name, "info") == 0) return print_info(L);
+  if (strcmp(name, "info") == 0 && c->argc == 2) return print_info(L);
+  if (strcmp(name, "repl") != 0) return run_module(L, c->argc, c->argv);
   run_init(L);
   return run_repl(L, c->argc, c->argv);
 }
@@ -292,7 +313,8 @@ static int body (lua_State *L) {
 }
 
 static int check_usage (int argc, char **argv) {
-  static const char *const names[] = { "run", "repl", "test", "bench", "info", NULL };
+  static const char *const names[] = { "run",      "repl", "test",    "bench", "chat",
+                                       "complete", "eval", "convert", "info",  NULL };
   int i = 0;
   if (argc < 2) return EXIT_USAGE;
   while (names[i] && strcmp(names[i], argv[1]) != 0) i++;

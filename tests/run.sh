@@ -28,7 +28,9 @@ count () {
   [ "$2" -ne 0 ] && [ "$f" -eq 0 ] && f=1
   [ "$2" -eq 0 ] && [ "$p" -eq 0 ] && [ "$f" -eq 0 ] && p=1
   passed=$((passed + p)) failed=$((failed + f))
-  if [ "$f" -eq 0 ]; then printf '%-34s %5d passed\n' "$1" "$p"
+  if [ "$f" -eq 0 ]; then
+    printf '%-34s %5d passed\n' "$1" "$p"
+    grep '^skipped: ' "$logs/$1.log" | sort | uniq -c | sed 's/^ */    /'
   else
     sed 's/^/    /' "$logs/$1.log"
     printf '%-34s %5d passed %5d FAILED (status %d)\n' "$1" "$p" "$f" "$2"
