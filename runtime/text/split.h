@@ -1,0 +1,57 @@
+/*
+** split.h - pre-tokenizers of tokenizer.json and of GGUF's tokenizer.ggml.pre: text to pieces, none
+** of which a token crosses.
+*/
+#ifndef peri_text_split_h
+#define peri_text_split_h
+
+#include "core/json.h"
+#include "text/text.h"
+
+/* Immutable; NULL leaves a text in one piece. */
+typedef struct peri__splitter peri__splitter;
+
+typedef struct peri__piece {
+  uint32_t offset, size; /* bytes of peri__pieces.text; size > 0 */
+} peri__piece;
+
+typedef struct peri__pieces {
+  const char *text; /* the text given, or memory of the state where a step changes characters */
+  size_t size;
+  const peri__piece *at; /* in order, disjoint, not always without gaps */
+  size_t n;
+} peri__pieces;
+
+/* j stands before the value of "pre_tokenizer"; reads exactly that value. null gives NULL. A type
+** that is not known is PERI_EFORMAT with its name. */
+PERI_API peri_status peri__splitter_read (peri_ctx *ctx, peri_json *j, peri__splitter **out);
+/* The same from a JSON text of its own, zero-terminated. */
+PERI_API peri_status peri__splitter_parse (peri_ctx *ctx, const char *json, peri__splitter **out);
+
+/* What llama.cpp ties to a name of tokenizer.ggml.pre besides the patterns. */
+typedef struct peri__pre_facts {
+  bool byte_level;    /* tokens are written in the byte-level alphabet */
+  bool ignore_merges; /* a piece that is a token is that token, whatever the merges */
+  int add_bos;        /* 1, 0: this name decides; -1: it does not */
+  int add_eos;        /* the same */
+} peri__pre_facts;
+
+/* By a name of tokenizer.ggml.pre ("llama-bpe", "qwen2", "deepseek-v3"...). facts may be NULL. An
+** unknown name is PERI_EFORMAT with the name. */
+PERI_API peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
+                                           peri__pre_facts *facts);
+PERI_API void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
+
+/* The last step is ByteLevel: every byte of a piece stands for a character of the byte-level
+** alphabet. Pieces hold the bytes themselves, so vocabulary and merges are to be read through
+** peri__byte_level_unmap. */
+PERI_API bool peri__splitter_byte_level (const peri__splitter *s);
+
+/* text: valid UTF-8, at most PERI__TEXT_MAX bytes, borrowed by out. at_start: it begins where the
+** whole input begins (Metaspace's prepend_scheme "first" asks). out borrows from st until the
+** state's next peri__split. Sets no message (peri__text_fail does). Errors: PERI_ENOMEM;
+** PERI_EFORMAT: a pattern of the file would take too long on this text. */
+PERI_API peri_status peri__split (const peri__splitter *s, peri__text_state *st, const char *text,
+                                  size_t n, bool at_start, peri__pieces *out);
+
+#endif
