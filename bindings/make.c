@@ -189,7 +189,7 @@ static int l_from_bytes (lua_State *L) {
   int ndim = peri__want_shape(L, 3, "from_bytes", "shape", shape);
   peri_tensor **out = peri__box_new(L);
   peri__check(L, "from_bytes", peri_empty(peri_lua_ctx(L), d, ndim, shape, out));
-  size_t want = (size_t)(*out)->numel * peri_dtype_size(d);
+  size_t want = peri_nbytes(*out);
   if (len != want)
     return luaL_error(L, "from_bytes: %I bytes given, the shape takes %I", (LUAI_UACINT)len,
                       (LUAI_UACINT)want);
@@ -216,6 +216,7 @@ static void list (lua_State *L, const peri_tensor *t, int dim, const char *p) {
 static int t_tolist (lua_State *L) {
   peri_tensor *t = peri__want_tensor(L, 1, "tolist", "self");
   luaL_checkstack(L, PERI_MAX_DIMS + 4, NULL);
+  peri__check(L, "tolist", peri__readable(t));
   peri_lua_push(L, t); /* held: allocating may run finalizers */
   list(L, t, 0, (const char *)t->data);
   return 1;

@@ -149,6 +149,11 @@ int peri__tostring (lua_State *L) {
   const char *head = lua_tostring(L, -1);
   luaL_buffinit(L, &out);
   luaL_addstring(&out, head);
+  if (peri__opaque(t)) {
+    luaL_addstring(&out, t->storage->packed ? " packed" : "");
+    luaL_pushresult(&out);
+    return 1;
+  }
   printer p = { .t = t, .cut = t->numel > WHOLE };
   if (t->numel == 0)
     luaL_addstring(&out, " []");

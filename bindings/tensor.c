@@ -53,6 +53,7 @@ static void *element (const peri_tensor *t, int64_t at) {
 
 static int t_item (lua_State *L) {
   peri_tensor *t = self(L, "item");
+  peri__check(L, "item", peri__readable(t));
   if (t->numel != 1) {
     peri__push_shape_text(L, t->ndim, t->shape);
     return luaL_error(L, "item: a tensor of shape %s has %I elements, not one", lua_tostring(L, -1),
@@ -74,6 +75,7 @@ static void select_first (lua_State *L, const peri_op *select, int64_t p) {
 
 static int t_at (lua_State *L) {
   peri_tensor *t = self(L, "at");
+  peri__check(L, "at", peri__readable(t));
   int n = lua_gettop(L) - 1;
   if (n < 1 || n > t->ndim)
     return luaL_error(L, "at: %d positions given for a tensor of %d dims", n, t->ndim);
@@ -101,6 +103,7 @@ static void check_write (lua_State *L, const char *fn, const peri_tensor *t) {
 
 static int t_set (lua_State *L) {
   peri_tensor *t = self(L, "set");
+  peri__check(L, "set", peri__readable(t));
   int top = lua_gettop(L);
   if (top != t->ndim + 2)
     return luaL_error(L,
@@ -148,7 +151,7 @@ static int t_len (lua_State *L) {
 
 static int t_bytes (lua_State *L) {
   peri_tensor *t = self(L, "bytes");
-  size_t n = (size_t)t->numel * peri__size(t);
+  size_t n = peri_nbytes(t);
   luaL_Buffer s;
   char *p = luaL_buffinitsize(L, &s, n);
   peri__check(L, "bytes", peri_copy_out(t, p, n)); /* the box of the buffer is on the stack */

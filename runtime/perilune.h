@@ -59,7 +59,18 @@ typedef enum peri_dtype {
   PERI_BF16, /* bfloat16; arithmetic in f32 */
   PERI_F32,
   PERI_F64,
-  PERI_NDTYPE
+  PERI_NDTYPE, /* number of plain types */
+  /* Block-quantised weights in the formats of ggml (ggml-common.h). The last dim of such a tensor is
+  ** a multiple of the block (32 elements, 256 for _K). Only ops that take weights accept them. */
+  PERI_Q8_0 = 16, /* 34 bytes for 32 */
+  PERI_Q4_0,      /* 18 */
+  PERI_Q4_1,      /* 20 */
+  PERI_Q5_0,      /* 22 */
+  PERI_Q5_1,      /* 24 */
+  PERI_Q4_K,      /* 144 bytes for 256 */
+  PERI_Q5_K,      /* 176 */
+  PERI_Q6_K,      /* 210 */
+  PERI_DTYPE_END
 } peri_dtype;
 
 typedef enum peri_simd {
@@ -136,7 +147,9 @@ PERI_API const char *peri_simd_name (const peri_ctx *ctx); /* "portable", "avx2"
 
 /* ---- tensors ------------------------------------------------------------------------------ */
 
-PERI_API size_t peri_dtype_size (peri_dtype d);
+PERI_API size_t peri_dtype_size (peri_dtype d); /* bytes of an element; 0 for quantised types */
+/* Elements and bytes of a block; 1 element for plain types. */
+PERI_API int peri_dtype_block (peri_dtype d, size_t *bytes);
 PERI_API const char *peri_dtype_name (peri_dtype d);                /* "f32" ... */
 PERI_API bool peri_dtype_parse (const char *name, peri_dtype *out); /* also "float32" ... */
 /* Result dtype of mixing a and b: the higher of bool < u8 < i32 < i64 < f16, bf16 < f32 < f64;
@@ -147,6 +160,8 @@ PERI_API peri_dtype peri_dtype_promote (peri_dtype a, peri_dtype b);
 PERI_API peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                  peri_tensor **out);
 PERI_API peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor **out);
+/* Bytes of a tensor's elements laid out densely. */
+PERI_API size_t peri_nbytes (const peri_tensor *t);
 /* Copy dense row-major host data in. */
 PERI_API peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                 const void *data, peri_tensor **out);

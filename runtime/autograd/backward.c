@@ -359,6 +359,8 @@ peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
   if (on && !peri__is_float(t->dtype))
     return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient",
                       peri_dtype_name((peri_dtype)t->dtype));
+  if (on && t->storage->packed)
+    return peri__fail(t->ctx, PERI_EDTYPE, "a packed weight has no gradient");
   t->flags = (uint8_t)(on ? t->flags | PERI_T_REQUIRES_GRAD : t->flags & ~PERI_T_REQUIRES_GRAD);
   return PERI_OK;
 }

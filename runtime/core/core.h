@@ -28,6 +28,7 @@ struct peri_storage {
   void *data;   /* PERI_ALIGN-aligned unless imported */
   size_t bytes; /* as asked for */
   int32_t refs;
+  bool packed; /* a weight laid out for this processor by the op pack: no strides apply */
   uint32_t version;                      /* bumped by every in-place write; the tape checks it */
   void (*release)(void *ud, void *data); /* imported memory; else NULL */
   void *ud;
@@ -117,6 +118,9 @@ void peri__threads_close (peri_ctx *ctx);
 /* ---- tensors: core/tensor.c ---- */
 peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                        peri_tensor **out); /* uninitialised, dense */
+/* The same with a storage of the given bytes, marked packed. */
+peri_status peri__new_packed (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                              size_t bytes, peri_tensor **out);
 peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **out); /* dense */
 /* A view of base's storage. data points at its first element. */
 peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *shape,
@@ -124,10 +128,17 @@ peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *
 peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t *numel, size_t *bytes); /* checked products */
 bool peri__dense (const peri_tensor *t);
+/* PERI_EDTYPE with a message when the elements of t cannot be read one by one. */
+PERI_API peri_status peri__readable (const peri_tensor *t);
 static inline size_t peri__size (const peri_tensor *t) {
   return peri_dtype_size((peri_dtype)t->dtype);
 }
-static inline bool peri__is_float (int d) { return d >= PERI_F16; }
+static inline bool peri__is_float (int d) { return d >= PERI_F16 && d <= PERI_F64; }
+static inline bool peri__is_quantised (int d) { return d >= PERI_Q8_0 && d < PERI_DTYPE_END; }
+/* Elements are not addressable: only ops with PERI_OP_WEIGHT take such a tensor. */
+static inline bool peri__opaque (const peri_tensor *t) {
+  return peri__is_quantised(t->dtype) || t->storage->packed;
+}
 static inline bool peri__tracked (const peri_tensor *t) {
   return (t->node != NULL && peri__is_float(t->dtype)) || (t->flags & PERI_T_REQUIRES_GRAD) != 0;
 }

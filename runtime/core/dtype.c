@@ -13,15 +13,34 @@ static const struct {
   [PERI_F32] = { "f32", "float32", 4 },   [PERI_F64] = { "f64", "float64", 8 },
 };
 
+static const struct {
+  const char *name;
+  uint16_t elements, bytes;
+} blocks[PERI_DTYPE_END - PERI_Q8_0] = {
+  { "q8_0", 32, 34 }, { "q4_0", 32, 18 },   { "q4_1", 32, 20 },   { "q5_0", 32, 22 },
+  { "q5_1", 32, 24 }, { "q4_K", 256, 144 }, { "q5_K", 256, 176 }, { "q6_K", 256, 210 },
+};
+
 size_t peri_dtype_size (peri_dtype d) { return (unsigned)d < PERI_NDTYPE ? types[d].size : 0; }
 
+int peri_dtype_block (peri_dtype d, size_t *bytes) {
+  *bytes = peri__is_quantised(d) ? blocks[d - PERI_Q8_0].bytes : peri_dtype_size(d);
+  return peri__is_quantised(d) ? blocks[d - PERI_Q8_0].elements : 1;
+}
+
 const char *peri_dtype_name (peri_dtype d) {
+  if (peri__is_quantised(d)) return blocks[d - PERI_Q8_0].name;
   return (unsigned)d < PERI_NDTYPE ? types[d].name : "unknown";
 }
 
 bool peri_dtype_parse (const char *name, peri_dtype *out) {
   for (int i = 0; i < PERI_NDTYPE; i++)
     if (strcmp(name, types[i].name) == 0 || strcmp(name, types[i].alias) == 0) {
+      *out = (peri_dtype)i;
+      return true;
+    }
+  for (int i = PERI_Q8_0; i < PERI_DTYPE_END; i++)
+    if (strcmp(name, blocks[i - PERI_Q8_0].name) == 0) {
       *out = (peri_dtype)i;
       return true;
     }

@@ -16,7 +16,9 @@ const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size) {
 
 peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t *numel, size_t *bytes) {
-  if ((unsigned)d >= PERI_NDTYPE)
+  size_t block_bytes;
+  int block = peri_dtype_block(d, &block_bytes);
+  if (block_bytes == 0)
     return peri__fail(ctx, PERI_EDTYPE, "dtype number %d does not exist", (int)d);
   if (ndim < 0 || ndim > PERI_MAX_DIMS)
     return peri__fail(ctx, PERI_ESHAPE, "%d dims, at most %d are supported", ndim, PERI_MAX_DIMS);
@@ -33,7 +35,11 @@ peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int6
                         i + 1, (long long)shape[i]);
   }
   int64_t total;
-  if (__builtin_mul_overflow(n, (int64_t)peri_dtype_size(d), &total))
+  if (block > 1 && (ndim == 0 || shape[ndim - 1] % block != 0))
+    return peri__fail(ctx, PERI_ESHAPE,
+                      "%s has blocks of %d elements: the last dim, %lld, is no multiple",
+                      peri_dtype_name(d), block, ndim ? (long long)shape[ndim - 1] : 0);
+  if (__builtin_mul_overflow(n / block, (int64_t)block_bytes, &total))
     return peri__fail(ctx, PERI_ESHAPE, "%lld elements of %s overflow the size in bytes",
                       (long long)n, peri_dtype_name(d));
   *numel = zero ? 0 : n;
@@ -122,11 +128,8 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
   return PERI_OK;
 }
 
-peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
-                       peri_tensor **out) {
-  int64_t numel;
-  size_t bytes;
-  TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
+static peri_status new_tensor (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                               int64_t numel, size_t bytes, peri_tensor **out) {
   peri_tensor *t = tensor_alloc(ctx);
   if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a tensor");
   peri_status s = storage_new(ctx, bytes, NULL, NULL, NULL, &t->storage);
@@ -141,6 +144,24 @@ peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *sha
   for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
   dense_strides(t);
   *out = t;
+  return PERI_OK;
+}
+
+peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                       peri_tensor **out) {
+  int64_t numel;
+  size_t bytes;
+  TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
+  return new_tensor(ctx, d, ndim, shape, numel, bytes, out);
+}
+
+peri_status peri__new_packed (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                              size_t bytes, peri_tensor **out) {
+  int64_t numel;
+  size_t dense;
+  TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &dense));
+  TRY(new_tensor(ctx, d, ndim, shape, numel, bytes, out));
+  (*out)->storage->packed = true;
   return PERI_OK;
 }
 
@@ -278,7 +299,20 @@ bool peri__dense (const peri_tensor *t) {
   return true;
 }
 
+size_t peri_nbytes (const peri_tensor *t) {
+  size_t bytes;
+  int block = peri_dtype_block((peri_dtype)t->dtype, &bytes);
+  return (size_t)(t->numel / block) * bytes;
+}
+
+peri_status peri__readable (const peri_tensor *t) {
+  if (!peri__opaque(t)) return PERI_OK;
+  return peri__fail(t->ctx, PERI_EDTYPE, "a %s%s weight has no single elements: :to(\"f32\") first",
+                    t->storage->packed ? "packed " : "", peri_dtype_name((peri_dtype)t->dtype));
+}
+
 peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
+  TRY(peri__readable(t));
   if (flat < 0 || flat >= t->numel)
     return peri__fail(t->ctx, PERI_EINVAL, "element %lld of a tensor of %lld", (long long)flat,
                       (long long)t->numel);
@@ -292,7 +326,8 @@ peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
 }
 
 peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes) {
-  size_t want = (size_t)t->numel * peri__size(t);
+  size_t want = peri_nbytes(t);
+  if (t->storage->packed) TRY(peri__readable(t));
   if (bytes != want)
     return peri__fail(t->ctx, PERI_EINVAL, "%zu bytes given for a tensor of %zu", bytes, want);
   peri_tensor *c = NULL;

@@ -39,7 +39,7 @@ static void put_tensor (peri_json_writer *w, const char *name, const peri_tensor
   peri_json_put_key(w, "data_offsets", 12);
   peri_json_put_array(w);
   peri_json_put_int(w, (int64_t)*at);
-  *at += (uint64_t)t->numel * peri__size(t); /* a sum that wraps is refused when read back */
+  *at += (uint64_t)peri_nbytes(t); /* a sum that wraps is refused when read back */
   peri_json_put_int(w, (int64_t)*at);
   peri_json_put_close(w);
   peri_json_put_close(w);
@@ -65,6 +65,10 @@ static peri_status make_header (peri_ctx *ctx, const char *path, int64_t n, cons
   for (int64_t i = 0; i < n; i++) {
     if (strcmp(j->names[perm[i]], "__metadata__") == 0)
       return peri__fail(ctx, PERI_EINVAL, "a tensor may not be named __metadata__");
+    if (peri__opaque(j->tensors[perm[i]]))
+      return peri__fail(ctx, PERI_EDTYPE, "%s is a %s%s weight, which the format does not have",
+                        j->names[perm[i]], j->tensors[perm[i]]->storage->packed ? "packed " : "",
+                        peri_dtype_name((peri_dtype)j->tensors[perm[i]]->dtype));
     put_tensor(w, j->names[perm[i]], j->tensors[perm[i]], &data);
   }
   peri_json_put_close(w);

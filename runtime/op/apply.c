@@ -41,6 +41,19 @@ static peri_status check_inputs (peri_call *c, const peri_sig *sig) {
   return PERI_OK;
 }
 
+/* Quantised and packed weights go to the few ops that know them, and come from nowhere else. */
+static peri_status refuse_weights (const peri_call *c, const peri_sig *sig) {
+  for (int i = 0; i < c->nin; i++)
+    if (c->in[i] && peri__opaque(c->in[i]))
+      return peri__fail(c->ctx, PERI_EDTYPE,
+                        "%s is a %s%s weight, which only products and look-ups take: "
+                        ":to(\"f32\") first",
+                        sig->nlist ? "an input" : sig->p[i].name,
+                        c->in[i]->storage->packed ? "packed " : "",
+                        peri_dtype_name((peri_dtype)c->in[i]->dtype));
+  return PERI_OK;
+}
+
 static void drop_outputs (peri_call *c) {
   for (int k = 0; k < PERI_MAX_OUT; k++) {
     peri_release(c->out[k]);
@@ -74,10 +87,10 @@ static peri_status check_anomaly (const peri_call *c) {
 
 static void default_cost (const peri_call *c, double *flops, double *bytes) {
   for (int i = 0; i < c->nin; i++)
-    if (c->in[i]) *bytes += (double)c->in[i]->numel * (double)peri__size(c->in[i]);
+    if (c->in[i]) *bytes += (double)peri_nbytes(c->in[i]);
   for (int k = 0; k < c->op->nout; k++)
     if (c->out[k]) {
-      *bytes += (double)c->out[k]->numel * (double)peri__size(c->out[k]);
+      *bytes += (double)peri_nbytes(c->out[k]);
       *flops += (double)c->out[k]->numel;
     }
 }
@@ -156,11 +169,11 @@ static int wanted_float (const peri_op *op, int nin, peri_tensor *const *in) {
     peri_dtype p = peri__promote(nin, in);
     if (!peri__is_float(p)) p = PERI_F32;
     if ((op->flags & PERI_OP_UPCAST) && p < PERI_F32) p = PERI_F32;
-    for (int i = 0; i < nin; i++) mixed |= in[i] && in[i]->dtype != p;
+    for (int i = 0; i < nin; i++) mixed |= in[i] && in[i]->dtype != p && !peri__opaque(in[i]);
     return mixed ? (int)p : -1;
   }
   for (int i = 0; i < nin; i++) {
-    if (!in[i] || !peri__is_float(in[i]->dtype)) continue;
+    if (!in[i] || !peri__is_float(in[i]->dtype) || peri__opaque(in[i])) continue;
     half |= in[i]->dtype == PERI_F16 || in[i]->dtype == PERI_BF16;
     if (d < (int)in[i]->dtype) d = in[i]->dtype;
   }
@@ -178,7 +191,7 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
   peri__build_begin(&b, ctx);
   for (int i = 0; i < nin; i++) {
     cast[i] = in[i];
-    if (!in[i] || in[i]->dtype == want) continue;
+    if (!in[i] || in[i]->dtype == want || peri__opaque(in[i])) continue;
     if (peri__is_float(in[i]->dtype) || (op->flags & PERI_OP_FLOAT))
       cast[i] = BA(&b, to, ATTR(A_INT(want)), in[i]);
   }
@@ -219,6 +232,7 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
     TRY(split_lists(&c, sig));
   else
     TRY(check_inputs(&c, sig));
+  if (!(op->flags & PERI_OP_WEIGHT)) TRY(refuse_weights(&c, sig));
   if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
     int want = wanted_float(op, nin, in);
     if (want >= 0) return apply_cast(ctx, op, nin, in, attr, want, out);
@@ -226,6 +240,11 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   if (op->compose) return apply_compose(&c, out);
   if (op->flags & PERI_OP_INPLACE) TRY(check_writes(&c));
   peri_status s = op->infer ? op->infer(&c) : PERI_OK;
+  if (s == PERI_OK && op->nout > 0 && peri__is_quantised(c.out[0]->dtype) &&
+      !(op->flags & PERI_OP_WEIGHT))
+    s = peri__fail(ctx, PERI_EDTYPE, "cannot make %s: make f32, then :to(\"%s\")",
+                   peri_dtype_name((peri_dtype)c.out[0]->dtype),
+                   peri_dtype_name((peri_dtype)c.out[0]->dtype));
   if (s == PERI_OK && op->cpu) s = op->flags & PERI_OP_STRIDED ? run_kernel(&c) : run_dense(&c);
   if (s == PERI_OK && ctx->anomaly && !(op->flags & PERI_OP_VIEW)) s = check_anomaly(&c);
   if (s == PERI_OK && (op->flags & PERI_OP_INPLACE))
@@ -261,6 +280,7 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
     return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
   c.in = (peri_tensor **)in;
   TRY(check_inputs(&c, peri__sig(op)));
+  TRY(refuse_weights(&c, peri__sig(op)));
   c.in = src;
   if (ctx->grad_enabled && (x->node || peri__tracked(x)))
     return peri__fail(

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "op/move.h"
+#include "weight/weight.h"
 
 #define BLOCK 512 /* elements of a buffer */
 #define RUN 64    /* a run of the last dim that is worth a kernel call of its own */
@@ -433,20 +434,38 @@ OP(clone, .sig = "x", .flags = PERI_OP_STRIDED, .doc = "A copy of x with memory 
    .infer = peri__infer_same, .cpu = copy_cpu, .vjp = same_vjp);
 
 static peri_status to_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0];
   int64_t d = c->attr[0].i;
-  if (d < 0 || d >= PERI_NDTYPE) return peri__fail(c->ctx, PERI_EDTYPE, "dtype is missing");
-  return peri__new_like(c->in[0], (peri_dtype)d, &c->out[0]);
+  size_t bytes;
+  peri_dtype_block((peri_dtype)d, &bytes);
+  if (bytes == 0) return peri__fail(c->ctx, PERI_EDTYPE, "dtype is missing");
+  bool weight = peri__opaque(x), plain = peri__is_float((int)d);
+  if ((weight && !plain && !(peri__is_quantised((int)d) && !x->storage->packed)) ||
+      (!weight && !plain && peri__is_quantised((int)d) && !peri__is_float(x->dtype)))
+    return peri__fail(c->ctx, PERI_EDTYPE, "%s cannot become %s",
+                      peri_dtype_name((peri_dtype)x->dtype), peri_dtype_name((peri_dtype)d));
+  return peri__new_like(x, (peri_dtype)d, &c->out[0]);
+}
+static peri_status to_cpu (peri_call *c) {
+  peri_tensor *x = NULL;
+  if (!peri__opaque(c->in[0]) && !peri__opaque(c->out[0])) return peri__copy(c->in[0], c->out[0]);
+  TRY(peri__opaque(c->in[0]) ? (x = peri_retain(c->in[0]), PERI_OK)
+                             : peri__contiguous(c->in[0], &x));
+  peri_status s = peri__convert_weight(x, c->out[0]);
+  peri_release(x);
+  return s;
 }
 static void to_vjp (peri_vjp *v) {
   int from = v->c->in[0]->dtype;
   if (!peri__is_float(from)) return;
   v->gin[0] = v->g[0]->dtype == from ? v->g[0] : BA(&v->b, to, ATTR(A_INT(from)), v->g[0]);
 }
-OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED,
+OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED | PERI_OP_WEIGHT,
    .doc =
        "x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not "
-       "fit wrap around; bool is x != 0.",
-   .infer = to_infer, .cpu = copy_cpu, .vjp = to_vjp, .domain = "attr dtype=f64");
+       "fit wrap around; bool is x != 0. Floats become quantised weights by ggml's rules, and "
+       "quantised and packed weights floats.",
+   .infer = to_infer, .cpu = to_cpu, .vjp = to_vjp, .domain = "attr dtype=f64");
 
 /* What is written must not be read again through another view of the same memory. */
 static peri_status copy_into_cpu (peri_call *c) {

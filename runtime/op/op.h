@@ -120,7 +120,8 @@ enum {
   PERI_OP_RANDOM = 16,     /* takes from the context's generator (peri__rng_next) */
   PERI_OP_FLOAT = 32,      /* inputs are promoted to one float dtype (ints to f32) before infer */
   PERI_OP_NO_GRAD2 = 64,   /* the vjp uses kernels without vjp: no second derivative */
-  PERI_OP_UPCAST = 128     /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
+  PERI_OP_UPCAST = 128,    /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
+  PERI_OP_WEIGHT = 256     /* takes or makes quantised and packed weights; others never see them */
 };
 
 struct peri_op {

@@ -1,0 +1,40 @@
+/* bitcast.c - the bytes of a tensor seen as another dtype: a view, nothing is converted. */
+#include <string.h>
+
+#include "op/op.h"
+
+static peri_status bitcast_infer (peri_call *c) {
+  peri_tensor *x = c->in[0];
+  int64_t d = c->attr[0].i, shape[PERI_MAX_DIMS], stride[PERI_MAX_DIMS], bytes;
+  size_t from_bytes, to_bytes;
+  char text[128];
+  if (x->storage->packed) return peri__readable(x);
+  if (x->ndim == 0 || !peri__dense(x))
+    return peri__fail(c->ctx, PERI_ESHAPE, "x %s must be dense and have a dim",
+                      peri__shape_text(x, text, sizeof text));
+  int from = peri_dtype_block((peri_dtype)x->dtype, &from_bytes);
+  int to = peri_dtype_block((peri_dtype)d, &to_bytes);
+  if (to_bytes == 0) return peri__fail(c->ctx, PERI_EDTYPE, "dtype is missing");
+  memcpy(shape, x->shape, sizeof shape);
+  bytes = shape[x->ndim - 1] / from * (int64_t)from_bytes;
+  if (bytes % (int64_t)to_bytes != 0)
+    return peri__fail(c->ctx, PERI_ESHAPE, "rows of %lld bytes are no whole number of %s",
+                      (long long)bytes, peri_dtype_name((peri_dtype)d));
+  if ((uintptr_t)x->data % (to == 1 ? to_bytes : 1) != 0)
+    return peri__fail(c->ctx, PERI_EINVAL, "the memory of x is not aligned for %s",
+                      peri_dtype_name((peri_dtype)d));
+  shape[x->ndim - 1] = bytes / (int64_t)to_bytes * to;
+  int64_t step = 1;
+  for (int i = x->ndim - 1; i >= 0; i--) {
+    stride[i] = step;
+    step *= shape[i] > 1 ? shape[i] : 1;
+  }
+  TRY(peri__view(x, x->data, x->ndim, shape, stride, &c->out[0]));
+  c->out[0]->dtype = (uint8_t)d;
+  return PERI_OK;
+}
+
+OP(bitcast, .sig = "x, dtype:dtype", .flags = PERI_OP_VIEW | PERI_OP_STRIDED | PERI_OP_WEIGHT,
+   .doc = "The bytes of a dense x seen as dtype, a view; the last dim grows or shrinks with the "
+          "element size. Rows of quantised weights are moved as u8 and seen as weights again.",
+   .infer = bitcast_infer, .domain = "attr dtype=i32");
