@@ -316,6 +316,110 @@ PERI_API peri_status peri_safetensors_save (peri_ctx *ctx, const char *path, int
                                             const char *const *names, peri_tensor *const *tensors,
                                             int64_t npairs, const peri_text_pair *pairs);
 
+/* GGUF, versions 2 and 3, little-endian (specification: docs/gguf.md of ggml). Limits: header 4 GiB,
+** 65,536 values with keys of at most 65,535 bytes, 1,048,576 tensors with names of at most 64 bytes
+** and 4 dims, arrays nested 4 deep. A reader of a hostile file needs at most twice the file's size,
+** plus 4 MiB. Texts of a file are ranges of bytes without a zero at the end. */
+typedef struct peri_gguf peri_gguf; /* an open file or a range of bytes */
+/* As numbered in the file. ORDER gguf type */
+typedef enum peri_gguf_type {
+  PERI_GGUF_U8,
+  PERI_GGUF_I8,
+  PERI_GGUF_U16,
+  PERI_GGUF_I16,
+  PERI_GGUF_U32,
+  PERI_GGUF_I32,
+  PERI_GGUF_F32,
+  PERI_GGUF_BOOL,
+  PERI_GGUF_TEXT,
+  PERI_GGUF_ARRAY,
+  PERI_GGUF_U64,
+  PERI_GGUF_I64,
+  PERI_GGUF_F64,
+  PERI_GGUF_NTYPE
+} peri_gguf_type;
+typedef struct peri_gguf_text {
+  const char *s; /* borrowed from the handle; may hold zero bytes unless it is a key or a name */
+  size_t n;
+} peri_gguf_text;
+/* A value of the file, or an element of an array in it. */
+typedef struct peri_gguf_value {
+  peri_gguf_text key;  /* empty for elements */
+  peri_gguf_type type; /* of an array: that of its elements */
+  bool array;
+  int64_t count;   /* of an array: its elements; else 1 */
+  uint64_t offset; /* in the file: of the number, of the text's length, of the first element */
+} peri_gguf_value;
+typedef struct peri_gguf_entry {
+  peri_gguf_text name;
+  const char *type; /* as ggml calls it: "F32", "Q4_K", ... */
+  bool supported;   /* there is a dtype for it */
+  peri_dtype dtype; /* when supported */
+  int ndim;
+  int64_t shape[PERI_MAX_DIMS]; /* row-major: the file's dims in reverse */
+  uint64_t offset, bytes;       /* of the data, in the file; bytes 0: of a type nobody knows */
+} peri_gguf_entry;
+
+/* Check the whole header; read no data. map: as for peri_safetensors_open. */
+PERI_API peri_status peri_gguf_open (peri_ctx *ctx, const char *path, bool map, peri_gguf **out);
+/* The same over bytes that stay the caller's and unchanged until the close. */
+PERI_API peri_status peri_gguf_parse (peri_ctx *ctx, const void *data, size_t size,
+                                      peri_gguf **out);
+/* Tensors loaded from it stay valid. Close it before its context. NULL is a no-op. */
+PERI_API void peri_gguf_close (peri_gguf *f);
+PERI_API int peri_gguf_version (const peri_gguf *f);
+PERI_API int64_t peri_gguf_alignment (const peri_gguf *f);
+PERI_API int64_t peri_gguf_nvalues (const peri_gguf *f);
+PERI_API peri_gguf_value peri_gguf_at (const peri_gguf *f, int64_t i); /* in the file's order */
+PERI_API int64_t peri_gguf_find (const peri_gguf *f, const char *key); /* -1: none */
+/* One element of an array that is no array and holds no texts, or (i = 0) a plain value. False when
+** v is something else, i out of range, or, for int, the number no integer or above INT64_MAX. */
+PERI_API bool peri_gguf_int (const peri_gguf *f, const peri_gguf_value *v, int64_t i, int64_t *out);
+PERI_API bool peri_gguf_num (const peri_gguf *f, const peri_gguf_value *v, int64_t i, double *out);
+/* A text that is no array of texts. */
+PERI_API bool peri_gguf_string (const peri_gguf *f, const peri_gguf_value *v, peri_gguf_text *out);
+typedef struct peri_gguf_cursor {
+  uint64_t at;
+  int64_t i;
+} peri_gguf_cursor;
+/* Elements of an array one after the other, of any type; all zeros before the first call. False at
+** the end. */
+PERI_API bool peri_gguf_next (const peri_gguf *f, const peri_gguf_value *array,
+                              peri_gguf_cursor *cursor, peri_gguf_value *item);
+/* By key, with a message when the key is missing (PERI_EINVAL) or of another type (PERI_EFORMAT). */
+PERI_API peri_status peri_gguf_get_int (const peri_gguf *f, const char *key, int64_t *out);
+PERI_API peri_status peri_gguf_get_num (const peri_gguf *f, const char *key, double *out);
+PERI_API peri_status peri_gguf_get_bool (const peri_gguf *f, const char *key, bool *out);
+PERI_API peri_status peri_gguf_get_text (const peri_gguf *f, const char *key, peri_gguf_text *out);
+/* An array of texts (PERI_GGUF_TEXT), of floats (PERI_GGUF_F32: also F64) or of integers of any size
+** (PERI_GGUF_I64). */
+PERI_API peri_status peri_gguf_get_array (const peri_gguf *f, const char *key, peri_gguf_type kind,
+                                          peri_gguf_value *out);
+PERI_API int64_t peri_gguf_count (const peri_gguf *f); /* tensors */
+PERI_API peri_gguf_entry peri_gguf_entry_at (const peri_gguf *f, int64_t i); /* by offset */
+PERI_API int64_t peri_gguf_find_tensor (const peri_gguf *f, const char *name); /* -1: none */
+/* A tensor of its own. PERI_ENOSUP names a type that has no dtype here. A map whose data is not
+** aligned to its element size is copied. */
+PERI_API peri_status peri_gguf_tensor (peri_gguf *f, int64_t i, peri_tensor **out);
+
+/* A GGUF file that is being written: values, then the tensors' names and shapes, then their data in
+** the same order, one at a time, so that it need never be in memory as a whole. */
+typedef struct peri_gguf_writer peri_gguf_writer;
+PERI_API peri_status peri_gguf_create (peri_ctx *ctx, const char *path, peri_gguf_writer **out);
+/* n values of one type: numbers as int64_t (integers, bools) or double (floats), texts as
+** peri_gguf_text. array: an array of n; else n is 1. PERI_EINVAL when a number does not fit. */
+PERI_API peri_status peri_gguf_put (peri_gguf_writer *w, const char *key, peri_gguf_type type,
+                                    bool array, int64_t n, const void *data);
+/* F64 F32 F16 BF16 I32 I64 and every quantised dtype. */
+PERI_API peri_status peri_gguf_declare (peri_gguf_writer *w, const char *name, peri_dtype d,
+                                        int ndim, const int64_t *shape);
+/* The data of the next declared tensor, whose dtype and shape t must have. */
+PERI_API peri_status peri_gguf_write (peri_gguf_writer *w, peri_tensor *t);
+/* Fails unless every tensor was written. Closes w, whether it succeeds or not. */
+PERI_API peri_status peri_gguf_commit (peri_gguf_writer *w);
+/* Remove what was written, close. NULL is a no-op. */
+PERI_API void peri_gguf_abort (peri_gguf_writer *w);
+
 /* Checkpoint folders: dir/NAME/ holds files and manifest.json with the size and XXH64 of each. It
 ** appears under its name complete and on the disk, or not at all. */
 typedef struct peri_checkpoint peri_checkpoint; /* one that is being written */

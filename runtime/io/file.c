@@ -3,7 +3,7 @@
 ** leaves either the old or the new file. It knows no formats.
 */
 #ifndef _DEFAULT_SOURCE
-#define _DEFAULT_SOURCE /* flock; with it come the POSIX 2008 calls */
+#define _DEFAULT_SOURCE /* flock, mmap; with it come the POSIX 2008 calls */
 #endif
 #include <errno.h>
 #include <fcntl.h>
@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -78,6 +79,30 @@ peri_status peri__read_at (peri_ctx *ctx, int fd, const char *path, uint64_t off
     n -= (size_t)got;
     offset += (uint64_t)got;
   }
+  return PERI_OK;
+}
+
+void peri__map_drop (void *map, void *data) {
+  peri__map *m = map;
+  (void)data;
+  if (--m->refs > 0) return;
+  munmap(m->base, m->size);
+  peri__free(m->ctx, m, sizeof *m);
+}
+
+peri_status peri__map_file (peri_ctx *ctx, const char *path, int fd, uint64_t size,
+                            peri__map **out) {
+  *out = NULL;
+  if (size > SIZE_MAX || size == 0) return PERI_OK;
+  peri__map *m = peri__malloc(ctx, sizeof *m);
+  if (m == NULL) return peri__fail(ctx, PERI_ENOMEM, "%s: no memory for its mapping", path);
+  void *base = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+  if (base == MAP_FAILED) {
+    peri__free(ctx, m, sizeof *m);
+    return PERI_OK;
+  }
+  *m = (peri__map){ ctx, base, (size_t)size, 1 };
+  *out = m;
   return PERI_OK;
 }
 

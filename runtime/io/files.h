@@ -21,6 +21,18 @@ peri_status peri__read_at (peri_ctx *ctx, int fd, const char *path, uint64_t off
 peri_status peri__write_all (peri_ctx *ctx, int fd, const char *path, const void *src, size_t n);
 /* Make renames and new names in a folder durable. */
 peri_status peri__sync_folder (peri_ctx *ctx, const char *folder);
+/* Pages of an open file: private, copied on write. Held by the handle that mapped them and by each
+** tensor in them (peri_import with peri__map_drop and the map as ud). */
+typedef struct peri__map {
+  peri_ctx *ctx;
+  void *base;
+  size_t size;
+  int64_t refs;
+} peri__map;
+/* One reference; *out stays NULL where the file system cannot map, which is no error. */
+peri_status peri__map_file (peri_ctx *ctx, const char *path, int fd, uint64_t size,
+                            peri__map **out);
+void peri__map_drop (void *map, void *data); /* one reference less; data is not looked at */
 /* "a/b" from its parts, zero-terminated; free with the size put in *size. NULL: no memory (the
 ** message is set). */
 char *peri__join (peri_ctx *ctx, const char *a, const char *b, size_t *size);

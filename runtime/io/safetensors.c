@@ -4,11 +4,10 @@
 ** counted size, so that memory stays within the stated multiple of the file. Shapes stay in the
 ** header as text, 24 bytes hold the rest of a tensor.
 */
-#ifndef _DEFAULT_SOURCE
-#define _DEFAULT_SOURCE /* mmap */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* close */
 #endif
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "core/json.h"
@@ -28,14 +27,6 @@ typedef struct pair {
   uint32_t key, value;
 } pair; /* offsets of strings in the header */
 
-/* Mapped pages, held by the handle and by each tensor in them. */
-typedef struct mapping {
-  peri_ctx *ctx;
-  void *base;
-  size_t size;
-  int64_t refs;
-} mapping;
-
 struct peri_safetensors {
   peri_ctx *ctx;
   char *path, *header;
@@ -46,7 +37,7 @@ struct peri_safetensors {
   uint64_t data_at, data_bytes; /* data_at: offset of the data in the file */
   int fd;                       /* -1: none */
   const unsigned char *memory;  /* the data when parsed from memory, else NULL */
-  mapping *map;                 /* NULL: none */
+  peri__map *map;               /* NULL: none */
 };
 
 /* ORDER dtype */
@@ -355,29 +346,6 @@ static peri_status header_size (peri_ctx *ctx, const char *path, const unsigned 
   return PERI_OK;
 }
 
-static void unmap (void *ud, void *data) {
-  mapping *m = ud;
-  (void)data;
-  if (--m->refs > 0) return;
-  munmap(m->base, m->size);
-  peri__free(m->ctx, m, sizeof *m);
-}
-
-/* No map is no error: tensors are read instead. */
-static peri_status map_file (peri_safetensors *f, uint64_t size) {
-  if (size > SIZE_MAX || f->data_bytes == 0) return PERI_OK;
-  mapping *m = peri__malloc(f->ctx, sizeof *m);
-  if (m == NULL) return peri__fail(f->ctx, PERI_ENOMEM, "%s: no memory for its mapping", f->path);
-  void *base = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE, f->fd, 0);
-  if (base == MAP_FAILED) {
-    peri__free(f->ctx, m, sizeof *m);
-    return PERI_OK;
-  }
-  *m = (mapping){ f->ctx, base, (size_t)size, 1 };
-  f->map = m;
-  return PERI_OK;
-}
-
 static peri_status read_header_of (peri_ctx *ctx, const char *path, int fd, uint64_t size,
                                    peri_safetensors **out) {
   unsigned char first[8];
@@ -410,7 +378,7 @@ peri_status peri_safetensors_open (peri_ctx *ctx, const char *path, bool map,
     return s;
   }
   f->fd = fd;
-  if (map) s = map_file(f, size);
+  if (map && f->data_bytes > 0) s = peri__map_file(ctx, path, fd, size, &f->map);
   if (s != PERI_OK) {
     peri_safetensors_close(f);
     return s;
@@ -437,7 +405,7 @@ peri_status peri_safetensors_parse (peri_ctx *ctx, const void *data, size_t size
 void peri_safetensors_close (peri_safetensors *f) {
   if (f == NULL) return;
   peri_ctx *ctx = f->ctx;
-  if (f->map != NULL) unmap(f->map, NULL);
+  if (f->map != NULL) peri__map_drop(f->map, NULL);
   if (f->fd >= 0) close(f->fd);
   peri__free(ctx, f->entries, (size_t)f->n * sizeof *f->entries);
   peri__free(ctx, f->pairs, (size_t)f->npairs * sizeof *f->pairs);
@@ -495,8 +463,8 @@ peri_status peri_safetensors_tensor (peri_safetensors *f, int64_t i, peri_tensor
   peri_status s;
   if (share) {
     TRY(check_bools(f, &e, src));
-    TRY(peri_import(f->ctx, e.dtype, e.ndim, e.shape, NULL, (void *)(uintptr_t)src, unmap, f->map,
-                    &t));
+    TRY(peri_import(f->ctx, e.dtype, e.ndim, e.shape, NULL, (void *)(uintptr_t)src, peri__map_drop,
+                    f->map, &t));
     f->map->refs++;
     *out = t;
     return PERI_OK;
