@@ -19,7 +19,8 @@ typedef struct sampler {
   int64_t top_k; /* 0 = off */
   double top_p, min_p;
   peri_rng rng;
-  const int64_t *keys; /* (rows) or NULL */
+  const int64_t *keys; /* (rows), with seeded (rows, 2), or NULL */
+  bool seeded;         /* a row's key comes with a seed in front */
   int64_t *ids;
   void *logp;
   char *scratch; /* for each worker: v of the dtype, v ids, at the end a worker_memory */
@@ -32,7 +33,8 @@ typedef struct sampler {
 static double uniform (const sampler *s, int64_t row) {
   uint32_t w[4];
   if (s->keys) {
-    peri_rng r = { s->rng.seed, (uint64_t)s->keys[row] };
+    const int64_t *key = s->keys + (s->seeded ? 2 * row : row);
+    peri_rng r = { s->seeded ? (uint64_t)key[0] : s->rng.seed, (uint64_t)key[s->seeded] };
     peri__rng_block(r, (uint64_t)1 << 63, w);
   } else
     peri__rng_block(s->rng, (uint64_t)row, w);
@@ -179,10 +181,27 @@ static peri_status check_logits (peri_call *c) {
 
 static size_t padded (size_t n) { return (n + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN; }
 
+/* keys (...) or (..., 2) for logits (..., classes). */
+static bool seeded (const peri_call *c) { return c->in[1] && c->in[1]->ndim == c->in[0]->ndim; }
+
+static peri_status check_keys (peri_call *c) {
+  const peri_tensor *x = c->in[0], *keys = c->in[1];
+  char a[128], b[128];
+  TRY(peri__want_dtype(c, 1, "keys", PERI_I64));
+  if (!seeded(c)) return peri__ids_shape(c, keys, "keys", x, "logits");
+  if (keys->shape[keys->ndim - 1] == 2 &&
+      memcmp(keys->shape, x->shape, (size_t)(x->ndim - 1) * sizeof *x->shape) == 0)
+    return PERI_OK;
+  return peri__fail(
+      c->ctx, PERI_ESHAPE,
+      "logits have shape %s and keys %s; expected (...) or (..., 2) for (..., classes)",
+      peri__shape_text(x, a, sizeof a), peri__shape_text(keys, b, sizeof b));
+}
+
 enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, GREEDY };
 
 static peri_status sample_infer (peri_call *c) {
-  const peri_tensor *x = c->in[0], *keys = c->in[1];
+  const peri_tensor *x = c->in[0];
   const peri_attr *a = c->attr;
   TRY(check_logits(c));
   if (!(a[TEMPERATURE].f >= 0) || isinf(a[TEMPERATURE].f))
@@ -196,10 +215,7 @@ static peri_status sample_infer (peri_call *c) {
                       a[TOP_P].f);
   if (!(a[MIN_P].f >= 0 && a[MIN_P].f <= 1))
     return peri__fail(c->ctx, PERI_EINVAL, "min_p is %g, expected 0 to 1", a[MIN_P].f);
-  if (keys) {
-    TRY(peri__want_dtype(c, 1, "keys", PERI_I64));
-    TRY(peri__ids_shape(c, keys, "keys", x, "logits"));
-  }
+  if (c->in[1]) TRY(check_keys(c));
   TRY(peri__new(c->ctx, PERI_I64, x->ndim - 1, x->shape, &c->out[0]));
   return peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim - 1, x->shape, &c->out[1]);
 }
@@ -217,6 +233,7 @@ static peri_status sample_cpu (peri_call *c) {
                 .top_p = a[TOP_P].f,
                 .min_p = a[MIN_P].f,
                 .keys = c->in[1] ? c->in[1]->data : NULL,
+                .seeded = seeded(c),
                 .ids = c->out[0]->data,
                 .logp = c->out[1]->data };
   int64_t rows = c->out[0]->numel;
@@ -250,7 +267,7 @@ OPN(sample, 2, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
            "top_k, top_p, min_p act in this order on the scaled distribution (transformers' "
            "rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r "
            "draws from stream (seed, keys[r]) whatever its place: give each draw a key of its "
-           "own.",
+           "own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.",
     .infer = sample_infer, .cpu = sample_cpu);
 
 /* ---- categorical ---- */

@@ -179,6 +179,29 @@ static void keyed_draws_do_not_depend_on_their_place (void **state) {
   free(rx);
 }
 
+/* A pair of seed and key draws what the generator with that seed draws by the key. */
+static void keys_may_bring_their_seed (void **state) {
+  enum { N = 32, V = 200 };
+  (void)state;
+  peri_tensor *x = random_tensor(PERI_F32, DIMS(N, V), "seeded.x", 6), *lp[2];
+  double keys[N], pairs[2 * N];
+  for (int i = 0; i < N; i++) {
+    keys[i] = pairs[2 * i + 1] = 5 + 3 * i;
+    pairs[2 * i] = 77;
+  }
+  peri_tensor *k = make(PERI_I64, DIMS(N), keys), *p = make(PERI_I64, DIMS(N, 2), pairs);
+  peri_rng before = peri_rng_get(ctx);
+  peri_tensor *a = run2("sample", IN(x, p), NULL, &lp[0]);
+  assert_true(peri_rng_get(ctx).offset == before.offset);
+  peri_rng_set(ctx, (peri_rng){ .seed = 77 });
+  peri_tensor *b = run2("sample", IN(x, k), NULL, &lp[1]);
+  peri_rng_set(ctx, before);
+  for (int i = 0; i < N; i++) assert_true(at(a, i) == at(b, i));
+  peri_tensor *wrong = make(PERI_I64, DIMS(N, 3), (double[3 * N]){ 0 });
+  refuse("(32, 3)", "sample", IN(x, wrong), NULL);
+  drop(8, (peri_tensor *[]){ x, k, p, a, b, lp[0], lp[1], wrong });
+}
+
 static void sample_refuses_rows_without_a_distribution (void **state) {
   (void)state;
   peri_tensor *x = make(PERI_F32, DIMS(2, 2), (double[]){ 0, 1, NAN, 0 });
@@ -198,9 +221,13 @@ static void sample_refuses_rows_without_a_distribution (void **state) {
 int main (void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
   const struct CMUnitTest tests[] = {
-    T(sample_draws_with_the_right_frequencies),  T(truncation_keeps_the_right_tokens),
-    T(truncation_of_long_rows_matches_sorting),  T(greedy_takes_the_first_largest),
-    T(keyed_draws_do_not_depend_on_their_place), T(sample_refuses_rows_without_a_distribution),
+    T(sample_draws_with_the_right_frequencies),
+    T(truncation_keeps_the_right_tokens),
+    T(truncation_of_long_rows_matches_sorting),
+    T(greedy_takes_the_first_largest),
+    T(keyed_draws_do_not_depend_on_their_place),
+    T(sample_refuses_rows_without_a_distribution),
+    T(keys_may_bring_their_seed),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
