@@ -10,7 +10,7 @@
 -- prompts that are solved are drawn less often (--uniform: all alike), so "reward" is of hard ones
 -- and "train_reward" of all.
 local peri = require "perilune"
-local llama, optim, sched = require "perilune.models.llama", require "perilune.optim", require "perilune.sched"
+local models, optim, sched = require "perilune.models", require "perilune.optim", require "perilune.sched"
 local rl, recipe, text = require "perilune.rl", require "perilune.recipe", require "perilune.text"
 
 local cfg = peri.flags(recipe.with_flags {
@@ -66,7 +66,7 @@ local train, held_out = dataset(peri.rng(0))
 local shape = { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = tok.size, hidden_size = 128,
   intermediate_size = 344, num_hidden_layers = 4, num_attention_heads = 4, num_key_value_heads = 4, rms_norm_eps = 1e-6,
   rope_theta = 10000, max_position_embeddings = 2048, eos_token_id = tok.eos, pad_token_id = tok.pad }
-local model = cfg.model == "" and llama.new(shape, { std = cfg.std }) or assert(llama.load(cfg.model))
+local model = cfg.model == "" and models.llama.new(shape, { std = cfg.std }) or assert(models.load(cfg.model))
 local start, rng = model:copy(), peri.rng(cfg.seed)
 local opt = optim.AdamW(model:parameters(), { lr = cfg.lr, betas = { 0.9, 0.95 }, weight_decay = 0 })
 local schedule, longest = sched.warmup(cfg.warmup, sched.constant(cfg.lr)), 2 * cfg.terms + 1

@@ -3,7 +3,7 @@ local peri = require "perilune.core"
 
 local submodules = {
   nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true,
-  recipe = true, rl = true, text = true,
+  recipe = true, rl = true, text = true, models = true,
 }
 
 -- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.
@@ -18,7 +18,7 @@ local function folder(name)
   })
 end
 
-local folders = { models = true, post = true }
+local folders = { post = true }
 
 -- Functions written in Lua: a file each, loaded on the first call.
 local functions = { per_sample_grad = "perilune.per_sample", help = "perilune.help" }

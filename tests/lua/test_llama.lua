@@ -2,7 +2,7 @@
 -- greedy continuations; and what this implementation promises about its own sampling.
 local lu = require "luaunit"
 local peri = require "perilune"
-local llama = require "perilune.models.llama"
+local models = require "perilune.models"
 
 local folder = "tests/data/hf_tiny/"
 local names = { "llama", "llama31_rope", "qwen2", "qwen3", "mistral" }
@@ -13,7 +13,7 @@ local function relative(got, want)
 end
 
 local function load(name)
-  local model = assert(llama.load(folder .. name))
+  local model = assert(models.load(folder .. name))
   local io = assert(peri.safetensors.load(folder .. name .. "/io.safetensors"))
   return model, io
 end
@@ -61,7 +61,7 @@ for _, name in ipairs(names) do
     local path = os.tmpname()
     os.remove(path)
     assert(model:save(path))
-    local again = assert(llama.load(path))
+    local again = assert(models.load(path))
     local a, b = model:state_dict(), again:state_dict()
     for key, t in pairs(a) do lu.assertEquals(b[key]:bytes(), t:bytes(), key) end
     lu.assertEquals(again.config.model_type, model.config.model_type)
@@ -82,7 +82,7 @@ function TestLlama.test_left_padding_changes_no_bit()
 end
 
 function TestLlama.test_sampled_logprobs_are_the_training_logprobs_bit_for_bit()
-  local model = assert(llama.load "tests/data/tiny_llama_digits")
+  local model = assert(models.load "tests/data/tiny_llama_digits")
   peri.seed(5)
   local prompt = peri.randint(4, 16, { 6, 8 })
   local out = model:generate(prompt, { samples = 5, max_new_tokens = 9, temperature = 0.7 })
@@ -95,7 +95,7 @@ function TestLlama.test_sampled_logprobs_are_the_training_logprobs_bit_for_bit()
 end
 
 function TestLlama.test_generation_stops_each_sequence_at_its_stop_token()
-  local model = assert(llama.load "tests/data/tiny_llama_digits")
+  local model = assert(models.load "tests/data/tiny_llama_digits")
   peri.seed(2)
   local out = model:generate(peri.randint(4, 16, { 8, 4 }), { samples = 4, max_new_tokens = 30, stop = { 1 }, pad = 2 })
   local tokens, mask, logp = out.tokens:tolist(), out.mask:tolist(), out.logprobs:tolist()
@@ -125,7 +125,7 @@ function TestLlama.test_a_wrong_weight_is_named()
 end
 
 function TestLlama.test_a_missing_folder_is_no_error()
-  local model, message = llama.load "/no/such/folder"
+  local model, message = models.load "/no/such/folder"
   lu.assertNil(model)
   lu.assertStrContains(message, "/no/such/folder")
 end

@@ -1,0 +1,103 @@
+-- context.lua - what one forward pass of a causal model knows besides its input: the cache, where
+-- each row begins, positions, segments of packed rows, a prefix of learned keys and values; and
+-- attention under all of these.
+local peri = require "perilune"
+
+--- @class perilune.models.Context
+--- @field decoding boolean  a cache is filled and no gradient wanted
+--- @field fused boolean  peri.attention_step_ knows all that this pass needs
+--- @field positions perilune.Tensor  (T) or (B, T) i64
+local Context = {}
+Context.__index = Context
+
+local M = {}
+
+-- First position of the segment that each position is in: (B, T) i64, equal numbers side by side.
+local function begins(segments)
+  local batch, time = segments:size(1), segments:size(2)
+  if time == 1 then return peri.zeros({ batch, 1 }, "i64") end
+  local new = segments:narrow(2, 2, time - 1):ne(segments:narrow(2, 1, time - 1)) -- (B, T - 1)
+  local first = new:to("i64"):mul(peri.arange(1, time))
+  return (peri.cat({ peri.zeros({ batch, 1 }, "i64"), first }, 2):cummax(2))
+end
+
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param given table?  cache; start (B) i64, unused columns before each row (cache.start when absent);
+--- positions (T) or (B, T) i64; segments (B, T) i64: a position sees its own segment only, which is
+--- one run of equal numbers, and positions count from its begin; prefix { k =, v = }: of each layer
+--- (1 or B, Tp, Hkv, D), keys and values that every position sees, without rotary positions
+--- @return perilune.models.Context
+function M.new(ids, given)
+  given = given or {}
+  local self = setmetatable({ cache = given.cache, prefix = given.prefix }, Context)
+  self.batch, self.time = ids:size(1), ids:size(2)
+  local cache = self.cache
+  self.past = cache and cache.length or 0
+  self.start = given.start or cache and cache.start
+  self.decoding = cache ~= nil and not peri.grad_enabled()
+  self.fused = self.decoding and not self.prefix and not given.segments
+  self.positions = given.positions or peri.arange(self.past, self.past + self.time) -- (T)
+  if given.segments then
+    if cache then error("forward: segments are of whole rows, not for a cache", 3) end
+    local first = begins(given.segments) -- (B, T)
+    if not given.positions then self.positions = self.positions:sub(first) end
+    if self.start then first = first:maximum(self.start:unsqueeze(2)) end
+    self.start = first
+  elseif self.start and not given.positions then
+    self.positions = self.positions:sub(self.start:unsqueeze(2)):clamp(0) -- (B, T)
+  end
+  if self.prefix and self.start then self:_mask_start(self.prefix.k[1]:size(2)) end
+  return self
+end
+
+-- What `start` hides, as a mask, so that a prefix of `ahead` keys may stand in front.
+function Context:_mask_start(ahead)
+  local keys = self.past + self.time
+  local start = self.start:reshape { self.batch, 1, -1, 1 } -- one for a row, or for each query
+  local visible = peri.arange(keys):ge(start)               -- (B, 1, 1 or T, keys)
+  local shape = visible.shape
+  shape[4] = ahead
+  self.mask = peri.cat({ peri.ones(shape, "bool"), visible }, 4)
+  self.start = nil
+end
+
+-- Attention with dropout of its probabilities: the scores are held.
+local function with_dropout(self, q, k, v, how, p)
+  local group, keys, queries = q:size(3) // k:size(3), k:size(2), q:size(2)
+  if group > 1 then k, v = k:repeat_interleave(group, 3), v:repeat_interleave(group, 3) end
+  local scores = q:permute { 1, 3, 2, 4 }:matmul(k:permute { 1, 3, 4, 2 }):mul(how.scale) -- (B, H, Tq, Tk)
+  if how.softcap > 0 then scores = scores:div(how.softcap):tanh():mul(how.softcap) end
+  local j, i = peri.arange(keys), peri.arange(keys - queries, keys):unsqueeze(2)
+  local hidden = j:gt(i)
+  if how.window > 0 then hidden = hidden:logical_or(j:le(i:sub(how.window))) end
+  if self.start then hidden = hidden:logical_or(j:lt(self.start:reshape { self.batch, 1, -1, 1 })) end
+  if self.mask then hidden = hidden:logical_or(self.mask:logical_not()) end
+  -- a finite number, so that a row which sees nothing gives no NaN
+  local weights = scores:masked_fill(hidden, -1e30):softmax(-1):dropout(p)
+  return weights:matmul(v:permute { 1, 3, 2, 4 }):permute { 1, 3, 2, 4 }
+end
+
+--- Causal attention of layer i, new keys and values going through the cache.
+--- @param i integer
+--- @param q perilune.Tensor  (B, T, Hq, D)
+--- @param k perilune.Tensor  (B, T, Hkv, D)
+--- @param v perilune.Tensor  (B, T, Hkv, D)
+--- @param how table  scale; window (0 = all); softcap (0 = none); dropout (0)
+--- @return perilune.Tensor  (B, T, Hq, D)
+function Context:attend(i, q, k, v, how)
+  if self.cache then k, v = self.cache:append(i, k, v) end
+  local prefix = self.prefix
+  if prefix then
+    local shape = { self.batch, -1, -1, -1 }
+    k = peri.cat({ prefix.k[i]:expand(shape), k }, 2)
+    v = peri.cat({ prefix.v[i]:expand(shape), v }, 2)
+  end
+  if how.dropout > 0 then return with_dropout(self, q, k, v, how, how.dropout) end
+  local mask, start = self.mask, self.start
+  if start and start.ndim == 2 then -- packed rows
+    mask, start = peri.arange(k:size(2)):ge(start:reshape { self.batch, 1, -1, 1 }), nil
+  end
+  return peri.attention(q, k, v, mask, start, true, how.scale, how.window)
+end
+
+return M

@@ -1,0 +1,84 @@
+-- models - published models by their files: peri.models.load(path) picks the architecture by the
+-- config and the format by the path. peri.models.llama and so on are the architectures themselves.
+local hf = require "perilune.models.hf"
+local base = require "perilune.models.base"
+local peri = require "perilune"
+
+local M = {}
+
+-- model_type of the config -> module. Each is one file of this folder.
+local architectures = {
+  llama = "llama", mistral = "mistral", qwen2 = "qwen2", qwen3 = "qwen3", gemma2 = "gemma2", gpt2 = "gpt2",
+  deepseek_v3 = "deepseek_v3", bert = "bert", distilbert = "distilbert", t5 = "t5",
+}
+
+-- A Hugging Face folder as a source.
+local function open_folder(path)
+  if hf.open then return hf.open(path) end
+  local config, message = hf.config(path)
+  if not config then return nil, message end
+  local tensors
+  tensors, message = hf.tensors(path)
+  if not tensors then return nil, message end
+  local names = {}
+  for name in pairs(tensors) do names[#names + 1] = name end
+  return { format = "hf", path = path, config = config, generation_config = hf.generation_config(path), names = names,
+           get = function (_, name) return tensors[name] end }
+end
+
+--- What a path holds, unread: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
+--- @param path string
+--- @return table|nil source
+--- @return string? message
+function M.open(path)
+  local kind = peri.files.exists(path)
+  if not kind then return nil, path .. ": there is no such file or folder" end
+  if kind == "folder" then return open_folder(path) end
+  if path:find "%.gguf$" then return require("perilune.models.gguf").open(path) end
+  if path:find "%.bin$" then return require("perilune.models.llama2c").open(path) end
+  return nil, path .. ": neither a folder nor a .gguf or .bin file"
+end
+
+--- The module of an architecture by a config's model_type.
+--- @param config table
+--- @return table|nil module
+--- @return string? message
+function M.architecture(config)
+  local kind = config.model_type
+  local file = architectures[kind]
+  if file then return require("perilune.models." .. file) end
+  local known = {}
+  for name in pairs(architectures) do known[#known + 1] = name end
+  table.sort(known)
+  return nil, ("model_type %q is not known; known are %s"):format(tostring(kind), table.concat(known, ", "))
+end
+
+--- Read a model.
+--- @param path string  Hugging Face folder, .gguf file or llama2.c .bin file
+--- @param opts table?  dtype of linear and embedding weights: "f32" (the default: everything is
+--- trainable), "bf16", "f16", a block-quantised one, or "file": as stored; norms and biases are f32.
+--- pack (false): lay these weights out for this processor, for inference.
+--- @return table|nil model
+--- @return string? message
+function M.load(path, opts)
+  opts = opts or {}
+  for key in pairs(opts) do
+    if key ~= "dtype" and key ~= "pack" then error(("models.load: unknown option %q"):format(tostring(key)), 2) end
+  end
+  local source, message = M.open(path)
+  if not source then return nil, message end
+  local module
+  module, message = M.architecture(source.config)
+  if not module then return nil, ("%s: %s"):format(path, message) end
+  return base.from_source(module.Class, source, opts)
+end
+
+-- peri.models.llama is perilune.models.llama.
+return setmetatable(M, {
+  __index = function (t, key)
+    if type(key) ~= "string" then return nil end
+    local module = require("perilune.models." .. key)
+    rawset(t, key, module)
+    return module
+  end,
+})

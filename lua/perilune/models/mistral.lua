@@ -1,0 +1,13 @@
+-- mistral.lua - Mistral (Jiang et al., 2310.06825): Llama whose positions see a sliding window.
+local base = require "perilune.models.base"
+local llama = require "perilune.models.llama"
+
+local Mistral = base.class("mistral", llama.Class)
+
+function Mistral.read(config)
+  local s = llama.Class.read(config)
+  for i = 1, s.layers do s.windows[i] = config.sliding_window or 0 end
+  return s
+end
+
+return base.module(Mistral)
