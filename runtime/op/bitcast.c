@@ -1,4 +1,4 @@
-/* bitcast.c - the bytes of a tensor seen as another dtype: a view, nothing is converted. */
+/* bitcast.c - the bytes of a tensor seen as another dtype: nothing is converted. */
 #include <string.h>
 
 #include "op/op.h"
@@ -7,11 +7,8 @@ static peri_status bitcast_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
   int64_t d = c->attr[0].i, shape[PERI_MAX_DIMS], stride[PERI_MAX_DIMS], bytes;
   size_t from_bytes, to_bytes;
-  char text[128];
   if (x->storage->packed) return peri__readable(x);
-  if (x->ndim == 0 || !peri__dense(x))
-    return peri__fail(c->ctx, PERI_ESHAPE, "x %s must be dense and have a dim",
-                      peri__shape_text(x, text, sizeof text));
+  if (x->ndim == 0) return peri__fail(c->ctx, PERI_ESHAPE, "x has no dim");
   int from = peri_dtype_block((peri_dtype)x->dtype, &from_bytes);
   int to = peri_dtype_block((peri_dtype)d, &to_bytes);
   if (to_bytes == 0) return peri__fail(c->ctx, PERI_EDTYPE, "dtype is missing");
@@ -29,12 +26,15 @@ static peri_status bitcast_infer (peri_call *c) {
     stride[i] = step;
     step *= shape[i] > 1 ? shape[i] : 1;
   }
-  TRY(peri__view(x, x->data, x->ndim, shape, stride, &c->out[0]));
-  c->out[0]->dtype = (uint8_t)d;
-  return PERI_OK;
+  TRY(peri__contiguous(x, &x));
+  peri_status s = peri__view(x, x->data, x->ndim, shape, stride, &c->out[0]);
+  if (s == PERI_OK) c->out[0]->dtype = (uint8_t)d;
+  peri_release(x);
+  return s;
 }
 
 OP(bitcast, .sig = "x, dtype:dtype", .flags = PERI_OP_VIEW | PERI_OP_STRIDED | PERI_OP_WEIGHT,
-   .doc = "The bytes of a dense x seen as dtype, a view; the last dim grows or shrinks with the "
+   .doc = "The bytes of x seen as dtype, a view when x is dense; the last dim grows or shrinks "
+          "with the "
           "element size. Rows of quantised weights are moved as u8 and seen as weights again.",
    .infer = bitcast_infer, .domain = "attr dtype=i32");

@@ -24,6 +24,7 @@ add("mod", "an integer divided by 0", { "zero", "position 1" }, function () peri
 add("pow", "a negative exponent of an integer", { "-2" }, function () peri.pow(ids(1, 2), -2) end)
 add("gelu", "an unknown form", { "sine", "tanh" }, function () peri.gelu(t(2), "sine") end)
 add("to", "an unknown dtype", { "f8" }, function () peri.to(t(2), "f8") end)
+add("bitcast", "rows that are no whole number of elements", { "12 bytes", "i64" }, function () peri.bitcast(t(2, 3), "i64") end)
 add("copy_", "a shape that does not broadcast", { "(3,)", "(2,)" }, function () peri.copy_(t(2), t(3)) end)
 
 for _, op in ipairs { "sum", "mean", "prod", "max", "min", "all", "any", "count_nonzero", "var", "std", "logsumexp" } do

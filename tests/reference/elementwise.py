@@ -92,6 +92,7 @@ def conversions():
         case("to", [x], lambda x, t=t: x.to(t), {"dtype": d}, "exact")
     case("to", [of([0.0, 1.75, 200.0])], lambda x: x.to(torch.uint8), {"dtype": "u8"}, "exact")
     case("to", [ints(2, 3, lo=-9, hi=9)], lambda x: x.double(), {"dtype": "f32"}, "exact", dtype="f32")
+    case("bitcast", [ints(2, 3, lo=-9, hi=9)], lambda x: x.view(torch.uint8), {"dtype": "u8"}, "exact")
     case("to", [bools(2, 3)], lambda x: x.to(torch.int64), {"dtype": "i64"}, "exact")
     step = 2.0**-11  # half a step of f16 at 1: ties go to even
     halves = of(
