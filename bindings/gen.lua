@@ -168,6 +168,7 @@ local head = [[
 ---@field grad perilune.Tensor?
 ---@field requires_grad boolean
 ---@field is_leaf boolean
+---@field packed boolean  memory laid out by pack
 ---@field T perilune.Tensor all dims in reverse order
 ---@operator add(perilune.Tensor|number): perilune.Tensor
 ---@operator sub(perilune.Tensor|number): perilune.Tensor

@@ -209,8 +209,8 @@ static void push_transposed (lua_State *L, peri_tensor *t) {
   peri__check(L, "T", peri_apply(t->ctx, permute, 1, &t, &attr, out));
 }
 
-static const char *const fields[] = { "shape",         "ndim",    "dtype", "device", "grad",
-                                      "requires_grad", "is_leaf", "T",     NULL };
+static const char *const fields[] = { "shape",         "ndim",    "dtype",  "device", "grad",
+                                      "requires_grad", "is_leaf", "packed", "T",      NULL };
 
 typedef struct names {
   lua_State *L;
@@ -268,6 +268,7 @@ static int t_index (lua_State *L) {
     break;
   case 5: lua_pushboolean(L, peri_requires_grad(t)); break;
   case 6: lua_pushboolean(L, peri_is_leaf(t)); break;
+  case 7: lua_pushboolean(L, t->storage->packed); break;
   default: push_transposed(L, t);
   }
   return 1;

@@ -171,7 +171,7 @@ local function overview()
 end
 
 local function describe_tensor(x)
-  return tostring(x) .. "\nfields: shape ndim dtype device grad requires_grad is_leaf T\nmethods:\n"
+  return tostring(x) .. "\nfields: shape ndim dtype device grad requires_grad is_leaf packed T\nmethods:\n"
     .. wrap(sorted_keys(peri.methods()))
 end
 

@@ -10,7 +10,7 @@ local keywords = {
 
 -- ---- completion ----
 
-local fields = { "shape", "ndim", "dtype", "device", "grad", "requires_grad", "is_leaf", "T" }
+local fields = { "shape", "ndim", "dtype", "device", "grad", "requires_grad", "is_leaf", "packed", "T" }
 
 -- Value of a path of names such as "peri.nn", without calling anything but lazy loading.
 local function resolve(path)

@@ -137,9 +137,10 @@ X(scatter_add)
 X(index_add)
 X(embedding_backward)
 X(masked_scatter)
-/* matmul.c, einsum.c */
+/* matmul.c, pack.c, einsum.c */
 X(matmul)
 X(linear)
+X(pack)
 X(outer)
 X(einsum)
 /* heads.c, norm.c, attention.c */

@@ -7,7 +7,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/math.h"
-#include "op/op.h"
+#include "op/weights.h"
 
 /* ---- operands ---- */
 
@@ -43,6 +43,10 @@ static peri_status want_matrices (peri_call *c, const char *a, const char *b) {
   const char *zero = x->ndim == 0 ? a : y->ndim == 0 ? b : NULL;
   if (zero != NULL)
     return peri__fail(c->ctx, PERI_ESHAPE, "%s has no dims, expected at least 1", zero);
+  if (peri__opaque(x))
+    return peri__fail(c->ctx, PERI_EDTYPE, "%s is a quantised or packed weight, expected numbers",
+                      a);
+  if (peri__opaque(y)) return peri__weight_want_f32(c, 0, a);
   if (x->dtype != y->dtype)
     return peri__fail(c->ctx, PERI_EDTYPE, "%s is %s and %s is %s, expected one dtype", a,
                       peri_dtype_name((peri_dtype)x->dtype), b,
@@ -192,8 +196,20 @@ static peri_status product (peri_ctx *ctx, const peri_tensor *a, const peri_tens
   return PERI_OK;
 }
 
+/* a times a quantised or packed weight, which lies the other way round than in linear. */
+static peri_status matmul_weight (peri_call *c) {
+  peri_tensor *a = NULL, *w = c->in[1];
+  if (c->out[0]->numel == 0) return PERI_OK;
+  TRY(peri__contiguous(c->in[0], &a));
+  peri_status s =
+      peri__weight_back(c->ctx, w, c->out[0]->numel / w->shape[1], a->data, c->out[0]->data);
+  peri_release(a);
+  return s;
+}
+
 static peri_status matmul_cpu (peri_call *c) {
   peri_tensor *a = NULL, *b = NULL;
+  if (peri__opaque(c->in[1])) return matmul_weight(c);
   peri_status s = readable(c->in[0], false, &a);
   if (s == PERI_OK) s = readable(c->in[1], true, &b);
   if (s == PERI_OK) s = product(c->ctx, a, b, c->out[0]);
@@ -203,7 +219,7 @@ static peri_status matmul_cpu (peri_call *c) {
 }
 
 static void add_bytes (const peri_tensor *t, double *bytes) {
-  if (t != NULL) *bytes += (double)t->numel * (double)peri__size(t);
+  if (t != NULL) *bytes += (double)peri_nbytes(t);
 }
 
 static void matmul_cost (const peri_call *c, double *flops, double *bytes) {
@@ -228,6 +244,10 @@ static peri_tensor *flat_rows (peri_build *b, peri_tensor *t) {
 static void matmul_vjp (peri_vjp *v) {
   peri_build *bd = &v->b;
   peri_tensor *a = v->c->in[0], *b = v->c->in[1], *g = v->g[0];
+  if (peri__opaque(b)) {
+    v->gin[0] = BA(bd, linear, ATTR(A_STR("none")), g, b, NULL);
+    return;
+  }
   bool row = a->ndim == 1, column = b->ndim == 1;
   if (row) {
     a = BA(bd, unsqueeze, ATTR(A_INT(0)), a);
@@ -252,9 +272,10 @@ static void matmul_vjp (peri_vjp *v) {
   }
 }
 
-OP(matmul, .sig = "a, b", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
+OP(matmul, .sig = "a, b", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_WEIGHT,
    .doc = "Matrix product, (..., m, k) x (..., k, n) -> (..., m, n); batch dims broadcast, and a "
-          "1-dim operand is a row on the left, a column on the right, whose dim is dropped.",
+          "1-dim operand is a row on the left, a column on the right, whose dim is dropped. b may "
+          "be a quantised or packed weight (k, n).",
    .infer = matmul_infer, .cpu = matmul_cpu, .vjp = matmul_vjp, .cost = matmul_cost,
    .domain = "a.shape=2,3,4; b.shape=4,5");
 
@@ -408,12 +429,51 @@ static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
   return a == ACT_NONE ? PERI_OK : activate_tensor(ctx, a, c, y);
 }
 
+/* A range of y = act(c). */
+typedef struct act_job {
+  peri__kernel fn;
+  const float *c;
+  float *y;
+} act_job;
+
+static void act_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const act_job *j = ud;
+  const void *in = j->c + begin;
+  const int64_t step = 1;
+  (void)worker;
+  j->fn(end - begin, &in, &step, j->y + begin, NULL);
+}
+
+/* A quantised or packed weight; x and bias are f32. */
+static peri_status linear_weight (peri_call *c, act a) {
+  peri_tensor *x = peri_retain(c->in[0]), *bias = NULL, *y = c->out[0];
+  int64_t k = c->in[1]->shape[1], n = c->in[1]->shape[0], xrs = k;
+  peri_status s = PERI_OK;
+  if ((k > 1 && x->stride[x->ndim - 1] != 1) || (x->ndim > 1 && !one_row_stride(x, &xrs))) {
+    peri_release(x);
+    s = peri__contiguous(c->in[0], &x);
+    xrs = k;
+  }
+  if (s == PERI_OK && c->in[2] != NULL) s = peri__contiguous(c->in[2], &bias);
+  float *to = c->out[1]->numel > 0 ? c->out[1]->data : y->data;
+  if (s == PERI_OK)
+    s = peri__weight_product(c->ctx, c->in[1], y->numel / n, x->data, xrs,
+                             bias != NULL ? bias->data : NULL, to);
+  if (s == PERI_OK && a != ACT_NONE)
+    peri__parallel(c->ctx, y->numel, 8192, act_range,
+                   &(act_job){ c->ctx->cpu->math->unary[acts[a].kernel], to, y->data });
+  peri_release(x);
+  peri_release(bias);
+  return s;
+}
+
 static peri_status linear_cpu (peri_call *c) {
   peri_tensor *x = NULL, *w = NULL, *bias = NULL;
   int64_t xrs = 0;
   act a;
   TRY(act_of(c->ctx, c->attr[0].s, &a));
   if (c->out[0]->numel == 0) return PERI_OK;
+  if (peri__opaque(c->in[1])) return linear_weight(c, a);
   peri_status s = readable(c->in[0], false, &x);
   if (s == PERI_OK) s = readable(c->in[1], false, &w);
   if (s == PERI_OK && c->in[2] != NULL) s = peri__contiguous(c->in[2], &bias);
@@ -477,10 +537,11 @@ static void linear_vjp (peri_vjp *v) {
 }
 
 OPN(linear, 2, .nret = 1, .sig = "x, weight, bias:tensor?, act:str=none",
-    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
+    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_WEIGHT,
     .doc =
         "act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is "
-        "none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh.",
+        "none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or "
+        "packed, and gets no gradient then.",
     .infer = linear_infer, .cpu = linear_cpu, .vjp = linear_vjp, .cost = linear_cost,
     .domain = "x.shape=2,3,4; weight.shape=5,4; bias.shape=5");
 

@@ -13,6 +13,7 @@
 
 #include "cpu/gemm.h"
 #include "op/rows.h"
+#include "op/weights.h"
 
 /* Elements of a tile of logits; no result depends on it. */
 enum { TILE_ELEMENTS = 1 << 23, TILE_MIN = 96, TILE_MAX = 4096 };
@@ -22,6 +23,7 @@ typedef struct head {
   peri__rows r;
   int64_t v, d, n; /* classes, width, active rows */
   const peri_tensor *target;
+  peri_tensor *opaque;                /* the weight when it is quantised or packed, else NULL */
   const char *hidden, *weight, *bias; /* bias may be NULL */
   int64_t *index;                     /* (n): row of the k-th active one */
   bool gathered;                      /* active rows are not simply 0..n-1 */
@@ -42,7 +44,10 @@ static peri_status check (peri_call *c, int first) {
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "hidden %s x weight %s: expected (..., width) and (classes, width)",
                       peri__shape_text(h, a, sizeof a), peri__shape_text(w, b, sizeof b));
-  TRY(peri__want_dtype(c, first + 1, "weight", h->dtype));
+  if (peri__opaque(w))
+    TRY(peri__weight_want_f32(c, first, "hidden"));
+  else
+    TRY(peri__want_dtype(c, first + 1, "weight", h->dtype));
   TRY(peri__ids_shape(c, c->in[first + 2], "target", h, "hidden"));
   if (bias) {
     TRY(peri__want_dtype(c, first + 3, "bias", h->dtype));
@@ -71,6 +76,7 @@ static peri_status head_open (peri_call *c, int first, bool backward, head *s) {
                .v = w->shape[0],
                .d = w->shape[1],
                .target = c->in[first + 2],
+               .opaque = peri__opaque(w) ? c->in[first + 1] : NULL,
                .hidden = h->data,
                .weight = w->data,
                .bias = c->in[first + 3] ? c->in[first + 3]->data : NULL };
@@ -152,8 +158,13 @@ static bool next_tile (head *s, peri_status *status) {
   s->at += s->rows;
   s->rows = s->n - s->at < s->tile ? s->n - s->at : s->tile;
   if (s->rows <= 0 || *status != PERI_OK) return false;
-  *status = product(s, s->rows, s->v, s->d, tile_rows(s), s->d, 1, s->weight, 1, s->d, s->logits,
-                    s->bias, false);
+  const void *x = tile_rows(s);
+  if (s->opaque)
+    *status = peri__weight_product(s->ctx, s->opaque, s->rows, x, s->d, (const void *)s->bias,
+                                   (void *)s->logits);
+  else
+    *status =
+        product(s, s->rows, s->v, s->d, x, s->d, 1, s->weight, 1, s->d, s->logits, s->bias, false);
   return *status == PERI_OK && !atomic_load_explicit(&s->ctx->interrupted, memory_order_relaxed);
 }
 
@@ -217,15 +228,16 @@ static void cost (const peri_call *c, double *flops, double *bytes) {
   double rows = (double)c->in[back ? 4 : 2]->numel;
   double products = back ? 1 + (c->attr[2].i != 0) + (c->attr[3].i != 0) : 1;
   *flops = products * 2 * rows * (double)w->numel;
-  *bytes = ((double)h->numel + (double)w->numel) * (double)peri__size(h) * products;
+  *bytes = ((double)peri_nbytes(h) + (double)peri_nbytes(w)) * products;
 }
 
-OPN(token_logprob, 3, .nret = 2, .flags = PERI_OP_UPCAST | PERI_OP_NO_GRAD2,
+OPN(token_logprob, 3, .nret = 2, .flags = PERI_OP_UPCAST | PERI_OP_NO_GRAD2 | PERI_OP_WEIGHT,
     .sig = "hidden, weight, target, bias:tensor?, temperature:num=1, ignore_index:int=-100",
     .doc = "Log-probability of the ids target (...) and entropy, both (...), under "
            "softmax((hidden weight^T + bias) / temperature) for hidden (..., width), weight "
            "(classes, width); the (..., classes) logits are never held beyond a tile of rows. "
-           "Ignored targets give 0 and no gradient.",
+           "Ignored targets give 0 and no gradient. weight may be quantised or packed, and gets no "
+           "gradient then.",
     .infer = infer, .cpu = cpu, .vjp = vjp, .cost = cost,
     .domain = "hidden.shape=3,4; weight.shape=5,4; target.shape=3; target=int:0..4; bias.shape=5; "
               "attr temperature=0.7");
@@ -243,6 +255,8 @@ static peri_status infer_backward (peri_call *c) {
       return peri__fail(c->ctx, PERI_ESHAPE,
                         "gradient %d has %" PRId64 " values for %" PRId64 " targets", k + 1,
                         c->in[k]->numel, c->in[4]->numel);
+  if (c->attr[WANT_WEIGHT].i && peri__opaque(c->in[3]))
+    return peri__fail(c->ctx, PERI_EDTYPE, "a quantised or packed weight has no gradient");
   if (c->in[6]->numel != 2 * c->in[4]->numel || c->in[6]->dtype != (uint8_t)d)
     return peri__fail(c->ctx, PERI_ESHAPE, "stats have %" PRId64 " values for %" PRId64 " targets",
                       c->in[6]->numel, c->in[4]->numel);
@@ -291,8 +305,11 @@ static peri_status hidden_gradient (head *s, peri_tensor *out) {
   size_t row = (size_t)s->d * s->r.size;
   char *to = out->data;
   bool packed = s->gathered && s->d > 0;
-  TRY(product(s, s->rows, s->d, s->v, s->logits, s->v, 1, s->weight, s->d, 1,
-              packed ? s->dx : to + (size_t)s->at * row, NULL, false));
+  char *dx = packed ? s->dx : to + (size_t)s->at * row;
+  if (s->opaque)
+    TRY(peri__weight_back(s->ctx, s->opaque, s->rows, (void *)s->logits, (void *)dx));
+  else
+    TRY(product(s, s->rows, s->d, s->v, s->logits, s->v, 1, s->weight, s->d, 1, dx, NULL, false));
   for (int64_t i = 0; packed && i < s->rows; i++)
     memcpy(to + (size_t)s->index[s->at + i] * row, s->dx + (size_t)i * row, row);
   return PERI_OK;
@@ -340,7 +357,7 @@ static peri_status cpu_backward (peri_call *c) {
   return status;
 }
 
-OPN(token_logprob_backward, 3,
+OPN(token_logprob_backward, 3, .flags = PERI_OP_WEIGHT,
     .sig = "g_logp:tensor?, g_entropy:tensor?, hidden, weight, target, bias:tensor?, stats, "
            "temperature:num=1, ignore_index:int=-100, want_hidden:bool=true, "
            "want_weight:bool=true",

@@ -27,6 +27,13 @@ add("to", "an unknown dtype", { "f8" }, function () peri.to(t(2), "f8") end)
 add("bitcast", "rows that are no whole number of elements", { "12 bytes", "i64" }, function () peri.bitcast(t(2, 3), "i64") end)
 add("copy_", "a shape that does not broadcast", { "(3,)", "(2,)" }, function () peri.copy_(t(2), t(3)) end)
 
+add("pack", "three dims", { "(2, 3, 4)", "2 dims" }, function () peri.pack(t(2, 3, 4)) end)
+add("pack", "integers", { "i64", "quantised" }, function () peri.pack(ids(1):reshape { 1, 1 }) end)
+add("linear", "f64 with a packed weight", { "f64", "packed" }, function () peri.linear(t(3):to "f64", peri.pack(t(2, 3))) end)
+add("matmul", "a packed weight on the left", { "packed" }, function () peri.matmul(peri.pack(t(2, 3)), t(3, 2)) end)
+add("token_logprob", "f64 with a packed weight", { "f64", "packed" },
+  function () peri.token_logprob(t(1, 3):to "f64", peri.pack(t(2, 3)), ids(1)) end)
+
 for _, op in ipairs { "sum", "mean", "prod", "max", "min", "all", "any", "count_nonzero", "var", "std", "logsumexp" } do
   add(op, "dim 3 of 2", { "3", "2" }, function () peri[op](t(2, 3), { 3 }) end)
   add(op, "dim -3 of 2", { "-3", "2" }, function () peri[op](t(2, 3), { -3 }) end)

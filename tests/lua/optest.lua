@@ -134,7 +134,9 @@ end
 --- numbers each time.
 function M.call(op, args)
   if op.flags.random then peri.seed(7) end
-  return { peri[op.name](table.unpack(args, 1, args.n)) }
+  local out = { peri[op.name](table.unpack(args, 1, args.n)) }
+  if op.name == "pack" then out[1] = out[1]:to(out[1].dtype) end -- back to elements that can be read
+  return out
 end
 
 -- Shapes at which threads share the work and rows span many vectors, for ops whose domain has shapes
