@@ -2,29 +2,18 @@
 ** blocks.c - ggml's block formats, one row of numbers at a time: the definitions that every faster
 ** path is checked against. Layouts and rounding follow ggml-common.h and ggml-quants.c (*_ref).
 */
-#include <math.h>
-#include <string.h>
-
-#include "weight/weight.h"
-
-static float half_at (const uint8_t *p) { return peri__f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
-
-static void put_half (uint8_t *p, float v) {
-  uint16_t h = peri__f32_to_f16(v);
-  p[0] = (uint8_t)h;
-  p[1] = (uint8_t)(h >> 8);
-}
+#include "weight/quantise.h"
 
 /* ---- 32 elements: d f16, codes ---- */
 
 static void read_q8_0 (const uint8_t *b, float *y) {
-  float d = half_at(b);
+  float d = peri__half_at(b);
   for (int i = 0; i < 32; i++) y[i] = d * (float)(int8_t)b[2 + i];
 }
 
 /* Low nibbles are the first half, high ones the second. */
 static void read_q4_0 (const uint8_t *b, float *y) {
-  float d = half_at(b);
+  float d = peri__half_at(b);
   for (int i = 0; i < 16; i++) {
     y[i] = d * (float)((b[2 + i] & 15) - 8);
     y[i + 16] = d * (float)((b[2 + i] >> 4) - 8);
@@ -32,7 +21,7 @@ static void read_q4_0 (const uint8_t *b, float *y) {
 }
 
 static void read_q4_1 (const uint8_t *b, float *y) {
-  float d = half_at(b), m = half_at(b + 2);
+  float d = peri__half_at(b), m = peri__half_at(b + 2);
   for (int i = 0; i < 16; i++) {
     y[i] = d * (float)(b[4 + i] & 15) + m;
     y[i + 16] = d * (float)(b[4 + i] >> 4) + m;
@@ -50,13 +39,13 @@ static int five (const uint8_t *codes, uint32_t high, int i) {
 }
 
 static void read_q5_0 (const uint8_t *b, float *y) {
-  float d = half_at(b);
+  float d = peri__half_at(b);
   uint32_t high = word_at(b + 2);
   for (int i = 0; i < 32; i++) y[i] = d * (float)(five(b + 6, high, i) - 16);
 }
 
 static void read_q5_1 (const uint8_t *b, float *y) {
-  float d = half_at(b), m = half_at(b + 2);
+  float d = peri__half_at(b), m = peri__half_at(b + 2);
   uint32_t high = word_at(b + 4);
   for (int i = 0; i < 32; i++) y[i] = d * (float)five(b + 8, high, i) + m;
 }
@@ -75,7 +64,7 @@ static void six_bits (const uint8_t *q, int j, int *scale, int *min) {
 }
 
 static void read_q45_k (const uint8_t *b, const uint8_t *high, const uint8_t *codes, float *y) {
-  float d = half_at(b), dmin = half_at(b + 2);
+  float d = peri__half_at(b), dmin = peri__half_at(b + 2);
   for (int j = 0; j < 8; j++) {
     int scale, min;
     six_bits(b + 4, j, &scale, &min);
@@ -94,7 +83,7 @@ static void read_q5_k (const uint8_t *b, float *y) { read_q45_k(b, b + 16, b + 4
 
 /* 128 bytes of low nibbles, 64 of high pairs, 16 int8 scales, d. */
 static void read_q6_k (const uint8_t *b, float *y) {
-  float d = half_at(b + 208);
+  float d = peri__half_at(b + 208);
   for (int half = 0; half < 2; half++) {
     const uint8_t *low = b + half * 64, *high = b + 128 + half * 32;
     const int8_t *scale = (const int8_t *)b + 192 + half * 8;
@@ -115,21 +104,4 @@ void peri__dequantise (peri_dtype d, int64_t n, const void *blocks, float *out) 
   int size = peri_dtype_block(d, &bytes);
   const uint8_t *b = blocks;
   for (int64_t i = 0; i < n; i += size, b += bytes) read[d - PERI_Q8_0](b, out + i);
-}
-
-/* ---- quantising: 1/d comes from d before it is rounded to f16 ---- */
-
-static void write_q8_0 (const float *x, uint8_t *b) {
-  float most = 0;
-  for (int i = 0; i < 32; i++) most = fmaxf(most, fabsf(x[i]));
-  float d = most / 127, inverse = d != 0 ? 1 / d : 0;
-  put_half(b, d);
-  for (int i = 0; i < 32; i++) b[2 + i] = (uint8_t)(int8_t)roundf(x[i] * inverse);
-}
-
-void peri__quantise (peri_dtype d, int64_t n, const float *x, void *blocks) {
-  size_t bytes;
-  int size = peri_dtype_block(d, &bytes);
-  uint8_t *b = blocks;
-  for (int64_t i = 0; i < n; i += size, b += bytes) write_q8_0(x + i, b);
 }
