@@ -1,0 +1,164 @@
+-- constraint.lua - completions that are texts of a regular expression or of a list: the ids that may
+-- come next are those whose bytes the automaton can walk, and a stop token where the text may end.
+-- What an automaton's state allows is computed once, over the sorted vocabulary.
+local peri = require "perilune"
+local regex = require "perilune.models.regex"
+
+local M = {}
+
+--- @class perilune.models.Vocabulary
+--- @field ids integer[]  ids of tokens that stand for bytes, in the order of their bytes
+--- @field bytes string[]  by place in that order
+--- @field shared integer[]  bytes that a token has in common with the one before it
+local known = setmetatable({}, { __mode = "k" })
+
+-- The bytes that a token stands for within a text, or nil for tokens that stand for none.
+local function bytes_of(tok, id)
+  if tok.token_bytes then return tok:token_bytes(id) end
+  local text = tok:decode { id }
+  if text == "" or text:find("\u{FFFD}", 1, true) then return nil end
+  return text
+end
+
+--- The vocabulary of a tokenizer, sorted once.
+--- @param tok table  perilune.tokenizer or perilune.text
+--- @return perilune.models.Vocabulary
+function M.vocabulary(tok)
+  local v = known[tok]
+  if v then return v end
+  local list, of = {}, {}
+  for id = 0, tok.size - 1 do
+    local bytes = bytes_of(tok, id)
+    if bytes and bytes ~= "" then
+      local same = of[bytes]
+      if same then same[#same + 1] = id
+      else
+        of[bytes] = { id }
+        list[#list + 1] = bytes
+      end
+    end
+  end
+  table.sort(list)
+  v = { ids = {}, bytes = list, shared = {}, text = {} }
+  for i, bytes in ipairs(list) do
+    local n, last = 0, list[i - 1] or ""
+    while n < #last and n < #bytes and last:byte(n + 1) == bytes:byte(n + 1) do n = n + 1 end
+    v.ids[i], v.shared[i] = of[bytes], n
+    for _, id in ipairs(of[bytes]) do v.text[id] = bytes end
+  end
+  known[tok] = v
+  return v
+end
+
+--- @class perilune.models.Constraint
+local Constraint = {}
+Constraint.__index = Constraint
+
+local function new(automaton, tok)
+  if type(tok) ~= "table" and type(tok) ~= "userdata" then error("constraint: a tokenizer is needed", 3) end
+  return setmetatable({ automaton = automaton, vocabulary = M.vocabulary(tok), masks = {}, held = 0 }, Constraint)
+end
+
+--- Completions that match a pattern as a whole: see perilune.models.regex.
+--- @param pattern string
+--- @param tok table
+--- @return perilune.models.Constraint
+function M.regex(pattern, tok) return new(regex.compile(pattern), tok) end
+
+--- Completions that are one of a list of texts.
+--- @param list string[]
+--- @param tok table
+--- @return perilune.models.Constraint
+function M.choices(list, tok)
+  if #list == 0 then error("constraint: a list of choices must not be empty", 2) end
+  for i, text in ipairs(list) do
+    if type(text) ~= "string" or text == "" then error(("constraint: choice %d is no text"):format(i), 2) end
+  end
+  return new(regex.list(list), tok)
+end
+
+--- The state before the first token.
+function Constraint:start() return self.automaton.first end
+
+--- The state after a token that was allowed.
+function Constraint:advance(state, id)
+  local bytes = self.vocabulary.text[id]
+  local after = bytes and self.automaton:walk(state, bytes)
+  if not after then error(("constraint: token %d is not allowed here"):format(id), 2) end
+  return after
+end
+
+--- Whether the text is complete and nothing can follow.
+function Constraint:complete(state) return state.accepting and state.final end
+
+-- Ids whose bytes the automaton walks from a state.
+local function allowed(self, state)
+  local automaton, v = self.automaton, self.vocabulary
+  local out, at, dead = {}, { [0] = state }, nil -- at[k]: after k bytes; dead: bytes that lead nowhere
+  for i, bytes in ipairs(v.bytes) do
+    local k = v.shared[i]
+    if not (dead and k >= dead) then
+      dead = nil
+      local s = at[k]
+      while k < #bytes do
+        k = k + 1
+        s = automaton:step(s, bytes:byte(k))
+        if not s then
+          dead = k
+          break
+        end
+        at[k] = s
+      end
+      if s then
+        for _, id in ipairs(v.ids[i]) do out[#out + 1] = id end
+      end
+    end
+  end
+  return out
+end
+
+local MASKS <const> = 256 -- that are kept
+
+--- What may not come next.
+--- @param state table
+--- @param classes integer  size of the logits
+--- @param stop integer[]  ids that end the text: allowed where it may end
+--- @return perilune.Tensor  (classes) bool
+function Constraint:forbidden(state, classes, stop)
+  local key = classes .. ":" .. table.concat(stop, ",")
+  local masks = self.masks[state]
+  local mask = masks and masks[key]
+  if mask then return mask end
+  local is_stop, ids = {}, {}
+  for _, id in ipairs(stop) do is_stop[id] = true end
+  for _, id in ipairs(allowed(self, state)) do
+    if id < classes and not is_stop[id] then ids[#ids + 1] = id end
+  end
+  if state.accepting then
+    for _, id in ipairs(stop) do if id < classes then ids[#ids + 1] = id end end
+  end
+  if #ids == 0 then error("constraint: the vocabulary has no token that goes on from here", 0) end
+  if self.held >= MASKS then self.masks, self.held = {}, 0 end
+  do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    mask = peri.keep(peri.ones({ classes }, "bool")
+      :scatter(peri.tensor(ids, "i64"), peri.zeros({ #ids }, "bool"), 1))
+  end
+  self.masks[state] = self.masks[state] or {}
+  self.masks[state][key] = mask
+  self.held = self.held + 1
+  return mask
+end
+
+--- The constraint that options ask for: `regex` or `choices`, or none.
+--- @param o table
+--- @param tok table
+--- @return perilune.models.Constraint?
+function M.from(o, tok)
+  if o.regex and o.choices then error("constraint: give regex or choices, not both", 3) end
+  if o.regex then return M.regex(o.regex, tok) end
+  if o.choices then return M.choices(o.choices, tok) end
+  return nil
+end
+
+return M
