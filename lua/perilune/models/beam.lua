@@ -142,7 +142,7 @@ function M.search(model, prompt, o, start)
   for b, ids in ipairs(prompt:tolist()) do
     searches[b] = new_search(o, table.move(ids, (pads[b] or 0) + 1, #ids, 1, {}))
   end
-  local cache, last, context = generate.prefill(model, prompt, start, o.max_new_tokens)
+  local cache <close>, last, context = generate.prefill(model, prompt, start, o.max_new_tokens)
   cache:repeat_rows(o.num_beams)
   last = last:repeat_interleave(o.num_beams, 1)
   local starts = {}

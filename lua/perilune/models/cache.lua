@@ -15,6 +15,9 @@ Cache.__index = Cache
 
 local M = { Cache = Cache }
 
+--- A to-be-closed cache lets go of its memory.
+function Cache:__close() self:release() end
+
 -- Scores read keys channel by channel: (B, Hkv, D, Tmax), seen as (B, Tmax, Hkv, D).
 local function by_channel(k) return k:permute { 1, 4, 2, 3 } end
 local function stored(k) return k:permute { 1, 3, 4, 2 } end
@@ -74,7 +77,8 @@ function Cache:release()
     self.k[i]:release()
     self.v[i]:release()
   end
-  self.k, self.v, self.room, self.length = {}, {}, 0, 0
+  if self.start then self.start:release() end
+  self.k, self.v, self.start, self.room, self.length = {}, {}, nil, 0, 0
 end
 
 -- ---- what a layer does with it ----------------------------------------------------------------
@@ -265,6 +269,16 @@ function Cache:push_back(by)
   self:set_starts(starts)
 end
 
+--- Take over the first `n` positions of a row as those of a cache of one row.
+--- @param other perilune.models.Cache
+--- @param row integer
+--- @param n integer
+function Cache:copy_from(other, row, n)
+  self:reserve(n)
+  copy(self, 1, 1, other, row, other:starts()[row] + 1, n)
+  self.length = n
+end
+
 --- The first `n` positions of a row as a cache of one row.
 --- @param row integer
 --- @param n integer
@@ -272,8 +286,7 @@ end
 --- @return perilune.models.Cache
 function Cache:copy_row(row, n, room)
   local c = self:like(1, math.max(room or n, n))
-  copy(c, 1, 1, self, row, self:starts()[row] + 1, n)
-  c.length = n
+  c:copy_from(self, row, n)
   return c
 end
 

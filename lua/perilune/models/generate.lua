@@ -129,7 +129,7 @@ function M.generate(model, prompt, opts)
   local batch, n = prompt:size(1), o.samples
   local start = left_padding(o.prompt_mask)
   local rows = not is_uniform(o) and sampler_rows(prompt, start, o) or nil
-  local cache, last, context = M.prefill(model, prompt, start, o.max_new_tokens)
+  local cache <close>, last, context = M.prefill(model, prompt, start, o.max_new_tokens)
   if n > 1 then
     cache:repeat_rows(n)
     last = last:repeat_interleave(n, 1)

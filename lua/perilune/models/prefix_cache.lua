@@ -1,0 +1,122 @@
+-- prefix_cache.lua - keys and values of texts that a model has read, kept for those that begin alike:
+-- the next turn of a chat, further questions behind one system prompt. An entry is a row of its own;
+-- a look-up finds the one with the longest common beginning. The least recently used go first.
+local peri = require "perilune"
+local options = require "perilune.options"
+
+local M = {}
+
+--- @class perilune.models.PrefixCache
+--- @field hits integer  prompt tokens that were found
+--- @field misses integer  prompt tokens that had to be read
+--- @field bytes integer  of all entries
+--- @field limit integer  bytes that entries may take together
+local PrefixCache = {}
+PrefixCache.__index = PrefixCache
+
+--- @param opts table?  bytes (256 MiB), entries (64): the most there may be
+--- @return perilune.models.PrefixCache
+function M.new(opts)
+  local o = options.fill("prefix_cache", opts, { bytes = 256 << 20, entries = 64 })
+  return setmetatable({ hits = 0, misses = 0, bytes = 0, limit = o.bytes, most = o.entries, list = {} }, PrefixCache)
+end
+
+local function common(a, b, most)
+  local n = 0
+  while n < most and a[n + 1] == b[n + 1] do n = n + 1 end
+  return n
+end
+
+-- Weights that were written since make every entry worthless.
+local function stamp(model)
+  local sum = 0
+  for i, p in ipairs(model:parameters()) do sum = sum + i * p:version() end
+  return sum
+end
+
+-- Who still reads a cache has set its `pinned`; it is then theirs to release once `orphan` is set.
+local function let_go(cache)
+  if cache.pinned then cache.orphan = true
+  else cache:release() end
+end
+
+local function drop(self, place)
+  local entry = table.remove(self.list, place)
+  self.bytes = self.bytes - entry.size
+  let_go(entry.cache)
+end
+
+--- Forget everything.
+function PrefixCache:clear()
+  while #self.list > 0 do drop(self, #self.list) end
+end
+
+--- The longest beginning of a prompt that is known, one token less than the prompt at most.
+--- @param model table
+--- @param ids integer[]
+--- @return integer n  tokens, 0 when there are none
+--- @return perilune.models.Cache? cache  of one row, whose first n positions are meant
+function PrefixCache:find(model, ids)
+  local now = stamp(model)
+  if self.model ~= model or self.stamp ~= now then self:clear() end
+  self.model, self.stamp = model, now
+  local best, place = 0, nil
+  for i, entry in ipairs(self.list) do
+    local n = common(entry.ids, ids, math.min(#ids - 1, #entry.ids))
+    if n > best then best, place = n, i end
+  end
+  self.hits, self.misses = self.hits + best, self.misses + #ids - best
+  if not place then return 0, nil end
+  local entry = table.remove(self.list, place)
+  table.insert(self.list, 1, entry) -- most recently used first
+  return best, entry.cache
+end
+
+--- Keep a text. Entries that it continues are given up for it; one that continues it makes it needless.
+--- @param ids integer[]  of the positions in the cache
+--- @param cache perilune.models.Cache  of one row with no columns before it; belongs to this from now on
+function PrefixCache:put(ids, cache)
+  local size = cache:bytes()
+  for i = #self.list, 1, -1 do
+    local known = self.list[i].ids
+    local n = common(known, ids, math.min(#known, #ids))
+    if n == #ids then
+      let_go(cache)
+      return
+    elseif n == #known then
+      drop(self, i)
+    end
+  end
+  if size > self.limit then
+    let_go(cache)
+    return
+  end
+  table.insert(self.list, 1, { ids = ids, cache = cache, size = size })
+  self.bytes = self.bytes + size
+  while self.bytes > self.limit or #self.list > self.most do drop(self, #self.list) end
+end
+
+--- Read a prompt as one row, what is known of it from here.
+--- @param model table
+--- @param ids integer[]
+--- @param chunk integer  most tokens read at once
+--- @param self perilune.models.PrefixCache?  without one everything is read
+--- @return perilune.models.Cache cache  one row of #ids positions
+--- @return perilune.Tensor last  (1, D) hidden state of the last
+--- @return integer known  tokens that did not have to be read
+function M.read(self, model, ids, chunk)
+  local cache = model:cache(1, #ids)
+  local scope <close> = peri.scope()
+  local n, from = 0, nil
+  if self then n, from = self:find(model, ids) end
+  if n > 0 then cache:copy_from(from, 1, n) end
+  local last
+  for at = n + 1, #ids, chunk do
+    local step <close> = peri.scope()
+    local part = peri.tensor({ table.move(ids, at, math.min(at + chunk - 1, #ids), 1, {}) }, "i64") -- (1, T)
+    last = step:keep(model:forward(part, { cache = cache }):select(2, -1))
+  end
+  return cache, scope:keep(last:clone()), n
+end
+
+return M
