@@ -409,7 +409,8 @@ Causal.__index = Causal
 --- What a forward pass knows: see perilune.models.context. `prefix` of the model is the default.
 function Causal:context(ids, given)
   if self.prefix and not (given and given.prefix) then
-    given = setmetatable({ prefix = self.prefix }, { __index = given })
+    given = setmetatable({ prefix = type(self.prefix) == "function" and self.prefix() or self.prefix },
+      { __index = given })
   end
   return context.new(ids, given)
 end

@@ -25,17 +25,19 @@ end
 --- @param given table?  cache; start (B) i64, unused columns before each row (cache.start when absent);
 --- positions (T) or (B, T) i64; segments (B, T) i64: a position sees its own segment only, which is
 --- one run of equal numbers, and positions count from its begin; prefix { k =, v = }: of each layer
---- (1 or B, Tp, Hkv, D), keys and values that every position sees, without rotary positions
+--- (1 or B, Tp, Hkv, D), keys and values that every position sees, as they are; collect { k = {}, v = {} }:
+--- gets the keys and values of each layer, which may be the prefix of another pass
 --- @return perilune.models.Context
 function M.new(ids, given)
   given = given or {}
-  local self = setmetatable({ cache = given.cache, prefix = given.prefix }, Context)
+  local self = setmetatable({ cache = given.cache, prefix = given.prefix, collect = given.collect },
+    Context)
   self.batch, self.time = ids:size(1), ids:size(2)
   local cache = self.cache
   self.past = cache and cache.length or 0
   self.start = given.start or cache and cache.start
   self.decoding = cache ~= nil and not peri.grad_enabled()
-  self.fused = self.decoding and not self.prefix and not given.segments
+  self.fused = self.decoding and not self.prefix and not given.segments and not given.collect
   self.positions = given.positions or peri.arange(self.past, self.past + self.time) -- (T)
   if given.segments then
     if cache then error("forward: segments are of whole rows, not for a cache", 3) end
@@ -86,6 +88,7 @@ end
 --- @return perilune.Tensor  (B, T, Hq, D)
 function Context:attend(i, q, k, v, how)
   if self.cache then k, v = self.cache:append(i, k, v) end
+  if self.collect then self.collect.k[i], self.collect.v[i] = k, v end
   local prefix = self.prefix
   if prefix then
     local shape = { self.batch, -1, -1, -1 }

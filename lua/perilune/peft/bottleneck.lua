@@ -1,0 +1,137 @@
+-- bottleneck.lua - adapters of Houlsby et al. (1902.00751, section 2.1): after the output projections of
+-- attention and of the feed-forward, y <- y + U f(D y + d) + u with a narrow middle; U begins at 0, so
+-- that nothing changes at first. With where = "pfeiffer" (2005.00052) after the feed-forward only.
+local peri = require "perilune"
+local options = require "perilune.options"
+local targets = require "perilune.peft.targets"
+
+local M = {}
+
+local activations = { relu = "relu", gelu = "gelu", silu = "silu", swish = "silu", tanh = "tanh" }
+
+-- Last names of the projections that end a sub-layer: Llama and its kin, GPT-2, BERT, DistilBERT, T5.
+local attention_outputs = { "o_proj", "attn.c_proj", "attention.output.dense", "attention.out_lin", "SelfAttention.o",
+                            "EncDecAttention.o" }
+local feed_forward_outputs = { "down_proj", "mlp.c_proj", "output.dense", "ffn.lin2", "DenseReluDense.wo" }
+
+--- @class perilune.peft.Bottleneck
+local Bottleneck = {}
+Bottleneck.__index = Bottleneck
+
+local Site = {}
+Site.__index = Site
+
+--- @param y perilune.Tensor  (..., N)
+--- @return perilune.Tensor  (..., N)
+function Site:apply(_, y)
+  return y:add(y:linear(self.down, self.down_bias, self.act):linear(self.up, self.up_bias))
+end
+
+local function ends_with(name, list)
+  for _, want in ipairs(list) do
+    if name == want or name:sub(-#want - 1) == "." .. want then return true end
+  end
+  return false
+end
+
+--- Put bottleneck adapters on a model, whose own weights are frozen.
+--- @param model table  of perilune.models
+--- @param opts table?  reduction (16: the middle is dim / 16), act ("relu", "gelu", "silu", "tanh"), where
+--- ("houlsby" or "pfeiffer"), targets (names of layers instead), std (0.02, of D)
+--- @return perilune.peft.Bottleneck
+function M.new(model, opts)
+  local config = options.fill("bottleneck", opts, { reduction = 16, act = "relu", where = "houlsby",
+    targets = options.none, std = 0.02 })
+  local act = activations[config.act]
+  if not act then
+    error(("bottleneck: act is %q, expected relu, gelu, silu or tanh"):format(tostring(config.act)), 2)
+  end
+  if config.where ~= "houlsby" and config.where ~= "pfeiffer" then
+    error(("bottleneck: where is %q, expected houlsby or pfeiffer"):format(tostring(config.where)), 2)
+  end
+  local self = setmetatable({ kind = "BOTTLENECK", model = model, config = config, sites = {}, _named = {} },
+    Bottleneck)
+  targets.freeze(model)
+  local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
+  for _, p in ipairs(model:projections()) do
+    local name = p.parts[1][1]
+    local on
+    if chosen then on = chosen[name]
+    else
+      local attention = ends_with(name, attention_outputs)
+      on = attention and config.where == "houlsby" or not attention and ends_with(name, feed_forward_outputs)
+    end
+    if on then
+      local middle = math.max(p.rows // config.reduction, 1)
+      local site = setmetatable({ projection = p, name = name, act = act,
+        down = peri.randn({ middle, p.rows }):mul_(config.std):requires_grad_(),
+        down_bias = peri.zeros({ middle }):requires_grad_(),
+        up = peri.zeros({ p.rows, middle }):requires_grad_(),
+        up_bias = peri.zeros({ p.rows }):requires_grad_() }, Site)
+      for _, key in ipairs { "down", "down_bias", "up", "up_bias" } do
+        local label = key:find "_bias" and key:gsub("_bias", "") .. ".bias" or key .. ".weight"
+        table.insert(self._named, { ("%s.adapter_%s"):format(name, label), site[key] })
+      end
+      targets.attach(p, site)
+      self.sites[#self.sites + 1] = site
+    end
+  end
+  if #self.sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
+  return self
+end
+
+--- @return perilune.Tensor[]
+function Bottleneck:parameters()
+  local list = {}
+  for i, pair in ipairs(self._named) do list[i] = pair[2] end
+  return list
+end
+
+function Bottleneck:named_parameters() return self._named end
+
+--- @return table<string, perilune.Tensor>
+function Bottleneck:state_dict()
+  local out = {}
+  for _, pair in ipairs(self._named) do out[pair[1]] = pair[2]:detach() end
+  return out
+end
+
+--- @param state table<string, perilune.Tensor>
+--- @return self
+function Bottleneck:load_state_dict(state)
+  targets.load(self._named, state, "bottleneck")
+  return self
+end
+
+function Bottleneck:train() return self end
+function Bottleneck:eval() return self end
+
+--- Take the adapters off the model.
+function Bottleneck:remove()
+  for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
+  self.sites = {}
+end
+
+--- Write adapter_config.json and adapter_model.safetensors, which peft.load reads; PEFT itself has no
+--- adapters of this kind.
+--- @param folder string
+--- @return boolean|nil ok
+--- @return string? message
+function Bottleneck:save(folder)
+  local c = self.config
+  return targets.save(folder, self:state_dict(), { peft_type = "BOTTLENECK", task_type = targets.task(self.model),
+    reduction = c.reduction, act = c.act, where = c.where, target_modules = c.targets or peri.json.null,
+    base_model_name_or_path = self.model.source_path or peri.json.null })
+end
+
+--- @param c table  adapter_config.json
+--- @return table options
+function M.read_config(c)
+  local names = c.target_modules
+  if names == peri.json.null then names = nil end
+  return { reduction = c.reduction, act = c.act, where = c.where, targets = names }
+end
+
+function M.read_tensors(tensors) return tensors end
+
+return M

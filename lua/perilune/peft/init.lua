@@ -1,0 +1,57 @@
+-- peft - fine-tuning few parameters of a frozen model: low-rank adapters (LoRA, and QLoRA over
+-- quantised weights), bottleneck adapters, prefix tuning. Adapters are trained with
+--   local adapter = peri.peft.lora(model, { r = 16, alpha = 32 })
+--   local opt = optim.AdamW(adapter:parameters(), { lr = 2e-4 })
+-- and saved as adapter_config.json and adapter_model.safetensors.
+local peri = require "perilune"
+local lora = require "perilune.peft.lora"
+local bottleneck = require "perilune.peft.bottleneck"
+local prefix = require "perilune.peft.prefix"
+
+local M = { lora = lora.new, bottleneck = bottleneck.new, prefix = prefix.new }
+
+local kinds = { LORA = lora, BOTTLENECK = bottleneck, PREFIX_TUNING = prefix }
+
+local function read_config(path)
+  local text, message = peri.files.read(path)
+  if not text then return nil, message end
+  local config
+  config, message = peri.json.decode(text)
+  if type(config) ~= "table" then return nil, ("%s: %s"):format(path, message or "not an object") end
+  for key, value in pairs(config) do
+    if value == peri.json.null then config[key] = nil end
+  end
+  return config
+end
+
+--- Put an adapter that was saved (by PEFT or here) on a model.
+--- @param model table
+--- @param folder string  with adapter_config.json and adapter_model.safetensors
+--- @return table|nil adapter  of the kind that the config names
+--- @return string? message
+function M.load(model, folder)
+  local path = folder .. "/adapter_config.json"
+  local config, message = read_config(path)
+  if not config then return nil, message end
+  local kind = kinds[config.peft_type]
+  if not kind then
+    return nil, ("%s: peft_type %q is not supported; LORA, PREFIX_TUNING and BOTTLENECK are")
+      :format(path, tostring(config.peft_type))
+  end
+  local opts
+  opts, message = kind.read_config(config)
+  if not opts then return nil, ("%s: %s"):format(path, message) end
+  local tensors
+  tensors, message = peri.safetensors.load(folder .. "/adapter_model.safetensors")
+  if not tensors then return nil, message end
+  local ok, adapter = pcall(kind.new, model, opts)
+  if not ok then return nil, ("%s: %s"):format(path, adapter) end
+  ok, message = pcall(adapter.load_state_dict, adapter, kind.read_tensors(tensors))
+  if not ok then
+    adapter:remove()
+    return nil, ("%s: %s"):format(folder, message)
+  end
+  return adapter
+end
+
+return M

@@ -1,0 +1,277 @@
+-- lora.lua - low-rank adaptation (Hu et al., 2106.09685, eq. 3): y = x W' + s (dropout(x) A') B' with
+-- frozen W, A (r, in), B (out, r) that begins at 0, and s = alpha / r, or alpha / sqrt(r) with rsLoRA
+-- (2312.03732). Reads and writes PEFT's adapter folders. The frozen weights may be of any dtype, also
+-- quantised (QLoRA, 2305.14314) or packed.
+local peri = require "perilune"
+local options = require "perilune.options"
+local targets = require "perilune.peft.targets"
+
+local M = {}
+
+--- @class perilune.peft.LoRA
+--- @field config table  r, alpha, dropout, targets, rslora, init, rank_pattern, alpha_pattern
+--- @field model table  the model that it sits on
+--- @field training boolean  dropout is on
+local LoRA = {}
+LoRA.__index = LoRA
+
+-- What stands on one projection: an A and a B for each part of it that is a target.
+local Site = {}
+Site.__index = Site
+
+-- B's of several parts as one matrix (N, sum of ranks), zero where a rank does not belong to a part.
+local function stacked(self)
+  local rows, at = {}, 0
+  for i, part in ipairs(self.projection.parts) do
+    local slot = self.slots[i]
+    local before, rank = at, slot and slot.r or 0
+    at = at + rank
+    local row = {}
+    if before > 0 then row[#row + 1] = peri.zeros { part[2], before } end
+    if slot then row[#row + 1] = slot.scale == 1 and slot.b or slot.b:mul(slot.scale) end
+    if self.rank > at then row[#row + 1] = peri.zeros { part[2], self.rank - at } end
+    rows[i] = #row == 1 and row[1] or peri.cat(row, 2)
+  end
+  return #rows == 1 and rows[1] or peri.cat(rows, 1)
+end
+
+-- The two matrices of the whole projection. Without gradients they are made once and kept while the
+-- parameters stay as they are: decoding asks for them at every token.
+local function matrices(self)
+  local list = {}
+  if peri.grad_enabled() then
+    for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
+    return #list == 1 and list[1] or peri.cat(list, 1), stacked(self)
+  end
+  local version = 0
+  for _, slot in ipairs(self.order) do version = version + slot.a:version() + slot.b:version() end
+  if self._version ~= version then
+    for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
+    if self._a then
+      self._a:release()
+      self._b:release()
+    end
+    self._a, self._b = peri.keep(peri.cat(list, 1), stacked(self):clone())
+    self._version = version
+  end
+  return self._a, self._b
+end
+
+--- Called by the projection with its input and output.
+--- @param x perilune.Tensor  (..., in)
+--- @param y perilune.Tensor  (..., out)
+--- @return perilune.Tensor  (..., out)
+function Site:apply(x, y)
+  if self.owner.merged then return y end
+  local a, b = matrices(self)
+  if self.owner.training and self.owner.config.dropout > 0 then x = x:dropout(self.owner.config.dropout) end
+  return y:add(x:linear(a):linear(b))
+end
+
+local function initial(config, r, columns)
+  if config.init == "gaussian" then return peri.randn { r, columns }:mul_(1 / r) end -- N(0, 1/r^2)
+  local bound = 1 / math.sqrt(columns) -- kaiming_uniform with a = sqrt(5)
+  return peri.rand { r, columns }:mul_(2 * bound):sub_(bound)
+end
+
+--- Put a low-rank adapter on a model: every weight of the model is frozen, what can be trained is
+--- adapter:parameters().
+--- @param model table  of perilune.models, causal or not
+--- @param opts table?  r (8), alpha (16), dropout (0), targets ("all-linear", or a list of names of layers
+--- such as { "q_proj", "v_proj" }, full names, or a Lua pattern that starts with ^), rslora (false), init
+--- ("default" or "gaussian"), rank_pattern, alpha_pattern (name -> number, for single layers)
+--- @return perilune.peft.LoRA
+function M.new(model, opts)
+  local config = options.fill("lora", opts, { r = 8, alpha = 16, dropout = 0, targets = "all-linear", rslora = false,
+    init = "default", rank_pattern = {}, alpha_pattern = {} })
+  if math.type(config.r) ~= "integer" or config.r < 1 then
+    error(("lora: r is %s, expected a positive integer"):format(tostring(config.r)), 2)
+  end
+  if config.dropout < 0 or config.dropout >= 1 then
+    error(("lora: dropout is %s, expected a number in [0, 1)"):format(config.dropout), 2)
+  end
+  if config.init ~= "default" and config.init ~= "gaussian" then
+    error(("lora: init is %q, expected default or gaussian"):format(tostring(config.init)), 2)
+  end
+  local self = setmetatable({ kind = "LORA", model = model, config = config, training = true, merged = false,
+                              sites = {}, _named = {} }, LoRA)
+  targets.freeze(model)
+  local chosen = targets.choose(model, config.targets, "lora")
+  for _, p in ipairs(model:projections()) do
+    local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 }, Site)
+    for i, part in ipairs(p.parts) do
+      if chosen[part[1]] then
+        local r = targets.pattern(config.rank_pattern, part[1]) or config.r
+        local alpha = targets.pattern(config.alpha_pattern, part[1]) or config.alpha
+        local slot = { name = part[1], r = r, scale = alpha / (config.rslora and math.sqrt(r) or r),
+                       a = initial(config, r, p.columns):requires_grad_(),
+                       b = peri.zeros { part[2], r }:requires_grad_() }
+        site.slots[i], site.rank = slot, site.rank + r
+        site.order[#site.order + 1] = slot
+        table.insert(self._named, { slot.name .. ".lora_A.weight", slot.a })
+        table.insert(self._named, { slot.name .. ".lora_B.weight", slot.b })
+      end
+    end
+    if #site.order > 0 then
+      targets.attach(p, site)
+      self.sites[#self.sites + 1] = site
+    end
+  end
+  return self
+end
+
+--- The trained tensors in a fixed order: A and B of each layer.
+--- @return perilune.Tensor[]
+function LoRA:parameters()
+  local list = {}
+  for i, pair in ipairs(self._named) do list[i] = pair[2] end
+  return list
+end
+
+--- { { "model.layers.0.self_attn.q_proj.lora_A.weight", tensor }, ... }
+function LoRA:named_parameters() return self._named end
+
+--- @return integer
+function LoRA:num_parameters()
+  local n = 0
+  for _, pair in ipairs(self._named) do n = n + pair[2]:numel() end
+  return n
+end
+
+--- Tensors by name, for checkpoints.
+--- @return table<string, perilune.Tensor>
+function LoRA:state_dict()
+  local out = {}
+  for _, pair in ipairs(self._named) do out[pair[1]] = pair[2]:detach() end
+  return out
+end
+
+--- @param state table<string, perilune.Tensor>
+--- @return self
+function LoRA:load_state_dict(state)
+  targets.load(self._named, state, "lora")
+  return self
+end
+
+function LoRA:train(on)
+  self.training = on ~= false
+  return self
+end
+
+function LoRA:eval() return self:train(false) end
+
+-- W += sign * s B A, for every part.
+local function add_product(self, sign)
+  local _ <close> = peri.no_grad()
+  for _, site in ipairs(self.sites) do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local p = site.projection
+    if not p.weight or p.weight.dtype ~= "f32" or p.packed then
+      error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
+        :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "quantised"), 3)
+    end
+    local at = 1
+    for i, part in ipairs(p.parts) do
+      local slot = site.slots[i]
+      if slot then
+        p.weight:detach():narrow(1, at, part[2]):add_(slot.b:detach():matmul(slot.a:detach()):mul(sign * slot.scale))
+      end
+      at = at + part[2]
+    end
+  end
+end
+
+--- Add the adapter to the weights (f32 and not packed), so that the model computes the same without it.
+--- @return self
+function LoRA:merge()
+  if self.merged then error("lora: merged already", 2) end
+  add_product(self, 1)
+  self.merged = true
+  return self
+end
+
+--- Take it out again; exact up to rounding.
+--- @return self
+function LoRA:unmerge()
+  if not self.merged then error("lora: is not merged", 2) end
+  add_product(self, -1)
+  self.merged = false
+  return self
+end
+
+--- Take the adapter off the model. The model's weights stay frozen.
+function LoRA:remove()
+  for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
+  self.sites = {}
+end
+
+-- ---- PEFT's folder ---------------------------------------------------------------------------
+
+local PREFIX = "base_model.model."
+
+--- Write adapter_config.json and adapter_model.safetensors as PEFT lays them out.
+--- @param folder string
+--- @param base string?  name or path of the base model, for the config; default the model's own path
+--- @return boolean|nil ok
+--- @return string? message
+function LoRA:save(folder, base)
+  local config, tensors, last, seen = self.config, {}, {}, {}
+  for name, t in pairs(self:state_dict()) do tensors[PREFIX .. name] = t end
+  for _, site in ipairs(self.sites) do
+    for _, slot in ipairs(site.order) do
+      local name = slot.name:match "[^.]+$"
+      if not seen[name] then seen[name], last[#last + 1] = true, name end
+    end
+  end
+  table.sort(last)
+  local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed
+  local names = type(config.targets) == "table" and config.targets or last
+  return targets.save(folder, tensors, {
+    peft_type = "LORA", task_type = targets.task(self.model), r = config.r, lora_alpha = config.alpha,
+    lora_dropout = config.dropout, use_rslora = config.rslora, use_dora = false, fan_in_fan_out = transposed,
+    init_lora_weights = config.init == "gaussian" and "gaussian" or true, bias = "none", inference_mode = true,
+    target_modules = peri.json.array(names), rank_pattern = config.rank_pattern,
+    alpha_pattern = config.alpha_pattern, modules_to_save = peri.json.null,
+    base_model_name_or_path = base or self.model.source_path or peri.json.null,
+  })
+end
+
+-- What an adapter of PEFT may say that would change the result and is not done here.
+local refused = { use_dora = true, lora_bias = true, trainable_token_indices = true, megatron_config = true,
+                  modules_to_save = true, exclude_modules = true, target_parameters = true, corda_config = true,
+                  eva_config = true, layer_replication = true, alora_invocation_tokens = true, use_qalora = true }
+
+--- The options of M.new that an adapter_config.json stands for.
+--- @param c table
+--- @return table|nil options
+--- @return string? message
+function M.read_config(c)
+  for key in pairs(refused) do
+    local v = c[key]
+    if v and v ~= peri.json.null and not (type(v) == "table" and next(v) == nil) then
+      return nil, ("%s is set, which is not supported"):format(key)
+    end
+  end
+  if c.bias and c.bias ~= "none" then return nil, ("bias is %q, only none is supported"):format(tostring(c.bias)) end
+  if math.type(c.r) ~= "integer" or c.r < 1 then return nil, ("r is %s"):format(tostring(c.r)) end
+  local wanted = c.target_modules
+  if type(wanted) == "string" and wanted ~= "all-linear" then
+    return nil, ("target_modules is the regular expression %q; expected a list of names"):format(wanted)
+  end
+  return { r = c.r, alpha = c.lora_alpha or 8, dropout = c.lora_dropout or 0, targets = wanted or "all-linear",
+           rslora = c.use_rslora == true, rank_pattern = c.rank_pattern, alpha_pattern = c.alpha_pattern }
+end
+
+--- Names of an adapter_model.safetensors without what PEFT puts in front.
+--- @param tensors table<string, perilune.Tensor>
+--- @return table<string, perilune.Tensor>
+function M.read_tensors(tensors)
+  local out = {}
+  for name, t in pairs(tensors) do
+    local short = name:sub(1, #PREFIX) == PREFIX and name:sub(#PREFIX + 1) or name
+    out[short:gsub("%.default%.weight$", ".weight")] = t
+  end
+  return out
+end
+
+return M

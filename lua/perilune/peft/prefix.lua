@@ -1,0 +1,141 @@
+-- prefix.lua - prefix tuning (Li and Liang, 2101.00190): learned keys and values that every position of
+-- every layer sees before its own, without rotary positions. While training they may come out of a
+-- small network (embedding, linear, tanh, linear), which stabilises it; only what comes out is saved.
+local peri = require "perilune"
+local options = require "perilune.options"
+local targets = require "perilune.peft.targets"
+
+local M = {}
+
+--- @class perilune.peft.Prefix
+--- @field tokens integer  learned positions
+local Prefix = {}
+Prefix.__index = Prefix
+
+-- (n, 2 * layers * heads * dim) as PEFT has it: key of layer 0, value of layer 0, key of layer 1 ...
+local function values(self)
+  if not self.projection then return self.embeddings end
+  local p = self.projection
+  return self.embeddings:linear(p.w1, p.b1, "tanh"):linear(p.w2, p.b2)
+end
+
+-- What a forward pass takes as `prefix`: per layer (1, n, Hkv, D).
+local function split(self)
+  local s, k, v = self.model.settings, {}, {}
+  local x = values(self):reshape { self.tokens, 2 * s.layers, s.kv_heads, s.head_dim }
+  for i = 1, s.layers do
+    k[i], v[i] = x:select(2, 2 * i - 1):unsqueeze(1), x:select(2, 2 * i):unsqueeze(1)
+  end
+  return { k = k, v = v }
+end
+
+--- Put a learned prefix on a causal model, whose weights are frozen.
+--- @param model table  of perilune.models with kv_heads and head_dim in its settings
+--- @param opts table?  tokens (16), projection (false; true: through a network while training), hidden
+--- (width of that network, default the model's), std (0.02)
+--- @return perilune.peft.Prefix
+function M.new(model, opts)
+  local config = options.fill("prefix", opts, { tokens = 16, projection = false, hidden = options.none, std = 0.02 })
+  local s = model.settings
+  if not (model.generate and s.kv_heads and s.head_dim) then
+    error(("prefix: a model of class %s takes no prefix"):format(model.__name), 2)
+  end
+  if math.type(config.tokens) ~= "integer" or config.tokens < 1 then
+    error(("prefix: tokens is %s, expected a positive integer"):format(tostring(config.tokens)), 2)
+  end
+  local self = setmetatable({ kind = "PREFIX_TUNING", model = model, config = config, tokens = config.tokens }, Prefix)
+  targets.freeze(model)
+  local width = 2 * s.layers * s.kv_heads * s.head_dim
+  local function weight(shape) return peri.randn(shape):mul_(config.std):requires_grad_() end
+  if config.projection then
+    local hidden = config.hidden or s.dim
+    self.embeddings = weight { config.tokens, s.dim }
+    self.projection = { w1 = weight { hidden, s.dim }, b1 = peri.zeros({ hidden }):requires_grad_(),
+                        w2 = weight { width, hidden }, b2 = peri.zeros({ width }):requires_grad_() }
+  else
+    self.embeddings = weight { config.tokens, width }
+  end
+  model.prefix = function () return split(self) end
+  return self
+end
+
+--- @return table[]
+function Prefix:named_parameters()
+  local list = { { "prompt_encoder.embedding.weight", self.embeddings } }
+  if self.projection then
+    local p = self.projection
+    list[2], list[3] = { "prompt_encoder.transform.0.weight", p.w1 }, { "prompt_encoder.transform.0.bias", p.b1 }
+    list[4], list[5] = { "prompt_encoder.transform.2.weight", p.w2 }, { "prompt_encoder.transform.2.bias", p.b2 }
+  end
+  return list
+end
+
+--- @return perilune.Tensor[]
+function Prefix:parameters()
+  local list = self:named_parameters()
+  for i, pair in ipairs(list) do list[i] = pair[2] end
+  return list
+end
+
+--- @return table<string, perilune.Tensor>
+function Prefix:state_dict()
+  local out = {}
+  for _, pair in ipairs(self:named_parameters()) do out[pair[1]] = pair[2]:detach() end
+  return out
+end
+
+--- @param state table<string, perilune.Tensor>
+--- @return self
+function Prefix:load_state_dict(state)
+  targets.load(self:named_parameters(), state, "prefix")
+  return self
+end
+
+function Prefix:train() return self end
+function Prefix:eval() return self end
+
+--- Keep what the network makes and drop the network: same function, fewer parameters.
+--- @return self
+function Prefix:materialise()
+  if self.projection then
+    local _ <close> = peri.no_grad()
+    self.embeddings = values(self):detach():clone():requires_grad_()
+    self.projection = nil
+  end
+  return self
+end
+
+--- Take the prefix off the model.
+function Prefix:remove() self.model.prefix = nil end
+
+--- Write adapter_config.json and adapter_model.safetensors in PEFT's layout.
+--- @param folder string
+--- @return boolean|nil ok
+--- @return string? message
+function Prefix:save(folder)
+  local s = self.model.settings
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local made = peri.no_grad(function () return values(self):detach():contiguous() end)
+  return targets.save(folder, { prompt_embeddings = made }, {
+    peft_type = "PREFIX_TUNING", task_type = targets.task(self.model), num_virtual_tokens = self.tokens,
+    token_dim = s.kv_heads * s.head_dim, num_attention_heads = s.kv_heads, num_layers = s.layers,
+    num_transformer_submodules = 1, encoder_hidden_size = s.dim, prefix_projection = false, inference_mode = true,
+    base_model_name_or_path = self.model.source_path or peri.json.null,
+  })
+end
+
+--- @param c table  adapter_config.json
+--- @return table|nil options
+--- @return string? message
+function M.read_config(c)
+  if c.prefix_projection == true then
+    return nil, "prefix_projection is true; expected the prefix that comes out of it"
+  end
+  return { tokens = c.num_virtual_tokens }
+end
+
+function M.read_tensors(tensors)
+  return { ["prompt_encoder.embedding.weight"] = tensors.prompt_embeddings }
+end
+
+return M

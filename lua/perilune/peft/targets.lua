@@ -1,0 +1,128 @@
+-- targets.lua - what the ways of fine-tuning few parameters share: which layers they sit on, freezing
+-- the model, several adapters on one projection, adapter folders.
+local peri = require "perilune"
+local options = require "perilune.options"
+
+local M = {}
+
+--- No weight of the model is trained any more.
+function M.freeze(model)
+  for _, p in ipairs(model:parameters()) do
+    if p.requires_grad then p:requires_grad_(false) end
+  end
+end
+
+--- PEFT's task type of a model.
+function M.task(model) return model.generate and "CAUSAL_LM" or "FEATURE_EXTRACTION" end
+
+local function matches(name, want)
+  if want:sub(1, 1) == "^" then return name:find(want) ~= nil end
+  return name == want or name:sub(-#want - 1) == "." .. want
+end
+
+--- Published names of the linear layers that are meant. A name is that of a layer, the end of one behind
+--- a dot, or a Lua pattern that starts with ^.
+--- @param model table
+--- @param wanted string|string[]  "all-linear" or names
+--- @param who string  for messages
+--- @return table<string, boolean>
+function M.choose(model, wanted, who)
+  local chosen, all = {}, {}
+  for _, p in ipairs(model:projections()) do
+    for _, part in ipairs(p.parts) do all[#all + 1] = part[1] end
+  end
+  if wanted == "all-linear" then
+    for _, name in ipairs(all) do chosen[name] = true end
+    return chosen
+  end
+  for _, want in ipairs(type(wanted) == "table" and wanted or { wanted }) do
+    local any = false
+    for _, name in ipairs(all) do
+      if matches(name, want) then chosen[name], any = true, true end
+    end
+    if not any then
+      local last, seen = {}, {}
+      for _, name in ipairs(all) do
+        local short = name:match "[^.]+$"
+        if not seen[short] then seen[short], last[#last + 1] = true, short end
+      end
+      error(("%s: no layer is called %q; there are %s"):format(who, tostring(want), table.concat(last, ", ")), 3)
+    end
+  end
+  return chosen
+end
+
+--- The value of the first entry, by name, of a pattern table that means a layer, or nil.
+function M.pattern(patterns, name)
+  for _, want in ipairs(options.names(patterns)) do
+    if matches(name, want) then return patterns[want] end
+  end
+end
+
+-- Several adapters on one projection, in the order in which they came.
+local Chain = {}
+Chain.__index = Chain
+
+function Chain:apply(x, y, projection)
+  for _, adapter in ipairs(self) do y = adapter:apply(x, y, projection) end
+  return y
+end
+
+--- Let an adapter see the inputs and outputs of a projection.
+function M.attach(projection, adapter)
+  local old = projection.adapter
+  if not old then projection.adapter = adapter
+  elseif getmetatable(old) == Chain then table.insert(old, adapter)
+  else projection.adapter = setmetatable({ old, adapter }, Chain) end
+end
+
+function M.detach(projection, adapter)
+  local old = projection.adapter
+  if old == adapter then projection.adapter = nil
+  elseif getmetatable(old) == Chain then
+    for i, a in ipairs(old) do
+      if a == adapter then table.remove(old, i) break end
+    end
+    if #old == 1 then projection.adapter = old[1] end
+  end
+end
+
+--- Copy tensors in by name; nothing is written when anything does not fit.
+--- @param named table[]  { { name, tensor }, ... }
+--- @param state table<string, perilune.Tensor>
+--- @param who string
+function M.load(named, state, who)
+  local problems, known = {}, {}
+  for _, pair in ipairs(named) do
+    local name, t = pair[1], pair[2]
+    local given = state[name]
+    known[name] = true
+    if not given then problems[#problems + 1] = name .. " is missing"
+    elseif table.concat(given.shape, ", ") ~= table.concat(t.shape, ", ") then
+      problems[#problems + 1] = ("%s has shape (%s), expected (%s)"):format(name, table.concat(given.shape, ", "),
+        table.concat(t.shape, ", "))
+    end
+  end
+  for name in pairs(state) do
+    if not known[name] then problems[#problems + 1] = name .. " is unexpected" end
+  end
+  if #problems > 0 then
+    table.sort(problems)
+    error(("%s: the tensors do not fit: %s"):format(who, table.concat(problems, "; ")), 3)
+  end
+  local _ <close> = peri.no_grad()
+  for _, pair in ipairs(named) do pair[2]:detach():copy_(state[pair[1]]) end
+end
+
+--- Write an adapter folder.
+--- @return boolean|nil ok
+--- @return string? message
+function M.save(folder, tensors, config)
+  local ok, message = peri.files.make_folder(folder)
+  if not ok then return nil, message end
+  ok, message = peri.safetensors.save(folder .. "/adapter_model.safetensors", tensors, { format = "pt" })
+  if not ok then return nil, message end
+  return peri.files.write(folder .. "/adapter_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
+end
+
+return M
