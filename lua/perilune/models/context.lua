@@ -48,6 +48,9 @@ function M.new(ids, given)
   elseif self.start and not given.positions then
     self.positions = self.positions:sub(self.start:unsqueeze(2)):clamp(0) -- (B, T)
   end
+  if self.prefix and not given.positions then -- as PEFT does: the prefix counts
+    self.positions = self.positions:add(self.prefix.k[1]:size(2))
+  end
   if self.prefix and self.start then self:_mask_start(self.prefix.k[1]:size(2)) end
   return self
 end

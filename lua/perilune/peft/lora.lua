@@ -237,16 +237,16 @@ function LoRA:save(folder, base)
 end
 
 -- What an adapter of PEFT may say that would change the result and is not done here.
-local refused = { use_dora = true, lora_bias = true, trainable_token_indices = true, megatron_config = true,
-                  modules_to_save = true, exclude_modules = true, target_parameters = true, corda_config = true,
-                  eva_config = true, layer_replication = true, alora_invocation_tokens = true, use_qalora = true }
+local refused = { "alora_invocation_tokens", "arrow_config", "exclude_modules", "kasa_config", "layer_replication",
+  "layers_to_transform", "lora_bias", "modules_to_save", "monteclora_config", "target_parameters",
+  "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config" }
 
 --- The options of M.new that an adapter_config.json stands for.
 --- @param c table
 --- @return table|nil options
 --- @return string? message
 function M.read_config(c)
-  for key in pairs(refused) do
+  for _, key in ipairs(refused) do
     local v = c[key]
     if v and v ~= peri.json.null and not (type(v) == "table" and next(v) == nil) then
       return nil, ("%s is set, which is not supported"):format(key)

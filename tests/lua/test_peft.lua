@@ -1,0 +1,202 @@
+-- Adapters: against outputs and gradients that PEFT made (tests/reference/peft_vectors.py), and what
+-- must hold of any of them.
+local lu = require "luaunit"
+local peri = require "perilune"
+local models, peft, optim = require "perilune.models", require "perilune.peft", require "perilune.optim"
+
+local BASE = "tests/data/hf_tiny/llama"
+
+local function difference(a, b) return a:sub(b):abs():max():item() end
+
+local function logits_of(model, ids)
+  return peri.no_grad(function () return model:logits(model:forward(ids)) end)
+end
+
+local function loaded(kind)
+  local model = assert(models.load(BASE))
+  local adapter = assert(peft.load(model, "tests/data/peft_" .. kind))
+  local io = assert(peri.safetensors.load(("tests/data/peft_%s/io.safetensors"):format(kind)))
+  return model, adapter:eval(), io
+end
+
+local function input() return assert(peri.safetensors.load(BASE .. "/io.safetensors")).input_ids end
+
+-- An adapter that does something: its parameters moved by normal noise.
+local function moved(adapter, std)
+  for _, p in ipairs(adapter:parameters()) do p:detach():add_(peri.randn_like(p):mul(std)) end
+  return adapter
+end
+
+local function temporary(fn)
+  local folder = os.tmpname()
+  os.remove(folder)
+  local ok, message = pcall(fn, folder)
+  peri.files.remove_tree(folder)
+  if not ok then error(message, 0) end
+end
+
+TestPEFT = {}
+
+-- 1e-5 of logits around 1: both sides sum at most 48 f32 products, in another order.
+for _, kind in ipairs { "lora", "prefix" } do
+  TestPEFT["test_logits_and_gradients_equal_PEFTs_" .. kind] = function ()
+    local model, adapter, io = loaded(kind)
+    lu.assertTrue(difference(logits_of(model, io.input_ids), io.logits) < 1e-5)
+    local logp = model:token_logprobs(io.input_ids, 2)
+    local loss = logp:mean():neg()
+    lu.assertAlmostEquals(loss:item(), io.loss:at(1), 1e-5)
+    loss:backward()
+    local seen, n = {}, 0
+    for _, pair in ipairs(adapter:named_parameters()) do seen[pair[1]] = pair[2].grad end
+    for name, want in pairs(io) do
+      if name:find "^grad%." then
+        local short = name:gsub("^grad%.base_model%.model%.", "")
+        if kind == "prefix" then short = "prompt_encoder.embedding.weight" end
+        local got = seen[short]
+        lu.assertNotNil(got, name)
+        local scale = want:abs():max():item()
+        lu.assertTrue(difference(got, want) < 1e-4 * scale, ("%s: %g of %g"):format(name, difference(got, want), scale))
+        n = n + 1
+      end
+    end
+    lu.assertEquals(n, #adapter:parameters())
+  end
+end
+
+function TestPEFT.test_a_new_adapter_changes_nothing()
+  local ids = input()
+  local model = assert(models.load(BASE))
+  local before = logits_of(model, ids)
+  for _, kind in ipairs { "lora", "bottleneck" } do
+    local adapter = peft[kind](model)
+    lu.assertEquals(difference(logits_of(model, ids), before), 0, kind)
+    adapter:remove()
+  end
+end
+
+function TestPEFT.test_only_the_adapter_gets_gradients()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    local model = assert(models.load(BASE))
+    local adapter = moved(peft[kind](model), 0.1)
+    model:token_logprobs(input(), 2):sum():backward()
+    for _, p in ipairs(model:parameters()) do lu.assertNil(p.grad) end
+    for i, p in ipairs(adapter:parameters()) do lu.assertNotNil(p.grad, ("%s parameter %d"):format(kind, i)) end
+  end
+end
+
+-- Three layers of 7 projections: r (in + out) for each.
+function TestPEFT.test_lora_counts_r_times_in_plus_out()
+  local model = assert(models.load(BASE))
+  local want = 0
+  for _, p in ipairs(model:projections()) do
+    for _, part in ipairs(p.parts) do want = want + 5 * (part[2] + p.columns) end
+  end
+  lu.assertEquals(peft.lora(model, { r = 5 }):num_parameters(), want)
+end
+
+-- 1e-6: the sum of one product more, rounded once.
+function TestPEFT.test_merged_computes_the_same_and_comes_out_again()
+  local ids = input()
+  local model = assert(models.load(BASE))
+  local before = logits_of(model, ids)
+  local adapter = moved(peft.lora(model, { r = 4, alpha = 8 }), 0.1)
+  local apart = logits_of(model, ids)
+  lu.assertTrue(difference(apart, before) > 0.1)
+  adapter:merge()
+  lu.assertTrue(difference(logits_of(model, ids), apart) < 5e-6)
+  lu.assertErrorMsgContains("merged already", function () adapter:merge() end)
+  adapter:unmerge()
+  adapter:remove()
+  lu.assertTrue(difference(logits_of(model, ids), before) < 5e-6)
+end
+
+function TestPEFT.test_saved_and_loaded_is_bit_equal()
+  local ids = input()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    temporary(function (folder)
+      local model = assert(models.load(BASE))
+      local adapter = moved(peft[kind](model), 0.1)
+      local want = logits_of(model, ids)
+      assert(adapter:save(folder))
+      adapter:remove()
+      local again = assert(peft.load(model, folder))
+      lu.assertEquals(difference(logits_of(model, ids), want), 0, kind)
+      lu.assertEquals(again.kind, adapter.kind)
+    end)
+  end
+end
+
+function TestPEFT.test_materialised_prefix_is_the_same_function()
+  local ids = input()
+  local model = assert(models.load(BASE))
+  local adapter = peft.prefix(model, { tokens = 3, projection = true, std = 0.3 })
+  local want = logits_of(model, ids)
+  lu.assertEquals(#adapter:parameters(), 5)
+  adapter:materialise()
+  lu.assertEquals(#adapter:parameters(), 1)
+  lu.assertEquals(difference(logits_of(model, ids), want), 0)
+end
+
+-- Sampling with an adapter is the policy that is trained: the same bits.
+function TestPEFT.test_generated_logprobs_are_those_of_training()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    local model = assert(models.load(BASE))
+    moved(peft[kind](model), 0.1):eval()
+    local prompt = input():narrow(1, 1, 1):narrow(2, 1, 5)
+    peri.seed(3)
+    local out = model:generate(prompt, { max_new_tokens = 6, samples = 3 })
+    local ids = peri.cat({ prompt:repeat_interleave(3, 1), out.tokens }, 2)
+    local logp = peri.no_grad(function () return (model:token_logprobs(ids, 6)) end)
+    lu.assertTrue(difference(logp, out.logprobs) <= (kind == "lora" and 0 or 2e-6),
+      ("%s: %g"):format(kind, difference(logp, out.logprobs)))
+  end
+end
+
+-- Weights in blocks of 32 stay as they are; the adapter still learns over them.
+function TestPEFT.test_lora_learns_over_quantised_weights()
+  local model = assert(models.llama.new { model_type = "llama", vocab_size = 32, hidden_size = 32, intermediate_size = 64,
+    num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, rms_norm_eps = 1e-6 })
+  temporary(function (folder)
+    assert(model:save(folder))
+    for _, pack in ipairs { false, true } do
+      local base = assert(models.load(folder, { dtype = "q8_0", pack = pack }))
+      local adapter = peft.lora(base, { r = 4, alpha = 16 })
+      local opt = optim.AdamW(adapter:parameters(), { lr = 2e-2, weight_decay = 0 })
+      local ids = peri.arange(0, 16):reshape { 1, 16 }
+      local first, last
+      for _ = 1, 60 do
+        local scope <close> = peri.scope() -- luacheck: ignore 211
+        local loss = base:token_logprobs(ids, 2):mean():neg()
+        loss:backward()
+        opt:step():zero_grad()
+        first, last = first or loss:item(), loss:item()
+      end
+      lu.assertTrue(last < first - 0.5, ("%s: %g to %g"):format(pack and "packed" or "blocks", first, last))
+      lu.assertErrorMsgContains("cannot merge", function () adapter:merge() end)
+    end
+  end)
+end
+
+function TestPEFT.test_refusals_name_what_is_wrong()
+  local model = assert(models.load(BASE))
+  local function refuses(text, fn) lu.assertErrorMsgContains(text, fn) end
+  refuses('no layer is called "q_projj"', function () peft.lora(model, { targets = { "q_projj" } }) end)
+  refuses("r is 0", function () peft.lora(model, { r = 0 }) end)
+  refuses('did you mean "alpha"', function () peft.lora(model, { alhpa = 1 }) end)
+  refuses("dropout is 1", function () peft.lora(model, { dropout = 1.0 }) end)
+  refuses("tokens is 0", function () peft.prefix(model, { tokens = 0 }) end)
+  refuses("act is", function () peft.bottleneck(model, { act = "cube" }) end)
+  temporary(function (folder)
+    assert(peri.files.make_folder(folder))
+    local function config(c)
+      assert(peri.files.write(folder .. "/adapter_config.json", peri.json.encode(c)))
+      local adapter, message = peft.load(model, folder)
+      lu.assertNil(adapter)
+      return message
+    end
+    lu.assertStrContains(config { peft_type = "IA3" }, 'peft_type "IA3"')
+    lu.assertStrContains(config { peft_type = "LORA", r = 4, use_dora = true }, "use_dora")
+    lu.assertStrContains(config { peft_type = "LORA", r = 4, target_modules = ".*q_proj" }, "regular expression")
+    lu.assertStrContains(config { peft_type = "LORA", r = 4 }, "adapter_model.safetensors")
+  end)
+end
