@@ -28,12 +28,14 @@ PERI_API peri_status peri__splitter_read (peri_ctx *ctx, peri_json *j, peri__spl
 /* The same from a JSON text of its own, zero-terminated. */
 PERI_API peri_status peri__splitter_parse (peri_ctx *ctx, const char *json, peri__splitter **out);
 
-/* What llama.cpp ties to a name of tokenizer.ggml.pre besides the patterns. */
+/* What llama.cpp ties to a name of tokenizer.ggml.pre besides the patterns. add_bos and add_sep hold
+** where the file's own keys (tokenizer.ggml.add_bos_token ...) do not say otherwise. */
 typedef struct peri__pre_facts {
   bool byte_level;    /* tokens are written in the byte-level alphabet */
   bool ignore_merges; /* a piece that is a token is that token, whatever the merges */
-  int add_bos;        /* 1, 0: this name decides; -1: it does not */
-  int add_eos;        /* the same */
+  bool escape_spaces; /* U+2581 stands for every space: replace before splitting */
+  bool add_bos;
+  bool add_sep; /* a separator behind the text, as RoBERTa has */
 } peri__pre_facts;
 
 /* By a name of tokenizer.ggml.pre ("llama-bpe", "qwen2", "deepseek-v3"...). facts may be NULL. An

@@ -1,0 +1,369 @@
+/*
+** match.c - matchers for known patterns. Each alternative of a pattern is a function here; greedy
+** repetition with backtracking becomes a scan that remembers where it would have come back to.
+*/
+#include <stdint.h>
+#include <string.h>
+
+#include "text/match.h"
+#include "text/unicode.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint16_t class_at (const unsigned char *s, size_t i, size_t n, size_t *len) {
+  if (s[i] < 128) {
+    *len = 1;
+    return peri__ascii_class[s[i]];
+  }
+  return peri__wide_class(peri__char_at(s + i, n - i, len));
+}
+
+/* [set]*, where set is a union of classes. */
+INLINE size_t run (const unsigned char *s, size_t i, size_t n, unsigned set) {
+  for (size_t len; i < n; i += len)
+    if (!(class_at(s, i, n, &len) & set)) break;
+  return i;
+}
+
+/* [^set]* */
+INLINE size_t run_not (const unsigned char *s, size_t i, size_t n, unsigned set) {
+  for (size_t len; i < n; i += len)
+    if (class_at(s, i, n, &len) & set) break;
+  return i;
+}
+
+/* How the apostrophe's suffixes compare letters. */
+enum { NONE, EXACT, FOLD, FOLD_ASCII };
+
+/* One letter of 's 't 're 've 'm 'll 'd, lower case; its length in *len, 0: none. Folding as Unicode
+** does takes U+017F for s. */
+INLINE int suffix_letter (const unsigned char *s, size_t i, size_t n, int how, size_t *len) {
+  *len = 0;
+  if (i >= n) return 0;
+  int c = s[i];
+  if (how == FOLD && c == 0xC5 && i + 1 < n && s[i + 1] == 0xBF) {
+    *len = 2;
+    return 's';
+  }
+  *len = 1;
+  return how != EXACT && c >= 'A' && c <= 'Z' ? c + 32 : c;
+}
+
+/* '(s|t|re|ve|m|ll|d) at i, or i. */
+INLINE size_t suffix (const unsigned char *s, size_t i, size_t n, int how) {
+  size_t a, b;
+  if (how == NONE || i >= n || s[i] != '\'') return i;
+  int c = suffix_letter(s, i + 1, n, how, &a);
+  if (c == 's' || c == 't' || c == 'm' || c == 'd') return i + 1 + a;
+  int d = suffix_letter(s, i + 1 + a, n, how, &b);
+  if (((c == 'r' || c == 'v') && d == 'e') || (c == 'l' && d == 'l')) return i + 1 + a + b;
+  return i;
+}
+
+/* \s*[\r\n]+|\s+(?!\S)|\s+ (lines) or \s+(?!\S)|\s+ */
+INLINE size_t spaces (const unsigned char *s, size_t i, size_t n, bool lines) {
+  size_t at = i, line = i, last = i, len;
+  for (uint16_t c; at < n; at += len) {
+    c = class_at(s, at, n, &len);
+    if (!(c & PERI__SPACE)) break;
+    last = at;
+    if (c & PERI__EOL) line = at + len;
+  }
+  if (lines && line > i) return line;
+  return at == n || last == i ? at : last;
+}
+
+/* \p{N}{1,most} */
+INLINE size_t digits (const unsigned char *s, size_t i, size_t n, int most) {
+  size_t len;
+  for (; most > 0 && i < n; most--, i += len)
+    if (!(class_at(s, i, n, &len) & PERI__N)) break;
+  return i;
+}
+
+/* ?[^\s\p{L}\p{N}]+ with [\r\n]* or [\r\n/]* behind it; set: what the class excludes. */
+INLINE size_t others (const unsigned char *s, size_t i, size_t n, unsigned set, bool lines,
+                      bool slash) {
+  size_t from = s[i] == ' ' ? i + 1 : i;
+  size_t at = run_not(s, from, n, set);
+  if (at == from) return i;
+  while (lines && at < n && (s[at] == '\r' || s[at] == '\n' || (slash && s[at] == '/'))) at++;
+  return at;
+}
+
+/* ---- GPT-2 ---- */
+
+const char peri__gpt2_pattern[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+
+static size_t gpt2 (const unsigned char *s, size_t i, size_t n) {
+  size_t end = suffix(s, i, n, EXACT), len;
+  if (end > i) return end;
+  size_t from = s[i] == ' ' && i + 1 < n ? i + 1 : i;
+  uint16_t c = class_at(s, from, n, &len);
+  if (c & PERI__L) return run(s, from + len, n, PERI__L);
+  if (c & PERI__N) return run(s, from + len, n, PERI__N);
+  if (!(c & PERI__SPACE)) return run_not(s, from + len, n, PERI__L | PERI__N | PERI__SPACE);
+  return spaces(s, i, n, false);
+}
+
+/* ---- cl100k and its children ---- */
+
+/* suffix|[^\r\n\p{L}\p{N}]?[word]+|\p{N}{1,most}| ?[^\s\p{L}\p{N}]+[\r\n]*|spaces */
+INLINE size_t cl100k (const unsigned char *s, size_t i, size_t n, int how, unsigned word,
+                      int most) {
+  size_t end = suffix(s, i, n, how), len, next;
+  if (end > i) return end;
+  uint16_t c = class_at(s, i, n, &len);
+  if (c & word) return run(s, i + len, n, word);
+  if (c & PERI__N) return digits(s, i, n, most);
+  if (!(c & PERI__EOL) && i + len < n && class_at(s, i + len, n, &next) & word)
+    return run(s, i + len + next, n, word);
+  end = others(s, i, n, word | PERI__N | PERI__SPACE, true, false);
+  return end > i ? end : spaces(s, i, n, true);
+}
+
+static size_t llama3 (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD, PERI__L, 3);
+}
+
+static size_t llama3_ascii (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD_ASCII, PERI__L, 3);
+}
+
+static size_t qwen2 (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD, PERI__L, 1);
+}
+
+static size_t qwen2_ascii (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD_ASCII, PERI__L, 1);
+}
+
+static size_t qwen35 (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD, PERI__L | PERI__M, 1);
+}
+
+static size_t qwen35_ascii (const unsigned char *s, size_t i, size_t n) {
+  return cl100k(s, i, n, FOLD_ASCII, PERI__L | PERI__M, 1);
+}
+
+/* ---- o200k and its children ---- */
+
+/* Where [HIGH]*[LOW]+ (needs_low) or [HIGH]+[LOW]* ends, or i. The first gives characters back until
+** one that is LOW too, and takes the run of LOW from there: that is this one character alone. */
+INLINE size_t cased (const unsigned char *s, size_t i, size_t n, bool needs_low) {
+  size_t at = i, low = i, len;
+  for (uint16_t c; at < n; at += len) {
+    c = class_at(s, at, n, &len);
+    if (!(c & PERI__HIGH)) break;
+    if (c & PERI__LOW) low = at + len;
+  }
+  if (!needs_low && at == i) return i;
+  size_t end = run(s, at, n, PERI__LOW);
+  return !needs_low || end > at ? end : low;
+}
+
+/* The two word alternatives of o200k with a leading [^\r\n\p{L}\p{N}]? or i. */
+INLINE size_t cased_word (const unsigned char *s, size_t i, size_t n) {
+  size_t len, end;
+  uint16_t c = class_at(s, i, n, &len);
+  bool lead = !(c & (PERI__L | PERI__N | PERI__EOL));
+  for (int needs_low = 1; needs_low >= 0; needs_low--) {
+    if (lead && (end = cased(s, i + len, n, needs_low)) > i + len) return end;
+    if ((end = cased(s, i, n, needs_low)) > i) return end;
+  }
+  return i;
+}
+
+INLINE size_t o200k (const unsigned char *s, size_t i, size_t n, int how, int most) {
+  size_t end = cased_word(s, i, n);
+  if (end > i) return suffix(s, end, n, how);
+  if ((end = digits(s, i, n, most)) > i) return end;
+  end = others(s, i, n, PERI__L | PERI__N | PERI__SPACE, true, true);
+  return end > i ? end : spaces(s, i, n, true);
+}
+
+static size_t gpt4o (const unsigned char *s, size_t i, size_t n) {
+  return o200k(s, i, n, FOLD, 3);
+}
+
+static size_t gpt4o_ascii (const unsigned char *s, size_t i, size_t n) {
+  return o200k(s, i, n, FOLD_ASCII, 3);
+}
+
+static size_t tekken (const unsigned char *s, size_t i, size_t n) {
+  return o200k(s, i, n, NONE, 1);
+}
+
+/* ---- DeepSeek V3: the last of its three patterns, and the first two ---- */
+
+static size_t deepseek3 (const unsigned char *s, size_t i, size_t n) {
+  size_t len, next, end;
+  uint16_t c = class_at(s, i, n, &len);
+  if (s[i] < 128 && c & (PERI__P | PERI__S)) { /* [!-/:-@[-`{-~][A-Za-z]+ */
+    end = i + 1;
+    while (end < n && ((s[end] | 32) >= 'a' && (s[end] | 32) <= 'z')) end++;
+    if (end > i + 1) return end;
+  }
+  if (c & (PERI__L | PERI__M)) return run(s, i + len, n, PERI__L | PERI__M);
+  if (!(c & (PERI__P | PERI__S | PERI__EOL)) && i + len < n &&
+      class_at(s, i + len, n, &next) & (PERI__L | PERI__M))
+    return run(s, i + len + next, n, PERI__L | PERI__M);
+  size_t from = s[i] == ' ' ? i + 1 : i;
+  end = run(s, from, n, PERI__P | PERI__S);
+  if (end > from) {
+    while (end < n && (s[end] == '\r' || s[end] == '\n')) end++;
+    return end;
+  }
+  return c & PERI__SPACE ? spaces(s, i, n, true) : i;
+}
+
+static size_t three_digits (const unsigned char *s, size_t i, size_t n) {
+  return digits(s, i, n, 3);
+}
+
+static size_t one_digit (const unsigned char *s, size_t i, size_t n) {
+  return digits(s, i, n, 1);
+}
+
+static size_t number (const unsigned char *s, size_t i, size_t n) {
+  return run(s, i, n, PERI__N);
+}
+
+/* [一-龥぀-ゟ゠-ヿ]+ */
+static size_t chinese_japanese (const unsigned char *s, size_t i, size_t n) {
+  for (size_t len; i < n; i += len) {
+    if (s[i] < 0xE3) break;
+    uint32_t c = peri__char_at(s + i, n - i, &len);
+    if (!((c >= 0x4E00 && c <= 0x9FA5) || (c >= 0x3040 && c <= 0x30FF))) break;
+  }
+  return i;
+}
+
+/* ---- patterns that a regular expression searches in quadratic time ---- */
+
+/* \s+$ : white space before a line's end. */
+static bool trailing_space (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                            size_t *to) {
+  (void)memo;
+  for (size_t len; i < n; i += len) {
+    if (!(class_at(s, i, n, &len) & PERI__SPACE)) continue;
+    size_t end = run(s, i, n, PERI__SPACE), line = i;
+    for (size_t k = i + 1; end < n && k < end; k++)
+      if (s[k] == '\n') line = k;
+    *from = i;
+    *to = end == n ? n : line;
+    if (*to > i) return true;
+    len = end - i;
+  }
+  return false;
+}
+
+/* Circled letters: symbols that have the property Alphabetic. */
+static bool circled (uint32_t c) {
+  return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
+         (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
+}
+
+/* \w at i */
+static bool word_at (const unsigned char *s, size_t i, size_t n) {
+  size_t len;
+  if (i >= n) return false;
+  uint32_t c = peri__char_at(s + i, n - i, &len);
+  return (peri__class(c) & (PERI__L | PERI__M | PERI__N)) || c == '_' || circled(c) ||
+         (c >= 0x203F && c <= 0x2040) || c == 0x2054 || (c >= 0xFE33 && c <= 0xFE34) ||
+         (c >= 0xFE4D && c <= 0xFE4F) || c == 0xFF3F;
+}
+
+/* Runs of digits in groups of three that are counted from the run's end. memo holds the end of the
+** run that i stands in once its first group is found: from there on every group has three. */
+INLINE bool thousands (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                       size_t *to, unsigned set, bool boundary) {
+  size_t len;
+  for (; i < n; i += len) {
+    if (!(class_at(s, i, n, &len) & set)) continue;
+    size_t most = 3, k = 0, end = *memo;
+    if (end <= i) {
+      end = run(s, i, n, set);
+      if (boundary && word_at(s, end, n)) {
+        len = end - i;
+        continue;
+      }
+      for (size_t at = i; at < end; at++) k += (s[at] & 0xC0) != 0x80;
+      most = (k - 1) % 3 + 1;
+      *memo = end;
+    }
+    *from = *to = i;
+    for (; most > 0; most--) {
+      class_at(s, *to, n, &len);
+      *to += len;
+    }
+    return true;
+  }
+  return false;
+}
+
+static bool thousands_word (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                            size_t *to) {
+  return thousands(s, i, n, memo, from, to, PERI__ND, true);
+}
+
+static bool thousands_digit (const unsigned char *s, size_t i, size_t n, size_t *memo,
+                             size_t *from, size_t *to) {
+  return thousands(s, i, n, memo, from, to, PERI__ND, false);
+}
+
+static bool thousands_number (const unsigned char *s, size_t i, size_t n, size_t *memo,
+                              size_t *from, size_t *to) {
+  return thousands(s, i, n, memo, from, to, PERI__N, false);
+}
+
+/* ---- the table ---- */
+
+#define FOLDED "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+#define SPELLED "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+#define SPACES "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define CL100K(word, digit, other) \
+  "|[^\\r\\n\\p{L}\\p{N}]?" word "+|" digit "| ?[^\\s\\p{L}" other "\\p{N}]+[\\r\\n]*|" SPACES
+#define HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LEAD "[^\\r\\n\\p{L}\\p{N}]?"
+#define O200K(end, digit) \
+  LEAD HIGH "*" LOW "+" end "|" LEAD HIGH "+" LOW "*" end "|" digit \
+            "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
+#define DEEPSEEK3(eol) \
+  "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^" eol \
+  "\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[" eol "]*|\\s*[" eol "]+|\\s+(?!\\S)|\\s+"
+
+static const struct {
+  const char *pattern;
+  peri__known known;
+} table[] = {
+  { peri__gpt2_pattern, { gpt2, NULL } },
+  { FOLDED CL100K("\\p{L}", "\\p{N}{1,3}", ""), { llama3, NULL } },
+  { SPELLED CL100K("\\p{L}", "\\p{N}{1,3}", ""), { llama3_ascii, NULL } },
+  { FOLDED CL100K("\\p{L}", "\\p{N}", ""), { qwen2, NULL } },
+  { SPELLED CL100K("\\p{L}", "\\p{N}", ""), { qwen2_ascii, NULL } },
+  { FOLDED CL100K("[\\p{L}\\p{M}]", "\\p{N}", "\\p{M}"), { qwen35, NULL } },
+  { SPELLED CL100K("[\\p{L}\\p{M}]", "\\p{N}", "\\p{M}"), { qwen35_ascii, NULL } },
+  { O200K(FOLDED "?", "\\p{N}{1,3}"), { gpt4o, NULL } },
+  { O200K(SPELLED "?", "\\p{N}{1,3}"), { gpt4o_ascii, NULL } },
+  { O200K("", "\\p{N}"), { tekken, NULL } },
+  { DEEPSEEK3("\\r\\n"), { deepseek3, NULL } },
+  { DEEPSEEK3("\r\n"), { deepseek3, NULL } },
+  { "\\p{N}{1,3}", { three_digits, NULL } },
+  { "\\p{N}", { one_digit, NULL } },
+  { "\\p{N}+", { number, NULL } },
+  { "[一-龥぀-ゟ゠-ヿ]+", { chinese_japanese, NULL } },
+  { "\\s+$", { NULL, trailing_space } },
+  { "\\d{1,3}(?=(?:\\d{3})*\\b)", { NULL, thousands_word } },
+  { "\\d{1,3}(?=(?:\\d{3})*(?!\\d))", { NULL, thousands_digit } },
+  { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", { NULL, thousands_number } },
+};
+
+peri__known peri__known_pattern (const char *pattern, size_t n) {
+  for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+    if (strlen(table[i].pattern) == n && memcmp(table[i].pattern, pattern, n) == 0)
+      return table[i].known;
+  return (peri__known){ NULL, NULL };
+}

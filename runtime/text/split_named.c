@@ -1,0 +1,223 @@
+/*
+** split_named.c - the names of GGUF's tokenizer.ggml.pre (llama.cpp, src/llama-vocab.cpp) and what
+** they stand for. Where llama.cpp rewrites a model's own pattern for the sake of its engine, the
+** pattern here is the model's. Each pattern of a list cuts the pieces of the one before it.
+*/
+#include "text/split_code.h"
+
+#define SUFFIX "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+#define SPACES "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define WORD "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
+#define SIGNS " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+#define LLAMA3 SUFFIX "|" WORD "|\\p{N}{1,3}|" SIGNS "|" SPACES
+#define QWEN2 SUFFIX "|" WORD "|\\p{N}|" SIGNS "|" SPACES
+#define HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LEAD "[^\\r\\n\\p{L}\\p{N}]?"
+#define CASED(end, digits) \
+  LEAD HIGH "*" LOW "+" end "|" LEAD HIGH "+" LOW "*" end "|" digits \
+            "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
+#define GPT4O CASED(SUFFIX "?", "\\p{N}{1,3}")
+#define DEEPSEEK_TAIL \
+  "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+#define DEEPSEEK3 DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" SPACES
+#define CJK "[一-龥぀-ゟ゠-ヿ]+"
+#define LINES "[^\\n]+|[\\n]+"
+#define NOT_SENTENCE " ?[^(\\s|.,!?…。，、।۔،)]+"
+/* Upper- and lower-case letters with two cases, as DeepSeek's first vocabulary lists them. */
+#define CASES \
+  "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-" \
+  "ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-" \
+  "𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+/* Kimi K2's letters are those that are not Han (its pattern intersects classes). */
+#define K2_HIGH "(?:(?!\\p{Han})" HIGH ")"
+#define K2_LOW "(?:(?!\\p{Han})" LOW ")"
+#define KIMI \
+  "\\p{Han}+|" LEAD K2_HIGH "*" K2_LOW "+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|" LEAD K2_HIGH "+" K2_LOW \
+  "*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}|" SIGNS "|" SPACES
+
+/* ORDER pre: the same in lists[] */
+typedef enum pre {
+  P_DEFAULT, P_GPT2, P_LLAMA3, P_QWEN2, P_QWEN35, P_GPT4O, P_TEKKEN, P_DEEPSEEK_LLM,
+  P_DEEPSEEK_CODER, P_DEEPSEEK3, P_STARCODER, P_FALCON, P_BLOOM, P_VIKING, P_CHAMELEON, P_TINY_AYA,
+  P_KIMI, P_SUPERBPE, P_BAILING, P_SEED_CODER, P_UFAKZEKA, P_AFMOE, P_LAGUNA, P_EXAONE_MOE, P_LINES,
+  P_MINICPM5, P_WHITESPACE, P_JAIS2, P_SPARK, P_YOUTU, P_COUNT
+} pre;
+
+#define PATTERNS 6
+
+static const char *const lists[P_COUNT][PATTERNS] = {
+  [P_DEFAULT] = { "[\\p{P}\\$\\+<=>\\^~\\|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]" },
+  [P_GPT2] = { GPT2 },
+  [P_LLAMA3] = { LLAMA3 },
+  [P_QWEN2] = { QWEN2 },
+  [P_QWEN35] = { SUFFIX "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}"
+                        "| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" SPACES },
+  [P_GPT4O] = { GPT4O },
+  [P_TEKKEN] = { CASED("", "\\p{N}") },
+  [P_DEEPSEEK_LLM] = { "[\r\n]", "\\s?[" CASES "]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
+                       "[一-龥ࠀ-一가-퟿]+", "\\p{N}+" },
+  [P_DEEPSEEK_CODER] = { "[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}" },
+  [P_DEEPSEEK3] = { "\\p{N}{1,3}", CJK, DEEPSEEK3 },
+  [P_STARCODER] = { "\\p{N}", GPT2 },
+  [P_FALCON] = { "[\\p{P}\\$\\+<=>\\^~\\|`]+", GPT2, "[0-9][0-9][0-9]" },
+  [P_BLOOM] = { NOT_SENTENCE },
+  [P_VIKING] = { NOT_SENTENCE, "\\p{N}" },
+  [P_CHAMELEON] = { "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+                    "([\\t\\n]|    |  )", "\\p{N}", "[\\p{P}!-/:-@\\[-`{-~]", GPT2 },
+  [P_TINY_AYA] = { "\\d{1,3}(?=(?:\\d{3})*\\b)", GPT4O },
+  [P_KIMI] = { KIMI },
+  [P_SUPERBPE] = { "\\p{N}+", "(?=(\\d{3})+(?!\\d))" },
+  [P_BAILING] = { "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|" WORD "|\\p{N}|" SIGNS
+                  "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" },
+  [P_SEED_CODER] = { SUFFIX "|" WORD "|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+|" SPACES },
+  [P_UFAKZEKA] = { WORD "|\\p{N}|" SIGNS "|" SPACES },
+  [P_AFMOE] = { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))",
+                "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+", DEEPSEEK3 },
+  [P_LAGUNA] = { LINES, QWEN2 },
+  [P_EXAONE_MOE] = { SUFFIX "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}"
+                            "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" },
+  [P_LINES] = { LINES },
+  [P_MINICPM5] = { "\\p{N}{1,3}", SUFFIX "|" WORD "|\\p{N}+|" SIGNS "|" SPACES },
+  [P_WHITESPACE] = { "\\S+" },
+  [P_JAIS2] = { SUFFIX "|" WORD "|\\p{N}{1,3}|" SIGNS
+                       "|\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)|\\s{64}(?!\\S)"
+                       "|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)"
+                       "|\\s{1}" },
+  [P_SPARK] = { "\\p{N}{1,3}", CJK,
+                DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+|[\\r\\n]|\\s+(?!\\S)|\\s+", "\\p{N}" },
+  [P_YOUTU] = { "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+                CASED(SUFFIX "?", "\\p{N}") },
+};
+
+/* What a name says besides its patterns. */
+enum { MERGELESS = 1, BOS = 2, SEP = 4, RAW = 8, ESCAPE = 16 };
+
+static const struct {
+  const char *name;
+  pre pre;
+  int flags;
+} names[] = {
+  { "default", P_DEFAULT, 0 },
+  { "llama3", P_LLAMA3, MERGELESS | BOS },
+  { "llama-v3", P_LLAMA3, MERGELESS | BOS },
+  { "llama-bpe", P_LLAMA3, MERGELESS | BOS },
+  { "falcon3", P_LLAMA3, MERGELESS | BOS },
+  { "falcon-h1", P_LLAMA3, MERGELESS | BOS },
+  { "pixtral", P_LLAMA3, MERGELESS | BOS },
+  { "midm-2.0", P_LLAMA3, MERGELESS | BOS },
+  { "lfm2", P_LLAMA3, MERGELESS | BOS },
+  { "jina-v5-nano", P_LLAMA3, MERGELESS | BOS },
+  { "dbrx", P_LLAMA3, 0 },
+  { "smaug-bpe", P_LLAMA3, 0 },
+  { "chatglm-bpe", P_LLAMA3, 0 },
+  { "glm4", P_LLAMA3, MERGELESS },
+  { "glm5", P_LLAMA3, MERGELESS },
+  { "qwen2", P_QWEN2, 0 },
+  { "deepseek-r1-qwen", P_QWEN2, 0 },
+  { "kormo", P_QWEN2, 0 },
+  { "f2llmv2", P_QWEN2, 0 },
+  { "megrez", P_QWEN2, 0 },
+  { "stablelm2", P_QWEN2, 0 },
+  { "hunyuan", P_QWEN2, 0 },
+  { "solar-open", P_QWEN2, 0 },
+  { "grok-2", P_QWEN2, 0 },
+  { "qwen35", P_QWEN35, 0 },
+  { "gpt-2", P_GPT2, 0 },
+  { "phi-2", P_GPT2, 0 },
+  { "mpt", P_GPT2, 0 },
+  { "olmo", P_GPT2, 0 },
+  { "jais", P_GPT2, 0 },
+  { "trillion", P_GPT2, 0 },
+  { "granite-docling", P_GPT2, 0 },
+  { "exaone4", P_GPT2, 0 },
+  { "jina-es", P_GPT2, 0 },
+  { "jina-de", P_GPT2, 0 },
+  { "jina-v2-es", P_GPT2, 0 },
+  { "jina-v2-de", P_GPT2, 0 },
+  { "gigachat", P_GPT2, 0 },
+  { "a.x-4.0", P_GPT2, 0 },
+  { "mellum", P_GPT2, 0 },
+  { "modern-bert", P_GPT2, 0 },
+  { "jina-v1-en", P_GPT2, SEP },
+  { "jina-v2-code", P_GPT2, SEP },
+  { "roberta-bpe", P_GPT2, SEP },
+  { "gpt-4o", P_GPT4O, 0 },
+  { "llama4", P_GPT4O, 0 },
+  { "kanana2", P_GPT4O, 0 },
+  { "talkie", P_GPT4O, 0 },
+  { "minimax-m2", P_GPT4O, 0 },
+  { "granite-embed-multi-97m", P_GPT4O, MERGELESS },
+  { "tekken", P_TEKKEN, MERGELESS | BOS },
+  { "deepseek-llm", P_DEEPSEEK_LLM, 0 },
+  { "deepseek-coder", P_DEEPSEEK_CODER, 0 },
+  { "deepseek-v3", P_DEEPSEEK3, 0 },
+  { "hunyuan-dense", P_DEEPSEEK3, 0 },
+  { "hy_v4", P_DEEPSEEK3, 0 },
+  { "joyai-llm", P_DEEPSEEK3, 0 },
+  { "starcoder", P_STARCODER, 0 },
+  { "refact", P_STARCODER, 0 },
+  { "command-r", P_STARCODER, 0 },
+  { "smollm", P_STARCODER, 0 },
+  { "codeshell", P_STARCODER, 0 },
+  { "exaone", P_STARCODER, 0 },
+  { "minerva-7b", P_STARCODER, 0 },
+  { "mellum2", P_STARCODER, 0 },
+  { "falcon", P_FALCON, 0 },
+  { "bloom", P_BLOOM, 0 },
+  { "poro-chat", P_BLOOM, 0 },
+  { "gpt3-finnish", P_BLOOM, 0 },
+  { "viking", P_VIKING, 0 },
+  { "chameleon", P_CHAMELEON, BOS },
+  { "tiny_aya", P_TINY_AYA, 0 },
+  { "cohere2moe", P_TINY_AYA, 0 },
+  { "kimi-k2", P_KIMI, 0 },
+  { "superbpe", P_SUPERBPE, 0 },
+  { "bailingmoe", P_BAILING, 0 },
+  { "bailingmoe2", P_BAILING, 0 },
+  { "llada-moe", P_BAILING, 0 },
+  { "seed-coder", P_SEED_CODER, 0 },
+  { "ufakzeka", P_UFAKZEKA, 0 },
+  { "afmoe", P_AFMOE, 0 },
+  { "laguna", P_LAGUNA, 0 },
+  { "exaone-moe", P_EXAONE_MOE, 0 },
+  { "gemma4", P_LINES, RAW | ESCAPE },
+  { "granite-embed-multi-311m", P_LINES, RAW | ESCAPE },
+  { "sarvam-moe", P_LINES, RAW | ESCAPE },
+  { "minicpm5", P_MINICPM5, MERGELESS },
+  { "whitespace", P_WHITESPACE, RAW },
+  { "jais-2", P_JAIS2, 0 },
+  { "spark2_5", P_SPARK, 0 },
+  { "youtu", P_YOUTU, MERGELESS },
+};
+
+peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
+                                  peri__pre_facts *facts) {
+  size_t k = 0, count = sizeof names / sizeof *names;
+  while (k < count && strcmp(names[k].name, name) != 0) k++;
+  if (k == count)
+    return peri__fail(ctx, PERI_EFORMAT, "unknown pre-tokenizer \"%.100s\" (tokenizer.ggml.pre)",
+                      name);
+  peri__splitter *s;
+  TRY(peri__splitter_new(ctx, &s));
+  for (int i = 0; i < PATTERNS && lists[names[k].pre][i] != NULL; i++) {
+    const char *pattern = lists[names[k].pre][i];
+    peri_status status =
+        peri__add_pattern(s, pattern, strlen(pattern), PERI__ISOLATED, false);
+    if (status != PERI_OK) {
+      peri__splitter_free(s);
+      return status;
+    }
+  }
+  int flags = names[k].flags;
+  s->byte_level = !(flags & RAW);
+  if (facts != NULL)
+    *facts = (peri__pre_facts){ .byte_level = s->byte_level,
+                                .ignore_merges = flags & MERGELESS,
+                                .escape_spaces = flags & ESCAPE,
+                                .add_bos = flags & BOS,
+                                .add_sep = flags & SEP };
+  *out = s;
+  return PERI_OK;
+}
