@@ -10,13 +10,13 @@
 #include <string.h>
 
 enum {
-  KC = 512,             /* steps of k in a block: panels of A and B stay in L2 */
+  KC = 768,             /* steps of k in a block: panels of A and B stay in L2 */
   MC = 192,             /* rows that share one privately packed panel of B */
   FEW_ROWS = 256,       /* up to here threads share columns only, and pack B each for itself */
   KO = 1536,            /* steps packed at once by the shared form */
   ROOM = 1 << 20,       /* and floats of each operand */
   MB = 96,              /* most rows of its tasks */
-  NB_BYTES = 400000,    /* of packed B that one task of the shared form walks for each panel of A */
+  NB_BYTES = 700000,    /* of packed B that one task of the shared form walks for each panel of A */
   SMALL = 1 << 17,      /* multiply-adds below which waking another thread does not pay */
   PACK_GRAIN = 1 << 13, /* elements of a packing task */
   BARE_ROWS = 512,      /* up to here and BARE_COLS columns, packing B for a transposed A does */
@@ -318,7 +318,7 @@ static void cut (job *s, int threads) {
   int64_t rows = s->i1 - s->i0, cols = s->j1 - s->j0, kc = most(least(s->kb, KC), 1);
   s->nb = even(cols, most(1, NB_BYTES / (4 * s->nr * kc)) * s->nr, s->nr);
   int64_t nblocks = (cols + s->nb - 1) / s->nb;
-  int64_t want = most(1, 8 * threads / nblocks); /* blocks of rows, for an even end */
+  int64_t want = most(1, 64 * threads / nblocks); /* blocks of rows, for an even end */
   int64_t least_rows = SMALL / 2 / (s->nb * most(s->kb, 1));
   s->mb = up(least(MB, most((rows + want - 1) / want, least_rows)), s->mr);
   s->mblocks = (rows + s->mb - 1) / s->mb;

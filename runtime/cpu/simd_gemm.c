@@ -257,33 +257,31 @@ static void pack_b (int64_t k, int64_t n, const float *b, int64_t brs, int64_t b
   }
 }
 
+/* 4 steps of 4 rows */
+INLINE void pack_quad (const float *a, int64_t ars, float *out, int64_t m) {
+  v4 r0 = *(const v4u *)a, r1 = *(const v4u *)(a + ars);
+  v4 r2 = *(const v4u *)(a + 2 * ars), r3 = *(const v4u *)(a + 3 * ars);
+  v4 x = SHUFFLE(r0, r1, 0, 4, 1, 5), y = SHUFFLE(r2, r3, 0, 4, 1, 5);
+  v4 z = SHUFFLE(r0, r1, 2, 6, 3, 7), w = SHUFFLE(r2, r3, 2, 6, 3, 7);
+  *(v4u *)out = SHUFFLE(x, y, 0, 1, 4, 5);
+  *(v4u *)(out + m) = SHUFFLE(x, y, 2, 3, 6, 7);
+  *(v4u *)(out + 2 * m) = SHUFFLE(z, w, 0, 1, 4, 5);
+  *(v4u *)(out + 3 * m) = SHUFFLE(z, w, 2, 3, 6, 7);
+}
+
 static void pack_a (int64_t m, int64_t k, const float *a, int64_t ars, int64_t acs, float *out) {
   if (ars == 1 && m == MR) {
     for (int64_t p = 0; p < k; p++, a += acs, out += MR) memcpy(out, a, MR * sizeof *a);
     return;
   }
-  int64_t i = 0;
-  for (; i + 4 <= m; i += 4) {
-    const float *r = a + i * ars;
-    float *o = out + i;
-    int64_t p = 0;
-    if (acs == 1) {
-      for (; p + 4 <= k; p += 4) {
-        v4 r0 = *(const v4u *)(r + p), r1 = *(const v4u *)(r + p + ars);
-        v4 r2 = *(const v4u *)(r + p + 2 * ars), r3 = *(const v4u *)(r + p + 3 * ars);
-        v4 x = SHUFFLE(r0, r1, 0, 4, 1, 5), y = SHUFFLE(r2, r3, 0, 4, 1, 5);
-        v4 z = SHUFFLE(r0, r1, 2, 6, 3, 7), w = SHUFFLE(r2, r3, 2, 6, 3, 7);
-        *(v4u *)(o + p * m) = SHUFFLE(x, y, 0, 1, 4, 5);
-        *(v4u *)(o + (p + 1) * m) = SHUFFLE(x, y, 2, 3, 6, 7);
-        *(v4u *)(o + (p + 2) * m) = SHUFFLE(z, w, 0, 1, 4, 5);
-        *(v4u *)(o + (p + 3) * m) = SHUFFLE(z, w, 2, 3, 6, 7);
-      }
-    }
-    for (; p < k; p++)
-      for (int64_t s = 0; s < 4; s++) o[p * m + s] = r[s * ars + p * acs];
-  }
+  int64_t i = m / 4 * 4, p = 0;
+  if (acs == 1) /* all rows side by side: a line of out is written while it is near */
+    for (; p + 4 <= k; p += 4)
+      for (int64_t g = 0; g < i; g += 4) pack_quad(a + g * ars + p, ars, out + p * m + g, m);
+  for (; p < k; p++)
+    for (int64_t s = 0; s < i; s++) out[p * m + s] = a[s * ars + p * acs];
   for (; i < m; i++)
-    for (int64_t p = 0; p < k; p++) out[p * m + i] = a[i * ars + p * acs];
+    for (p = 0; p < k; p++) out[p * m + i] = a[i * ars + p * acs];
 }
 
 #define ROW(kind, mr) [mr] = { NULL, kind##_##mr##_1, kind##_##mr##_2 }
