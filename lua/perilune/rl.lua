@@ -1,6 +1,7 @@
 -- rl.lua - reinforcement learning of language models: rollouts, the reward contract, credit, the
 -- clipped objective. Everything works on whole batches; the algorithm stays in the recipe.
 local peri = require "perilune"
+local data = require "perilune.data"
 
 local M = {}
 
@@ -56,20 +57,35 @@ local function step_tensors(steps, width)
   return peri.tensor(r, "f32"), peri.tensor(covered, "f32")
 end
 
+-- Prompts as one tensor, padded on the left. A prompt is a text, or a list of messages for the chat
+-- template of the tokenizer.
+local function prompt_batch(tokenizer, rows)
+  local prompts, chat = {}, false
+  for i, row in ipairs(rows) do
+    prompts[i] = row.prompt
+    chat = chat or type(row.prompt) == "table"
+  end
+  if not chat then return tokenizer:batch(prompts) end
+  for i, prompt in ipairs(prompts) do
+    prompts[i] = tokenizer:encode_chat(prompt, { add_generation_prompt = true, tools = rows[i].tools })
+  end
+  return data.pad(prompts, { side = "left", value = tokenizer.pad or tokenizer.eos })
+end
+
 --- Sample completions of prompts and score them.
 --- @param model table  see perilune.models.llama
 --- @param tokenizer table  see perilune.text
---- @param rows table[]  each with .prompt (string)
+--- @param rows table[]  each with .prompt: a text, or messages for the tokenizer's chat template
 --- @param reward function  see M.score
 --- @param opts table  group (completions of each prompt), and options of generate
 --- @return table batch  rows, texts, ids (B, P + N) i64, from (P + 1), start (B) or nil,
 --- logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]), and with step rewards
 --- steps (B, N) f32 and covered (B, N) f32
 function M.rollout(model, tokenizer, rows, reward, opts)
-  local prompts, group = {}, opts.group
-  for i, row in ipairs(rows) do prompts[i] = row.prompt end
-  local ids, prompt_mask = tokenizer:batch(prompts)
-  local how = { samples = group, stop = tokenizer.eos, pad = tokenizer.pad, prompt_mask = prompt_mask }
+  local group = opts.group
+  local ids, prompt_mask = prompt_batch(tokenizer, rows)
+  local how = { samples = group, stop = tokenizer.eos_ids or tokenizer.eos, pad = tokenizer.pad or tokenizer.eos,
+                prompt_mask = prompt_mask }
   for k, v in pairs(opts) do if k ~= "group" then how[k] = v end end
   local out = model:generate(ids, how)
   local lists, lengths = out.tokens:tolist(), out.mask:to("i64"):sum(2):tolist()
@@ -144,6 +160,66 @@ function M.parts(rows, size)
       if type(value) == "userdata" then part[key] = value:narrow(1, at, part.n) end
     end
     return part
+  end, nil, nil, closing
+end
+
+--- Log-probabilities and entropies of completions of one prompt, which is read once for all of them and
+--- gets its gradient once: the same numbers as model:token_logprobs of every whole sequence.
+--- @param model table  causal model of perilune.models
+--- @param prompt perilune.Tensor  (1, P) i64
+--- @param completions perilune.Tensor  (B, N) i64; -100 where there is none
+--- @param opts table?  temperature (1)
+--- @return perilune.Tensor logp  (B, N) f32, 0 at -100
+--- @return perilune.Tensor entropy  (B, N) f32, nats
+function M.completion_logprobs(model, prompt, completions, opts)
+  local batch, count, length = completions:size(1), completions:size(2), prompt:size(2)
+  local seen = { k = {}, v = {} }
+  local hidden = model:forward(prompt, { collect = seen }):narrow(2, length, 1):expand { batch, -1, -1 } -- (B, 1, D)
+  if count > 1 then
+    local ids = completions:narrow(2, 1, count - 1):clamp(0) -- what is behind the end is never looked at
+    local positions = peri.arange(length, length + count - 1)
+    hidden = peri.cat({ hidden, model:forward(ids, { prefix = seen, positions = positions }) }, 2) -- (B, N, D)
+  end
+  return model:token_logprob(hidden, completions, opts and opts.temperature)
+end
+
+--- for part in rl.group_parts(batch, advantage, weight, size) do: completions of one prompt at a time that
+--- can teach something, at most `size` of them, for completion_logprobs; each turn a memory scope.
+--- @param batch table  of M.rollout
+--- @param advantage perilune.Tensor  (B, N)
+--- @param weight perilune.Tensor  (B, N)
+--- @param size integer
+--- @param all boolean?  also those whose advantage is 0
+function M.group_parts(batch, advantage, weight, size, all)
+  local signal = (all and weight or advantage:mul(weight)):abs():max(2):gt(0):tolist()
+  local starts = batch.start and batch.start:tolist()
+  local parts = {}
+  for first = 1, #signal, batch.group do
+    local list
+    for i = first, first + batch.group - 1 do
+      if signal[i] then
+        if not list or #list == size then
+          list = {}
+          parts[#parts + 1] = list
+        end
+        list[#list + 1] = i
+      end
+    end
+  end
+  local advance, state, turn, closing = peri.steps(#parts)
+  return function ()
+    turn = advance(state, turn)
+    if not turn then return nil end
+    local list, longest = parts[turn], 0
+    for _, i in ipairs(list) do longest = math.max(longest, #batch.tokens[i]) end
+    local rows, pads = peri.tensor(list, "i64"):sub(1), starts and starts[list[1]] or 0
+    local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
+    local ids, from = batch.ids, batch.from
+    local mask = pick(batch.mask)
+    local completions = pick(ids:narrow(2, from, ids:size(2) - from + 1)):masked_fill(mask:eq(0), -100)
+    return { n = #list, prompt = ids:narrow(1, list[1], 1):narrow(2, pads + 1, from - 1 - pads),
+             completions = completions, logprobs = pick(batch.logprobs), advantage = pick(advantage),
+             weight = pick(weight) }
   end, nil, nil, closing
 end
 

@@ -197,6 +197,9 @@ end
 
 function Stepper:state() return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen } end
 
-function Stepper:set_state(s) self.at, self.epoch, self.used, self.seen = s.at, s.epoch, s.used, s.seen end
+function Stepper:set_state(s)
+  self.at, self.epoch, self.used, self.seen = s.at, s.epoch, s.used, s.seen
+  return self
+end
 
 return M

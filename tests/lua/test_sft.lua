@@ -1,0 +1,224 @@
+-- Supervised fine-tuning: row formats, packing, one divisor for the whole update; and the shared prompt of
+-- a GRPO group.
+local lu = require "luaunit"
+local peri = require "perilune"
+local models, optim, sft, rl = require "perilune.models", require "perilune.optim", require "perilune.post.sft",
+  require "perilune.rl"
+local rows = require "perilune.post.rows"
+
+local BASE = "tests/data/hf_tiny/llama"
+
+-- A tokenizer of bytes: 0 pads, 1 ends, 2.. are bytes; a chat is <role:content> after <role:content>.
+local tok = { pad = 0, eos = 1, size = 258 }
+function tok:encode(text) -- luacheck: ignore 212
+  local ids = {}
+  for i = 1, #text do ids[i] = text:byte(i) + 2 end
+  return ids
+end
+function tok:encode_chat(messages, opts)
+  local ids, mask = {}, {}
+  local function put(text, on)
+    for _, id in ipairs(self:encode(text)) do
+      ids[#ids + 1], mask[#mask + 1] = id, on
+    end
+  end
+  for _, m in ipairs(messages) do
+    put("<" .. m.role .. ":", 0)
+    put(m.content .. ">", m.role == "assistant" and 1 or 0)
+  end
+  if opts.add_generation_prompt then put("<assistant:", 0) end
+  return ids, mask
+end
+
+local function text_of(ids, mask)
+  local out = {}
+  for i, id in ipairs(ids) do
+    if not mask or mask[i] == 1 then out[#out + 1] = id >= 2 and string.char(id - 2) or "$" end
+  end
+  return table.concat(out)
+end
+
+local function user(text) return { role = "user", content = text } end
+local function assistant(text) return { role = "assistant", content = text } end
+
+TestRows = {}
+
+function TestRows.test_every_format_is_known_by_its_keys()
+  local cases = {
+    { "language_modeling", false, { text = "a" } }, { "language_modeling", true, { messages = {} } },
+    { "prompt_only", false, { prompt = "a" } }, { "prompt_only", true, { prompt = { user "a" } } },
+    { "prompt_completion", false, { prompt = "a", completion = "b" } },
+    { "prompt_completion", true, { prompt = { user "a" }, completion = { assistant "b" } } },
+    { "preference", false, { prompt = "a", chosen = "b", rejected = "c" } },
+    { "preference", false, { chosen = "a b", rejected = "a c" } },
+    { "preference", true, { chosen = { user "a", assistant "b" }, rejected = { user "a", assistant "c" } } },
+    { "unpaired_preference", false, { prompt = "a", completion = "b", label = true } },
+    { "stepwise_supervision", false, { prompt = "a", completions = { "b" }, labels = { true } } },
+  }
+  for _, c in ipairs(cases) do
+    local kind, chat = rows.kind(c[3])
+    lu.assertEquals({ kind, chat }, { c[1], c[2] })
+  end
+  local kind, message = rows.kind { question = "a", answer = "b" }
+  lu.assertNil(kind)
+  lu.assertStrContains(message, "answer, question")
+end
+
+function TestRows.test_only_what_the_assistant_says_is_learned()
+  local e = rows.encode(tok, { messages = { user "hi", assistant "yes", user "go", assistant "no" } })
+  lu.assertEquals(text_of(e.ids), "<user:hi><assistant:yes><user:go><assistant:no>")
+  lu.assertEquals(text_of(e.ids, e.mask), "yes>no>")
+end
+
+function TestRows.test_only_the_completion_is_learned()
+  local e = rows.encode(tok, { prompt = "2+2=", completion = "4" })
+  lu.assertEquals(text_of(e.ids), "2+2=4$")
+  lu.assertEquals(text_of(e.ids, e.mask), "4$")
+  e = rows.encode(tok, { prompt = "2+2=", completion = "4" }, { completion_only = false })
+  lu.assertEquals(text_of(e.ids, e.mask), "2+2=4$")
+  e = rows.encode(tok, { prompt = { user "hi" }, completion = { assistant "yes" } })
+  lu.assertEquals(text_of(e.ids), "<user:hi><assistant:yes>")
+  lu.assertEquals(text_of(e.ids, e.mask), "yes>")
+end
+
+function TestRows.test_preferences_find_their_prompt()
+  local e = rows.encode(tok, { chosen = "The sky is blue.", rejected = "The sky is green." })
+  lu.assertEquals({ text_of(e.prompt), text_of(e.chosen), text_of(e.rejected) }, { "The sky is", " blue.$", " green.$" })
+  e = rows.encode(tok, { chosen = { user "a", assistant "b" }, rejected = { user "a", assistant "c" } })
+  lu.assertEquals({ text_of(e.prompt), text_of(e.chosen), text_of(e.rejected) }, { "<user:a><assistant:", "b>", "c>" })
+end
+
+function TestRows.test_rows_without_an_answer_are_refused_by_number()
+  lu.assertErrorMsgContains("row 2 is of the format prompt_only", rows.examples, tok, { { text = "a b" }, { prompt = "c" } })
+  lu.assertErrorMsgContains("row 1", rows.examples, tok, { { question = "a" } })
+end
+
+TestSFT = {}
+
+-- Examples with numbers below the tiny model's vocabulary.
+local function examples(n)
+  local list = {}
+  for i = 1, n do
+    local e = { ids = {}, mask = {} }
+    for k = 1, 4 + i * 5 % 7 do e.ids[k], e.mask[k] = (i * 7 + k * 3) % 50, k > 2 and 1 or 0 end
+    list[i] = e
+  end
+  return list
+end
+
+function TestSFT.test_packing_is_best_fit_decreasing()
+  local list = {}
+  for i, n in ipairs { 6, 3, 5, 2, 4 } do list[i] = { ids = table.pack(string.rep("x", n):byte(1, n)) } end
+  lu.assertEquals(sft.pack(list, 10), { { 1, 5 }, { 3, 2, 4 } })
+  lu.assertErrorMsgContains("example 1 has 6 tokens", sft.pack, list, 5)
+end
+
+local function loss_and_gradients(model, list)
+  local batch = sft.batch(list, 0)
+  local loss = sft.loss(model, batch):div(batch.learned)
+  loss:backward()
+  local grads = {}
+  for i, p in ipairs(model:parameters()) do
+    grads[i] = p.grad
+    p:zero_grad()
+  end
+  return loss:item(), grads, batch.learned
+end
+
+-- The same sums in another order: 1e-5 of the largest gradient.
+function TestSFT.test_packed_rows_do_not_see_each_other()
+  local model, list = assert(models.load(BASE)), examples(6)
+  local apart, packed = {}, {}
+  for i, e in ipairs(list) do apart[i] = { e } end
+  for i, bin in ipairs(sft.pack(list, 24)) do
+    packed[i] = {}
+    for k, index in ipairs(bin) do packed[i][k] = list[index] end
+  end
+  lu.assertTrue(#packed < #apart)
+  local a, ga, na = loss_and_gradients(model, apart)
+  local b, gb, nb = loss_and_gradients(model, packed)
+  lu.assertEquals(na, nb)
+  lu.assertAlmostEquals(a, b, 1e-6)
+  for i, g in ipairs(ga) do
+    lu.assertTrue(g:sub(gb[i]):abs():max():item() <= 1e-5 * math.max(g:abs():max():item(), 1e-3))
+  end
+end
+
+-- Micro-batches of unlike length add up to the gradient of the whole, because the divisor is the whole's.
+function TestSFT.test_accumulation_divides_by_the_tokens_of_the_update()
+  local list, norms, losses = examples(8), {}, {}
+  for i, cut in ipairs { { 8, 1 }, { 2, 4 }, { 1, 8 } } do
+    local model = assert(models.load(BASE))
+    local opt = optim.SGD(model:parameters(), { lr = 0 })
+    local row = sft.new { model = model, optimizer = opt, examples = list, batch_size = cut[1], accumulate = cut[2] }:step()
+    norms[i], losses[i] = row.grad_norm, row.loss
+  end
+  for i = 2, 3 do
+    lu.assertAlmostEquals(losses[i], losses[1], 1e-5)
+    lu.assertAlmostEquals(norms[i], norms[1], 1e-5 * norms[1])
+  end
+end
+
+function TestSFT.test_checkpointing_changes_no_gradient()
+  local list = { examples(3) }
+  local model = assert(models.load(BASE))
+  local a, ga = loss_and_gradients(model, list)
+  local b, gb = loss_and_gradients(model:checkpointing(true), list)
+  lu.assertEquals(a, b)
+  for i, g in ipairs(ga) do lu.assertEquals(g:sub(gb[i]):abs():max():item(), 0) end
+end
+
+function TestSFT.test_loss_falls_and_a_stepper_goes_on_where_it_was()
+  local function run(stop)
+    local model = assert(models.load(BASE))
+    local opt = optim.AdamW(model:parameters(), { lr = 1e-3 })
+    local how = { model = model, optimizer = opt, examples = examples(7), batch_size = 2, packing = true, max_length = 16 }
+    local stepper, first, last = sft.new(how), nil, nil
+    for step = 1, 12 do
+      if step == stop then
+        stepper = sft.new(how):set_state(peri.json.decode(peri.json.encode(stepper:state())))
+      end
+      last = stepper:step()
+      first = first or last
+    end
+    lu.assertTrue(last.epoch > 1)
+    lu.assertTrue(last.loss < first.loss - 0.3)
+    return last.loss
+  end
+  lu.assertEquals(run(5), run())
+end
+
+TestSharedPrompt = {}
+
+-- Sampled, trained with whole sequences, or with the prompt read once: the same bits; gradients are the same
+-- sums in another order.
+function TestSharedPrompt.test_equals_whole_sequences()
+  local model = assert(models.load(BASE))
+  local ids = assert(peri.safetensors.load(BASE .. "/io.safetensors")).input_ids
+  local prompts, mask = ids:narrow(2, 1, 5), peri.ones({ 2, 5 }, "bool")
+  mask:set(2, 1, false)
+  local fake = { eos = 3, pad = 0, decode = function () return "" end, batch = function () return prompts, mask end }
+  peri.seed(4)
+  local batch = rl.rollout(model, fake, { { prompt = "a" }, { prompt = "b" } },
+    function (_, _, tokens) return #tokens + tokens[1] % 5 end, { group = 3, max_new_tokens = 6 })
+  local advantage, weight = rl.advantages(batch)
+  local count, before = 0, {}
+  for part in rl.group_parts(batch, advantage, weight, 2) do
+    local logp = rl.completion_logprobs(model, part.prompt, part.completions)
+    lu.assertEquals(logp:detach():sub(part.logprobs:mul(part.weight)):abs():max():item(), 0)
+    logp:mul(part.advantage):sum():backward()
+    count = count + part.n
+  end
+  for i, p in ipairs(model:parameters()) do
+    before[i] = p.grad
+    p:zero_grad()
+  end
+  local rest = rl.with_signal(batch, advantage, weight)
+  lu.assertEquals(count, rest.n)
+  for part in rl.parts(rest, 8) do
+    model:token_logprobs(part.ids, part.from, { start = part.start }):mul(part.advantage):sum():backward()
+  end
+  for i, p in ipairs(model:parameters()) do
+    lu.assertTrue(p.grad:sub(before[i]):abs():max():item() <= 1e-5 * p.grad:abs():max():item())
+  end
+end
