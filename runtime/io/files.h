@@ -49,6 +49,8 @@ peri_status peri__output_begin (peri_ctx *ctx, const char *path, peri__output *o
 peri_status peri__output_write (peri__output *o, const void *src, size_t n);
 peri_status peri__output_commit (peri__output *o); /* on failure: as after abort */
 void peri__output_abort (peri__output *o);         /* after commit or abort a no-op */
+/* The elements of t in row-major order (quantised ones as they are): io/tensor_out.c */
+peri_status peri__output_tensor (peri__output *o, const peri_tensor *t);
 
 /* ---- io/manifest.c ---- */
 /* Hash and sync everything in a folder, write its manifest and sync the folder. */

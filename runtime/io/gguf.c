@@ -18,31 +18,6 @@
 
 #define FIRST_READ ((size_t)64 << 10)
 
-typedef struct entry {
-  uint64_t begin; /* of the data, from the data's start */
-  uint32_t at;    /* of the record in the header */
-} entry;
-
-struct peri_gguf {
-  peri_ctx *ctx;
-  char *path;
-  size_t path_size;
-  uint64_t size; /* of the file */
-  int version;
-  int64_t alignment, n, nvalues;
-  uint64_t data_at;
-  uint32_t *values, *values_by_key; /* offsets of keys; positions in values */
-  entry *entries;                   /* by begin */
-  uint32_t *entries_by_name;
-  const unsigned char *header; /* from the file's start on: mapped, the caller's or buffer */
-  uint64_t have;               /* bytes at header */
-  unsigned char *buffer;
-  size_t buffer_size;
-  int fd; /* -1: none */
-  peri__map *map;
-  const unsigned char *memory; /* the file when parsed from memory, else NULL */
-};
-
 /* Reading the header: the position, and what is being read, for messages. */
 typedef struct reader {
   peri_gguf *f;
@@ -154,11 +129,6 @@ static peri_status read_name (reader *r, const char *what, uint64_t most, uint32
   return PERI_OK;
 }
 
-/* The text that begins at a byte of the checked header. */
-static peri_gguf_text text_at (const peri_gguf *f, uint64_t at) {
-  return (peri_gguf_text){ (const char *)f->header + at + 8, (size_t)load64(f->header + at) };
-}
-
 /* ---- values ---- */
 
 static peri_status read_type (reader *r, const char *what, peri_gguf_type *out) {
@@ -200,7 +170,7 @@ static peri_status skip (reader *r, peri_gguf_type type, uint64_t count, int dep
       TRY(read_text(r, "a text", UINT32_MAX, &n));
       continue;
     }
-    peri_gguf_type item;
+    peri_gguf_type item = PERI_GGUF_U8;
     TRY(read_type(r, "the type of an array", &item));
     TRY(read64(r, "the length of an array", &n));
     TRY(skip(r, item, n, depth + 1));
@@ -224,7 +194,7 @@ static peri_status read_values (reader *r) {
   static const char alignment[] = "general.alignment";
   peri_gguf *f = r->f;
   for (r->i = 0; r->i < f->nvalues; r->i++) {
-    peri_gguf_type type;
+    peri_gguf_type type = PERI_GGUF_U8;
     r->key_at = 0;
     TRY(read_name(r, "the key", GGUF_MAX_KEY, &f->values[r->i]));
     uint64_t at = r->at;
@@ -245,7 +215,7 @@ static int compare_texts (peri_gguf_text a, peri_gguf_text b) {
 }
 
 static peri_gguf_text name_of (const peri_gguf *f, bool tensor, uint32_t i) {
-  return text_at(f, tensor ? f->entries[i].at : f->values[i]);
+  return peri__gguf_text_at(f, tensor ? f->entries[i].at : f->values[i]);
 }
 
 static int by_key (void *ud, const void *a, const void *b) {
@@ -275,7 +245,7 @@ static peri_status sort_names (reader *r, bool tensor, uint32_t *perm, int64_t n
   return PERI_OK;
 }
 
-static int64_t find (const peri_gguf *f, bool tensor, const char *name) {
+int64_t peri__gguf_find (const peri_gguf *f, bool tensor, const char *name) {
   const uint32_t *perm = tensor ? f->entries_by_name : f->values_by_key;
   peri_gguf_text want = { name, strlen(name) };
   int64_t lo = 0, hi = tensor ? f->n : f->nvalues;
@@ -293,10 +263,9 @@ static int64_t find (const peri_gguf *f, bool tensor, const char *name) {
 
 /* ---- tensors ---- */
 
-/* The record at a byte of the checked header. */
-static peri_gguf_entry entry_of (const peri_gguf *f, const entry *e, const gguf_kind **kind) {
-  static const gguf_kind none = { "", 1, 0, -1 };
-  peri_gguf_entry v = { .name = text_at(f, e->at), .offset = f->data_at + e->begin };
+peri_gguf_entry peri__gguf_entry_at (const peri_gguf *f, const gguf_entry *e) {
+  static const gguf_kind none = { "unknown", 1, 0, -1 };
+  peri_gguf_entry v = { .name = peri__gguf_text_at(f, e->at), .offset = f->data_at + e->begin };
   const unsigned char *p = f->header + e->at + 8 + v.name.n;
   v.ndim = (int)load32(p);
   uint64_t numel = 1;
@@ -305,16 +274,17 @@ static peri_gguf_entry entry_of (const peri_gguf *f, const entry *e, const gguf_
     numel *= (uint64_t)v.shape[v.ndim - 1 - i]; /* was checked not to overflow */
   }
   uint32_t type = load32(p + 4 + 8 * v.ndim);
-  *kind = type < GGUF_NKIND && peri__gguf_kind[type].bytes != 0 ? &peri__gguf_kind[type] : &none;
-  v.type = *kind == &none ? "unknown" : (*kind)->name;
-  v.supported = (*kind)->dtype >= 0;
-  if (v.supported) v.dtype = (peri_dtype)(*kind)->dtype;
-  v.bytes = numel / (*kind)->elements * (*kind)->bytes;
+  const gguf_kind *kind = type < GGUF_NKIND ? &peri__gguf_kind[type] : &none;
+  if (kind->bytes == 0) kind = &none;
+  v.type = kind->name;
+  v.supported = kind->dtype >= 0;
+  if (v.supported) v.dtype = (peri_dtype)kind->dtype;
+  v.bytes = numel / kind->elements * kind->bytes;
   return v;
 }
 
 /* One record; everything that can be checked without the others is. */
-static peri_status read_tensor (reader *r, entry *e) {
+static peri_status read_tensor (reader *r, gguf_entry *e) {
   uint32_t ndim, type;
   uint64_t at, offset;
   int64_t size = 1, first = 1, bytes;
@@ -359,7 +329,7 @@ static peri_status read_tensor (reader *r, entry *e) {
 }
 
 static int by_begin (void *ud, const void *a, const void *b) {
-  const entry *x = a, *y = b;
+  const gguf_entry *x = a, *y = b;
   (void)ud;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
   return x->at < y->at ? -1 : x->at > y->at;
@@ -368,15 +338,14 @@ static int by_begin (void *ud, const void *a, const void *b) {
 /* Every tensor within the file, behind the one before. */
 static peri_status check_layout (reader *r) {
   peri_gguf *f = r->f;
-  const gguf_kind *kind;
   uint64_t at = r->at, data, end = 0;
   data = (at + (uint64_t)f->alignment - 1) / (uint64_t)f->alignment * (uint64_t)f->alignment;
   f->data_at = data < f->size ? data : f->size; /* without tensors the padding may be missing */
   peri__sort(f->entries, (size_t)f->n, sizeof *f->entries, by_begin, NULL);
   r->what = "tensor";
   for (r->i = 0; r->i < f->n; r->i++) {
-    const entry *e = &f->entries[r->i];
-    peri_gguf_entry v = entry_of(f, e, &kind);
+    const gguf_entry *e = &f->entries[r->i];
+    peri_gguf_entry v = peri__gguf_entry_at(f, e);
     r->key_at = e->at + 8;
     r->key_size = v.name.n;
     if (e->begin < end)
@@ -440,7 +409,7 @@ static peri_status no_memory (const peri_gguf *f, uint64_t n, const char *what) 
 
 static peri_status read_header (peri_gguf *f) {
   reader r = { .f = f };
-  uint64_t n, nvalues;
+  uint64_t n = 0, nvalues = 0;
   TRY(read_start(&r, &n, &nvalues));
   TRY(check_count(&r, 16, "values", nvalues, GGUF_MAX_VALUES, 8 + 1 + 4 + 1));
   TRY(check_count(&r, 8, "tensors", n, GGUF_MAX_TENSORS, 8 + 1 + 4 + 4 + 8));
@@ -521,6 +490,17 @@ peri_status peri_gguf_parse (peri_ctx *ctx, const void *data, size_t size, peri_
   return PERI_OK;
 }
 
+peri_status peri__gguf_check (peri_ctx *ctx, const char *path, const void *header, size_t n,
+                              uint64_t size) {
+  peri_gguf *f;
+  TRY(new_handle(ctx, path, size, &f));
+  f->header = header;
+  f->have = n;
+  peri_status s = read_header(f);
+  peri_gguf_close(f);
+  return s;
+}
+
 void peri_gguf_close (peri_gguf *f) {
   if (f == NULL) return;
   peri_ctx *ctx = f->ctx;
@@ -533,215 +513,4 @@ void peri_gguf_close (peri_gguf *f) {
   peri__free(ctx, f->buffer, f->buffer_size);
   peri__free(ctx, f->path, f->path_size);
   peri__free(ctx, f, sizeof *f);
-}
-
-/* ---- what is asked for later ---- */
-
-int peri_gguf_version (const peri_gguf *f) { return f->version; }
-int64_t peri_gguf_alignment (const peri_gguf *f) { return f->alignment; }
-int64_t peri_gguf_nvalues (const peri_gguf *f) { return f->nvalues; }
-int64_t peri_gguf_count (const peri_gguf *f) { return f->n; }
-int64_t peri_gguf_find (const peri_gguf *f, const char *key) { return find(f, false, key); }
-int64_t peri_gguf_find_tensor (const peri_gguf *f, const char *name) { return find(f, true, name); }
-
-peri_gguf_entry peri_gguf_entry_at (const peri_gguf *f, int64_t i) {
-  const gguf_kind *kind;
-  return entry_of(f, &f->entries[i], &kind);
-}
-
-/* The value of a type at a byte of the checked header. */
-static peri_gguf_value value_at (const peri_gguf *f, peri_gguf_type type, uint64_t at) {
-  peri_gguf_value v = { .type = type, .count = 1, .offset = at };
-  if (type != PERI_GGUF_ARRAY) return v;
-  v.array = true;
-  v.type = (peri_gguf_type)load32(f->header + at);
-  v.count = (int64_t)load64(f->header + at + 4);
-  v.offset = at + 12;
-  return v;
-}
-
-peri_gguf_value peri_gguf_at (const peri_gguf *f, int64_t i) {
-  peri_gguf_text key = text_at(f, f->values[i]);
-  uint64_t at = f->values[i] + 8 + (uint64_t)key.n;
-  peri_gguf_value v = value_at(f, (peri_gguf_type)load32(f->header + at), at + 4);
-  v.key = key;
-  return v;
-}
-
-static const unsigned char *element (const peri_gguf *f, const peri_gguf_value *v, int64_t i) {
-  size_t size = peri__gguf_size(v->type);
-  if (size == 0 || i < 0 || i >= v->count) return NULL;
-  return f->header + v->offset + (uint64_t)i * size;
-}
-
-bool peri_gguf_int (const peri_gguf *f, const peri_gguf_value *v, int64_t i, int64_t *out) {
-  const unsigned char *p = element(f, v, i);
-  if (p == NULL) return false;
-  switch (v->type) {
-  case PERI_GGUF_U8:
-  case PERI_GGUF_BOOL: *out = *p; return true;
-  case PERI_GGUF_I8: *out = (int8_t)*p; return true;
-  case PERI_GGUF_U16: *out = p[0] | p[1] << 8; return true;
-  case PERI_GGUF_I16: *out = (int16_t)(p[0] | p[1] << 8); return true;
-  case PERI_GGUF_U32: *out = load32(p); return true;
-  case PERI_GGUF_I32: *out = (int32_t)load32(p); return true;
-  case PERI_GGUF_I64: *out = (int64_t)load64(p); return true;
-  case PERI_GGUF_U64: *out = (int64_t)load64(p); return *out >= 0;
-  default: return false;
-  }
-}
-
-bool peri_gguf_num (const peri_gguf *f, const peri_gguf_value *v, int64_t i, double *out) {
-  const unsigned char *p = element(f, v, i);
-  int64_t whole;
-  float single;
-  if (p == NULL) return false;
-  if (v->type == PERI_GGUF_F32) {
-    memcpy(&single, p, sizeof single);
-    *out = single;
-  } else if (v->type == PERI_GGUF_F64) {
-    memcpy(out, p, sizeof *out);
-  } else if (v->type == PERI_GGUF_U64) {
-    *out = (double)load64(p);
-  } else {
-    if (!peri_gguf_int(f, v, i, &whole)) return false;
-    *out = (double)whole;
-  }
-  return true;
-}
-
-bool peri_gguf_string (const peri_gguf *f, const peri_gguf_value *v, peri_gguf_text *out) {
-  if (v->array || v->type != PERI_GGUF_TEXT) return false;
-  *out = text_at(f, v->offset);
-  return true;
-}
-
-/* The byte behind a value of the checked header. */
-static uint64_t end_of (const peri_gguf *f, const peri_gguf_value *v) {
-  uint64_t at = v->offset;
-  size_t size = peri__gguf_size(v->type);
-  if (size != 0) return at + (uint64_t)v->count * size;
-  for (int64_t i = 0; i < v->count; i++) {
-    if (v->type == PERI_GGUF_TEXT) {
-      at += 8 + load64(f->header + at);
-      continue;
-    }
-    peri_gguf_value inner = value_at(f, PERI_GGUF_ARRAY, at);
-    at = end_of(f, &inner);
-  }
-  return at;
-}
-
-bool peri_gguf_next (const peri_gguf *f, const peri_gguf_value *array, peri_gguf_cursor *c,
-                     peri_gguf_value *item) {
-  if (!array->array || c->i >= array->count) return false;
-  if (c->i == 0) c->at = array->offset;
-  *item = value_at(f, array->type, c->at);
-  c->at = end_of(f, item);
-  c->i++;
-  return true;
-}
-
-/* ---- by key ---- */
-
-static peri_status get (const peri_gguf *f, const char *key, bool array, const char *what,
-                        peri_gguf_value *out) {
-  int64_t i = peri_gguf_find(f, key);
-  if (i < 0) return peri__fail(f->ctx, PERI_EINVAL, "%s: there is no value \"%s\"", f->path, key);
-  *out = peri_gguf_at(f, i);
-  if (out->array == array) return PERI_OK;
-  return peri__fail(f->ctx, PERI_EFORMAT, "%s: byte %llu: value \"%s\" is %s, %s is expected",
-                    f->path, (unsigned long long)out->offset, key,
-                    out->array ? "an array" : peri__gguf_type_name(out->type), what);
-}
-
-static peri_status wrong (const peri_gguf *f, const peri_gguf_value *v, const char *what) {
-  return peri__fail(f->ctx, PERI_EFORMAT, "%s: byte %llu: value \"%.*s\" is %s%s, %s is expected",
-                    f->path, (unsigned long long)v->offset, v->key.n > 100 ? 100 : (int)v->key.n,
-                    v->key.s, v->array ? "an array of " : "", peri__gguf_type_name(v->type), what);
-}
-
-peri_status peri_gguf_get_int (const peri_gguf *f, const char *key, int64_t *out) {
-  peri_gguf_value v;
-  TRY(get(f, key, false, "an integer", &v));
-  return peri_gguf_int(f, &v, 0, out) && v.type != PERI_GGUF_BOOL ? PERI_OK
-                                                                  : wrong(f, &v, "an integer");
-}
-
-peri_status peri_gguf_get_num (const peri_gguf *f, const char *key, double *out) {
-  peri_gguf_value v;
-  TRY(get(f, key, false, "a number", &v));
-  return peri_gguf_num(f, &v, 0, out) && v.type != PERI_GGUF_BOOL ? PERI_OK
-                                                                  : wrong(f, &v, "a number");
-}
-
-peri_status peri_gguf_get_bool (const peri_gguf *f, const char *key, bool *out) {
-  peri_gguf_value v;
-  TRY(get(f, key, false, "a bool", &v));
-  if (v.type != PERI_GGUF_BOOL) return wrong(f, &v, "a bool");
-  *out = f->header[v.offset] != 0;
-  return PERI_OK;
-}
-
-peri_status peri_gguf_get_text (const peri_gguf *f, const char *key, peri_gguf_text *out) {
-  peri_gguf_value v;
-  TRY(get(f, key, false, "a text", &v));
-  return peri_gguf_string(f, &v, out) ? PERI_OK : wrong(f, &v, "a text");
-}
-
-peri_status peri_gguf_get_array (const peri_gguf *f, const char *key, peri_gguf_type kind,
-                                 peri_gguf_value *out) {
-  peri_gguf_value v;
-  const char *what = kind == PERI_GGUF_TEXT  ? "an array of texts"
-                     : kind == PERI_GGUF_F32 ? "an array of floats"
-                                             : "an array of integers";
-  TRY(get(f, key, true, what, &v));
-  bool floats = v.type == PERI_GGUF_F32 || v.type == PERI_GGUF_F64;
-  bool good = kind == PERI_GGUF_TEXT  ? v.type == PERI_GGUF_TEXT
-              : kind == PERI_GGUF_F32 ? floats
-                                      : !floats && peri__gguf_size(v.type) != 0;
-  if (!good) return wrong(f, &v, what);
-  *out = v;
-  return PERI_OK;
-}
-
-/* ---- tensors ---- */
-
-peri_status peri_gguf_tensor (peri_gguf *f, int64_t i, peri_tensor **out) {
-  *out = NULL;
-  if (i < 0 || i >= f->n)
-    return peri__fail(f->ctx, PERI_EINVAL, "%s: tensor %lld of %lld", f->path, (long long)i,
-                      (long long)f->n);
-  peri_gguf_entry e = peri_gguf_entry_at(f, i);
-  int name = (int)e.name.n;
-  if (!e.supported)
-    return peri__fail(f->ctx, PERI_ENOSUP,
-                      "%s: byte %llu: type %s of tensor \"%.*s\" is not supported", f->path,
-                      (unsigned long long)f->entries[i].at, e.type, name, e.name.s);
-  size_t unit = peri_dtype_size(e.dtype);
-  const unsigned char *src = f->memory != NULL ? f->memory + e.offset
-                             : f->map != NULL  ? (unsigned char *)f->map->base + e.offset
-                                               : NULL;
-  if (unit == 0) unit = 2; /* blocks hold half floats */
-  if (f->map != NULL && (uintptr_t)src % unit == 0) {
-    TRY(peri_import(f->ctx, e.dtype, e.ndim, e.shape, NULL, (void *)(uintptr_t)src, peri__map_drop,
-                    f->map, out));
-    f->map->refs++;
-    return PERI_OK;
-  }
-  peri_tensor *t;
-  peri_status s = peri_empty(f->ctx, e.dtype, e.ndim, e.shape, &t);
-  if (s != PERI_OK)
-    return peri__fail(f->ctx, s, "%s: tensor \"%.*s\": %s", f->path, name, e.name.s,
-                      f->ctx->message);
-  if (src != NULL)
-    memcpy(peri_data(t), src, (size_t)e.bytes);
-  else
-    s = peri__read_at(f->ctx, f->fd, f->path, e.offset, peri_data(t), (size_t)e.bytes);
-  if (s != PERI_OK) {
-    peri_release(t);
-    return s;
-  }
-  *out = t;
-  return PERI_OK;
 }

@@ -8,6 +8,8 @@
 #ifndef peri_gguf_h
 #define peri_gguf_h
 
+#include <string.h>
+
 #include "io/files.h"
 
 #define GGUF_MAX_VALUES 65536
@@ -31,5 +33,44 @@ typedef struct gguf_kind {
 } gguf_kind;
 #define GGUF_NKIND 41
 extern const gguf_kind peri__gguf_kind[GGUF_NKIND];
+
+typedef struct gguf_entry {
+  uint64_t begin; /* of the data, from the data's start */
+  uint32_t at;    /* of the record in the header */
+} gguf_entry;
+
+struct peri_gguf {
+  peri_ctx *ctx;
+  char *path;
+  size_t path_size;
+  uint64_t size; /* of the file */
+  int version;
+  int64_t alignment, n, nvalues;
+  uint64_t data_at;
+  uint32_t *values, *values_by_key; /* offsets of keys; positions in values */
+  gguf_entry *entries;              /* by begin */
+  uint32_t *entries_by_name;
+  const unsigned char *header; /* from the file's start on: mapped, the caller's or buffer */
+  uint64_t have;               /* bytes at header */
+  unsigned char *buffer;
+  size_t buffer_size;
+  int fd; /* -1: none */
+  peri__map *map;
+  const unsigned char *memory; /* the file when parsed from memory, else NULL */
+};
+
+/* Check a header that is whole in memory, as that of a file of the given size. */
+peri_status peri__gguf_check (peri_ctx *ctx, const char *path, const void *header, size_t n,
+                              uint64_t size);
+/* The text that begins at a byte of the checked header. */
+static inline peri_gguf_text peri__gguf_text_at (const peri_gguf *f, uint64_t at) {
+  uint64_t n;
+  memcpy(&n, f->header + at, sizeof n);
+  return (peri_gguf_text){ (const char *)f->header + at + 8, (size_t)n };
+}
+/* The tensor whose record is at a byte of the header. */
+peri_gguf_entry peri__gguf_entry_at (const peri_gguf *f, const gguf_entry *e);
+/* Position of a value or of a tensor, -1: none. */
+int64_t peri__gguf_find (const peri_gguf *f, bool tensor, const char *name);
 
 #endif

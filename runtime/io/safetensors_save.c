@@ -8,8 +8,6 @@
 #include "core/json.h"
 #include "io/safetensors.h"
 
-#define CHUNK ((size_t)1 << 20) /* of densified data, a multiple of every element size */
-
 typedef struct job {
   const char *const *names;
   peri_tensor *const *tensors;
@@ -93,47 +91,6 @@ static peri_status write_header (peri__output *o, const peri_json_writer *w) {
   return peri__output_write(o, "       ", size - w->size);
 }
 
-/* A strided tensor element by element through a chunk of memory. */
-static peri_status write_strided (peri__output *o, const peri_tensor *t, char *chunk) {
-  int64_t index[PERI_MAX_DIMS] = { 0 };
-  size_t size = peri__size(t), used = 0;
-  const char *p = t->data;
-  for (int64_t left = t->numel; left > 0; left--) {
-    memcpy(chunk + used, p, size);
-    used += size;
-    if (used == CHUNK || left == 1) {
-      TRY(peri__output_write(o, chunk, used));
-      used = 0;
-    }
-    for (int d = t->ndim - 1; d >= 0 && left > 1; d--) {
-      p += t->stride[d] * (int64_t)size;
-      if (++index[d] < t->shape[d]) break;
-      p -= t->stride[d] * (int64_t)size * t->shape[d];
-      index[d] = 0;
-    }
-  }
-  return PERI_OK;
-}
-
-static peri_status write_data (peri__output *o, int64_t n, const job *j, const int64_t *perm) {
-  char *chunk = NULL;
-  peri_status s = PERI_OK;
-  for (int64_t i = 0; i < n && s == PERI_OK; i++) {
-    const peri_tensor *t = j->tensors[perm[i]];
-    if (t->numel == 0) continue;
-    if (peri__dense(t)) {
-      s = peri__output_write(o, t->data, (size_t)t->numel * peri__size(t));
-      continue;
-    }
-    if (chunk == NULL && (chunk = peri__block_get(o->ctx, CHUNK)) == NULL)
-      s = peri__fail(o->ctx, PERI_ENOMEM, "no memory for a strided tensor");
-    else
-      s = write_strided(o, t, chunk);
-  }
-  peri__block_put(o->ctx, chunk);
-  return s;
-}
-
 static peri_status save (peri_ctx *ctx, const char *path, int64_t n, const job *j, int64_t *perm,
                          int64_t npairs, const peri_text_pair *pairs, peri_json_writer *w) {
   peri__output o;
@@ -145,7 +102,7 @@ static peri_status save (peri_ctx *ctx, const char *path, int64_t n, const job *
                       ctx->message);
   TRY(peri__output_begin(ctx, path, &o));
   s = write_header(&o, w);
-  if (s == PERI_OK) s = write_data(&o, n, j, perm);
+  for (int64_t i = 0; i < n && s == PERI_OK; i++) s = peri__output_tensor(&o, j->tensors[perm[i]]);
   if (s == PERI_OK) return peri__output_commit(&o);
   peri__output_abort(&o);
   return s;
