@@ -1,7 +1,7 @@
 /*
 ** probe.c - the physical limits and the products of the benchmarks, as a server: reads lines
-** "name arg ..." from standard input and answers each with seconds (products), GFLOP/s (fma) or
-** GB/s (stream). core.lua starts one and calls it between the peers, so that every figure has its
+** "name arg ..." from standard input and answers each with seconds (products), GFLOP/s (fma), Gop/s
+** (dot8: products of bytes) or GB/s (stream). core.lua and infer.lua start one and call it between the peers, so that every figure has its
 ** calibration beside it.
 */
 #define _POSIX_C_SOURCE 200809L /* nanosleep */
@@ -77,6 +77,54 @@ static double fma_rate (int threads) {
     peri__parallel(ctx, threads, 1, fma_range, NULL);
   t = peri__now() - t;
   return threads * (double)FMA_STEPS * CHAINS * 16 * 2 / t / 1e9;
+}
+
+/* 12 independent chains of four byte products a lane, the integer limit of quantised products. */
+#if defined(__x86_64__)
+__attribute__((target("avx512f,avx512bw,avx512vnni"))) static float dot8_zmm (int64_t steps) {
+  __m512i a[CHAINS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(1);
+  for (int c = 0; c < CHAINS; c++) a[c] = _mm512_set1_epi32(c);
+  for (int64_t s = 0; s < steps; s++) {
+    for (int c = 0; c < CHAINS; c++) a[c] = _mm512_dpbusd_epi32(a[c], x, y);
+    __asm__ volatile("" : "+v"(x), "+v"(y));
+  }
+  int sum = 0;
+  for (int c = 0; c < CHAINS; c++) sum += ((int *)&a[c])[0];
+  return (float)sum;
+}
+__attribute__((target("avx2"))) static float dot8_ymm (int64_t steps) {
+  __m256i a[CHAINS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(1), one = _mm256_set1_epi16(1);
+  for (int c = 0; c < CHAINS; c++) a[c] = _mm256_set1_epi32(c);
+  for (int64_t s = 0; s < 2 * steps; s++) {
+    for (int c = 0; c < CHAINS; c++)
+      a[c] = _mm256_add_epi32(a[c], _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), one));
+    __asm__ volatile("" : "+x"(x), "+x"(y));
+  }
+  int sum = 0;
+  for (int c = 0; c < CHAINS; c++) sum += ((int *)&a[c])[0];
+  return (float)sum;
+}
+static float dot8_steps (int64_t steps) {
+  return __builtin_cpu_supports("avx512vnni") ? dot8_zmm(steps) : dot8_ymm(steps);
+}
+#else
+static float dot8_steps (int64_t steps) { return fma_steps(steps); } /* no probe of its own here */
+#endif
+
+static void dot8_range (void *ud, int64_t begin, int64_t end, int worker) {
+  (void)ud;
+  (void)worker;
+  for (int64_t i = begin; i < end; i++) sink = dot8_steps(FMA_STEPS);
+}
+
+static double dot8_rate (int threads) {
+  double t = peri__now();
+  if (threads == 1)
+    dot8_range(NULL, 0, 1, 0);
+  else
+    peri__parallel(ctx, threads, 1, dot8_range, NULL);
+  t = peri__now() - t;
+  return threads * (double)FMA_STEPS * CHAINS * 64 * 2 / t / 1e9;
 }
 
 #define STREAM_FLOATS (INT64_C(16) << 20) /* a thread: 64 MiB, beyond the caches */
@@ -190,6 +238,8 @@ int main (int argc, char **argv) {
       printf("0\n");
     } else if (n >= 2 && strcmp(name, "fma") == 0)
       printf("%.4f\n", fma_rate((int)a));
+    else if (n >= 2 && strcmp(name, "dot8") == 0)
+      printf("%.4f\n", dot8_rate((int)a));
     else if (n >= 2 && strcmp(name, "stream") == 0)
       printf("%.4f\n", stream_rate((int)a));
     else if (n >= 4 && strcmp(name, "gemm") == 0)
