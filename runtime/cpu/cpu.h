@@ -18,6 +18,8 @@ struct peri__gemm_kernels; /* cpu/gemm.h */
 struct peri__math_kernels; /* cpu/math.h: unary, binary, reductions over arrays */
 struct peri__nn_kernels;   /* cpu/nn.h: softmax, norms, rope, attention, gated activations */
 struct peri__loss_kernels; /* cpu/loss.h: losses, optimizer steps */
+struct peri__quant_kernels; /* cpu/quant.h: products with quantised weights */
+struct peri__packed_kernels; /* cpu/packed.h: products with packed float weights */
 
 struct peri__cpu {
   const char *name;
@@ -25,6 +27,8 @@ struct peri__cpu {
   const struct peri__math_kernels *math;
   const struct peri__nn_kernels *nn;
   const struct peri__loss_kernels *loss;
+  const struct peri__quant_kernels *quant; /* of the level, or better where the processor is */
+  const struct peri__packed_kernels *packed;
 };
 
 /* NULL when this build or this processor lacks the level. */
