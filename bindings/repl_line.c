@@ -254,9 +254,10 @@ static int l_done (lua_State *L) {
   return 0;
 }
 
+/* Whether the standard input, output and error are terminals. */
 static int l_interactive (lua_State *L) {
-  lua_pushboolean(L, isatty(0));
-  return 1;
+  for (int fd = 0; fd <= 2; fd++) lua_pushboolean(L, isatty(fd));
+  return 3;
 }
 
 /* Make a folder and those above it; what is there already is fine. */

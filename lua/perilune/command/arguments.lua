@@ -1,0 +1,113 @@
+-- arguments.lua - the command line of chat, complete and eval: words and flags in any order, the flags
+-- that they share, the model that they name.
+local peri = require "perilune"
+local flags = require "perilune.flags"
+
+local M = {}
+
+--- Flags of generation, for a command to add its own to. -1 stands for what the model's own
+--- generation_config says.
+--- @param more table  see perilune.flags
+--- @return table
+function M.generation_flags(more)
+  local spec = {
+    max_tokens = { 512, "most tokens of an answer" },
+    temperature = { -1.0, "0 takes the likeliest token; -1: the model's own setting" },
+    top_k = { -1, "draw from the k likeliest tokens; 0: all" },
+    top_p = { -1.0, "draw from the likeliest tokens that have this probability together" },
+    min_p = { -1.0, "draw from tokens with at least this share of the likeliest one's probability" },
+    repetition_penalty = { -1.0, "more than 1 makes tokens that occurred less likely" },
+    seed = { -1, "same seed, same text; -1: another one each time" },
+    stop = { "", "text that ends the answer" },
+    dtype = { "file", "of the weights: file keeps what is stored; f32, bf16, f16, q8_0, q4_0, ..." },
+  }
+  for name, entry in pairs(more or {}) do spec[name] = entry end
+  return spec
+end
+
+--- Options of perilune.lm from these flags.
+--- @param values table
+--- @return table
+function M.generation_options(values)
+  local o = { max_new_tokens = values.max_tokens }
+  for _, name in ipairs { "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed" } do
+    if values[name] >= 0 then o[name] = values[name] end
+  end
+  if values.stop ~= "" then o.stop = values.stop end
+  return o
+end
+
+-- Words that are no flags, and the rest. A flag that is no boolean takes the word behind it.
+local function separate(spec, args)
+  local words, rest, i = {}, {}, 1
+  while i <= #args do
+    local word = args[i]
+    if word == "--" then
+      table.move(args, i + 1, #args, #words + 1, words)
+      break
+    elseif word:find "^%-%-." or word == "-h" then
+      rest[#rest + 1] = word
+      local entry = spec[word:sub(3):gsub("%-", "_")]
+      local default = type(entry) == "table" and entry[1] or entry
+      local takes = entry ~= nil and type(default) ~= "boolean" or word == "--config"
+      if takes and not word:find "=" and args[i + 1] then
+        i = i + 1
+        rest[#rest + 1] = args[i]
+      end
+    else
+      words[#words + 1] = word
+    end
+    i = i + 1
+  end
+  return words, rest
+end
+
+--- Read a command line. On --help or a mistake it prints and returns nil and the exit status.
+--- @param command string
+--- @param usage string  what follows the command, as "MODEL [TEXT]"
+--- @param least integer  words that there must be
+--- @param most integer  words that there may be
+--- @param spec table
+--- @param args string[]
+--- @param about string
+--- @return table|nil values
+--- @return string[]|integer words or status
+function M.read(command, usage, least, most, spec, args, about)
+  local words, rest = separate(spec, args)
+  local line = ("usage: perilune %s %s [--FLAG VALUE ...]"):format(command, usage)
+  local values, message, is_help = flags.parse(spec, rest, line .. "\n" .. about)
+  if is_help then
+    print(message)
+    return nil, 0
+  end
+  if values and #words < least then message = ("expected %s"):format(usage)
+  elseif values and #words > most then message = ("%q is one word too many; quote texts"):format(words[most + 1])
+  elseif values then return values, words end
+  io.stderr:write(("perilune %s: %s\n%s\n"):format(command, message, line))
+  return nil, 2
+end
+
+--- Load the model that a command names; says why it cannot, in one line on the standard error.
+--- @param command string
+--- @param path string
+--- @param values table  with dtype
+--- @param opts table?  further options of perilune.lm.load
+--- @return perilune.lm.Model|nil
+function M.load(command, path, values, opts)
+  local o = { dtype = values.dtype, pack = true }
+  for k, v in pairs(opts or {}) do o[k] = v end
+  local lm, message = peri.lm.load(path, o)
+  if not lm then io.stderr:write(("perilune %s: %s\n"):format(command, message)) end
+  return lm
+end
+
+--- A raised message without the place in our own source.
+--- @param message any
+--- @return string
+function M.plain(message)
+  message = tostring(message)
+  while message:find "^[^%s:]+%.lua:%d+: " do message = message:gsub("^[^%s:]+%.lua:%d+: ", "", 1) end
+  return (message:gsub("\nstack traceback:.*$", ""))
+end
+
+return M

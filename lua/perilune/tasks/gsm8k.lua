@@ -1,0 +1,155 @@
+-- gsm8k.lua - grade-school mathematics (arXiv:2110.14168): word problems whose answer is one number.
+-- Rows are those of OpenAI's train.jsonl and test.jsonl, { question, answer }, the answer ending in
+-- "#### 72".
+local peri = require "perilune"
+
+local M = {}
+
+M.name = "gsm8k"
+M.about = "grade-school word problems, one number each"
+M.where = "its JSONL files (question, answer) are in github.com/openai/grade-school-math, "
+  .. "grade_school_math/data/test.jsonl"
+
+local MAX_LINE <const> = 1 << 20
+
+-- The number that stands at a digit or a decimal point: its first and last byte, and it as text. A comma
+-- belongs to it where three digits follow; a minus sign where no word, number or bracket is before it.
+local function number_at(text, from)
+  local whole, last = text:match("^(%d*)()", from)
+  while true do
+    local after = text:match("^,%d%d%d()", last)
+    if not after or text:find("^%d", after) or whole == "" then break end
+    whole, last = whole .. text:sub(last + 1, after - 1), after
+  end
+  local fraction, after = text:match("^%.(%d+)()", last)
+  last = after or last
+  whole, fraction = whole:gsub("^0+(%d)", "%1"), (fraction or ""):gsub("0+$", "")
+  if whole == "" then whole = "0" end
+  local value = fraction == "" and whole or whole .. "." .. fraction
+  local before = from - 1
+  if text:sub(before, before) == "$" then before = before - 1 end
+  local negative = text:sub(before, before) == "-" and not text:find("^[%w%)%]]", before - 1)
+  return last - 1, (negative and value ~= "0") and "-" .. value or value
+end
+
+-- Where the next number begins: a digit, or a point before one that is no end of a number.
+local function next_number(text, at)
+  local digit = text:find("%d", at)
+  if not digit then return nil end
+  if digit > at and text:sub(digit - 1, digit - 1) == "." and not text:find("^%d", digit - 2) then return digit - 1 end
+  return digit
+end
+
+-- The number that a text begins with, spaces, signs and $ aside.
+local function first_number(text)
+  local from = next_number(text, 1)
+  if not from or text:sub(1, from - 1):find "[^%s%$%-%+%*]" then return nil end
+  local _, value = number_at(text, from)
+  return value
+end
+
+--- Read rows.
+--- @param path string  JSONL
+--- @param n integer?  at most so many, from the start
+--- @return table[]|nil rows  { question, answer, gold = the number as text }
+--- @return string? message
+function M.rows(path, n)
+  local file, err = io.open(path, "rb")
+  if not file then return nil, err end
+  local _ <close> = file
+  local rows, at = {}, 0
+  for text in file:lines() do
+    if n and #rows >= n then break end
+    at = at + 1
+    if text:find "%S" then
+      if #text > MAX_LINE then return nil, ("%s, line %d: longer than %d bytes"):format(path, at, MAX_LINE) end
+      local row, message = peri.json.decode(text)
+      if type(row) ~= "table" then
+        return nil, ("%s, line %d: %s"):format(path, at, message or "not a JSON object")
+      end
+      local gold = type(row.answer) == "string" and row.answer:match "####%s*([^\n]+)%s*$"
+      gold = gold and first_number(gold)
+      if type(row.question) ~= "string" or not gold then
+        return nil, ("%s, line %d: expected question and an answer that ends in \"#### number\""):format(path, at)
+      end
+      rows[#rows + 1] = { question = row.question, answer = row.answer, gold = gold }
+    end
+  end
+  if #rows == 0 then return nil, path .. ": there are no rows" end
+  return rows
+end
+
+M.instruction = "Solve the problem step by step. End with a line that holds \"#### \" and the number alone."
+
+--- What the model is asked: messages where it chats, else a text.
+--- @param row table
+--- @param chats boolean
+--- @param shots table[]?  rows shown before as solved examples
+--- @return table|string
+function M.prompt(row, chats, shots)
+  if chats then
+    local list = {}
+    for _, shot in ipairs(shots or {}) do
+      list[#list + 1] = { role = "user", content = shot.question .. "\n" .. M.instruction }
+      list[#list + 1] = { role = "assistant", content = M.solution(shot) }
+    end
+    list[#list + 1] = { role = "user", content = row.question .. "\n" .. M.instruction }
+    return list
+  end
+  local text = {}
+  for _, shot in ipairs(shots or {}) do
+    text[#text + 1] = ("Question: %s\nAnswer: %s\n\n"):format(shot.question, M.solution(shot))
+  end
+  text[#text + 1] = ("Question: %s\nAnswer:"):format(row.question)
+  return table.concat(text)
+end
+
+--- A worked answer as a model should write it: without the calculator marks <<48/2=24>>.
+--- @param row table
+--- @return string
+function M.solution(row) return (row.answer:gsub("<<[^>]*>>", "")) end
+
+--- Where a text prompt's completion ends.
+M.stop = { "\nQuestion:", "\n\nQuestion:" }
+
+-- What stands in the last \boxed{...}, braces inside of it counted.
+local function boxed(text)
+  local at, found = 1, nil
+  while true do
+    local from, to = text:find("\\boxed%s*{", at)
+    if not from then return found end
+    local inner = text:match("^%b{}", to)
+    if inner then found = inner:sub(2, -2) end
+    at = to + 1
+  end
+end
+
+--- The answer in the form that was asked for: behind the last "####", or in the last \boxed{}.
+--- @param text string
+--- @return string?  a number as text: "1234", "-0.5"
+function M.strict(text)
+  local marked
+  for rest in text:gmatch "####([^\n]*)" do marked = rest end
+  local value = marked and first_number(marked)
+  if value then return value end
+  local inner = boxed(text)
+  if not inner then return nil end
+  inner = inner:gsub("\\text%s*%b{}", ""):gsub("\\[,;!%$%s]", ""):gsub("{,}", ",")
+  return first_number(inner)
+end
+
+--- The same, or else the last number of the text.
+--- @param text string
+--- @return string?  a number as text
+function M.lenient(text)
+  local value, at = M.strict(text), 1
+  if value then return value end
+  while true do
+    local from = next_number(text, at)
+    if not from then return value end
+    local last, found = number_at(text, from)
+    value, at = found, last + 1
+  end
+end
+
+return M
