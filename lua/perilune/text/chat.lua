@@ -39,7 +39,8 @@ function M.new(source, variables)
   local self = setmetatable({ templates = {}, variables = {} }, Chat)
   for key, value in pairs(variables or {}) do self.variables[key] = value end
   for name, text in pairs(named(source)) do
-    local t, message = template.compile(text, { name = name == "default" and "chat template" or "chat template " .. name })
+    local label = name == "default" and "chat template" or "chat template " .. name
+    local t, message = template.compile(text, { name = label })
     if not t then return nil, message end
     self.templates[name] = t
   end
@@ -137,20 +138,34 @@ local function shown(content)
   return all, answer ~= all and answer or nil
 end
 
+-- How far two texts agree from byte first on, stopping before a tag or character that is cut: the last
+-- byte that they share.
+local function agree(a, b, first)
+  local last = first - 1
+  while last < #a and a:byte(last + 1) == b:byte(last + 1) and last < #b do last = last + 1 end
+  if last < #a or last < #b then
+    local cut = a:sub(first, last):match "()<[^<>]*$"
+    if cut then last = first + cut - 2 end
+    while last >= first and (a:byte(last + 1) or 0) & 0xC0 == 0x80 do last = last - 1 end
+  end
+  return last
+end
+
 -- Where a past answer ends in the text although the template wrote it otherwise when it was the last one
--- (without its reasoning, as Qwen 3 does): behind its content and its end mark.
+-- (without its reasoning, as Qwen 3 does, or with a final mark): behind its content and its end mark.
 local function rewritten_end(text, first, alone, content)
   for _, said in ipairs { shown(content) } do
-    local from, at, behind = 1, nil, nil
+    local from, behind = 1, nil
     while said ~= "" do
       local a, b = alone:find(said, from, true)
       if not a then break end
-      at, behind, from = a, b, a + 1
+      behind, from = b, a + 1
     end
-    local a, b = text:find(said, first, true)
-    if at and a then
-      local mark = alone:sub(behind + 1)
-      if starts(text:sub(b + 1, b + #mark), mark) then return b + #mark end
+    local _, last = text:find(said, first, true)
+    if behind and last then
+      local mark, rest = alone:sub(behind + 1), text:sub(last + 1)
+      local shared = agree(mark, rest, 1)
+      if shared > 0 or mark == "" then return last + shared end
     end
   end
   return nil
@@ -160,17 +175,13 @@ end
 -- the two part, but never inside the content.
 local function rewritten_start(text, base, prompt, content)
   if not starts(text, base) or not starts(prompt, base) then return nil end
-  local same = #base
-  while same < #prompt and prompt:byte(same + 1) == text:byte(same + 1) do same = same + 1 end
+  local first = agree(prompt, text, #base + 1) + 1
+  local found = content == ""
   for _, said in ipairs { shown(content) } do
-    local a = said ~= "" and text:find(said, #base + 1, true)
-    if a then
-      local first = math.min(same + 1, a)
-      while first > 1 and (text:byte(first) or 0) & 0xC0 == 0x80 do first = first - 1 end
-      return first
-    end
+    local a = not found and text:find(said, #base + 1, true)
+    if a then found, first = true, math.min(first, a) end
   end
-  return nil
+  return found and first or nil
 end
 
 -- Spans by rendering the conversation up to each answer, without and with it.

@@ -301,7 +301,8 @@ compile["for"] = function(c, node)
         end)
       end)
     end
-    local i = 1
+    -- The else branch runs unless an element came to the end of the body, as Jinja2 has it.
+    local i, complete = 1, false
     while pull(i) do
       charge(2)
       local inside = setmetatable({}, mt)
@@ -310,10 +311,12 @@ compile["for"] = function(c, node)
         inside.loop = loop
       end
       assign(inside, items[i])
-      if body(inside, out) == BREAK then return end
+      local signal = body(inside, out)
+      complete = complete or not signal
+      if signal == BREAK then break end
       i = i + 1
     end
-    if i == 1 and otherwise then return otherwise(setmetatable({}, mt), out) end
+    if not complete and otherwise then return otherwise(setmetatable({}, mt), out) end
   end
 
   return function(scope, out)

@@ -112,14 +112,16 @@ def("indent", "width first blank", function(v, width, first, blank)
   return (flag(first) and width or "") .. table.concat(lines, "\n", 1, lines.n)
 end)
 
-text_def("truncate", "length killwords end leeway", function(s, length, kill, mark, leeway)
+def("truncate", "length killwords end leeway", function(v, length, kill, mark, leeway)
   length = length == nil and 255 or values.int(length, "truncate: length")
   mark = mark == nil and "..." or values.str_arg(mark, "truncate: end")
   leeway = (leeway == nil or leeway == None) and 5 or values.int(leeway, "truncate: leeway")
-  local n, dots = strings.len(s), strings.len(mark)
+  local n, dots = values.len(v), strings.len(mark)
   if length < dots then raise("truncate: expected length >= %d, got %d", dots, length) end
   if leeway < 0 then raise("truncate: expected leeway >= 0, got %d", leeway) end
-  if n <= length + leeway then return s end
+  if n <= length + leeway then return v end
+  local s = values.str_arg(v, "truncate: the value")
+  charge_text(#s)
   local head = strings.sub(s, 0, length - dots)
   if flag(kill) then return head .. mark end
   return (head:match "^(.*) [^ ]*$" or head) .. mark
@@ -177,22 +179,6 @@ def("urlencode", "", function(v)
     out[i] = quoted(pair[1]):gsub("%%20", "+") .. "=" .. quoted(pair[2]):gsub("%%20", "+")
   end
   return table.concat(out, "&")
-end)
-
-def("filesizeformat", "binary", function(v, binary)
-  local bytes = type(v) == "string" and tonumber(v) or values.num(values.defined(v))
-  if not bytes then raise("filesizeformat: a number is needed, not %s", values.type_name(v)) end
-  local base = flag(binary) and 1024 or 1000
-  local names = flag(binary) and { "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB" }
-    or { "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB" }
-  bytes = bytes + 0.0
-  if bytes == 1 then return "1 Byte" end
-  if bytes < base then return ("%d Bytes"):format(format.truncate(bytes)) end
-  for i, name in ipairs(names) do
-    if bytes < (base + 0.0) ^ (i + 1) or i == #names then
-      return ("%.1f %s"):format(base * bytes / (base + 0.0) ^ (i + 1), name)
-    end
-  end
 end)
 
 -- ---- numbers ----
@@ -308,6 +294,22 @@ def("round", "precision method", function(v, precision, method)
   local scaled = operators.binary["*"](x, unit)
   if scaled ~= scaled or math.abs(scaled) == math.huge then raise "cannot round an infinite number" end
   return (method == "ceil" and math.ceil(scaled) or math.floor(scaled)) / (10.0 ^ precision)
+end)
+
+def("filesizeformat", "binary", function(v, binary)
+  local bytes = type(v) == "string" and read_float(v) or values.num(values.defined(v))
+  if not bytes then raise("filesizeformat: a number is needed, not %s", values.type_name(v)) end
+  local base = flag(binary) and 1024 or 1000
+  local names = flag(binary) and { "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB" }
+    or { "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB" }
+  bytes = bytes + 0.0
+  if bytes == 1 then return "1 Byte" end
+  if bytes < base then return ("%d Bytes"):format(format.truncate(bytes)) end
+  for i, name in ipairs(names) do
+    if bytes < (base + 0.0) ^ (i + 1) or i == #names then
+      return ("%.1f %s"):format(base * bytes / (base + 0.0) ^ (i + 1), name)
+    end
+  end
 end)
 
 -- ---- JSON ----

@@ -28,6 +28,11 @@ local function digits(n, kind)
   return out
 end
 
+local function character(code)
+  if code < 0 or code > 0x10FFFF then raise("%d is no character", code) end
+  return utf8.char(code)
+end
+
 local function grouped(s, mark)
   local head, tail = s:match "^(%d+)(.*)$"
   if not head then return s end
@@ -120,7 +125,7 @@ function M.percent(s, v)
         if precision then body = strings.sub(body, 0, math.min(precision, strings.len(body))) end
         put(pad(body, width, align, " ", ""))
       elseif kind == "c" then
-        if type(x) == "number" then body = utf8.char(values.int(x, "%c") & 0x10FFFF)
+        if type(x) == "number" then body = character(values.int(x, "%c"))
         else body = values.str_arg(x, "%c") end
         put(pad(body, width, align, " ", ""))
       else
@@ -147,8 +152,8 @@ function M.percent(s, v)
     end
   end
   if not named and not is_dict and used < given then
-    local sized = type(v) == "table" and (v.t == "list")
-    if not (sized and used == 0) then raise "not all arguments converted during string formatting" end
+    local subscriptable = type(v) == "table" and (v.t == "list" or v.t == "range" or v.t == "undef")
+    if not (subscriptable and used == 0) then raise "not all arguments converted during string formatting" end
   end
   put(s:sub(i))
   local result = table.concat(out)
@@ -188,9 +193,8 @@ function M.value(v, spec)
   width = width == "" and 0 or count(width, "width")
   if zero == "0" and not align then fill, align = fill or "0", "=" end
   local t, number = values.type(v), values.num(v)
-  if t == "bool" and kind == "" then number = nil end
-  if t == "str" or not number then
-    if t ~= "str" and t ~= "bool" then
+  if not number then
+    if t ~= "str" then
       raise("unsupported format string passed to %s", values.type_name(v))
     end
     if kind ~= "" and kind ~= "s" or sign ~= "" or mark ~= "" or align == "=" and zero ~= "0" then
@@ -207,7 +211,7 @@ function M.value(v, spec)
     if not is_int then raise("format code '%s' needs an integer", kind) end
     if precision then raise "precision not allowed in integer format specifier" end
     if kind == "c" then
-      body = utf8.char(number & 0x10FFFF)
+      body = character(number)
     else
       body = digits(number, kind == "n" and "d" or kind)
       if alternate == "#" and kind ~= "d" and kind ~= "n" then body = "0" .. kind .. body end
@@ -258,7 +262,6 @@ function M.braces(s, args, names, attr, item)
       local key = not name and rest:match("^%[([^%]]+)%]", i)
       if not name and not key then raise("format: a bad field '%s'", path:sub(1, 40)) end
       if name then v = attr(v, name) else v = item(v, math.tointeger(tonumber(key)) or key) end
-      values.defined(v)
       i = i + (name and #name + 1 or #key + 2)
     end
     return v

@@ -130,7 +130,7 @@ local function tag(source, i, put, block)
     end
     if #open == 0 then
       if block then
-        if source:find("^%+%%}", i) then put("block_end", nil, i) return i + 2 end
+        if source:find("^%+%%}", i) then put("block_end", nil, i) return i + 3 end
         if source:find("^%-%%}", i) then put("block_end", nil, i) return strings.skip_space(source, i + 3) end
         local _, last = source:find("^%%}\n?", i)
         if last then put("block_end", nil, i) return last + 1 end

@@ -44,7 +44,7 @@ local function optional_chars(chars)
 end
 
 for name, side in pairs { strip = "both", lstrip = "left", rstrip = "right" } do
-  text_def(name, "chars", function(s, chars) return strings.strip(s, side, optional_chars(chars)) end)
+  text_def(name, "/chars", function(s, chars) return strings.strip(s, side, optional_chars(chars)) end)
 end
 
 local function words(s, most)
@@ -54,7 +54,7 @@ local function words(s, most)
     if most < 0 or n < most then a, b = strings.find_space(s, i) end
     n = n + 1
     if not a then
-      out[n] = n > most and most >= 0 and s:sub(i, strings.skip_space_back(s, #s, i)) or s:sub(i)
+      out[n] = s:sub(i)
       break
     end
     out[n] = s:sub(i, a - 1)
@@ -68,7 +68,7 @@ local function words_back(s, most)
   while j >= 1 do
     n = n + 1
     if n > most then
-      out[n] = s:sub(strings.skip_space(s, 1), j)
+      out[n] = s:sub(1, j)
       break
     end
     local i = j
@@ -162,7 +162,7 @@ local function range_of(s, first, last)
 end
 
 local function edge(name, test)
-  text_def(name, name == "startswith" and "prefix! start end" or "suffix! start end", function(s, part, first, last)
+  text_def(name, "/prefix! start end", function(s, part, first, last)
     local within = range_of(s, first, last)
     local function one(each)
       values.str_arg(each, name .. ": the argument")
@@ -180,7 +180,7 @@ edge("startswith", function(s, part) return s:sub(1, #part) == part end)
 edge("endswith", function(s, part) return part == "" or s:sub(-#part) == part end)
 
 local function finder(name, back, must)
-  text_def(name, "sub! start end", function(s, part, first, last)
+  text_def(name, "/sub! start end", function(s, part, first, last)
     values.str_arg(part, name .. ": the argument")
     local within, offset = range_of(s, first, last)
     local at
@@ -202,7 +202,7 @@ finder("rfind", true, false)
 finder("index", false, true)
 finder("rindex", true, true)
 
-text_def("count", "sub! start end", function(s, part, first, last)
+text_def("count", "/sub! start end", function(s, part, first, last)
   values.str_arg(part, "count: the argument")
   local within = range_of(s, first, last)
   return within and strings.count(within, part) or 0
@@ -221,7 +221,7 @@ function M.replace(s, old, new, most)
   end
   return strings.replace(s, old, new, most)
 end
-def(str, "replace", "old! new! count", M.replace)
+def(str, "replace", "/old! new! count", M.replace)
 
 text_def("upper", "", strings.upper)
 text_def("lower", "", strings.lower)
@@ -233,7 +233,7 @@ local function recase(s, every_word)
   for i = 1, out.n do
     local letter = strings.is_letter(out[i])
     local c = inside and strings.lower(out[i]) or strings.upper(out[i])
-    out[i] = c
+    out[i] = c == "SS" and "Ss" or c
     if every_word then inside = letter else inside = true end
   end
   return table.concat(out)
@@ -257,7 +257,7 @@ text_def("swapcase", "", function(s)
   return table.concat(out)
 end)
 
-text_def("join", "iterable!", function(sep, over)
+text_def("join", "/iterable!", function(sep, over)
   local items, n = values.iterate(over)
   local bytes = 0
   for i = 1, n do
@@ -325,7 +325,7 @@ local function width_of(n)
 end
 
 for name, align in pairs { center = "^", ljust = "<", rjust = ">" } do
-  text_def(name, "width! fillchar", function(s, width, fill)
+  text_def(name, "/width! fillchar", function(s, width, fill)
     fill = fill == nil and " " or values.str_arg(fill, "fillchar")
     if strings.len(fill) ~= 1 then raise "the fill character must be exactly one character long" end
     width = width_of(width)
@@ -339,24 +339,24 @@ for name, align in pairs { center = "^", ljust = "<", rjust = ">" } do
   end)
 end
 
-text_def("zfill", "width!", function(s, width)
+text_def("zfill", "/width!", function(s, width)
   local gap = width_of(width) - strings.len(s)
   if gap <= 0 then return s end
   local sign, rest = s:match "^([-+]?)(.*)$"
   return sign .. ("0"):rep(gap) .. rest
 end)
 
-text_def("removeprefix", "prefix!", function(s, part)
+text_def("removeprefix", "/prefix!", function(s, part)
   values.str_arg(part, "removeprefix: the argument")
   return s:sub(1, #part) == part and s:sub(#part + 1) or s
 end)
-text_def("removesuffix", "suffix!", function(s, part)
+text_def("removesuffix", "/suffix!", function(s, part)
   values.str_arg(part, "removesuffix: the argument")
   return part ~= "" and s:sub(-#part) == part and s:sub(1, -#part - 1) or s
 end)
 
 for name, back in pairs { partition = false, rpartition = true } do
-  text_def(name, "sep!", function(s, sep)
+  text_def(name, "/sep!", function(s, sep)
     if values.str_arg(sep, name .. ": sep") == "" then raise "empty separator" end
     local a, b
     if back then a, b = find_back(s, sep, #s) else a, b = s:find(sep, 1, true) end
@@ -384,7 +384,7 @@ end)
 
 -- ---- sequences, dicts, numbers ----
 
-def(list, "index", "value! start stop", function(v, x, first, last)
+def(list, "index", "/value! start stop", function(v, x, first, last)
   local i = first == nil and 0 or values.int(first, "start")
   local j = last == nil and v.n or values.int(last, "stop")
   if i < 0 then i = math.max(i + v.n, 0) end
@@ -392,7 +392,7 @@ def(list, "index", "value! start stop", function(v, x, first, last)
   for k = i + 1, math.min(j, v.n) do if values.eq(v[k], x) then return k - 1 end end
   raise "the value is not in the list"
 end)
-def(list, "count", "value!", function(v, x)
+def(list, "count", "/value!", function(v, x)
   local n = 0
   for k = 1, v.n do if values.eq(v[k], x) then n = n + 1 end end
   return n
@@ -402,7 +402,7 @@ def(list, "copy", "", function(v)
   return values.list(values.copy(v, v.n))
 end)
 
-def(dict, "get", "key! default", function(v, key, default)
+def(dict, "get", "/key! default", function(v, key, default)
   local value = values.get(v, key)
   if value == nil then return default == nil and None or default end
   return value

@@ -282,7 +282,7 @@ function M.slice(v, first, last, step)
     if part ~= nil and math.type(i) ~= "integer" then sliced = false end
     parts[k] = i or nil
   end
-  if not sliced then return undef("'%s' cannot be sliced so", values.type_name(v)) end
+  if not sliced then raise("'%s' cannot be sliced so", values.type_name(v)) end
   step = parts[3] or 1
   if step == 0 then raise "slice step cannot be zero" end
   local n = t == "str" and strings.len(v) or v.n
@@ -316,7 +316,7 @@ end
 
 -- str.format and format_map read attributes and items.
 local function safe_attr(v, name)
-  if name:sub(1, 1) == "_" then raise("access to attribute '%s' is unsafe", name) end
+  if name:sub(1, 1) == "_" then return undef("access to attribute '%s' is unsafe", name) end
   return M.attr(v, name)
 end
 

@@ -6,12 +6,14 @@ local M = {}
 
 --- Makes fn, which takes its arguments in a row (nil where left out), callable with (first, args,
 --- names): args has n, names is a dict or nil.
+--- A "/" before the parameters: they are given by position alone.
 --- @param who string
 --- @param spec string  parameter names in order, "!" behind those that must be given
 --- @param fn function  (first, ...)
 --- @return function
 function M.bind(who, spec, fn)
   local list, required, index = {}, 0, {}
+  local by_position = spec:find("^/") ~= nil
   for name, must in spec:gmatch "([%w_]+)(!?)" do
     list[#list + 1] = name
     index[name] = #list
@@ -25,6 +27,7 @@ function M.bind(who, spec, fn)
     local a, b, c, d, e = nil, nil, nil, nil, nil
     if n > 0 then a, b, c, d, e = args[1], args[2], args[3], args[4], args[5] end
     if names then
+      if by_position then values.raise("%s takes no keyword arguments", who) end
       local all = { a, b, c, d, e }
       for i = 1, names.n do
         local name, value = values.pair(names, i)

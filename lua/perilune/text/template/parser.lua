@@ -413,7 +413,7 @@ end
 function M.parse(text)
   local tokens, source = lexer.tokens(text)
   local self = setmetatable({ source = source, kind = tokens.kind, value = tokens.value, at = tokens.at, i = 1,
-    depth = 0, cost = 0, uses = {}, loops = 0, ends = {} }, Parser)
+    depth = 0, cost = 0, uses = {}, loops = 0, fors = 0 }, Parser)
   return self:block(nil), source
 end
 

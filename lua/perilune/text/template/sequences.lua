@@ -43,17 +43,26 @@ end
 
 local function fold_case(v) return type(v) == "string" and strings.lower(v) or v end
 
--- Sort key: the attribute (several after commas give a tuple), case folded unless told otherwise.
+local function folding(case_sensitive) return flag(case_sensitive) and function(v) return v end or fold_case end
+
+-- Key of an element: its attribute, case folded unless told otherwise.
 local function key_of(attribute, case_sensitive)
-  local folded = flag(case_sensitive) and function(v) return v end or fold_case
+  local folded = folding(case_sensitive)
   if attribute == nil or attribute == None then return folded end
-  local list = {}
+  local get = getter(attribute)
+  return function(v) return folded(get(v)) end
+end
+
+-- Key of an element for sort: a tuple of the attributes between the commas.
+local function keys_of(attribute, case_sensitive)
+  local folded, list = folding(case_sensitive), {}
   if type(attribute) == "string" then
     for each in (attribute .. ","):gmatch "([^,]*)," do list[#list + 1] = getter(each) end
+  elseif attribute == nil or attribute == None then
+    list[1] = function(v) return v end
   else
     list[1] = getter(attribute)
   end
-  if #list == 1 then return function(v) return folded(list[1](v)) end end
   return function(v)
     local out = {}
     for i = 1, #list do out[i] = folded(list[i](v)) end
@@ -117,7 +126,7 @@ def("reverse", "", function(v)
 end)
 
 def("sort", "reverse case_sensitive attribute", function(v, reverse, case_sensitive, attribute)
-  local rows, n = sorted(v, key_of(attribute, case_sensitive), flag(reverse))
+  local rows, n = sorted(v, keys_of(attribute, case_sensitive), flag(reverse))
   local out = {}
   for i = 1, n do out[i] = rows[i][2] end
   return values.list(out, n)
@@ -127,7 +136,7 @@ def("dictsort", "case_sensitive by reverse", function(v, case_sensitive, by, rev
   if type_of(values.defined(v)) ~= "dict" then raise("dictsort: a dict is needed, not %s", values.type_name(v)) end
   if by == nil then by = "key" end
   if by ~= "key" and by ~= "value" then raise 'You can only sort by either "key" or "value"' end
-  local folded = flag(case_sensitive) and function(x) return x end or fold_case
+  local folded = folding(case_sensitive)
   local pick = by == "key" and 1 or 2
   local pairs_of = values.list(methods.items(v), v.n)
   local rows, n = sorted(pairs_of, function(pair) return folded(pair[pick]) end, flag(reverse))
@@ -193,7 +202,7 @@ end)
 
 def("groupby", "attribute! default case_sensitive", function(v, attribute, default, case_sensitive)
   local get = getter(attribute, default)
-  local folded = flag(case_sensitive) and function(x) return x end or fold_case
+  local folded = folding(case_sensitive)
   local rows, n = sorted(v, function(x) return folded(get(x)) end)
   local out, group, key = {}, nil, nil
   for i = 1, n do
@@ -271,7 +280,7 @@ local function named(where, what, name)
 end
 
 function filters.map(v, args, names)
-  if type_of(v) == "undef" then return values.gen({}, 0) end
+  if not truth(v) then return values.gen({}, 0) end
   local each
   local attribute = names and values.get(names, "attribute")
   if (not args or args.n == 0) and attribute ~= nil then
@@ -296,7 +305,7 @@ end
 
 local function selecting(name, keep, by_attribute)
   filters[name] = function(v, args, names)
-    if type_of(v) == "undef" then return values.gen({}, 0) end
+    if not truth(v) then return values.gen({}, 0) end
     local get, from = nil, 1
     if by_attribute then
       if not args or args.n == 0 then raise "Missing parameter for attribute name" end
@@ -325,8 +334,13 @@ selecting("reject", false, false)
 selecting("selectattr", true, true)
 selecting("rejectattr", false, true)
 
-tests["filter"] = params.bind("test filter", "", function(v) return type(v) == "string" and filters[v] ~= nil end)
-tests["test"] = params.bind("test test", "", function(v) return type(v) == "string" and tests[v] ~= nil end)
+for name, where in pairs { filter = filters, test = tests } do
+  tests[name] = params.bind("test " .. name, "", function(v)
+    local t = type_of(v)
+    if t == "list" or t == "dict" or t == "view" then raise("unhashable type: '%s'", values.type_name(v)) end
+    return type(v) == "string" and where[v] ~= nil
+  end)
+end
 
 def("pprint", "", function(v)
   local s = text.repr(v)

@@ -79,6 +79,9 @@ function Parser:target(opts)
     if each.k == "tuple" then
       for _, part in ipairs(each) do check(part) end
     elseif each.k == "name" then
+      if each.name == "loop" and self.fors > 0 then
+        lexer.fail(self.source, each.at, "cannot assign to 'loop' in a loop")
+      end
       self.uses[each.name] = self.uses[each.name] - 1
     elseif each.k ~= "nsref" then
       lexer.fail(self.source, at, "cannot assign to a %s", each.k == "const" and "constant" or each.k)
@@ -106,6 +109,7 @@ statements["if"] = function(self, at)
 end
 
 statements["for"] = function(self, at)
+  self.fors = self.fors + 1
   local node = { k = "for", target = self:target { stop = "in" } }
   if not self:skip_name "in" then self:fail("expected 'in', found %s", self:found()) end
   local before = self.cost
@@ -119,6 +123,7 @@ statements["for"] = function(self, at)
   self.loops = self.loops - 1
   node.body, node.extended = body, node.recursive or (self.uses.loop or 0) > uses
   if ended == "else" then node.otherwise = self:body("for", at, "endfor") end
+  self.fors = self.fors - 1
   return node
 end
 
@@ -156,7 +161,8 @@ function Parser:signature()
   while not self:is ")" do
     if #names > 0 then self:expect "," end
     local name = self:target({ name = true }).name
-    names[#names + 1] = name
+    if names[name] then self:fail("parameter '%s' comes twice", name) end
+    names[#names + 1], names[name] = name, true
     if self:skip "=" then defaults[#names] = self:expression()
     elseif next(defaults) then self:fail("parameter '%s' without a default behind one with a default", name) end
   end

@@ -97,8 +97,8 @@ function hash(v)
     end
     return table.concat(parts, ",")
   end
-  if v.t == "list" or v.t == "dict" then return nil end
-  return v
+  if v.t == "list" or v.t == "dict" or v.t == "view" then return nil end
+  return v.t == "undef" and "\0undef" or v
 end
 
 function M.get(dict, key)
