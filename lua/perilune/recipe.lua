@@ -33,6 +33,19 @@ function M.with_flags(spec)
   return out
 end
 
+--- A file or folder that a recipe needs: the path itself, or its place under data/ of the folder that
+--- the environment variable PERILUNE_DATA names (default ../shared). Ends the recipe when there is none.
+--- @param path string
+--- @param what string  what it should be, for the message
+--- @return string path
+function M.find(path, what)
+  local root = os.getenv "PERILUNE_DATA" or "../shared"
+  for _, place in ipairs { path, ("%s/data/%s"):format(root, path) } do
+    if peri.files.exists(place) then return place end
+  end
+  return error(("no %s, and none in %s/data (PERILUNE_DATA); the recipe needs %s"):format(path, root, what), 0)
+end
+
 -- May differ between a run and its continuation.
 local free = { resume = true, run = true, runs = true, save_every = true }
 

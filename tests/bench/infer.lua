@@ -153,9 +153,10 @@ for threads in opts.threads:gmatch "%d+" do
       ours.close()
       local stream, compute = median(limit.stream), median(limit[whole[kind] and "fma" or "dot8"])
       for _, what in ipairs { "1", "8", "32", "prefill" } do
-        local rate, share = median(got[what]), nil
-        if what == "prefill" then share = rate * 2 * WEIGHTS / (compute * 1e9)
-        elseif what == "1" then share = rate * size / (stream * 1e9)
+        local rate, share = median(got[what])
+        local busy, fed = rate * 2 * WEIGHTS / (compute * 1e9), rate * size / (stream * 1e9)
+        if what == "prefill" then share = busy
+        elseif what == "1" then share = fed
         else share = math.max(rate * 2 * (WEIGHTS + HEAD) / (compute * 1e9), rate / tonumber(what) * size / (stream * 1e9)) end
         local r, want = median(ratio[what]), most and must[kind] and must[kind][what]
         print(("%-7s %-9s %9.1f  %6.0f %% of %-9s %9s  %6s %s"):format(kind,
