@@ -2,7 +2,7 @@
 local peri = require "perilune.core"
 
 local submodules = {
-  nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true,
+  nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true, gguf = true,
   recipe = true, rl = true, text = true, models = true,
 }
 
