@@ -7,17 +7,51 @@ local regex = require "perilune.models.regex"
 local M = {}
 
 --- @class perilune.models.Vocabulary
---- @field ids integer[]  ids of tokens that stand for bytes, in the order of their bytes
+--- @field ids integer[][]  ids of the tokens that stand for the same bytes, in the order of these
 --- @field bytes string[]  by place in that order
 --- @field shared integer[]  bytes that a token has in common with the one before it
+
 local known = setmetatable({}, { __mode = "k" })
 
--- The bytes that a token stands for within a text, or nil for tokens that stand for none.
-local function bytes_of(tok, id)
-  if tok.token_bytes then return tok:token_bytes(id) end
-  local text = tok:decode { id }
-  if text == "" or text:find("\u{FFFD}", 1, true) then return nil end
-  return text
+-- The byte of each character of the byte-level alphabet (GPT-2's bytes_to_unicode).
+local byte_of = {}
+do
+  local n = 0
+  for byte = 0, 255 do
+    local plain = byte >= 33 and byte <= 126 or byte >= 161 and byte <= 172 or byte >= 174
+    byte_of[plain and byte or 256 + n] = byte
+    if not plain then n = n + 1 end
+  end
+end
+
+-- Bytes of a token that is no whole characters: <0x0A>, or written in the byte-level alphabet.
+local function part_of_character(raw)
+  local hex = raw:match "^<0x(%x%x)>$"
+  if hex then return string.char(tonumber(hex, 16)) end
+  local bytes = {}
+  for _, code in utf8.codes(raw) do
+    if not byte_of[code] then return nil end
+    bytes[#bytes + 1] = string.char(byte_of[code])
+  end
+  return table.concat(bytes)
+end
+
+-- id -> the bytes that its token stands for within a text, or nil for tokens that stand for none. A
+-- token is decoded behind another one: what begins a text may lose a space.
+local function reader(tok)
+  if not tok.token then return function (id) return tok:decode { id } end end
+  local before = tok:encode("a", { add_special = false })
+  local n, base = #before, tok:decode(before)
+  return function (id)
+    local raw = tok:token(id)
+    if not raw or tok:is_special(id) then return nil end
+    before[n + 1] = id
+    local text = tok:decode(before)
+    if text:sub(1, #base) ~= base then return nil end
+    text = text:sub(#base + 1)
+    if text:find("\u{FFFD}", 1, true) and not raw:find("\u{FFFD}", 1, true) then return part_of_character(raw) end
+    return text
+  end
 end
 
 --- The vocabulary of a tokenizer, sorted once.
@@ -26,9 +60,9 @@ end
 function M.vocabulary(tok)
   local v = known[tok]
   if v then return v end
-  local list, of = {}, {}
+  local list, of, bytes_of = {}, {}, reader(tok)
   for id = 0, tok.size - 1 do
-    local bytes = bytes_of(tok, id)
+    local bytes = bytes_of(id)
     if bytes and bytes ~= "" then
       local same = of[bytes]
       if same then same[#same + 1] = id
