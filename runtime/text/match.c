@@ -183,9 +183,7 @@ INLINE size_t o200k (const unsigned char *s, size_t i, size_t n, int how, int mo
   return end > i ? end : spaces(s, i, n, true);
 }
 
-static size_t gpt4o (const unsigned char *s, size_t i, size_t n) {
-  return o200k(s, i, n, FOLD, 3);
-}
+static size_t gpt4o (const unsigned char *s, size_t i, size_t n) { return o200k(s, i, n, FOLD, 3); }
 
 static size_t gpt4o_ascii (const unsigned char *s, size_t i, size_t n) {
   return o200k(s, i, n, FOLD_ASCII, 3);
@@ -222,13 +220,9 @@ static size_t three_digits (const unsigned char *s, size_t i, size_t n) {
   return digits(s, i, n, 3);
 }
 
-static size_t one_digit (const unsigned char *s, size_t i, size_t n) {
-  return digits(s, i, n, 1);
-}
+static size_t one_digit (const unsigned char *s, size_t i, size_t n) { return digits(s, i, n, 1); }
 
-static size_t number (const unsigned char *s, size_t i, size_t n) {
-  return run(s, i, n, PERI__N);
-}
+static size_t number (const unsigned char *s, size_t i, size_t n) { return run(s, i, n, PERI__N); }
 
 /* [一-龥぀-ゟ゠-ヿ]+ */
 static size_t chinese_japanese (const unsigned char *s, size_t i, size_t n) {
@@ -265,14 +259,21 @@ static bool circled (uint32_t c) {
          (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
 }
 
-/* \w at i */
+/* \w at i, as Oniguruma has it outside of classes */
 static bool word_at (const unsigned char *s, size_t i, size_t n) {
   size_t len;
   if (i >= n) return false;
   uint32_t c = peri__char_at(s + i, n - i, &len);
-  return (peri__class(c) & (PERI__L | PERI__M | PERI__N)) || c == '_' || circled(c) ||
+  return (peri__class(c) & (PERI__L | PERI__M | PERI__ND | PERI__NL)) || c == '_' || circled(c) ||
+         c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE) ||
          (c >= 0x203F && c <= 0x2040) || c == 0x2054 || (c >= 0xFE33 && c <= 0xFE34) ||
          (c >= 0xFE4D && c <= 0xFE4F) || c == 0xFF3F;
+}
+
+/* Behind the next k characters. */
+INLINE size_t skip (const unsigned char *s, size_t i, size_t n, size_t k) {
+  for (size_t len; k > 0 && i < n; k--, i += len) peri__char_at(s + i, n - i, &len);
+  return i;
 }
 
 /* Runs of digits in groups of three that are counted from the run's end. memo holds the end of the
@@ -293,14 +294,31 @@ INLINE bool thousands (const unsigned char *s, size_t i, size_t n, size_t *memo,
       most = (k - 1) % 3 + 1;
       *memo = end;
     }
-    *from = *to = i;
-    for (; most > 0; most--) {
-      class_at(s, *to, n, &len);
-      *to += len;
-    }
+    *from = i;
+    *to = skip(s, i, n, most);
     return true;
   }
   return false;
+}
+
+/* (?=(\d{3})+(?!\d)) : the empty places that thousands cuts at, but for a run's two ends. memo: the
+** next of them, or the run's end. */
+static bool thousands_cut (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                           size_t *to) {
+  size_t len, cut = *memo;
+  if (cut <= i || cut >= n || !(class_at(s, cut, n, &len) & PERI__ND)) {
+    for (size_t k = 0, at = cut > i ? cut : i, end; k < 3; at = end) {
+      while (at < n && !(class_at(s, at, n, &len) & PERI__ND)) at += len;
+      if (at >= n) return false;
+      end = run(s, at, n, PERI__ND);
+      cut = at;
+      for (k = 0; at < end; at++) k += (s[at] & 0xC0) != 0x80;
+      cut = skip(s, cut, n, k % 3);
+    }
+  }
+  *from = *to = cut;
+  *memo = skip(s, cut, n, 3);
+  return true;
 }
 
 static bool thousands_word (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
@@ -308,8 +326,8 @@ static bool thousands_word (const unsigned char *s, size_t i, size_t n, size_t *
   return thousands(s, i, n, memo, from, to, PERI__ND, true);
 }
 
-static bool thousands_digit (const unsigned char *s, size_t i, size_t n, size_t *memo,
-                             size_t *from, size_t *to) {
+static bool thousands_digit (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                             size_t *to) {
   return thousands(s, i, n, memo, from, to, PERI__ND, false);
 }
 
@@ -328,12 +346,13 @@ static bool thousands_number (const unsigned char *s, size_t i, size_t n, size_t
 #define HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LEAD "[^\\r\\n\\p{L}\\p{N}]?"
-#define O200K(end, digit) \
+#define O200K(end, digit)                                           \
   LEAD HIGH "*" LOW "+" end "|" LEAD HIGH "+" LOW "*" end "|" digit \
             "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
-#define DEEPSEEK3(eol) \
-  "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^" eol \
-  "\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[" eol "]*|\\s*[" eol "]+|\\s+(?!\\S)|\\s+"
+#define DEEPSEEK3(eol)                                                        \
+  "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^" eol              \
+  "\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[" eol "]*|\\s*[" eol \
+  "]+|\\s+(?!\\S)|\\s+"
 
 static const struct {
   const char *pattern;
@@ -358,6 +377,7 @@ static const struct {
   { "\\s+$", { NULL, trailing_space } },
   { "\\d{1,3}(?=(?:\\d{3})*\\b)", { NULL, thousands_word } },
   { "\\d{1,3}(?=(?:\\d{3})*(?!\\d))", { NULL, thousands_digit } },
+  { "(?=(\\d{3})+(?!\\d))", { NULL, thousands_cut } },
   { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", { NULL, thousands_number } },
 };
 

@@ -11,8 +11,10 @@
 #define PATTERN_MAX 16384 /* bytes; the longest known one (deepseek-llm) has under 1,000 */
 #define NEST_MAX 64
 
-/* Oniguruma's \w; what a class of PCRE2 holds for it. */
-#define WORD "\\p{Alphabetic}\\p{M}\\p{N}\\p{Pc}"
+/* Oniguruma's \w; what a class of PCRE2 holds for it. Outside of a class it has six characters more:
+** superscripts and fractions of Latin-1. */
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define LONE WORD "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 #define HEX "0-9A-Fa-f"
 
 typedef struct translator {
@@ -92,29 +94,55 @@ static peri_status hex_escape (translator *t, int letter) {
 
 /* ---- properties ---- */
 
-static const char *const long_name[][2] = {
-  { "letter", "L" },           { "uppercaseletter", "Lu" },     { "lowercaseletter", "Ll" },
-  { "titlecaseletter", "Lt" }, { "modifierletter", "Lm" },      { "otherletter", "Lo" },
-  { "mark", "M" },             { "nonspacingmark", "Mn" },      { "spacingmark", "Mc" },
-  { "enclosingmark", "Me" },   { "number", "N" },               { "decimalnumber", "Nd" },
-  { "letternumber", "Nl" },    { "othernumber", "No" },         { "punctuation", "P" },
-  { "connectorpunctuation", "Pc" }, { "dashpunctuation", "Pd" }, { "openpunctuation", "Ps" },
-  { "closepunctuation", "Pe" }, { "initialpunctuation", "Pi" }, { "finalpunctuation", "Pf" },
-  { "otherpunctuation", "Po" }, { "symbol", "S" },              { "mathsymbol", "Sm" },
-  { "currencysymbol", "Sc" },  { "modifiersymbol", "Sk" },      { "othersymbol", "So" },
-  { "separator", "Z" },        { "spaceseparator", "Zs" },      { "lineseparator", "Zl" },
-  { "paragraphseparator", "Zp" }, { "other", "C" },             { "control", "Cc" },
-  { "format", "Cf" },          { "privateuse", "Co" },          { "unassigned", "Cn" },
-  { "alpha", "Alphabetic" },   { "space", "White_Space" },      { "upper", "Uppercase" },
-  { "lower", "Lowercase" },    { "digit", "Nd" },               { "cntrl", "Cc" }
-};
+static const char *const long_name[][2] = { { "letter", "L" },
+                                            { "uppercaseletter", "Lu" },
+                                            { "lowercaseletter", "Ll" },
+                                            { "titlecaseletter", "Lt" },
+                                            { "modifierletter", "Lm" },
+                                            { "otherletter", "Lo" },
+                                            { "mark", "M" },
+                                            { "nonspacingmark", "Mn" },
+                                            { "spacingmark", "Mc" },
+                                            { "enclosingmark", "Me" },
+                                            { "number", "N" },
+                                            { "decimalnumber", "Nd" },
+                                            { "letternumber", "Nl" },
+                                            { "othernumber", "No" },
+                                            { "punctuation", "P" },
+                                            { "connectorpunctuation", "Pc" },
+                                            { "dashpunctuation", "Pd" },
+                                            { "openpunctuation", "Ps" },
+                                            { "closepunctuation", "Pe" },
+                                            { "initialpunctuation", "Pi" },
+                                            { "finalpunctuation", "Pf" },
+                                            { "otherpunctuation", "Po" },
+                                            { "symbol", "S" },
+                                            { "mathsymbol", "Sm" },
+                                            { "currencysymbol", "Sc" },
+                                            { "modifiersymbol", "Sk" },
+                                            { "othersymbol", "So" },
+                                            { "separator", "Z" },
+                                            { "spaceseparator", "Zs" },
+                                            { "lineseparator", "Zl" },
+                                            { "paragraphseparator", "Zp" },
+                                            { "other", "C" },
+                                            { "control", "Cc" },
+                                            { "format", "Cf" },
+                                            { "privateuse", "Co" },
+                                            { "unassigned", "Cn" },
+                                            { "alpha", "Alphabetic" },
+                                            { "space", "White_Space" },
+                                            { "upper", "Uppercase" },
+                                            { "lower", "Lowercase" },
+                                            { "digit", "Nd" },
+                                            { "cntrl", "Cc" } };
 
 /* Does PCRE2 know this property? */
 static bool knows (const translator *t, const char *property) {
   int code;
   PCRE2_SIZE at;
-  pcre2_code *c = pcre2_compile((PCRE2_SPTR)property, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at,
-                                t->how);
+  pcre2_code *c =
+      pcre2_compile((PCRE2_SPTR)property, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, t->how);
   pcre2_code_free(c);
   return c != NULL;
 }
@@ -166,13 +194,21 @@ static peri_status common_escape (translator *t, int e, bool *done) {
   char same[2] = { '\\', (char)e };
   *done = true;
   switch (e) {
-  case 'd': case 'D': case 'n': case 'r': case 't': case 'f': case 'a': case 'e':
-    return put(t, same, 2);
+  case 'd':
+  case 'D':
+  case 'n':
+  case 'r':
+  case 't':
+  case 'f':
+  case 'a':
+  case 'e': return put(t, same, 2);
   case 's': return puts_(t, "\\p{White_Space}");
   case 'S': return puts_(t, "\\P{White_Space}");
   case 'v': return puts_(t, "\\x0B");
-  case 'p': case 'P': return property(t, e);
-  case 'x': case 'u': return hex_escape(t, e);
+  case 'p':
+  case 'P': return property(t, e);
+  case 'x':
+  case 'u': return hex_escape(t, e);
   case '0': {
     uint32_t c = 0;
     for (int k = 0; k < 2 && peek(t, 0) >= '0' && peek(t, 0) <= '7'; k++, t->i++)
@@ -203,15 +239,21 @@ static peri_status outer_escape (translator *t) {
   if (done) return PERI_OK;
   char same[2] = { '\\', (char)e };
   switch (e) {
-  case 'w': return puts_(t, "[" WORD "]");
-  case 'W': return puts_(t, "[^" WORD "]");
+  case 'w': return puts_(t, "[" LONE "]");
+  case 'W': return puts_(t, "[^" LONE "]");
   case 'h': return puts_(t, "[" HEX "]");
   case 'H': return puts_(t, "[^" HEX "]");
-  case 'b': return puts_(t, "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))");
-  case 'B': return puts_(t, "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))");
+  case 'b': return puts_(t, "(?:(?<=[" LONE "])(?![" LONE "])|(?<![" LONE "])(?=[" LONE "]))");
+  case 'B': return puts_(t, "(?:(?<=[" LONE "])(?=[" LONE "])|(?<![" LONE "])(?![" LONE "]))");
   case 'O': return puts_(t, "(?s:.)");
-  case 'A': case 'z': case 'Z': case 'G': case 'R': case 'X': case 'N': case 'K':
-    return put(t, same, 2);
+  case 'A':
+  case 'z':
+  case 'Z':
+  case 'G':
+  case 'R':
+  case 'X':
+  case 'N':
+  case 'K': return put(t, same, 2);
   default: break;
   }
   if (e >= '1' && e <= '9' && !(peek(t, 0) >= '0' && peek(t, 0) <= '9')) return put(t, same, 2);
@@ -223,12 +265,18 @@ static peri_status outer_escape (translator *t) {
 /* ---- classes ---- */
 
 static peri_status posix_class (translator *t) {
-  static const char *const name[][2] = {
-    { "alpha", "\\p{Alphabetic}" }, { "alnum", "\\p{Alphabetic}\\p{N}" }, { "digit", "\\p{Nd}" },
-    { "punct", "\\p{P}\\p{S}" },    { "space", "\\p{White_Space}" },      { "upper", "\\p{Uppercase}" },
-    { "lower", "\\p{Lowercase}" },  { "xdigit", HEX },                    { "word", WORD },
-    { "cntrl", "\\p{Cc}" },         { "blank", "\\p{Zs}\\t" },            { "ascii", "\\x00-\\x7F" }
-  };
+  static const char *const name[][2] = { { "alpha", "\\p{Alphabetic}" },
+                                         { "alnum", "\\p{Alphabetic}\\p{Nd}" },
+                                         { "digit", "\\p{Nd}" },
+                                         { "punct", "\\p{P}\\p{S}" },
+                                         { "space", "\\p{White_Space}" },
+                                         { "upper", "\\p{Uppercase}" },
+                                         { "lower", "\\p{Lowercase}" },
+                                         { "xdigit", HEX },
+                                         { "word", WORD },
+                                         { "cntrl", "\\p{Cc}" },
+                                         { "blank", "\\p{Zs}\\t" },
+                                         { "ascii", "\\x00-\\x7F" } };
   for (size_t k = 0; k < sizeof name / sizeof *name; k++) {
     size_t n = strlen(name[k][0]);
     if (t->n - t->i >= n + 4 && memcmp(t->p + t->i + 2, name[k][0], n) == 0 &&
@@ -420,7 +468,10 @@ static peri_status translate (translator *t) {
     case '[': TRY(char_class(t)); break;
     case '(': TRY(open_group(t)); break;
     case ')': TRY(close_group(t)); break;
-    case '*': case '+': case '?': case '{': TRY(quantifier(t)); break;
+    case '*':
+    case '+':
+    case '?':
+    case '{': TRY(quantifier(t)); break;
     case '|':
       TRY(put(t, "|", 1));
       t->i++;

@@ -7,14 +7,20 @@
 #include "text/unicode.h"
 
 #define QUICK 256
-#define BUDGET_FIXED ((uint64_t)16 << 20)
-#define BUDGET_BYTE 64
+#define BUDGET_FIXED ((uint64_t)8 << 20)
+#define BUDGET_BYTE 32
 #define HEAP_KIB 65536 /* of the interpreter, where there is no machine code */
 
 void peri__search_begin (peri__search *s, const peri__regex *re, peri__text_state *st,
                          const char *text, size_t begin, size_t end) {
-  *s = (peri__search){ .re = re, .st = st, .text = text, .begin = begin, .end = end, .next = begin,
-                       .last = SIZE_MAX, .window = SIZE_MAX,
+  *s = (peri__search){ .re = re,
+                       .st = st,
+                       .text = text,
+                       .begin = begin,
+                       .end = end,
+                       .next = begin,
+                       .last = SIZE_MAX,
+                       .window = SIZE_MAX,
                        .budget = BUDGET_FIXED + BUDGET_BYTE * (uint64_t)(end - begin) };
 }
 

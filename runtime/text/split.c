@@ -73,8 +73,10 @@ static peri_status next_match (matches *m, bool *found, size_t *from, size_t *to
       *found = stop > i;
       *from = i;
       *to = stop;
-      if (!*found) peri__char_at(m->s + i, end - i, &len);
-      else len = 0;
+      if (!*found)
+        peri__char_at(m->s + i, end - i, &len);
+      else
+        len = 0;
     }
     break;
   default:

@@ -15,34 +15,83 @@
 #define HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
 #define LEAD "[^\\r\\n\\p{L}\\p{N}]?"
-#define CASED(end, digits) \
+#define CASED(end, digits)                                           \
   LEAD HIGH "*" LOW "+" end "|" LEAD HIGH "+" LOW "*" end "|" digits \
             "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
 #define GPT4O CASED(SUFFIX "?", "\\p{N}{1,3}")
-#define DEEPSEEK_TAIL \
-  "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+#define DEEPSEEK_TAIL   \
+  "[!\"#$%&'()*+,\\-./" \
+  ":;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
 #define DEEPSEEK3 DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" SPACES
 #define CJK "[一-龥぀-ゟ゠-ヿ]+"
 #define LINES "[^\\n]+|[\\n]+"
 #define NOT_SENTENCE " ?[^(\\s|.,!?…。，、।۔،)]+"
 /* Upper- and lower-case letters with two cases, as DeepSeek's first vocabulary lists them. */
-#define CASES \
-  "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-" \
-  "ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-" \
-  "𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+#define CASES                                                                             \
+  "A-Za-z\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{1BA}\\x{1BC}-\\x{1BF}"          \
+  "\\x{1C4}-\\x{293}\\x{295}-\\x{2AF}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37B}-\\x{37D}"  \
+  "\\x{37F}\\x{386}\\x{388}-\\x{38A}\\x{38C}\\x{38E}-\\x{3A1}\\x{3A3}-\\x{3F5}"           \
+  "\\x{3F7}-\\x{481}\\x{48A}-\\x{52F}\\x{531}-\\x{556}\\x{10A0}-\\x{10C5}"                \
+  "\\x{13A0}-\\x{13F5}\\x{13F8}-\\x{13FD}\\x{1C90}-\\x{1CBA}\\x{1CBD}-\\x{1CBF}"          \
+  "\\x{1D00}-\\x{1D2B}\\x{1D6B}-\\x{1D77}\\x{1D79}-\\x{1D9A}\\x{1E00}-\\x{1F15}"          \
+  "\\x{1F18}-\\x{1F1D}\\x{1F20}-\\x{1F45}\\x{1F48}-\\x{1F4D}\\x{1F50}-\\x{1F57}\\x{1F59}" \
+  "\\x{1F5B}\\x{1F5D}\\x{1F5F}-\\x{1F7D}\\x{1F80}-\\x{1FB4}\\x{1FB6}-\\x{1FBC}\\x{1FBE}"  \
+  "\\x{1FC2}-\\x{1FC4}\\x{1FC6}-\\x{1FCC}\\x{1FD0}-\\x{1FD3}\\x{1FD6}-\\x{1FDB}"          \
+  "\\x{1FE0}-\\x{1FEC}\\x{1FF2}-\\x{1FF4}\\x{1FF6}-\\x{1FFC}\\x{2102}\\x{2107}"           \
+  "\\x{210A}-\\x{2113}\\x{2115}\\x{2119}-\\x{211D}\\x{2124}\\x{2126}\\x{2128}"            \
+  "\\x{212A}-\\x{212D}\\x{212F}-\\x{2134}\\x{2139}\\x{213C}-\\x{213F}\\x{2145}-\\x{2149}" \
+  "\\x{214E}\\x{2183}\\x{2184}\\x{2C00}-\\x{2C7B}\\x{2C7E}-\\x{2CE4}\\x{2CEB}-\\x{2CEE}"  \
+  "\\x{2CF2}\\x{2CF3}\\x{A640}-\\x{A66D}\\x{A680}-\\x{A69B}\\x{A722}-\\x{A76F}"           \
+  "\\x{A771}-\\x{A787}\\x{A78B}-\\x{A78E}\\x{AB70}-\\x{ABBF}\\x{FB00}-\\x{FB06}"          \
+  "\\x{FB13}-\\x{FB17}\\x{FF21}-\\x{FF3A}\\x{FF41}-\\x{FF5A}\\x{10400}-\\x{1044F}"        \
+  "\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-\\x{10CB2}\\x{10CC0}-\\x{10CF2}"  \
+  "\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}"
+/* Scripts that AFMoE keeps apart: Han, kana, Thai, Lao, Khmer, Myanmar, Hangul. */
+#define ASIAN                                                                    \
+  "\\x{4E00}-\\x{9FFF}\\x{3400}-\\x{4DBF}\\x{8C48}-\\x{FAFF}\\x{3040}-\\x{309F}" \
+  "\\x{30A0}-\\x{30FF}\\x{FF65}-\\x{FF9F}\\x{2F00}-\\x{2FDF}\\x{E40}-\\x{E7F}"   \
+  "\\x{E80}-\\x{EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}"   \
+  "\\x{A9E0}-\\x{A9FF}\\x{AC00}-\\x{D7AF}\\x{1100}-\\x{11FF}"
 /* Kimi K2's letters are those that are not Han (its pattern intersects classes). */
 #define K2_HIGH "(?:(?!\\p{Han})" HIGH ")"
 #define K2_LOW "(?:(?!\\p{Han})" LOW ")"
-#define KIMI \
+#define KIMI                                                                                     \
   "\\p{Han}+|" LEAD K2_HIGH "*" K2_LOW "+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|" LEAD K2_HIGH "+" K2_LOW \
   "*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}|" SIGNS "|" SPACES
 
 /* ORDER pre: the same in lists[] */
 typedef enum pre {
-  P_DEFAULT, P_GPT2, P_LLAMA3, P_QWEN2, P_QWEN35, P_GPT4O, P_TEKKEN, P_DEEPSEEK_LLM,
-  P_DEEPSEEK_CODER, P_DEEPSEEK3, P_STARCODER, P_FALCON, P_BLOOM, P_VIKING, P_CHAMELEON, P_TINY_AYA,
-  P_KIMI, P_SUPERBPE, P_BAILING, P_SEED_CODER, P_UFAKZEKA, P_AFMOE, P_LAGUNA, P_EXAONE_MOE, P_LINES,
-  P_MINICPM5, P_WHITESPACE, P_JAIS2, P_SPARK, P_YOUTU, P_COUNT
+  P_DEFAULT,
+  P_GPT2,
+  P_LLAMA3,
+  P_QWEN2,
+  P_QWEN35,
+  P_GPT4O,
+  P_TEKKEN,
+  P_DEEPSEEK_LLM,
+  P_DEEPSEEK_CODER,
+  P_DEEPSEEK3,
+  P_STARCODER,
+  P_FALCON,
+  P_BLOOM,
+  P_VIKING,
+  P_CHAMELEON,
+  P_TINY_AYA,
+  P_KIMI,
+  P_SUPERBPE,
+  P_BAILING,
+  P_SEED_CODER,
+  P_UFAKZEKA,
+  P_AFMOE,
+  P_LAGUNA,
+  P_EXAONE_MOE,
+  P_LINES,
+  P_MINICPM5,
+  P_WHITESPACE,
+  P_JAIS2,
+  P_SPARK,
+  P_YOUTU,
+  P_COUNT
 } pre;
 
 #define PATTERNS 6
@@ -58,7 +107,8 @@ static const char *const lists[P_COUNT][PATTERNS] = {
   [P_TEKKEN] = { CASED("", "\\p{N}") },
   [P_DEEPSEEK_LLM] = { "[\r\n]", "\\s?[" CASES "]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
                        "[一-龥ࠀ-一가-퟿]+", "\\p{N}+" },
-  [P_DEEPSEEK_CODER] = { "[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}" },
+  [P_DEEPSEEK_CODER] = { "[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+",
+                         "\\p{N}" },
   [P_DEEPSEEK3] = { "\\p{N}{1,3}", CJK, DEEPSEEK3 },
   [P_STARCODER] = { "\\p{N}", GPT2 },
   [P_FALCON] = { "[\\p{P}\\$\\+<=>\\^~\\|`]+", GPT2, "[0-9][0-9][0-9]" },
@@ -73,21 +123,23 @@ static const char *const lists[P_COUNT][PATTERNS] = {
                   "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" },
   [P_SEED_CODER] = { SUFFIX "|" WORD "|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+|" SPACES },
   [P_UFAKZEKA] = { WORD "|\\p{N}|" SIGNS "|" SPACES },
-  [P_AFMOE] = { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))",
-                "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+", DEEPSEEK3 },
+  [P_AFMOE] = { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", "[" ASIAN "]+", DEEPSEEK3 },
   [P_LAGUNA] = { LINES, QWEN2 },
   [P_EXAONE_MOE] = { SUFFIX "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}"
                             "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" },
   [P_LINES] = { LINES },
   [P_MINICPM5] = { "\\p{N}{1,3}", SUFFIX "|" WORD "|\\p{N}+|" SIGNS "|" SPACES },
   [P_WHITESPACE] = { "\\S+" },
-  [P_JAIS2] = { SUFFIX "|" WORD "|\\p{N}{1,3}|" SIGNS
-                       "|\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)|\\s{64}(?!\\S)"
-                       "|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)"
-                       "|\\s{1}" },
-  [P_SPARK] = { "\\p{N}{1,3}", CJK,
-                DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+|[\\r\\n]|\\s+(?!\\S)|\\s+", "\\p{N}" },
-  [P_YOUTU] = { "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+  [P_JAIS2] = { SUFFIX
+                "|" WORD "|\\p{N}{1,3}|" SIGNS
+                "|\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)|\\s{64}(?!\\S)"
+                "|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)"
+                "|\\s{1}" },
+  [P_SPARK] = { "\\p{N}{1,3}", CJK, DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+|[\\r\\n]|\\s+(?!\\S)|\\s+",
+                "\\p{N}" },
+  [P_YOUTU] = { "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-"
+                "ヿ]"
+                "+",
                 CASED(SUFFIX "?", "\\p{N}") },
 };
 
@@ -203,8 +255,7 @@ peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitte
   TRY(peri__splitter_new(ctx, &s));
   for (int i = 0; i < PATTERNS && lists[names[k].pre][i] != NULL; i++) {
     const char *pattern = lists[names[k].pre][i];
-    peri_status status =
-        peri__add_pattern(s, pattern, strlen(pattern), PERI__ISOLATED, false);
+    peri_status status = peri__add_pattern(s, pattern, strlen(pattern), PERI__ISOLATED, false);
     if (status != PERI_OK) {
       peri__splitter_free(s);
       return status;

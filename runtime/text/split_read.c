@@ -33,8 +33,7 @@ peri__step *peri__add_step (peri__splitter *s, peri__step_kind kind) {
 }
 
 static peri_status too_many (peri__splitter *s) {
-  return peri__fail(s->ctx, PERI_EFORMAT, "a pre-tokenizer of more than %d steps",
-                    PERI__STEPS_MAX);
+  return peri__fail(s->ctx, PERI_EFORMAT, "a pre-tokenizer of more than %d steps", PERI__STEPS_MAX);
 }
 
 /* Give a step its string. */
@@ -49,11 +48,6 @@ static peri_status set_string (peri__splitter *s, peri__step *step, const char *
 
 peri_status peri__add_pattern (peri__splitter *s, const char *pattern, size_t n,
                                peri__behavior behavior, bool invert) {
-  static const char empty[] = "(?=(\\d{3})+(?!\\d))", same[] = "\\d{1,3}(?=(?:\\d{3})*(?!\\d))";
-  if (behavior == PERI__ISOLATED && n == sizeof empty - 1 && memcmp(pattern, empty, n) == 0) {
-    pattern = same; /* cuts at the same places, in linear time */
-    n = sizeof same - 1;
-  }
   peri__known known = peri__known_pattern(pattern, n);
   bool by_hand = known.match != NULL || known.find != NULL;
   peri__step *step = peri__add_step(s, by_hand ? PERI__CUT_KNOWN : PERI__CUT_REGEX);
@@ -144,8 +138,10 @@ static peri_status read_metaspace (reader *r, const peri__node *node) {
     return peri__node_fail(r->tree, name, "unknown prepend_scheme \"%.*s\"",
                            name->n > 100 ? 100 : (int)name->n, name->s);
   if (!prefix && name != NULL && scheme != PERI__NEVER)
-    return peri__node_fail(r->tree, name, "\"add_prefix_space\": false and \"prepend_scheme\": "
-                                          "\"%s\" contradict each other", schemes[scheme]);
+    return peri__node_fail(r->tree, name,
+                           "\"add_prefix_space\": false and \"prepend_scheme\": "
+                           "\"%s\" contradict each other",
+                           schemes[scheme]);
   peri__step *step = peri__add_step(r->s, PERI__METASPACE);
   if (step == NULL) return too_many(r->s);
   step->behavior = PERI__MERGED_WITH_NEXT;
@@ -178,11 +174,11 @@ enum {
   SCRIPTS,
   FIXED
 };
-static const char *const type_names[] = { "Sequence",         "Split",          "ByteLevel",
-                                          "Whitespace",       "WhitespaceSplit", "BertPreTokenizer",
-                                          "Metaspace",        "Digits",         "Punctuation",
-                                          "CharDelimiterSplit", "UnicodeScripts", "FixedLength",
-                                          NULL };
+static const char *const type_names[] = {
+  "Sequence",         "Split",       "ByteLevel", "Whitespace",  "WhitespaceSplit",
+  "BertPreTokenizer", "Metaspace",   "Digits",    "Punctuation", "CharDelimiterSplit",
+  "UnicodeScripts",   "FixedLength", NULL
+};
 
 static peri_status read_component (reader *r, const peri__node *node) {
   static const char words[] = "[\\w\\x{200C}\\x{200D}]+|[^\\w\\x{200C}\\x{200D}\\s]+";
@@ -278,9 +274,10 @@ static const char *const scripts[] = {
 static peri_status read_scripts (reader *r) {
   static const char any[] = "\\p{Unknown} ";
   peri__buffer b = { .ctx = r->s->ctx };
-  static const char han[] = "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}]"
-                            "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}\\p{Unknown} ]*"
-                            "|(?![\\x{30FC} ])\\p{Common}(?:(?!\\x{30FC})[\\p{Common}\\p{Unknown} ])*";
+  static const char han[] =
+      "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}]"
+      "[\\p{Han}\\p{Hiragana}\\p{Katakana}\\x{30FC}\\p{Unknown} ]*"
+      "|(?![\\x{30FC} ])\\p{Common}(?:(?!\\x{30FC})[\\p{Common}\\p{Unknown} ])*";
   bool ok = peri__buffer_put(&b, han, sizeof han - 1);
   for (size_t k = 0; ok && k < sizeof scripts / sizeof *scripts; k++) {
     const char *s = scripts[k];
@@ -289,9 +286,8 @@ static peri_status read_scripts (reader *r) {
          peri__buffer_put(&b, "}", 1) && peri__buffer_put(&b, any, sizeof any - 1) &&
          peri__buffer_put(&b, "]*", 2);
   }
-  peri_status status =
-      ok ? peri__add_pattern(r->s, b.data, b.size, PERI__REMOVED, true)
-         : peri__fail(r->s->ctx, PERI_ENOMEM, "no memory for a pre-tokenizer");
+  peri_status status = ok ? peri__add_pattern(r->s, b.data, b.size, PERI__REMOVED, true)
+                          : peri__fail(r->s->ctx, PERI_ENOMEM, "no memory for a pre-tokenizer");
   peri__buffer_free(&b);
   return status;
 }

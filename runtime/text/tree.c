@@ -66,7 +66,7 @@ static peri_status new_node (peri__tree *t, const peri_json_value *v, peri__node
 
 peri_status peri__tree_read (peri_ctx *ctx, peri_json *j, peri__tree *t) {
   peri__node **link[PERI__TREE_DEPTH]; /* of each open container: where its next child goes */
-  peri__node *node;
+  peri__node *node = NULL;
   peri_json_value v;
   int depth = 0;
   *t = (peri__tree){ .ctx = ctx, .j = j };
@@ -126,8 +126,7 @@ const peri__node *peri__node_get (const peri__node *node, const char *key) {
   size_t n = strlen(key);
   if (node->type != PERI_JSON_OBJECT) return NULL;
   for (const peri__node *c = node->child; c != NULL; c = c->next)
-    if (c->key_n == n && memcmp(c->key, key, n) == 0)
-      return c->type == PERI_JSON_NULL ? NULL : c;
+    if (c->key_n == n && memcmp(c->key, key, n) == 0) return c->type == PERI_JSON_NULL ? NULL : c;
   return NULL;
 }
 
@@ -143,7 +142,7 @@ static peri_status member (peri__tree *t, const peri__node *node, const char *ke
 
 peri_status peri__node_bool (peri__tree *t, const peri__node *node, const char *key, bool required,
                              bool *out) {
-  const peri__node *c;
+  const peri__node *c = NULL;
   TRY(member(t, node, key, required, PERI_JSON_BOOL, "true or false", &c));
   if (c != NULL) *out = c->flag;
   return PERI_OK;
@@ -151,7 +150,7 @@ peri_status peri__node_bool (peri__tree *t, const peri__node *node, const char *
 
 peri_status peri__node_int (peri__tree *t, const peri__node *node, const char *key, bool required,
                             int64_t min, int64_t max, int64_t *out) {
-  const peri__node *c;
+  const peri__node *c = NULL;
   TRY(member(t, node, key, required, PERI_JSON_INT, "a whole number", &c));
   if (c == NULL) return PERI_OK;
   if (c->i < min || c->i > max)
@@ -168,7 +167,7 @@ peri_status peri__node_string (peri__tree *t, const peri__node *node, const char
 
 peri_status peri__node_char (peri__tree *t, const peri__node *node, const char *key, bool required,
                              uint32_t *out) {
-  const peri__node *c;
+  const peri__node *c = NULL;
   size_t len = 0;
   TRY(member(t, node, key, required, PERI_JSON_STRING, "a string of one character", &c));
   if (c == NULL) return PERI_OK;
@@ -191,13 +190,13 @@ int peri__node_choice (const peri__node *node, const char *const *names) {
 
 peri_status peri__node_type (peri__tree *t, const peri__node *node, const char *what,
                              const char *const *names, int *out) {
-  const peri__node *type;
+  const peri__node *type = NULL;
   if (node->type != PERI_JSON_OBJECT)
     return peri__node_fail(t, node, "a %s must be an object", what);
   TRY(peri__node_string(t, node, "type", true, &type));
   *out = peri__node_choice(type, names);
   if (*out < 0)
-    return peri__node_fail(t, type, "unknown %s \"%.*s\"", what,
-                           type->n > 100 ? 100 : (int)type->n, type->s);
+    return peri__node_fail(t, type, "unknown %s \"%.*s\"", what, type->n > 100 ? 100 : (int)type->n,
+                           type->s);
   return PERI_OK;
 }

@@ -7,8 +7,9 @@
 
 #include "core/json.h"
 
-#define PERI__TREE_NODES 16384 /* of one component; a template with many special tokens has hundreds */
-#define PERI__TREE_DEPTH 16    /* components nest in sequences */
+#define PERI__TREE_NODES \
+  16384                     /* of one component; a template with many special tokens has hundreds */
+#define PERI__TREE_DEPTH 16 /* components nest in sequences */
 
 typedef struct peri__node {
   peri_json_type type; /* OBJECT, ARRAY and the scalars */

@@ -17,10 +17,11 @@
 #define L LOWER
 #define D DIGIT
 
+/* clang-format off */
 const uint16_t peri__ascii_class[128] = {
-  C, C, C, C, C, C, C, C, C, BLANK, BLANK | PERI__EOL, BLANK, BLANK, BLANK | PERI__EOL, C, C, /* 00 */
+  C, C, C, C, C, C, C, C, C, BLANK, BLANK | PERI__EOL, BLANK, BLANK, BLANK | PERI__EOL, C, C,
   C, C, C, C, C, C, C, C, C, C, C, C, C, C, C, C, /* 10 */
-  PERI__SPACE, P, P, P, S, P, P, P, P, P, P, S, P, P, P, P, /* 20: space to slash */
+  PERI__SPACE, P, P, P, S, P, P, P, P, P, P, S, P, P, P, P, /* 20: space ! " # $ ... */
   D, D, D, D, D, D, D, D, D, D, P, P, S, S, S, P, /* 30 */
   P, U, U, U, U, U, U, U, U, U, U, U, U, U, U, U, /* 40 */
   U, U, U, U, U, U, U, U, U, U, U, P, P, P, S, P, /* 50 */
@@ -28,25 +29,18 @@ const uint16_t peri__ascii_class[128] = {
   L, L, L, L, L, L, L, L, L, L, L, P, S, P, S, C  /* 70 */
 };
 
-/* By utf8proc_category_t. */
+/* By utf8proc_category_t: Cn; Lu Ll Lt Lm Lo; Mn Mc Me; Nd Nl No; Pc Pd Ps Pe Pi Pf Po; Sm Sc Sk So;
+** Zs Zl Zp, all of which are White_Space; Cc Cf Cs Co. */
 static const uint16_t of_category[] = {
-  C,                          /* Cn */
-  U,                          /* Lu */
-  L,                          /* Ll */
-  U,                          /* Lt */
-  PERI__L | BOTH,             /* Lm */
-  PERI__L | BOTH,             /* Lo */
-  PERI__M | PERI__MN | BOTH,  /* Mn */
-  PERI__M | BOTH,             /* Mc */
-  PERI__M | BOTH,             /* Me */
-  D,                          /* Nd */
-  PERI__N,                    /* Nl */
-  PERI__N,                    /* No */
-  P, P, P, P, P, P, P,        /* Pc Pd Ps Pe Pi Pf Po */
-  S, S, S, S,                 /* Sm Sc Sk So */
-  PERI__SPACE, PERI__SPACE, PERI__SPACE, /* Zs Zl Zp: all of them are White_Space */
-  C, C, C, C                  /* Cc Cf Cs Co */
+  C, U, L, U, PERI__L | BOTH, PERI__L | BOTH,
+  PERI__M | PERI__MN | BOTH, PERI__M | BOTH, PERI__M | BOTH,
+  D, PERI__N | PERI__NL, PERI__N,
+  P, P, P, P, P, P, P,
+  S, S, S, S,
+  PERI__SPACE, PERI__SPACE, PERI__SPACE,
+  C, C, C, C
 };
+/* clang-format on */
 
 uint16_t peri__wide_class (uint32_t c) {
   if (c == 0x85) return BLANK; /* a control, and White_Space */

@@ -10,18 +10,19 @@
 
 /* What a character is, as bits: general categories of Unicode, White_Space, line ends. */
 enum {
-  PERI__L = 1,      /* letter: Lu Ll Lt Lm Lo */
-  PERI__N = 2,      /* number: Nd Nl No */
-  PERI__M = 4,      /* mark: Mn Mc Me */
-  PERI__P = 8,      /* punctuation */
-  PERI__S = 16,     /* symbol */
-  PERI__SPACE = 32, /* property White_Space */
-  PERI__EOL = 64,   /* carriage return, line feed */
-  PERI__HIGH = 128, /* Lu Lt Lm Lo M: may begin a capitalised word */
-  PERI__LOW = 256,  /* Ll Lm Lo M: may continue it */
-  PERI__ND = 512,   /* Nd */
+  PERI__L = 1,        /* letter: Lu Ll Lt Lm Lo */
+  PERI__N = 2,        /* number: Nd Nl No */
+  PERI__M = 4,        /* mark: Mn Mc Me */
+  PERI__P = 8,        /* punctuation */
+  PERI__S = 16,       /* symbol */
+  PERI__SPACE = 32,   /* property White_Space */
+  PERI__EOL = 64,     /* carriage return, line feed */
+  PERI__HIGH = 128,   /* Lu Lt Lm Lo M: may begin a capitalised word */
+  PERI__LOW = 256,    /* Ll Lm Lo M: may continue it */
+  PERI__ND = 512,     /* Nd */
   PERI__OTHER = 1024, /* Cc Cf Cs Co Cn */
-  PERI__MN = 2048     /* Mn */
+  PERI__MN = 2048,    /* Mn */
+  PERI__NL = 4096     /* Nl */
 };
 
 extern const uint16_t peri__ascii_class[128];
