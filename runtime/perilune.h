@@ -450,6 +450,78 @@ PERI_API peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, in
                                            double value, double wall_time);
 PERI_API void peri_tfevents_close (peri_tfevents *w); /* NULL is a no-op */
 
+/* ---- tokenizers ----------------------------------------------------------------------------- */
+
+/* Text to ids and back, as the published vocabularies define it. A tokenizer does not change once it
+** is loaded; it belongs to its context's thread and encodes many texts on all of the context's
+** threads. Vocabularies are files that nobody vouches for: at most 256 MiB, ids below 2^22, added
+** tokens of at most 1024 bytes. Texts are UTF-8 of at most 1 GiB; every maximal invalid part of a
+** text counts as U+FFFD. */
+typedef struct peri_tokenizer peri_tokenizer;
+typedef struct peri_text {
+  const char *s;
+  size_t n; /* bytes */
+} peri_text;
+
+enum {
+  PERI_ENCODE_SPECIAL = 1, /* put the special tokens around that the tokenizer asks for */
+  PERI_ENCODE_PARSE = 2    /* special tokens written in the text become their ids */
+};
+
+typedef enum peri_token_role { /* ORDER token role: kept the same in bindings/tokenizer.c */
+  PERI_TOKEN_BOS,
+  PERI_TOKEN_EOS,
+  PERI_TOKEN_PAD,
+  PERI_TOKEN_UNK,
+  PERI_TOKEN_FIM_PREFIX,
+  PERI_TOKEN_FIM_SUFFIX,
+  PERI_TOKEN_FIM_MIDDLE,
+  PERI_TOKEN_CLS,
+  PERI_TOKEN_SEP,
+  PERI_TOKEN_MASK,
+  PERI_TOKEN_NROLE
+} peri_token_role;
+
+/* A Hugging Face folder, tokenizer.json, a GGUF file, a SentencePiece tokenizer.model, llama2.c's
+** tokenizer.bin, a folder with vocab.json + merges.txt or encoder.json + vocab.bpe, vocab.txt. What
+** the file needs and this library lacks is refused by its name. */
+PERI_API peri_status peri_tokenizer_load (peri_ctx *ctx, const char *path, peri_tokenizer **out);
+/* The text of a tokenizer.json. */
+PERI_API peri_status peri_tokenizer_parse (peri_ctx *ctx, const void *json, size_t size,
+                                           peri_tokenizer **out);
+PERI_API void peri_tokenizer_close (peri_tokenizer *t);         /* NULL is a no-op */
+PERI_API int64_t peri_tokenizer_size (const peri_tokenizer *t); /* highest id + 1 */
+/* -1: the tokenizer has no such token. */
+PERI_API int64_t peri_tokenizer_role (const peri_tokenizer *t, peri_token_role role);
+/* Every id that ends a turn, in ascending order; *n of them, borrowed. */
+PERI_API const int32_t *peri_tokenizer_ends (const peri_tokenizer *t, size_t *n);
+PERI_API const char *peri_tokenizer_template (const peri_tokenizer *t, size_t *n); /* or NULL */
+/* Id of a token as the vocabulary writes it, -1: none; its text, borrowed, NULL: no such id. */
+PERI_API int64_t peri_tokenizer_id (const peri_tokenizer *t, const char *token, size_t n);
+PERI_API const char *peri_tokenizer_token (const peri_tokenizer *t, int64_t id, size_t *n);
+PERI_API bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id);
+
+/* n texts; ids of text i are (*ids)[ends[i - 1]] to (*ids)[ends[i]], the first begins at 0. *ids is
+** borrowed until the next call with t. flags: PERI_ENCODE_. Encoding a run of n bytes takes
+** O(n log n) time and 50 n bytes. */
+PERI_API peri_status peri_tokenizer_encode (peri_tokenizer *t, int64_t n, const peri_text *text,
+                                            int flags, const int32_t **ids, int64_t *ends);
+/* Valid UTF-8: bytes that make no character are U+FFFD. skip_special leaves special tokens out. Ids
+** that the vocabulary lacks are left out. *text is borrowed until the next call with t. */
+PERI_API peri_status peri_tokenizer_decode (peri_tokenizer *t, const int32_t *ids, size_t n,
+                                            bool skip_special, peri_text *text);
+
+/* Decoding id by id: the pieces joined are what decoding the whole gives, each of whole characters.
+** Close it before its tokenizer. */
+typedef struct peri_token_stream peri_token_stream;
+PERI_API peri_status peri_token_stream_open (peri_tokenizer *t, bool skip_special,
+                                             peri_token_stream **out);
+PERI_API void peri_token_stream_close (peri_token_stream *s); /* NULL is a no-op */
+/* Text that is certain with this id, borrowed until the next call with s; may be empty. */
+PERI_API peri_status peri_token_stream_push (peri_token_stream *s, int32_t id, peri_text *text);
+/* What was held back; then the stream begins anew. */
+PERI_API peri_status peri_token_stream_finish (peri_token_stream *s, peri_text *text);
+
 /* ---- profiler ------------------------------------------------------------------------------ */
 
 typedef struct peri_profile_row {

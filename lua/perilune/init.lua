@@ -3,7 +3,7 @@ local peri = require "perilune.core"
 
 local submodules = {
   nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true, gguf = true,
-  recipe = true, rl = true, text = true, models = true,
+  recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true,
 }
 
 -- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.

@@ -1,0 +1,181 @@
+-- tokenizer.lua - text to ids and back by published vocabularies: byte-level and SentencePiece-style BPE,
+-- unigram, WordPiece. The work is done in C (runtime/text/); this is its face in Lua.
+
+local peri = require "perilune.core"
+local options = require "perilune.options"
+
+local core = peri._tokenizer
+
+--- @class perilune.Tokenizer
+--- @field size integer  highest id + 1
+--- @field bos integer?
+--- @field eos integer?
+--- @field pad integer?
+--- @field unk integer?
+--- @field cls integer?
+--- @field sep integer?
+--- @field mask integer?
+--- @field eos_ids integer[]  every id that ends a turn
+--- @field fim { prefix: integer, suffix: integer, middle: integer }?  fill-in-the-middle tokens
+--- @field chat_template string?  its source
+--- @field special_tokens table<string, string>  texts by name (bos_token, eos_token, ...)
+--- @field source_path string?
+local Tokenizer = {}
+Tokenizer.__index = Tokenizer
+
+local M = {}
+
+local ENCODE = { add_special = true, parse_special = true }
+local DECODE = { skip_special = true }
+
+local function wrap(c, path)
+  local facts = c:facts()
+  local self = setmetatable({
+    _c = c, source_path = path, size = facts.size, bos = facts.bos, eos = facts.eos, pad = facts.pad,
+    unk = facts.unk, cls = facts.cls, sep = facts.sep, mask = facts.mask, eos_ids = facts.eos_ids, chat_template = facts.chat_template, special_tokens = {},
+  }, Tokenizer)
+  if facts.fim_prefix and facts.fim_suffix and facts.fim_middle then
+    self.fim = { prefix = facts.fim_prefix, suffix = facts.fim_suffix, middle = facts.fim_middle }
+  end
+  for _, role in ipairs { "bos", "eos", "pad", "unk", "cls", "sep", "mask" } do
+    if facts[role] then self.special_tokens[role .. "_token"] = c:token(facts[role]) end
+  end
+  return self
+end
+
+--- A tokenizer from a Hugging Face folder, a tokenizer.json, a GGUF file, a SentencePiece tokenizer.model,
+--- a llama2.c tokenizer .bin, a folder with vocab.json + merges.txt or encoder.json + vocab.bpe, vocab.txt.
+--- @param path string
+--- @return perilune.Tokenizer|nil
+--- @return string? message
+function M.load(path)
+  local c, message = core.load(path)
+  if not c then return nil, message end
+  return wrap(c, path)
+end
+
+--- A tokenizer from the text of a tokenizer.json.
+--- @param json string
+--- @return perilune.Tokenizer|nil
+--- @return string? message
+function M.parse(json)
+  local c, message = core.parse(json)
+  if not c then return nil, message end
+  return wrap(c)
+end
+
+--- @param text string  UTF-8; what is none counts as U+FFFD
+--- @param opts { add_special: boolean?, parse_special: boolean? }?  add_special (true): the special tokens
+---   that the model expects around a text; parse_special (true): special tokens written in the text are ids
+--- @return integer[]
+function Tokenizer:encode(text, opts)
+  local o = options.fill("tokenizer:encode", opts, ENCODE)
+  return self._c:encode(text, o.add_special, o.parse_special)
+end
+
+--- Many texts on all threads.
+--- @param texts string[]
+--- @param opts table?  as of encode
+--- @return integer[][]
+function Tokenizer:encode_batch(texts, opts)
+  local o = options.fill("tokenizer:encode_batch", opts, ENCODE)
+  return self._c:encode_batch(texts, o.add_special, o.parse_special)
+end
+
+--- @param text string
+--- @param opts table?  as of encode
+--- @return perilune.Tensor ids  (T) i64
+function Tokenizer:encode_tensor(text, opts)
+  local o = options.fill("tokenizer:encode_tensor", opts, ENCODE)
+  return self._c:encode_tensor(text, o.add_special, o.parse_special)
+end
+
+--- Texts as one tensor, padded on the left so that all end together.
+--- @param texts string[]
+--- @param opts table?  as of encode
+--- @return perilune.Tensor ids  (B, T) i64
+--- @return perilune.Tensor mask  (B, T) bool, false on padding
+function Tokenizer:batch(texts, opts)
+  local data = require "perilune.data"
+  return data.pad(self:encode_batch(texts, opts), { side = "left", value = self.pad or self.eos or 0 })
+end
+
+--- @param ids integer[]|perilune.Tensor  ids that the vocabulary lacks are left out
+--- @param opts { skip_special: boolean? }?  skip_special (true): special tokens are left out
+--- @return string  valid UTF-8
+function Tokenizer:decode(ids, opts)
+  local o = options.fill("tokenizer:decode", opts, DECODE)
+  return self._c:decode(ids, o.skip_special)
+end
+
+--- A decoder that takes one id at a time: s:push(id) returns the text that is certain by then, in whole
+--- characters; s:finish() returns what was held back.
+--- @param opts { skip_special: boolean? }?
+function Tokenizer:stream(opts)
+  local o = options.fill("tokenizer:stream", opts, DECODE)
+  return self._c:stream(o.skip_special)
+end
+
+--- Id of a token as the vocabulary writes it.
+--- @param token string
+--- @return integer|nil
+function Tokenizer:id(token) return self._c:id(token) end
+
+--- A token as the vocabulary writes it.
+--- @param id integer
+--- @return string|nil
+function Tokenizer:token(id) return self._c:token(id) end
+
+--- @param id integer
+--- @return boolean  decoding leaves it out
+function Tokenizer:is_special(id) return self._c:is_special(id) end
+
+-- The compiled chat template, made on first use.
+local function chat_of(self)
+  if not self._chat then
+    if not self.chat_template then error("tokenizer:chat: the tokenizer has no chat template", 3) end
+    local chat, message = require("perilune.text.chat").new(self.chat_template, self.special_tokens)
+    if not chat then error("tokenizer:chat: " .. message, 3) end
+    self._chat = chat
+  end
+  return self._chat
+end
+
+--- A conversation as the model's chat template writes it.
+--- @param messages table[]  { role =, content =, ... }
+--- @param opts table?  add_generation_prompt, tools, and further variables of the template
+--- @return string
+function Tokenizer:chat(messages, opts)
+  local text, message = chat_of(self):render(messages, opts)
+  if not text then error("tokenizer:chat: " .. message, 2) end
+  return text
+end
+
+-- How many of ids, the tokens of a whole text, lie before a border in it: those that the text up to the
+-- border has too. A token across the border is behind it.
+local function tokens_before(self, ids, text, border)
+  local part = self:encode(text:sub(1, border), { add_special = false })
+  local n = 0
+  while n < #part and part[n + 1] == ids[n + 1] do n = n + 1 end
+  return n
+end
+
+--- @param messages table[]
+--- @param opts table?  as of chat
+--- @return integer[] ids  of the text that chat returns
+--- @return integer[] mask  1 where the assistant speaks
+function Tokenizer:encode_chat(messages, opts)
+  local text, spans = chat_of(self):spans(messages, opts)
+  if not text then error("tokenizer:encode_chat: " .. tostring(spans), 2) end
+  local ids = self:encode(text, { add_special = false })
+  local mask = {}
+  for i = 1, #ids do mask[i] = 0 end
+  for _, span in ipairs(spans) do
+    local first = tokens_before(self, ids, text, span[1] - 1) + 1
+    local last = span[2] >= #text and #ids or tokens_before(self, ids, text, span[2])
+    for i = first, last do mask[i] = 1 end
+  end
+  return ids, mask
+end
+
+return M

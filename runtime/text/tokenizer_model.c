@@ -1,0 +1,201 @@
+/*
+** tokenizer_model.c - SentencePiece's tokenizer.model: a protocol buffer (sentencepiece_model.proto)
+** with pieces, scores, types, the kind of model and what is done to spaces. Only the wire format is
+** read here, without a schema: varints, 32 and 64 bits, lengths.
+*/
+#include <math.h>
+#include <string.h>
+
+#include "text/tokenizer.h"
+
+/* ORDER piece type: SentencePiece.Type */
+enum { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6 };
+enum { UNIGRAM = 1, BPE = 2 }; /* TrainerSpec.ModelType */
+
+typedef struct range {
+  const unsigned char *file, *s, *end; /* file: where offsets count from */
+} range;
+
+typedef struct field {
+  uint32_t number;
+  int wire;   /* 0 varint, 1 64 bits, 2 bytes, 5 32 bits */
+  uint64_t v; /* of numbers */
+  range in;   /* of bytes */
+} field;
+
+typedef struct reader {
+  peri_tokenizer *t;
+  int64_t n;      /* pieces */
+  int type;       /* of model */
+  uint8_t *types; /* by id */
+  size_t types_cap;
+  int32_t id[4]; /* unk, bos, eos, pad; -1: none */
+  bool byte_fallback, prefix, merge, escape, suffix;
+} reader;
+
+static peri_status bad (peri_ctx *ctx, const range *r, const char *what) {
+  return peri__fail(ctx, PERI_EFORMAT, "byte %zu: %s", (size_t)(r->s - r->file), what);
+}
+
+static peri_status varint (peri_ctx *ctx, range *r, uint64_t *out) {
+  *out = 0;
+  for (int shift = 0; shift < 64; shift += 7) {
+    if (r->s == r->end) return bad(ctx, r, "a number does not end");
+    unsigned char c = *r->s++;
+    *out |= (uint64_t)(c & 0x7F) << shift;
+    if (c < 0x80) return PERI_OK;
+  }
+  return bad(ctx, r, "a number of more than 64 bits");
+}
+
+static peri_status fixed (peri_ctx *ctx, range *r, size_t n, uint64_t *out) {
+  if ((size_t)(r->end - r->s) < n) return bad(ctx, r, "a number does not end");
+  *out = 0;
+  for (size_t i = n; i-- > 0;) *out = *out << 8 | r->s[i];
+  r->s += n;
+  return PERI_OK;
+}
+
+/* The next field of a message. */
+static peri_status next (peri_ctx *ctx, range *r, field *f) {
+  uint64_t tag, n;
+  TRY(varint(ctx, r, &tag));
+  f->number = (uint32_t)(tag >> 3);
+  f->wire = (int)(tag & 7);
+  if (tag >> 3 == 0 || tag >> 32 != 0) return bad(ctx, r, "a field without a number");
+  switch (f->wire) {
+  case 0: return varint(ctx, r, &f->v);
+  case 1: return fixed(ctx, r, 8, &f->v);
+  case 5: return fixed(ctx, r, 4, &f->v);
+  case 2:
+    TRY(varint(ctx, r, &n));
+    if (n > (uint64_t)(r->end - r->s)) return bad(ctx, r, "a field ends behind its message");
+    f->in = (range){ r->file, r->s, r->s + n };
+    r->s += n;
+    return PERI_OK;
+  default: return bad(ctx, r, "not a tokenizer.model: an unknown kind of field");
+  }
+}
+
+static peri_status read_piece (reader *r, range in) {
+  peri_ctx *ctx = r->t->ctx;
+  peri__model *m = &r->t->model;
+  range text = in;
+  uint32_t bits = 0;
+  uint64_t type = NORMAL;
+  float score;
+  text.end = text.s;
+  while (in.s < in.end) {
+    field f;
+    TRY(next(ctx, &in, &f));
+    if (f.number == 1 && f.wire == 2) text = f.in;
+    if (f.number == 2 && f.wire == 5) bits = (uint32_t)f.v;
+    if (f.number == 3 && f.wire == 0) type = f.v;
+  }
+  if (r->n >= PERI__TOKENS_MAX) return bad(ctx, &in, "too many pieces");
+  size_t n = (size_t)(text.end - text.s), id = (size_t)r->n++;
+  const char *s = (const char *)text.s;
+  memcpy(&score, &bits, sizeof score);
+  if (peri__utf8_prefix(s, n) != n) return bad(ctx, &text, "a piece is no UTF-8");
+  if (!isfinite(score)) return bad(ctx, &in, "the score of a piece is not finite");
+  TRY(peri__vocab_put(&m->vocab, (int64_t)id, s, n, false));
+  TRY(peri__grow(ctx, &m->weight, &m->weights, id + 1, sizeof *m->weight, "scores"));
+  TRY(peri__grow(ctx, &r->types, &r->types_cap, id + 1, 1, "types"));
+  m->weight[id] = (double)score;
+  r->types[id] = type <= BYTE ? (uint8_t)type : NORMAL;
+  bool special = type == CONTROL || type == UNKNOWN;
+  if (n == 0 || !(special || type == USER_DEFINED)) return PERI_OK;
+  return peri__added_put(&r->t->added, (int32_t)id, s, n, special ? PERI__ADDED_SPECIAL : 0);
+}
+
+static peri_status read_trainer (reader *r, range in) {
+  while (in.s < in.end) {
+    field f;
+    TRY(next(r->t->ctx, &in, &f));
+    if (f.wire != 0) continue;
+    if (f.number == 3) r->type = f.v <= 4 ? (int)f.v : 0;
+    if (f.number == 24) r->suffix = f.v != 0; /* treat_whitespace_as_suffix */
+    if (f.number == 35) r->byte_fallback = f.v != 0;
+    if (f.number >= 40 && f.number <= 43)
+      r->id[f.number - 40] = (int64_t)f.v < 0 || f.v > INT32_MAX ? -1 : (int32_t)f.v;
+  }
+  return PERI_OK;
+}
+
+static peri_status read_normalizer (reader *r, range in) {
+  while (in.s < in.end) {
+    field f;
+    TRY(next(r->t->ctx, &in, &f));
+    if (f.number == 2 && f.wire == 2 && r->t->normalizer == NULL)
+      TRY(peri__tokenizer_charsmap(r->t, f.in.s, (size_t)(f.in.end - f.in.s)));
+    if (f.wire != 0) continue;
+    if (f.number == 3) r->prefix = f.v != 0;
+    if (f.number == 4) r->merge = f.v != 0;
+    if (f.number == 5) r->escape = f.v != 0;
+  }
+  return PERI_OK;
+}
+
+/* BPE keeps scores as floats; unigram leaves out what texts do not have. */
+static peri_status finish (reader *r) {
+  peri_tokenizer *t = r->t;
+  peri__model *m = &t->model;
+  size_t n = (size_t)r->n;
+  if (n == 0) return peri__fail(t->ctx, PERI_EFORMAT, "a tokenizer.model without pieces");
+  m->byte_fallback = r->byte_fallback;
+  if (r->type == BPE) {
+    m->kind = PERI__MODEL_SPM;
+    TRY(peri__grow(t->ctx, &m->score, &m->scores, n, sizeof *m->score, "scores"));
+    for (size_t i = 0; i < n; i++) m->score[i] = (float)m->weight[i];
+    return PERI_OK;
+  }
+  m->kind = PERI__MODEL_UNIGRAM;
+  m->left_out = peri__malloc(t->ctx, (m->vocab.size + 7) / 8);
+  if (m->left_out == NULL) return peri__fail(t->ctx, PERI_ENOMEM, "no memory for %zu pieces", n);
+  memset(m->left_out, 0, (m->vocab.size + 7) / 8);
+  for (size_t i = 0; i < n; i++)
+    if (r->types[i] != NORMAL && r->types[i] != USER_DEFINED)
+      m->left_out[i / 8] |= (uint8_t)(1 << i % 8);
+  return PERI_OK;
+}
+
+static peri_status read_all (reader *r, range in) {
+  static const peri_token_role roles[] = { PERI_TOKEN_UNK, PERI_TOKEN_BOS, PERI_TOKEN_EOS,
+                                           PERI_TOKEN_PAD };
+  peri_tokenizer *t = r->t;
+  while (in.s < in.end) {
+    field f;
+    TRY(next(t->ctx, &in, &f));
+    if (f.wire != 2) continue;
+    if (f.number == 1) TRY(read_piece(r, f.in));
+    if (f.number == 2) TRY(read_trainer(r, f.in));
+    if (f.number == 3) TRY(read_normalizer(r, f.in));
+  }
+  if (r->type != UNIGRAM && r->type != BPE)
+    return peri__fail(t->ctx, PERI_EFORMAT,
+                      "model type %d of SentencePiece (3 words, 4 characters) is not supported",
+                      r->type);
+  TRY(finish(r));
+  for (int i = 0; i < 4; i++)
+    if (r->id[i] >= 0 && r->id[i] < r->n) t->role[roles[i]] = r->id[i];
+  t->model.unk = t->role[PERI_TOKEN_UNK];
+  t->sentencepiece = true;
+  t->spaces = (peri__spaces){ .escape = r->escape,
+                              .prefix = r->prefix && !r->suffix,
+                              .suffix = r->prefix && r->suffix,
+                              .merge = r->merge };
+  /* The file does not say what models want around a text: Llama's way for BPE, T5's for unigram. */
+  t->add_bos = r->type == BPE;
+  t->add_eos = r->type == UNIGRAM;
+  return peri__tokenizer_spaces(t, r->prefix);
+}
+
+peri_status peri__tokenizer_sentencepiece (peri_tokenizer *t, const void *data, size_t size) {
+  reader r = {
+    .t = t, .type = UNIGRAM, .id = { 0, 1, 2, -1 }, .prefix = true, .merge = true, .escape = true
+  };
+  range in = { data, data, (const unsigned char *)data + size };
+  peri_status s = read_all(&r, in);
+  peri__free(t->ctx, r.types, r.types_cap);
+  return s;
+}
