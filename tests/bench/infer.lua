@@ -153,7 +153,8 @@ for threads in opts.threads:gmatch "%d+" do
       ours.close()
       local stream, compute = median(limit.stream), median(limit[whole[kind] and "fma" or "dot8"])
       for _, what in ipairs { "1", "8", "32", "prefill" } do
-        local rate, share = median(got[what])
+        local share
+        local rate = median(got[what])
         local busy, fed = rate * 2 * WEIGHTS / (compute * 1e9), rate * size / (stream * 1e9)
         if what == "prefill" then share = busy
         elseif what == "1" then share = fed
