@@ -75,6 +75,7 @@ static bool wants_packed_a (const job *s) {
 static enum source source_of (const job *s) {
   const peri__gemm *g = s->g;
   if (g->packed != NULL) return PACKED;
+  if (g->panel != NULL) return PRIVATE;
   if (g->bcs == 1 && (g->m <= 2 * s->mr || g->k * g->n * 4 <= L1_BYTES)) return DIRECT;
   /* Columns half a page or more apart share cache sets; only packing is fit for that. */
   bool apart = (g->bcs & 511) != 0;
@@ -128,6 +129,15 @@ static void one_tile (const job *s, enum source source, int64_t i, int64_t mm, i
       memcpy(g->c + (i + r) * g->crs + j, tmp + r * s->nr, (size_t)nn * sizeof *tmp);
 }
 
+/* Columns [j, j + nn) of B over the block of k under way, as a panel. */
+static void pack_panel (const job *s, int64_t j, int64_t nn, float *out) {
+  const peri__gemm *g = s->g;
+  if (g->panel != NULL)
+    g->panel(g->panel_ud, s->p0, s->kb, j, nn, out);
+  else
+    s->kern->pack_b(s->kb, nn, g->b + s->p0 * g->brs + j * g->bcs, g->brs, g->bcs, out);
+}
+
 static const float *panel_b (const job *s, int64_t j) {
   if (s->bare) return s->g->b + s->p0 * s->g->brs + j;
   return s->bp + (j - s->bj) * s->bk + (s->p0 - s->bp0) * s->nr;
@@ -147,11 +157,11 @@ static void panel_column (const job *s, int64_t i0, int64_t i1, int64_t j, int64
   bool partial = source == DIRECT ? nn % s->kern->lanes != 0 : nn != s->nr;
   if (partial && source != PACKED) source = PRIVATE; /* B ends inside a vector: make a full one */
   int64_t ldb = source == DIRECT ? g->brs : source == TRANSPOSED ? g->bcs : s->nr;
-  const float *b = source == PACKED ? panel_b(s, j) : g->b + s->p0 * g->brs + j * g->bcs;
-  if (source == PRIVATE) {
-    s->kern->pack_b(s->kb, nn, b, g->brs, g->bcs, own);
-    b = own;
-  }
+  const float *b = own;
+  if (source == PRIVATE)
+    pack_panel(s, j, nn, own);
+  else
+    b = source == PACKED ? panel_b(s, j) : g->b + s->p0 * g->brs + j * g->bcs;
   for (int64_t i = i0; i < i1; i += s->mr)
     one_tile(s, source, i, least(s->mr, i1 - i), j, nn, b, ldb);
   finish(s, i0, j, i1 - i0, nn);
@@ -272,12 +282,10 @@ static peri_status columns (peri_ctx *ctx, job *s, bool pack_a, int64_t parts) {
 
 static void pack_b_task (void *ud, int64_t begin, int64_t end, int worker) {
   const job *s = ud;
-  const peri__gemm *g = s->g;
   (void)worker;
   for (int64_t t = begin; t < end; t++) {
     int64_t j = s->j0 + t * s->nr;
-    s->kern->pack_b(s->kb, least(s->nr, s->j1 - j), g->b + s->p0 * g->brs + j * g->bcs, g->brs,
-                    g->bcs, s->pack_to + t * s->nr * s->kb);
+    pack_panel(s, j, least(s->nr, s->j1 - j), s->pack_to + t * s->nr * s->kb);
   }
 }
 
@@ -393,7 +401,7 @@ static double work_of (const peri__gemm *g) {
 
 /* Vectors run over the columns of C, so a product of few columns is computed turned around. */
 static bool wants_turning (const peri__gemm *g) {
-  return g->n <= FEW_COLS && g->m >= 8 * g->n && g->packed == NULL;
+  return g->n <= FEW_COLS && g->m >= 8 * g->n && g->packed == NULL && g->panel == NULL;
 }
 
 static peri_status turned (peri_ctx *ctx, const peri__gemm *g) {
@@ -440,9 +448,10 @@ peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   int64_t panels = (g->n + s.nr - 1) / s.nr;
   bool enough = panels >= 4 * threads || panels % threads == 0;
   bool little = work_of(g) < 12.0 * SMALL;
-  s.bare = !little && s.source != PACKED && g->ars == 1 && g->bcs == 1 && g->n % s.nr == 0 &&
-           g->m <= BARE_ROWS && g->n <= BARE_COLS;
-  if (g->m <= FEW_ROWS && enough && !s.bare) return columns(ctx, &s, pack_a, 1);
+  s.bare = !little && s.source != PACKED && g->panel == NULL && g->ars == 1 && g->bcs == 1 &&
+           g->n % s.nr == 0 && g->m <= BARE_ROWS && g->n <= BARE_COLS;
+  bool few = g->m <= FEW_ROWS && g->m * g->k <= ROOM; /* each panel of B meets all of A */
+  if (few && enough && !s.bare) return columns(ctx, &s, pack_a, 1);
   /* So little that packing B twice costs less than waiting for another thread's part of it. */
   if (little) return columns(ctx, &s, pack_a, 4 * threads / panels + 1);
   return shared(ctx, &s, pack_a);

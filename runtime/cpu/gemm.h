@@ -21,6 +21,13 @@ typedef void (*peri__gemm_done_fn)(void *ud, float *c, int64_t crs, int64_t i, i
                                    int64_t n);
 
 /*
+** Makes part of a B that is stored in no such way: rows [p, p + k) of columns [j, j + n), n <= NR ->
+** out[r * NR + c], the other columns zero, with NR = PERI_GEMM_NV * lanes. On any thread.
+*/
+typedef void (*peri__gemm_panel_fn)(const void *ud, int64_t p, int64_t k, int64_t j, int64_t n,
+                                    float *out);
+
+/*
 ** C = A B, f32. A is (m, k): A[i][p] at a[i * ars + p * acs]. B is (k, n): B[p][j] at
 ** b[p * brs + j * bcs]; any strides, so a transposed operand is a swap of two of them. Row i of C
 ** is n consecutive floats at c + i * crs. Operands may not overlap C. k may be 0.
@@ -33,9 +40,11 @@ typedef struct peri__gemm {
   int64_t brs, bcs;
   float *c;
   int64_t crs;
-  bool accumulate;         /* the chains begin at the former C */
-  const float *bias;       /* or at bias[j], n floats; NULL = at 0; not with accumulate */
-  const float *packed;     /* B as peri__gemm_pack made it; then b, brs and bcs are ignored */
+  bool accumulate;           /* the chains begin at the former C */
+  const float *bias;         /* or at bias[j], n floats; NULL = at 0; not with accumulate */
+  const float *packed;       /* B as peri__gemm_pack made it; then b, brs and bcs are ignored */
+  peri__gemm_panel_fn panel; /* or where it comes from, likewise */
+  const void *panel_ud;
   peri__gemm_done_fn done; /* epilogue; NULL = none */
   void *done_ud;
 } peri__gemm;

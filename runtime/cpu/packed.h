@@ -49,6 +49,8 @@ struct peri__packed_kernels {
   peri__panel_fn tile[PERI_PANEL_COUNT][PERI_GEMM_MR + 1];  /* [rows], one panel */
   peri__panel_fn one[PERI_PANEL_COUNT][PERI_PANEL_ONE + 1]; /* one row, [panels] */
   peri__panel_fn two[PERI_PANEL_COUNT][PERI_PANEL_TWO + 1]; /* two rows, [panels] */
+  /* Steps [p, p + k) of the 16-bit panel at b -> floats, NV * lanes for each. */
+  void (*widen[PERI_PANEL_COUNT])(const char *b, int64_t p, int64_t k, float *out);
   /* m <= mr rows of A -> pairs of bf16, steps 2p and 2p + 1 of row i at out[p * m + i]. */
   void (*pack_pairs)(int64_t m, int64_t k, const float *a, int64_t ars, uint32_t *out);
 };

@@ -122,6 +122,17 @@ SEVERAL(3, one, 1)
 SEVERAL(4, one, 1)
 SEVERAL(2, two, 2)
 
+#define WIDEN(name, kind)                                                   \
+  static void name(const char *b, int64_t p, int64_t k, float *out) {       \
+    for (int64_t e = p + k; p < e; p++, out += NR) {                        \
+      vf v[NV];                                                             \
+      step_of(kind, b + p * NR * 2, v);                                     \
+      UNROLL for (int q = 0; q < NV; q++) v_store(out + q * PERI_VW, v[q]); \
+    }                                                                       \
+  }
+WIDEN(widen_f16, PERI_PANEL_F16)
+WIDEN(widen_bf16, PERI_PANEL_BF16)
+
 /* ---- products of bf16 pairs ---- */
 
 #if PERI_VW == 16 && defined(__AVX512BW__)
@@ -172,6 +183,16 @@ DOT(dot_one3, 1, 3)
 DOT(dot_one4, 1, 4)
 DOT(dot_two2, 2, 2)
 
+static void widen_dot (const char *b, int64_t p, int64_t k, float *out) {
+  for (int64_t e = p + k; p < e; p++, out += NR) {
+    const char *w = b + p / 2 * NR * 4;
+    UNROLL for (int q = 0; q < NV; q++, w += PERI_VW * 4) {
+      vi pair = *(const viu *)(const void *)w;
+      v_store(out + q * PERI_VW, (vf)(p % 2 ? pair & v_seti((int32_t)0xffff0000) : pair << 16));
+    }
+  }
+}
+
 DOT_FN static void pack_pairs (int64_t m, int64_t k, const float *a, int64_t ars, uint32_t *out) {
   for (int64_t p = 0; p < k; p += 16) {
     int64_t pairs = (k - p < 16 ? k - p + 1 : 16) / 2;
@@ -215,9 +236,11 @@ const struct peri__packed_kernels PERI_NAME(peri__packed) = {
   .tile = { KIND(f32), KIND(f16), KIND(bf16), KIND(dot) },
   .one = { ONE(f32), ONE(f16), ONE(bf16), ONE(dot) },
   .two = { TWO(f32), TWO(f16), TWO(bf16), TWO(dot) },
+  .widen = { NULL, widen_f16, widen_bf16, widen_dot },
 #else
   .tile = { KIND(f32), KIND(f16), KIND(bf16) },
   .one = { ONE(f32), ONE(f16), ONE(bf16) },
   .two = { TWO(f32), TWO(f16), TWO(bf16) },
+  .widen = { NULL, widen_f16, widen_bf16 },
 #endif
 };

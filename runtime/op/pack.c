@@ -115,6 +115,8 @@ peri_status peri__weight_back (peri_ctx *ctx, peri_tensor *w, int64_t m, const f
                                float *dx) {
   int64_t n = w->shape[0], k = w->shape[1];
   if (m <= 0 || k <= 0) return PERI_OK;
+  if (w->storage->packed && !peri__is_quantised(w->dtype))
+    return peri__float_back(ctx, (peri_dtype)w->dtype, m, n, k, g, w->data, dx);
   peri__gemm p = { .m = m, .n = k, .k = n, .a = g, .ars = n, .acs = 1, .c = dx, .crs = k };
   return plain_product(ctx, w, &p, false);
 }

@@ -1,44 +1,308 @@
-/* packed_float.c - float weights laid out for products. */
+/*
+** packed_float.c - f32, f16 and bf16 weights packed in panels (cpu/packed.h) and their products:
+** how rows and panels are cut into tasks. The arithmetic is in cpu/simd_packed.c.
+*/
 #include <string.h>
 
 #include "cpu/convert.h"
+#include "cpu/packed.h"
 #include "weight/weight.h"
 
-static size_t row_bytes (peri_dtype d, int64_t k) {
-  size_t bytes;
-  int block = peri_dtype_block(d, &bytes);
-  return (size_t)(k / block) * bytes;
+enum {
+  KC = 2048,          /* steps of k in a block: the packed rows of a tile stay near */
+  NB_BYTES = 1000000, /* of packed weights that one task walks for each panel of rows */
+  ROOM = 1 << 19,     /* bytes of all packed rows, up to which every panel meets them at once */
+  AHEAD = 1024,       /* bytes that weights are fetched ahead when one row or two meet them */
+  FAR_AHEAD = 6144,   /* and when more do */
+  PIECE = 1 << 15,    /* bytes of weights worth handing to a thread */
+  PACK_GRAIN = 1 << 14
+};
+
+static int64_t least (int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most (int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- layout ---- */
+
+typedef struct layout {
+  const struct peri__packed_kernels *kern;
+  peri__panel kind;
+  int64_t lanes, nr; /* columns of a vector, of a panel */
+  int64_t step;      /* bytes of a step of k */
+  int64_t panel;     /* bytes of a panel */
+} layout;
+
+static layout layout_of (const struct peri__cpu *cpu, peri_dtype d, int64_t k) {
+  layout s = { .kern = cpu->packed, .lanes = cpu->gemm->lanes };
+  s.nr = PERI_GEMM_NV * s.lanes;
+  s.kind = d == PERI_F32 ? PERI_PANEL_F32 : d == PERI_F16 ? PERI_PANEL_F16 : PERI_PANEL_BF16;
+  if (d == PERI_BF16 && s.kern->dots && s.kern->dots()) s.kind = PERI_PANEL_DOT;
+  s.step = s.nr * (d == PERI_F32 ? 4 : 2);
+  s.panel = s.step * (s.kind == PERI_PANEL_DOT ? (k + 1) / 2 * 2 : k);
+  return s;
+}
+
+/* Where a 16-bit panel has step p of column j, in elements. */
+static int64_t place (const layout *s, int64_t p, int64_t j) {
+  if (s->kind == PERI_PANEL_DOT) return (p / 2 * s->nr + j) * 2 + p % 2;
+  if (s->kind == PERI_PANEL_F16 && !s->kern->interleaved_f16) return p * s->nr + j;
+  return p * s->nr + j % s->lanes * 2 + j / s->lanes;
 }
 
 size_t peri__float_packed_bytes (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int64_t k) {
-  (void)cpu;
-  return ((size_t)n * row_bytes(d, k) + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+  layout s = layout_of(cpu, d, k);
+  size_t bytes = (size_t)((n + s.nr - 1) / s.nr) * (size_t)s.panel;
+  return (bytes + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN;
+}
+
+typedef struct pack_job {
+  layout s;
+  int64_t n, k;
+  const uint16_t *rows;
+  char *out;
+} pack_job;
+
+static void pack_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const pack_job *j = ud;
+  const layout *s = &j->s;
+  (void)worker;
+  for (int64_t t = begin; t < end; t++) {
+    uint16_t *out = (uint16_t *)(void *)(j->out + t * s->panel);
+    int64_t first = t * s->nr, count = least(s->nr, j->n - first);
+    if (count < s->nr || s->kind == PERI_PANEL_DOT) memset(out, 0, (size_t)s->panel);
+    for (int64_t c = 0; c < count; c++) {
+      const uint16_t *row = j->rows + (first + c) * j->k;
+      for (int64_t p = 0; p < j->k; p++) out[place(s, p, c)] = row[p];
+    }
+  }
 }
 
 void peri__float_pack (peri_ctx *ctx, peri_dtype d, int64_t n, int64_t k, const void *rows,
                        void *out) {
-  (void)ctx;
-  memcpy(out, rows, (size_t)n * row_bytes(d, k));
+  if (d == PERI_F32) {
+    peri__gemm_pack(ctx, n, k, rows, 1, k, out);
+    return;
+  }
+  pack_job j = { layout_of(ctx->cpu, d, k), n, k, rows, out };
+  peri__parallel(ctx, (n + j.s.nr - 1) / j.s.nr, 1, pack_range, &j);
 }
 
 void peri__float_row (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int64_t k,
                       const void *w, int64_t i, float *out) {
-  size_t bytes = row_bytes(d, k);
+  layout s = layout_of(cpu, d, k);
+  const char *panel = (const char *)w + i / s.nr * s.panel;
+  int64_t c = i % s.nr;
   (void)n;
-  peri__load(cpu->math, PERI_F32, out, d, (const char *)w + (size_t)i * bytes, 1, k);
+  if (d == PERI_F32) {
+    const float *f = (const float *)(const void *)panel + c;
+    for (int64_t p = 0; p < k; p++) out[p] = f[p * s.nr];
+    return;
+  }
+  const uint16_t *h = (const uint16_t *)(const void *)panel;
+  for (int64_t p = 0; p < k; p++) {
+    uint16_t v = h[place(&s, p, c)];
+    out[p] = d == PERI_F16 ? peri__f16_to_f32(v) : peri__bf16_to_f32(v);
+  }
+}
+
+/* ---- products ---- */
+
+typedef struct job {
+  const peri__packed_product *p;
+  const struct peri__gemm_kernels *gemm;
+  layout s;
+  int64_t mr, panels; /* most rows of a tile; panels of weights */
+  char *a;            /* packed rows: all of them, or one block for each worker */
+  int64_t row_bytes;  /* of a packed row */
+  int64_t nb, mblocks;
+} job;
+
+/* Rows [i, i + mm), steps [p0, p0 + kb) -> out. */
+static void pack_rows (const job *j, int64_t i, int64_t mm, int64_t p0, int64_t kb, char *out) {
+  const peri__packed_product *p = j->p;
+  const float *x = p->x + i * p->xrs + p0;
+  if (j->s.kind == PERI_PANEL_DOT)
+    j->s.kern->pack_pairs(mm, kb, x, p->xrs, (uint32_t *)(void *)out);
+  else
+    j->gemm->pack_a(mm, kb, x, p->xrs, 1, (float *)(void *)out);
+}
+
+/* Rows [i, i + mm) (packed at a) and panels [t, t + np), steps [p0, p0 + kb); np > 1 only with whole
+** panels. */
+static void one_tile (const job *j, peri__panel_fn fn, int64_t i, int64_t mm, int64_t t, int64_t np,
+                      int64_t p0, int64_t kb, const char *a, const char *ahead) {
+  static const float zeros[PERI_PANEL_ONE * PERI_GEMM_NV * PERI_GEMM_MAX_LANES];
+  const peri__packed_product *p = j->p;
+  int64_t col = t * j->s.nr, nn = least(np * j->s.nr, p->n - col);
+  peri__panel_tile tile = { .k = kb,
+                            .a = a,
+                            .b = (const char *)p->w + t * j->s.panel + p0 * j->s.step,
+                            .bstep = j->s.panel,
+                            .c = p->y + i * p->n + col,
+                            .crs = p->n,
+                            .init = p->bias ? p->bias + col : zeros,
+                            .irs = 0 };
+  tile.ahead = ahead ? ahead : tile.b + (p->m <= 2 ? AHEAD : FAR_AHEAD);
+  if (p0 > 0) {
+    tile.init = tile.c;
+    tile.irs = tile.crs;
+  }
+  if (nn == np * j->s.nr) {
+    fn(&tile);
+    return;
+  }
+  /* Tiles write full vectors: give this one a copy of the last columns. */
+  float tmp[PERI_GEMM_MR * PERI_GEMM_NV * PERI_GEMM_MAX_LANES] = { 0 };
+  for (int64_t r = 0; r < mm; r++)
+    memcpy(tmp + r * j->s.nr, tile.init + r * tile.irs, (size_t)nn * sizeof *tmp);
+  tile.init = tile.c = tmp;
+  tile.irs = tile.crs = j->s.nr;
+  fn(&tile);
+  for (int64_t r = 0; r < mm; r++)
+    memcpy(p->y + (i + r) * p->n + col, tmp + r * j->s.nr, (size_t)nn * sizeof *tmp);
+}
+
+/* ---- at most mr rows: panels stream by, several at a time where there is one row or two ---- */
+
+static void few_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  const job *j = ud;
+  const peri__packed_product *p = j->p;
+  const struct peri__packed_kernels *kern = j->s.kern;
+  peri__panel kind = j->s.kind;
+  int64_t at_once = p->m == 1 ? PERI_PANEL_ONE : p->m == 2 ? PERI_PANEL_TWO : 1;
+  (void)worker;
+  for (int64_t t = begin, np; t < end; t += np) {
+    np = least(at_once, end - t);
+    if ((t + np) * j->s.nr > p->n && np > 1) np--; /* the last panel is not whole */
+    peri__panel_fn fn = p->m == 1   ? kern->one[kind][np]
+                        : p->m == 2 ? kern->two[kind][np]
+                                    : kern->tile[kind][p->m];
+    one_tile(j, fn, 0, p->m, t, np, 0, p->k, j->a, NULL);
+  }
+}
+
+/* ---- some rows: each panel meets all of them while it is near ---- */
+
+static void pack_all (void *ud, int64_t begin, int64_t end, int worker) {
+  const job *j = ud;
+  (void)worker;
+  for (int64_t b = begin; b < end; b++) {
+    int64_t i = b * j->mr;
+    pack_rows(j, i, least(j->mr, j->p->m - i), 0, j->p->k, j->a + i * j->row_bytes);
+  }
+}
+
+static void some_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  const job *j = ud;
+  const peri__packed_product *p = j->p;
+  (void)worker;
+  for (int64_t t = begin; t < end; t++) {
+    const char *next = (const char *)p->w + (t + 1) * j->s.panel;
+    for (int64_t i = 0; i < p->m; i += j->mr) {
+      int64_t mm = least(j->mr, p->m - i);
+      one_tile(j, j->s.kern->tile[j->s.kind][mm], i, mm, t, 1, 0, p->k, j->a + i * j->row_bytes,
+               i == 0 ? next : NULL);
+    }
+  }
+}
+
+/* ---- many rows: a task packs a panel of rows and walks a block of panels of weights ---- */
+
+static void many_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  const job *j = ud;
+  const peri__packed_product *p = j->p;
+  char *a = j->a + worker * j->mr * j->row_bytes;
+  for (int64_t task = begin; task < end; task++) {
+    int64_t i = task % j->mblocks * j->mr, t0 = task / j->mblocks * j->nb;
+    int64_t mm = least(j->mr, p->m - i), t1 = least(t0 + j->nb, j->panels);
+    for (int64_t p0 = 0; p0 < p->k; p0 += KC) {
+      int64_t kb = least(KC, p->k - p0);
+      pack_rows(j, i, mm, p0, kb, a);
+      const char *ahead = (const char *)(p->x + (i + j->mr) * p->xrs + p0);
+      for (int64_t t = t0; t < t1; t++, ahead = NULL)
+        one_tile(j, j->s.kern->tile[j->s.kind][mm], i, mm, t, 1, p0, kb, a, ahead);
+    }
+  }
+}
+
+static void no_steps (const peri__packed_product *p) {
+  for (int64_t i = 0; i < p->m; i++)
+    for (int64_t c = 0; c < p->n; c++) p->y[i * p->n + c] = p->bias ? p->bias[c] : 0;
 }
 
 peri_status peri__float_product (peri_ctx *ctx, peri_dtype d, const peri__packed_product *p) {
-  float *row = peri__block_get(ctx, (size_t)p->k * sizeof *row);
-  if (!row) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a row");
-  for (int64_t j = 0; j < p->n; j++) {
-    peri__float_row(ctx->cpu, d, p->n, p->k, p->w, j, row);
-    for (int64_t i = 0; i < p->m; i++) {
-      double sum = p->bias ? (double)p->bias[j] : 0;
-      for (int64_t t = 0; t < p->k; t++) sum += (double)p->x[i * p->xrs + t] * (double)row[t];
-      p->y[i * p->n + j] = (float)sum;
-    }
+  job j = { .p = p, .gemm = ctx->cpu->gemm, .s = layout_of(ctx->cpu, d, p->k) };
+  if (p->m <= 0 || p->n <= 0) return PERI_OK;
+  if (p->k == 0) {
+    no_steps(p);
+    return PERI_OK;
   }
-  peri__block_put(ctx, row);
+  bool dot = j.s.kind == PERI_PANEL_DOT;
+  j.mblocks = (p->m + j.gemm->mr - 1) / j.gemm->mr;
+  j.mr = (p->m + j.mblocks - 1) / j.mblocks;
+  j.panels = (p->n + j.s.nr - 1) / j.s.nr;
+  j.row_bytes = dot ? (p->k + 1) / 2 * 4 : p->k * 4;
+  bool all = p->m * j.row_bytes <= ROOM, in_place = p->m == 1 && !dot;
+  if (!all) j.row_bytes = least(j.row_bytes, dot ? KC * 2 : KC * 4);
+  int64_t rows = all ? p->m : j.mr * peri_threads(ctx);
+  char *room = in_place ? NULL : peri__block_get(ctx, (size_t)(rows * j.row_bytes));
+  if (!in_place && !room)
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %lld packed rows", (long long)rows);
+  j.a = in_place ? (char *)(void *)p->x : room;
+  if (all && !in_place)
+    peri__parallel(ctx, j.mblocks, most(1, PACK_GRAIN / (j.mr * p->k)), pack_all, &j);
+  int64_t grain = most(1, PIECE / most(1, j.s.panel * j.mblocks));
+  if (j.mblocks == 1) {
+    peri__parallel(ctx, j.panels, grain, few_rows, &j);
+  } else if (all) {
+    peri__parallel(ctx, j.panels, grain, some_rows, &j);
+  } else {
+    int64_t blocks = most(1, j.panels * j.s.panel / NB_BYTES);
+    j.nb = (j.panels + blocks - 1) / blocks;
+    blocks = (j.panels + j.nb - 1) / j.nb;
+    peri__parallel(ctx, blocks * j.mblocks, 1, many_rows, &j);
+  }
+  peri__block_put(ctx, room);
   return PERI_OK;
+}
+
+/* ---- x W, for gradients: the panels turned around ---- */
+
+typedef struct turn {
+  layout s;
+  const struct peri__gemm_kernels *gemm;
+  const char *w;
+} turn;
+
+/* Outputs [p, p + count) of inputs [j, j + n): 16-bit steps pass through a few of floats. */
+static void turned_panel (const void *ud, int64_t p, int64_t count, int64_t j, int64_t n,
+                          float *out) {
+  const turn *t = ud;
+  const layout *s = &t->s;
+  float wide[PERI_GEMM_NV * PERI_GEMM_MAX_LANES * PERI_GEMM_NV * PERI_GEMM_MAX_LANES];
+  for (int64_t end = p + count, some; p < end; p += some, out += some * s->nr) {
+    const char *panel = t->w + p / s->nr * s->panel;
+    const float *steps = wide;
+    some = least(end - p, s->nr - p % s->nr);
+    if (s->kind == PERI_PANEL_F32)
+      steps = (const float *)(const void *)(panel + j * s->step);
+    else
+      s->kern->widen[s->kind](panel, j, n, wide);
+    t->gemm->pack_b(some, n, steps + p % s->nr, 1, s->nr, out);
+  }
+}
+
+peri_status peri__float_back (peri_ctx *ctx, peri_dtype d, int64_t m, int64_t n, int64_t k,
+                              const float *g, const void *w, float *dx) {
+  turn t = { layout_of(ctx->cpu, d, k), ctx->cpu->gemm, w };
+  peri__gemm p = { .m = m,
+                   .n = k,
+                   .k = n,
+                   .a = g,
+                   .ars = n,
+                   .acs = 1,
+                   .c = dx,
+                   .crs = k,
+                   .panel = turned_panel,
+                   .panel_ud = &t };
+  return peri__gemm_f32(ctx, &p);
 }

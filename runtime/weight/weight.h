@@ -40,6 +40,9 @@ void peri__float_pack (peri_ctx *ctx, peri_dtype d, int64_t n, int64_t k, const 
 peri_status peri__float_product (peri_ctx *ctx, peri_dtype d, const peri__packed_product *p);
 void peri__float_row (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int64_t k,
                       const void *w, int64_t i, float *out);
+/* dx (m, k) = g W with g (m, n), dense: the gradient of x. Threaded; fails only for lack of scratch. */
+peri_status peri__float_back (peri_ctx *ctx, peri_dtype d, int64_t m, int64_t n, int64_t k,
+                              const float *g, const void *w, float *dx);
 
 size_t peri__quant_packed_bytes (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int64_t k);
 void peri__quant_pack (peri_ctx *ctx, peri_dtype d, int64_t n, int64_t k, const void *rows,
