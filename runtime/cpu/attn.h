@@ -31,8 +31,17 @@ static inline void visible (const struct peri__attn *a, int64_t start, int64_t i
   if (*hi < *lo) *hi = *lo;
 }
 
-static inline int64_t start_of (const struct peri__attn *a, int64_t b) {
-  return a->start ? min64(max64(a->start[b], 0), a->Tk) : 0;
+static inline int64_t start_of (const struct peri__attn *a, int64_t b, int64_t i) {
+  if (!a->start) return 0;
+  return min64(max64(a->start[a->start_each ? b * a->Tq + i : b], 0), a->Tk);
+}
+
+/* First query behind i, at most end, that has another start. */
+static inline int64_t same_start (const struct peri__attn *a, int64_t b, int64_t i, int64_t end) {
+  if (!a->start_each) return end;
+  int64_t j = i + 1, start = start_of(a, b, i);
+  while (j < end && start_of(a, b, j) == start) j++;
+  return j;
 }
 
 #if PERI_VW == 16

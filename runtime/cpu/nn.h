@@ -28,7 +28,7 @@ struct peri__norm_back {
   float *dx;
 };
 
-enum { PERI_ATTN_KEYS = 128 }; /* keys of a block; blocks count from start[b] */
+enum { PERI_ATTN_KEYS = 128 }; /* keys of a block; blocks count from a row's start */
 enum { PERI_ATTN_NOMASK, PERI_ATTN_BOOL, PERI_ATTN_ADD };
 
 /* One attention call. Strides are of (batch, time, head) in elements, the last dim has stride 1; k of
@@ -38,17 +38,19 @@ struct peri__attn {
   const float *q, *k, *v; /* (B, Tq, Hq, D), (B, Tk, Hkv, D) x 2 */
   int64_t qs[3], ks[4], vs[3];
   const int64_t *start; /* (B)?: keys before it are invisible */
+  bool start_each;      /* start is (B, Tq): one for each query */
   int mask_kind;
   const void *mask; /* bool or f32, strides of (batch, head, query, key), 0 = broadcast */
   int64_t ms[4];
   bool causal;
   int64_t offset, window; /* query i sees keys j <= i + offset, the last window of them if > 0 */
-  float scale;
-  double scale_f64;
+  float scale, cap;       /* cap > 0: scores become cap tanh(score / cap) before the mask */
+  double scale_f64, cap_f64;
   int64_t rows;        /* queries of a unit: see units */
   float *out, *lse;    /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
   const float *g;      /* backward: dense, as out */
   float *dq, *dk, *dv; /* backward: dense */
+  float *dmask;        /* backward: (B, Hq, Tq, Tk)?, zeros */
 };
 
 struct peri__nn_kernels {

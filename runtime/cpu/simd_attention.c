@@ -32,12 +32,13 @@ int64_t PERI_NAME (peri__attn_scratch)(const struct peri__attn *a) {
 
 /* Raw scores s[lo, hi) of a row, columns of this block, become exp(s scale + bias - max); the row's
 ** earlier sums and output are scaled when the maximum grows. */
-static void soften (struct row *row, float *s, int64_t lo, int64_t hi, float scale,
+static void soften (const struct peri__attn *a, struct row *row, float *s, int64_t lo, int64_t hi,
                     const float *bias, float *o, int64_t Dp) {
   int64_t c0 = lo / W * W;
-  vf f = v_set(scale), top = v_set(-INFINITY);
+  vf f = v_set(a->scale), top = v_set(-INFINITY);
   for (int64_t c = c0; c < hi; c += W) {
     vf x = v_load(s + c) * f;
+    if (a->cap > 0) x = v_tanh(x * (1 / a->cap)) * a->cap;
     if (bias) x += v_load(bias + c);
     if (c < lo || c + W > hi) x = v_select(in_range(c, lo, hi), x, v_set(-INFINITY));
     top = v_max(top, x);
@@ -163,7 +164,7 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
   float *o = scratch + rows * (int64_t)(sizeof(struct row) / 4), *s = o + rows * Dp,
         *bias = s + rows * KB;
   float *panel = bias + KB, *vp = panel + KB * D;
-  int64_t start = start_of(a, b), lo, hi;
+  int64_t start = start_of(a, b, 0), lo, hi;
   visible(a, start, 0, &lo, &hi);
   clear(row, o, a->Hq, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
@@ -185,7 +186,7 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
     if (a->ks[3] != 1) one_query_columns(a, b, j0, c0, n, s);
     for (int64_t h = 0; h < a->Hq; h++) {
       if (a->mask_kind) mask_row(a, b, h, 0, j0, n, bias);
-      soften(&row[h], s + h * KB, first, n, a->scale, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
+      soften(a, &row[h], s + h * KB, first, n, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
     }
     const float *v[RT];
     float *to[RT];
@@ -216,23 +217,19 @@ static void fetch_next (const struct peri__attn *a, int64_t b, int64_t hk, int64
   fetch_row(a->v + b * a->vs[0] + r * a->vs[1] + hk * a->vs[2], a->D, 0);
 }
 
-void PERI_NAME (peri__attn_unit)(const struct peri__attn *a, int64_t unit, float *scratch) {
-  if (a->Tq == 1) {
-    one_query(a, unit, scratch);
-    return;
-  }
+/* Queries [i0, i1) of one start, for one kv head. */
+static void queries (const struct peri__attn *a, int64_t b, int64_t hk, int64_t i0, int64_t i1,
+                     float *scratch) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
-  int64_t chunks = (a->Tq + a->rows - 1) / a->rows, i0 = unit % chunks * a->rows;
-  int64_t hk = unit / chunks % a->Hkv, b = unit / chunks / a->Hkv;
-  int64_t n_rows = min64(a->rows, a->Tq - i0) * G; /* row = query * G + head of the group */
+  int64_t n_rows = (i1 - i0) * G; /* row = query * G + head of the group */
   struct row *row = (struct row *)scratch;
   int64_t room = round_up(a->rows * G, RT);
   float *o = scratch + room * (int64_t)(sizeof(struct row) / 4), *s = o + room * Dp,
         *bias = s + RT * KB;
   float *panel = bias + KB, *vp = panel + KB * D;
-  int64_t start = start_of(a, b), lo, hi, ignore;
+  int64_t start = start_of(a, b, i0), lo, hi, ignore;
   visible(a, start, i0, &lo, &ignore);
-  visible(a, start, i0 + (n_rows - 1) / G, &ignore, &hi);
+  visible(a, start, i1 - 1, &ignore, &hi);
   clear(row, o, n_rows, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
@@ -251,7 +248,7 @@ void PERI_NAME (peri__attn_unit)(const struct peri__attn *a, int64_t unit, float
         int64_t i = i0 + (r0 + r) / G, h = hk * G + (r0 + r) % G;
         q[r] = a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2];
         y[r] = o + (r0 + r) * Dp;
-        if (chunks == 1) fetch_next(a, b, hk, r0 + r);
+        if (a->rows == a->Tq) fetch_next(a, b, hk, i0 * G + r0 + r);
         visible(a, start, i, &from[r], &to[r]);
         from[r] = min64(max64(from[r] - j0, 0), n);
         to[r] = min64(max64(to[r] - j0, from[r]), n);
@@ -262,12 +259,25 @@ void PERI_NAME (peri__attn_unit)(const struct peri__attn *a, int64_t unit, float
       for (int r = 0; r < R; r++) {
         if (from[r] >= to[r]) continue;
         if (a->mask_kind) mask_row(a, b, hk * G + (r0 + r) % G, i0 + (r0 + r) / G, j0, n, bias);
-        soften(&row[r0 + r], s + r * KB, from[r], to[r], a->scale, a->mask_kind ? bias : NULL, y[r],
-               Dp);
+        soften(a, &row[r0 + r], s + r * KB, from[r], to[r], a->mask_kind ? bias : NULL, y[r], Dp);
       }
       mix(s, vp, Dp, R, from, to, y, Dp);
     }
   }
   for (int64_t r = 0; r < n_rows; r++)
     finish(a, b, i0 + r / G, hk * G + r % G, &row[r], o + r * Dp);
+}
+
+void PERI_NAME (peri__attn_unit)(const struct peri__attn *a, int64_t unit, float *scratch) {
+  if (a->Tq == 1) {
+    one_query(a, unit, scratch);
+    return;
+  }
+  int64_t chunks = (a->Tq + a->rows - 1) / a->rows, i = unit % chunks * a->rows;
+  int64_t hk = unit / chunks % a->Hkv, b = unit / chunks / a->Hkv, end = min64(i + a->rows, a->Tq);
+  while (i < end) {
+    int64_t next = same_start(a, b, i, end);
+    queries(a, b, hk, i, next, scratch);
+    i = next;
+  }
 }

@@ -44,17 +44,25 @@ static void outer (const float *w, const float *x, int64_t Dp, int64_t r0, int64
 }
 
 /* s: raw scores, t: g v^T, columns [c0, c1) (multiples of W) of a row that sees [lo, hi); they
-** become p and ds. */
-static void differentiate (float *s, float *t, int64_t c0, int64_t c1, int64_t lo, int64_t hi,
-                           float scale, const float *bias, float lse, float delta) {
-  vf f = v_set(scale), l = v_set(lse), d = v_set(delta), zero = v_set(0);
+** become p and ds. dmask: that row's gradient of an added mask, p (g v^T - D). */
+static void differentiate (const struct peri__attn *a, float *s, float *t, int64_t c0, int64_t c1,
+                           int64_t lo, int64_t hi, const float *bias, float lse, float delta,
+                           float *dmask) {
+  vf f = v_set(a->scale), l = v_set(lse), d = v_set(delta), zero = v_set(0);
   for (int64_t c = c0; c < c1; c += W) {
     vf p = zero, ds = zero;
     if (c < hi && c + W > lo) {
-      vf x = v_load(s + c) * f;
+      vf x = v_load(s + c) * f, slope = f;
+      if (a->cap > 0) {
+        vf y = v_tanh(x * (1 / a->cap));
+        x = y * a->cap;
+        slope = f * (1 - y * y);
+      }
       if (bias) x += v_load(bias + c);
       p = v_exp(x - l);
-      ds = p * (v_load(t + c) - d) * f;
+      vf dx = p * (v_load(t + c) - d);
+      ds = dx * slope;
+      for (int64_t i = max64(lo - c, 0); dmask && i < min64(hi - c, W); i++) dmask[c + i] = dx[i];
       if (c < lo || c + W > hi) {
         vi seen = in_range(c, lo, hi);
         p = v_select(seen, p, zero);
@@ -129,8 +137,9 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
       float lse = a->lse[(b * a->Hq + h) * a->Tq + i];
       if (lse == -INFINITY) to[t + r] = from[t + r]; /* every key is masked */
       if (a->mask_kind && from[t + r] < to[t + r]) mask_row(a, b, h, i, j0, n_keys, w->bias);
-      differentiate(p + r * KB, ds + r * KB, c0, c1, from[t + r], to[t + r], a->scale,
-                    a->mask_kind ? w->bias : NULL, lse, w->delta[r0 + t + r]);
+      differentiate(a, p + r * KB, ds + r * KB, c0, c1, from[t + r], to[t + r],
+                    a->mask_kind ? w->bias : NULL, lse, w->delta[r0 + t + r],
+                    a->dmask ? a->dmask + ((b * a->Hq + h) * a->Tq + i) * a->Tk + j0 : NULL);
     }
     mix(ds, w->kp, Dp, R, from + t, to + t, dq, Dp);
   }
@@ -140,6 +149,37 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
     while (last > first && from[last - 1] >= j + 4) last--;
     outer(w->p + j, w->gp, Dp, first, last, w->dv + j * Dp);
     outer(w->ds + j, w->qp, Dp, first, last, w->dk + j * Dp);
+  }
+}
+
+/* Queries [i0, i1) of one start. */
+static void queries (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk,
+                     int64_t i0, int64_t i1) {
+  int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
+  int64_t start = start_of(a, b, i0), lo, hi, ignore;
+  visible(a, start, i0, &lo, &ignore);
+  visible(a, start, i1 - 1, &ignore, &hi);
+  for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
+    int64_t n = min64(KB, hi - j0);
+    const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
+    transpose(k, a->ks[1], 0, n, D, w->kt);
+    transpose(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], 0, n, D, w->vt);
+    pack_rows(k, a->ks[1], n, D, Dp, w->kp);
+    memset(w->dk, 0, (size_t)(2 * KB * Dp) * sizeof(float)); /* dk and dv */
+    for (int64_t r0 = i0 * G; r0 < i1 * G; r0 += RB)
+      chunk(a, w, b, hk, start, r0, min64(RB, i1 * G - r0), j0, n);
+    for (int64_t j = 0; j < n; j++) {
+      int64_t at = ((b * a->Tk + j0 + j) * a->Hkv + hk) * D;
+      if (a->start_each) { /* queries of other starts may see the key, too */
+        for (int64_t d = 0; d < D; d++) {
+          a->dk[at + d] += w->dk[j * Dp + d];
+          a->dv[at + d] += w->dv[j * Dp + d];
+        }
+        continue;
+      }
+      memcpy(a->dk + at, w->dk + j * Dp, (size_t)D * sizeof(float));
+      memcpy(a->dv + at, w->dv + j * Dp, (size_t)D * sizeof(float));
+    }
   }
 }
 
@@ -166,23 +206,10 @@ void PERI_NAME (peri__attn_back_unit)(const struct peri__attn *a, int64_t unit, 
     memset(a->dk + ((b * a->Tk + j) * a->Hkv + hk) * D, 0, (size_t)D * sizeof(float));
     memset(a->dv + ((b * a->Tk + j) * a->Hkv + hk) * D, 0, (size_t)D * sizeof(float));
   }
-  int64_t start = start_of(a, b), lo, hi, ignore;
-  visible(a, start, 0, &lo, &ignore);
-  visible(a, start, a->Tq - 1, &ignore, &hi);
-  for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
-    int64_t n = min64(KB, hi - j0);
-    const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
-    transpose(k, a->ks[1], 0, n, D, w.kt);
-    transpose(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], 0, n, D, w.vt);
-    pack_rows(k, a->ks[1], n, D, Dp, w.kp);
-    memset(w.dk, 0, (size_t)(2 * KB * Dp) * sizeof(float)); /* dk and dv */
-    for (int64_t r0 = 0; r0 < rows; r0 += RB)
-      chunk(a, &w, b, hk, start, r0, min64(RB, rows - r0), j0, n);
-    for (int64_t j = 0; j < n; j++) {
-      int64_t at = ((b * a->Tk + j0 + j) * a->Hkv + hk) * D;
-      memcpy(a->dk + at, w.dk + j * Dp, (size_t)D * sizeof(float));
-      memcpy(a->dv + at, w.dv + j * Dp, (size_t)D * sizeof(float));
-    }
+  for (int64_t i = 0; i < a->Tq;) {
+    int64_t next = same_start(a, b, i, a->Tq);
+    queries(a, &w, b, hk, i, next);
+    i = next;
   }
   for (int64_t r = 0; r < rows; r++)
     memcpy(a->dq + ((b * a->Tq + r / G) * a->Hq + hk * G + r % G) * D, w.dq + r * Dp,

@@ -59,10 +59,16 @@ static peri_status attn_check (peri_call *c, const peri_tensor *mask, const peri
       return peri__fail(c->ctx, PERI_EDTYPE, "mask is %s, expected bool or a float dtype",
                         peri_dtype_name((peri_dtype)mask->dtype));
   }
-  if (start && (start->dtype != PERI_I64 || start->ndim != 1 || start->shape[0] != q->shape[0]))
-    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,)",
+  if (start &&
+      (start->dtype != PERI_I64 || start->ndim < 1 || start->ndim > 2 ||
+       start->shape[0] != q->shape[0] || (start->ndim == 2 && start->shape[1] != q->shape[1])))
+    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,) or (%lld, %lld)",
                       peri_dtype_name((peri_dtype)start->dtype),
-                      peri__shape_text(start, a, sizeof a), (long long)q->shape[0]);
+                      peri__shape_text(start, a, sizeof a), (long long)q->shape[0],
+                      (long long)q->shape[0], (long long)q->shape[1]);
+  const double cap = c->attr[4].f;
+  if (!(cap >= 0 && isfinite(cap)))
+    return peri__fail(c->ctx, PERI_EINVAL, "softcap = %g, expected 0 (none) or more", cap);
   return PERI_OK;
 }
 
@@ -111,6 +117,8 @@ static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
   a->causal = attr[0].i != 0;
   a->scale_f64 = isnan(attr[1].f) ? 1 / sqrt((double)a->D) : attr[1].f;
   a->scale = (float)a->scale_f64;
+  a->cap_f64 = attr[4].f;
+  a->cap = (float)a->cap_f64;
   a->window = attr[2].i > far ? 0 : attr[2].i;
   a->offset = attr[3].i == INT64_MIN ? a->Tk - a->Tq
               : attr[3].i > far      ? far
@@ -122,6 +130,7 @@ static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
   if (start) {
     TRY(attn_take(j, start, false, &t));
     a->start = t->data;
+    a->start_each = t->ndim == 2;
   }
   if (mask) {
     if (mask->dtype == PERI_BOOL)
@@ -194,7 +203,9 @@ static peri_status attention_backward_infer (peri_call *c) {
     return peri__fail(c->ctx, PERI_ESHAPE, "lse has %lld values, expected (B, Hq, Tq)",
                       (long long)lse->numel);
   for (int k = 0; k < 3; k++) TRY(peri__new_like(c->in[k], (peri_dtype)q->dtype, &c->out[k]));
-  return PERI_OK;
+  int64_t scores[4] = { q->shape[0], q->shape[2], q->shape[1], c->in[1]->shape[1] };
+  if (!c->attr[5].i) scores[0] = 0;
+  return peri__new(c->ctx, (peri_dtype)q->dtype, 4, scores, &c->out[3]);
 }
 
 static peri_status attention_backward_cpu (peri_call *c) {
@@ -208,6 +219,10 @@ static peri_status attention_backward_cpu (peri_call *c) {
     struct peri__attn *a = &j.a;
     a->out = out->data, a->lse = lse->data, a->g = g->data;
     a->dq = c->out[0]->data, a->dk = c->out[1]->data, a->dv = c->out[2]->data;
+    if (c->out[3]->numel > 0) {
+      a->dmask = c->out[3]->data;
+      memset(a->dmask, 0, (size_t)c->out[3]->numel * peri__size(c->out[3]));
+    }
     if (c->in[0]->dtype == PERI_F64)
       j.unit_f64 = peri__attn_back_f64;
     else
@@ -225,11 +240,11 @@ static void attention_backward_cost (const peri_call *c, double *flops, double *
   *bytes *= 2;
 }
 
-OPN(attention_backward, 3,
+OPN(attention_backward, 4,
     .sig = "q, k, v, out, lse, g, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, "
-           "window:int=0, offset:int=none",
+           "window:int=0, offset:int=none, softcap:num=0, mask_grad:bool=false",
     .doc = "Gradients (dq, dk, dv) of attention, scores computed again from lse (B, Hq, Tq) "
-           "(arXiv:2205.14135).",
+           "(arXiv:2205.14135); with mask_grad also that of an added mask, (B, Hq, Tq, Tk).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = attention_backward_infer,
     .cpu = attention_backward_cpu, .cost = attention_backward_cost,
     .domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3");
@@ -269,17 +284,20 @@ static peri_status attention_cpu (peri_call *c) {
 
 static void attention_vjp (peri_vjp *v) {
   const peri_call *c = v->c;
-  peri_tensor *out[PERI_MAX_OUT];
-  if (c->in[3] && v->need[3]) {
-    peri__build_fail(
-        &v->b, peri__fail(c->ctx, PERI_ENOSUP, "attention: there is no gradient of the mask"));
-    return;
-  }
+  peri_tensor *out[PERI_MAX_OUT] = { NULL };
+  bool mask = c->in[3] && v->need[3];
+  peri_attr attr[6];
+  memcpy(attr, c->attr, 5 * sizeof *attr);
+  attr[5] = (peri_attr)A_INT(mask);
   peri__build_all(&v->b, &peri__op_attention_backward, 8,
                   (peri_tensor *[]){ c->in[0], c->in[1], c->in[2], c->out[0], c->out[1], v->g[0],
                                      c->in[3], c->in[4] },
-                  c->attr, out);
+                  attr, out);
   for (int i = 0; i < 3; i++) v->gin[i] = out[i];
+  if (!mask || v->b.status != PERI_OK) return;
+  v->gin[3] = out[3]; /* (B, Hq, Tq, Tk), summed where the mask is smaller */
+  if (c->in[3]->ndim == 2)
+    v->gin[3] = BA(&v->b, sum, ATTR(A_DIMS(((int64_t[]){ 1, 2 }), 2), A_INT(0)), out[3]);
 }
 
 static void attention_cost (const peri_call *c, double *flops, double *bytes) {
@@ -289,12 +307,13 @@ static void attention_cost (const peri_call *c, double *flops, double *bytes) {
 
 OPN(attention, 2,
     .sig = "q, k, v, mask:tensor?, start:tensor?, causal:bool=false, scale:num=none, "
-           "window:int=0, offset:int=none",
+           "window:int=0, offset:int=none, softcap:num=0",
     .doc = "softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple "
            "of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the "
-           "last window; keys before start (B) are padding; mask: bool (true = visible) or added, "
-           "(B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; a query that sees nothing gives zeros "
-           "(arXiv:1706.03762, arXiv:2205.14135).",
+           "last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool "
+           "(true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 "
+           "makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query "
+           "that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1,
     .infer = attention_infer, .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
     .domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true");

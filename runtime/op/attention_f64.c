@@ -9,7 +9,7 @@
 
 struct head { /* of one batch entry */
   const struct peri__attn *a;
-  int64_t b, h, hk, start;
+  int64_t b, h, hk;
 };
 
 static const double *at (const float *p, const int64_t *stride, int64_t b, int64_t t, int64_t h) {
@@ -19,17 +19,26 @@ static const double *at (const float *p, const int64_t *stride, int64_t b, int64
 static void range (const struct head *x, int64_t i, int64_t *lo, int64_t *hi) {
   const struct peri__attn *a = x->a;
   int64_t last = i + a->offset + 1;
+  int64_t start = a->start ? a->start[a->start_each ? x->b * a->Tq + i : x->b] : 0;
+  start = start < 0 ? 0 : start > a->Tk ? a->Tk : start;
   *hi = a->causal && last < a->Tk ? last : a->Tk;
-  *lo = a->window > 0 && last - a->window > x->start ? last - a->window : x->start;
+  *lo = a->window > 0 && last - a->window > start ? last - a->window : start;
 }
 
-/* Scaled and masked score of query i and key j, one of its visible range. */
-static double score (const struct head *x, int64_t i, int64_t j) {
+/* Scaled, capped and masked score of query i and key j, one of its visible range. slope?: its
+** derivative by q k. */
+static double score (const struct head *x, int64_t i, int64_t j, double *slope) {
   const struct peri__attn *a = x->a;
   const double *q = at(a->q, a->qs, x->b, i, x->h), *k = at(a->k, a->ks, x->b, j, x->hk);
   double s = 0;
   for (int64_t d = 0; d < a->D; d++) s += q[d] * k[d];
   s *= a->scale_f64;
+  if (slope) *slope = a->scale_f64;
+  if (a->cap_f64 > 0) {
+    double y = tanh(s / a->cap_f64);
+    s = a->cap_f64 * y;
+    if (slope) *slope *= 1 - y * y;
+  }
   if (a->mask_kind) {
     int64_t m = x->b * a->ms[0] + x->h * a->ms[1] + i * a->ms[2] + j * a->ms[3];
     if (a->mask_kind == PERI_ATTN_BOOL)
@@ -41,10 +50,7 @@ static double score (const struct head *x, int64_t i, int64_t j) {
 }
 
 static struct head head_of (const struct peri__attn *a, int64_t unit) {
-  struct head x = { .a = a, .b = unit / a->Hkv, .hk = unit % a->Hkv };
-  int64_t start = a->start ? a->start[x.b] : 0;
-  x.start = start < 0 ? 0 : start > a->Tk ? a->Tk : start;
-  return x;
+  return (struct head){ .a = a, .b = unit / a->Hkv, .hk = unit % a->Hkv };
 }
 
 void peri__attn_f64 (const struct peri__attn *a, int64_t unit) {
@@ -55,11 +61,11 @@ void peri__attn_f64 (const struct peri__attn *a, int64_t unit) {
       double *out = (double *)(void *)a->out + ((x.b * a->Tq + i) * a->Hq + x.h) * a->D;
       double max = -INFINITY, sum = 0;
       range(&x, i, &lo, &hi);
-      for (int64_t j = lo; j < hi; j++) max = fmax(max, score(&x, i, j));
+      for (int64_t j = lo; j < hi; j++) max = fmax(max, score(&x, i, j, NULL));
       memset(out, 0, (size_t)a->D * sizeof *out);
       for (int64_t j = lo; j < hi && max > -INFINITY; j++) {
         const double *v = at(a->v, a->vs, x.b, j, x.hk);
-        double p = exp(score(&x, i, j) - max);
+        double p = exp(score(&x, i, j, NULL) - max);
         sum += p;
         for (int64_t d = 0; d < a->D; d++) out[d] += p * v[d];
       }
@@ -72,7 +78,7 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
   struct head x = head_of(a, unit);
   int64_t G = a->Hq / a->Hkv, lo, hi, D = a->D;
   double *dq0 = (double *)(void *)a->dq, *dk0 = (double *)(void *)a->dk,
-         *dv0 = (double *)(void *)a->dv;
+         *dv0 = (double *)(void *)a->dv, *dmask = (double *)(void *)a->dmask;
   for (int64_t j = 0; j < a->Tk; j++) {
     memset(dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D, 0, (size_t)D * sizeof *dk0);
     memset(dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D, 0, (size_t)D * sizeof *dv0);
@@ -92,9 +98,10 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
         const double *k = at(a->k, a->ks, x.b, j, x.hk), *v = at(a->v, a->vs, x.b, j, x.hk);
         double *dk = dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D,
                *dv = dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D;
-        double p = exp(score(&x, i, j) - lse), dp = 0;
+        double slope, p = exp(score(&x, i, j, &slope) - lse), dp = 0;
         for (int64_t d = 0; d < D; d++) dp += g[d] * v[d];
-        double ds = p * (dp - delta) * a->scale_f64;
+        double dx = p * (dp - delta), ds = dx * slope;
+        if (dmask) dmask[((x.b * a->Hq + x.h) * a->Tq + i) * a->Tk + j] = dx;
         for (int64_t d = 0; d < D; d++) {
           dv[d] += p * g[d];
           dk[d] += ds * q[d];

@@ -100,7 +100,7 @@ static peri_status step_check (peri_call *c) {
 
 /* q, k and v of the new tokens, q and k turned. */
 static void step_turn (peri_build *b, const peri_call *c, peri_tensor **part) {
-  const peri_attr *a = c->attr; /* pos, interleaved, rope_scale, scale, window */
+  const peri_attr *a = c->attr; /* pos, interleaved, rope_scale, scale, window, softcap */
   peri_tensor *x = c->in[2];
   int64_t kv_heads = c->in[0]->shape[2];
   const peri_attr split[5] = { A_INT(x->shape[2] - 2 * kv_heads), A_INT(kv_heads), A_INT(a[1].i),
@@ -122,9 +122,9 @@ static void step_build (peri_build *b, peri_call *c) {
                   (peri_tensor *[]){ c->in[0], c->in[1], part[1], part[2] }, a, NULL);
   peri_tensor *k = BA(b, narrow, ATTR(A_INT(1), A_INT(0), A_INT(end)), c->in[0]);
   peri_tensor *v = BA(b, narrow, ATTR(A_INT(1), A_INT(0), A_INT(end)), c->in[1]);
-  c->out[0] =
-      peri_retain(BA(b, attention, ATTR(A_INT(1), A_NUM(a[3].f), A_INT(a[4].i), A_INT(INT64_MIN)),
-                     part[0], k, v, NULL, c->in[5]));
+  c->out[0] = peri_retain(BA(
+      b, attention, ATTR(A_INT(1), A_NUM(a[3].f), A_INT(a[4].i), A_INT(INT64_MIN), A_NUM(a[5].f)),
+      part[0], k, v, NULL, c->in[5]));
 }
 
 /* One new token in f32 is written and attended to by one kernel; anything else, and what is to be
@@ -135,8 +135,8 @@ static bool one_token (const peri_call *c) {
   return x->shape[1] == 1 && k->dtype == PERI_F32 && v->dtype == PERI_F32 && x->dtype == PERI_F32 &&
          k->numel > 0 && v->ndim == 4 && memcmp(k->shape, v->shape, 4 * sizeof *k->shape) == 0 &&
          x->shape[0] == k->shape[0] && x->shape[3] == k->shape[3] && heads % k->shape[2] == 0 &&
-         pos >= 0 && pos < k->shape[1] && c->attr[4].i >= 0 && x->stride[3] == 1 &&
-         v->stride[3] == 1 && (k->stride[3] == 1 || k->stride[1] == 1) &&
+         pos >= 0 && pos < k->shape[1] && c->attr[4].i >= 0 && c->attr[5].f >= 0 &&
+         x->stride[3] == 1 && v->stride[3] == 1 && (k->stride[3] == 1 || k->stride[1] == 1) &&
          (!start || (start->dtype == PERI_I64 && start->ndim == 1 &&
                      start->shape[0] == k->shape[0] && peri__dense(start)));
 }
@@ -202,6 +202,7 @@ static peri_status step_cpu (peri_call *c) {
   a->B = x->shape[0], a->Tq = 1, a->Tk = pos + 1, a->Hq = heads, a->Hkv = kv_heads;
   a->D = x->shape[3], a->causal = true, a->offset = pos;
   a->window = attr[4].i > a->Tk ? 0 : attr[4].i;
+  a->cap = (float)attr[5].f;
   a->scale = (float)(isnan(attr[3].f) ? 1 / sqrt((double)a->D) : attr[3].f);
   a->start = c->in[5] ? c->in[5]->data : NULL;
   a->q = heads_of(c->in[3] ? c->out[1] : x, 0, qs);
@@ -235,7 +236,8 @@ static void step_cost (const peri_call *c, double *flops, double *bytes) {
 
 OPN(attention_step_, 3,
     .sig = "cache_k, cache_v, qkv, positions:tensor?, inv_freq:tensor?, start:tensor?, pos:pos, "
-           "interleaved:bool=false, rope_scale:num=1, scale:num=none, window:int=0",
+           "interleaved:bool=false, rope_scale:num=1, scale:num=none, window:int=0, "
+           "softcap:num=0",
     .doc = "Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv "
            "(B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k "
            "and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and "

@@ -87,6 +87,8 @@ struct attn {
   int64_t window, offset; /* offset INT64_MIN: default */
   int mask; /* 0 none, 1 bool (B, Tk), 2 float (1, 1, Tq, Tk), 3 bool (B, Hq, Tq, Tk) */
   bool start;
+  double softcap;
+  bool each; /* start for each query: segments of a packed row */
 };
 
 struct io {
@@ -94,7 +96,9 @@ struct io {
 };
 
 static peri_status attention (const struct io *x, const struct attn *c, peri_tensor **out) {
-  peri_attr attr[4] = { { .i = c->causal }, { .f = NAN }, { .i = c->window }, { .i = c->offset } };
+  peri_attr attr[5] = {
+    { .i = c->causal }, { .f = NAN }, { .i = c->window }, { .i = c->offset }, { .f = c->softcap }
+  };
   peri_tensor *in[5] = { x->q, x->k, x->v, x->mask, x->start };
   return peri_apply(ctx, peri_op_find("attention"), 5, in, attr, out);
 }
@@ -125,6 +129,14 @@ static struct io inputs (const struct attn *c, peri_dtype d) {
     for (int64_t b = 0; b < c->B; b++) start[b] = b % c->Tk;
     x.start = make(PERI_I64, 1, &c->B, start);
   }
+  if (c->each) {
+    static int64_t start[1024];
+    int64_t s[2] = { c->B, c->Tq };
+    for (int64_t b = 0; b < c->B; b++) /* a segment ends wherever (i + b) % 11 is 0 */
+      for (int64_t i = 0; i < c->Tq; i++)
+        start[b * c->Tq + i] = i && (i + b) % 11 ? start[b * c->Tq + i - 1] : i;
+    x.start = make(PERI_I64, 2, s, start);
+  }
   if (c->mask == 2) {
     int64_t s[4] = { 1, 1, c->Tq, c->Tk };
     x.mask = random_tensor(d, 4, 4, s);
@@ -154,9 +166,11 @@ static void reference (const struct attn *c, const struct io *x, double *out) {
             s += q[((b * c->Tq + i) * c->Hq + h) * c->D + d] *
                  k[((b * c->Tk + j) * c->Hkv + hk) * c->D + d];
           s /= sqrt((double)c->D);
+          if (c->softcap > 0) s = c->softcap * tanh(s / c->softcap);
           if (c->causal && j > i + offset) s = -INFINITY;
           if (c->window && j <= i + offset - c->window) s = -INFINITY;
-          if (x->start && j < ((const int64_t *)peri_data(x->start))[b]) s = -INFINITY;
+          if (x->start && j < ((const int64_t *)peri_data(x->start))[c->each ? b * c->Tq + i : b])
+            s = -INFINITY;
           if (c->mask == 1 && !((const uint8_t *)peri_data(x->mask))[b * c->Tk + j]) s = -INFINITY;
           if (c->mask == 2) s += ((const double *)peri_data(x->mask))[i * c->Tk + j];
           if (c->mask == 3 &&
@@ -193,6 +207,11 @@ static const struct attn cases[] = {
   { 3, 1, 37, 6, 2, 32, true, 0, INT64_MIN, 0, true },
   { 3, 1, 290, 5, 5, 40, true, 0, INT64_MIN, 1, true },
   { 3, 1, 290, 7, 1, 64, true, 140, INT64_MIN, 0, true },
+  { 2, 17, 23, 4, 2, 12, true, 0, INT64_MIN, 2, false, 0.7, false },
+  { 2, 6, 140, 2, 2, 20, true, 50, INT64_MIN, 0, true, 0.3, false },
+  { 3, 1, 37, 6, 2, 32, true, 0, INT64_MIN, 0, true, 1.5, false },
+  { 2, 70, 70, 4, 2, 24, true, 0, INT64_MIN, 0, false, 0, true },
+  { 2, 40, 40, 3, 3, 16, true, 7, INT64_MIN, 0, false, 0.5, true },
 };
 
 static void close_to (const peri_tensor *got, const double *want, double tol, const char *what,
@@ -524,7 +543,9 @@ static void one_op_is_a_whole_step (void **state) {
     for (int64_t t = 0; t < T; t++) {
       peri_tensor *one = narrow(all[0], 1, t, 1), *at = narrow(all[1], 0, t, 1), *out = NULL;
       peri_tensor *in[6] = { cache[0], cache[1], one, at, all[2], x.start };
-      peri_attr attr[5] = { { .i = t }, { .i = 0 }, { .f = 1 }, { .f = NAN }, { .i = 0 } };
+      peri_attr attr[6] = {
+        { .i = t }, { .i = 0 }, { .f = 1 }, { .f = NAN }, { .i = 0 }, { .f = 0 }
+      };
       if (peri_apply(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK)
         fail_msg("%s", peri_message(ctx));
       for (int b = 0; b < B; b++)

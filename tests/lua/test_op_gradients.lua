@@ -189,6 +189,9 @@ local variants = {
     "q.shape=2,3,2,2; k.shape=2,5,1,2; v.shape=2,5,1,2; attr causal=true; attr window=2; attr scale=0.3",
     "shape=2,3,2,4; mask=bool; mask.shape=2,3",
     "shape=2,3,2,4; mask=f64:-3..1; mask.shape=2,2,3,3",
+    "shape=2,3,2,4; mask=-3..1; mask.shape=1,2,3,3; attr softcap=0.6",
+    "shape=2,3,2,4; mask=-3..1; mask.shape=2,3; attr causal=true",
+    "shape=2,3,2,4; start=int:0..2; start.shape=2,3; attr causal=true; attr softcap=0.8",
     "q.shape=1,2,2,2; k.shape=1,5,2,2; v.shape=1,5,2,2; attr causal=true; attr offset=1",
   },
   cross_entropy = {

@@ -193,6 +193,8 @@ local function check(case, float)
       dtypes[#outputs] = before[i]
     end
   end
+  -- attention_backward's gradient of the mask is empty where there is no mask
+  if #outputs > #case.out and outputs[#outputs]:numel() == 0 then outputs[#outputs] = nil end
   lu.assertEquals(#outputs, #case.out, case.op .. ": outputs")
   for k, y in ipairs(outputs) do check_output(case, k, y, float, dtypes[k]) end
   if case.grad then check_gradients(case, outputs, floats, float) end
