@@ -109,13 +109,15 @@ static peri_status piece (const peri__model *m, peri__encoder *e, const char *s,
 
 peri_status peri__model_piece (const peri__model *m, peri__encoder *e, const char *s, size_t n) {
   if (n > PERI__WORD_KEY) return piece(m, e, s, n);
-  peri__word *w = &e->words[word_hash(s, n)];
-  if (w->n == n && memcmp(w->key, s, n) == 0)
-    return peri__buffer_put(&e->ids, w->id, w->ids * sizeof *w->id) ? PERI_OK : PERI_ENOMEM;
+  peri__word *w = &e->words[word_hash(s, n) & ~(size_t)1]; /* this one or the next */
+  for (int i = 0; i < 2; i++)
+    if (w[i].n == n && memcmp(w[i].key, s, n) == 0)
+      return peri__buffer_put(&e->ids, w[i].id, w[i].ids * sizeof *w->id) ? PERI_OK : PERI_ENOMEM;
   size_t from = e->ids.size;
   TRY(piece(m, e, s, n));
   size_t count = (e->ids.size - from) / sizeof *w->id;
   if (count <= PERI__WORD_IDS) {
+    w[1] = w[0];
     w->n = (uint8_t)n;
     w->ids = (uint8_t)count;
     memcpy(w->key, s, n);

@@ -182,7 +182,7 @@ typedef struct peri__word { /* 64 bytes: tokens of a piece seen before */
   int32_t id[PERI__WORD_IDS];
   uint32_t unused;
 } peri__word;
-#define PERI__WORDS 16384 /* a power of two */
+#define PERI__WORDS 32768 /* a power of two */
 
 typedef struct peri__encoder {
   const peri_tokenizer *t;
