@@ -19,38 +19,35 @@ do
   local n = 0
   for byte = 0, 255 do
     local plain = byte >= 33 and byte <= 126 or byte >= 161 and byte <= 172 or byte >= 174
-    byte_of[plain and byte or 256 + n] = byte
+    byte_of[utf8.char(plain and byte or 256 + n)] = string.char(byte)
     if not plain then n = n + 1 end
   end
 end
 
--- Bytes of a token that is no whole characters: <0x0A>, or written in the byte-level alphabet.
-local function part_of_character(raw)
-  local hex = raw:match "^<0x(%x%x)>$"
-  if hex then return string.char(tonumber(hex, 16)) end
-  local bytes = {}
-  for _, code in utf8.codes(raw) do
-    if not byte_of[code] then return nil end
-    bytes[#bytes + 1] = string.char(byte_of[code])
-  end
-  return table.concat(bytes)
+-- Bytes of a token that is written in the byte-level alphabet, which ends at U+0143.
+local function unmapped(raw)
+  if raw:find "[%c \xC6-\xFF]" then return nil end
+  return (raw:gsub(utf8.charpattern, byte_of))
 end
 
 -- id -> the bytes that its token stands for within a text, or nil for tokens that stand for none. A
 -- token is decoded behind another one: what begins a text may lose a space.
 local function reader(tok)
   if not tok.token then return function (id) return tok:decode { id } end end
-  local before = tok:encode("a", { add_special = false })
+  local plain = { add_special = false }
+  local before, space = tok:encode("a", plain), tok:encode("a b", plain)[2]
   local n, base = #before, tok:decode(before)
+  local byte_level = space and tok:token(space):find("\u{120}", 1, true) == 1 -- what a space is written as
   return function (id)
     local raw = tok:token(id)
     if not raw or tok:is_special(id) then return nil end
+    local bytes = byte_level and unmapped(raw)
+    if bytes then return bytes end
+    local hex = raw:match "^<0x(%x%x)>$"
+    if hex and not byte_level then return string.char(tonumber(hex, 16)) end
     before[n + 1] = id
     local text = tok:decode(before)
-    if text:sub(1, #base) ~= base then return nil end
-    text = text:sub(#base + 1)
-    if text:find("\u{FFFD}", 1, true) and not raw:find("\u{FFFD}", 1, true) then return part_of_character(raw) end
-    return text
+    return text:sub(1, #base) == base and text:sub(#base + 1) or nil
   end
 end
 
