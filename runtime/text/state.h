@@ -29,6 +29,7 @@ struct peri__text_state {
   peri__text_reason reason;
   int code;
   peri__buffer normal[2]; /* results of normalisers, in turn */
+  peri__buffer wide;      /* code points of a normal form */
   peri__buffer split[2];  /* texts of splitters' steps, in turn */
   peri__piece_list list[2];
   pcre2_general_context *general; /* allocates from ctx unless fixed */

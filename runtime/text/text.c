@@ -24,6 +24,7 @@ peri_status peri__text_state_open (peri_ctx *ctx, peri__text_state **out) {
   st->ctx = ctx;
   box->heap = (peri__regex_heap){ ctx, &st->fixed };
   for (int i = 0; i < 2; i++) st->normal[i].ctx = st->split[i].ctx = ctx;
+  st->wide.ctx = ctx;
   st->general = pcre2_general_context_create(peri__regex_malloc, peri__regex_release, &box->heap);
   if (st->general != NULL) {
     st->match = pcre2_match_data_create(1, st->general);
@@ -42,6 +43,7 @@ peri_status peri__text_state_open (peri_ctx *ctx, peri__text_state **out) {
 void peri__text_state_close (peri__text_state *st) {
   if (st == NULL) return;
   st->fixed = false;
+  peri__buffer_free(&st->wide);
   for (int i = 0; i < 2; i++) {
     peri__buffer_free(&st->normal[i]);
     peri__buffer_free(&st->split[i]);
@@ -55,7 +57,7 @@ void peri__text_state_close (peri__text_state *st) {
 }
 
 void peri__text_state_fix (peri__text_state *st, bool fixed) {
-  st->fixed = fixed;
+  st->fixed = st->wide.fixed = fixed;
   for (int i = 0; i < 2; i++) st->normal[i].fixed = st->split[i].fixed = fixed;
 }
 
@@ -74,7 +76,8 @@ bool peri__pieces_reserve (peri__text_state *st, peri__piece_list *l, size_t mor
 
 peri_status peri__text_state_reserve (peri__text_state *st, size_t n) {
   if (n > PERI__TEXT_MAX) n = PERI__TEXT_MAX;
-  bool ok = true;
+  st->wide.size = 0;
+  bool ok = peri__buffer_reserve(&st->wide, 4096);
   for (int i = 0; i < 2; i++) {
     st->list[i].n = 0;
     st->normal[i].size = st->split[i].size = 0;
