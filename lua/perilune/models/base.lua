@@ -12,8 +12,8 @@ local M = {}
 -- ---- declarations -------------------------------------------------------------------------------
 
 -- An entry of a layout is a tensor that we hold: { name (ours), owner, key, shape, init ("normal",
--- "ones", "zeros"), kind ("linear", "embedding", "vector"), transposed, parts }, where parts are the
--- published tensors that it is made of, { name, rows } each, one above the other.
+-- "ones", "zeros"), kind ("linear", "embedding", "vector", "buffer": not trained), transposed, parts },
+-- where parts are the published tensors that it is made of, { name, rows } each, one above the other.
 
 --- @class perilune.models.Declaration
 local Declaration = {}
@@ -32,10 +32,16 @@ local function add(self, owner, key, name, entry)
   table.insert(self.model._layout, entry)
 end
 
---- A tensor. @param init "ones", "zeros" or "normal"; kind "vector" (default) or "embedding"
+--- A tensor. init is "ones" (default), "zeros" or "normal"; kind "vector" (default), "embedding", "buffer".
 function Declaration:tensor(key, published, shape, init, kind)
   add(self, self.owner, key, key, { shape = shape, init = init or "ones", kind = kind or "vector",
     parts = { { self.published .. published, shape[1] } } })
+end
+
+--- A LayerNorm: key .. "_w" and key .. "_b".
+function Declaration:layer_norm(key, published, dim)
+  self:tensor(key .. "_w", published .. ".weight", { dim })
+  self:tensor(key .. "_b", published .. ".bias", { dim }, "zeros")
 end
 
 --- A table of embeddings.
@@ -72,7 +78,8 @@ local Model = {}
 Model.__index = Model
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 
---- A class of models. It offers read(config) -> settings, declare(self, d) and forward.
+--- A class of models. It offers read(config, has) -> settings (has: the published names that there
+--- are, when they are known), declare(self, d) and forward.
 --- @param name string
 --- @param parent table?  M.Causal
 function M.class(name, parent)
@@ -88,7 +95,9 @@ end
 function M.create(class, config, names)
   local self = setmetatable({ config = config, generation_config = {}, training = false, layers = {}, _layout = {},
                               _projections = {} }, class)
-  self.settings = class.read(config, names)
+  local has = {}
+  for _, name in ipairs(names or {}) do has[name] = true end
+  self.settings = class.read(config, names and has)
   for i = 1, self.settings.layers do self.layers[i] = {} end
   self:declare(setmetatable({ model = self }, Declaration))
   return self
@@ -103,7 +112,7 @@ function M.new(class, config, opts)
   local std = opts and opts.std or config.initializer_range or 0.02
   for _, p in ipairs(self._layout) do
     local t = p.init == "normal" and peri.randn(p.shape):mul_(std) or peri[p.init](p.shape)
-    p.owner[p.key] = t:detach():requires_grad_()
+    p.owner[p.key] = t:detach():requires_grad_(p.kind ~= "buffer")
   end
   return self:train()
 end
@@ -130,7 +139,7 @@ local quantised = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K 
 
 -- The dtype that a weight of this entry is kept in.
 local function kept(p, stored, wanted)
-  if p.kind == "vector" then return "f32" end
+  if p.kind == "vector" or p.kind == "buffer" then return "f32" end
   if wanted == "file" then
     if p.transposed and quantised[stored] then return "f32" end
     return stored
@@ -186,8 +195,8 @@ local function place(p, made, pack)
     owner.weights, owner.weight = made, nil
     return
   end
-  if pack and p.kind ~= "vector" then made = peri.pack(made)
-  elseif made.dtype == "f32" then made = made:detach():requires_grad_() end
+  if pack and #p.shape == 2 and p.kind ~= "vector" then made = peri.pack(made)
+  elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer") end
   owner[p.key] = made
 end
 
@@ -264,6 +273,7 @@ function M.from_source(class, source, opts)
     { dtype = opts.dtype or "f32", pack = opts.pack })
   if not ok then return nil, tostring(source.path) .. ": " .. message end
   self.generation_config, self.source_path = source.generation_config or {}, source.path
+  self._packed = opts.pack or false
   return self
 end
 
@@ -323,7 +333,7 @@ function Model:save(folder)
   return hf.save(folder, config, tensors, self.generation_config)
 end
 
---- Tensors in a fixed order.
+--- What is trained, in a fixed order.
 --- @return perilune.Tensor[]
 function Model:parameters()
   local list = {}
@@ -336,8 +346,8 @@ function Model:named_parameters()
   local list = {}
   for _, p in ipairs(self._layout) do
     local t = p.owner[p.key]
-    if t then list[#list + 1] = { p.name, t }
-    else for i, w in ipairs(p.owner.weights) do list[#list + 1] = { ("%s.%d"):format(p.name, i - 1), w } end end
+    if t and p.kind ~= "buffer" then list[#list + 1] = { p.name, t }
+    elseif not t then for i, w in ipairs(p.owner.weights) do list[#list + 1] = { ("%s.%d"):format(p.name, i - 1), w } end end
   end
   return list
 end
@@ -348,7 +358,9 @@ function Model:projections() return self._projections end
 
 function Model:num_parameters()
   local n = 0
-  for _, p in ipairs(self._layout) do n = n + p.shape[1] * (p.shape[2] or 1) end
+  for _, p in ipairs(self._layout) do
+    if p.kind ~= "buffer" then n = n + p.shape[1] * (p.shape[2] or 1) end
+  end
   return n
 end
 
@@ -361,7 +373,9 @@ function Model:copy()
   for i, p in ipairs(other._layout) do
     local from = self._layout[i].owner
     local t = from[p.key]
-    if t and t.requires_grad then t = t:detach():clone() end
+    if t and not quantised[t.dtype] and not from.packed and not (p.kind == "embedding" and self._packed) then
+      t = t:detach():clone()
+    end
     p.owner[p.key] = t
     if not t then p.owner.weights = from.weights end
   end
@@ -392,6 +406,18 @@ end
 function Model:_block(fn, ...)
   if self._checkpointing and peri.grad_enabled() then return peri.checkpoint(fn, ...) end
   return fn(...)
+end
+
+-- Published names of activations -> those of the op `linear`.
+local activations = {
+  gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", gelu_fast = "gelu_tanh", relu = "relu",
+  silu = "silu", swish = "silu", tanh = "tanh",
+}
+
+--- An activation of a config under the name that the op `linear` has for it.
+function M.activation(config, key, default)
+  local name = config[key] or default
+  return activations[name] or error(("%s: %s %q is not known"):format(config.model_type or "model", key, name), 0)
 end
 
 --- x, or x after dropout while training.

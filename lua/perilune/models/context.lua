@@ -66,19 +66,28 @@ function Context:_mask_start(ahead)
   self.start = nil
 end
 
--- Attention with dropout of its probabilities: the scores are held.
-local function with_dropout(self, q, k, v, how, p)
+--- peri.attention with dropout of its probabilities: the scores are held.
+--- @param mask perilune.Tensor?  bool (true = visible) or added, (B, Hq, Tq, Tk), sizes may be 1
+--- @param start perilune.Tensor?  (B) or (B, Tq)
+--- @param how table  dropout, scale, causal, window (0), softcap (0)
+--- @return perilune.Tensor  (B, Tq, Hq, D)
+function M.attention(q, k, v, mask, start, how)
+  if how.dropout == 0 then
+    return peri.attention(q, k, v, mask, start,
+      { causal = how.causal, scale = how.scale, window = how.window or 0, softcap = how.softcap or 0 })
+  end
   local group, keys, queries = q:size(3) // k:size(3), k:size(2), q:size(2)
   if group > 1 then k, v = k:repeat_interleave(group, 3), v:repeat_interleave(group, 3) end
   local scores = q:permute { 1, 3, 2, 4 }:matmul(k:permute { 1, 3, 4, 2 }):mul(how.scale) -- (B, H, Tq, Tk)
-  if how.softcap > 0 then scores = scores:div(how.softcap):tanh():mul(how.softcap) end
+  if (how.softcap or 0) > 0 then scores = scores:div(how.softcap):tanh():mul(how.softcap) end
   local j, i = peri.arange(keys), peri.arange(keys - queries, keys):unsqueeze(2)
-  local hidden = j:gt(i)
-  if how.window > 0 then hidden = hidden:logical_or(j:le(i:sub(how.window))) end
-  if self.start then hidden = hidden:logical_or(j:lt(self.start:reshape { self.batch, 1, -1, 1 })) end
-  if self.mask then hidden = hidden:logical_or(self.mask:logical_not()) end
+  local hidden = how.causal and j:gt(i) or peri.zeros({ 1, 1 }, "bool")
+  if (how.window or 0) > 0 then hidden = hidden:logical_or(j:le(i:sub(how.window))) end
+  if start then hidden = hidden:logical_or(j:lt(start:reshape { start:size(1), 1, -1, 1 })) end
+  if mask and mask.dtype == "bool" then hidden = hidden:logical_or(mask:logical_not())
+  elseif mask then scores = scores:add(mask) end
   -- a finite number, so that a row which sees nothing gives no NaN
-  local weights = scores:masked_fill(hidden, -1e30):softmax(-1):dropout(p)
+  local weights = scores:masked_fill(hidden, -1e30):softmax(-1):dropout(how.dropout)
   return weights:matmul(v:permute { 1, 3, 2, 4 }):permute { 1, 3, 2, 4 }
 end
 
@@ -87,7 +96,7 @@ end
 --- @param q perilune.Tensor  (B, T, Hq, D)
 --- @param k perilune.Tensor  (B, T, Hkv, D)
 --- @param v perilune.Tensor  (B, T, Hkv, D)
---- @param how table  scale; window (0 = all); softcap (0 = none); dropout (0)
+--- @param how table  scale; window (0 = all); softcap (0 = none); dropout
 --- @return perilune.Tensor  (B, T, Hq, D)
 function Context:attend(i, q, k, v, how)
   if self.cache then k, v = self.cache:append(i, k, v) end
@@ -98,12 +107,8 @@ function Context:attend(i, q, k, v, how)
     k = peri.cat({ prefix.k[i]:expand(shape), k }, 2)
     v = peri.cat({ prefix.v[i]:expand(shape), v }, 2)
   end
-  if how.dropout > 0 then return with_dropout(self, q, k, v, how, how.dropout) end
-  local mask, start = self.mask, self.start
-  if start and start.ndim == 2 then -- packed rows
-    mask, start = peri.arange(k:size(2)):ge(start:reshape { self.batch, 1, -1, 1 }), nil
-  end
-  return peri.attention(q, k, v, mask, start, true, how.scale, how.window)
+  how.causal = true
+  return M.attention(q, k, v, self.mask, self.start, how)
 end
 
 return M

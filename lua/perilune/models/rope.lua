@@ -42,14 +42,19 @@ function scale.yarn(f, p, dim, base)
   local function dim_of(turns)
     return dim * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(base))
   end
-  local low = math.max(math.floor(dim_of(p.beta_fast or 32)), 0)
-  local high = math.min(math.ceil(dim_of(p.beta_slow or 1)), dim - 1)
+  local low, high = dim_of(p.beta_fast or 32), dim_of(p.beta_slow or 1)
+  if p.truncate ~= false then low, high = math.floor(low), math.ceil(high) end
+  low, high = math.max(low, 0), math.min(high, dim - 1)
   local span = high == low and 0.001 or high - low
   for i = 1, #f do
     local ramp = math.min(math.max((i - 1 - low) / span, 0), 1)
     f[i] = f[i] / p.factor * ramp + f[i] * (1 - ramp)
   end
-  return f, p.attention_factor or M.yarn_mscale(p.factor, 1)
+  local factor = p.attention_factor
+  if not factor and p.mscale and p.mscale_all_dim then -- DeepSeek
+    factor = M.yarn_mscale(p.factor, p.mscale) / M.yarn_mscale(p.factor, p.mscale_all_dim)
+  end
+  return f, factor or M.yarn_mscale(p.factor, 1)
 end
 
 --- Attention temperature of YaRN: 0.1 m ln(factor) + 1 (2309.00071, eq. 22).
@@ -68,8 +73,8 @@ function M.frequencies(dim, config)
   local base = p.rope_theta or config.rope_theta or 10000
   local kind = p.rope_type or p.type or "default"
   local f = scale[kind]
-  if not f then error(("rope type %q is not known"):format(tostring(kind)), 2) end
-  if kind ~= "default" and not p.factor then error("rope scaling without factor", 2) end
+  if not f then error(("rope type %q is not known"):format(tostring(kind)), 0) end
+  if kind ~= "default" and not p.factor then error(("rope type %q lacks its factor"):format(kind), 0) end
   if not p.original_max_position_embeddings then
     p = setmetatable({ original_max_position_embeddings = config.max_position_embeddings }, { __index = p })
   end

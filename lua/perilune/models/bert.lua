@@ -1,0 +1,120 @@
+-- bert.lua - BERT (Devlin et al., 1810.04805): an encoder of post-norm blocks with learned positions and
+-- token types; pooler and masked-language-model head where the checkpoint has them.
+local peri = require "perilune"
+local base = require "perilune.models.base"
+local context = require "perilune.models.context"
+
+local Bert = base.class("bert", base.Model)
+Bert.prefixes = { "bert." }
+
+-- Published names, which other encoders of the same shape override.
+Bert.published = {
+  layer = "encoder.layer.%d.", query = "attention.self.query", key = "attention.self.key",
+  value = "attention.self.value", out = "attention.output.dense", norm1 = "attention.output.LayerNorm",
+  up = "intermediate.dense", down = "output.dense", norm2 = "output.LayerNorm",
+  transform = "cls.predictions.transform.dense", transform_norm = "cls.predictions.transform.LayerNorm",
+  head_bias = "cls.predictions.bias",
+}
+
+-- Whether the checkpoint, or the class named in a config without one, has a part.
+local function has_part(config, has, name, class)
+  if has then return has[name] or has[Bert.prefixes[1] .. name] or false end
+  return (config.architectures and config.architectures[1] or ""):find(class) ~= nil
+end
+
+function Bert.read(config, has)
+  local need = base.need
+  local dim, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
+  local mlm = has_part(config, has, Bert.published.head_bias, "MaskedLM")
+  return {
+    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
+    layers = need(config, "num_hidden_layers"), heads = heads, head_dim = dim // heads,
+    positions = need(config, "max_position_embeddings"), types = config.type_vocab_size or 2,
+    eps = config.layer_norm_eps or 1e-12, act = base.activation(config, "hidden_act", "gelu"),
+    dropout = config.hidden_dropout_prob or 0.1, attention_dropout = config.attention_probs_dropout_prob or 0.1,
+    mlm = mlm, pooler = has_part(config, has, "pooler.dense.weight", "BertModel"),
+    prefix = (has and has["embeddings.word_embeddings.weight"] or not (has or mlm)) and "" or "bert.",
+  }
+end
+
+function Bert:declare(d)
+  local s, n = self.settings, self.published
+  d:at(self, "", s.prefix)
+  d:embedding("embed", "embeddings.word_embeddings.weight", s.vocab, s.dim)
+  d:embedding("places", "embeddings.position_embeddings.weight", s.positions, s.dim)
+  if s.types > 0 then d:embedding("types", "embeddings.token_type_embeddings.weight", s.types, s.dim) end
+  d:layer_norm("norm", "embeddings.LayerNorm", s.dim)
+  for i, layer in ipairs(self.layers) do
+    d:at(layer, ("layers.%d."):format(i - 1), s.prefix .. n.layer:format(i - 1))
+    d:linear("qkv", s.dim, { { n.query, s.dim }, { n.key, s.dim }, { n.value, s.dim } }, true)
+    d:linear("out", s.dim, { { n.out, s.dim } }, true)
+    d:layer_norm("norm1", n.norm1, s.dim)
+    d:linear("up", s.dim, { { n.up, s.ff } }, true)
+    d:linear("down", s.ff, { { n.down, s.dim } }, true)
+    d:layer_norm("norm2", n.norm2, s.dim)
+  end
+  d:at(self, "", s.prefix)
+  if s.pooler then d:linear("pooler", s.dim, { { "pooler.dense", s.dim } }, true) end
+  d:at(self, "", "")
+  if s.mlm then
+    d:linear("transform", s.dim, { { n.transform, s.dim } }, true)
+    d:layer_norm("transform_norm", n.transform_norm, s.dim)
+    d:tensor("head_bias", n.head_bias, { s.vocab }, "zeros")
+  end
+end
+
+--- Copies of tied weights, position numbers, and the next-sentence head.
+function Bert:ignored(name)
+  return name:find "position_ids$" ~= nil or name:find "^cls%.predictions%.decoder" ~= nil
+    or name:find "^cls%.seq_relationship" ~= nil
+end
+
+-- Block i of the residual stream x. -- (B, T, D)
+function Bert:block(i, x, mask)
+  local s, layer, batch, time = self.settings, self.layers[i], x:size(1), x:size(2)
+  local q, k, v = layer.qkv:forward(x):reshape { batch, time, 3 * s.heads, s.head_dim }:unpack_qkv(s.heads, s.heads)
+  local a = context.attention(q, k, v, mask, nil,
+    { causal = false, scale = s.head_dim ^ -0.5, dropout = self.training and s.attention_dropout or 0 })
+  a = self:dropout(layer.out:forward(a:reshape { batch, time, s.dim }), s.dropout)
+  x = a:add(x):layer_norm(layer.norm1_w, layer.norm1_b, s.eps)
+  local h = self:dropout(layer.down:forward(layer.up:forward(x, false, s.act)), s.dropout)
+  return h:add(x):layer_norm(layer.norm2_w, layer.norm2_b, s.eps)
+end
+
+--- Hidden states of the last block.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param opts table?  mask (B, T) bool or i64: true or 1 where a token is; token_types (B, T) i64 (0);
+--- positions (T) or (B, T) i64
+--- @return perilune.Tensor  (B, T, D) f32
+function Bert:forward(ids, opts)
+  opts = opts or {}
+  local s, mask, time = self.settings, opts.mask, ids:size(2)
+  if mask then mask = mask:to("bool"):reshape { ids:size(1), 1, 1, time } end
+  local x = self.embed:embedding(ids):add(self.places:embedding(opts.positions or peri.arange(time)))
+  if self.types then x = x:add(self.types:embedding(opts.token_types or peri.zeros({ 1, time }, "i64"))) end
+  x = self:dropout(x:layer_norm(self.norm_w, self.norm_b, s.eps), s.dropout)
+  for i = 1, #self.layers do
+    x = self:_block(function (h) return self:block(i, h, mask) end, x)
+  end
+  return x
+end
+
+--- What the pooler makes of the first token: tanh(W h + b).
+--- @param hidden perilune.Tensor  (B, T, D)
+--- @return perilune.Tensor  (B, D)
+function Bert:pool(hidden)
+  if not self.pooler then error(self.__name .. ": this checkpoint has no pooler", 2) end
+  return self.pooler:forward(hidden:select(2, 1), false, "tanh")
+end
+
+--- Masked-language-model scores.
+--- @param hidden perilune.Tensor  (..., D)
+--- @return perilune.Tensor  (..., V)
+function Bert:logits(hidden)
+  if not self.transform then error(self.__name .. ": this checkpoint has no masked-language-model head", 2) end
+  local s = self.settings
+  local h = self.transform:forward(hidden, false, s.act)
+  return h:layer_norm(self.transform_norm_w, self.transform_norm_b, s.eps):linear(self.embed, self.head_bias)
+end
+
+return base.module(Bert)

@@ -1,0 +1,34 @@
+-- distilbert.lua - DistilBERT (Sanh et al., 1910.01108): BERT of half the depth, without token types and
+-- pooler, under names of its own.
+local base = require "perilune.models.base"
+local bert = require "perilune.models.bert"
+
+local DistilBert = base.class("distilbert", bert.Class)
+DistilBert.prefixes = { "distilbert." }
+
+DistilBert.published = {
+  layer = "transformer.layer.%d.", query = "attention.q_lin", key = "attention.k_lin", value = "attention.v_lin",
+  out = "attention.out_lin", norm1 = "sa_layer_norm", up = "ffn.lin1", down = "ffn.lin2",
+  norm2 = "output_layer_norm", transform = "vocab_transform", transform_norm = "vocab_layer_norm",
+  head_bias = "vocab_projector.bias",
+}
+
+function DistilBert.read(config, has)
+  local need = base.need
+  local dim, heads = need(config, "dim"), need(config, "n_heads")
+  local mlm
+  if has then mlm = has["vocab_projector.bias"] or false
+  else mlm = (config.architectures and config.architectures[1] or ""):find "MaskedLM" ~= nil end
+  return {
+    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "hidden_dim"), layers = need(config, "n_layers"),
+    heads = heads, head_dim = dim // heads, positions = need(config, "max_position_embeddings"), types = 0,
+    eps = 1e-12, act = base.activation(config, "activation", "gelu"), dropout = config.dropout or 0.1,
+    attention_dropout = config.attention_dropout or 0.1, mlm = mlm, pooler = false,
+    prefix = (has and has["embeddings.word_embeddings.weight"] or not (has or mlm)) and "" or "distilbert.",
+  }
+end
+
+--- A copy of the tied weight.
+function DistilBert:ignored(name) return name == "vocab_projector.weight" or name:find "position_ids$" ~= nil end
+
+return base.module(DistilBert)

@@ -1,0 +1,165 @@
+-- Every architecture against what transformers stored (tests/data/hf_tiny): outputs, loss, every
+-- parameter gradient, greedy continuations; saving and loading; what loading promises.
+local lu = require "luaunit"
+local peri = require "perilune"
+local models = require "perilune.models"
+
+local folder = "tests/data/hf_tiny/"
+
+-- Largest difference over the largest stored magnitude.
+local function relative(got, want)
+  return (got:sub(want):abs():max():item()) / math.max(want:abs():max():item(), 1e-12)
+end
+
+local function load(name)
+  return assert(models.load(folder .. name)), assert(peri.safetensors.load(folder .. name .. "/io.safetensors"))
+end
+
+local function causal_loss(logits, ids)
+  local time = ids:size(2)
+  return logits:narrow(2, 1, time - 1):cross_entropy(ids:narrow(2, 2, time - 1))
+end
+
+-- What each kind stored: io -> output, its name in io, and the loss of it.
+local kinds = {}
+function kinds.causal(model, io)
+  local logits = model:logits(model:forward(io.input_ids))
+  return logits, io.logits, causal_loss(logits, io.input_ids)
+end
+function kinds.encoder(model, io)
+  local hidden = model:forward(io.input_ids, { mask = io.attention_mask })
+  return hidden, io.last_hidden_state, hidden:square():mean()
+end
+function kinds.masked(model, io)
+  local logits = model:logits(model:forward(io.input_ids, { mask = io.attention_mask }))
+  return logits, io.logits, logits:cross_entropy(io.input_ids)
+end
+function kinds.seq2seq(model, io)
+  local logits = model:logits(model:forward(io.input_ids, { mask = io.attention_mask, labels = io.labels }))
+  return logits, io.logits, logits:cross_entropy(io.labels)
+end
+
+local all = {
+  llama = "causal", llama31_rope = "causal", qwen2 = "causal", qwen3 = "causal", mistral = "causal", gpt2 = "causal",
+  bert = "encoder", bert_mlm = "masked", distilbert = "encoder",
+}
+
+-- A published gradient of all experts together as theirs: (E, 2 F, D) or (E, D, F).
+local function expert_gradient(got, name)
+  local layer, which = name:match "^(.*%.experts%.)([a-z_]+)$"
+  if not layer then return got[name] end
+  local list, e = {}, 0
+  while got[layer .. e .. ".down_proj.weight"] or got[layer .. e .. ".gate_proj.weight"] do
+    local at = layer .. e .. "."
+    if which == "down_proj" then list[e + 1] = got[at .. "down_proj.weight"]
+    else list[e + 1] = peri.cat({ got[at .. "gate_proj.weight"], got[at .. "up_proj.weight"] }, 1) end
+    e = e + 1
+  end
+  return #list > 0 and peri.stack(list, 1) or nil
+end
+
+TestModels = {}
+
+local function check_gradients(model, name)
+  local want = assert(peri.safetensors.load(folder .. name .. "/grads.safetensors"))
+  local got, n, most = model:gradients(), 0, 0
+  for _, g in pairs(want) do most = math.max(most, g:abs():max():item()) end
+  for stored, g in pairs(want) do
+    local key = stored:gsub("^grad%.", "")
+    local mine = expert_gradient(got, key)
+    lu.assertNotNil(mine, key)
+    -- a key's bias shifts all scores of a query alike: what is stored for it is rounding of zero
+    local zero = math.max(g:abs():max():item(), mine:abs():max():item()) < 1e-6 * most
+    lu.assertTrue(zero or relative(mine, g) < 1e-4, ("%s %s: %g"):format(name, key, relative(mine, g)))
+    n = n + 1
+  end
+  lu.assertTrue(n > 20)
+end
+
+for name, kind in pairs(all) do
+  TestModels["test_outputs_of_" .. name] = function ()
+    local model, io = load(name)
+    local got, want = peri.no_grad(function () return kinds[kind](model, io) end)
+    -- 1e-5: both sides are f32 sums of at most 64 terms in another order
+    lu.assertTrue(relative(got, want) < 1e-5, ("%s: %g"):format(name, relative(got, want)))
+  end
+
+  TestModels["test_loss_and_gradients_of_" .. name] = function ()
+    local model, io = load(name)
+    local _, _, loss = kinds[kind](model, io)
+    lu.assertAlmostEquals(loss:item(), io.loss:item(), 1e-5)
+    loss:backward()
+    check_gradients(model, name)
+  end
+
+  TestModels["test_checkpointing_changes_no_gradient_of_" .. name] = function ()
+    local plain, io = load(name)
+    local model = load(name):checkpointing(true)
+    for _, m in ipairs { plain, model } do
+      local _, _, loss = kinds[kind](m, io)
+      loss:backward()
+    end
+    local got = model:gradients()
+    for key, g in pairs(plain:gradients()) do lu.assertEquals(got[key]:bytes(), g:bytes(), key) end
+  end
+
+  TestModels["test_saved_" .. name .. "_reads_back_bit_equal"] = function ()
+    local model = load(name)
+    local path = os.tmpname()
+    os.remove(path)
+    assert(model:save(path))
+    local again = assert(models.load(path))
+    local a, b = model:state_dict(), again:state_dict()
+    for key, t in pairs(a) do lu.assertEquals(b[key]:bytes(), t:bytes(), key) end
+    local stored = peri.safetensors.load(folder .. name .. "/model.safetensors")
+    for key, t in pairs(stored) do lu.assertEquals(a[key] and a[key]:bytes(), t:bytes(), key) end
+    lu.assertEquals(again.config.model_type, model.config.model_type)
+    peri.files.remove_tree(path)
+  end
+
+  TestModels["test_copy_of_" .. name .. "_is_its_own"] = function ()
+    local model, io = load(name)
+    local copy = model:copy()
+    local _ <close> = peri.no_grad()
+    local before = kinds[kind](copy, io):bytes()
+    lu.assertEquals(kinds[kind](model, io):bytes(), before)
+    for _, p in ipairs(model:parameters()) do p:mul_(0.5) end
+    lu.assertEquals(kinds[kind](copy, io):bytes(), before)
+    for _, p in ipairs(copy:parameters()) do lu.assertFalse(p.requires_grad) end
+  end
+
+  if kind == "causal" then
+    TestModels["test_greedy_continuation_of_" .. name] = function ()
+      local model, io = load(name)
+      local want = io.greedy_from_first5
+      local prompt = io.input_ids:narrow(1, 1, 1):narrow(2, 1, 5)
+      local out = model:generate(prompt, { max_new_tokens = want:size(2) - 5, greedy = true })
+      lu.assertEquals(peri.cat({ prompt, out.tokens }, 2):tolist(), want:tolist())
+    end
+
+    TestModels["test_decoding_is_training_of_" .. name] = function ()
+      local model = load(name)
+      peri.seed(4)
+      local prompt = peri.randint(0, 61, { 3, 5 })
+      local mask = peri.tensor { { true, true, true, true, true }, { false, false, true, true, true },
+                                 { true, true, true, true, true } }
+      local out = model:generate(prompt, { samples = 2, max_new_tokens = 7, prompt_mask = mask })
+      local ids = peri.cat({ prompt:repeat_interleave(2, 1), out.tokens }, 2)
+      local start = peri.tensor({ 0, 0, 2, 2, 0, 0 }, "i64")
+      local logp = peri.no_grad(function () return (model:token_logprobs(ids, 6, { start = start })) end)
+      lu.assertEquals(logp:bytes(), out.logprobs:bytes())
+    end
+
+    TestModels["test_packed_rows_of_" .. name .. "_do_not_see_each_other"] = function ()
+      local model, io = load(name)
+      local a, b = io.input_ids:narrow(1, 1, 1):narrow(2, 1, 7), io.input_ids:narrow(1, 2, 1):narrow(2, 1, 5)
+      local segments = peri.cat({ peri.zeros({ 1, 7 }, "i64"), peri.ones({ 1, 5 }, "i64") }, 2)
+      local _ <close> = peri.no_grad()
+      local packed = model:forward(peri.cat({ a, b }, 2), { segments = segments })
+      lu.assertEquals(packed:narrow(2, 1, 7):bytes(), model:forward(a):bytes())
+      lu.assertEquals(packed:narrow(2, 8, 5):bytes(), model:forward(b):bytes())
+    end
+  end
+end
+
+os.exit(lu.LuaUnit.run())
