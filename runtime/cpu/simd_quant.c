@@ -6,20 +6,31 @@
 
 /* ---- rounding x ---- */
 
+typedef int32_t i_quad __attribute__((vector_size(16)));
+
 INLINE vi i_max (vi a, vi b) { return (vi)v_select(a > b, (vf)a, (vf)b); }
+INLINE i_quad i_quad_max (i_quad a, i_quad b) { return (a & (a > b)) | (b & ~(a > b)); }
+INLINE i_quad i_quad_at (vi v, int i) { return (i_quad)v_quad_at((vf)v, i); }
 
-INLINE int32_t i_lane (vi v, int i) { return v[i]; }
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
-/* Every lane: the most, or the sum, of all. */
+/* The most of all lanes. */
 INLINE int32_t i_most (vi v) {
-  int32_t most = i_lane(v, 0);
-  for (int i = 1; i < W; i++) most = i_lane(v, i) > most ? i_lane(v, i) : most;
-  return most;
+  i_quad q = i_quad_at(v, 0);
+  for (int i = 1; i < W / 4; i++) q = i_quad_max(q, i_quad_at(v, i));
+  q = i_quad_max(q, SHUFFLE(q, q, 2, 3, 0, 1));
+  return i_quad_max(q, SHUFFLE(q, q, 1, 0, 3, 2))[0];
 }
-INLINE int32_t i_sum (vi v) {
-  int32_t sum = 0;
-  for (int i = 0; i < W; i++) sum += i_lane(v, i);
-  return sum;
+/* The sums of all lanes of a and of b. */
+INLINE void i_sums (vi a, vi b, int32_t out[2]) {
+  i_quad p = i_quad_at(a, 0), q = i_quad_at(b, 0);
+  for (int i = 1; i < W / 4; i++) {
+    p += i_quad_at(a, i);
+    q += i_quad_at(b, i);
+  }
+  p = SHUFFLE(p, q, 0, 4, 1, 5) + SHUFFLE(p, q, 2, 6, 3, 7);
+  p += SHUFFLE(p, p, 2, 3, 0, 1);
+  memcpy(out, &p, 8);
 }
 
 /* Nearest integers, ties to even; W of them as bytes to out. */
@@ -33,10 +44,13 @@ INLINE vi to_codes (vf v, int8_t *out) {
   __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   _mm_storel_epi64((__m128i *)out, _mm_packs_epi16(h, h));
   return (vi)q;
+#elif PERI_VW == 4 && defined(__SSE2__)
+  __m128i q = _mm_cvtps_epi32((__m128)v), h = _mm_packs_epi32(q, q);
+  int32_t four = _mm_cvtsi128_si32(_mm_packs_epi16(h, h));
+  memcpy(out, &four, 4);
+  return (vi)q;
 #else
-#if PERI_VW == 4 && defined(__SSE2__)
-  vi q = (vi)_mm_cvtps_epi32((__m128)v);
-#elif PERI_VW == 4 && defined(__aarch64__)
+#if PERI_VW == 4 && defined(__aarch64__)
   vi q = (vi)vcvtnq_s32_f32((float32x4_t)v);
 #else
   vi q = (vi)(v + 12582912.f) - 0x4b400000; /* 1.5 * 2^23: the sum is rounded to a whole number */
@@ -57,14 +71,11 @@ static void quant_round (peri__quant_kind kind, int bias, int64_t blocks, const 
     memcpy(&amax, &bits, 4);
     /* Too little for its inverse counts as nothing. */
     float inverse = amax < 1e-36f ? 0 : 127 / amax;
-    int32_t sum[2] = { 0, 0 };
-    for (int h = 0; h < 2; h++) {
-      vi q = { 0 };
-      for (int i = 16 * h; i < 16 * h + 16; i += W)
-        q += to_codes(v_load(x + i) * inverse, codes + i);
-      sum[h] = i_sum(q);
-    }
-    out->d = amax < 1e-36f ? 0 : amax / 127 + (amax - amax); /* NaN for inf */
+    vi q[2] = { { 0 }, { 0 } };
+    for (int i = 0; i < 32; i += W) q[i / 16] += to_codes(v_load(x + i) * inverse, codes + i);
+    int32_t sum[2];
+    i_sums(q[0], q[1], sum);
+    out->d = amax < 1e-36f ? 0 : amax * (1 / 127.f) + (amax - amax); /* NaN for inf */
     out->sum = out->d * (float)(sum[0] + sum[1]);
     out->fix[0] = -bias * (kind == PERI_QUANT_HALF ? sum[0] : sum[0] + sum[1]);
     out->fix[1] = -bias * sum[1];
