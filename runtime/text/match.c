@@ -149,51 +149,78 @@ static size_t qwen35_ascii (const unsigned char *s, size_t i, size_t n) {
 
 /* ---- o200k and its children ---- */
 
+/* Script Han (Unicode 15). */
+static bool is_han (uint32_t c) {
+  static const uint32_t range[][2] = {
+    { 0x2E80, 0x2E99 },   { 0x2E9B, 0x2EF3 },   { 0x2F00, 0x2FD5 },   { 0x3005, 0x3005 },
+    { 0x3007, 0x3007 },   { 0x3021, 0x3029 },   { 0x3038, 0x303B },   { 0x3400, 0x4DBF },
+    { 0x4E00, 0x9FFF },   { 0xF900, 0xFA6D },   { 0xFA70, 0xFAD9 },   { 0x16FE2, 0x16FE3 },
+    { 0x16FF0, 0x16FF1 }, { 0x20000, 0x2A6DF }, { 0x2A700, 0x2B739 }, { 0x2B740, 0x2B81D },
+    { 0x2B820, 0x2CEA1 }, { 0x2CEB0, 0x2EBE0 }, { 0x2F800, 0x2FA1D }, { 0x30000, 0x3134A },
+    { 0x31350, 0x323AF }
+  };
+  for (size_t k = 0; k < sizeof range / sizeof *range; k++)
+    if (c <= range[k][1]) return c >= range[k][0];
+  return false;
+}
+
+/* The class of a letter where those that are Han may not count (Kimi K2). */
+INLINE uint16_t letter_at (const unsigned char *s, size_t i, size_t n, size_t *len, bool han) {
+  uint16_t c = class_at(s, i, n, len);
+  if (!han && s[i] >= 0xE2 && is_han(peri__char_at(s + i, n - i, len)))
+    c &= (uint16_t) ~(PERI__HIGH | PERI__LOW);
+  return c;
+}
+
 /* Where [HIGH]*[LOW]+ (needs_low) or [HIGH]+[LOW]* ends, or i. The first gives characters back until
 ** one that is LOW too, and takes the run of LOW from there: that is this one character alone. */
-INLINE size_t cased (const unsigned char *s, size_t i, size_t n, bool needs_low) {
-  size_t at = i, low = i, len;
+INLINE size_t cased (const unsigned char *s, size_t i, size_t n, bool needs_low, bool han) {
+  size_t at = i, low = i, end, len;
   for (uint16_t c; at < n; at += len) {
-    c = class_at(s, at, n, &len);
+    c = letter_at(s, at, n, &len, han);
     if (!(c & PERI__HIGH)) break;
     if (c & PERI__LOW) low = at + len;
   }
   if (!needs_low && at == i) return i;
-  size_t end = run(s, at, n, PERI__LOW);
+  for (end = at; end < n; end += len)
+    if (!(letter_at(s, end, n, &len, han) & PERI__LOW)) break;
   return !needs_low || end > at ? end : low;
 }
 
 /* The two word alternatives of o200k with a leading [^\r\n\p{L}\p{N}]? or i. */
-INLINE size_t cased_word (const unsigned char *s, size_t i, size_t n) {
+INLINE size_t cased_word (const unsigned char *s, size_t i, size_t n, bool han) {
   size_t len, end;
   uint16_t c = class_at(s, i, n, &len);
   bool lead = !(c & (PERI__L | PERI__N | PERI__EOL));
   for (int needs_low = 1; needs_low >= 0; needs_low--) {
-    if (lead && (end = cased(s, i + len, n, needs_low)) > i + len) return end;
-    if ((end = cased(s, i, n, needs_low)) > i) return end;
+    if (lead && (end = cased(s, i + len, n, needs_low, han)) > i + len) return end;
+    if ((end = cased(s, i, n, needs_low, han)) > i) return end;
   }
   return i;
 }
 
-INLINE size_t o200k (const unsigned char *s, size_t i, size_t n, int how, int most) {
-  size_t end = cased_word(s, i, n);
+INLINE size_t o200k (const unsigned char *s, size_t i, size_t n, int how, int most, bool slash,
+                     bool han) {
+  size_t end = cased_word(s, i, n, han);
   if (end > i) return suffix(s, end, n, how);
   if ((end = digits(s, i, n, most)) > i) return end;
-  end = others(s, i, n, PERI__L | PERI__N | PERI__SPACE, true, true);
+  end = others(s, i, n, PERI__L | PERI__N | PERI__SPACE, true, slash);
   return end > i ? end : spaces(s, i, n, true);
 }
 
-static size_t gpt4o (const unsigned char *s, size_t i, size_t n) { return o200k(s, i, n, FOLD, 3); }
+static size_t gpt4o (const unsigned char *s, size_t i, size_t n) {
+  return o200k(s, i, n, FOLD, 3, true, true);
+}
 
 static size_t gpt4o_ascii (const unsigned char *s, size_t i, size_t n) {
-  return o200k(s, i, n, FOLD_ASCII, 3);
+  return o200k(s, i, n, FOLD_ASCII, 3, true, true);
 }
 
 static size_t tekken (const unsigned char *s, size_t i, size_t n) {
-  return o200k(s, i, n, NONE, 1);
+  return o200k(s, i, n, NONE, 1, true, true);
 }
 
-/* ---- DeepSeek V3: the last of its three patterns, and the first two ---- */
+/* ---- DeepSeek V3: the last of its three patterns ---- */
 
 static size_t deepseek3 (const unsigned char *s, size_t i, size_t n) {
   size_t len, next, end;
@@ -216,22 +243,74 @@ static size_t deepseek3 (const unsigned char *s, size_t i, size_t n) {
   return c & PERI__SPACE ? spaces(s, i, n, true) : i;
 }
 
-static size_t three_digits (const unsigned char *s, size_t i, size_t n) {
-  return digits(s, i, n, 3);
+static size_t youtu (const unsigned char *s, size_t i, size_t n) {
+  return o200k(s, i, n, FOLD, 1, true, true);
 }
 
-static size_t one_digit (const unsigned char *s, size_t i, size_t n) { return digits(s, i, n, 1); }
+static size_t kimi (const unsigned char *s, size_t i, size_t n) {
+  size_t end = i, len;
+  for (; end < n && s[end] >= 0xE2 && is_han(peri__char_at(s + end, n - end, &len));) end += len;
+  return end > i ? end : o200k(s, i, n, FOLD, 3, false, false);
+}
 
-static size_t number (const unsigned char *s, size_t i, size_t n) { return run(s, i, n, PERI__N); }
+/* ---- short patterns, that are searched in what others are to cut ---- */
+
+/* The finder of a pattern whose matches begin with a character of a set. */
+#define FINDER(name, set, match)                                                           \
+  static bool name(const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from, \
+                   size_t *to) {                                                           \
+    (void)memo;                                                                            \
+    *from = run_not(s, i, n, set);                                                         \
+    if (*from == n) return false;                                                          \
+    *to = match;                                                                           \
+    return true;                                                                           \
+  }
+FINDER(three_digits, PERI__N, digits(s, *from, n, 3)) /* \p{N}{1,3} */
+FINDER(one_digit, PERI__N, digits(s, *from, n, 1))    /* \p{N} */
+FINDER(number, PERI__N, run(s, *from, n, PERI__N))    /* \p{N}+ */
+
+static bool is_cjk (uint32_t c) {
+  return (c >= 0x4E00 && c <= 0x9FA5) || (c >= 0x3040 && c <= 0x30FF);
+}
 
 /* [一-龥぀-ゟ゠-ヿ]+ */
-static size_t chinese_japanese (const unsigned char *s, size_t i, size_t n) {
-  for (size_t len; i < n; i += len) {
-    if (s[i] < 0xE3) break;
-    uint32_t c = peri__char_at(s + i, n - i, &len);
-    if (!((c >= 0x4E00 && c <= 0x9FA5) || (c >= 0x3040 && c <= 0x30FF))) break;
+static bool cjk (const unsigned char *s, size_t i, size_t n, size_t *memo, size_t *from,
+                 size_t *to) {
+  size_t len;
+  (void)memo;
+  for (; i < n; i += len) { /* all of them begin with E3 to E9 */
+    len = 1;
+    if (s[i] >= 0xE3 && s[i] <= 0xE9 && is_cjk(peri__char_at(s + i, n - i, &len))) break;
   }
-  return i;
+  if (i >= n) return false;
+  for (*from = i; i < n && s[i] >= 0xE3 && is_cjk(peri__char_at(s + i, n - i, &len));) i += len;
+  *to = i;
+  return true;
+}
+
+/* ---- EXAONE MoE: words joined by single spaces ---- */
+
+/* (?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+ from a letter on */
+static size_t phrase (const unsigned char *s, size_t i, size_t n) {
+  size_t len;
+  for (;;) {
+    size_t next = i < n && s[i] == ' ' ? i + 1 : i;
+    if (next >= n || !(class_at(s, next, n, &len) & PERI__L)) return i;
+    i = run(s, next + len, n, PERI__M);
+  }
+}
+
+static size_t exaone (const unsigned char *s, size_t i, size_t n) {
+  size_t end = suffix(s, i, n, FOLD), len, next;
+  if (end > i) return end;
+  uint16_t c = class_at(s, i, n, &len);
+  if (c & PERI__L) return phrase(s, i, n);
+  if (c & PERI__N) return i + len;
+  if (!(c & PERI__EOL) && i + len < n && class_at(s, i + len, n, &next) & PERI__L)
+    return phrase(s, i + len, n);
+  end = others(s, i, n, PERI__L | PERI__N | PERI__SPACE, false, false);
+  if (end == i) return spaces(s, i, n, true);
+  return end < n && (s[end] == '\r' || s[end] == '\n' || s[end] == '/') ? end + 1 : end;
 }
 
 /* ---- patterns that a regular expression searches in quadratic time ---- */
@@ -349,6 +428,12 @@ static bool thousands_number (const unsigned char *s, size_t i, size_t n, size_t
 #define O200K(end, digit)                                           \
   LEAD HIGH "*" LOW "+" end "|" LEAD HIGH "+" LOW "*" end "|" digit \
             "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
+#define NOT_HAN "&&[^\\p{Han}]]"
+#define K2_HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}" NOT_HAN
+#define K2_LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}" NOT_HAN
+#define KIMI                                                                                \
+  "[\\p{Han}]+|" LEAD K2_HIGH "*" K2_LOW "+" FOLDED "?|" LEAD K2_HIGH "+" K2_LOW "*" FOLDED \
+  "?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES
 #define DEEPSEEK3(eol)                                                        \
   "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^" eol              \
   "\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[" eol "]*|\\s*[" eol \
@@ -368,12 +453,17 @@ static const struct {
   { O200K(FOLDED "?", "\\p{N}{1,3}"), { gpt4o, NULL } },
   { O200K(SPELLED "?", "\\p{N}{1,3}"), { gpt4o_ascii, NULL } },
   { O200K("", "\\p{N}"), { tekken, NULL } },
+  { O200K(FOLDED "?", "\\p{N}"), { youtu, NULL } },
+  { KIMI, { kimi, NULL } }, /* the only one with intersections */
   { DEEPSEEK3("\\r\\n"), { deepseek3, NULL } },
   { DEEPSEEK3("\r\n"), { deepseek3, NULL } },
-  { "\\p{N}{1,3}", { three_digits, NULL } },
-  { "\\p{N}", { one_digit, NULL } },
-  { "\\p{N}+", { number, NULL } },
-  { "[一-龥぀-ゟ゠-ヿ]+", { chinese_japanese, NULL } },
+  { FOLDED "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}"
+           "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+",
+    { exaone, NULL } },
+  { "\\p{N}{1,3}", { NULL, three_digits } },
+  { "\\p{N}", { NULL, one_digit } },
+  { "\\p{N}+", { NULL, number } },
+  { "[一-龥぀-ゟ゠-ヿ]+", { NULL, cjk } },
   { "\\s+$", { NULL, trailing_space } },
   { "\\d{1,3}(?=(?:\\d{3})*\\b)", { NULL, thousands_word } },
   { "\\d{1,3}(?=(?:\\d{3})*(?!\\d))", { NULL, thousands_digit } },

@@ -138,22 +138,26 @@ static peri_status cut (const peri__step *step, peri__text_state *st, const char
 }
 
 /* The usual step: matches and what lies between them are pieces. */
-static peri_status cut_isolated (peri__matcher match, peri__text_state *st, const char *text,
+static peri_status cut_isolated (const peri__known *known, peri__text_state *st, const char *text,
                                  size_t begin, size_t end, peri__piece_list *list) {
   const unsigned char *s = (const unsigned char *)text;
-  size_t gap = begin;
-  for (size_t i = begin, len; i < end; i += len) {
-    size_t stop = match(s, i, end);
-    len = stop - i;
-    if (len == 0) {
-      peri__char_at(s + i, end - i, &len);
-      continue;
+  size_t gap = begin, memo = 0, from, to, len;
+  bool ok = true;
+  if (known->find != NULL) {
+    for (; ok && known->find(s, gap, end, &memo, &from, &to); gap = to)
+      ok = peri__pieces_add(st, list, gap, from) && peri__pieces_add(st, list, from, to);
+  } else {
+    for (size_t i = begin; ok && i < end; i += len) {
+      len = known->match(s, i, end) - i;
+      if (len == 0) {
+        peri__char_at(s + i, end - i, &len);
+        continue;
+      }
+      ok = peri__pieces_add(st, list, gap, i) && peri__pieces_add(st, list, i, i + len);
+      gap = i + len;
     }
-    if (!peri__pieces_add(st, list, gap, i) || !peri__pieces_add(st, list, i, stop))
-      return PERI__TEXT_NOMEM(st);
-    gap = stop;
   }
-  return peri__pieces_add(st, list, gap, end) ? PERI_OK : PERI__TEXT_NOMEM(st);
+  return ok && peri__pieces_add(st, list, gap, end) ? PERI_OK : PERI__TEXT_NOMEM(st);
 }
 
 static peri_status cut_lengths (size_t length, peri__text_state *st, const char *text, size_t begin,
@@ -223,9 +227,8 @@ static peri_status run_cut (const peri__step *step, peri__text_state *st, const 
   size_t begin = p.offset, end = begin + p.size;
   if (step->kind == PERI__FIXED_LENGTH)
     return cut_lengths(step->length, st, text, begin, end, list);
-  if (step->kind == PERI__CUT_KNOWN && step->known.match != NULL &&
-      step->behavior == PERI__ISOLATED)
-    return cut_isolated(step->known.match, st, text, begin, end, list);
+  if (step->kind == PERI__CUT_KNOWN && step->behavior == PERI__ISOLATED)
+    return cut_isolated(&step->known, st, text, begin, end, list);
   return cut(step, st, text, begin, end, list);
 }
 

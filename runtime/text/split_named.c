@@ -5,7 +5,7 @@
 */
 #include "text/split_code.h"
 
-#define SUFFIX "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+#define SUFFIX "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #define SPACES "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 #define WORD "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
@@ -52,12 +52,13 @@
   "\\x{30A0}-\\x{30FF}\\x{FF65}-\\x{FF9F}\\x{2F00}-\\x{2FDF}\\x{E40}-\\x{E7F}"   \
   "\\x{E80}-\\x{EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}"   \
   "\\x{A9E0}-\\x{A9FF}\\x{AC00}-\\x{D7AF}\\x{1100}-\\x{11FF}"
-/* Kimi K2's letters are those that are not Han (its pattern intersects classes). */
-#define K2_HIGH "(?:(?!\\p{Han})" HIGH ")"
-#define K2_LOW "(?:(?!\\p{Han})" LOW ")"
-#define KIMI                                                                                     \
-  "\\p{Han}+|" LEAD K2_HIGH "*" K2_LOW "+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|" LEAD K2_HIGH "+" K2_LOW \
-  "*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}|" SIGNS "|" SPACES
+/* Kimi K2: as GPT-4o, but its letters are those that are not Han. */
+#define NOT_HAN "&&[^\\p{Han}]]"
+#define K2_HIGH "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}" NOT_HAN
+#define K2_LOW "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}" NOT_HAN
+#define KIMI                                                                                \
+  "[\\p{Han}]+|" LEAD K2_HIGH "*" K2_LOW "+" SUFFIX "?|" LEAD K2_HIGH "+" K2_LOW "*" SUFFIX \
+  "?|\\p{N}{1,3}|" SIGNS "|" SPACES
 
 /* ORDER pre: the same in lists[] */
 typedef enum pre {
@@ -79,7 +80,7 @@ typedef enum pre {
   P_TINY_AYA,
   P_KIMI,
   P_SUPERBPE,
-  P_BAILING,
+
   P_SEED_CODER,
   P_UFAKZEKA,
   P_AFMOE,
@@ -119,8 +120,6 @@ static const char *const lists[P_COUNT][PATTERNS] = {
   [P_TINY_AYA] = { "\\d{1,3}(?=(?:\\d{3})*\\b)", GPT4O },
   [P_KIMI] = { KIMI },
   [P_SUPERBPE] = { "\\p{N}+", "(?=(\\d{3})+(?!\\d))" },
-  [P_BAILING] = { "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|" WORD "|\\p{N}|" SIGNS
-                  "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" },
   [P_SEED_CODER] = { SUFFIX "|" WORD "|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+|" SPACES },
   [P_UFAKZEKA] = { WORD "|\\p{N}|" SIGNS "|" SPACES },
   [P_AFMOE] = { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", "[" ASIAN "]+", DEEPSEEK3 },
@@ -137,7 +136,9 @@ static const char *const lists[P_COUNT][PATTERNS] = {
                 "|\\s{1}" },
   [P_SPARK] = { "\\p{N}{1,3}", CJK, DEEPSEEK_TAIL "| ?[\\p{P}\\p{S}]+|[\\r\\n]|\\s+(?!\\S)|\\s+",
                 "\\p{N}" },
-  [P_YOUTU] = { "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-"
+  [P_YOUTU] = { "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-"
+                "龥぀-"
+                "ゟ゠-"
                 "ヿ]"
                 "+",
                 CASED(SUFFIX "?", "\\p{N}") },
@@ -226,9 +227,9 @@ static const struct {
   { "cohere2moe", P_TINY_AYA, 0 },
   { "kimi-k2", P_KIMI, 0 },
   { "superbpe", P_SUPERBPE, 0 },
-  { "bailingmoe", P_BAILING, 0 },
-  { "bailingmoe2", P_BAILING, 0 },
-  { "llada-moe", P_BAILING, 0 },
+  { "bailingmoe", P_QWEN2, 0 }, /* its \s*[\r\n] ends where \s*[\r\n]+ does */
+  { "bailingmoe2", P_QWEN2, 0 },
+  { "llada-moe", P_QWEN2, 0 },
   { "seed-coder", P_SEED_CODER, 0 },
   { "ufakzeka", P_UFAKZEKA, 0 },
   { "afmoe", P_AFMOE, 0 },
