@@ -4,6 +4,7 @@
 
 local input = require "perilune.text.template.input"
 local peri_json = require "perilune.core".json
+local strings = require "perilune.text.template.strings"
 local template = require "perilune.text.template"
 
 local M = {}
@@ -125,16 +126,15 @@ local function starts(text, prefix) return text:sub(1, #prefix) == prefix end
 -- template's, white space of the content is the assistant's.
 local function trimmed(text, first, last, content)
   local body = text:sub(first, last)
-  local short = body:match "^(.-)%s*$"
-  local said = content:match "^(.-)%s*$"
+  local short, said = strings.strip(body, "right"), strings.strip(content, "right")
   if said ~= "" and short:sub(-#said) == said then return last end
   return first - 1 + #short
 end
 
 -- What a template may show of a content: all, or what stands behind the reasoning; white space off.
 local function shown(content)
-  local all = content:match "^%s*(.-)%s*$"
-  local answer = (content:match "^.*</think>(.*)$" or content):match "^%s*(.-)%s*$"
+  local all = strings.strip(content)
+  local answer = strings.strip(content:match "^.*</think>(.*)$" or content)
   return all, answer ~= all and answer or nil
 end
 

@@ -37,8 +37,8 @@ def("default d", "default_value boolean", function(v, default, boolean)
 end)
 
 text_def("string safe", "", function(s) return s end)
-text_def("upper", "", strings.upper)
-text_def("lower", "", strings.lower)
+text_def("upper", "", methods.upper)
+text_def("lower", "", methods.lower)
 text_def("capitalize", "", methods.capitalize)
 
 text_def("title", "", function(s)
@@ -54,6 +54,7 @@ end)
 
 text_def("trim", "chars", function(s, chars)
   if chars == nil or chars == None then return strings.strip(s) end
+  values.charge_chars(s)
   return strings.strip(s, nil, values.str_arg(chars, "trim: chars"))
 end)
 
@@ -65,28 +66,36 @@ local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ["'"] = "&#3
 
 text_def("escape e forceescape", "", function(s)
   charge_text(#s * 5)
+  values.charge_chars(s)
   return (s:gsub("[&<>'\"]", entities))
 end)
 
-text_def("striptags", "", function(s)
-  s = s:gsub("<!%-%-.-%-%->", "")
+-- The text without what lies between two marks; an open mark without its end stays.
+local function without(s, open, close)
   local out, i = {}, 1
   while true do
-    local a = s:find("<", i, true)
-    local b = a and s:find(">", a, true)
+    local a = s:find(open, i, true)
+    local _, b = nil, nil
+    if a then _, b = s:find(close, a + #open, true) end
     if not b then break end
     out[#out + 1] = s:sub(i, a - 1)
     i = b + 1
   end
-  s = table.concat(out) .. s:sub(i)
+  return table.concat(out) .. s:sub(i)
+end
+
+local plain_entities = { amp = "&", lt = "<", gt = ">", quot = '"', ["#39"] = "'", ["#34"] = '"' }
+
+text_def("striptags", "", function(s)
+  values.charge_chars(s)
+  s = without(without(s, "<!--", "-->"), "<", ">")
   local words = methods.str.split(s, { n = 0 })
-  s = table.concat(words, " ", 1, words.n)
-  local plain = { amp = "&", lt = "<", gt = ">", quot = '"', ["#39"] = "'", ["#34"] = '"' }
-  return (s:gsub("&(#?%w+);", plain))
+  return (table.concat(words, " ", 1, words.n):gsub("&(#?%w%w?%w?%w?);", plain_entities))
 end)
 
 text_def("wordcount", "", function(s)
   local n = 0
+  values.charge_chars(s)
   for _ in s:gmatch "[%w_\128-\255]+" do n = n + 1 end
   return n
 end)
@@ -105,6 +114,7 @@ def("indent", "width first blank", function(v, width, first, blank)
   end
   s = s .. "\n"
   local lines = strings.lines(s)
+  charge(lines.n)
   charge_text(#s + lines.n * #width)
   for i = 2, lines.n do
     if lines[i] ~= "" or flag(blank) then lines[i] = width .. lines[i] end
@@ -134,23 +144,36 @@ text_def("wordwrap", "width break_long_words wrapstring break_on_hyphens", funct
   charge(#s)
   local out, lines = {}, strings.lines(s)
   for k = 1, lines.n do
-    local row, n = "", 0
-    for gap, word in lines[k]:gmatch "(%s*)(%S+)" do
-      if n > 0 and n + #gap + strings.len(word) > width then
-        out[#out + 1], row, gap = row, "", ""
-      end
-      while long ~= false and strings.len(word) > width do
-        out[#out + 1] = strings.sub(word, 0, width)
-        word = strings.sub(word, width, strings.len(word))
-      end
-      row = row .. gap .. word
-      n = strings.len(row)
+    local row, n = {}, 0
+    local function flush()
+      out[#out + 1] = table.concat(row)
+      row, n = {}, 0
     end
-    out[#out + 1] = row
+    for gap, word in lines[k]:gmatch "(%s*)(%S+)" do
+      local size = strings.len(word)
+      if n > 0 and n + #gap + size > width then
+        flush()
+        gap = ""
+      end
+      if long ~= false and size > width then
+        local chars, i = strings.chars(word), 1
+        while size - i + 1 > width do
+          row[#row + 1] = table.concat(chars, "", i, i + width - 1)
+          flush()
+          i = i + width
+        end
+        word, size = table.concat(chars, "", i, size), size - i + 1
+      end
+      row[#row + 1] = gap
+      row[#row + 1] = word
+      n = n + #gap + size
+    end
+    flush()
   end
-  local result = table.concat(out, join)
-  charge_text(#result)
-  return result
+  local bytes = 0
+  for i = 1, #out do bytes = bytes + #out[i] + #join end
+  charge_text(bytes)
+  return table.concat(out, join)
 end)
 
 filters.format = function(v, args, names)
@@ -162,7 +185,7 @@ end
 
 local function quoted(v, slash)
   local s = text.str(v)
-  charge_text(#s * 3)
+  charge(#s)
   return (s:gsub("[^%w_.~" .. (slash and "/" or "") .. "-]", function(c) return ("%%%02X"):format(c:byte()) end))
 end
 
@@ -190,8 +213,10 @@ def("abs", "", function(v)
   return math.abs(x)
 end)
 
+-- A number's text; none is longer than 1000 bytes: matching takes the square of the length.
 local function plain_number(s)
   s = strings.strip(s)
+  if #s > 1000 then return nil end
   return s:match "^[+-]?%d[%d_]*%.?[%d_]*[eE]?[+-]?%d*$" or s:match "^[+-]?%.%d[%d_]*[eE]?[+-]?%d*$"
 end
 
@@ -210,7 +235,7 @@ end
 
 local function read_int(s, base)
   local sign, body = strings.strip(s):lower():match "^([+-]?)([%w_]+)$"
-  if not body or body:find "__" or body:find "_$" then return nil end
+  if not body or #body > 1000 or body:find "__" or body:find "_$" then return nil end
   local prefix = base == 16 and "^0x_?" or base == 8 and "^0o_?" or base == 2 and "^0b_?" or nil
   if base == 0 then
     local kind = body:match "^0([xob])"
@@ -235,7 +260,7 @@ def("int", "default base", function(v, default, base)
   base = base == nil and 10 or values.int(base, "int: base")
   values.defined(v)
   if type(v) == "string" then
-    charge_text(#v)
+    values.charge_chars(v)
     local x = read_int(v, base)
     if x then return x end
     x = read_float(v)
@@ -335,7 +360,7 @@ end)
 -- Not Jinja2's, but templates call it where arguments may come as text.
 def("from_json fromjson", "", function(v)
   local s = values.str_arg(values.defined(v), "from_json: the value")
-  charge_text(#s * 8)
+  charge(#s)
   return text.read_json(s)
 end)
 

@@ -71,6 +71,7 @@ M.pad = pad
 --- @param v any
 --- @return string
 function M.percent(s, v)
+  values.charge_chars(s)
   local out, n, i, used = {}, 0, 1, 0
   local is_tuple = type(v) == "table" and v.t == "tuple"
   local is_dict = type(v) == "table" and v.t == "dict"

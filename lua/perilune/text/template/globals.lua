@@ -41,6 +41,7 @@ end)
 -- dict(mapping or pairs, name=value...).
 local function make_dict(who, args, names)
   if args.n > 1 then raise("%s expected at most 1 argument, got %d", who, args.n) end
+  charge(8)
   local out = values.dict()
   local from = args[1]
   if args.n == 1 then
@@ -50,7 +51,7 @@ local function make_dict(who, args, names)
       out = methods.copy(from.dict)
     else
       local items, n = values.iterate(values.defined(from))
-      charge(n)
+      charge(4 * n)
       for i = 1, n do
         local pair, m = values.iterate(items[i])
         if m ~= 2 then raise("%s: element %d has length %d; 2 is required", who, i - 1, m) end
@@ -59,7 +60,7 @@ local function make_dict(who, args, names)
     end
   end
   if names then
-    charge(names.n)
+    charge(4 * names.n)
     for i = 1, names.n do values.put(out, values.pair(names, i)) end
   end
   return out
@@ -170,7 +171,7 @@ function M.clock(now)
   return values.func("strftime_now", function(args, names)
     local form = args[1]
     if names or args.n ~= 1 or type(form) ~= "string" then raise "strftime_now takes one format text" end
-    values.charge_text(#form * 8)
+    charge(8 + #form * 4)
     return strftime(form, now())
   end)
 end

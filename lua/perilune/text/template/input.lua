@@ -33,12 +33,17 @@ local Box = { __name = "perilune.template.value" }
 
 local function convert(v, depth, name)
   local kind = type(v)
+  if kind == "string" then values.allow(2 * #v) end
   if kind == "string" or kind == "number" or kind == "boolean" then return v end
   if v == nil or v == peri_json.null then return values.None end
   if kind ~= "table" then
     values.raise("variable '%s' holds a %s: strings, numbers, booleans and tables are expected", name, kind)
   end
-  if getmetatable(v) == Box then return v.value end
+  if getmetatable(v) == Box then
+    values.allow(v.worth)
+    return v.value
+  end
+  values.allow(1000)
   if depth > DEPTH_MAX then values.raise("variable '%s' is nested deeper than %d", name, DEPTH_MAX) end
   local n, count = #v, 0
   for _ in pairs(v) do count = count + 1 end
@@ -72,7 +77,8 @@ function M.variables(vars)
 end
 
 --- @param v any  a value of values.lua
-function M.box(v) return setmetatable({ value = v }, Box) end
+--- @param worth integer?  steps that it adds to a rendering
+function M.box(v, worth) return setmetatable({ value = v, worth = worth or 1000 }, Box) end
 
 --- The elements of a boxed list, boxed, or nil.
 --- @param v any
@@ -80,7 +86,7 @@ function M.box(v) return setmetatable({ value = v }, Box) end
 function M.unboxed_list(v)
   if getmetatable(v) ~= Box or type(v.value) ~= "table" or v.value.t ~= "list" then return nil end
   local out = {}
-  for i = 1, v.value.n do out[i] = M.box(v.value[i]) end
+  for i = 1, v.value.n do out[i] = M.box(v.value[i], v.worth // v.value.n) end
   return out
 end
 

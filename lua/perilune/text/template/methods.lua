@@ -44,11 +44,16 @@ local function optional_chars(chars)
 end
 
 for name, side in pairs { strip = "both", lstrip = "left", rstrip = "right" } do
-  text_def(name, "/chars", function(s, chars) return strings.strip(s, side, optional_chars(chars)) end)
+  text_def(name, "/chars", function(s, chars)
+    chars = optional_chars(chars)
+    if chars then values.charge_chars(s) end
+    return strings.strip(s, side, chars)
+  end)
 end
 
 local function words(s, most)
   local out, n, i = {}, 0, strings.skip_space(s, 1)
+  values.charge_chars(s)
   while i <= #s do
     local a, b = nil, nil
     if most < 0 or n < most then a, b = strings.find_space(s, i) end
@@ -65,16 +70,24 @@ end
 
 local function words_back(s, most)
   local out, n, j = {}, 0, strings.skip_space_back(s, #s, 1)
+  -- Runs of white space are found forwards: the ends of the last words are kept.
+  local ends, count, i = {}, 0, 1
+  values.charge_chars(s)
+  while true do
+    local a, b = strings.find_space(s, i)
+    if not a or a > j then break end
+    count = count + 1
+    ends[count], i = { a, b }, b + 1
+  end
   while j >= 1 do
     n = n + 1
-    if n > most then
-      out[n] = s:sub(1, j)
+    local space = ends[count]
+    if n > most or not space or space[1] == 1 then
+      out[n] = s:sub(n > most and 1 or space and space[2] + 1 or 1, j)
       break
     end
-    local i = j
-    while i > 1 and strings.skip_space_back(s, i - 1, 1) == i - 1 do i = i - 1 end
-    out[n] = s:sub(i, j)
-    j = strings.skip_space_back(s, i - 1, 1)
+    out[n] = s:sub(space[2] + 1, j)
+    j, count = space[1] - 1, count - 1
   end
   for k = 1, n // 2 do out[k], out[n + 1 - k] = out[n + 1 - k], out[k] end
   return out, n
@@ -93,27 +106,16 @@ local function pieces(s, sep, most)
   return out, n + 1
 end
 
--- Last place of a plain text that ends at or before byte j.
-local function find_back(s, part, j)
-  if part == "" then return j + 1, j end
-  local byte = part:byte(1)
-  for i = j - #part + 1, 1, -1 do
-    if s:byte(i) == byte and s:sub(i, i + #part - 1) == part then return i, i + #part - 1 end
-  end
+-- Last place of a plain text, by looking in both texts backwards.
+local function find_back(s, part)
+  local a, b = s:reverse():find(part:reverse(), 1, true)
+  if a then return #s - b + 1, #s - a + 1 end
 end
 
 local function pieces_back(s, sep, most)
-  local out, n, j = {}, 0, #s
-  while n < most do
-    local a, b = find_back(s, sep, j)
-    if not a then break end
-    n = n + 1
-    out[n] = s:sub(b + 1, j)
-    j = a - 1
-  end
-  n = n + 1
-  out[n] = s:sub(1, j)
+  local out, n = pieces(s:reverse(), sep:reverse(), most)
   for k = 1, n // 2 do out[k], out[n + 1 - k] = out[n + 1 - k], out[k] end
+  for k = 1, n do out[k] = out[k]:reverse() end
   return out, n
 end
 
@@ -125,6 +127,7 @@ local function splitter(name, by_word, by_text)
       out, n = by_word(s, most)
     else
       if values.str_arg(sep, name .. ": sep") == "" then raise "empty separator" end
+      values.charge_find(s, sep)
       out, n = by_text(s, sep, most)
     end
     charge(n)
@@ -181,13 +184,12 @@ edge("endswith", function(s, part) return part == "" or s:sub(-#part) == part en
 
 local function finder(name, back, must)
   text_def(name, "/sub! start end", function(s, part, first, last)
-    values.str_arg(part, name .. ": the argument")
+    values.charge_find(s, values.str_arg(part, name .. ": the argument"))
     local within, offset = range_of(s, first, last)
     local at
     if within then
       if back then
-        charge_text(#within)
-        at = find_back(within, part, #within)
+        at = find_back(within, part)
       else
         at = within:find(part, 1, true)
       end
@@ -203,7 +205,7 @@ finder("index", false, true)
 finder("rindex", true, true)
 
 text_def("count", "/sub! start end", function(s, part, first, last)
-  values.str_arg(part, "count: the argument")
+  values.charge_find(s, values.str_arg(part, "count: the argument"))
   local within = range_of(s, first, last)
   return within and strings.count(within, part) or 0
 end)
@@ -213,7 +215,8 @@ function M.replace(s, old, new, most)
   values.str_arg(old, "replace: the old text")
   values.str_arg(new, "replace: the new text")
   most = (most == nil or most == None) and -1 or values.int(most, "replace: count")
-  charge_text(#s)
+  values.charge_find(s, old)
+  if old == "" then values.charge_chars(s) end
   if #new > #old and (most < 0 or most > 1) then
     local times = strings.count(s, old)
     if most >= 0 then times = math.min(times, most) end
@@ -223,9 +226,18 @@ function M.replace(s, old, new, most)
 end
 def(str, "replace", "/old! new! count", M.replace)
 
-text_def("upper", "", strings.upper)
-text_def("lower", "", strings.lower)
-text_def("casefold", "", function(s) return (strings.lower(s):gsub("ß", "ss")) end)
+--- str.upper and str.lower, paid by the character where there is more than ASCII.
+function M.upper(s)
+  if not strings.ascii(s) then values.charge_chars(s) end
+  return strings.upper(s)
+end
+function M.lower(s)
+  if not strings.ascii(s) then values.charge_chars(s) end
+  return strings.lower(s)
+end
+text_def("upper", "", M.upper)
+text_def("lower", "", M.lower)
+text_def("casefold", "", function(s) return (M.lower(s):gsub("ß", "ss")) end)
 
 -- First character of each word as by first, the others as by rest.
 local function recase(s, every_word)
@@ -358,8 +370,9 @@ end)
 for name, back in pairs { partition = false, rpartition = true } do
   text_def(name, "/sep!", function(s, sep)
     if values.str_arg(sep, name .. ": sep") == "" then raise "empty separator" end
+    values.charge_find(s, sep)
     local a, b
-    if back then a, b = find_back(s, sep, #s) else a, b = s:find(sep, 1, true) end
+    if back then a, b = find_back(s, sep) else a, b = s:find(sep, 1, true) end
     if a then return values.tuple { s:sub(1, a - 1), sep, s:sub(b + 1) } end
     return values.tuple(back and { "", "", s } or { s, "", "" })
   end)
@@ -368,6 +381,7 @@ end
 text_def("expandtabs", "tabsize", function(s, size)
   size = size == nil and 8 or values.int(size, "tabsize")
   if size > 1000 then raise "tabsize over 1000" end
+  charge(#s)
   charge_text(#s + strings.count(s, "\t") * math.max(size, 0))
   local out, column = strings.chars(s), 0
   for i = 1, out.n do

@@ -243,7 +243,7 @@ function M.item(v, key)
   elseif t == "list" or t == "tuple" or t == "range" or t == "str" then
     local i = num(key)
     if math.type(i) == "integer" then
-      local n = t == "str" and strings.len(v) or v.n
+      local n = values.len(v)
       if i < 0 then i = i + n end
       if i < 0 or i >= n then return undef("%s has no element %d", t, num(key)) end
       if t == "str" then return strings.sub(v, i, i + 1) end
@@ -285,7 +285,7 @@ function M.slice(v, first, last, step)
   if not sliced then raise("'%s' cannot be sliced so", values.type_name(v)) end
   step = parts[3] or 1
   if step == 0 then raise "slice step cannot be zero" end
-  local n = t == "str" and strings.len(v) or v.n
+  local n = values.len(v)
   local i = bound(parts[1], n, step, step > 0 and 0 or n - 1)
   local j = bound(parts[2], n, step, step > 0 and n or -1)
   if t == "str" and step == 1 then
@@ -321,13 +321,13 @@ local function safe_attr(v, name)
 end
 
 function methods.str.format(s, args, names)
-  charge_text(#s)
+  charge(#s)
   return format.braces(s, args, names, safe_attr, M.item)
 end
 
 function methods.str.format_map(s, args, names)
   if names or args.n ~= 1 or type_of(args[1]) ~= "dict" then raise "format_map takes one mapping" end
-  charge_text(#s)
+  charge(#s)
   return format.braces(s, { n = 0 }, args[1], safe_attr, M.item)
 end
 

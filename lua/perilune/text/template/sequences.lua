@@ -5,7 +5,6 @@ local filters = require "perilune.text.template.filters"
 local methods = require "perilune.text.template.methods"
 local operators = require "perilune.text.template.operators"
 local params = require "perilune.text.template.params"
-local strings = require "perilune.text.template.strings"
 local tests = require "perilune.text.template.tests"
 local text = require "perilune.text.template.text"
 local values = require "perilune.text.template.values"
@@ -41,7 +40,11 @@ local function getter(attribute, default)
   end
 end
 
-local function fold_case(v) return type(v) == "string" and strings.lower(v) or v end
+local function fold_case(v)
+  if type(v) ~= "string" then return v end
+  charge_text(#v)
+  return methods.lower(v)
+end
 
 local function folding(case_sensitive) return flag(case_sensitive) and function(v) return v end or fold_case end
 

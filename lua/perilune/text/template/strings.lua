@@ -48,10 +48,11 @@ end
 --- @return integer
 function M.skip_space_back(s, j, first)
   while j >= first do
-    local b = s:byte(j)
-    if b < 128 then
-      if not space_at(s, j) then return j end
-      j = j - 1
+    local behind = s:sub(first, j):match "^.*[^%s\28-\31]()"
+    if not behind then return first - 1 end
+    j = first + behind - 2
+    if s:byte(j) < 128 then
+      return j
     elseif j - 1 >= first and space_at(s, j - 1) == 2 then
       j = j - 2
     elseif j - 2 >= first and space_at(s, j - 2) == 3 then

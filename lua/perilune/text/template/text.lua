@@ -47,6 +47,7 @@ end
 --- @return string
 function M.quote(s)
   charge_text(#s)
+  values.charge_chars(s)
   local q = s:find("'", 1, true) and not s:find('"', 1, true) and '"' or "'"
   local out = s:gsub("[%c\\'\"]", function(c)
     if c == "'" or c == '"' then return c == q and "\\" .. c or c end
@@ -152,6 +153,7 @@ local json_short = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\
 
 local function json_string(s, ascii)
   charge_text(#s)
+  if ascii then values.charge_chars(s) end
   local out = s:gsub('[\0-\31"\\]', function(c) return json_short[c] or ("\\u%04x"):format(c:byte()) end)
   if ascii and not strings.ascii(out) then
     out = out:gsub("[\192-\255][\128-\191]*", function(c)

@@ -42,10 +42,27 @@ M.charge = charge
 --- @param n integer
 local function charge_text(n)
   if n > text_max then raise("the template makes a text of more than %d bytes", text_max) end
-  left = left - 1 - (n >> 5)
+  left = left - 1 - (n >> 4)
   if left < 0 then raise("the template takes more than %d steps", limit) end
 end
 M.charge_text = charge_text
+
+--- For work on each character of a text.
+--- @param s string
+function M.charge_chars(s) charge(1 + (#s >> 2)) end
+
+--- For a search of a plain text in another, which may compare it at every byte.
+--- @param s string
+--- @param part string
+local function charge_find(s, part)
+  charge_text(#s)
+  charge((#s >> 5) * (#part >> 5))
+end
+M.charge_find = charge_find
+
+--- Raises the bound of the running rendering.
+--- @param n integer
+function M.allow(n) left, limit = left + n, limit + n end
 
 -- ---- making values ----
 
@@ -210,7 +227,10 @@ function eq(a, b, depth)
   charge(1)
   local ta, tb = type(a), type(b)
   if ta == "table" and tb == "table" then return eq_tables(a, b, depth or 0) end
-  if ta == tb then return a == b end
+  if ta == tb then
+    if ta == "string" and #a == #b then charge(#a >> 5) end
+    return a == b
+  end
   if ta == "boolean" and tb == "number" or ta == "number" and tb == "boolean" then return num(a) == num(b) end
   return false
 end
@@ -265,9 +285,8 @@ end
 function M.iterate(v)
   local kind = type(v)
   if kind == "string" then
-    charge_text(#v)
+    charge(#v)
     local list = strings.chars(v)
-    charge(list.n)
     return list, list.n
   elseif kind == "table" then
     local t = v.t
@@ -292,7 +311,10 @@ end
 
 function M.len(v)
   local t = type_of(v)
-  if t == "str" then return strings.len(v) end
+  if t == "str" then
+    charge_text(#v)
+    return strings.len(v)
+  end
   if t == "list" or t == "tuple" or t == "dict" or t == "range" or t == "view" then return v.n end
   if t == "undef" then return 0 end
   if t == "loop" then return v.length() end
@@ -306,7 +328,7 @@ function M.contains(container, item)
     if type(item) ~= "string" then
       raise("'in <string>' requires string as left operand, not %s", M.type_name(item))
     end
-    charge_text(#container)
+    charge_find(container, item)
     return container:find(item, 1, true) ~= nil
   elseif t == "dict" then
     return M.get(container, item) ~= nil
