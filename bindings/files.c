@@ -9,6 +9,7 @@
 
 #define CHECKPOINT "perilune.checkpoint"
 #define EVENTS "perilune.tfevents"
+#define WRITER "perilune.safetensors.writer"
 
 /* nil and a message, or true. */
 static int done (lua_State *L, const char *fn, peri_status s) {
@@ -232,11 +233,9 @@ static int l_save (lua_State *L) {
               peri_safetensors_save(b->ctx, path, (int64_t)n, names, tensors, (int64_t)m, pairs));
 }
 
-/* ---- checkpoints ---- */
-
 typedef struct box {
   void *p;
-} box; /* a checkpoint being written or an event file; NULL: closed */
+} box; /* a file or a checkpoint being written; NULL: closed */
 
 static void *open_box (lua_State *L, const char *type, const char *fn) {
   box *b = (box *)luaL_testudata(L, 1, type);
@@ -244,6 +243,86 @@ static void *open_box (lua_State *L, const char *type, const char *fn) {
   if (!b->p) luaL_error(L, "%s: it is closed", fn);
   return b->p;
 }
+
+/* {name, dtype, shape} at idx; the name stays in the table. */
+static void want_entry (lua_State *L, int idx, peri_safetensors_entry *e) {
+  static const char fn[] = "safetensors.create";
+  int top = lua_gettop(L);
+  if (lua_type(L, idx) != LUA_TTABLE)
+    luaL_error(L, "%s: tensors are tables, got a %s", fn, luaL_typename(L, idx));
+  size_t n;
+  if (lua_getfield(L, idx, "name") != LUA_TSTRING) luaL_error(L, "%s: a tensor needs a name", fn);
+  e->name = lua_tolstring(L, -1, &n);
+  if (strlen(e->name) != n) luaL_error(L, "%s: a name holds a zero byte", fn);
+  lua_getfield(L, idx, "dtype");
+  e->dtype = peri__want_dtype_arg(L, top + 2, fn, "dtype");
+  lua_getfield(L, idx, "shape");
+  e->ndim = peri__want_shape(L, top + 3, fn, "shape", e->shape);
+  lua_settop(L, top);
+}
+
+static int l_create (lua_State *L) {
+  static const char fn[] = "safetensors.create";
+  const char *path = peri__want_path(L, 1, fn);
+  lua_settop(L, 2);
+  if (lua_type(L, 2) != LUA_TTABLE) peri__type_error(L, fn, 2, "tensors", "a list");
+  size_t n = (size_t)lua_rawlen(L, 2);
+  if (n > ((size_t)1 << 40) / sizeof(peri_safetensors_entry)) luaL_error(L, "%s: too many", fn);
+  peri_safetensors_entry *entries =
+      (peri_safetensors_entry *)lua_newuserdatauv(L, (n + 1) * sizeof *entries, 0);
+  memset(entries, 0, (n + 1) * sizeof *entries);
+  for (size_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 2, (lua_Integer)i + 1);
+    want_entry(L, lua_gettop(L), &entries[i]);
+    lua_pop(L, 1);
+  }
+  const peri_text_pair pair = { "format", "pt" };
+  peri_safetensors_writer *w;
+  box *b = (box *)lua_newuserdatauv(L, sizeof *b, 0);
+  b->p = NULL;
+  luaL_setmetatable(L, WRITER);
+  peri_status s = peri_safetensors_create(peri_lua_ctx(L), path, (int64_t)n, entries, 1, &pair, &w);
+  if (s == PERI_EINVAL || s == PERI_EDTYPE) peri__check(L, fn, s);
+  if (s != PERI_OK) return peri__fail_soft(L, fn);
+  b->p = w;
+  return 1;
+}
+
+static int l_next (lua_State *L) {
+  int64_t i = peri_safetensors_next(
+      (peri_safetensors_writer *)open_box(L, WRITER, "safetensors.writer:next"));
+  if (i < 0) return 0;
+  lua_pushinteger(L, (lua_Integer)i + 1);
+  return 1;
+}
+
+static int l_write_tensor (lua_State *L) {
+  static const char fn[] = "safetensors.writer:write";
+  peri_safetensors_writer *w = (peri_safetensors_writer *)open_box(L, WRITER, fn);
+  peri_status s = peri_safetensors_write(w, peri__want_tensor(L, 2, fn, "tensor"));
+  if (s == PERI_EINVAL || s == PERI_EDTYPE) peri__check(L, fn, s);
+  return done(L, fn, s);
+}
+
+static int l_commit_tensors (lua_State *L) {
+  static const char fn[] = "safetensors.writer:commit";
+  peri_safetensors_writer *w = (peri_safetensors_writer *)open_box(L, WRITER, fn);
+  ((box *)lua_touserdata(L, 1))->p = NULL;
+  peri_status s = peri_safetensors_commit(w);
+  if (s == PERI_EINVAL) peri__check(L, fn, s);
+  return done(L, fn, s);
+}
+
+static int abort_tensors (lua_State *L) {
+  box *b = (box *)luaL_testudata(L, 1, WRITER);
+  if (b && BIND(L)->ctx) {
+    peri_safetensors_abort((peri_safetensors_writer *)b->p);
+    b->p = NULL;
+  }
+  return 0;
+}
+
+/* ---- checkpoints ---- */
 
 static int l_begin (lua_State *L) {
   const char *dir = peri__want_path(L, 1, "checkpoint.begin");
@@ -374,6 +453,20 @@ static const peri_reg events_methods[] = {
   { NULL, NULL, NULL, NULL }
 };
 
+static const peri_reg writer_meta[] = { { "__gc", NULL, NULL, abort_tensors },
+                                        { "__close", NULL, NULL, abort_tensors },
+                                        { NULL, NULL, NULL, NULL } };
+
+static const peri_reg writer_methods[] = {
+  { "next", "self", "Which tensor of the list is to be written next; nothing at the end.", l_next },
+  { "write", "self, tensor", "Data of the next tensor; true, or nil and a message.",
+    l_write_tensor },
+  { "commit", "self", "Put the file under its name; true, or nil and a message.",
+    l_commit_tensors },
+  { "abort", "self", "Remove what was written.", abort_tensors },
+  { NULL, NULL, NULL, NULL }
+};
+
 static const peri_reg files[] = {
   { "read", "path, max_bytes?", "Content of a file as a string, or nil and a message.", l_read },
   { "write", "path, text",
@@ -409,6 +502,11 @@ static const peri_reg safetensors[] = {
     l_load },
   { "save", "path, tensors, metadata?",
     "Write tensors by name in one step; true, or nil and a message.", l_save },
+  { "create", "path, tensors",
+    "Begin a file of tensors {name, dtype, shape} that are then written one at a time: a writer, "
+    "or "
+    "nil and a message.",
+    l_create },
   { "info", "path",
     "What a file holds, {tensors = {{name, dtype, shape, offset, bytes}}, metadata}, "
     "without reading the data.",
@@ -421,12 +519,13 @@ const peri_reg *const peri__files_functions = files,
                       *const peri__safetensors_functions = safetensors;
 
 int peri__open_files (lua_State *L) {
+  peri__metatable(L, WRITER, writer_meta, writer_methods);
   peri__metatable(L, EVENTS, events_meta, events_methods);
   peri__metatable(L, CHECKPOINT, checkpoint_meta, checkpoint_methods);
   lua_getfield(L, -1, "__index");
   lua_pushcclosure(L, checkpoint_index, 1);
   lua_setfield(L, -2, "__index");
-  lua_pop(L, 2);
+  lua_pop(L, 3);
   lua_newtable(L); /* peri.files, into the module on top */
   peri__register(L, files);
   lua_newtable(L);

@@ -310,8 +310,23 @@ PERI_API peri_text_pair peri_safetensors_pair (const peri_safetensors *f, int64_
 /* A tensor of its own, in order of position in the file. A map whose data is not aligned to its
 ** element size is copied. */
 PERI_API peri_status peri_safetensors_tensor (peri_safetensors *f, int64_t i, peri_tensor **out);
-/* Write n tensors, strided ones as dense, in the format's canonical order. pairs may be NULL when
-** npairs is 0. */
+/* A file that is being written tensor by tensor, so that the data need never be in memory as a whole.
+** entries: name, dtype, ndim and shape of each; the rest is not looked at. pairs may be NULL when
+** npairs is 0. All is copied. */
+typedef struct peri_safetensors_writer peri_safetensors_writer;
+PERI_API peri_status peri_safetensors_create (peri_ctx *ctx, const char *path, int64_t n,
+                                              const peri_safetensors_entry *entries, int64_t npairs,
+                                              const peri_text_pair *pairs,
+                                              peri_safetensors_writer **out);
+/* Which entry's data comes next in the format's canonical order; -1: all are written. */
+PERI_API int64_t peri_safetensors_next (const peri_safetensors_writer *w);
+/* The next entry's data, with its dtype and shape; strided tensors become dense. */
+PERI_API peri_status peri_safetensors_write (peri_safetensors_writer *w, peri_tensor *t);
+/* Fails unless every tensor was written. Closes w, whether it succeeds or not. */
+PERI_API peri_status peri_safetensors_commit (peri_safetensors_writer *w);
+/* Remove what was written, close. NULL is a no-op. */
+PERI_API void peri_safetensors_abort (peri_safetensors_writer *w);
+/* The same in one step. */
 PERI_API peri_status peri_safetensors_save (peri_ctx *ctx, const char *path, int64_t n,
                                             const char *const *names, peri_tensor *const *tensors,
                                             int64_t npairs, const peri_text_pair *pairs);
