@@ -330,7 +330,7 @@ function Model:save(folder)
   local key = config.torch_dtype and "torch_dtype" or "dtype"
   config.torch_dtype, config.dtype = nil, nil
   config[key] = main
-  return hf.save(folder, config, tensors, self.generation_config)
+  return hf.save(folder, config, tensors, { generation_config = self.generation_config })
 end
 
 --- What is trained, in a fixed order.
