@@ -27,8 +27,8 @@ enum { PERI_PANEL_ONE = 4, PERI_PANEL_TWO = 2 };
 /*
 ** C[0..mr)[0..panels * NV * lanes) over k steps. a: the packed rows of A, steps of mr floats (of mr
 ** pairs of bf16 for PERI_PANEL_DOT). b: the panels, bstep bytes apart. Rows of C are crs apart. The
-** chain of C[i][j] begins at init[i * irs + j]. Meanwhile ahead + p * step comes into cache, a
-** line or two for each step p.
+** chain of C[i][j] begins at init[i * irs + j]. Meanwhile fetch bytes for each step, at most a line
+** for every 16 columns, come into cache from ahead on.
 */
 typedef struct peri__panel_tile {
   int64_t k;
@@ -40,6 +40,7 @@ typedef struct peri__panel_tile {
   const float *init;
   int64_t irs;
   const char *ahead;
+  int64_t fetch;
 } peri__panel_tile;
 typedef void (*peri__panel_fn)(const peri__panel_tile *t);
 

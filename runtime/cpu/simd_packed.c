@@ -75,7 +75,8 @@ INLINE void tile (const peri__panel kind, const int mr, const int np, const peri
       v_load(t->init + i * t->irs + v * PERI_VW);
   const float *a = t->a;
   const char *b = t->b, *ahead = t->ahead;
-  for (int64_t p = 0; p < t->k; p++, a += mr, b += step, ahead += step) {
+  const int64_t fetch = t->fetch;
+  for (int64_t p = 0; p < t->k; p++, a += mr, b += step, ahead += fetch) {
     vf bv[PERI_PANEL_ONE * NV];
     UNROLL for (int q = 0; q < np; q++) {
       __builtin_prefetch(ahead + q * t->bstep, 0, 2);
@@ -147,7 +148,8 @@ DOT_FN INLINE void dot_tile (const int mr, const int np, const peri__panel_tile 
       _mm512_loadu_ps(t->init + i * t->irs + v * PERI_VW);
   const uint32_t *a = t->a;
   const char *b = t->b, *ahead = t->ahead;
-  for (int64_t p = 0; p < t->k; p += 2, a += mr, b += NR * 4, ahead += NR * 4) {
+  const int64_t fetch = 2 * t->fetch;
+  for (int64_t p = 0; p < t->k; p += 2, a += mr, b += NR * 4, ahead += fetch) {
     __m512bh bv[PERI_PANEL_ONE * NV];
     UNROLL for (int q = 0; q < np; q++) {
       __builtin_prefetch(ahead + q * t->bstep, 0, 2);

@@ -10,7 +10,7 @@
 
 enum {
   KC = 2048,          /* steps of k in a block: the packed rows of a tile stay near */
-  NB_BYTES = 1000000, /* of packed weights that one task walks for each panel of rows */
+  NB_BYTES = 2000000, /* of packed weights that one task walks for each panel of rows */
   ROOM = 1 << 19,     /* bytes of all packed rows, up to which every panel meets them at once */
   AHEAD = 1024,       /* bytes that weights are fetched ahead when one row or two meet them */
   FAR_AHEAD = 6144,   /* and when more do */
@@ -110,73 +110,86 @@ typedef struct job {
   const peri__packed_product *p;
   const struct peri__gemm_kernels *gemm;
   layout s;
-  int64_t mr, panels; /* most rows of a tile; panels of weights */
-  char *a;            /* packed rows: all of them, or one block for each worker */
-  int64_t row_bytes;  /* of a packed row */
-  int64_t nb, mblocks;
+  int64_t panels;    /* of weights */
+  int64_t mblocks;   /* blocks of rows, all nearly of one size */
+  char *a;           /* packed rows: all of them, or one block for each worker */
+  int64_t row_bytes; /* of a packed row */
+  int64_t nb;        /* panels that a task of many_rows walks */
 } job;
 
-/* Rows [i, i + mm), steps [p0, p0 + kb) -> out. */
-static void pack_rows (const job *j, int64_t i, int64_t mm, int64_t p0, int64_t kb, char *out) {
-  const peri__packed_product *p = j->p;
-  const float *x = p->x + i * p->xrs + p0;
-  if (j->s.kind == PERI_PANEL_DOT)
-    j->s.kern->pack_pairs(mm, kb, x, p->xrs, (uint32_t *)(void *)out);
-  else
-    j->gemm->pack_a(mm, kb, x, p->xrs, 1, (float *)(void *)out);
+/* A block of rows; once packed, at a. */
+typedef struct rows {
+  int64_t i, m;
+  char *a;
+} rows;
+
+static rows rows_of (const job *j, int64_t block) {
+  int64_t i = block * j->p->m / j->mblocks, end = (block + 1) * j->p->m / j->mblocks;
+  return (rows){ i, end - i, j->a + i * j->row_bytes };
 }
 
-/* Rows [i, i + mm) (packed at a) and panels [t, t + np), steps [p0, p0 + kb); np > 1 only with whole
-** panels. */
-static void one_tile (const job *j, peri__panel_fn fn, int64_t i, int64_t mm, int64_t t, int64_t np,
-                      int64_t p0, int64_t kb, const char *a, const char *ahead) {
-  static const float zeros[PERI_PANEL_ONE * PERI_GEMM_NV * PERI_GEMM_MAX_LANES];
+/* Steps [p0, p0 + kb). */
+static void pack_rows (const job *j, const rows *r, int64_t p0, int64_t kb) {
   const peri__packed_product *p = j->p;
-  int64_t col = t * j->s.nr, nn = least(np * j->s.nr, p->n - col);
+  const float *x = p->x + r->i * p->xrs + p0;
+  if (j->s.kind == PERI_PANEL_DOT)
+    j->s.kern->pack_pairs(r->m, kb, x, p->xrs, (uint32_t *)(void *)r->a);
+  else
+    j->gemm->pack_a(r->m, kb, x, p->xrs, 1, (float *)(void *)r->a);
+}
+
+/* Panels [t, t + np), steps [p0, p0 + kb); np > 1 with one row or two and whole panels only. */
+static void one_tile (const job *j, const rows *r, int64_t t, int64_t np, int64_t p0, int64_t kb,
+                      const char *ahead, int64_t fetch) {
+  static const float zeros[PERI_PANEL_ONE * PERI_GEMM_NV * PERI_GEMM_MAX_LANES];
+  const struct peri__packed_kernels *kern = j->s.kern;
+  const peri__packed_product *p = j->p;
+  peri__panel kind = j->s.kind;
+  peri__panel_fn fn = np == 1     ? kern->tile[kind][r->m]
+                      : r->m == 1 ? kern->one[kind][np]
+                                  : kern->two[kind][np];
+  int64_t nr = j->s.nr, col = t * nr, nn = least(np * nr, p->n - col);
   peri__panel_tile tile = { .k = kb,
-                            .a = a,
+                            .a = r->a,
                             .b = (const char *)p->w + t * j->s.panel + p0 * j->s.step,
                             .bstep = j->s.panel,
-                            .c = p->y + i * p->n + col,
+                            .c = p->y + r->i * p->n + col,
                             .crs = p->n,
                             .init = p->bias ? p->bias + col : zeros,
-                            .irs = 0 };
+                            .irs = 0,
+                            .fetch = fetch };
   tile.ahead = ahead ? ahead : tile.b + (p->m <= 2 ? AHEAD : FAR_AHEAD);
   if (p0 > 0) {
     tile.init = tile.c;
     tile.irs = tile.crs;
   }
-  if (nn == np * j->s.nr) {
+  if (nn == np * nr) {
     fn(&tile);
     return;
   }
   /* Tiles write full vectors: give this one a copy of the last columns. */
   float tmp[PERI_GEMM_MR * PERI_GEMM_NV * PERI_GEMM_MAX_LANES] = { 0 };
-  for (int64_t r = 0; r < mm; r++)
-    memcpy(tmp + r * j->s.nr, tile.init + r * tile.irs, (size_t)nn * sizeof *tmp);
+  for (int64_t i = 0; i < r->m; i++)
+    memcpy(tmp + i * nr, tile.init + i * tile.irs, (size_t)nn * sizeof *tmp);
   tile.init = tile.c = tmp;
-  tile.irs = tile.crs = j->s.nr;
+  tile.irs = tile.crs = nr;
   fn(&tile);
-  for (int64_t r = 0; r < mm; r++)
-    memcpy(p->y + (i + r) * p->n + col, tmp + r * j->s.nr, (size_t)nn * sizeof *tmp);
+  for (int64_t i = 0; i < r->m; i++)
+    memcpy(p->y + (r->i + i) * p->n + col, tmp + i * nr, (size_t)nn * sizeof *tmp);
 }
 
-/* ---- at most mr rows: panels stream by, several at a time where there is one row or two ---- */
+/* ---- one block of rows: panels stream by, several at once where there is one row or two ---- */
 
 static void few_rows (void *ud, int64_t begin, int64_t end, int worker) {
   const job *j = ud;
   const peri__packed_product *p = j->p;
-  const struct peri__packed_kernels *kern = j->s.kern;
-  peri__panel kind = j->s.kind;
   int64_t at_once = p->m == 1 ? PERI_PANEL_ONE : p->m == 2 ? PERI_PANEL_TWO : 1;
+  rows r = rows_of(j, 0);
   (void)worker;
   for (int64_t t = begin, np; t < end; t += np) {
     np = least(at_once, end - t);
     if ((t + np) * j->s.nr > p->n && np > 1) np--; /* the last panel is not whole */
-    peri__panel_fn fn = p->m == 1   ? kern->one[kind][np]
-                        : p->m == 2 ? kern->two[kind][np]
-                                    : kern->tile[kind][p->m];
-    one_tile(j, fn, 0, p->m, t, np, 0, p->k, j->a, NULL);
+    one_tile(j, &r, t, np, 0, p->k, NULL, j->s.step);
   }
 }
 
@@ -186,40 +199,40 @@ static void pack_all (void *ud, int64_t begin, int64_t end, int worker) {
   const job *j = ud;
   (void)worker;
   for (int64_t b = begin; b < end; b++) {
-    int64_t i = b * j->mr;
-    pack_rows(j, i, least(j->mr, j->p->m - i), 0, j->p->k, j->a + i * j->row_bytes);
+    rows r = rows_of(j, b);
+    pack_rows(j, &r, 0, j->p->k);
   }
 }
 
 static void some_rows (void *ud, int64_t begin, int64_t end, int worker) {
   const job *j = ud;
   const peri__packed_product *p = j->p;
+  int64_t fetch = (j->s.step + j->mblocks - 1) / j->mblocks; /* all of the next panel in the end */
   (void)worker;
   for (int64_t t = begin; t < end; t++) {
     const char *next = (const char *)p->w + (t + 1) * j->s.panel;
-    for (int64_t i = 0; i < p->m; i += j->mr) {
-      int64_t mm = least(j->mr, p->m - i);
-      one_tile(j, j->s.kern->tile[j->s.kind][mm], i, mm, t, 1, 0, p->k, j->a + i * j->row_bytes,
-               i == 0 ? next : NULL);
+    for (int64_t b = 0; b < j->mblocks; b++, next += fetch * p->k) {
+      rows r = rows_of(j, b);
+      one_tile(j, &r, t, 1, 0, p->k, next, fetch);
     }
   }
 }
 
-/* ---- many rows: a task packs a panel of rows and walks a block of panels of weights ---- */
+/* ---- many rows: a task packs a block of rows and walks some panels of weights ---- */
 
 static void many_rows (void *ud, int64_t begin, int64_t end, int worker) {
   const job *j = ud;
   const peri__packed_product *p = j->p;
-  char *a = j->a + worker * j->mr * j->row_bytes;
   for (int64_t task = begin; task < end; task++) {
-    int64_t i = task % j->mblocks * j->mr, t0 = task / j->mblocks * j->nb;
-    int64_t mm = least(j->mr, p->m - i), t1 = least(t0 + j->nb, j->panels);
+    rows r = rows_of(j, task % j->mblocks);
+    int64_t t0 = task / j->mblocks * j->nb, t1 = least(t0 + j->nb, j->panels);
+    r.a = j->a + worker * j->gemm->mr * j->row_bytes;
     for (int64_t p0 = 0; p0 < p->k; p0 += KC) {
       int64_t kb = least(KC, p->k - p0);
-      pack_rows(j, i, mm, p0, kb, a);
-      const char *ahead = (const char *)(p->x + (i + j->mr) * p->xrs + p0);
-      for (int64_t t = t0; t < t1; t++, ahead = NULL)
-        one_tile(j, j->s.kern->tile[j->s.kind][mm], i, mm, t, 1, p0, kb, a, ahead);
+      const char *next = (const char *)(p->x + (r.i + r.m) * p->xrs + p0);
+      pack_rows(j, &r, p0, kb);
+      one_tile(j, &r, t0, 1, p0, kb, next, r.m * (int64_t)sizeof *p->x);
+      for (int64_t t = t0 + 1; t < t1; t++) one_tile(j, &r, t, 1, p0, kb, NULL, j->s.step);
     }
   }
 }
@@ -238,18 +251,17 @@ peri_status peri__float_product (peri_ctx *ctx, peri_dtype d, const peri__packed
   }
   bool dot = j.s.kind == PERI_PANEL_DOT;
   j.mblocks = (p->m + j.gemm->mr - 1) / j.gemm->mr;
-  j.mr = (p->m + j.mblocks - 1) / j.mblocks;
   j.panels = (p->n + j.s.nr - 1) / j.s.nr;
   j.row_bytes = dot ? (p->k + 1) / 2 * 4 : p->k * 4;
-  bool all = p->m * j.row_bytes <= ROOM, in_place = p->m == 1 && !dot;
+  bool all = j.mblocks == 1 || p->m * j.row_bytes <= ROOM, in_place = p->m == 1 && !dot;
   if (!all) j.row_bytes = least(j.row_bytes, dot ? KC * 2 : KC * 4);
-  int64_t rows = all ? p->m : j.mr * peri_threads(ctx);
-  char *room = in_place ? NULL : peri__block_get(ctx, (size_t)(rows * j.row_bytes));
+  int64_t count = all ? p->m : j.gemm->mr * peri_threads(ctx);
+  char *room = in_place ? NULL : peri__block_get(ctx, (size_t)(count * j.row_bytes));
   if (!in_place && !room)
-    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %lld packed rows", (long long)rows);
+    return peri__fail(ctx, PERI_ENOMEM, "out of memory for %lld packed rows", (long long)count);
   j.a = in_place ? (char *)(void *)p->x : room;
   if (all && !in_place)
-    peri__parallel(ctx, j.mblocks, most(1, PACK_GRAIN / (j.mr * p->k)), pack_all, &j);
+    peri__parallel(ctx, j.mblocks, most(1, PACK_GRAIN / (j.gemm->mr * p->k)), pack_all, &j);
   int64_t grain = most(1, PIECE / most(1, j.s.panel * j.mblocks));
   if (j.mblocks == 1) {
     peri__parallel(ctx, j.panels, grain, few_rows, &j);

@@ -178,6 +178,7 @@ static void large_products_equal_plain_ones (void **state) {
       seed = 2;
       one_case(ctx, dtypes[t], 301, 70, 600);
       one_case(ctx, dtypes[t], 75, 45, 2500);
+      one_case(ctx, dtypes[t], 4, 40, 40000);
       peri_close(ctx);
     }
 }
