@@ -138,8 +138,10 @@ local function read_config(source, file, by_name)
     extra.rope_freqs = t:to("f32"):reshape({ -1 }):tolist()
   end
   local function get(key)
-    local value, _, count = file:get(key)
-    return count == nil and value or nil
+    local value, kind, count = file:get(key)
+    if count then return nil end
+    if kind == "f32" then return tonumber(("%.7g"):format(value)) end -- 1e-05 was meant, not 9.99999975e-06
+    return value
   end
   local heads = file:get(arch .. ".attention.head_count_kv")
   if type(heads) == "table" then return nil, "layers with different numbers of heads are not supported" end
