@@ -41,21 +41,22 @@ end
 
 local all = {
   llama = "causal", llama31_rope = "causal", qwen2 = "causal", qwen3 = "causal", mistral = "causal", gpt2 = "causal",
-  bert = "encoder", bert_mlm = "masked", distilbert = "encoder",
+  deepseek_v3 = "causal", gemma2 = "causal", bert = "encoder", bert_mlm = "masked", distilbert = "encoder",
 }
 
--- A published gradient of all experts together as theirs: (E, 2 F, D) or (E, D, F).
-local function expert_gradient(got, name)
+-- A published gradient of all experts together as theirs: (E, 2 F, D) or (E, D, F). Experts that no
+-- token went to have none.
+local function expert_gradient(got, name, stored)
   local layer, which = name:match "^(.*%.experts%.)([a-z_]+)$"
   if not layer then return got[name] end
-  local list, e = {}, 0
-  while got[layer .. e .. ".down_proj.weight"] or got[layer .. e .. ".gate_proj.weight"] do
-    local at = layer .. e .. "."
-    if which == "down_proj" then list[e + 1] = got[at .. "down_proj.weight"]
-    else list[e + 1] = peri.cat({ got[at .. "gate_proj.weight"], got[at .. "up_proj.weight"] }, 1) end
-    e = e + 1
+  local list = {}
+  for e = 1, stored:size(1) do
+    local at = layer .. (e - 1) .. "."
+    if not got[at .. "down_proj.weight"] then list[e] = peri.zeros_like(stored:select(1, e))
+    elseif which == "down_proj" then list[e] = got[at .. "down_proj.weight"]
+    else list[e] = peri.cat({ got[at .. "gate_proj.weight"], got[at .. "up_proj.weight"] }, 1) end
   end
-  return #list > 0 and peri.stack(list, 1) or nil
+  return peri.stack(list, 1)
 end
 
 TestModels = {}
@@ -66,7 +67,7 @@ local function check_gradients(model, name)
   for _, g in pairs(want) do most = math.max(most, g:abs():max():item()) end
   for stored, g in pairs(want) do
     local key = stored:gsub("^grad%.", "")
-    local mine = expert_gradient(got, key)
+    local mine = expert_gradient(got, key, g)
     lu.assertNotNil(mine, key)
     -- a key's bias shifts all scores of a query alike: what is stored for it is rounding of zero
     local zero = math.max(g:abs():max():item(), mine:abs():max():item()) < 1e-6 * most
@@ -147,7 +148,8 @@ for name, kind in pairs(all) do
       local ids = peri.cat({ prompt:repeat_interleave(2, 1), out.tokens }, 2)
       local start = peri.tensor({ 0, 0, 2, 2, 0, 0 }, "i64")
       local logp = peri.no_grad(function () return (model:token_logprobs(ids, 6, { start = start })) end)
-      lu.assertEquals(logp:bytes(), out.logprobs:bytes())
+      if model.settings.logit_cap then lu.assertTrue(logp:sub(out.logprobs):abs():max():item() < 1e-6)
+      else lu.assertEquals(logp:bytes(), out.logprobs:bytes()) end
     end
 
     TestModels["test_packed_rows_of_" .. name .. "_do_not_see_each_other"] = function ()

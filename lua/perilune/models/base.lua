@@ -1,70 +1,13 @@
--- base.lua - what all models share: a declaration of their weights, once, from which loading, saving,
--- parameters and gradients under published names follow; and what all causal models share.
+-- base.lua - what all models share: loading, saving, parameters and gradients under published names;
+-- and what all causal models share.
 local peri = require "perilune"
 local hf = require "perilune.models.hf"
 local caches = require "perilune.models.cache"
 local context = require "perilune.models.context"
 local generate = require "perilune.models.generate"
-local Projection = require "perilune.models.projection"
+local weights = require "perilune.models.weights"
 
 local M = {}
-
--- ---- declarations -------------------------------------------------------------------------------
-
--- An entry of a layout is a tensor that we hold: { name (ours), owner, key, shape, init ("normal",
--- "ones", "zeros"), kind ("linear", "embedding", "vector", "buffer": not trained), transposed, parts },
--- where parts are the published tensors that it is made of, { name, rows } each, one above the other.
-
---- @class perilune.models.Declaration
-local Declaration = {}
-Declaration.__index = Declaration
-
---- Say where the next weights are.
---- @param owner table  what holds them
---- @param ours string  prefix of their names
---- @param published string  prefix of their published names
-function Declaration:at(owner, ours, published)
-  self.owner, self.ours, self.published = owner, ours, published
-end
-
-local function add(self, owner, key, name, entry)
-  entry.name, entry.owner, entry.key = self.ours .. name, owner, key
-  table.insert(self.model._layout, entry)
-end
-
---- A tensor. init is "ones" (default), "zeros" or "normal"; kind "vector" (default), "embedding", "buffer".
-function Declaration:tensor(key, published, shape, init, kind)
-  add(self, self.owner, key, key, { shape = shape, init = init or "ones", kind = kind or "vector",
-    parts = { { self.published .. published, shape[1] } } })
-end
-
---- A LayerNorm: key .. "_w" and key .. "_b".
-function Declaration:layer_norm(key, published, dim)
-  self:tensor(key .. "_w", published .. ".weight", { dim })
-  self:tensor(key .. "_b", published .. ".bias", { dim }, "zeros")
-end
-
---- A table of embeddings.
-function Declaration:embedding(key, published, rows, columns)
-  self:tensor(key, published, { rows, columns }, "normal", "embedding")
-end
-
---- A linear layer of one or more published matrices { name, rows }.
-function Declaration:linear(key, columns, parts, bias, transposed)
-  local named, weights, biases = {}, {}, {}
-  for i, part in ipairs(parts) do
-    named[i] = { self.published .. part[1], part[2] }
-    weights[i], biases[i] = { named[i][1] .. ".weight", part[2] }, { named[i][1] .. ".bias", part[2] }
-  end
-  local p = Projection.new(named, columns, transposed)
-  self.owner[key] = p
-  table.insert(self.model._projections, p)
-  add(self, p, "weight", key, { shape = { p.rows, columns }, init = "normal", kind = "linear", parts = weights,
-    transposed = transposed or false })
-  if bias then
-    add(self, p, "bias", key .. "_bias", { shape = { p.rows }, init = "zeros", kind = "vector", parts = biases })
-  end
-end
 
 -- ---- all models ----------------------------------------------------------------------------------
 
@@ -99,7 +42,7 @@ function M.create(class, config, names)
   for _, name in ipairs(names or {}) do has[name] = true end
   self.settings = class.read(config, names and has)
   for i = 1, self.settings.layers do self.layers[i] = {} end
-  self:declare(setmetatable({ model = self }, Declaration))
+  self:declare(weights.declaration(self))
   return self
 end
 
@@ -122,128 +65,6 @@ function M.need(config, key)
   return config[key] or error(("%s: the config lacks %q"):format(config.model_type or "model", key), 0)
 end
 
--- Names under which checkpoints of other ages have the same tensor.
-local function candidates(self, name)
-  local list = { name }
-  local first = self.prefixes[1]
-  if #first > 0 and name:sub(1, #first) == first then list[2] = name:sub(#first + 1) end
-  local n = #list
-  for i = 1, n do
-    local old = list[i]:gsub("LayerNorm%.weight$", "LayerNorm.gamma"):gsub("LayerNorm%.bias$", "LayerNorm.beta")
-    if old ~= list[i] then list[#list + 1] = old end
-  end
-  return list
-end
-
-local quantised = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 256, q5_K = 256, q6_K = 256 }
-
--- The dtype that a weight of this entry is kept in.
-local function kept(p, stored, wanted)
-  if p.kind == "vector" or p.kind == "buffer" then return "f32" end
-  if wanted == "file" then
-    if p.transposed and quantised[stored] then return "f32" end
-    return stored
-  end
-  local block = quantised[wanted]
-  if block and p.shape[2] % block ~= 0 then return "f16" end -- rows that blocks do not divide
-  return wanted
-end
-
--- Rows of matrices one above the other, as one matrix.
-local function stack(list)
-  if #list == 1 then return list[1] end
-  if not quantised[list[1].dtype] then return peri.cat(list, 1) end
-  local bytes = {}
-  for i, t in ipairs(list) do bytes[i] = t:bitcast("u8") end
-  return peri.cat(bytes, 1):bitcast(list[1].dtype)
-end
-
--- Tensors of one entry, cast: one, or a list where the parts' dtypes differ. With `into` they are
--- written over it.
-local function gather(p, parts, wanted, into)
-  local scope <close> = peri.scope()
-  local dtypes, same = {}, true
-  for i, t in ipairs(parts) do
-    dtypes[i] = kept(p, t.dtype, wanted)
-    same = same and dtypes[i] == dtypes[1]
-  end
-  if into or (same and not quantised[dtypes[1]] and not (wanted == "file" and #parts == 1)) then
-    local t, at = into or peri.empty(p.shape, dtypes[1]), 1
-    for i, part in ipairs(parts) do -- one at a time: the peak is what is kept and one part
-      local one <close> = peri.scope() -- luacheck: ignore 211
-      if quantised[part.dtype] then part = part:to(t.dtype) end
-      t:narrow(1, at, p.parts[i][2]):copy_(p.transposed and part:transpose() or part)
-      at = at + p.parts[i][2]
-    end
-    return scope:keep(t)
-  end
-  for i, part in ipairs(parts) do
-    if part.dtype ~= dtypes[i] then parts[i] = part:to(dtypes[i]) end
-    if p.transposed then parts[i] = parts[i]:transpose():contiguous() end
-  end
-  if same then return scope:keep(stack(parts)) end
-  scope:keep(table.unpack(parts))
-  return parts
-end
-
--- A weight takes its place; those in f32 are trained.
-local function place(p, made, pack)
-  local owner = p.owner
-  if p.kind == "linear" then owner.packed = pack end
-  if type(made) == "table" then
-    if pack then for i, t in ipairs(made) do made[i] = peri.pack(t) end end
-    owner.weights, owner.weight = made, nil
-    return
-  end
-  if pack and #p.shape == 2 and p.kind ~= "vector" then made = peri.pack(made)
-  elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer") end
-  owner[p.key] = made
-end
-
--- What a published tensor has to be like. Returns what is wrong with it, or nil.
-local function misfit(p, part, t)
-  local want = { part[2], p.shape[2] }
-  if p.transposed then want = { p.shape[2], part[2] } end
-  local same = t.ndim == #p.shape
-  for i = 1, #p.shape do same = same and t:size(i) == want[i] end
-  if same then return nil end
-  return ("%s has shape (%s), expected (%s)"):format(part[1], table.concat(t.shape, ", "), table.concat(want, ", "))
-end
-
--- Fill every weight from get(name). `whole`: nothing is written unless everything fits.
-local function fill(self, names, get, opts, whole)
-  local have, used, found, problems = {}, {}, {}, {}
-  for _, name in ipairs(names) do have[name] = true end
-  for _, p in ipairs(self._layout) do
-    for _, part in ipairs(p.parts) do
-      for _, name in ipairs(candidates(self, part[1])) do
-        if have[name] and not found[part[1]] then found[part[1]], used[name] = name, true end
-      end
-      if not found[part[1]] then problems[#problems + 1] = part[1] .. " is missing"
-      elseif whole then problems[#problems + 1] = misfit(p, part, get(found[part[1]])) end
-    end
-  end
-  for _, name in ipairs(names) do
-    if not used[name] and not self:ignored(name) then problems[#problems + 1] = name .. " is unexpected" end
-  end
-  local _ <close> = peri.no_grad()
-  for _, p in ipairs(#problems == 0 and self._layout or {}) do
-    local parts = {}
-    for i, part in ipairs(p.parts) do
-      local t, message = get(found[part[1]])
-      problems[#problems + 1] = not t and message or t and misfit(p, part, t) or nil
-      parts[i] = t
-    end
-    if #problems > 0 then break end
-    local old = p.owner[p.key]
-    if old and old.dtype == "f32" then gather(p, parts, "f32", old)
-    else place(p, gather(p, parts, opts.dtype), opts.pack) end
-  end
-  if #problems == 0 then return self end
-  table.sort(problems)
-  return nil, ("%s: the weights do not fit the config: %s"):format(self.__name, table.concat(problems, "; "))
-end
-
 --- Whether a published tensor is known and not needed.
 function Model:ignored(name) return name:find "rotary_emb%.inv_freq$" ~= nil end
 
@@ -253,7 +74,8 @@ function Model:ignored(name) return name:find "rotary_emb%.inv_freq$" ~= nil end
 function Model:load_state_dict(tensors)
   local names = {}
   for name in pairs(tensors) do names[#names + 1] = name end
-  local ok, message = fill(self, names, function (name) return tensors[name] end, { dtype = "f32" }, true)
+  local ok, message = weights.fill(self, names, function (name) return tensors[name] end,
+    { dtype = "f32", check = true })
   if not ok then error(message, 2) end
   return self
 end
@@ -269,7 +91,7 @@ function M.from_source(class, source, opts)
   local ok, self = pcall(M.create, class, source.config, source.names)
   if not ok then return nil, tostring(source.path) .. ": " .. self end
   local message
-  ok, message = fill(self, source.names, function (name) return source:get(name) end,
+  ok, message = weights.fill(self, source.names, function (name) return source:get(name) end,
     { dtype = opts.dtype or "f32", pack = opts.pack })
   if not ok then return nil, tostring(source.path) .. ": " .. message end
   self.generation_config, self.source_path = source.generation_config or {}, source.path
@@ -277,31 +99,10 @@ function M.from_source(class, source, opts)
   return self
 end
 
--- Rows [at, at + n) of a weight of any dtype.
-local function rows_of(t, at, n)
-  if at == 1 and n == t:size(1) then return t end
-  if quantised[t.dtype] then return t:bitcast("u8"):narrow(1, at, n):bitcast(t.dtype) end
-  return t:narrow(1, at, n)
-end
-
--- Published name -> the rows of get(entry) (a parameter, or something of its shape) that it names.
-local function split(self, get)
-  local out = {}
-  for _, p in ipairs(self._layout) do
-    local t, at = get(p), 1
-    for i, part in ipairs(t and p.parts or {}) do
-      local rows = type(t) == "table" and t[i] or rows_of(t, at, part[2])
-      out[part[1]] = p.transposed and rows:transpose() or rows
-      at = at + part[2]
-    end
-  end
-  return out
-end
-
 --- Weights under published names; views where rows of a float matrix are meant, not copies.
 --- @return table<string, perilune.Tensor>
 function Model:state_dict()
-  return split(self, function (p)
+  return weights.split(self, function (p)
     local t = p.owner[p.key]
     return t and t:detach() or p.owner.weights
   end)
@@ -310,27 +111,30 @@ end
 --- Gradients under published names, of the parameters that have one.
 --- @return table<string, perilune.Tensor>
 function Model:gradients()
-  return split(self, function (p) return p.owner[p.key] and p.owner[p.key].grad end)
+  return weights.split(self, function (p) return p.owner[p.key] and p.owner[p.key].grad end)
 end
 
 --- Write a Hugging Face folder: the weights in the dtypes they have (quantised ones as f32), config,
 --- generation config.
 --- @param folder string
+--- @param opts table?  shard_bytes; tokenizer_from: a folder or file whose tokenizer is copied
 --- @return boolean|nil ok
 --- @return string? message
-function Model:save(folder)
-  local scope <close> = peri.scope() -- luacheck: ignore 211
-  local config, tensors, main = {}, self:state_dict(), "float32"
-  local names = { f32 = "float32", f16 = "float16", bf16 = "bfloat16" }
+function Model:save(folder, opts)
+  if self._packed then error(self.__name .. ": packed weights cannot be saved; load without pack", 2) end
+  local config, list, main = {}, {}, "float32"
+  local long = { f16 = "float16", bf16 = "bfloat16" }
   for k, v in pairs(self.config) do config[k] = v end
-  for name, t in pairs(tensors) do
-    if quantised[t.dtype] then tensors[name] = t:to("f32")
-    elseif t.ndim == 2 and names[t.dtype] then main = names[t.dtype] end
+  for name, t in pairs(self:state_dict()) do
+    local dtype = weights.quantised[t.dtype] and "f32" or t.dtype
+    if t.ndim == 2 and long[dtype] then main = long[dtype] end
+    list[#list + 1] = { name = name, dtype = dtype, shape = t.shape, get = function () return t:to(dtype) end }
   end
   local key = config.torch_dtype and "torch_dtype" or "dtype"
   config.torch_dtype, config.dtype = nil, nil
   config[key] = main
-  return hf.save(folder, config, tensors, { generation_config = self.generation_config })
+  return hf.write(folder, config, list, { generation_config = self.generation_config,
+    shard_bytes = opts and opts.shard_bytes, tokenizer_from = opts and opts.tokenizer_from })
 end
 
 --- What is trained, in a fixed order.
@@ -373,9 +177,8 @@ function Model:copy()
   for i, p in ipairs(other._layout) do
     local from = self._layout[i].owner
     local t = from[p.key]
-    if t and not quantised[t.dtype] and not from.packed and not (p.kind == "embedding" and self._packed) then
-      t = t:detach():clone()
-    end
+    local packed = self._packed and #p.shape == 2
+    if t and not packed and not weights.quantised[t.dtype] then t = t:detach():clone() end
     p.owner[p.key] = t
     if not t then p.owner.weights = from.weights end
   end
@@ -481,6 +284,18 @@ end
 
 --- See perilune.models.generate.
 function Causal:generate(prompt, opts) return generate.generate(self, prompt, opts) end
+
+--- The blocks of a causal model with RMS norms, on embeddings x (B, T, D): hidden states after the
+--- last norm. Each block gives the residual stream and its norm to the next one.
+--- @param norm perilune.Tensor?  the first block's norm
+function M.run_blocks(self, x, c, norm)
+  local y = x:rms_norm(norm or self.layers[1].norm1, self.settings.eps)
+  for i = 1, #self.layers do
+    y, x = self:_block(function (a, b) return self:block(i, a, b, c) end, y, x)
+  end
+  if c.cache then c.cache.length = c.past + c.time end
+  return y
+end
 
 --- What the file of an architecture returns: new(config, opts), load(path, opts), Class.
 function M.module(class)

@@ -103,9 +103,9 @@ end
 --- Rotate, append and attend for layer i, as one op: peri.attention_step_.
 --- @param qkv perilune.Tensor  (B, T, Hq + 2 Hkv, D)
 --- @return perilune.Tensor  (B, T, Hq, D)
-function Cache:step(i, qkv, positions, inv_freq, start, rope_scale, scale, window)
+function Cache:step(i, qkv, positions, inv_freq, start, rope_scale, scale, window, softcap)
   return peri.attention_step_(self.k[i], self.v[i], qkv, positions, inv_freq, start, self.length + 1, false,
-    rope_scale, scale, window)
+    rope_scale, scale, window, softcap)
 end
 
 -- ---- rows -------------------------------------------------------------------------------------

@@ -12,20 +12,6 @@ local architectures = {
   deepseek_v3 = "deepseek_v3", bert = "bert", distilbert = "distilbert", t5 = "t5",
 }
 
--- A Hugging Face folder as a source.
-local function open_folder(path)
-  if hf.open then return hf.open(path) end
-  local config, message = hf.config(path)
-  if not config then return nil, message end
-  local tensors
-  tensors, message = hf.tensors(path)
-  if not tensors then return nil, message end
-  local names = {}
-  for name in pairs(tensors) do names[#names + 1] = name end
-  return { format = "hf", path = path, config = config, generation_config = hf.generation_config(path), names = names,
-           get = function (_, name) return tensors[name] end }
-end
-
 --- What a path holds, unread: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
 --- @param path string
 --- @return table|nil source
@@ -33,7 +19,7 @@ end
 function M.open(path)
   local kind = peri.files.exists(path)
   if not kind then return nil, path .. ": there is no such file or folder" end
-  if kind == "folder" then return open_folder(path) end
+  if kind == "folder" then return hf.open(path) end
   if path:find "%.gguf$" then return require("perilune.models.gguf").open(path) end
   if path:find "%.bin$" then return require("perilune.models.llama2c").open(path) end
   return nil, path .. ": neither a folder nor a .gguf or .bin file"

@@ -93,14 +93,7 @@ end
 --- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
 --- @return perilune.Tensor  (B, T, D) f32
 function Llama:forward(ids, ctx)
-  local c = self:context(ids, ctx)
-  local x = self.embed:embedding(ids) -- (B, T, D)
-  local y = x:rms_norm(self.layers[1].norm1, self.settings.eps)
-  for i = 1, #self.layers do
-    y, x = self:_block(function (a, b) return self:block(i, a, b, c) end, y, x)
-  end
-  if c.cache then c.cache.length = c.past + c.time end
-  return y
+  return base.run_blocks(self, self.embed:embedding(ids), self:context(ids, ctx))
 end
 
 return base.module(Llama)

@@ -1,0 +1,131 @@
+-- gemma2.lua - Gemma 2 (2408.00118): norms before and after attention and feed-forward with weights
+-- 1 + w, every other layer a sliding window, soft caps on attention scores and on logits, embeddings
+-- times sqrt(dim), GeGLU.
+local peri = require "perilune"
+local base = require "perilune.models.base"
+local rope = require "perilune.models.rope"
+
+local Gemma2 = base.class "gemma2"
+
+function Gemma2.read(config)
+  local need = base.need
+  local heads, dim = need(config, "num_attention_heads"), need(config, "hidden_size")
+  local head_dim = config.head_dim or dim // heads
+  local s = {
+    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
+    layers = need(config, "num_hidden_layers"), heads = heads, kv_heads = config.num_key_value_heads or heads,
+    head_dim = head_dim, eps = config.rms_norm_eps or 1e-6, bias = config.attention_bias or false,
+    act = base.activation(config, config.hidden_activation and "hidden_activation" or "hidden_act", "gelu_new"),
+    scale = (config.query_pre_attn_scalar or head_dim) ^ -0.5, cap = config.attn_logit_softcapping or 0,
+    logit_cap = config.final_logit_softcapping or 0, dropout = config.attention_dropout or 0, windows = {},
+  }
+  for i = 1, s.layers do
+    local sliding = i % 2 == 1
+    if config.layer_types then sliding = config.layer_types[i] == "sliding_attention" end
+    s.windows[i] = sliding and config.sliding_window or 0
+  end
+  return s
+end
+
+function Gemma2:declare(d)
+  local s = self.settings
+  local q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+  d:at(self, "", "model.")
+  d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
+  for i, layer in ipairs(self.layers) do
+    d:at(layer, ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1))
+    d:tensor("norm1", "input_layernorm.weight", { s.dim }, "zeros")
+    d:linear("qkv", s.dim,
+      { { "self_attn.q_proj", q }, { "self_attn.k_proj", kv }, { "self_attn.v_proj", kv } }, s.bias)
+    d:linear("out", q, { { "self_attn.o_proj", s.dim } }, s.bias)
+    d:tensor("norm2", "post_attention_layernorm.weight", { s.dim }, "zeros")
+    d:tensor("norm3", "pre_feedforward_layernorm.weight", { s.dim }, "zeros")
+    d:linear("gate_up", s.dim, { { "mlp.gate_proj", s.ff }, { "mlp.up_proj", s.ff } })
+    d:linear("down", s.ff, { { "mlp.down_proj", s.dim } })
+    d:tensor("norm4", "post_feedforward_layernorm.weight", { s.dim }, "zeros")
+  end
+  d:at(self, "", "model.")
+  d:tensor("norm", "norm.weight", { s.dim }, "zeros")
+  local freq, scale = rope.frequencies(s.head_dim, self.config)
+  self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
+end
+
+--- The head is the embedding.
+function Gemma2:ignored(name) return name == "lm_head.weight" or base.Model.ignored(self, name) end
+
+-- 1 + w of a norm; remembered while no gradients are wanted.
+local function shifted(owner, key)
+  local w = owner[key]
+  if peri.grad_enabled() then return w:add(1) end
+  local old = owner["_" .. key]
+  if not old or old.of ~= w or old.version ~= w:version() then
+    old = { of = w, version = w:version(), value = peri.keep(w:add(1)) }
+    owner["_" .. key] = old
+  end
+  return old.value
+end
+
+local function attention(self, i, y, c)
+  local s, layer, batch, time = self.settings, self.layers[i], y:size(1), y:size(2)
+  local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
+  local a
+  if c.fused then -- the same bits, one op
+    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, self.rope_scale, s.scale, s.windows[i], s.cap)
+  else
+    local q, k, v = qkv:rope_qkv(c.positions, self.inv_freq, s.heads, s.kv_heads, false, self.rope_scale)
+    a = c:attend(i, q, k, v, { scale = s.scale, window = s.windows[i], softcap = s.cap,
+      dropout = self.training and s.dropout or 0 })
+  end
+  return layer.out:forward(a:reshape { batch, time, s.heads * s.head_dim }, c.decoding)
+end
+
+-- Block i: y is the normed residual stream x. Returns both for the next block. -- (B, T, D)
+function Gemma2:block(i, y, x, c)
+  local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
+  local a = attention(self, i, y, c):rms_norm(shifted(layer, "norm2"), s.eps)
+  y, x = a:add_rms_norm(x, shifted(layer, "norm3"), s.eps)
+  local both = layer.gate_up:forward(y, c.decoding)
+  local gate, up = both:narrow(-1, 1, s.ff), both:narrow(-1, s.ff + 1, s.ff)
+  gate = s.act == "gelu_tanh" and gate:gelu "tanh" or gate[s.act](gate)
+  local h = layer.down:forward(gate:mul(up), c.decoding):rms_norm(shifted(layer, "norm4"), s.eps)
+  return h:add_rms_norm(x, after and shifted(after, "norm1") or shifted(self, "norm"), s.eps)
+end
+
+--- Hidden states after the last norm.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
+--- @return perilune.Tensor  (B, T, D) f32
+function Gemma2:forward(ids, ctx)
+  local c, s = self:context(ids, ctx), self.settings
+  local x = self.embed:embedding(ids):mul(math.sqrt(s.dim)) -- (B, T, D)
+  return base.run_blocks(self, x, c, shifted(self.layers[1], "norm1"))
+end
+
+local function capped(self, hidden)
+  local logits, cap = hidden:linear(self.embed), self.settings.logit_cap
+  return cap > 0 and logits:div(cap):tanh():mul(cap) or logits
+end
+
+--- @param hidden perilune.Tensor  (..., D)
+--- @return perilune.Tensor  (..., V)
+function Gemma2:logits(hidden) return capped(self, hidden) end
+
+--- See perilune.models.base: the capped logits of a few positions at a time.
+function Gemma2:token_logprob(hidden, targets, temperature)
+  if self.settings.logit_cap == 0 then return base.Causal.token_logprob(self, hidden, targets, temperature) end
+  local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
+  local function part(h, id)
+    local logp = capped(self, h):div(temperature or 1):log_softmax(-1)
+    local seen = id:ge(0)
+    return logp:gather(id:clamp(0):unsqueeze(2), 2):squeeze(2):mul(seen),
+      logp:exp():mul(logp):sum(-1):neg():mul(seen)
+  end
+  for at = 1, ids:size(1), step do
+    local n = math.min(step, ids:size(1) - at + 1)
+    local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
+    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n))
+  end
+  return peri.cat(logps, 1):reshape(targets.shape), peri.cat(entropies, 1):reshape(targets.shape)
+end
+
+return base.module(Gemma2)

@@ -1,0 +1,61 @@
+-- moe.lua - mixture of experts: which experts a token goes to, and the sum of what they make of it.
+-- A token's result depends on nothing but the token: each expert's rows are one product, and a
+-- token's terms are added in the order of the experts.
+local peri = require "perilune"
+
+local M = {}
+
+--- Choice of experts of DeepSeek V3 (2412.19437, eq. 12-16): a bias helps in choosing only; experts
+--- outside of the best groups, by the sum of their two best, are out of the question.
+--- @param scores perilune.Tensor  (..., E) affinities
+--- @param bias perilune.Tensor?  (E), added to choose
+--- @param how table  experts, active, groups, kept_groups, normalised, route_scale
+--- @return perilune.Tensor places  (N, active) i64, experts counted from 0
+--- @return perilune.Tensor weights  (N, active)
+function M.route(scores, bias, how)
+  scores = scores:reshape { -1, how.experts } -- (N, E)
+  local choice = scores:detach()
+  if bias then choice = choice:add(bias) end
+  if how.groups > 1 then
+    local each = how.experts // how.groups
+    local grouped = choice:reshape { -1, how.groups, each }
+    local best = grouped:topk(math.min(2, each), -1):sum(-1) -- (N, groups)
+    local _, kept = best:topk(how.kept_groups, -1)
+    local open = kept:one_hot(how.groups, "bool"):any(2) -- (N, groups)
+    choice = grouped:masked_fill(open:logical_not():unsqueeze(3), -math.huge):reshape { -1, how.experts }
+  end
+  local _, places = choice:topk(how.active, -1)
+  local weights = scores:gather(places, 2)
+  if how.normalised then weights = weights:div(weights:sum(-1, true):add(1e-20)) end
+  return places, weights:mul(how.route_scale)
+end
+
+--- The weighted sum of what a token's experts make of it.
+--- @param x perilune.Tensor  (..., D)
+--- @param places perilune.Tensor  (N, K) i64
+--- @param weights perilune.Tensor  (N, K)
+--- @param expert fun(e: integer, rows: perilune.Tensor): perilune.Tensor  e from 1, rows (n, D) -> (n, D)
+--- @param experts integer
+--- @return perilune.Tensor  (..., D)
+function M.mix(x, places, weights, expert, experts)
+  local rows, k = x:reshape { -1, x:size(-1) }, places:size(2)
+  local tokens, slots = {}, {} -- of each expert, from 0
+  for e = 1, experts do tokens[e], slots[e] = {}, {} end
+  for n, list in ipairs(places:tolist()) do
+    for j, e in ipairs(list) do
+      table.insert(tokens[e + 1], n - 1)
+      table.insert(slots[e + 1], (n - 1) * k + j - 1)
+    end
+  end
+  local out, flat = peri.zeros_like(rows), weights:reshape { -1, 1 }
+  for e = 1, experts do
+    if #tokens[e] > 0 then
+      local at = peri.tensor(tokens[e], "i64")
+      local y = expert(e, rows:index_select(at, 1)):mul(flat:index_select(peri.tensor(slots[e], "i64"), 1))
+      out = out:index_add(at, y, 1)
+    end
+  end
+  return out:reshape(x.shape)
+end
+
+return M
