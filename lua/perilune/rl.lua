@@ -67,7 +67,8 @@ local function prompt_batch(tokenizer, rows)
   end
   if not chat then return tokenizer:batch(prompts) end
   for i, prompt in ipairs(prompts) do
-    prompts[i] = tokenizer:encode_chat(prompt, { add_generation_prompt = true, tools = rows[i].tools })
+    prompts[i] = tokenizer:encode_chat(prompt,
+      { add_generation_prompt = true, tools = rows[i].tools, return_mask = false })
   end
   return data.pad(prompts, { side = "left", value = tokenizer.pad or tokenizer.eos })
 end

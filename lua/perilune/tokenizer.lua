@@ -161,10 +161,16 @@ local function tokens_before(self, ids, text, border)
 end
 
 --- @param messages table[]
---- @param opts table?  as of chat
+--- @param opts table?  as of chat, and return_mask (true; false: templates that give no mask do, too)
 --- @return integer[] ids  of the text that chat returns
---- @return integer[] mask  1 where the assistant speaks
+--- @return integer[]? mask  1 where the assistant speaks
 function Tokenizer:encode_chat(messages, opts)
+  if opts and opts.return_mask ~= nil then
+    local rest = {}
+    for key, value in pairs(opts) do if key ~= "return_mask" then rest[key] = value end end
+    if not opts.return_mask then return self:encode(self:chat(messages, rest), { add_special = false }) end
+    opts = rest
+  end
   local text, spans = chat_of(self):spans(messages, opts)
   if not text then error("tokenizer:encode_chat: " .. tostring(spans), 2) end
   local ids = self:encode(text, { add_special = false })

@@ -68,16 +68,22 @@ end
 -- Ids of a conversational prompt: an answer is to follow, or the last message goes on.
 local function chat_prompt(tok, row, messages)
   local last = messages[#messages]
-  local open = last ~= nil and last.role == "assistant"
-  return (tok:encode_chat(messages, template_options(row, { add_generation_prompt = not open,
-    continue_final_message = open or nil })))
+  if not last or last.role ~= "assistant" then
+    return tok:encode_chat(messages, template_options(row, { add_generation_prompt = true, return_mask = false }))
+  end
+  local text, said, stop = tok:chat(messages, template_options(row)), last.content:match "^%s*(.-)%s*$", 0
+  repeat
+    local _, found = text:find(said, stop + 1, true)
+    stop = found or stop
+  until not found
+  return tok:encode(text:sub(1, stop), { add_special = false })
 end
 
 -- Ids of an answer to a conversational prompt: what the whole says beyond the prompt.
 local function chat_answer(tok, row, messages, answer, prompt)
-  local whole = tok:encode_chat(joined(messages, answer), template_options(row))
+  local whole = tok:encode_chat(joined(messages, answer), template_options(row, { return_mask = false }))
   if starts_with(whole, prompt) then return tail(whole, #prompt + 1) end
-  prompt = tok:encode_chat(messages, template_options(row, { add_generation_prompt = false }))
+  prompt = tok:encode_chat(messages, template_options(row, { add_generation_prompt = false, return_mask = false }))
   if not starts_with(whole, prompt) then
     error("rows: the chat template writes the prompt in another way once an answer follows", 0)
   end
@@ -122,8 +128,10 @@ function encode.language_modeling(tok, row, chat, opts)
     for i = 1, #ids do mask[i] = 1 end
     return { ids = ids, mask = mask }
   end
-  local ids, mask = tok:encode_chat(row.messages, template_options(row, { return_mask = true }))
-  if opts.assistant_only == false then
+  local whole = opts.assistant_only == false
+  local ids, mask = tok:encode_chat(row.messages, template_options(row, { return_mask = not whole }))
+  if whole then
+    mask = {}
     for i = 1, #ids do mask[i] = 1 end
   end
   return { ids = ids, mask = mask }
