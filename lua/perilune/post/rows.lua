@@ -72,10 +72,12 @@ local function chat_prompt(tok, row, messages)
     return tok:encode_chat(messages, template_options(row, { add_generation_prompt = true, return_mask = false }))
   end
   local text, said, stop = tok:chat(messages, template_options(row)), last.content:match "^%s*(.-)%s*$", 0
-  repeat
+  while said ~= "" do
     local _, found = text:find(said, stop + 1, true)
-    stop = found or stop
-  until not found
+    if not found then break end
+    stop = found
+  end
+  if stop == 0 then stop = #text end
   return tok:encode(text:sub(1, stop), { add_special = false })
 end
 
