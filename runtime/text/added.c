@@ -207,7 +207,7 @@ bool peri__added_next (const peri__added *a, int which, bool special, const char
         k = character(text + end, n - end, &c);
         if (!is_space(c)) break;
       }
-    *from = end;
+    *from = i; /* the reference finds tokens in the space that this one takes in, too */
     *m = (peri__match){ begin, end, t->id };
     return true;
   }

@@ -202,7 +202,7 @@ static peri_status normal (peri__encoder *e, const char *s, size_t n, int flags,
   if (atomic_load_explicit(&t->ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
   if (t->normalizer != NULL) TRY(peri__normalize(t->normalizer, e->text, s, n, &s, &n));
   while (peri__added_next(&t->added, 1, (flags & PERI_ENCODE_PARSE) != 0, s, n, &from, done, &m)) {
-    TRY(plain(e, s + done, m.begin - done, start && done == 0, first));
+    if (m.begin > done) TRY(plain(e, s + done, m.begin - done, start && done == 0, first));
     if (!peri__ids_put(e, m.id)) return PERI_ENOMEM;
     done = m.end;
     first = true;
@@ -215,7 +215,7 @@ static peri_status inner (peri__encoder *e, const char *s, size_t n, int flags) 
   peri__match m;
   while (
       peri__added_next(&e->t->added, 0, (flags & PERI_ENCODE_PARSE) != 0, s, n, &from, done, &m)) {
-    TRY(normal(e, s + done, m.begin - done, flags, done == 0, true));
+    if (m.begin > done) TRY(normal(e, s + done, m.begin - done, flags, done == 0, true));
     if (!peri__ids_put(e, m.id)) return PERI_ENOMEM;
     done = m.end;
   }
