@@ -75,21 +75,34 @@ function M.new(model, tok, opts)
   return self
 end
 
+-- Models of so many parameters fit into a GiB as f32.
+local SMALL <const> = 1 << 28
+
+-- A small model is not worth the rounding of quantised products.
+local function load_model(path, dtype, pack)
+  local models = require "perilune.models"
+  if dtype ~= "auto" then return models.load(path, { dtype = dtype, pack = pack }) end
+  local model, message = models.load(path, { dtype = "file" })
+  if not model then return nil, message end
+  dtype = model:num_parameters() <= SMALL and "f32" or "file"
+  if dtype == "file" and not pack then return model end
+  return models.load(path, { dtype = dtype, pack = pack })
+end
+
 --- Read a model with its tokenizer.
 --- @param path string  Hugging Face folder, .gguf or llama2.c .bin file
---- @param opts table?  dtype ("file": weights stay as stored), pack (true: weights are laid out for this
---- processor; false where they are to be trained), tokenizer (path, where it lies elsewhere), and those
---- of lm.new
+--- @param opts table?  dtype of the weights as for models.load, or "auto" (the default): "f32" up to 2^28
+--- parameters, else "file", as stored; pack (true): weights are laid out for this processor; false where
+--- they are to be trained; tokenizer (path, where it lies elsewhere), and those of lm.new
 --- @return perilune.lm.Model|nil
 --- @return string? message
 function M.load(path, opts)
-  local o = options.fill("lm.load", opts, { dtype = "file", pack = true, tokenizer = options.none,
+  local o = options.fill("lm.load", opts, { dtype = "auto", pack = true, tokenizer = options.none,
     rows = options.none, prefix_cache_bytes = options.none, prefill_chunk = options.none })
-  local models = require "perilune.models"
   local tok, message = peri.tokenizer.load(o.tokenizer or path)
   if not tok then return nil, message end
   local model
-  model, message = models.load(path, { dtype = o.dtype, pack = o.pack })
+  model, message = load_model(path, o.dtype, o.pack)
   if not model then return nil, message end
   if not model.forward or not model.logits or model.encode then
     return nil, ("%s: a model of type %s makes no text on its own"):format(path, tostring(model.config.model_type))

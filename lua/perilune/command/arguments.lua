@@ -19,7 +19,7 @@ function M.generation_flags(more)
     repetition_penalty = { -1.0, "more than 1 makes tokens that occurred less likely" },
     seed = { -1, "same seed, same text; -1: another one each time" },
     stop = { "", "text that ends the answer" },
-    dtype = { "file", "of the weights: file keeps what is stored; f32, bf16, f16, q8_0, q4_0, ..." },
+    dtype = { "auto", "of the weights: f32, bf16, f16, q8_0, ...; file: as stored; auto: f32 up to 2^28 of them" },
   }
   for name, entry in pairs(more or {}) do spec[name] = entry end
   return spec

@@ -36,6 +36,10 @@ local function reader(tok)
   if not tok.token then return function (id) return tok:decode { id } end end
   local plain = { add_special = false }
   local before, space = tok:encode("a", plain), tok:encode("a b", plain)[2]
+  for id = 0, tok.size - 1 do -- a vocabulary without a single letter
+    if tok:decode(before) ~= "" then break end
+    before = { id }
+  end
   local n, base = #before, tok:decode(before)
   local byte_level = space and tok:token(space):find("\u{120}", 1, true) == 1 -- what a space is written as
   return function (id)
