@@ -477,3 +477,9 @@ peri__known peri__known_pattern (const char *pattern, size_t n) {
       return table[i].known;
   return (peri__known){ NULL, NULL };
 }
+
+const char *peri__known_at (size_t i, peri__known *out) {
+  if (i >= sizeof table / sizeof *table) return NULL;
+  *out = table[i].known;
+  return table[i].pattern;
+}

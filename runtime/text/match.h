@@ -21,6 +21,8 @@ typedef struct peri__known { /* one of them, or neither */
 
 /* What does exactly the same as a pattern (Oniguruma's syntax). */
 peri__known peri__known_pattern (const char *pattern, size_t n);
+/* The i-th of them, its pattern, or NULL behind the last: for tests. */
+const char *peri__known_at (size_t i, peri__known *out);
 /* GPT-2's pattern: the one that ByteLevel's use_regex means. */
 extern const char peri__gpt2_pattern[];
 

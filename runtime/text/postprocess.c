@@ -16,7 +16,7 @@ struct peri__postprocessor {
   size_t n_ids, cap_ids;
 };
 
-static const peri__part plain[] = { { PERI__PART_A, 0, NULL, 0 }, { PERI__PART_B, 0, NULL, 0 } };
+static const peri__part plain[] = { { PERI__PART_A, 0, NULL, 0 }, { PERI__PART_B, 1, NULL, 0 } };
 
 const peri__part *peri__postprocessor_parts (const peri__postprocessor *p, bool pair, size_t *n) {
   if (p != NULL) {

@@ -138,20 +138,23 @@ static const char *const long_name[][2] = { { "letter", "L" },
                                             { "cntrl", "Cc" } };
 
 /* Does PCRE2 know this property? */
-static bool knows (const translator *t, const char *property) {
-  int code;
+static peri_status knows (const translator *t, const char *property, bool *yes) {
+  int code = 0;
   PCRE2_SIZE at;
   pcre2_code *c =
       pcre2_compile((PCRE2_SPTR)property, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &at, t->how);
+  *yes = c != NULL;
+  if (c == NULL && code == PCRE2_ERROR_HEAP_FAILED)
+    return peri__fail(t->ctx, PERI_ENOMEM, "no memory for a regular expression");
   pcre2_code_free(c);
-  return c != NULL;
+  return PERI_OK;
 }
 
 /* \p{Name}, \p{^Name}, \P{Name}; i stands behind the letter. */
 static peri_status property (translator *t, int letter) {
   char name[64], text[96];
   size_t n = 0;
-  bool negated = letter == 'P';
+  bool negated = letter == 'P', yes;
   if (peek(t, 0) != '{') return refuse(t, "\\p without {name}");
   t->i++;
   if (peek(t, 0) == '^') {
@@ -172,13 +175,15 @@ static peri_status property (translator *t, int letter) {
     if (strcmp(name, long_name[k][0]) == 0) known = long_name[k][1];
   if (known == name && n > 2) { /* a script: PCRE2's \p{Han} means its script extensions */
     snprintf(text, sizeof text, "\\p{sc:%s}", name);
-    if (knows(t, text)) {
+    TRY(knows(t, text, &yes));
+    if (yes) {
       text[1] = negated ? 'P' : 'p';
       return puts_(t, text);
     }
   }
   snprintf(text, sizeof text, "\\p{%s}", known);
-  if (!knows(t, text)) return refuse(t, "unknown property");
+  TRY(knows(t, text, &yes));
+  if (!yes) return refuse(t, "unknown property");
   text[1] = negated ? 'P' : 'p';
   return puts_(t, text);
 }
