@@ -231,12 +231,12 @@ static bool keep (const void *ud, uint32_t id) { return !left_out(ud, id); }
 static peri_status unknown_score (peri_tokenizer *t) {
   peri__model *m = &t->model;
   double least = INFINITY;
-  for (size_t i = 0; i < m->weights; i++) {
+  for (size_t i = 0; i < m->vocab.size; i++) {
     if (!isfinite(m->weight[i]))
       return peri__fail(t->ctx, PERI_EFORMAT, "the score of token %zu is not finite", i);
     if (m->weight[i] < least && !left_out(m, (uint32_t)i)) least = m->weight[i];
   }
-  m->unknown = (isfinite(least) ? least : 0) - 10;
+  if (m->unknown == 0) m->unknown = (isfinite(least) ? least : 0) - 10;
   return PERI_OK;
 }
 

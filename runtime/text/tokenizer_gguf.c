@@ -158,11 +158,17 @@ static peri_status read_types (reader *r, int64_t count) {
       return peri__fail(t->ctx, PERI_ENOMEM, "no memory for %lld tokens", (long long)count);
     memset(t->model.left_out, 0, bytes);
   }
+  double least = 0; /* of the scores of normal tokens */
   for (int64_t id = 0; id < count; id++) {
     int64_t type = NORMAL;
     size_t n = 0;
     const char *s = peri__vocab_text(&t->model.vocab, id, &n);
     peri_gguf_int(r->f, &list, id, &type);
+    if (t->model.kind == PERI__MODEL_UNIGRAM) {
+      double *weight = &t->model.weight[id];
+      if (type == NORMAL && *weight < least) least = *weight;
+      if (type == USER_DEFINED) *weight = 0;
+    }
     if (t->model.left_out != NULL && (type == UNKNOWN || type == CONTROL || type == BYTE))
       t->model.left_out[id / 8] |= (uint8_t)(1 << id % 8);
     if (n == 0 || !(type == UNKNOWN || type == CONTROL || type == USER_DEFINED)) continue;
@@ -173,6 +179,7 @@ static peri_status read_types (reader *r, int64_t count) {
     TRY(peri__added_put(&t->added, (int32_t)id, s, n,
                         (special ? PERI__ADDED_SPECIAL : 0) | strip_flags(r, s, n)));
   }
+  t->model.unknown = least - 10;
   return PERI_OK;
 }
 
