@@ -31,12 +31,15 @@ end
 local tests = {}
 for _, path in ipairs(documents()) do
   local env = setmetatable({ print = function() end, peri = peri }, { __index = _G })
-  for _, block in ipairs(blocks(path)) do
+  local list = blocks(path)
+  for i, block in ipairs(list) do
     local name = ("test_%s_line_%04d"):format(path:gsub("%W", "_"), block.from)
     tests[name] = function()
       -- newlines before the block, so that messages name the line in the file
       local chunk = assert(load(("\n"):rep(block.from) .. block.text, "@" .. path, "t", env))
       chunk()
+      if i < #list then return end
+      for key in pairs(env) do env[key] = nil end -- tests run in order: what the file made may go
     end
   end
 end
