@@ -18,9 +18,13 @@ local M = { Cache = Cache }
 --- A to-be-closed cache lets go of its memory.
 function Cache:__close() self:release() end
 
--- Scores read keys channel by channel: (B, Hkv, D, Tmax), seen as (B, Tmax, Hkv, D).
+-- Scores read keys channel by channel: (B, Hkv, D, Tmax), seen as (B, Tmax, Hkv, D). Whole columns are
+-- copied in the order they are stored in.
 local function by_channel(k) return k:permute { 1, 4, 2, 3 } end
 local function stored(k) return k:permute { 1, 3, 4, 2 } end
+
+-- Columns [at, at + n) of keys, as stored.
+local function key_columns(k, at, n) return stored(k):narrow(4, at, n) end
 
 -- Memory of one layer, lifted out of all scopes.
 local function layer_memory(c, i, batch, room)
@@ -115,7 +119,7 @@ local function copy(to, row, at, from, other_row, from_at, n)
   if n == 0 then return end
   local scope <close> = peri.scope() -- luacheck: ignore 211
   for i = 1, #to.k do
-    to.k[i]:narrow(1, row, 1):narrow(2, at, n):copy_(from.k[i]:narrow(1, other_row, 1):narrow(2, from_at, n))
+    key_columns(to.k[i]:narrow(1, row, 1), at, n):copy_(key_columns(from.k[i]:narrow(1, other_row, 1), from_at, n))
     to.v[i]:narrow(1, row, 1):narrow(2, at, n):copy_(from.v[i]:narrow(1, other_row, 1):narrow(2, from_at, n))
   end
 end
@@ -148,14 +152,11 @@ local function rebuild(self, list, room, drop)
   for i = 1, #self.k do
     local k, v = layer_memory(self, i, #list, room)
     if used > 0 then
-      local old_k, old_v = self.k[i]:narrow(2, drop + 1, used), self.v[i]:narrow(2, drop + 1, used)
-      if same then
-        k:narrow(2, 1, used):copy_(old_k)
-        v:narrow(2, 1, used):copy_(old_v)
-      else
-        k:narrow(2, 1, used):copy_(by_channel(stored(old_k):index_select(rows, 1)))
-        v:narrow(2, 1, used):copy_(old_v:index_select(rows, 1))
-      end
+      local part <close> = peri.scope() -- luacheck: ignore 211
+      local old_k, old_v = key_columns(self.k[i], drop + 1, used), self.v[i]:narrow(2, drop + 1, used)
+      if not same then old_k, old_v = old_k:index_select(rows, 1), old_v:index_select(rows, 1) end
+      key_columns(k, 1, used):copy_(old_k)
+      v:narrow(2, 1, used):copy_(old_v)
     end
     self.k[i]:release()
     self.v[i]:release()
@@ -182,8 +183,9 @@ function Cache:select_rows(list)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local rows, n = peri.tensor(list, "i64"):sub(1), self.length
   for i = 1, n > 0 and #self.k or 0 do -- the memory stays, so that a beam costs no allocation
-    local k, v = self.k[i]:narrow(2, 1, n), self.v[i]:narrow(2, 1, n)
-    k:copy_(by_channel(stored(k):index_select(rows, 1)))
+    local part <close> = peri.scope() -- luacheck: ignore 211
+    local k, v = key_columns(self.k[i], 1, n), self.v[i]:narrow(2, 1, n)
+    k:copy_(k:index_select(rows, 1))
     v:copy_(v:index_select(rows, 1))
   end
   local starts, new = self:starts(), {}
@@ -259,8 +261,9 @@ function Cache:push_back(by)
   self:reserve(self.length + by)
   local n = self.length
   for i = 1, n > 0 and #self.k or 0 do
-    local k, v = self.k[i]:narrow(2, 1, n):clone(), self.v[i]:narrow(2, 1, n):clone()
-    self.k[i]:narrow(2, by + 1, n):copy_(k)
+    local part <close> = peri.scope() -- luacheck: ignore 211
+    local k, v = key_columns(self.k[i], 1, n):clone(), self.v[i]:narrow(2, 1, n):clone()
+    key_columns(self.k[i], by + 1, n):copy_(k)
     self.v[i]:narrow(2, by + 1, n):copy_(v)
   end
   local starts = self:starts()
