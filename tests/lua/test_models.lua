@@ -42,6 +42,7 @@ end
 local all = {
   llama = "causal", llama31_rope = "causal", qwen2 = "causal", qwen3 = "causal", mistral = "causal", gpt2 = "causal",
   deepseek_v3 = "causal", gemma2 = "causal", bert = "encoder", bert_mlm = "masked", distilbert = "encoder",
+  t5 = "seq2seq", t5_gated = "seq2seq",
 }
 
 -- A published gradient of all experts together as theirs: (E, 2 F, D) or (E, D, F). Experts that no
@@ -160,6 +161,34 @@ for name, kind in pairs(all) do
       local packed = model:forward(peri.cat({ a, b }, 2), { segments = segments })
       lu.assertEquals(packed:narrow(2, 1, 7):bytes(), model:forward(a):bytes())
       lu.assertEquals(packed:narrow(2, 8, 5):bytes(), model:forward(b):bytes())
+    end
+  end
+end
+
+-- The weights of a folder under another config, against transformers.
+local variants = assert(peri.safetensors.load(folder .. "hf_variants.safetensors"))
+for name, v in pairs(assert(peri.json.decode(assert(peri.files.read(folder .. "hf_variants.json"))))) do
+  TestModels["test_config_" .. name] = function ()
+    local source = assert(models.open(folder .. v.folder))
+    for key, value in pairs(v.config) do source.config[key] = value end
+    local model = assert(models.from_source(source))
+    local io = assert(peri.safetensors.load(folder .. v.folder .. "/io.safetensors"))
+    local logits = peri.no_grad(function () return model:logits(model:forward(io.input_ids)) end)
+    lu.assertTrue(relative(logits, variants[name]) < 1e-5, ("%s: %g"):format(name, relative(logits, variants[name])))
+    local plain = load(v.folder)
+    local other = peri.no_grad(function () return plain:logits(plain:forward(io.input_ids)) end)
+    lu.assertTrue(relative(other, variants[name]) > 1e-4, "the config changes nothing")
+  end
+end
+
+for _, name in ipairs { "t5", "t5_gated" } do
+  TestModels["test_greedy_answers_of_" .. name] = function ()
+    local model, io = load(name)
+    local want = io.greedy or variants["t5 greedy"]
+    for samples = 1, 2 do
+      local out = model:generate(io.input_ids,
+        { mask = io.attention_mask, max_new_tokens = want:size(2), greedy = true, samples = samples })
+      lu.assertEquals(out.tokens:tolist(), want:repeat_interleave(samples, 1):tolist())
     end
   end
 end

@@ -150,8 +150,10 @@ function Model:named_parameters()
   local list = {}
   for _, p in ipairs(self._layout) do
     local t = p.owner[p.key]
-    if t and p.kind ~= "buffer" then list[#list + 1] = { p.name, t }
-    elseif not t then for i, w in ipairs(p.owner.weights) do list[#list + 1] = { ("%s.%d"):format(p.name, i - 1), w } end end
+    if t and p.kind ~= "buffer" then list[#list + 1] = { p.name, t } end
+    for i, w in ipairs(not t and p.owner.weights or {}) do
+      list[#list + 1] = { ("%s.%d"):format(p.name, i - 1), w }
+    end
   end
   return list
 end
@@ -221,6 +223,14 @@ local activations = {
 function M.activation(config, key, default)
   local name = config[key] or default
   return activations[name] or error(("%s: %s %q is not known"):format(config.model_type or "model", key, name), 0)
+end
+
+--- act(gate) up of a product (..., 2 F) that has both one after the other (2002.05202). -- (..., F)
+function M.gated(x, act)
+  local n = x:size(-1) // 2
+  local gate, up = x:narrow(-1, 1, n), x:narrow(-1, n + 1, n)
+  gate = act == "gelu_tanh" and gate:gelu "tanh" or gate[act](gate)
+  return gate:mul(up)
 end
 
 --- x, or x after dropout while training.

@@ -84,10 +84,8 @@ function Gemma2:block(i, y, x, c)
   local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
   local a = attention(self, i, y, c):rms_norm(shifted(layer, "norm2"), s.eps)
   y, x = a:add_rms_norm(x, shifted(layer, "norm3"), s.eps)
-  local both = layer.gate_up:forward(y, c.decoding)
-  local gate, up = both:narrow(-1, 1, s.ff), both:narrow(-1, s.ff + 1, s.ff)
-  gate = s.act == "gelu_tanh" and gate:gelu "tanh" or gate[s.act](gate)
-  local h = layer.down:forward(gate:mul(up), c.decoding):rms_norm(shifted(layer, "norm4"), s.eps)
+  local h = base.gated(layer.gate_up:forward(y, c.decoding), s.act)
+  h = layer.down:forward(h, c.decoding):rms_norm(shifted(layer, "norm4"), s.eps)
   return h:add_rms_norm(x, after and shifted(after, "norm1") or shifted(self, "norm"), s.eps)
 end
 

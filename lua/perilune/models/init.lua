@@ -39,6 +39,17 @@ function M.architecture(config)
   return nil, ("model_type %q is not known; known are %s"):format(tostring(kind), table.concat(known, ", "))
 end
 
+--- A model from an open source.
+--- @param source table  path, config, generation_config, names, get(self, name)
+--- @param opts table?  as for load
+--- @return table|nil model
+--- @return string? message
+function M.from_source(source, opts)
+  local module, message = M.architecture(source.config)
+  if not module then return nil, ("%s: %s"):format(source.path, message) end
+  return base.from_source(module.Class, source, opts)
+end
+
 --- Read a model.
 --- @param path string  Hugging Face folder, .gguf file or llama2.c .bin file
 --- @param opts table?  dtype of linear and embedding weights: "f32" (the default: everything is
@@ -53,10 +64,7 @@ function M.load(path, opts)
   end
   local source, message = M.open(path)
   if not source then return nil, message end
-  local module
-  module, message = M.architecture(source.config)
-  if not module then return nil, ("%s: %s"):format(path, message) end
-  return base.from_source(module.Class, source, opts)
+  return M.from_source(source, opts)
 end
 
 -- peri.models.llama is perilune.models.llama.

@@ -1,0 +1,80 @@
+-- seq2seq.lua - what encoder-decoders share. In generation inputs are encoded once, keys and values of
+-- the cross-attention made once, and the decoder is then sampled as any causal model is.
+local peri = require "perilune"
+local base = require "perilune.models.base"
+local caches = require "perilune.models.cache"
+local generate = require "perilune.models.generate"
+
+-- Subclasses offer encode(ids, mask), decode(ids, encoded, opts), crossed(i, encoded), logits(hidden).
+local Seq2seq = base.class("seq2seq", base.Model)
+
+-- The decoder for given inputs, as perilune.models.generate wants a model.
+local View = {}
+View.__index = View
+
+function View:cache(batch, length)
+  local s = self.model.settings
+  return caches.new { batch = batch, length = length, layers = s.decoder_layers, kv_heads = s.heads,
+                      head_dim = s.head_dim }
+end
+
+-- What n rows for each input need of the encoder; kept, since sampling goes by scopes of one step.
+local function inputs(self, n)
+  if self[n] then return self[n] end
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local rows = { crossed = {} }
+  local function repeated(t) return peri.keep(n == 1 and t or t:repeat_interleave(n, 1)) end
+  for i = 1, self.model.settings.decoder_layers do
+    local k, v = self.model:crossed(i, self.encoded)
+    rows.crossed[i] = { repeated(k), repeated(v) }
+  end
+  rows.mask = self.mask and repeated(self.mask:to("bool"))
+  self[n] = rows
+  return rows
+end
+
+function View:forward(ids, ctx)
+  local rows = inputs(self, ids:size(1) // self.encoded:size(1))
+  return self.model:decode(ids, self.encoded, { cache = ctx.cache, start = ctx.start, mask = rows.mask,
+                                                crossed = rows.crossed })
+end
+
+function View:logits(hidden) return self.model:logits(hidden) end
+
+--- Answer inputs.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param opts table?  of perilune.models.generate; mask (B, T): true or 1 where a token of ids is
+--- @return table out  as of perilune.models.generate; tokens without the start token
+function Seq2seq:generate(ids, opts)
+  local how = {}
+  for k, v in pairs(opts or {}) do how[k] = v end
+  how.mask = nil
+  local _ <close> = peri.no_grad()
+  local scope <close> = peri.scope()
+  local mask = opts and opts.mask
+  local view = setmetatable({ model = self, encoded = self:encode(ids, mask), mask = mask }, View)
+  local out = generate.generate(view, peri.full({ ids:size(1), 1 }, self.settings.first, "i64"), how)
+  for _, t in pairs(out) do if peri.is_tensor(t) then scope:keep(t) end end
+  return out
+end
+
+-- Labels moved one place to the right behind a start token; -100 becomes pad. -- (B, T)
+local function shifted(labels, first, pad)
+  local batch, time = labels:size(1), labels:size(2)
+  local start = peri.full({ batch, 1 }, first, "i64")
+  if time == 1 then return start end
+  return peri.cat({ start, labels:masked_fill(labels:eq(-100), pad):narrow(2, 1, time - 1) }, 2)
+end
+
+--- Hidden states of the decoder for an input and the output that it is to give.
+--- @param ids perilune.Tensor  (B, Ts) i64
+--- @param opts table  mask (B, Ts) of ids; labels (B, T) i64, which the decoder reads shifted by the
+--- start token (-100 reads as the padding token), or decoder_ids (B, T) as they are
+--- @return perilune.Tensor  (B, T, D) f32
+function Seq2seq:forward(ids, opts)
+  local decoder_ids = opts.decoder_ids
+    or shifted(opts.labels, self.settings.first, self.config.pad_token_id or 0)
+  return self:decode(decoder_ids, self:encode(ids, opts.mask), { mask = opts.mask })
+end
+
+return { Class = Seq2seq }

@@ -1,0 +1,150 @@
+-- t5.lua - T5 (Raffel et al., 1910.10683) and T5 1.1 (gated feed-forward): an encoder and a decoder with
+-- cross-attention, RMS norms, and one learned bias for each bucket of distances in place of positions.
+local base = require "perilune.models.base"
+local context = require "perilune.models.context"
+local relative = require "perilune.models.relative"
+local seq2seq = require "perilune.models.seq2seq"
+
+local T5 = base.class("t5", seq2seq.Class)
+
+function T5.read(config)
+  local need = base.need
+  local gated, act = (config.feed_forward_proj or "relu"):match "^(gated%-)(.*)$"
+  act = gated and act == "gelu" and "gelu_new" or act or config.feed_forward_proj or "relu"
+  local layers, heads, tied = need(config, "num_layers"), need(config, "num_heads"), config.tie_word_embeddings ~= false
+  local scaled = config.scale_decoder_outputs
+  if scaled == nil then scaled = tied end
+  return {
+    vocab = need(config, "vocab_size"), dim = need(config, "d_model"), ff = need(config, "d_ff"), layers = layers,
+    decoder_layers = config.num_decoder_layers or layers, heads = heads, head_dim = need(config, "d_kv"),
+    eps = config.layer_norm_epsilon or 1e-6, gated = gated ~= nil, act = base.activation({ act = act }, "act"),
+    buckets = config.relative_attention_num_buckets or 32, far = config.relative_attention_max_distance or 128,
+    dropout = config.dropout_rate or 0.1, tied = tied, scaled = scaled, first = config.decoder_start_token_id or 0,
+  }
+end
+
+-- One stack: self-attention, in a decoder cross-attention, feed-forward; each with a norm before it.
+local function declare_stack(self, d, stack, n, decoder)
+  local s = self.settings
+  local inner = s.heads * s.head_dim
+  local name = decoder and "decoder" or "encoder"
+  for i = 1, n do
+    stack[i] = {}
+    local function part(k)
+      d:at(stack[i], ("%s.%d."):format(name, i - 1), ("%s.block.%d.layer.%d."):format(name, i - 1, k))
+    end
+    part(0)
+    d:linear("qkv", s.dim, { { "SelfAttention.q", inner }, { "SelfAttention.k", inner }, { "SelfAttention.v", inner } })
+    d:linear("out", inner, { { "SelfAttention.o", s.dim } })
+    if i == 1 then d:embedding("distance", "SelfAttention.relative_attention_bias.weight", s.buckets, s.heads) end
+    d:tensor("norm1", "layer_norm.weight", { s.dim })
+    if decoder then
+      part(1)
+      d:linear("cross_q", s.dim, { { "EncDecAttention.q", inner } })
+      d:linear("cross_kv", s.dim, { { "EncDecAttention.k", inner }, { "EncDecAttention.v", inner } })
+      d:linear("cross_out", inner, { { "EncDecAttention.o", s.dim } })
+      d:tensor("norm2", "layer_norm.weight", { s.dim })
+    end
+    part(decoder and 2 or 1)
+    d:linear("up", s.dim, s.gated and { { "DenseReluDense.wi_0", s.ff }, { "DenseReluDense.wi_1", s.ff } }
+      or { { "DenseReluDense.wi", s.ff } })
+    d:linear("down", s.ff, { { "DenseReluDense.wo", s.dim } })
+    d:tensor("norm3", "layer_norm.weight", { s.dim })
+  end
+  d:at(self, "", name .. ".")
+  d:tensor(name .. "_norm", "final_layer_norm.weight", { s.dim })
+end
+
+function T5:declare(d)
+  local s = self.settings
+  self.encoder, self.decoder = {}, {}
+  d:at(self, "", "")
+  d:embedding("embed", "shared.weight", s.vocab, s.dim)
+  declare_stack(self, d, self.encoder, s.layers, false)
+  declare_stack(self, d, self.decoder, s.decoder_layers, true)
+  d:at(self, "", "")
+  if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
+end
+
+--- Copies of the shared embedding, and a bias that old checkpoints have and nobody reads.
+function T5:ignored(name)
+  return name:find "coder%.embed_tokens%.weight$" ~= nil or name == "lm_head.weight" and self.settings.tied
+    or name:find "EncDecAttention%.relative_attention_bias" ~= nil
+end
+
+local function feed_forward(self, layer, x)
+  local s, y = self.settings, x:rms_norm(layer.norm3, self.settings.eps)
+  local h = s.gated and base.gated(layer.up:forward(y), s.act) or layer.up:forward(y, false, s.act)
+  return x:add(self:dropout(layer.down:forward(self:dropout(h, s.dropout)), s.dropout))
+end
+
+-- Scores are not scaled: the initial weights are. -- (B, T, D)
+local function attend(self, out, q, k, v, mask, start, causal)
+  local s = self.settings
+  local a = context.attention(q, k, v, mask, start,
+    { scale = 1, causal = causal, dropout = self.training and s.dropout or 0 })
+  return self:dropout(out:forward(a:reshape { q:size(1), q:size(2), s.heads * s.head_dim }), s.dropout)
+end
+
+-- A product taken apart into its n of q, k, v. -- (B, T, H, D) each
+local function heads(self, y, n)
+  local s = self.settings
+  return table.unpack(y:reshape({ y:size(1), y:size(2), n * s.heads, s.head_dim }):chunk(n, 3))
+end
+
+--- Hidden states of the encoder.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param mask perilune.Tensor?  (B, T) bool or i64: true or 1 where a token is
+--- @return perilune.Tensor  (B, T, D) f32
+function T5:encode(ids, mask)
+  local s, time = self.settings, ids:size(2)
+  local bias = relative.biases(self.encoder[1].distance, time, time, true, s.far)
+  if mask then bias = bias:add(relative.hidden(mask)) end
+  local x = self:dropout(self.embed:embedding(ids), s.dropout)
+  for _, layer in ipairs(self.encoder) do
+    x = self:_block(function (h, b)
+      local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)
+      return feed_forward(self, layer, h:add(attend(self, layer.out, q, k, v, b, nil, false)))
+    end, x, bias)
+  end
+  return self:dropout(x:rms_norm(self.encoder_norm, s.eps), s.dropout)
+end
+
+--- Keys and values of a decoder layer's cross-attention. -- (B, Ts, H, D) each
+function T5:crossed(i, encoded) return heads(self, self.decoder[i].cross_kv:forward(encoded), 2) end
+
+--- Hidden states of the decoder.
+--- @param ids perilune.Tensor  (B, T) i64, beginning with the start token
+--- @param encoded perilune.Tensor  (B, Ts, D) from encode
+--- @param opts table?  mask (B, Ts) of the encoder's input; cache, start: as for causal models; crossed:
+--- for each layer { k, v } of T5:crossed, when they were made before
+--- @return perilune.Tensor  (B, T, D) f32
+function T5:decode(ids, encoded, opts)
+  opts = opts or {}
+  local s, cache, time = self.settings, opts.cache, ids:size(2)
+  local past, start = cache and cache.length or 0, opts.start or opts.cache and opts.cache.start
+  local bias = relative.biases(self.decoder[1].distance, time, past + time, false, s.far)
+  local mask = opts.mask and relative.hidden(opts.mask)
+  local x = self:dropout(self.embed:embedding(ids), s.dropout)
+  for i, layer in ipairs(self.decoder) do
+    x = self:_block(function (h, e, b)
+      local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)
+      if cache then k, v = cache:append(i, k, v) end
+      h = h:add(attend(self, layer.out, q, k, v, b, start, true))
+      q = heads(self, layer.cross_q:forward(h:rms_norm(layer.norm2, s.eps)), 1)
+      if opts.crossed then k, v = opts.crossed[i][1], opts.crossed[i][2] else k, v = self:crossed(i, e) end
+      return feed_forward(self, layer, h:add(attend(self, layer.cross_out, q, k, v, mask, nil, false)))
+    end, x, encoded, bias)
+  end
+  if cache then cache.length = past + time end
+  return self:dropout(x:rms_norm(self.decoder_norm, s.eps), s.dropout)
+end
+
+--- @param hidden perilune.Tensor  (..., D) from forward or decode
+--- @return perilune.Tensor  (..., V)
+function T5:logits(hidden)
+  if self.settings.scaled then hidden = hidden:mul(self.settings.dim ^ -0.5) end
+  return hidden:linear(self.head or self.embed)
+end
+
+return base.module(T5)
