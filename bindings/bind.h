@@ -137,6 +137,7 @@ void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c *
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_gguf (lua_State *L);        /* pushes one table: gguf.c */
+void peri__open_arrays (lua_State *L);     /* npy, npz, idx: arrays.c */
 int peri__open_tokenizer (lua_State *L);   /* pushes one table: tokenizer.c */
 int peri__tostring (lua_State *L);         /* __tostring of tensors, never fails: print.c */
 

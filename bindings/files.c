@@ -86,6 +86,43 @@ static int l_list (lua_State *L) {
   return 1;
 }
 
+/* The next line, or nothing; raises for a damaged file, since an iterator has no other way. */
+static int next_line (lua_State *L) {
+  peri_keep *k = (peri_keep *)lua_touserdata(L, lua_upvalueindex(1));
+  const char *line;
+  size_t n;
+  if (!k->p) return 0;
+  peri__check(L, "files.lines", peri_lines_next((peri_lines *)k->p, &line, &n));
+  if (!line) {
+    peri__keep_drop(L, k);
+    return 0;
+  }
+  lua_pushlstring(L, line, n);
+  lua_pushinteger(L, (lua_Integer)peri_lines_number((peri_lines *)k->p));
+  return 2;
+}
+
+static void drop_lines (peri_ctx *ctx, void *p, size_t n) {
+  (void)ctx;
+  (void)n;
+  peri_lines_close((peri_lines *)p);
+}
+
+static int l_lines (lua_State *L) {
+  static const char fn[] = "files.lines";
+  const char *path = peri__want_path(L, 1, fn);
+  int ok = 1;
+  lua_Integer most = lua_isnoneornil(L, 2) ? 64 << 20 : lua_tointegerx(L, 2, &ok);
+  if (!ok || most < 1) peri__type_error(L, fn, 2, "max_bytes", "an integer of at least 1");
+  peri_keep *k = peri__keep_new(L, 0, drop_lines);
+  peri_lines *l;
+  if (peri_lines_open(peri_lua_ctx(L), path, (size_t)most, &l) != PERI_OK)
+    return peri__fail_soft(L, fn);
+  k->p = l;
+  lua_pushcclosure(L, next_line, 1);
+  return 1;
+}
+
 /* ---- safetensors ---- */
 
 static void drop_safetensors (peri_ctx *ctx, void *p, size_t n) {
@@ -469,6 +506,10 @@ static const peri_reg writer_methods[] = {
 
 static const peri_reg files[] = {
   { "read", "path, max_bytes?", "Content of a file as a string, or nil and a message.", l_read },
+  { "lines", "path, max_bytes?",
+    "An iterator over the lines of a text file, plain or gzipped, and their numbers, or nil and a "
+    "message; a longer line than max_bytes (64 MiB) or damaged data raises.",
+    l_lines },
   { "write", "path, text",
     "Write a file so that a crash leaves the old or the new one; true, or nil and a "
     "message.",

@@ -247,6 +247,7 @@ int luaopen_perilune_core (lua_State *L) {
   lua_setfield(L, -2, "safetensors");
   peri__open_gguf(L);
   lua_setfield(L, -2, "_gguf");
+  peri__open_arrays(L);
   peri__open_tokenizer(L);
   lua_setfield(L, -2, "_tokenizer");
   peri__add_searcher(L, !b->owns); /* a module's files are beside it, a host's are inside */

@@ -435,6 +435,35 @@ PERI_API peri_status peri_gguf_commit (peri_gguf_writer *w);
 /* Remove what was written, close. NULL is a no-op. */
 PERI_API void peri_gguf_abort (peri_gguf_writer *w);
 
+/* NumPy's .npy files, versions 1 to 3, little-endian, of our dtypes (bf16 excepted), gzipped ones too;
+** other dtypes are refused by name. An array in Fortran's order becomes a strided tensor. Compressed
+** data may hold 1032 times the file's size, of which the header says how much is used. */
+PERI_API peri_status peri_npy_load (peri_ctx *ctx, const char *path, peri_tensor **out);
+PERI_API peri_status peri_npy_save (peri_ctx *ctx, const char *path, peri_tensor *t);
+/* .npz: zip archives of .npy files, stored or deflated, with zip64. At most 65,536 arrays. */
+typedef struct peri_npz peri_npz;
+PERI_API peri_status peri_npz_open (peri_ctx *ctx, const char *path, peri_npz **out);
+PERI_API void peri_npz_close (peri_npz *z); /* before its context; NULL is a no-op */
+PERI_API int64_t peri_npz_count (const peri_npz *z);
+/* Name of an array, n bytes without ".npy", by byte order; borrowed, not terminated. */
+PERI_API const char *peri_npz_name (const peri_npz *z, int64_t i, size_t *n);
+/* Checks sizes and checksum. */
+PERI_API peri_status peri_npz_tensor (peri_npz *z, int64_t i, peri_tensor **out);
+/* Stored, not compressed. names: 1 to 1000 bytes, distinct. */
+PERI_API peri_status peri_npz_save (peri_ctx *ctx, const char *path, int64_t n,
+                                    const char *const *names, peri_tensor *const *tensors);
+/* IDX as MNIST has it, plain or gzipped: u8, i32, f32 or f64. */
+PERI_API peri_status peri_idx_load (peri_ctx *ctx, const char *path, peri_tensor **out);
+
+/* Lines of a text file, plain or gzipped. A line of more than max_bytes is an error (0 = no limit). */
+typedef struct peri_lines peri_lines;
+PERI_API peri_status peri_lines_open (peri_ctx *ctx, const char *path, size_t max_bytes,
+                                      peri_lines **out);
+/* The next line without its end (\n or \r\n), valid until the next call; *line is NULL at the end. */
+PERI_API peri_status peri_lines_next (peri_lines *l, const char **line, size_t *n);
+PERI_API int64_t peri_lines_number (const peri_lines *l); /* of the last line, from 1 */
+PERI_API void peri_lines_close (peri_lines *l);           /* NULL is a no-op */
+
 /* Checkpoint folders: dir/NAME/ holds files and manifest.json with the size and XXH64 of each. It
 ** appears under its name complete and on the disk, or not at all. */
 typedef struct peri_checkpoint peri_checkpoint; /* one that is being written */

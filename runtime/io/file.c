@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <zlib.h>
+
 #include "io/files.h"
 
 #define PIECE ((size_t)16 << 20) /* bytes between two looks at peri_interrupt */
@@ -257,7 +259,15 @@ peri_status peri__output_begin (peri_ctx *ctx, const char *path, peri__output *o
 }
 
 peri_status peri__output_write (peri__output *o, const void *src, size_t n) {
-  return peri__write_all(o->ctx, o->fd, o->path, src, n);
+  TRY(peri__write_all(o->ctx, o->fd, o->path, src, n));
+  o->written += n;
+  if (o->checked)
+    for (size_t at = 0; at < n;) { /* zlib counts in 32 bits */
+      size_t piece = n - at < PIECE ? n - at : PIECE;
+      o->crc = (uint32_t)crc32(o->crc, (const unsigned char *)src + at, (unsigned)piece);
+      at += piece;
+    }
+  return PERI_OK;
 }
 
 peri_status peri__output_commit (peri__output *o) {

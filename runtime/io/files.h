@@ -44,6 +44,9 @@ typedef struct peri__output {
   char *temp;
   size_t temp_size;
   int fd;
+  uint64_t written; /* bytes so far */
+  bool checked;     /* keep crc: the CRC-32 of what was written since crc was last 0 */
+  uint32_t crc;
 } peri__output;
 peri_status peri__output_begin (peri_ctx *ctx, const char *path, peri__output *o);
 peri_status peri__output_write (peri__output *o, const void *src, size_t n);

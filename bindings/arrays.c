@@ -1,0 +1,130 @@
+/*
+** arrays.c - peri.npy, peri.npz, peri.idx: arrays of other programs. What the outside world does
+** wrong comes back as nil and a message, misuse raises.
+*/
+#include <string.h>
+
+#include "keep.h"
+
+typedef peri_status (*load_fn)(peri_ctx *ctx, const char *path, peri_tensor **out);
+
+static int load (lua_State *L, const char *fn, load_fn read) {
+  const char *path = peri__want_path(L, 1, fn);
+  int tries = 0;
+  peri_status s;
+  peri_tensor **out = peri__box_new(L);
+  do s = read(peri_lua_ctx(L), path, out);
+  while (peri__retry(L, s, &tries));
+  if (s != PERI_OK) return peri__fail_soft(L, fn);
+  peri__charge(L);
+  return 1;
+}
+
+static int l_npy_load (lua_State *L) { return load(L, "npy.load", peri_npy_load); }
+static int l_idx_load (lua_State *L) { return load(L, "idx.load", peri_idx_load); }
+
+static int done (lua_State *L, const char *fn, peri_status s) {
+  if (s == PERI_EDTYPE || s == PERI_EINVAL) peri__check(L, fn, s);
+  if (s != PERI_OK) return peri__fail_soft(L, fn);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int l_npy_save (lua_State *L) {
+  const char *path = peri__want_path(L, 1, "npy.save");
+  peri_tensor *t = peri__want_tensor(L, 2, "npy.save", "tensor");
+  return done(L, "npy.save", peri_npy_save(peri_lua_ctx(L), path, t));
+}
+
+static void drop_npz (peri_ctx *ctx, void *p, size_t n) {
+  (void)ctx;
+  (void)n;
+  peri_npz_close((peri_npz *)p);
+}
+
+static int l_npz_load (lua_State *L) {
+  static const char fn[] = "npz.load";
+  const char *path = peri__want_path(L, 1, fn);
+  peri_keep *k = peri__keep_new(L, 0, drop_npz);
+  peri_npz *z;
+  if (peri_npz_open(peri_lua_ctx(L), path, &z) != PERI_OK) return peri__fail_soft(L, fn);
+  k->p = z;
+  lua_newtable(L);
+  for (int64_t i = 0; i < peri_npz_count(z); i++) {
+    size_t n;
+    int tries = 0;
+    peri_status s;
+    const char *name = peri_npz_name(z, i, &n);
+    lua_pushlstring(L, name, n);
+    peri_tensor **box = peri__box_new(L);
+    do s = peri_npz_tensor(z, i, box);
+    while (peri__retry(L, s, &tries));
+    if (s != PERI_OK) {
+      peri__keep_drop(L, k);
+      return peri__fail_soft(L, fn);
+    }
+    lua_rawset(L, -3);
+  }
+  peri__keep_drop(L, k);
+  peri__charge(L);
+  return 1;
+}
+
+static int l_npz_save (lua_State *L) {
+  static const char fn[] = "npz.save";
+  const char *path = peri__want_path(L, 1, fn);
+  size_t n = 0;
+  lua_settop(L, 2);
+  if (lua_type(L, 2) != LUA_TTABLE)
+    peri__type_error(L, fn, 2, "tensors", "a table of tensors by name");
+  for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1), n++)
+    if (lua_type(L, -2) != LUA_TSTRING) luaL_error(L, "%s: names must be strings", fn);
+  peri_key *keys = peri__sorted_keys(L, 2, n);
+  const char **names = (const char **)lua_newuserdatauv(L, (n + 1) * sizeof *names, 0);
+  peri_tensor **tensors = (peri_tensor **)lua_newuserdatauv(L, (n + 1) * sizeof *tensors, 0);
+  for (size_t i = 0; i < n; i++) {
+    names[i] = keys[i].s;
+    if (strlen(keys[i].s) != keys[i].n) luaL_error(L, "%s: a name holds a zero byte", fn);
+    lua_pushlstring(L, keys[i].s, keys[i].n);
+    lua_rawget(L, 2);
+    peri_box *box = peri__box_at(L, peri__bind(L), -1);
+    if (!box || !box->t)
+      luaL_error(L, "%s: '%s' is %s, a tensor is expected", fn, names[i],
+                 box ? "a tensor that was released by its scope" : luaL_typename(L, -1));
+    tensors[i] = box->t;
+    lua_pop(L, 1);
+  }
+  return done(L, fn, peri_npz_save(peri_lua_ctx(L), path, (int64_t)n, names, tensors));
+}
+
+static const peri_reg npy[] = {
+  { "load", "path", "The array of a .npy file (also gzipped), or nil and a message.", l_npy_load },
+  { "save", "path, tensor", "Write a .npy file in one step; true, or nil and a message.",
+    l_npy_save },
+  { NULL, NULL, NULL, NULL }
+};
+
+static const peri_reg npz[] = {
+  { "load", "path", "Arrays by name of a .npz file, or nil and a message.", l_npz_load },
+  { "save", "path, tensors",
+    "Write tensors by name as a .npz file in one step; true, or nil and a message.", l_npz_save },
+  { NULL, NULL, NULL, NULL }
+};
+
+static const peri_reg idx[] = {
+  { "load", "path",
+    "The array of an IDX file (MNIST's format, also gzipped), or nil and a message.", l_idx_load },
+  { NULL, NULL, NULL, NULL }
+};
+
+void peri__open_arrays (lua_State *L) {
+  lua_newtable(L);
+  peri__register(L, npy);
+  lua_setfield(L, -2, "npy");
+  lua_newtable(L);
+  peri__register(L, npz);
+  lua_setfield(L, -2, "npz");
+  lua_newtable(L);
+  peri__register(L, idx);
+  lua_setfield(L, -2, "idx");
+}
