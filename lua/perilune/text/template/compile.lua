@@ -425,7 +425,9 @@ compile["filterblock"] = function(c, node)
     local s = capture(body, inside, out)
     state.line = line
     inside[expressions.BODY] = s
-    emit(out, text.str(filter(inside)))
+    local v = filter(inside)
+    if type(v) ~= "string" then raise("a filter block must give a string, not %s", values.type_name(v)) end
+    emit(out, v)
   end
 end
 
