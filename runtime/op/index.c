@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "cpu/convert.h"
 #include "op/move.h"
 #include "op/lines.h"
 #include "op/weights.h"
@@ -130,53 +129,32 @@ static peri_status embedding_infer (peri_call *c) {
                       pad, w->shape[0]);
   memcpy(shape, ids->shape, sizeof shape);
   shape[ids->ndim] = w->shape[1];
-  peri_dtype d = peri__is_quantised(w->dtype) ? PERI_F32 : (peri_dtype)w->dtype;
+  peri_dtype d = peri__opaque(w) ? PERI_F32 : (peri_dtype)w->dtype;
   return peri__new(c->ctx, d, ids->ndim + 1, shape, &c->out[0]);
 }
 
 typedef struct weight_rows {
   const peri_tensor *w;
-  peri_tensor *out;
   const int64_t *index;
-  float *rows; /* one for each worker; NULL: the result is f32 */
+  float *out;
 } weight_rows;
 
 static void weight_rows_range (void *ud, int64_t begin, int64_t end, int worker) {
   const weight_rows *x = ud;
-  int64_t k = x->w->shape[1];
-  const struct peri__math_kernels *math = x->w->ctx->cpu->math;
-  peri_dtype d = (peri_dtype)x->out->dtype;
-  for (int64_t i = begin; i < end; i++) {
-    char *to = (char *)x->out->data + (size_t)(i * k) * peri__size(x->out);
-    float *row = x->rows ? x->rows + worker * k : (float *)(void *)to;
-    peri__weight_row(x->w, x->index[i], row);
-    if (x->rows) peri__store(math, d, to, 1, PERI_F32, row, k);
-  }
-}
-
-/* Rows of a quantised or packed table. */
-static peri_status take_weight_rows (peri_ctx *ctx, const peri_tensor *w, const peri_indices *ids,
-                                     peri_tensor *out) {
-  int64_t k = w->shape[1];
-  weight_rows x = { w, out, ids->v, NULL };
-  if (out->numel == 0) return PERI_OK;
-  if (out->dtype != PERI_F32) {
-    x.rows = peri__block_get(ctx, (size_t)peri_threads(ctx) * (size_t)k * sizeof *x.rows);
-    if (!x.rows) return peri__fail(ctx, PERI_ENOMEM, "out of memory for rows of %" PRId64, k);
-  }
-  peri__parallel(ctx, ids->n, 16384 / k + 1, weight_rows_range, &x);
-  peri__block_put(ctx, x.rows);
-  return PERI_OK;
+  (void)worker;
+  for (int64_t i = begin; i < end; i++)
+    peri__weight_row(x->w, x->index[i], x->out + i * x->w->shape[1]);
 }
 
 static peri_status embedding_cpu (peri_call *c) {
   peri_tensor *w = c->in[0];
   peri_indices ids = { 0 };
   TRY(peri__indices(c->ctx, c->in[1], "ids", w->shape[0], &ids));
-  if (peri__opaque(w)) {
-    peri_status s = take_weight_rows(c->ctx, w, &ids, c->out[0]);
+  if (peri__opaque(w) && c->out[0]->numel > 0) {
+    weight_rows x = { w, ids.v, c->out[0]->data };
+    peri__parallel(c->ctx, ids.n, 16384 / w->shape[1] + 1, weight_rows_range, &x);
     peri__indices_free(c->ctx, &ids);
-    return s;
+    return PERI_OK;
   }
   rows r = { ids.v, c->out[0]->data, w->data,
              ids.n, w->shape[0],     w->shape[1] * (int64_t)peri__size(w) };
@@ -193,7 +171,7 @@ static void embedding_vjp (peri_vjp *v) {
 OP(embedding, .sig = "weight, ids, padding_idx:int=none", .flags = PERI_OP_WEIGHT,
    .doc =
        "Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient. "
-       "weight may be packed, or quantised: then rows are f32.",
+       "Rows of a quantised or packed weight are f32.",
    .infer = embedding_infer, .cpu = embedding_cpu, .vjp = embedding_vjp,
    .domain = "weight.shape=5,3; ids.shape=2,2; ids=int:0..4");
 
