@@ -5,18 +5,19 @@
 ** block are exact integers, blocks are added in f32 in ascending order with fused multiply-adds
 ** (where the level has them), whatever the kernel: all levels but portable agree to the bit.
 **
-** A panel is a run of records of 8 blocks of 32 inputs (the last may have fewer): the scales of all
-** its blocks, then the codes of each. Codes of a block: group g (inputs 4 g to 4 g + 3) makes a
-** vector of 4 * width bytes, byte 4 r + c for row r and input c.
+** A panel is a run of records of 1, 2 or 8 blocks of 32 inputs (the last may have fewer), so that
+** memory is read from front to back: scales of the record's blocks, then the codes of each. Codes:
+** group g (inputs 4 g to 4 g + 3) makes a vector of 4 * width bytes, byte 4 r + c for row r and
+** input c.
 **   8 bits: 8 vectors.
 **   4 bits: 4 vectors; vector j holds group j in low nibbles, group j + 4 in high ones.
 **   5 bits: the same and 1 vector of fifth bits, bit g for group g.
 **   6 bits: the same and 2 vectors of fifth and sixth bits, two from bit 2 (g % 4) on for group g,
 **           the first for groups 0 to 3.
 ** Scales, in vectors of one value for each row, by type:
-**   q8_0 q4_0 q5_0: for each block d (f16).  q4_1 q5_1: for each block d, m (f16).
-**   q4_K q5_K: d, dmin (f16), 8 scales, 8 minima (u8).
-**   q6_K: d (f16), 16 scales (i8), one for each half of a block.
+**   q8_0 q4_0 q5_0: of 2 blocks d (f16).  q4_1 q5_1: of 1 block d, m (f16).
+**   q4_K q5_K: of 8 blocks d, dmin (f16), 8 scales, 8 minima (u8).
+**   q6_K: of 8 blocks d (f16), 16 scales (i8), one for each half of a block.
 ** So nothing is lost: rows read back as peri__dequantise gives them.
 */
 #ifndef peri_quant_h
@@ -34,20 +35,21 @@ typedef struct peri__quant_format {
   peri__quant_kind kind;
   int bits, bias;  /* of a code */
   int vectors;     /* of codes in a block */
-  int scale_bytes; /* of a row in a record of 8 blocks */
+  int span;        /* blocks of a record */
+  int scale_bytes; /* of a row, of all scales of a whole record */
 } peri__quant_format;
 
 /* byte_bias: of the kernels that will read the panels. */
 static inline peri__quant_format peri__quant_format_of (peri_dtype d, int byte_bias) {
   switch (d) {
-  case PERI_Q4_0: return (peri__quant_format){ PERI_QUANT_EVEN, 4, 8, 4, 16 };
-  case PERI_Q4_1: return (peri__quant_format){ PERI_QUANT_MIN, 4, 0, 4, 32 };
-  case PERI_Q5_0: return (peri__quant_format){ PERI_QUANT_EVEN, 5, 16, 5, 16 };
-  case PERI_Q5_1: return (peri__quant_format){ PERI_QUANT_MIN, 5, 0, 5, 32 };
-  case PERI_Q4_K: return (peri__quant_format){ PERI_QUANT_MIN, 4, 0, 4, 20 };
-  case PERI_Q5_K: return (peri__quant_format){ PERI_QUANT_MIN, 5, 0, 5, 20 };
-  case PERI_Q6_K: return (peri__quant_format){ PERI_QUANT_HALF, 6, 32, 6, 18 };
-  default: return (peri__quant_format){ PERI_QUANT_EVEN, 8, byte_bias, 8, 16 };
+  case PERI_Q4_0: return (peri__quant_format){ PERI_QUANT_EVEN, 4, 8, 4, 2, 4 };
+  case PERI_Q4_1: return (peri__quant_format){ PERI_QUANT_MIN, 4, 0, 4, 1, 4 };
+  case PERI_Q5_0: return (peri__quant_format){ PERI_QUANT_EVEN, 5, 16, 5, 2, 4 };
+  case PERI_Q5_1: return (peri__quant_format){ PERI_QUANT_MIN, 5, 0, 5, 1, 4 };
+  case PERI_Q4_K: return (peri__quant_format){ PERI_QUANT_MIN, 4, 0, 4, 8, 20 };
+  case PERI_Q5_K: return (peri__quant_format){ PERI_QUANT_MIN, 5, 0, 5, 8, 20 };
+  case PERI_Q6_K: return (peri__quant_format){ PERI_QUANT_HALF, 6, 32, 6, 8, 18 };
+  default: return (peri__quant_format){ PERI_QUANT_EVEN, 8, byte_bias, 8, 2, 4 };
   }
 }
 
@@ -57,7 +59,7 @@ static inline size_t peri__quant_code_bytes (const peri__quant_format *f, int wi
 }
 static inline size_t peri__quant_scale_bytes (const peri__quant_format *f, int width,
                                               int64_t blocks) {
-  return (size_t)(width * f->scale_bytes / 8) * (size_t)blocks;
+  return (size_t)(width * f->scale_bytes) * (size_t)blocks / (size_t)f->span;
 }
 static inline size_t peri__quant_panel_bytes (const peri__quant_format *f, int width,
                                               int64_t blocks) {

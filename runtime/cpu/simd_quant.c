@@ -83,7 +83,8 @@ static void quant_round (peri__quant_kind kind, int bias, int64_t blocks, const 
 }
 
 enum {
-  STREAMS = 4, /* panels read at once */
+  STREAMS = 4,             /* panels read at once, */
+  STREAM_BYTES = 40 << 10, /* where each stream is long enough for the processor to follow it */
   TILE = PERI_VW == 16 ? 8 : 4
 };
 
@@ -114,8 +115,8 @@ INLINE void gemv_panels (peri_dtype d, int panels, int64_t apart, int64_t blocks
   const bool wide = f.bits == 8;
   vf sum[STREAMS];
   for (int p = 0; p < panels; p++) sum[p] = v_set(0);
-  for (int64_t first = 0; first < blocks; first += 8) {
-    const int count = blocks - first < 8 ? (int)(blocks - first) : 8;
+  for (int64_t first = 0; first < blocks; first += f.span) {
+    const int count = blocks - first < f.span ? (int)(blocks - first) : f.span;
     const uint8_t *from = w + peri__quant_scale_bytes(&f, W, count);
     for (int j = 0; j < count; j++, codes += 32, x++, from += f.vectors * CODES) {
       for (int p = 0; p < panels; p++) {
@@ -151,6 +152,7 @@ INLINE void gemv_type (peri_dtype d, int64_t blocks, int64_t n, const uint8_t *w
   const peri__quant_format f = peri__quant_format_of(d, BYTE_BIAS);
   const size_t panel = peri__quant_panel_bytes(&f, W, blocks);
   int64_t panels = (n + W - 1) / W, apart = panels / STREAMS;
+  if (apart * (int64_t)panel < STREAM_BYTES) apart = 0;
   for (int64_t i = 0; i < apart; i++)
     gemv_panels(d, STREAMS, apart, blocks, n - i * W, w + (size_t)i * panel, codes, x,
                 bias ? bias + i * W : NULL, y + i * W);
@@ -189,8 +191,8 @@ static void quant_gemv (peri_dtype d, int64_t blocks, int64_t n, const uint8_t *
 INLINE void unpack_type (peri_dtype d, int64_t blocks, const uint8_t *panel, uint8_t *codes,
                          float *scales) {
   const peri__quant_format f = peri__quant_format_of(d, BYTE_BIAS);
-  for (int64_t first = 0; first < blocks; first += 8) {
-    const int count = blocks - first < 8 ? (int)(blocks - first) : 8;
+  for (int64_t first = 0; first < blocks; first += f.span) {
+    const int count = blocks - first < f.span ? (int)(blocks - first) : f.span;
     const uint8_t *from = panel + peri__quant_scale_bytes(&f, W, count);
     for (int j = 0; j < count; j++, from += f.vectors * CODES, codes += 8 * CODES) {
       vf one, two;

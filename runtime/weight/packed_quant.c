@@ -129,8 +129,8 @@ static void pack_panels (void *ud, int64_t begin, int64_t end, int worker) {
   for (int64_t p = begin; p < end; p++) {
     uint8_t *out = j->out + (size_t)p * panel;
     memset(out, 0, panel); /* rows of padding: scales of 0 */
-    for (int64_t first = 0; first < j->blocks; first += 8) {
-      int count = j->blocks - first < 8 ? (int)(j->blocks - first) : 8;
+    for (int64_t first = 0; first < j->blocks; first += f.span) {
+      int count = j->blocks - first < f.span ? (int)(j->blocks - first) : f.span;
       uint8_t *codes = out + peri__quant_scale_bytes(&f, width, count);
       for (int r = 0; r < width && p * width + r < j->n; r++) {
         const uint8_t *row = j->rows + (size_t)(p * width + r) * row_bytes;
@@ -193,8 +193,8 @@ void peri__quant_row (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int6
   const uint8_t *record =
       (const uint8_t *)w + (size_t)(i / width) * peri__quant_panel_bytes(&f, width, blocks);
   (void)n;
-  for (int64_t first = 0; first < blocks; first += 8) {
-    int count = blocks - first < 8 ? (int)(blocks - first) : 8;
+  for (int64_t first = 0; first < blocks; first += f.span) {
+    int count = blocks - first < f.span ? (int)(blocks - first) : f.span;
     const uint8_t *codes = record + peri__quant_scale_bytes(&f, width, count);
     for (int j = 0; j < count; j++, codes += peri__quant_code_bytes(&f, width), out += 32) {
       float one, two;
@@ -266,6 +266,17 @@ static void gemv_panels (void *ud, int64_t begin, int64_t end, int worker) {
              p->bias ? p->bias + first : NULL, p->y + first);
 }
 
+/*
+** Panels in a piece: long runs, as each start costs what a kilobyte costs, in as few pieces as keep
+** all threads busy; the last of a large W are small enough to end together.
+*/
+static int64_t gemv_grain (const peri_ctx *ctx, const product_job *j) {
+  int64_t panel = (int64_t)peri__quant_panel_bytes(&j->f, j->q->width, j->blocks);
+  int64_t threads = peri_threads(ctx), share = (j->panels + threads - 1) / threads;
+  int64_t least = 16384 / panel + 1, most = (threads == 1 ? 1 << 24 : 1 << 19) / panel + 1;
+  return share < least ? least : share < most ? share : most;
+}
+
 /* Pieces count panels, chunk by chunk. */
 static void tile_panels (void *ud, int64_t begin, int64_t end, int worker) {
   const product_job *j = ud;
@@ -315,15 +326,14 @@ peri_status peri__quant_product (peri_ctx *ctx, peri_dtype d, const peri__packed
   j.codes = (int8_t *)memory;
   j.x = (peri__quant_block *)(void *)(memory + codes);
   j.scratch = memory + codes + x;
-  size_t panel = peri__quant_panel_bytes(&j.f, q->width, j.blocks);
-  int64_t cost = (int64_t)panel * (p->m < CHUNK ? p->m : CHUNK);
   if (p->m == 1) {
     round_rows(&j, 0, 1);
-    peri__parallel(ctx, j.panels, 32768 / cost + 2, gemv_panels, &j);
+    peri__parallel(ctx, j.panels, gemv_grain(ctx, &j), gemv_panels, &j);
   } else {
-    int64_t tiles = (p->m + q->tile - 1) / q->tile;
-    peri__parallel(ctx, tiles, 16384 / (p->k * q->tile + 1) + 1, round_tiles, &j);
-    peri__parallel(ctx, j.panels * ((p->m + CHUNK - 1) / CHUNK), 32768 / cost + 1, tile_panels, &j);
+    int64_t tiles = (p->m + q->tile - 1) / q->tile, chunks = (p->m + CHUNK - 1) / CHUNK;
+    int64_t grain = 65536 / (p->k * q->width * (p->m < CHUNK ? p->m : CHUNK)) + 1;
+    peri__parallel(ctx, tiles, 16384 / (p->k * q->tile) + 1, round_tiles, &j);
+    peri__parallel(ctx, j.panels * chunks, grain, tile_panels, &j);
   }
   peri__block_put(ctx, memory);
   return PERI_OK;
