@@ -48,6 +48,47 @@ static int l_parse (lua_State *L) {
   return 1;
 }
 
+/* A list of strings at arg as texts in a new userdata, held by the list. */
+static peri_text *texts_at (lua_State *L, int arg, const char *fn, const char *what,
+                            lua_Integer *n) {
+  if (lua_type(L, arg) != LUA_TTABLE) peri__type_error(L, fn, arg, what, "a list of strings");
+  *n = (lua_Integer)lua_rawlen(L, arg);
+  peri_text *text = (peri_text *)lua_newuserdatauv(L, (size_t)(*n + 1) * sizeof *text, 0);
+  for (lua_Integer i = 0; i < *n; i++) {
+    if (lua_rawgeti(L, arg, i + 1) != LUA_TSTRING)
+      luaL_error(L, "%s: entry %I of %s is a %s, a string is expected", fn, (LUAI_UACINT)(i + 1),
+                 what, luaL_typename(L, -1));
+    text[i].s = lua_tolstring(L, -1, &text[i].n);
+    lua_pop(L, 1);
+  }
+  return text;
+}
+
+static void drop_bytes (peri_ctx *ctx, void *p, size_t n) { peri_file_free(ctx, p, n); }
+
+static int l_train (lua_State *L) {
+  static const char fn[] = "tokenizer.train_bpe";
+  lua_Integer n, n_special;
+  int whole[2];
+  const peri_text *text = texts_at(L, 1, fn, "texts", &n);
+  const peri_text *special = texts_at(L, 2, fn, "special_tokens", &n_special);
+  peri_bpe_options o = { .vocab_size = lua_tointegerx(L, 3, &whole[0]),
+                         .min_count = lua_tointegerx(L, 4, &whole[1]),
+                         .n_special = n_special,
+                         .special = special };
+  if (!whole[0]) peri__type_error(L, fn, 3, "vocab_size", "an integer");
+  if (!whole[1]) peri__type_error(L, fn, 4, "min_count", "an integer");
+  if (!lua_isnoneornil(L, 5)) {
+    if (lua_type(L, 5) != LUA_TSTRING) peri__type_error(L, fn, 5, "pattern", "a string");
+    o.pattern.s = lua_tolstring(L, 5, &o.pattern.n);
+  }
+  peri_keep *k = peri__keep_new(L, 0, drop_bytes);
+  peri__check(L, fn, peri_tokenizer_train_bpe(peri_lua_ctx(L), n, text, &o, &k->p, &k->n));
+  lua_pushlstring(L, (const char *)k->p, k->n);
+  peri__keep_drop(L, k);
+  return 1;
+}
+
 static int tokenizer_gc (lua_State *L) {
   holder *h = (holder *)luaL_testudata(L, 1, TOKENIZER);
   if (h && BIND(L)->ctx) {
@@ -92,18 +133,10 @@ static int l_encode (lua_State *L) {
 static int l_encode_batch (lua_State *L) {
   static const char fn[] = "tokenizer:encode_batch";
   peri_tokenizer *t = self(L, fn);
-  if (lua_type(L, 2) != LUA_TTABLE) peri__type_error(L, fn, 2, "texts", "a list of strings");
-  lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
+  lua_Integer n;
   const int32_t *ids;
-  peri_text *text = (peri_text *)lua_newuserdatauv(L, (size_t)(n + 1) * sizeof *text, 0);
+  const peri_text *text = texts_at(L, 2, fn, "texts", &n);
   int64_t *ends = (int64_t *)lua_newuserdatauv(L, (size_t)(n + 1) * sizeof *ends, 0);
-  for (lua_Integer i = 0; i < n; i++) {
-    if (lua_rawgeti(L, 2, i + 1) != LUA_TSTRING)
-      return luaL_error(L, "%s: text %I is a %s, a string is expected", fn, (LUAI_UACINT)(i + 1),
-                        luaL_typename(L, -1));
-    text[i].s = lua_tolstring(L, -1, &text[i].n); /* held by the table */
-    lua_pop(L, 1);
-  }
   peri__check(L, fn, peri_tokenizer_encode(t, n, text, flags_at(L, 3), &ids, ends));
   lua_createtable(L, n < INT32_MAX ? (int)n : 0, 0);
   for (lua_Integer i = 0; i < n; i++) {
@@ -318,6 +351,8 @@ static const peri_reg functions[] = {
   { "load", "path", "A tokenizer from a folder or file, or nil and a message.", l_load },
   { "parse", "json", "A tokenizer from the text of a tokenizer.json, or nil and a message.",
     l_parse },
+  { "train_bpe", "texts, special_tokens, vocab_size, min_count, pattern?",
+    "The text of a tokenizer.json with a byte-level BPE vocabulary of texts.", l_train },
   { NULL, NULL, NULL, NULL }
 };
 

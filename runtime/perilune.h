@@ -555,6 +555,21 @@ PERI_API peri_status peri_tokenizer_encode (peri_tokenizer *t, int64_t n, const 
 PERI_API peri_status peri_tokenizer_decode (peri_tokenizer *t, const int32_t *ids, size_t n,
                                             bool skip_special, peri_text *text);
 
+/* A byte-level BPE vocabulary of texts, as the text of a tokenizer.json (free it with
+** peri_file_free). Ids: special tokens, the 256 bytes, merges. Deterministic: the most frequent pair
+** is merged first, of equal ones that of the smaller ids. Texts are cut into blocks of about a MiB
+** at line ends. */
+typedef struct peri_bpe_options {
+  int64_t vocab_size; /* at least 256 + n_special; fewer come out when no pair is left */
+  int64_t min_count;  /* pairs that are rarer are not merged */
+  int64_t n_special;
+  const peri_text *special;
+  peri_text pattern; /* of the pre-tokenizer, as in tokenizer.json; s NULL: GPT-2's */
+} peri_bpe_options;
+PERI_API peri_status peri_tokenizer_train_bpe (peri_ctx *ctx, int64_t n, const peri_text *text,
+                                               const peri_bpe_options *o, void **json,
+                                               size_t *size);
+
 /* Decoding id by id: the pieces joined are what decoding the whole gives, each of whole characters.
 ** Close it before its tokenizer. */
 typedef struct peri_token_stream peri_token_stream;

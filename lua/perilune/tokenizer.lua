@@ -61,7 +61,35 @@ end
 function M.parse(json)
   local c, message = core.parse(json)
   if not c then return nil, message end
-  return wrap(c)
+  local self = wrap(c)
+  self._json = json
+  return self
+end
+
+--- A byte-level BPE vocabulary of texts. The same texts give the same vocabulary.
+--- @param texts string[]|string  texts, or the path of a file
+--- @param opts table?  vocab_size (32000): special tokens, 256 bytes and merges, at most; min_count (2): pairs
+---   that are rarer are not merged; special_tokens ({ "<|endoftext|>" }): get the first ids, the first of them
+---   is eos and pad; pattern (GPT-2's): the regular expression of the pre-tokenizer
+--- @return perilune.Tokenizer|nil
+--- @return string? message
+function M.train_bpe(texts, opts)
+  local o = options.fill("tokenizer.train_bpe", opts,
+    { vocab_size = 32000, min_count = 2, special_tokens = { "<|endoftext|>" }, pattern = false })
+  if type(texts) == "string" then
+    local text, message = peri.files.read(texts)
+    if not text then return nil, message end
+    texts = { text }
+  end
+  local json = core.train_bpe(texts, o.special_tokens, o.vocab_size, o.min_count, o.pattern or nil)
+  local self = assert(M.parse(json))
+  local first = o.special_tokens[1]
+  if first then
+    self.eos, self.pad = self:id(first), self:id(first)
+    self.special_tokens = { eos_token = first, pad_token = first }
+    self.eos_ids = { self.eos }
+  end
+  return self
 end
 
 --- @param text string  UTF-8; what is none counts as U+FFFD
@@ -129,6 +157,62 @@ function Tokenizer:token(id) return self._c:token(id) end
 --- @param id integer
 --- @return boolean  decoding leaves it out
 function Tokenizer:is_special(id) return self._c:is_special(id) end
+
+-- Files that belong to a vocabulary, as other programs look for them.
+local FILES = {
+  "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
+  "vocab.txt", "tokenizer.bin", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
+  "chat_template.jinja",
+}
+
+local function copy(from, to)
+  local bytes, message = peri.files.read(from)
+  if not bytes then return nil, message end
+  return peri.files.write(to, bytes)
+end
+
+-- tokenizer_config.json for a vocabulary that came without one.
+local function write_config(self, folder)
+  local config = {
+    tokenizer_class = "PreTrainedTokenizerFast", clean_up_tokenization_spaces = false,
+    chat_template = self.chat_template,
+  }
+  for name, text in pairs(self.special_tokens) do config[name] = text end
+  return peri.files.write(folder .. "/tokenizer_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
+end
+
+--- Write the files of the vocabulary into a folder, so that it loads here and elsewhere.
+--- @param folder string  is made
+--- @return boolean|nil
+--- @return string? message
+function Tokenizer:save(folder)
+  local ok, message = peri.files.make_folder(folder)
+  if not ok then return nil, message end
+  if self._json then
+    ok, message = peri.files.write(folder .. "/tokenizer.json", self._json)
+    if not ok then return nil, message end
+    return write_config(self, folder)
+  end
+  local source = self.source_path
+  if peri.files.exists(source) == "folder" then
+    for _, name in ipairs(FILES) do
+      if peri.files.exists(source .. "/" .. name) == "file" then
+        ok, message = copy(source .. "/" .. name, folder .. "/" .. name)
+        if not ok then return nil, message end
+      end
+    end
+    return true
+  end
+  local name = source:match("[^/]+$")
+  for _, known in ipairs(FILES) do
+    if name == known then
+      ok, message = copy(source, folder .. "/" .. name)
+      if not ok then return nil, message end
+      return write_config(self, folder)
+    end
+  end
+  return nil, "tokenizer:save: " .. source .. " is not written as a folder"
+end
 
 -- The compiled chat template, made on first use.
 local function chat_of(self)
