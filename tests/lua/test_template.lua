@@ -144,6 +144,7 @@ function tests.test_syntax_errors_name_the_place()
   for source, part in pairs {
     ["a\n  {{ x | nosuch }}"] = "t:2:10: unknown filter \"nosuch\"",
     ["{{ x is nosuch }}"] = "t:1:9: unknown test \"nosuch\"",
+    ["{% if x %}{{ x | random }}{% endif %}"] = "t:1:18: filter 'random' is not supported",
     ["{{ x | tojsn }}"] = "did you mean \"tojson\"?",
     ["{% include 'x' %}"] = "t:1:4: statement 'include' is not supported",
     ["\n\n{% iff x %}{% endiff %}"] = "t:3:4: unknown statement \"iff\"; did you mean \"if\"?",

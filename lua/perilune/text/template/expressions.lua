@@ -275,10 +275,16 @@ compile["call"] = function(c, node)
   end
 end
 
+-- Jinja2 has these: a template that names one, reached or not, is refused.
+local refused = { pprint = true, random = true, urlize = true, wordwrap = true, xmlattr = true }
+
 -- A filter or a test by name; unknown is an error at once, or where it is reached if under a condition.
 local function known(c, node, where, what)
   local fn = where[node.name]
   if fn then return fn end
+  if what == "filter" and refused[node.name] then
+    lexer.fail(c.source, node.at, "filter '%s' is not supported", node.name)
+  end
   local message = options.unknown(what, node.name, options.names(where))
   if c.soft == 0 then lexer.fail(c.source, node.at, "%s", message) end
   return function() raise("%s", message) end

@@ -137,45 +137,6 @@ def("truncate", "length killwords end leeway", function(v, length, kill, mark, l
   return (head:match "^(.*) [^ ]*$" or head) .. mark
 end)
 
-text_def("wordwrap", "width break_long_words wrapstring break_on_hyphens", function(s, width, long, join)
-  width = width == nil and 79 or values.int(width, "wordwrap: width")
-  join = (join == nil or join == None) and "\n" or values.str_arg(join, "wordwrap: wrapstring")
-  if width < 1 then raise "wordwrap: the width must be at least 1" end
-  charge(#s)
-  local out, lines = {}, strings.lines(s)
-  for k = 1, lines.n do
-    local row, n = {}, 0
-    local function flush()
-      out[#out + 1] = table.concat(row)
-      row, n = {}, 0
-    end
-    for gap, word in lines[k]:gmatch "(%s*)(%S+)" do
-      local size = strings.len(word)
-      if n > 0 and n + #gap + size > width then
-        flush()
-        gap = ""
-      end
-      if long ~= false and size > width then
-        local chars, i = strings.chars(word), 1
-        while size - i + 1 > width do
-          row[#row + 1] = table.concat(chars, "", i, i + width - 1)
-          flush()
-          i = i + width
-        end
-        word, size = table.concat(chars, "", i, size), size - i + 1
-      end
-      row[#row + 1] = gap
-      row[#row + 1] = word
-      n = n + #gap + size
-    end
-    flush()
-  end
-  local bytes = 0
-  for i = 1, #out do bytes = bytes + #out[i] + #join end
-  charge_text(bytes)
-  return table.concat(out, join)
-end)
-
 filters.format = function(v, args, names)
   local s = text.str(v)
   if names and args and args.n > 0 then raise "format: arguments by position or by name, not both" end

@@ -117,8 +117,6 @@ def("last", "", function(v)
   return items[n]
 end)
 
-def("random", "", function() raise "filter 'random' is not supported: templates are reproducible" end)
-
 def("reverse", "", function(v)
   local items, n = values.iterate(v)
   charge(n)
@@ -344,11 +342,5 @@ for name, where in pairs { filter = filters, test = tests } do
     return type(v) == "string" and where[v] ~= nil
   end)
 end
-
-def("pprint", "", function(v)
-  local s = text.repr(v)
-  charge_text(#s)
-  return s
-end)
 
 return filters
