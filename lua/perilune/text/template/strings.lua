@@ -4,9 +4,6 @@
 
 local M = {}
 
-local SPACE = "[%s\28-\31]"
-local SPACE_RUN = "[%s\28-\31]+"
-
 --- @param s string
 --- @return boolean
 local function ascii(s) return not s:find "[\128-\255]" end
@@ -33,7 +30,7 @@ end
 --- @return integer
 function M.skip_space(s, i)
   while true do
-    local _, last = s:find("^" .. SPACE_RUN, i)
+    local _, last = s:find("^[%s\28-\31]+", i)
     if last then i = last + 1 end
     local n = space_at(s, i)
     if not n then return i end
@@ -284,7 +281,5 @@ function M.count(s, part)
     n, i = n + 1, b + 1
   end
 end
-
-M.SPACE = SPACE
 
 return M
