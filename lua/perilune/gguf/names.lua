@@ -125,18 +125,19 @@ local function index(arch, column)
   return indexed[key]
 end
 
--- The entry that a name fits, its suffix and its numbers.
+-- The entry that a name fits, its suffix and its numbers. T5 has a number of its own behind the layer's.
 local function find(map, name)
   local numbers = {}
-  local pattern = name:gsub("%.(%d+)%.", function(n)
-    numbers[#numbers + 1] = math.tointeger(n)
-    return #numbers == 1 and ".%d." or ".*."
-  end)
-  if map[pattern] then return map[pattern], "", numbers end
-  local stem, suffix = pattern:match "^(.*)(%.weight)$"
-  if not stem then stem, suffix = pattern:match "^(.*)(%.bias)$" end
-  if stem and map[stem] then return map[stem], suffix, numbers end
-  return nil, nil, nil, pattern
+  for n in name:gmatch "%.(%d+)%f[.]" do numbers[#numbers + 1] = math.tointeger(n) end
+  local one = name:gsub("%.%d+%.", ".%%d.", 1)
+  local all = one:gsub("%.%d+%.", ".*.")
+  for _, pattern in ipairs { one, all } do
+    if map[pattern] then return map[pattern], "", numbers end
+    local stem, suffix = pattern:match "^(.*)(%.weight)$"
+    if not stem then stem, suffix = pattern:match "^(.*)(%.bias)$" end
+    if stem and map[stem] then return map[stem], suffix, numbers end
+  end
+  return nil, nil, numbers, one
 end
 
 -- Put numbers into a pattern.
