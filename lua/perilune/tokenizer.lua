@@ -32,7 +32,8 @@ local function wrap(c, path)
   local facts = c:facts()
   local self = setmetatable({
     _c = c, source_path = path, size = facts.size, bos = facts.bos, eos = facts.eos, pad = facts.pad,
-    unk = facts.unk, cls = facts.cls, sep = facts.sep, mask = facts.mask, eos_ids = facts.eos_ids, chat_template = facts.chat_template, special_tokens = {},
+    unk = facts.unk, cls = facts.cls, sep = facts.sep, mask = facts.mask, eos_ids = facts.eos_ids,
+    chat_template = facts.chat_template, special_tokens = {},
   }, Tokenizer)
   if facts.fim_prefix and facts.fim_suffix and facts.fim_middle then
     self.fim = { prefix = facts.fim_prefix, suffix = facts.fim_suffix, middle = facts.fim_middle }
@@ -214,11 +215,23 @@ function Tokenizer:save(folder)
   return nil, "tokenizer:save: " .. source .. " is not written as a folder"
 end
 
+-- The templates of a folder that has several by name; else the one there is.
+local function templates_of(self)
+  local config = self.source_path and peri.files.exists(self.source_path) == "folder"
+    and peri.files.read(self.source_path .. "/tokenizer_config.json")
+  local t = config and peri.json.decode(config)
+  if type(t) == "table" and type(t.chat_template) == "table"
+    and not peri.files.exists(self.source_path .. "/chat_template.jinja") then
+    return t.chat_template
+  end
+  return self.chat_template
+end
+
 -- The compiled chat template, made on first use.
 local function chat_of(self)
   if not self._chat then
     if not self.chat_template then error("tokenizer:chat: the tokenizer has no chat template", 3) end
-    local chat, message = require("perilune.text.chat").new(self.chat_template, self.special_tokens)
+    local chat, message = require("perilune.text.chat").new(templates_of(self), self.special_tokens)
     if not chat then error("tokenizer:chat: " .. message, 3) end
     self._chat = chat
   end
