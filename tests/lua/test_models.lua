@@ -193,4 +193,185 @@ for _, name in ipairs { "t5", "t5_gated" } do
   end
 end
 
+-- ---- dtypes of weights ------------------------------------------------------------------------
+
+local function logits_of(model, io)
+  local _ <close> = peri.no_grad()
+  return model:logits(model:forward(io.input_ids))
+end
+
+for dtype, long in pairs { bf16 = "bfloat16", f16 = "float16" } do
+  TestModels["test_weights_in_" .. dtype] = function ()
+    local plain, io = load "llama"
+    local model = assert(models.load(folder .. "llama", { dtype = dtype }))
+    local layer = model.layers[2]
+    lu.assertEquals({ layer.qkv.weight.dtype, layer.norm1.dtype, model.embed.dtype }, { dtype, "f32", dtype })
+    lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 0.03)
+    local path = os.tmpname()
+    os.remove(path)
+    assert(model:save(path))
+    local again = assert(models.load(path, { dtype = "file" }))
+    lu.assertEquals(again.config.dtype, long)
+    local a, b = model:state_dict(), again:state_dict()
+    for key, t in pairs(a) do
+      lu.assertEquals(b[key].dtype, t.dtype)
+      lu.assertEquals(b[key]:bytes(), t:bytes(), key)
+    end
+    lu.assertEquals(logits_of(again, io):bytes(), logits_of(model, io):bytes())
+    for _, p in ipairs(again:parameters()) do lu.assertFalse(p.requires_grad) end
+    peri.files.remove_tree(path)
+  end
+end
+
+function TestModels.test_quantised_weights_are_the_published_ones_quantised()
+  local plain, io = load "llama"
+  local model = assert(models.load(folder .. "llama", { dtype = "q8_0" }))
+  lu.assertEquals({ model.layers[1].qkv.weight.dtype, model.layers[1].down.weight.dtype }, { "q8_0", "f16" })
+  lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 0.05)
+  local got = model:state_dict()
+  for name, t in pairs(plain:state_dict()) do
+    if got[name].dtype == "q8_0" then
+      lu.assertEquals(got[name]:to("f32"):bytes(), t:to("q8_0"):to("f32"):bytes(), name)
+    end
+  end
+end
+
+-- A file may mix types within what we hold as one matrix.
+function TestModels.test_parts_of_several_dtypes_stay_apart()
+  local source = assert(models.open(folder .. "llama"))
+  local io = assert(peri.safetensors.load(folder .. "llama/io.safetensors"))
+  local mixed = setmetatable({ get = function (_, name)
+    local t = source:get(name)
+    return name:find "k_proj" and t:to("q8_0") or name:find "up_proj" and t:to("bf16") or t
+  end }, { __index = source })
+  local model = assert(models.from_source(mixed, { dtype = "file" }))
+  local qkv = model.layers[1].qkv
+  lu.assertNil(qkv.weight)
+  lu.assertEquals({ #qkv.weights, qkv.weights[2].dtype, qkv.weights[1].dtype }, { 3, "q8_0", "f32" })
+  local cast = assert(models.from_source(mixed))
+  lu.assertEquals(cast.layers[1].qkv.weight.dtype, "f32")
+  lu.assertTrue(relative(logits_of(model, io), logits_of(cast, io)) < 1e-2)
+  lu.assertEquals(model:num_parameters(), cast:num_parameters())
+  lu.assertEquals(#model:named_parameters(), #cast:named_parameters() + 3 * 3) -- q, k, v; gate, up
+  local copy = model:copy()
+  lu.assertEquals(logits_of(copy, io):bytes(), logits_of(model, io):bytes())
+end
+
+function TestModels.test_packed_weights_compute_the_same()
+  local plain, io = load "llama"
+  local model = assert(models.load(folder .. "llama", { pack = true }))
+  lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 1e-5)
+  local out = model:generate(io.input_ids:narrow(2, 1, 5), { max_new_tokens = 4, greedy = true })
+  lu.assertEquals(out.tokens:tolist(),
+    plain:generate(io.input_ids:narrow(2, 1, 5), { max_new_tokens = 4, greedy = true }).tokens:tolist())
+  lu.assertErrorMsgContains("packed weights cannot be saved", model.save, model, "/tmp/unused")
+end
+
+-- Weights are cast one at a time from the mapped file.
+function TestModels.test_loading_holds_one_tensor_besides_what_is_kept()
+  local model = models.llama.new { model_type = "llama", vocab_size = 200, hidden_size = 64, intermediate_size = 96,
+    num_hidden_layers = 24, num_attention_heads = 4 }
+  local path = os.tmpname()
+  os.remove(path)
+  assert(model:save(path))
+  for _, dtype in ipairs { "f32", "bf16", "q8_0" } do
+    collectgarbage()
+    collectgarbage()
+    peri.reset_peak()
+    local before = peri.memory().live
+    local loaded = assert(models.load(path, { dtype = dtype }))
+    collectgarbage()
+    collectgarbage()
+    local now = peri.memory()
+    lu.assertTrue(now.peak - before < 1.1 * (now.live - before),
+      ("%s: %d for %d bytes"):format(dtype, now.peak - before, now.live - before))
+    lu.assertNotNil(loaded)
+  end
+  peri.files.remove_tree(path)
+end
+
+-- ---- what training asks for --------------------------------------------------------------------
+
+function TestModels.test_dropout_of_the_config_is_on_in_training_only()
+  for name, keys in pairs { gpt2 = { "embd_pdrop", "attn_pdrop", "resid_pdrop" }, t5 = { "dropout_rate" },
+                            llama = { "attention_dropout" }, bert = { "attention_probs_dropout_prob", "hidden_dropout_prob" } } do
+    for _, key in ipairs(keys) do
+      local source = assert(models.open(folder .. name))
+      source.config[key] = 0.3
+      local model = assert(models.from_source(source))
+      local io = assert(peri.safetensors.load(folder .. name .. "/io.safetensors"))
+      local function run()
+        local out, _, loss = kinds[all[name]](model, io)
+        return out, loss
+      end
+      local plain = run():bytes()
+      lu.assertEquals(run():bytes(), plain)
+      model:train()
+      peri.seed(1)
+      local out, loss = run()
+      lu.assertNotEquals(out:bytes(), plain, key)
+      lu.assertTrue(out:isfinite():all():item())
+      loss:backward()
+      peri.seed(1)
+      lu.assertEquals(run():bytes(), out:bytes())
+      lu.assertEquals(model:eval() and run():bytes(), plain)
+    end
+  end
+end
+
+-- The probabilities that dropout is applied to are those of attention.
+function TestModels.test_attention_with_dropout_is_attention_where_nothing_drops()
+  local context = require "perilune.models.context"
+  peri.seed(3)
+  local q, k, v = peri.randn { 2, 5, 4, 8 }, peri.randn { 2, 7, 2, 8 }, peri.randn { 2, 7, 2, 8 }
+  local start = peri.tensor({ 0, 2 }, "i64")
+  local mask = peri.randn { 1, 4, 5, 7 }
+  local how = { causal = true, scale = 0.3, window = 4, softcap = 1.5, dropout = 0 }
+  local want = context.attention(q, k, v, mask, start, how)
+  how.dropout = 1e-9
+  lu.assertTrue(relative(context.attention(q, k, v, mask, start, how), want) < 1e-5)
+  lu.assertTrue(relative(context.attention(q, k, v, mask:gt(-1), start, how),
+    peri.attention(q, k, v, mask:gt(-1), start, { causal = true, scale = 0.3, window = 4, softcap = 1.5 })) < 1e-5)
+end
+
+function TestModels.test_parameters_that_are_not_trained_are_none()
+  local model = load "deepseek_v3"
+  for _, pair in ipairs(model:named_parameters()) do lu.assertNil(pair[1]:find "gate_bias") end
+  lu.assertNotNil(model:state_dict()["model.layers.1.mlp.gate.e_score_correction_bias"])
+end
+
+-- ---- what is refused ---------------------------------------------------------------------------
+
+local function refused(change, ...)
+  local source = assert(models.open(folder .. "llama"))
+  change(source)
+  local model, message = models.from_source(source)
+  lu.assertNil(model)
+  for _, part in ipairs { ... } do lu.assertStrContains(message, part) end
+end
+
+function TestModels.test_what_does_not_fit_is_named()
+  refused(function (s) s.config.model_type = "mamba" end, "mamba", "gemma2", "llama")
+  refused(function (s) s.config.model_type = nil end, "nil")
+  refused(function (s) s.config.hidden_size = nil end, "hidden_size")
+  refused(function (s) s.config.hidden_act = "gelu" end, "gelu")
+  refused(function (s) s.config.vocab_size = 60 end, "model.embed_tokens.weight has shape (61, 32), expected (60, 32)")
+  refused(function (s) s.config.num_hidden_layers = 4 end, "model.layers.3.mlp.down_proj.weight is missing")
+  refused(function (s) s.config.num_hidden_layers = 2 end, "model.layers.2.mlp.down_proj.weight is unexpected")
+  refused(function (s) s.config.rope_parameters = { rope_type = "longrope", factor = 2 } end, "longrope")
+  refused(function (s) s.config.rope_parameters = { rope_type = "yarn" } end, "factor")
+end
+
+function TestModels.test_a_path_that_holds_no_model_is_no_error()
+  for path, part in pairs { ["/no/such/model"] = "/no/such/model", ["tests/data"] = "config.json", [arg[0]] = "neither" } do
+    local model, message = models.load(path)
+    lu.assertNil(model)
+    lu.assertStrContains(message, part)
+  end
+  local model, message = models.gpt2.load(folder .. "llama")
+  lu.assertNil(model)
+  lu.assertStrContains(message, "gpt2")
+  lu.assertErrorMsgContains("dtpye", models.load, folder .. "llama", { dtpye = "f32" })
+end
+
 os.exit(lu.LuaUnit.run())

@@ -233,6 +233,12 @@ function M.gated(x, act)
   return gate:mul(up)
 end
 
+--- Rows of a table of embeddings of any dtype, in f32. -- (..., D)
+function Model:embedded(table, ids) -- luacheck: ignore 212
+  local x = table:embedding(ids)
+  return x.dtype == "f32" and x or x:to("f32")
+end
+
 --- x, or x after dropout while training.
 function Model:dropout(x, p)
   if not self.training or p == 0 then return x end

@@ -90,8 +90,8 @@ function Bert:forward(ids, opts)
   opts = opts or {}
   local s, mask, time = self.settings, opts.mask, ids:size(2)
   if mask then mask = mask:to("bool"):reshape { ids:size(1), 1, 1, time } end
-  local x = self.embed:embedding(ids):add(self.places:embedding(opts.positions or peri.arange(time)))
-  if self.types then x = x:add(self.types:embedding(opts.token_types or peri.zeros({ 1, time }, "i64"))) end
+  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, opts.positions or peri.arange(time)))
+  if self.types then x = x:add(self:embedded(self.types, opts.token_types or peri.zeros({ 1, time }, "i64"))) end
   x = self:dropout(x:layer_norm(self.norm_w, self.norm_b, s.eps), s.dropout)
   for i = 1, #self.layers do
     x = self:_block(function (h) return self:block(i, h, mask) end, x)

@@ -133,7 +133,7 @@ end
 --- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
 --- @return perilune.Tensor  (B, T, D) f32
 function DeepSeek:forward(ids, ctx)
-  return base.run_blocks(self, self.embed:embedding(ids), self:context(ids, ctx))
+  return base.run_blocks(self, self:embedded(self.embed, ids), self:context(ids, ctx))
 end
 
 return base.module(DeepSeek)

@@ -95,7 +95,7 @@ end
 --- @return perilune.Tensor  (B, T, D) f32
 function Gemma2:forward(ids, ctx)
   local c, s = self:context(ids, ctx), self.settings
-  local x = self.embed:embedding(ids):mul(math.sqrt(s.dim)) -- (B, T, D)
+  local x = self:embedded(self.embed, ids):mul(math.sqrt(s.dim)) -- (B, T, D)
   return base.run_blocks(self, x, c, shifted(self.layers[1], "norm1"))
 end
 

@@ -78,7 +78,7 @@ function Gpt2:forward(ids, ctx)
   if c.past + c.time > s.positions then
     error(("gpt2: %d positions, the model has %d"):format(c.past + c.time, s.positions), 2)
   end
-  local x = self.embed:embedding(ids):add(self.places:embedding(c.positions)) -- (B, T, D)
+  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, c.positions)) -- (B, T, D)
   x = self:dropout(x, s.embed_dropout)
   local y = x:layer_norm(first.norm1_w, first.norm1_b, s.eps)
   for i = 1, #self.layers do

@@ -53,7 +53,8 @@ end
 --- Read a model.
 --- @param path string  Hugging Face folder, .gguf file or llama2.c .bin file
 --- @param opts table?  dtype of linear and embedding weights: "f32" (the default: everything is
---- trainable), "bf16", "f16", a block-quantised one, or "file": as stored; norms and biases are f32.
+--- trainable), "bf16", "f16", a block-quantised one (rows that its blocks do not divide become f16), or
+--- "file": as stored, where possible the file's own memory, and not trained; norms and biases are f32.
 --- pack (false): lay these weights out for this processor, for inference.
 --- @return table|nil model
 --- @return string? message

@@ -25,9 +25,8 @@ end
 
 -- One stack: self-attention, in a decoder cross-attention, feed-forward; each with a norm before it.
 local function declare_stack(self, d, stack, n, decoder)
-  local s = self.settings
+  local s, name = self.settings, decoder and "decoder" or "encoder"
   local inner = s.heads * s.head_dim
-  local name = decoder and "decoder" or "encoder"
   for i = 1, n do
     stack[i] = {}
     local function part(k)
@@ -36,7 +35,8 @@ local function declare_stack(self, d, stack, n, decoder)
     part(0)
     d:linear("qkv", s.dim, { { "SelfAttention.q", inner }, { "SelfAttention.k", inner }, { "SelfAttention.v", inner } })
     d:linear("out", inner, { { "SelfAttention.o", s.dim } })
-    if i == 1 then d:embedding("distance", "SelfAttention.relative_attention_bias.weight", s.buckets, s.heads) end
+    local table_of_biases = i == 1 and "SelfAttention.relative_attention_bias.weight"
+    if table_of_biases then d:tensor("distance", table_of_biases, { s.buckets, s.heads }, "normal") end
     d:tensor("norm1", "layer_norm.weight", { s.dim })
     if decoder then
       part(1)
@@ -51,8 +51,8 @@ local function declare_stack(self, d, stack, n, decoder)
     d:linear("down", s.ff, { { "DenseReluDense.wo", s.dim } })
     d:tensor("norm3", "layer_norm.weight", { s.dim })
   end
-  d:at(self, "", name .. ".")
-  d:tensor(name .. "_norm", "final_layer_norm.weight", { s.dim })
+  d:at(self, "", "")
+  d:tensor(name .. "_norm", name .. ".final_layer_norm.weight", { s.dim })
 end
 
 function T5:declare(d)
@@ -62,7 +62,6 @@ function T5:declare(d)
   d:embedding("embed", "shared.weight", s.vocab, s.dim)
   declare_stack(self, d, self.encoder, s.layers, false)
   declare_stack(self, d, self.decoder, s.decoder_layers, true)
-  d:at(self, "", "")
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
 end
 
@@ -100,7 +99,7 @@ function T5:encode(ids, mask)
   local s, time = self.settings, ids:size(2)
   local bias = relative.biases(self.encoder[1].distance, time, time, true, s.far)
   if mask then bias = bias:add(relative.hidden(mask)) end
-  local x = self:dropout(self.embed:embedding(ids), s.dropout)
+  local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
   for _, layer in ipairs(self.encoder) do
     x = self:_block(function (h, b)
       local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)
@@ -125,7 +124,7 @@ function T5:decode(ids, encoded, opts)
   local past, start = cache and cache.length or 0, opts.start or opts.cache and opts.cache.start
   local bias = relative.biases(self.decoder[1].distance, time, past + time, false, s.far)
   local mask = opts.mask and relative.hidden(opts.mask)
-  local x = self:dropout(self.embed:embedding(ids), s.dropout)
+  local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
   for i, layer in ipairs(self.decoder) do
     x = self:_block(function (h, e, b)
       local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)

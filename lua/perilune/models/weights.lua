@@ -118,7 +118,8 @@ local function gather(p, parts, wanted, into)
   end
   if not into and same and #parts == 1 then
     local t = plain(1)
-    return (t ~= parts[1] or wanted == "file") and t or t:clone()
+    if t == parts[1] and wanted ~= "file" and not quantised[t.dtype] then return t:clone() end
+    return t
   elseif into or same and not quantised[dtypes[1]] then
     local t, at = into or peri.empty(p.shape, dtypes[1]), 1
     for i, part in ipairs(parts) do
@@ -134,9 +135,9 @@ local function gather(p, parts, wanted, into)
   return same and stack(list) or list
 end
 
--- A weight takes its place; those in f32 are trained.
-local function place(p, made, pack)
-  local owner = p.owner
+-- A weight takes its place; those in f32 are trained, unless they are the file's own memory.
+local function place(p, made, opts)
+  local owner, pack = p.owner, opts.pack
   if p.kind == "linear" then owner.packed = pack end
   if type(made) == "table" then
     if pack then for i, t in ipairs(made) do made[i] = peri.pack(t) end end
@@ -144,7 +145,7 @@ local function place(p, made, pack)
     return table.unpack(made)
   end
   if pack and #p.shape == 2 then made = peri.pack(made)
-  elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer") end
+  elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer" and opts.dtype ~= "file") end
   owner[p.key] = made
   return made
 end
@@ -193,7 +194,7 @@ function M.fill(model, names, get, opts)
     if #problems > 0 then break end
     local old = p.owner[p.key]
     if old and old.dtype == "f32" then gather(p, parts, "f32", old)
-    else scope:keep(place(p, gather(p, parts, opts.dtype), opts.pack)) end
+    else scope:keep(place(p, gather(p, parts, opts.dtype), opts)) end
   end
   if #problems == 0 then return true end
   table.sort(problems)
