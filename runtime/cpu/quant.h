@@ -92,10 +92,11 @@ struct peri__quant_kernels {
   /* One panel made ready for tile_product: a byte for each code and, block by block, width scales
   ** in f32, for kinds min and half then width minima or scales of the second half. */
   void (*unpack)(peri_dtype d, int64_t blocks, const uint8_t *panel, uint8_t *codes, float *scales);
-  /* n <= width rows of an unpacked panel and one tile of x. */
+  /* n <= width rows of an unpacked panel and one tile of x. next: NULL or the panel that will be
+  ** unpacked next, of next_step bytes a block: it is fetched meanwhile. */
   void (*tile_product)(peri_dtype d, int64_t blocks, const uint8_t *w, const float *scales,
                        int rows, const int8_t *codes, const peri__quant_block *x, const float *bias,
-                       float *y, int64_t ys, int n);
+                       float *y, int64_t ys, int n, const uint8_t *next, size_t next_step);
 };
 
 #endif

@@ -225,12 +225,17 @@ static void quant_unpack (peri_dtype d, int64_t blocks, const uint8_t *panel, ui
 /* rows and kind are constants where this is expanded: sums stay in registers. */
 INLINE void tile_rows (peri__quant_kind kind, bool wide, int rows, int64_t blocks, const uint8_t *w,
                        const float *scales, const int8_t *codes, const peri__quant_block *x,
-                       const float *bias, float *y, int64_t ys, int n) {
+                       const float *bias, float *y, int64_t ys, int n, const uint8_t *next,
+                       size_t next_step) {
   vf sum[TILE];
   vi dot[TILE];
+  size_t at = 0;
 #pragma GCC unroll 16
   for (int r = 0; r < rows; r++) sum[r] = v_set(0);
   for (int64_t b = 0; b < blocks; b++, x += rows, codes += 32 * rows, w += 8 * CODES) {
+    if (next)
+      for (size_t end = next_step * (size_t)(b + 1); at < end; at += 64)
+        __builtin_prefetch(next + at, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
       dot[r] = kind == PERI_QUANT_MIN ? (vi){ 0 } : v_seti(x[r].fix[0]);
@@ -262,16 +267,25 @@ INLINE void tile_rows (peri__quant_kind kind, bool wide, int rows, int64_t block
   }
 }
 
-#define TILE_OF(name, kind, wide)                                                              \
-  static __attribute__((noinline)) void name(                                                  \
-      int64_t blocks, const uint8_t *w, const float *scales, int rows, const int8_t *codes,    \
-      const peri__quant_block *x, const float *bias, float *y, int64_t ys, int n) {            \
-    switch (rows) {                                                                            \
-    case 1: tile_rows(kind, wide, 1, blocks, w, scales, codes, x, bias, y, ys, n); return;     \
-    case 2: tile_rows(kind, wide, 2, blocks, w, scales, codes, x, bias, y, ys, n); return;     \
-    case 4: tile_rows(kind, wide, 4, blocks, w, scales, codes, x, bias, y, ys, n); return;     \
-    default: tile_rows(kind, wide, TILE, blocks, w, scales, codes, x, bias, y, ys, n); return; \
-    }                                                                                          \
+#define TILE_OF(name, kind, wide)                                                                \
+  static __attribute__((noinline)) void name(                                                    \
+      int64_t blocks, const uint8_t *w, const float *scales, int rows, const int8_t *codes,      \
+      const peri__quant_block *x, const float *bias, float *y, int64_t ys, int n,                \
+      const uint8_t *next, size_t next_step) {                                                   \
+    switch (rows) {                                                                              \
+    case 1:                                                                                      \
+      tile_rows(kind, wide, 1, blocks, w, scales, codes, x, bias, y, ys, n, next, next_step);    \
+      return;                                                                                    \
+    case 2:                                                                                      \
+      tile_rows(kind, wide, 2, blocks, w, scales, codes, x, bias, y, ys, n, next, next_step);    \
+      return;                                                                                    \
+    case 4:                                                                                      \
+      tile_rows(kind, wide, 4, blocks, w, scales, codes, x, bias, y, ys, n, next, next_step);    \
+      return;                                                                                    \
+    default:                                                                                     \
+      tile_rows(kind, wide, TILE, blocks, w, scales, codes, x, bias, y, ys, n, next, next_step); \
+      return;                                                                                    \
+    }                                                                                            \
   }
 TILE_OF(tile_even, PERI_QUANT_EVEN, false)
 TILE_OF(tile_min, PERI_QUANT_MIN, false)
@@ -284,13 +298,19 @@ TILE_OF(tile_wide, PERI_QUANT_EVEN, true)
 
 static void quant_tile (peri_dtype d, int64_t blocks, const uint8_t *w, const float *scales,
                         int rows, const int8_t *codes, const peri__quant_block *x,
-                        const float *bias, float *y, int64_t ys, int n) {
+                        const float *bias, float *y, int64_t ys, int n, const uint8_t *next,
+                        size_t next_step) {
   switch (peri__quant_format_of(d, 0).kind) {
-  case PERI_QUANT_MIN: tile_min(blocks, w, scales, rows, codes, x, bias, y, ys, n); return;
-  case PERI_QUANT_HALF: tile_half(blocks, w, scales, rows, codes, x, bias, y, ys, n); return;
+  case PERI_QUANT_MIN:
+    tile_min(blocks, w, scales, rows, codes, x, bias, y, ys, n, next, next_step);
+    return;
+  case PERI_QUANT_HALF:
+    tile_half(blocks, w, scales, rows, codes, x, bias, y, ys, n, next, next_step);
+    return;
   default: break;
   }
-  (d == PERI_Q8_0 ? tile_wide : tile_even)(blocks, w, scales, rows, codes, x, bias, y, ys, n);
+  (d == PERI_Q8_0 ? tile_wide : tile_even)(blocks, w, scales, rows, codes, x, bias, y, ys, n, next,
+                                           next_step);
 }
 
 #define NAME_(level) #level

@@ -291,13 +291,15 @@ static void tile_panels (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t last = row + CHUNK
     < p->m ? row + CHUNK : p->m;
     int n = p->n - first < width ? (int)(p->n - first) : width;
-    j->q->unpack(j->d, j->blocks, (const uint8_t *)p->w + (size_t)(at % j->panels) * panel, codes,
-                 scales);
+    const uint8_t *w = (const uint8_t *)p->w + (size_t)(at % j->panels) * panel;
+    const uint8_t *next = at + 1 < end && first + width < p->n ? w + panel : NULL;
+    j->q->unpack(j->d, j->blocks, w, codes, scales);
     while (row < last) {
       int rows = tile_at(j, row);
       j->q->tile_product(j->d, j->blocks, codes, scales, rows, j->codes + row * p->k,
                          j->x + row * j->blocks, p->bias ? p->bias + first : NULL,
-                         p->y + row * p->n + first, p->n, n);
+                         p->y + row * p->n + first, p->n, n, next, panel / (size_t)j->blocks);
+      next = NULL;
       row += rows;
     }
   }
