@@ -118,6 +118,7 @@ static peri_status replace_regex (peri__decoding *g, link *k, const char *s, siz
   peri__search search;
   size_t prev = 0, from, to;
   bool found;
+  peri__work_begin(g->st, n);
   peri__search_begin(&search, step->re, g->st, s, 0, n);
   while (n > 0) {
     peri_status status = peri__search_next(&search, &found, &from, &to);

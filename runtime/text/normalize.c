@@ -324,6 +324,7 @@ peri_status peri__normalize (const peri__normalizer *z, peri__text_state *st, co
   if (n > PERI__TEXT_MAX) return peri__text_stop(st, PERI_EINVAL, PERI__TEXT_LONG, 0);
   size_t limit = n > PERI__TEXT_MAX / GROWTH ? PERI__TEXT_MAX : n * GROWTH + GROWTH_FIXED;
   int buffer = 0;
+  peri__work_begin(st, n);
   for (int i = 0; z != NULL && i < z->n; i++) {
     peri__normal_run r = { .st = st, .out = &st->normal[buffer] };
     r.out->size = 0;

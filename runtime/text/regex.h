@@ -21,12 +21,12 @@ typedef struct peri__search {
   peri__text_state *st;
   const char *text;
   size_t begin, end;
-  size_t next;     /* where the next search begins */
-  size_t last;     /* end of the last match; SIZE_MAX: none yet */
-  size_t window;   /* start positions per call of the engine */
-  uint64_t budget; /* steps that are left for positions that need many */
+  size_t next; /* where the next search begins */
+  size_t last; /* end of the last match; SIZE_MAX: none yet */
 } peri__search;
 
+/* Give the state the work that searches in a text of n bytes may take, all together. */
+void peri__work_begin (peri__text_state *st, size_t n);
 void peri__search_begin (peri__search *s, const peri__regex *re, peri__text_state *st,
                          const char *text, size_t begin, size_t end);
 /* The next match from left to right, not overlapping, an empty one not at the end of the last.

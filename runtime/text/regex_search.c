@@ -1,55 +1,54 @@
 /*
-** regex_search.c - finding matches within a bound on the work. The engine counts steps for every
-** start position anew; positions that need more than QUICK of them are tried again alone with more
-** and more steps, which come out of a budget linear in the text.
+** regex_search.c - finding matches within a bound on the work, which the engine alone does not keep:
+** it counts steps for every start position anew and does not count the characters that a step runs
+** over. So it is shown little of the text at a time, asks for more by a partial match, and all that
+** goes beyond the usual comes out of a budget; the processor's time is looked at now and then.
 */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#endif
+#include <time.h>
+
 #include "text/regex_code.h"
 #include "text/unicode.h"
 
-#define QUICK 256
+#define WINDOW 512 /* start positions of one call */
+#define LOOK 1024  /* bytes shown behind them */
+#define QUICK 256  /* steps for each */
 #define BUDGET_FIXED ((uint64_t)8 << 20)
 #define BUDGET_BYTE 32
+#define TIME_FIXED 300000000 /* nanoseconds; usual patterns take 20 to 100 a byte */
+#define TIME_BYTE 3000
+#define CALLS 64       /* between two looks at the clock */
 #define HEAP_KIB 65536 /* of the interpreter, where there is no machine code */
+
+void peri__work_begin (peri__text_state *st, size_t n) {
+  st->budget = BUDGET_FIXED + BUDGET_BYTE * (uint64_t)n;
+  st->time = TIME_FIXED + TIME_BYTE * (uint64_t)n;
+  st->calls = 0;
+  st->started = 0;
+}
+
+/* Time of this thread since the first look. */
+static bool out_of_time (peri__text_state *st) {
+  struct timespec t;
+  if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) != 0) return false;
+  uint64_t now = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec + 1;
+  if (st->started == 0) st->started = now;
+  return now - st->started > st->time;
+}
+
+static bool spend (peri__text_state *st, uint64_t work) {
+  if (work > st->budget || out_of_time(st)) return false;
+  st->budget -= work;
+  return true;
+}
 
 void peri__search_begin (peri__search *s, const peri__regex *re, peri__text_state *st,
                          const char *text, size_t begin, size_t end) {
-  *s = (peri__search){ .re = re,
-                       .st = st,
-                       .text = text,
-                       .begin = begin,
-                       .end = end,
-                       .next = begin,
-                       .last = SIZE_MAX,
-                       .window = SIZE_MAX,
-                       .budget = BUDGET_FIXED + BUDGET_BYTE * (uint64_t)(end - begin) };
-}
-
-/* Try the start positions [from, from + window). */
-static int attempt (peri__search *s, size_t from, size_t window, uint32_t steps, uint32_t options) {
-  size_t n = s->end - s->begin, at = from - s->begin;
-  pcre2_set_offset_limit(s->st->limits, window > n - at ? n : at + window - 1);
-  pcre2_set_match_limit(s->st->limits, steps);
-  pcre2_set_heap_limit(s->st->limits, HEAP_KIB);
-  return pcre2_match(s->re->code, (PCRE2_SPTR)s->text + s->begin, n, at,
-                     PCRE2_NO_UTF_CHECK | options, s->st->match, s->st->limits);
-}
-
-static bool out_of_steps (int rc) {
-  return rc == PCRE2_ERROR_MATCHLIMIT || rc == PCRE2_ERROR_DEPTHLIMIT ||
-         rc == PCRE2_ERROR_HEAPLIMIT || rc == PCRE2_ERROR_JIT_STACKLIMIT;
-}
-
-/* One start position with as many steps as it needs and the budget has. */
-static int insist (peri__search *s, size_t from) {
-  int rc = PCRE2_ERROR_MATCHLIMIT;
-  uint32_t options = 0;
-  for (uint64_t steps = 4 * QUICK; out_of_steps(rc); steps *= 4) {
-    if (steps > s->budget || steps > UINT32_MAX) return PCRE2_ERROR_MATCHLIMIT;
-    s->budget -= steps;
-    rc = attempt(s, from, 1, (uint32_t)steps, options);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) options = PCRE2_NO_JIT; /* its stack is on the heap */
-  }
-  return rc;
+  *s = (peri__search){
+    .re = re, .st = st, .text = text, .begin = begin, .end = end, .next = begin, .last = SIZE_MAX
+  };
 }
 
 static size_t next_char (const peri__search *s, size_t at) {
@@ -58,40 +57,83 @@ static size_t next_char (const peri__search *s, size_t at) {
   return at;
 }
 
+/* How the engine is asked; what fails for want of one of these is asked again with more. */
+typedef struct attempt {
+  size_t from, window, look;
+  uint64_t steps;
+  uint32_t options;
+} attempt;
+
+static attempt usual (size_t from) { return (attempt){ from, WINDOW, LOOK, QUICK, 0 }; }
+
+static int ask (peri__search *s, const attempt *a) {
+  size_t end = s->end, at = a->from - s->begin;
+  uint32_t options = PCRE2_NO_UTF_CHECK | a->options;
+  if (end - a->from > a->window + a->look) {
+    end = next_char(s, a->from + a->window + a->look - 1);
+    if (end < s->end) options |= PCRE2_PARTIAL_HARD;
+  }
+  pcre2_set_offset_limit(s->st->limits, at + a->window - 1);
+  pcre2_set_match_limit(s->st->limits, (uint32_t)a->steps);
+  pcre2_set_heap_limit(s->st->limits, HEAP_KIB);
+  return pcre2_match(s->re->code, (PCRE2_SPTR)s->text + s->begin, end - s->begin, at, options,
+                     s->st->match, s->st->limits);
+}
+
+/* Ask for more after an answer that is none. False: the work is too much. */
+static bool insist (peri__search *s, attempt *a, int rc) {
+  if (rc == PCRE2_ERROR_PARTIAL) { /* the text shown ended within this match */
+    a->from = s->begin + pcre2_get_ovector_pointer(s->st->match)[0];
+    a->window = 1;
+    a->look *= 8;
+    return spend(s->st, a->look < s->end - s->begin ? a->look : s->end - s->begin);
+  }
+  if (rc == PCRE2_ERROR_JIT_STACKLIMIT) a->options |= PCRE2_NO_JIT; /* its stack is on the heap */
+  if (a->window > 1) { /* which position it was is not told */
+    a->window = 1;
+    return true;
+  }
+  a->steps *= 4;
+  return a->steps <= UINT32_MAX && spend(s->st, a->steps);
+}
+
+static bool wants_more (int rc) {
+  return rc == PCRE2_ERROR_PARTIAL || rc == PCRE2_ERROR_MATCHLIMIT ||
+         rc == PCRE2_ERROR_DEPTHLIMIT || rc == PCRE2_ERROR_HEAPLIMIT ||
+         rc == PCRE2_ERROR_JIT_STACKLIMIT;
+}
+
 peri_status peri__search_next (peri__search *s, bool *found, size_t *from, size_t *to) {
+  peri__text_state *st = s->st;
+  attempt a = usual(s->next);
   *found = false;
-  while (s->next <= s->end) {
-    size_t window = s->window;
-    int rc = attempt(s, s->next, window, QUICK, 0);
-    if (out_of_steps(rc)) {
-      if (window > 1) { /* which position it was is not told */
-        s->window = window > 64 ? 64 : 1;
-        continue;
-      }
-      rc = insist(s, s->next);
-    } else if (window != SIZE_MAX) {
-      s->window = window > s->end ? SIZE_MAX : 4 * window;
+  while (a.from <= s->end) {
+    bool late = ++st->calls % CALLS == 0 && out_of_time(st);
+    int rc = late ? PCRE2_ERROR_MATCHLIMIT : ask(s, &a);
+    if (wants_more(rc)) {
+      if (!late && insist(s, &a, rc)) continue;
+      return peri__text_stop(st, PERI_EFORMAT, PERI__TEXT_PATTERN, rc);
     }
     if (rc == PCRE2_ERROR_NOMATCH) {
-      if (window > s->end - s->next) return PERI_OK;
-      s->next = next_char(s, s->next + window - 1);
+      if (a.window > s->end - a.from) break;
+      a = usual(next_char(s, a.from + a.window - 1));
       continue;
     }
-    if (rc == PCRE2_ERROR_NOMEMORY) return PERI__TEXT_NOMEM(s->st);
-    if (out_of_steps(rc)) return peri__text_stop(s->st, PERI_EFORMAT, PERI__TEXT_PATTERN, rc);
-    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(s->st->match);
-    size_t a = s->begin + range[0], b = s->begin + range[1];
-    if (rc < 0 || a > b || a < s->next || b > s->end)
-      return peri__text_stop(s->st, PERI_EFORMAT, PERI__TEXT_ENGINE, rc);
-    if (a == b && a == s->last) {
-      s->next = next_char(s, s->next);
+    if (rc == PCRE2_ERROR_NOMEMORY) return PERI__TEXT_NOMEM(st);
+    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(st->match);
+    size_t begin = s->begin + range[0], end = s->begin + range[1];
+    if (rc < 0 || begin > end || begin < a.from || end > s->end)
+      return peri__text_stop(st, PERI_EFORMAT, PERI__TEXT_ENGINE, rc);
+    if (begin == end && begin == s->last) {
+      a = usual(next_char(s, a.from));
       continue;
     }
     *found = true;
-    *from = a;
-    *to = b;
-    s->next = s->last = b;
+    *from = begin;
+    *to = end;
+    s->next = s->last = end;
     return PERI_OK;
   }
+  s->next = s->end + 1;
   return PERI_OK;
 }

@@ -237,6 +237,7 @@ peri_status peri__split (const peri__splitter *s, peri__text_state *st, const ch
   if (n > PERI__TEXT_MAX) return peri__text_stop(st, PERI_EINVAL, PERI__TEXT_LONG, 0);
   size_t limit = n > (UINT32_MAX - GROWTH_FIXED) / GROWTH ? UINT32_MAX : n * GROWTH + GROWTH_FIXED;
   int buffer = 0;
+  peri__work_begin(st, n);
   peri__piece_list *from = &st->list[0], *to = &st->list[1];
   from->n = to->n = 0;
   if (!peri__pieces_add(st, from, 0, n)) return PERI__TEXT_NOMEM(st);

@@ -36,6 +36,9 @@ struct peri__text_state {
   pcre2_match_data *match;
   pcre2_match_context *limits;
   pcre2_jit_stack *stack;
+  /* What is left of the work that regular expressions may take: regex_search.c. */
+  uint64_t budget, time, started;
+  unsigned calls;
 };
 
 static inline peri_status peri__text_stop (peri__text_state *st, peri_status s,

@@ -274,6 +274,7 @@ static uint32_t *assigned (size_t *count) {
     size_t from, to;
     bool found;
     if (c >= 0xD800 && c < 0xE000) continue;
+    peri__work_begin(St, 4);
     peri__search_begin(&search, none, St, text, 0, peri__char_put(c, text));
     assert_int_equal(peri__search_next(&search, &found, &from, &to), PERI_OK);
     if (!found) out[(*count)++] = c;
@@ -311,6 +312,7 @@ static void classes_are_those_of_the_regular_expressions (void **state) {
       peri__search search;
       size_t from, to;
       bool found;
+      peri__work_begin(St, 4);
       peri__search_begin(&search, re, St, text, 0, peri__char_put(all[i], text));
       assert_int_equal(peri__search_next(&search, &found, &from, &to), PERI_OK);
       if (found != ((peri__class(all[i]) & cases[k].set) != 0))
@@ -347,6 +349,7 @@ static void same_matches (const char *pattern, const peri__known *known, const p
   peri__search search;
   size_t at = 0, memo = 0, a = 0, b = 0, from = 0, to = 0;
   bool found, mine;
+  peri__work_begin(St, n);
   peri__search_begin(&search, re, St, text, 0, n);
   do {
     peri_status s = peri__search_next(&search, &found, &from, &to);
@@ -663,7 +666,8 @@ static double seconds (void) { return (double)clock() / CLOCKS_PER_SEC; }
 static void a_pattern_cannot_hang (void **state) {
   static const char *const pattern[] = { "(a+)+$",        "(a|aa)+$",       "(a*)*b",
                                          "a*a*a*a*c",     "\\\\s+x",        "(?=(a+)+b)c",
-                                         "(.*)(.*)(.*)x", "(a?){60}a{60}b", "(?:a+b?)+?z" };
+                                         "(.*)(.*)(.*)x", "(a?){60}a{60}b", "(?:a+b?)+?z",
+                                         "[a-z]+[0-9]",   "[a-z]++[0-9]|a", "(?:[a-z]+[0-9]|a)*z" };
   char *text = malloc(200001), spec[256];
   (void)state;
   assert_non_null(text);
