@@ -42,7 +42,7 @@ function M.create(class, config, names)
   for _, name in ipairs(names or {}) do has[name] = true end
   self.settings = class.read(config, names and has)
   for i = 1, self.settings.layers do self.layers[i] = {} end
-  self:declare(weights.declaration(self))
+  self:declare(weights.declaration(self, names and #names))
   return self
 end
 
@@ -60,9 +60,28 @@ function M.new(class, config, opts)
   return self:train()
 end
 
---- A required entry of a config; says which model misses it.
-function M.need(config, key)
-  return config[key] or error(("%s: the config lacks %q"):format(config.model_type or "model", key), 0)
+--- A size of a config: an integer from 1 to 2^24, or a message that names it.
+--- @param config table
+--- @param key string
+--- @param default integer?  where it is absent; without one it must be there
+--- @return integer
+function M.need(config, key, default)
+  local value = config[key]
+  if value == nil then
+    return default or error(("%s: the config lacks %q"):format(config.model_type or "model", key), 0)
+  end
+  local n = type(value) == "number" and math.tointeger(value)
+  if n and n >= 1 and n <= 1 << 24 then return n end
+  error(("%s: %s is %s, expected an integer from 1 to 2^24"):format(config.model_type, key, tostring(value)), 0)
+end
+
+--- How many layers: no more than there are tensors, so that no list is made for nothing.
+function M.need_layers(config, key, has)
+  local n, most = M.need(config, key), 0
+  if not has then return n end
+  for _ in pairs(has) do most = most + 1 end
+  if n <= most then return n end
+  error(("%s: %s is %d, and there are %d tensors"):format(config.model_type, key, n, most), 0)
 end
 
 --- Whether a published tensor is known and not needed.

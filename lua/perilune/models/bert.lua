@@ -28,8 +28,8 @@ function Bert.read(config, has)
   local mlm = has_part(config, has, Bert.published.head_bias, "MaskedLM")
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = need(config, "num_hidden_layers"), heads = heads, head_dim = dim // heads,
-    positions = need(config, "max_position_embeddings"), types = config.type_vocab_size or 2,
+    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, head_dim = dim // heads,
+    positions = need(config, "max_position_embeddings"), types = need(config, "type_vocab_size", 2),
     eps = config.layer_norm_eps or 1e-12, act = base.activation(config, "hidden_act", "gelu"),
     dropout = config.hidden_dropout_prob or 0.1, attention_dropout = config.attention_probs_dropout_prob or 0.1,
     mlm = mlm, pooler = has_part(config, has, "pooler.dense.weight", "BertModel"),

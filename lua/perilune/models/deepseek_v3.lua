@@ -8,7 +8,7 @@ local moe = require "perilune.models.moe"
 
 local DeepSeek = base.class "deepseek_v3"
 
-function DeepSeek.read(config)
+function DeepSeek.read(config, has)
   local need = base.need
   if (config.hidden_act or "silu") ~= "silu" then
     error(("deepseek_v3: hidden_act %q, only silu is known"):format(config.hidden_act), 0)
@@ -16,19 +16,21 @@ function DeepSeek.read(config)
   local p = config.rope_parameters or config.rope_scaling or {}
   local heads, nope, turned = need(config, "num_attention_heads"), need(config, "qk_nope_head_dim"),
     need(config, "qk_rope_head_dim")
+  local experts, groups = need(config, "n_routed_experts"), need(config, "n_group", 1)
+  if experts % groups ~= 0 then error(("deepseek_v3: %d experts in %d groups"):format(experts, groups), 0) end
   -- YaRN makes the softmax sharper: mscale of all channels, squared
   local mscale = (p.rope_type or p.type or "default") ~= "default" and p.mscale_all_dim
     and rope.yarn_mscale(p.factor, p.mscale_all_dim) or 1
   return {
     vocab = need(config, "vocab_size"), dim = need(config, "hidden_size"), ff = need(config, "intermediate_size"),
-    layers = need(config, "num_hidden_layers"), heads = heads, kv_heads = heads, head_dim = nope + turned,
-    nope = nope, rope = turned, value_dim = need(config, "v_head_dim"), q_rank = config.q_lora_rank,
-    kv_rank = need(config, "kv_lora_rank"), scale = (nope + turned) ^ -0.5 * mscale ^ 2,
+    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = heads,
+    head_dim = nope + turned, nope = nope, rope = turned, value_dim = need(config, "v_head_dim"),
+    q_rank = config.q_lora_rank and need(config, "q_lora_rank"), kv_rank = need(config, "kv_lora_rank"), scale = (nope + turned) ^ -0.5 * mscale ^ 2,
     interleaved = config.rope_interleave ~= false, eps = config.rms_norm_eps or 1e-6,
     bias = config.attention_bias or false, dropout = config.attention_dropout or 0,
     dense = config.first_k_dense_replace or 0, expert_ff = need(config, "moe_intermediate_size"),
-    experts = need(config, "n_routed_experts"), shared = config.n_shared_experts or 0,
-    active = need(config, "num_experts_per_tok"), groups = config.n_group or 1, kept_groups = config.topk_group or 1,
+    experts = experts, shared = config.n_shared_experts or 0,
+    active = need(config, "num_experts_per_tok"), groups = groups, kept_groups = config.topk_group or 1,
     normalised = config.norm_topk_prob ~= false, route_scale = config.routed_scaling_factor or 1,
     tied = config.tie_word_embeddings or false,
   }

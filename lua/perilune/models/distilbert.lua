@@ -20,9 +20,10 @@ function DistilBert.read(config, has)
   if has then mlm = has["vocab_projector.bias"] or false
   else mlm = (config.architectures and config.architectures[1] or ""):find "MaskedLM" ~= nil end
   return {
-    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "hidden_dim"), layers = need(config, "n_layers"),
-    heads = heads, head_dim = dim // heads, positions = need(config, "max_position_embeddings"), types = 0,
-    eps = 1e-12, act = base.activation(config, "activation", "gelu"), dropout = config.dropout or 0.1,
+    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "hidden_dim"),
+    layers = base.need_layers(config, "n_layers", has), heads = heads, head_dim = dim // heads,
+    positions = need(config, "max_position_embeddings"), types = 0, eps = 1e-12,
+    act = base.activation(config, "activation", "gelu"), dropout = config.dropout or 0.1,
     attention_dropout = config.attention_dropout or 0.1, mlm = mlm, pooler = false,
     prefix = (has and has["embeddings.word_embeddings.weight"] or not (has or mlm)) and "" or "distilbert.",
   }

@@ -7,13 +7,14 @@ local rope = require "perilune.models.rope"
 
 local Gemma2 = base.class "gemma2"
 
-function Gemma2.read(config)
+function Gemma2.read(config, has)
   local need = base.need
   local heads, dim = need(config, "num_attention_heads"), need(config, "hidden_size")
-  local head_dim = config.head_dim or dim // heads
+  local head_dim = need(config, "head_dim", dim // heads)
   local s = {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = need(config, "num_hidden_layers"), heads = heads, kv_heads = config.num_key_value_heads or heads,
+    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads,
+    kv_heads = need(config, "num_key_value_heads", heads),
     head_dim = head_dim, eps = config.rms_norm_eps or 1e-6, bias = config.attention_bias or false,
     act = base.activation(config, config.hidden_activation and "hidden_activation" or "hidden_act", "gelu_new"),
     scale = (config.query_pre_attn_scalar or head_dim) ^ -0.5, cap = config.attn_logit_softcapping or 0,

@@ -5,11 +5,12 @@ local base = require "perilune.models.base"
 local Gpt2 = base.class "gpt2"
 Gpt2.prefixes = { "transformer." }
 
-function Gpt2.read(config)
+function Gpt2.read(config, has)
   local need = base.need
   local dim, heads = need(config, "n_embd"), need(config, "n_head")
   return {
-    vocab = need(config, "vocab_size"), dim = dim, ff = config.n_inner or 4 * dim, layers = need(config, "n_layer"),
+    vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "n_inner", 4 * dim),
+    layers = base.need_layers(config, "n_layer", has),
     heads = heads, kv_heads = heads, head_dim = dim // heads, positions = need(config, "n_positions"),
     eps = config.layer_norm_epsilon or 1e-5, act = base.activation(config, "activation_function", "gelu_new"),
     scale = config.scale_attn_weights == false and 1 or (dim // heads) ^ -0.5,

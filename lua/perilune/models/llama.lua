@@ -8,17 +8,18 @@ local rope = require "perilune.models.rope"
 local Llama = base.class "llama"
 
 --- What the layers ask for, from a Hugging Face config of any age.
-function Llama.read(config)
+function Llama.read(config, has)
   local need = base.need
   if (config.hidden_act or "silu") ~= "silu" then
     error(("llama: hidden_act %q, only silu is known"):format(config.hidden_act), 0)
   end
   local heads, dim = need(config, "num_attention_heads"), need(config, "hidden_size")
+  local kv_heads = need(config, "num_key_value_heads", heads)
+  if heads % kv_heads ~= 0 then error(("llama: %d heads do not divide into %d"):format(heads, kv_heads), 0) end
   local s = {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = need(config, "num_hidden_layers"), heads = heads,
-    kv_heads = config.num_key_value_heads or heads,
-    head_dim = config.head_dim or dim // heads, eps = config.rms_norm_eps or 1e-6,
+    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = kv_heads,
+    head_dim = need(config, "head_dim", dim // heads), eps = config.rms_norm_eps or 1e-6,
     qkv_bias = config.attention_bias or false, out_bias = config.attention_bias or false,
     mlp_bias = config.mlp_bias or false, qk_norm = false,
     tied = config.tie_word_embeddings or false, dropout = config.attention_dropout or 0,

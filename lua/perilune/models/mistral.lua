@@ -4,8 +4,8 @@ local llama = require "perilune.models.llama"
 
 local Mistral = base.class("mistral", llama.Class)
 
-function Mistral.read(config)
-  local s = llama.Class.read(config)
+function Mistral.read(config, has)
+  local s = llama.Class.read(config, has)
   for i = 1, s.layers do s.windows[i] = config.sliding_window or 0 end
   return s
 end

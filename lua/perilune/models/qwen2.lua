@@ -17,8 +17,8 @@ function Qwen2.windows(config, s)
   end
 end
 
-function Qwen2.read(config)
-  local s = llama.Class.read(config)
+function Qwen2.read(config, has)
+  local s = llama.Class.read(config, has)
   s.qkv_bias, s.out_bias = true, false
   Qwen2.windows(config, s)
   return s

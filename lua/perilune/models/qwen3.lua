@@ -5,8 +5,8 @@ local qwen2 = require "perilune.models.qwen2"
 
 local Qwen3 = base.class("qwen3", llama.Class)
 
-function Qwen3.read(config)
-  local s = llama.Class.read(config)
+function Qwen3.read(config, has)
+  local s = llama.Class.read(config, has)
   s.qk_norm = true
   qwen2.Class.windows(config, s)
   return s

@@ -68,6 +68,7 @@ end
 --- @return number[] inv_freq  dim/2 values
 --- @return number scale  factor on cos and sin
 function M.frequencies(dim, config)
+  if dim > 65536 then error(("%d rotary channels, expected at most 65536"):format(dim), 0) end
   local p = config.rope_parameters or config.rope_scaling or {}
   if type(p) ~= "table" then p = {} end
   local base = p.rope_theta or config.rope_theta or 10000

@@ -7,18 +7,19 @@ local seq2seq = require "perilune.models.seq2seq"
 
 local T5 = base.class("t5", seq2seq.Class)
 
-function T5.read(config)
+function T5.read(config, has)
   local need = base.need
   local gated, act = (config.feed_forward_proj or "relu"):match "^(gated%-)(.*)$"
   act = gated and act == "gelu" and "gelu_new" or act or config.feed_forward_proj or "relu"
-  local layers, heads, tied = need(config, "num_layers"), need(config, "num_heads"), config.tie_word_embeddings ~= false
+  local layers, tied = base.need_layers(config, "num_layers", has), config.tie_word_embeddings ~= false
   local scaled = config.scale_decoder_outputs
   if scaled == nil then scaled = tied end
   return {
     vocab = need(config, "vocab_size"), dim = need(config, "d_model"), ff = need(config, "d_ff"), layers = layers,
-    decoder_layers = config.num_decoder_layers or layers, heads = heads, head_dim = need(config, "d_kv"),
-    eps = config.layer_norm_epsilon or 1e-6, gated = gated ~= nil, act = base.activation({ act = act }, "act"),
-    buckets = config.relative_attention_num_buckets or 32, far = config.relative_attention_max_distance or 128,
+    decoder_layers = need(config, "num_decoder_layers", layers), heads = need(config, "num_heads"),
+    head_dim = need(config, "d_kv"), eps = config.layer_norm_epsilon or 1e-6, gated = gated ~= nil,
+    act = base.activation({ act = act }, "act"),
+    buckets = need(config, "relative_attention_num_buckets", 32), far = config.relative_attention_max_distance or 128,
     dropout = config.dropout_rate or 0.1, tied = tied, scaled = scaled, first = config.decoder_start_token_id or 0,
   }
 end

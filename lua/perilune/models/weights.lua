@@ -16,7 +16,8 @@ local Declaration = {}
 Declaration.__index = Declaration
 
 --- What declare(self, d) of a model is given.
-function M.declaration(model) return setmetatable({ model = model }, Declaration) end
+--- @param most integer?  published tensors that there are: more cannot be declared
+function M.declaration(model, most) return setmetatable({ model = model, most = most }, Declaration) end
 
 --- Say where the next weights are.
 --- @param owner table  what holds them
@@ -28,7 +29,11 @@ end
 
 local function add(self, owner, key, name, entry)
   entry.name, entry.owner, entry.key = self.ours .. name, owner, key
-  table.insert(self.model._layout, entry)
+  local layout = self.model._layout
+  if self.most and #layout >= self.most + 1000 then -- some may be missing: fill() names them
+    error(("the config asks for more than the %d tensors there are"):format(self.most), 0)
+  end
+  table.insert(layout, entry)
 end
 
 --- A tensor. init is "ones" (default), "zeros" or "normal"; kind "vector" (default), "embedding", "buffer".
