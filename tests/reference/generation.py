@@ -5,7 +5,7 @@ import json
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 FOLDER = "tests/data/hf_tiny/"
 ENDS = [1, 3, 5, 7, 9, 11]
@@ -33,7 +33,8 @@ GREEDY = [
 
 
 def model_and_ids(name):
-    model = AutoModelForCausalLM.from_pretrained(FOLDER + name).eval()
+    auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
+    model = auto.from_pretrained(FOLDER + name).eval()
     return model, load_file(FOLDER + name + "/io.safetensors")["input_ids"]
 
 
@@ -44,7 +45,7 @@ def generate(model, ids, stop, **options):
 
 def beams():
     out = []
-    for name in ("llama", "qwen3"):
+    for name in ("llama", "qwen3", "gpt2", "t5"):
         model, ids = model_and_ids(name)
         for n, penalty, early, returned, stop, new, repetition in BEAMS:
             for length in (5, 7):
@@ -53,7 +54,7 @@ def beams():
                 r = generate(model, ids[:, :length], stop, output_scores=True, return_dict_in_generate=True,
                              **options)
                 out.append(dict(options, model=name, prompt=ids[:, :length].tolist(), stop=stop,
-                                sequences=r.sequences[:, length:].tolist(),
+                                sequences=r.sequences[:, 1 if name == "t5" else length:].tolist(),
                                 scores=[round(s, 6) for s in r.sequences_scores.tolist()]))
     return out
 

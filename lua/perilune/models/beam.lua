@@ -15,7 +15,7 @@ local function new_search(o, prompt)
   for b = 1, o.num_beams do
     beams[b] = { tokens = {}, score = b == 1 and 0 or NEVER, row = sampler.row(o, prompt, o.stop) }
   end
-  return { beams = beams, finished = {}, open = true }
+  return { beams = beams, finished = {}, open = true, idle = beams[1].row } -- idle: where no beam is left
 end
 
 local function by_score(a, b) return a.score > b.score end
@@ -78,8 +78,9 @@ end
 local function best_continuations(logits, searches, o)
   local rows, scores = {}, {}
   for _, s in ipairs(searches) do
-    for _, beam in ipairs(s.beams) do
-      rows[#rows + 1], scores[#scores + 1] = beam.row, { beam.score }
+    for k = 1, o.num_beams do
+      local beam = s.beams[k]
+      rows[#rows + 1], scores[#scores + 1] = beam and beam.row or s.idle, { beam and beam.score or NEVER }
     end
   end
   local x = sampler.process(logits:log_softmax(-1), rows)
@@ -145,33 +146,23 @@ function M.search(model, prompt, o, start)
   local cache <close>, last, context = generate.prefill(model, prompt, start, o.max_new_tokens)
   cache:repeat_rows(o.num_beams)
   last = last:repeat_interleave(o.num_beams, 1)
-  local starts = {}
-  for b = 1, #searches do
-    for k = 1, o.num_beams do starts[(b - 1) * o.num_beams + k] = pads[b] or 0 end
-  end
-  if start then context.start = peri.tensor(starts, "i64") end
-  local live = searches
+  if start then context.start = start:repeat_interleave(o.num_beams, 1) end
   for length = 1, o.max_new_tokens do
     local step <close> = peri.scope()
-    local candidates = best_continuations(model:logits(last), live, o)
-    local open, rows, ids = {}, {}, {}
-    for b, s in ipairs(live) do
-      advance(s, o, candidates[b], length)
-      if s.open then
-        open[#open + 1] = s
-        for _, beam in ipairs(s.beams) do
-          rows[#rows + 1], ids[#ids + 1] = (b - 1) * o.num_beams + beam.from, { beam.tokens[#beam.tokens] }
-        end
+    local candidates = best_continuations(model:logits(last), searches, o)
+    local open, rows, ids = false, {}, {}
+    for b, s in ipairs(searches) do
+      local first = (b - 1) * o.num_beams
+      if s.open then advance(s, o, candidates[b], length)
+      else for k, beam in ipairs(s.beams) do beam.from = k end end -- stays as it is: rows keep their prompts
+      open = open or s.open
+      for k = 1, o.num_beams do
+        local beam = s.beams[k] or { from = k, tokens = { 0 } }
+        rows[first + k], ids[first + k] = first + beam.from, { beam.tokens[#beam.tokens] }
       end
     end
-    live = open
-    if #live == 0 then break end
+    if not open then break end
     cache:select_rows(rows)
-    if context.start then
-      local kept = {}
-      for r, from in ipairs(rows) do kept[r] = starts[from] end
-      starts, context.start = kept, step:keep(peri.tensor(kept, "i64"))
-    end
     last = step:keep(model:forward(peri.tensor(ids, "i64"), context):select(2, -1))
   end
   local out = output(searches, o)
