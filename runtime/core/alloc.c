@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/core.h"
+#include "core/slab.h"
 
 /* Classes: multiples of 64 up to 1024, then 8 steps an octave (at most 12.5 % is lost). A request
 ** whose own list is empty takes a block of the next NEAR classes (twice the size at most) when it is
@@ -29,6 +30,7 @@ struct peri_pool {
   free_block *first[CLASSES];
   size_t reserved; /* bytes taken from the host for blocks, headers included */
   size_t spare;    /* of these in the free lists */
+  peri__slab *slab;
 #ifdef PERI_TESTING
   int64_t countdown; /* -1 = off */
   bool sticky, fired;
@@ -138,6 +140,23 @@ static size_t class_size (size_t k) {
   return ((size_t)1 << (k / 8 + 10)) / 8 * (8 + k % 8 + 1);
 }
 
+/* Memory for blocks, from the host or from slabs; bytes tell which. */
+static bool in_slab (const peri_ctx *ctx, size_t bytes) {
+  return ctx->alloc == default_alloc && peri__slab_wants(bytes);
+}
+
+static void *raw_get (peri_ctx *ctx, size_t bytes) {
+  if (in_slab(ctx, bytes)) return peri__slab_get(&ctx->pool->slab, bytes);
+  return ctx->alloc(ctx->alloc_ud, NULL, 0, bytes);
+}
+
+static void raw_put (peri_ctx *ctx, void *raw, size_t bytes) {
+  if (in_slab(ctx, bytes))
+    peri__slab_put(&ctx->pool->slab, raw, bytes);
+  else
+    ctx->alloc(ctx->alloc_ud, raw, bytes, 0);
+}
+
 static void *take (peri_pool *pool, int k) {
   free_block *b = pool->first[k];
   if (!b) return NULL;
@@ -158,10 +177,10 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
     if (b) return b;
     if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri_memory_trim(ctx);
   }
-  char *raw = ctx->alloc(ctx->alloc_ud, NULL, 0, raw_size(size));
+  char *raw = raw_get(ctx, raw_size(size));
   if (!raw) {
     peri_memory_trim(ctx);
-    raw = ctx->alloc(ctx->alloc_ud, NULL, 0, raw_size(size));
+    raw = raw_get(ctx, raw_size(size));
     if (!raw) return NULL;
   }
   pool->reserved += raw_size(size);
@@ -187,7 +206,7 @@ void peri_memory_trim (peri_ctx *ctx) {
     while (pool->first[k]) {
       free_block *b = pool->first[k];
       pool->first[k] = b->next;
-      ctx->alloc(ctx->alloc_ud, head_of(b)->raw, size, 0);
+      raw_put(ctx, head_of(b)->raw, size);
       pool->reserved -= size;
       pool->spare -= size;
     }
