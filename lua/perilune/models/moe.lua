@@ -47,15 +47,16 @@ function M.mix(x, places, weights, expert, experts)
       table.insert(slots[e + 1], (n - 1) * k + j - 1)
     end
   end
-  local out, flat = peri.zeros_like(rows), weights:reshape { -1, 1 }
+  local parts, order, places_of = {}, {}, {} -- rows by expert, whose they are, where their weights are
   for e = 1, experts do
     if #tokens[e] > 0 then
-      local at = peri.tensor(tokens[e], "i64")
-      local y = expert(e, rows:index_select(at, 1)):mul(flat:index_select(peri.tensor(slots[e], "i64"), 1))
-      out = out:index_add(at, y, 1)
+      parts[#parts + 1] = expert(e, rows:index_select(peri.tensor(tokens[e], "i64"), 1))
+      table.move(tokens[e], 1, #tokens[e], #order + 1, order)
+      table.move(slots[e], 1, #slots[e], #places_of + 1, places_of)
     end
   end
-  return out:reshape(x.shape)
+  local scaled = peri.cat(parts, 1):mul(weights:reshape({ -1, 1 }):index_select(peri.tensor(places_of, "i64"), 1))
+  return peri.zeros_like(rows):index_add(peri.tensor(order, "i64"), scaled, 1):reshape(x.shape)
 end
 
 return M
