@@ -99,9 +99,13 @@ end
 function M.load(path, opts)
   local o = options.fill("lm.load", opts, { dtype = "auto", pack = true, tokenizer = options.none,
     rows = options.none, prefix_cache_bytes = options.none, prefill_chunk = options.none })
-  local tok, message = peri.tokenizer.load(o.tokenizer or path)
+  local source, tok, model, message
+  if not o.tokenizer then
+    source, message = require("perilune.models").open(path)
+    if not source then return nil, message end
+  end
+  tok, message = peri.tokenizer.load(o.tokenizer or source.tokenizer_path or path)
   if not tok then return nil, message end
-  local model
   model, message = load_model(path, o.dtype, o.pack)
   if not model then return nil, message end
   if not model.forward or not model.logits or model.encode then
@@ -117,19 +121,35 @@ local function is_messages(prompt)
   return type(prompt) == "table" and type(prompt[1]) == "table"
 end
 
+-- Ids of a text none of which is one of the given tokens, even where the text spells one.
+local function ids_without(tok, text, tokens)
+  local plain, ids, at = { add_special = false, parse_special = false }, {}, 1
+  while at <= #text do
+    local cut = #text
+    for _, id in pairs(tokens) do -- a token that is spelled is cut behind its first character
+      local name = tok:token(id)
+      local from = name and text:find(name, at, true)
+      if from then cut = math.min(cut, utf8.offset(text, 2, from) - 1) end
+    end
+    for _, id in ipairs(tok:encode(text:sub(at, cut), plain)) do ids[#ids + 1] = id end
+    at = cut + 1
+  end
+  return ids
+end
+
 -- Fill-in-the-middle: prefix, suffix, then the model writes the middle (arXiv:2207.14255, PSM).
 local function fill_in(self, prefix, suffix)
   local tok, fim = self.tok, self.tok.fim
   if not (fim and fim.prefix and fim.suffix and fim.middle) then
     error("complete: this tokenizer has no tokens for fill-in-the-middle, so a suffix cannot be taken in", 0)
   end
-  local plain, ids = { add_special = false, parse_special = false }, {}
+  local ids = {}
   local empty = tok:encode("", { add_special = true })
   if empty[1] and empty[1] == tok.bos then ids[1] = tok.bos end
   ids[#ids + 1] = fim.prefix
-  for _, id in ipairs(tok:encode(prefix, plain)) do ids[#ids + 1] = id end
+  for _, id in ipairs(ids_without(tok, prefix, fim)) do ids[#ids + 1] = id end
   ids[#ids + 1] = fim.suffix
-  for _, id in ipairs(tok:encode(suffix, plain)) do ids[#ids + 1] = id end
+  for _, id in ipairs(ids_without(tok, suffix, fim)) do ids[#ids + 1] = id end
   ids[#ids + 1] = fim.middle
   return ids
 end

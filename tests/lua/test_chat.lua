@@ -98,6 +98,8 @@ function TestPipe:test_complete_prints_the_continuation()
     lu.assertEquals(#row.logprobs, #row.tokens)
   end
   lu.assertEquals(n, 3)
+  lu.assertEquals((run(("complete --echo --temperature 0 %s --max-tokens 5 'hi there'"):format(self.folder))),
+    "hi there" .. text .. "\n")
   out = run(("complete %s hi --max-tokens 9 --regex '( w1[0-9]){3}'"):format(self.folder))
   lu.assertStrMatches(out, " ?w1%d w1%d w1%d\n")
 end

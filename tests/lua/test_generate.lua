@@ -10,6 +10,7 @@ local models = require "perilune.models"
 local prefix_cache = require "perilune.models.prefix_cache"
 local regex = require "perilune.models.regex"
 local sampler = require "perilune.models.sampler"
+local reference = require "shared"
 local text = require "perilune.text"
 
 local function read(name) return assert(peri.json.decode(assert(peri.files.read("tests/data/" .. name)))) end
@@ -493,6 +494,22 @@ function TestTexts.test_a_chat_template_a_tool_of_the_tokenizer_and_thoughts()
   lu.assertEquals({ lms.split_reasoning "<think>\nwell\n</think>\n\nYes." }, { "Yes.", "well" })
   lu.assertEquals({ lms.split_reasoning("well</think>Yes.", true) }, { "Yes.", "well" })
   lu.assertEquals({ lms.split_reasoning "a <think> b" }, { "a <think> b" })
+end
+
+-- The order is prefix, suffix, middle; the special tokens as the models' publishers name them.
+function TestTexts.test_a_gap_is_filled_where_the_vocabulary_has_the_tokens()
+  for name, tokens in pairs { qwen3 = { "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>" },
+    deepseek_v3 = { "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>" } } do
+    local tok = assert(peri.tokenizer.load(reference.need("data/tokenizers/" .. name)))
+    local lm = lms.new(digits(), tok, { prefix_cache_bytes = 0 })
+    local text_of = tok:decode(lm:ids("def f(x):\n", { suffix = "\n  return y <|fim_middle|>" }), { skip_special = false })
+    lu.assertStrContains(text_of, ("%sdef f(x):\n%s\n  return y <|fim_middle|>%s"):format(table.unpack(tokens)))
+    local n = 0 -- what a text holds is no special token
+    for _, id in ipairs(lm:ids("<|fim_middle|>", { suffix = tokens[1] })) do
+      if id == tok.fim.prefix or id == tok.fim.suffix or id == tok.fim.middle then n = n + 1 end
+    end
+    lu.assertEquals(n, 3)
+  end
 end
 
 function TestTexts.test_what_is_wrong_is_said()

@@ -48,7 +48,8 @@ local function separate(spec, args)
     elseif word:find "^%-%-." or word == "-h" then
       rest[#rest + 1] = word
       local entry = spec[word:sub(3):gsub("%-", "_")]
-      local default = type(entry) == "table" and entry[1] or entry
+      local default = entry
+      if type(entry) == "table" then default = entry[1] end
       local takes = entry ~= nil and type(default) ~= "boolean" or word == "--config"
       if takes and not word:find "=" and args[i + 1] then
         i = i + 1
@@ -87,6 +88,15 @@ function M.read(command, usage, least, most, spec, args, about)
   return nil, 2
 end
 
+--- A raised message without the place in our own source.
+--- @param message any
+--- @return string
+function M.plain(message)
+  message = tostring(message)
+  while message:find "^[^%s:]+%.lua:%d+: " do message = message:gsub("^[^%s:]+%.lua:%d+: ", "", 1) end
+  return (message:gsub("\nstack traceback:.*$", ""))
+end
+
 --- Load the model that a command names; says why it cannot, in one line on the standard error.
 --- @param command string
 --- @param path string
@@ -96,18 +106,13 @@ end
 function M.load(command, path, values, opts)
   local o = { dtype = values.dtype, pack = true }
   for k, v in pairs(opts or {}) do o[k] = v end
-  local lm, message = peri.lm.load(path, o)
+  local ok, lm, message = pcall(peri.lm.load, path, o)
+  if not ok then
+    lm, message = nil, M.plain(lm)
+    if message:find "interrupted$" then error("interrupted", 0) end
+  end
   if not lm then io.stderr:write(("perilune %s: %s\n"):format(command, message)) end
   return lm
-end
-
---- A raised message without the place in our own source.
---- @param message any
---- @return string
-function M.plain(message)
-  message = tostring(message)
-  while message:find "^[^%s:]+%.lua:%d+: " do message = message:gsub("^[^%s:]+%.lua:%d+: ", "", 1) end
-  return (message:gsub("\nstack traceback:.*$", ""))
 end
 
 return M
