@@ -207,6 +207,9 @@ for dtype, long in pairs { bf16 = "bfloat16", f16 = "float16" } do
     local layer = model.layers[2]
     lu.assertEquals({ layer.qkv.weight.dtype, layer.norm1.dtype, model.embed.dtype }, { dtype, "f32", dtype })
     lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 0.03)
+    local ids = model:generate(io.input_ids:narrow(2, 1, 5), { max_new_tokens = 4, greedy = true }).tokens
+    local logp, entropy = model:token_logprobs(peri.cat({ io.input_ids:narrow(2, 1, 5), ids }, 2), 6)
+    lu.assertEquals({ logp.dtype, entropy.dtype, logp:isfinite():all():item() }, { "f32", "f32", true })
     local path = os.tmpname()
     os.remove(path)
     assert(model:save(path))
