@@ -316,6 +316,13 @@ function TestBatching.test_written_weights_empty_the_prefix_cache()
   local after = run()
   lu.assertEquals(after.cached_tokens, 0)
   lu.assertNotEquals(brought(after), brought(again))
+  local adapter = require("perilune.peft").lora(model, { r = 2 })
+  lu.assertEquals(run().cached_tokens, 0)
+  lu.assertEquals(run().cached_tokens, 3)
+  peri.no_grad(function () adapter:parameters()[1]:add_(0.5) end)
+  lu.assertEquals(run().cached_tokens, 0)
+  adapter:remove()
+  lu.assertEquals(brought(run()), brought(after))
   shared:clear()
 end
 

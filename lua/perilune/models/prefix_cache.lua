@@ -27,11 +27,30 @@ local function common(a, b, most)
   return n
 end
 
--- Weights that were written since make every entry worthless.
+-- What keys and values depend on: weights, adapters and learned prefixes, as a text that differs when
+-- one was written or exchanged, and the objects in it, which have to live as long as their addresses count.
 local function stamp(model)
-  local sum = 0
-  for i, p in ipairs(model:parameters()) do sum = sum + i * p:version() end
-  return sum
+  local sum, held, parts = 0, {}, {}
+  local function add(tensors)
+    for i, t in ipairs(tensors) do sum = sum + i * t:version() end
+  end
+  local function adapter(a)
+    if held[a] then return end
+    held[a] = true
+    parts[#parts + 1] = ("%p"):format(a)
+    if a.parameters then add(a:parameters()) end
+    for _, other in ipairs(a) do if type(other) == "table" then adapter(other) end end
+  end
+  add(model:parameters())
+  for _, p in ipairs(model.projections and model:projections() or {}) do
+    if p.adapter then adapter(p.adapter) end
+  end
+  if model.prefix then
+    adapter(model.prefix)
+    add(model.prefix.k)
+    add(model.prefix.v)
+  end
+  return sum .. table.concat(parts), held
 end
 
 -- Who still reads a cache has set its `pinned`; it is then theirs to release once `orphan` is set.
@@ -57,9 +76,9 @@ end
 --- @return integer n  tokens, 0 when there are none
 --- @return perilune.models.Cache? cache  of one row, whose first n positions are meant
 function PrefixCache:find(model, ids)
-  local now = stamp(model)
+  local now, held = stamp(model)
   if self.model ~= model or self.stamp ~= now then self:clear() end
-  self.model, self.stamp = model, now
+  self.model, self.stamp, self.held = model, now, held
   local best, place = 0, nil
   for i, entry in ipairs(self.list) do
     local n = common(entry.ids, ids, math.min(#ids - 1, #entry.ids))
