@@ -34,11 +34,12 @@ static peri_status pack_cpu (peri_call *c) {
 }
 
 OP(pack, .sig = "weight", .flags = PERI_OP_WEIGHT,
-   .doc =
-       "weight (out, in) of f32, f16, bf16 or a quantised dtype, with its memory laid out for this "
-       "processor; only linear, matmul on the right, embedding, token_logprob and to take it, and "
-       "no "
-       "gradient reaches it. A packed weight is given back as it is.",
+   .doc = "weight (out, in) of f32, f16, bf16 or a quantised dtype, with its memory laid out for "
+          "this processor; only linear, matmul on the right, embedding, token_logprob and to take "
+          "it, and no gradient reaches it. A packed weight is given back as it is. Products have "
+          "the bits of plain f32 weights, f16 and bf16 ones widened. But where the processor "
+          "multiplies pairs of bf16 (AVX512-BF16), inputs of bf16 weights are rounded to bf16, and "
+          "everywhere those of quantised ones to 8 bits.",
    .infer = pack_infer, .cpu = pack_cpu, .domain = "weight.shape=5,4");
 
 /* ---- products ---- */
