@@ -240,6 +240,20 @@ static peri_status unknown_score (peri_tokenizer *t) {
   return PERI_OK;
 }
 
+static peri_status check_around (peri_tokenizer *t) {
+  for (int pair = 0; pair < 2; pair++) {
+    size_t n;
+    const peri__part *part = peri__postprocessor_parts(t->post, pair != 0, &n);
+    for (size_t i = 0; i < n; i++)
+      for (size_t k = 0; part[i].kind == PERI__PART_IDS && k < part[i].n; k++)
+        if ((size_t)part[i].ids[k] >= t->size)
+          return peri__fail(t->ctx, PERI_EFORMAT,
+                            "post_processor: id %d in a vocabulary of %zu tokens",
+                            (int)part[i].ids[k], t->size);
+  }
+  return PERI_OK;
+}
+
 peri_status peri__tokenizer_ready (peri_tokenizer *t) {
   peri__model *m = &t->model;
   peri__text_state *st;
@@ -250,6 +264,7 @@ peri_status peri__tokenizer_ready (peri_tokenizer *t) {
     if (t->role[i] >= 0 && (size_t)t->role[i] >= t->size)
       return peri__fail(t->ctx, PERI_EFORMAT, "special token %d of a vocabulary of %zu tokens",
                         (int)t->role[i], t->size);
+  TRY(check_around(t));
   m->byte_level = peri__splitter_byte_level(t->splitter);
   byte_ids(m);
   if (m->kind == PERI__MODEL_UNIGRAM) TRY(unknown_score(t));
