@@ -70,7 +70,7 @@ local function write_gguf(path, values, list)
   for _, entry in ipairs(list) do
     local scope <close> = peri.scope() -- luacheck: ignore 211
     local t = entry.get()
-    local ok, why = writer:write(export.cast(t, entry.dtype):contiguous())
+    local ok, why = writer:write(export.cast(t, entry.dtype))
     if not ok then return nil, why end
   end
   return writer:commit()
@@ -121,6 +121,12 @@ local function to_gguf(source, o)
     table.move(list, 1, #list, #values + 1, values)
   else
     notes[1] = "without a tokenizer: the source has none that GGUF can hold"
+    for _, key in ipairs { "bos", "eos" } do
+      local id = c[key .. "_token_id"]
+      if math.type(id) == "integer" then
+        values[#values + 1] = { key = ("tokenizer.ggml.%s_token_id"):format(key), type = "u32", value = id }
+      end
+    end
   end
   local list, dropped = export.tensors(source, arch)
   choose_types(list, o.type, c.num_hidden_layers or c.n_layer or c.num_layers)

@@ -21,7 +21,7 @@ function M.file_type(dtype) return file_types[dtype] end
 function M.cast(t, dtype)
   if t.dtype == dtype then return t end
   if not floats[t.dtype] or (blocks[dtype] and t.dtype ~= "f32") then t = t:to "f32" end
-  return t.dtype == dtype and t or t:contiguous():to(dtype)
+  return t:to(dtype)
 end
 
 -- ---- types ---------------------------------------------------------------------------------------
