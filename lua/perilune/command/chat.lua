@@ -160,13 +160,15 @@ local function read_message(terminal)
   return text
 end
 
+-- Returns the exit status.
 local function converse(chat)
   local stopped = -math.huge -- when Ctrl-C was typed last
   while not chat.over do
     local text = read_message(chat.terminal)
-    if text == nil then return end
+    if text == nil then return 0 end
     if text == false then
-      if peri.time() - stopped < 2 then return end
+      if not chat.terminal then return 130 end
+      if peri.time() - stopped < 2 then return 0 end
       stopped = peri.time()
     elseif text:find "%S" then
       if chat.terminal then line.remember(text) end
@@ -178,10 +180,12 @@ local function converse(chat)
         table.insert(chat.messages, { role = "user", content = text })
         local message, interrupted = answer(chat.lm, chat.screen, chat:all(), chat.opts)
         if interrupted then stopped = peri.time() end
+        if interrupted and not chat.terminal then return 130 end -- nobody is there to type on
         if message then table.insert(chat.messages, message) else table.remove(chat.messages) end
       end
     end
   end
+  return 0
 end
 
 return function (args)
@@ -215,7 +219,7 @@ return function (args)
     print(("%s, %.4g million parameters. /help explains, Ctrl-D leaves.")
       :format(words[1], lm.model:num_parameters() / 1e6))
   end
-  converse(chat)
+  local status = converse(chat)
   line.close()
-  return 0
+  return status
 end

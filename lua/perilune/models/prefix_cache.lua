@@ -27,30 +27,35 @@ local function common(a, b, most)
   return n
 end
 
--- What keys and values depend on: weights, adapters and learned prefixes, as a text that differs when
--- one was written or exchanged, and the objects in it, which have to live as long as their addresses count.
+-- Parts of an adapter that lead away from its own tensors.
+local away = { owner = true, projection = true, model = true }
+
+-- Versions of the tensors in a table and in its tables.
+local function versions(t, depth)
+  local sum = 0
+  for key, value in pairs(t) do
+    if peri.is_tensor(value) then sum = sum + value:version()
+    elseif type(value) == "table" and depth > 0 and not away[key] then sum = sum + versions(value, depth - 1) end
+  end
+  return sum
+end
+
+-- What keys and values depend on, as a text that differs when a weight was written or an adapter was
+-- written, put on or taken off; and the adapters, which have to live as long as their addresses count.
 local function stamp(model)
-  local sum, held, parts = 0, {}, {}
-  local function add(tensors)
-    for i, t in ipairs(tensors) do sum = sum + i * t:version() end
-  end
-  local function adapter(a)
-    if held[a] then return end
-    held[a] = true
-    parts[#parts + 1] = ("%p"):format(a)
-    if a.parameters then add(a:parameters()) end
-    for _, other in ipairs(a) do if type(other) == "table" then adapter(other) end end
-  end
-  add(model:parameters())
+  local held, sum = {}, versions(model:parameters(), 0)
+  local parts = { sum }
   for _, p in ipairs(model.projections and model:projections() or {}) do
-    if p.adapter then adapter(p.adapter) end
+    if p.adapter then
+      held[#held + 1] = p.adapter
+      parts[#parts + 1] = ("%p:%d"):format(p.adapter, versions(p.adapter, 3))
+    end
   end
-  if model.prefix then
-    adapter(model.prefix)
-    add(model.prefix.k)
-    add(model.prefix.v)
-  end
-  return sum .. table.concat(parts), held
+  local prefix = model.prefix
+  if type(prefix) == "function" then parts[#parts + 1] = ("%p"):format(held) -- made anew each time: never the same
+  elseif prefix then parts[#parts + 1] = ("%p:%d"):format(prefix, versions(prefix, 2)) end
+  held[#held + 1] = prefix
+  return table.concat(parts, " "), held
 end
 
 -- Who still reads a cache has set its `pinned`; it is then theirs to release once `orphan` is set.
