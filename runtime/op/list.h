@@ -137,7 +137,7 @@ X(scatter_add)
 X(index_add)
 X(embedding_backward)
 X(masked_scatter)
-/* matmul.c, pack.c, einsum.c */
+/* matmul.c, linear.c, pack.c, einsum.c */
 X(matmul)
 X(linear)
 X(pack)
