@@ -4,7 +4,7 @@
 **
 ** A panel holds PERI_GEMM_NV vectors of columns (rows of W, outputs), step of k after step of k.
 ** PERI_PANEL_F32 is the form of peri__gemm_pack. 16-bit panels hold in each 32-bit word the numbers
-** of columns l and l + lanes of a step (HALVES), or the columns in their order (f16 where the
+** of columns l and l + lanes of a step, or the columns in their order (f16 where the
 ** processor converts by itself), or steps 2p and 2p + 1 of one column (PERI_PANEL_DOT, whose k is
 ** rounded up to an even number with zeros). Columns beyond n are zero.
 */
@@ -45,8 +45,8 @@ typedef struct peri__panel_tile {
 typedef void (*peri__panel_fn)(const peri__panel_tile *t);
 
 struct peri__packed_kernels {
-  bool interleaved_f16;
-  bool (*dots)(void); /* NULL: this level has no PERI_PANEL_DOT; else whether the processor has */
+  bool interleaved_f16; /* f16 panels pair columns as bf16 ones do */
+  bool (*dots)(void);   /* NULL: this level has no PERI_PANEL_DOT; else whether the processor has */
   peri__panel_fn tile[PERI_PANEL_COUNT][PERI_GEMM_MR + 1];  /* [rows], one panel */
   peri__panel_fn one[PERI_PANEL_COUNT][PERI_PANEL_ONE + 1]; /* one row, [panels] */
   peri__panel_fn two[PERI_PANEL_COUNT][PERI_PANEL_TWO + 1]; /* two rows, [panels] */

@@ -20,8 +20,10 @@ static peri_status pack_infer (peri_call *c) {
     return peri__fail(c->ctx, PERI_EDTYPE,
                       "weight is %s, expected f32, f16, bf16 or a quantised dtype",
                       peri_dtype_name(d));
-  size_t bytes = (quantised ? peri__quant_packed_bytes
-                            : peri__float_packed_bytes)(c->ctx->cpu, d, w->shape[0], w->shape[1]);
+  size_t bytes = 0;
+  if (w->numel > 0)
+    bytes = (quantised ? peri__quant_packed_bytes
+                       : peri__float_packed_bytes)(c->ctx->cpu, d, w->shape[0], w->shape[1]);
   return peri__new_packed(c->ctx, d, 2, w->shape, bytes, &c->out[0]);
 }
 

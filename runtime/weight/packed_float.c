@@ -41,11 +41,18 @@ static layout layout_of (const struct peri__cpu *cpu, peri_dtype d, int64_t k) {
   return s;
 }
 
-/* Where a 16-bit panel has step p of column j, in elements. */
-static int64_t place (const layout *s, int64_t p, int64_t j) {
-  if (s->kind == PERI_PANEL_DOT) return (p / 2 * s->nr + j) * 2 + p % 2;
-  if (s->kind == PERI_PANEL_F16 && !s->kern->interleaved_f16) return p * s->nr + j;
-  return p * s->nr + j % s->lanes * 2 + j / s->lanes;
+/* Column j of a 16-bit panel, in elements: step p is at at[p % 2] + p / 2 * pair. */
+typedef struct column {
+  int64_t at[2], pair;
+} column;
+
+static column column_of (const layout *s, int64_t j) {
+  int64_t first = j, next = s->nr;
+  if (s->kind == PERI_PANEL_DOT)
+    first = 2 * j, next = 1;
+  else if (s->kind == PERI_PANEL_BF16 || s->kern->interleaved_f16)
+    first = j % s->lanes * 2 + j / s->lanes;
+  return (column){ { first, first + next }, 2 * s->nr };
 }
 
 size_t peri__float_packed_bytes (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int64_t k) {
@@ -71,7 +78,8 @@ static void pack_range (void *ud, int64_t begin, int64_t end, int worker) {
     if (count < s->nr || s->kind == PERI_PANEL_DOT) memset(out, 0, (size_t)s->panel);
     for (int64_t c = 0; c < count; c++) {
       const uint16_t *row = j->rows + (first + c) * j->k;
-      for (int64_t p = 0; p < j->k; p++) out[place(s, p, c)] = row[p];
+      column to = column_of(s, c);
+      for (int64_t p = 0; p < j->k; p++) out[to.at[p & 1] + (p >> 1) * to.pair] = row[p];
     }
   }
 }
@@ -98,8 +106,9 @@ void peri__float_row (const struct peri__cpu *cpu, peri_dtype d, int64_t n, int6
     return;
   }
   const uint16_t *h = (const uint16_t *)(const void *)panel;
+  column from = column_of(&s, c);
   for (int64_t p = 0; p < k; p++) {
-    uint16_t v = h[place(&s, p, c)];
+    uint16_t v = h[from.at[p & 1] + (p >> 1) * from.pair];
     out[p] = d == PERI_F16 ? peri__f16_to_f32(v) : peri__bf16_to_f32(v);
   }
 }
