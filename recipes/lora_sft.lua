@@ -54,7 +54,7 @@ local used = math.min(#train, cfg.steps * cfg.batch * cfg.accumulate * cfg.lengt
 local stepper = sft.new { model = model, tokenizer = tok, rows = table.move(train, 1, used, 1, {}), optimizer = opt,
   batch_size = cfg.batch, accumulate = cfg.accumulate, max_length = cfg.length, packing = true, seed = cfg.seed,
   schedule = sched.warmup(5, sched.cosine { from = cfg.lr, steps = cfg.steps }) }
-run:track("adapter", adapter):track("optimizer", opt):track("order", stepper)
+run:track("adapter", adapter):track("optimizer", opt):track("order", stepper):restore()
 run:text("%d parameters, %d trained; held-out loss %.3f nats a token before", model:num_parameters(),
   adapter:num_parameters(), before)
 

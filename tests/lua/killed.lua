@@ -1,0 +1,62 @@
+-- killed.lua - runs a recipe in a child process twice: left alone, and killed at random moments and
+-- resumed. Both must end with the same bytes.
+local lu = require "luaunit"
+local peri = require "perilune"
+
+local M = {}
+
+local function output(command)
+  local pipe = assert(io.popen(command))
+  local text = pipe:read "a"
+  pipe:close()
+  return (text:gsub("%s+$", ""))
+end
+
+-- The program that runs this test, for children of the same build.
+local program = output "readlink /proc/$PPID/exe"
+
+--- A path in the temporary folder where nothing is.
+function M.fresh_path()
+  local path = os.tmpname()
+  os.remove(path)
+  return path
+end
+
+local function fresh_folder()
+  local path = M.fresh_path()
+  assert(peri.files.make_folder(path))
+  return path
+end
+
+--- @param recipe string  path
+--- @param flags string  of the recipe; it runs as run "r"
+--- @param files string[]  what must be equal, in the run folder
+--- @param kills integer  how often it is killed
+function M.assert_same(recipe, flags, files, kills)
+  local whole, cut = fresh_folder(), fresh_folder()
+  local function run(folder, limit, extra)
+    return os.execute(("%s %s run %s %s --runs %s --run r %s >>%s/log 2>&1"):format(limit, program, recipe, flags,
+      folder, extra, folder)) == true
+  end
+  local function log_of(folder) return peri.files.read(folder .. "/log") or "no log" end
+  local began = peri.time()
+  lu.assertTrue(run(whole, "", ""), "the recipe failed: " .. log_of(whole))
+  local seconds = peri.time() - began
+  local rng = peri.rng(os.time())
+  local seed, hit = rng:state().seed, 0
+  for attempt = 1, kills do
+    local limit = ("timeout -s KILL %.3f"):format(math.max(0.02, rng:uniform(0.05, 0.5) * seconds))
+    if not run(cut, limit, attempt > 1 and "--resume" or "") then hit = hit + 1 end
+  end
+  lu.assertTrue(run(cut, "", "--resume"), log_of(cut))
+  lu.assertTrue(2 * hit > kills, ("only %d of %d kills hit"):format(hit, kills))
+  lu.assertStrContains(log_of(cut), "resuming ") -- else it began anew each time, which proves nothing
+  for _, name in ipairs(files) do
+    local a, b = peri.files.read(("%s/r/%s"):format(whole, name)), peri.files.read(("%s/r/%s"):format(cut, name))
+    lu.assertTrue(a ~= nil and a == b, ("%s differs after kills seeded with %d"):format(name, seed))
+  end
+  peri.files.remove_tree(whole)
+  peri.files.remove_tree(cut)
+end
+
+return M
