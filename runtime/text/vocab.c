@@ -21,7 +21,7 @@ uint64_t peri__hash_seed (const void *p) {
 
 static uint64_t load (const char *s, size_t n) {
   uint64_t v = 0;
-  memcpy(&v, s, n);
+  if (n > 0) memcpy(&v, s, n); /* s may be NULL when there is nothing */
   return v;
 }
 
@@ -77,7 +77,7 @@ static size_t slot_of (const peri__vocab *v, const char *s, size_t n, uint64_t h
   for (uint64_t x; (x = v->slot[i]) != 0; i = (i + 1) & (v->slots - 1)) {
     if (((x ^ hash) >> 32) != 0) continue;
     const peri__token *t = &v->token[(uint32_t)x - 1];
-    if (t->n == n && memcmp(v->blob + t->at, s, n) == 0) break;
+    if (t->n == n && (n == 0 || memcmp(v->blob + t->at, s, n) == 0)) break;
   }
   return i;
 }
