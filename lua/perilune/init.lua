@@ -3,7 +3,7 @@ local peri = require "perilune.core"
 
 local submodules = {
   nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true, gguf = true,
-  recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true,
+  recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true, peft = true,
 }
 
 -- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.
@@ -18,7 +18,7 @@ local function folder(name)
   })
 end
 
-local folders = { post = true }
+local folders = { post = true, tasks = true }
 
 -- Functions written in Lua: a file each, loaded on the first call.
 local functions = { per_sample_grad = "perilune.per_sample", help = "perilune.help" }
