@@ -7,13 +7,14 @@ local export = require "perilune.gguf.export"
 local tokenizers = require "perilune.gguf.tokenizer"
 
 local usage = [[
-usage: perilune convert FROM TO [--type TYPE] [--shard-bytes N]
+usage: perilune convert FROM TO [--type TYPE] [--shard-bytes N] [--no-tokenizer]
   FROM           a Hugging Face folder, a .gguf file or a llama2.c .bin file
   TO             a name that ends in .gguf, or a folder
   --type TYPE    f32 f16 bf16, and for GGUF q8_0 q4_0 q4_1 q5_0 q5_1 q4_K q5_K q6_K; as stored when left
                  out (a folder gets quantised weights as f32). Norms and vectors stay f32; some matrices of
                  q4_0 and the _K types get more bits, as in llama.cpp
   --shard-bytes  the most that one safetensors file holds (5000000000)
+  --no-tokenizer leave the tokenizer out of a GGUF file
 ]]
 
 local types = { f32 = true, f16 = true, bf16 = true, q8_0 = true, q4_0 = true, q4_1 = true, q5_0 = true,
@@ -28,7 +29,8 @@ local function parse(args)
     local name, value = word:match "^%-%-([%w-]+)=(.*)$"
     if not name then name = word:match "^%-%-([%w-]+)$" end
     if word == "--help" or word == "-h" then return nil, nil end
-    if name == "type" or name == "shard-bytes" then
+    if word == "--no-tokenizer" then o.no_tokenizer = true
+    elseif name == "type" or name == "shard-bytes" then
       if not value then
         i = i + 1
         value = args[i]
@@ -115,12 +117,12 @@ local function to_gguf(source, o)
   if not model then return nil, why end
   table.move(model, 1, #model, #values + 1, values)
   local notes = {}
-  if source.format == "hf" and source.tokenizer_path then
+  if source.format == "hf" and source.tokenizer_path and not o.no_tokenizer then
     local list, message = tokenizers.values(source.tokenizer_path, c)
-    if not list then return nil, message end
+    if not list then return nil, message .. " (--no-tokenizer converts without)" end
     table.move(list, 1, #list, #values + 1, values)
   else
-    notes[1] = "without a tokenizer: the source has none that GGUF can hold"
+    if not o.no_tokenizer then notes[1] = "without a tokenizer: the source has none that GGUF can hold" end
     for _, key in ipairs { "bos", "eos" } do
       local id = c[key .. "_token_id"]
       if math.type(id) == "integer" then

@@ -28,8 +28,10 @@ local function llama3_of(factors, base, trained)
       local v, whole = scaling[key], math.floor(scaling[key] + 0.5)
       if math.abs(v - whole) < 2e-3 * whole then scaling[key] = whole end
     end
-  else -- nothing between the ends tells the two apart: those of the published models
-    scaling.high_freq_factor, scaling.original_max_position_embeddings = 4, math.min(8192, trained)
+  else -- too little between the ends to tell the two apart: 4, as all published models have
+    scaling.high_freq_factor = 4
+    scaling.original_max_position_embeddings = count == 1 and math.floor((3 * sy + 1) / sx + 0.5)
+      or math.min(8192, trained)
   end
   scaling.high_freq_factor = scaling.high_freq_factor + 0.0
   return scaling

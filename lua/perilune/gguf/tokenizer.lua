@@ -301,7 +301,7 @@ function M.json(file)
       single = { { SpecialToken = { id = bos, type_id = 0 } }, { Sequence = { id = "A", type_id = 0 } } },
       pair = { { SpecialToken = { id = bos, type_id = 0 } }, { Sequence = { id = "A", type_id = 0 } },
                { SpecialToken = { id = bos, type_id = 1 } }, { Sequence = { id = "B", type_id = 1 } } },
-      special_tokens = { [bos] = { id = bos, ids = { file:get "tokenizer.ggml.bos_token_id" }, tokens = { bos } } } }
+      special_tokens = { [bos] = { id = bos, ids = { (file:get "tokenizer.ggml.bos_token_id") }, tokens = { bos } } } }
   end
   local null = peri.json.null
   local tokenizer = { version = "1.0", truncation = null, padding = null, added_tokens = peri.json.array(added),

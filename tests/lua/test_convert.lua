@@ -1,0 +1,181 @@
+-- perilune convert and perilune info: what goes to GGUF and back is what it was, bit by bit; types are
+-- chosen as llama.cpp chooses them.
+local lu = require "luaunit"
+local peri = require "perilune"
+local shared = require "shared"
+local hf = require "perilune.models.hf"
+local convert = require "perilune.command.convert"
+local info = require "perilune.command.info"
+local export = require "perilune.gguf.export"
+
+local tests, dir = {}, nil
+local tiny = "tests/data/hf_tiny/"
+
+function tests.setUp()
+  dir = os.tmpname()
+  os.remove(dir)
+  assert(peri.files.make_folder(dir))
+end
+
+function tests.tearDown() assert(peri.files.remove_tree(dir)) end
+
+-- Run a command without its output; status, what it printed, what it said on stderr.
+local function quiet(command, args)
+  local out, err = {}, {}
+  local real_print, real_out, real_err = print, io.stdout, io.stderr
+  local function sink(list) return { write = function(_, ...) for _, s in ipairs { ... } do list[#list + 1] = s end end } end
+  print = function(...) out[#out + 1] = table.concat({ ... }, "\t") .. "\n" end -- luacheck: ignore 121
+  io.stdout, io.stderr = sink(out), sink(err) -- luacheck: ignore 122
+  local ok, status = pcall(command, args)
+  print, io.stdout, io.stderr = real_print, real_out, real_err -- luacheck: ignore 121 122
+  if not ok then error(status, 0) end
+  return status, table.concat(out), table.concat(err)
+end
+
+-- Compared as printed: what JSON and GGUF both keep.
+local same_settings = { "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+  "intermediate_size", "rms_norm_eps", "vocab_size", "tie_word_embeddings", "head_dim", "max_position_embeddings",
+  "n_layer", "n_head", "n_embd", "layer_norm_epsilon", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim",
+  "v_head_dim", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "routed_scaling_factor",
+  "norm_topk_prob", "first_k_dense_replace", "d_model", "d_kv", "num_layers", "feed_forward_proj", "layer_norm_eps",
+  "type_vocab_size", "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar" }
+
+local function there_and_back(name, lost)
+  local status, _, message = quiet(convert, { tiny .. name, dir .. "/m.gguf", "--type", "f32" })
+  lu.assertEquals(status, 0, message)
+  status, _, message = quiet(convert, { dir .. "/m.gguf", dir .. "/back" })
+  lu.assertEquals(status, 0, message)
+  local want, got = assert(hf.tensors(tiny .. name)), assert(hf.tensors(dir .. "/back"))
+  local missing = {}
+  for key, t in pairs(want) do
+    local back = got[key]
+    if not back then missing[#missing + 1] = key
+    else lu.assertEquals(back:contiguous():bytes(), t:contiguous():bytes(), key) end
+  end
+  table.sort(missing)
+  lu.assertEquals(missing, lost or {})
+  local a, b = hf.config(tiny .. name), hf.config(dir .. "/back")
+  for _, key in ipairs(same_settings) do
+    if a[key] ~= nil and not (name == "mistral" and key == "model_type") then lu.assertEquals(b[key], a[key], key) end
+  end
+  return a, b
+end
+
+for _, name in ipairs { "llama", "mistral", "qwen2", "qwen3", "gpt2", "deepseek_v3", "t5" } do
+  tests["test_" .. name .. "_comes_back_bit_by_bit"] = function() there_and_back(name) end
+end
+
+function tests.test_gemma2_comes_back()
+  quiet(convert, { tiny .. "gemma2", dir .. "/m.gguf" })
+  local want, source = assert(hf.tensors(tiny .. "gemma2")), assert(require("perilune.models.gguf").open(dir .. "/m.gguf"))
+  for name, t in pairs(want) do -- norms lose a bit where 1 is added
+    if name ~= "lm_head.weight" then
+      lu.assertTrue((source:get(name):sub(t)):abs():max():item() <= (name:find "norm" and 1e-6 or 0), name)
+    end
+  end
+end
+
+function tests.test_bert_comes_back_without_its_pooler()
+  there_and_back("bert", { "pooler.dense.bias", "pooler.dense.weight" })
+end
+
+function tests.test_llama3_scaling_comes_back_from_the_frequencies()
+  local a, b = there_and_back "llama31_rope"
+  local p, q = a.rope_parameters, b.rope_scaling
+  lu.assertEquals(q.rope_type, "llama3")
+  for _, key in ipairs { "factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings" } do
+    lu.assertAlmostEquals(q[key], p[key], 1e-3, key)
+  end
+end
+
+function tests.test_types_are_chosen_as_llama_cpp_does()
+  local model = { layers = 30, tied = true }
+  local function type_of(name, shape, dtype) return export.dtype(name, shape, dtype, model) end
+  lu.assertEquals(type_of("blk.0.attn_norm.weight", { 576 }, "q4_0"), "f32")
+  lu.assertEquals(type_of("blk.0.attn_q.weight", { 576, 576 }, "q4_0"), "q4_0")
+  lu.assertEquals(type_of("token_embd.weight", { 49152, 576 }, "q4_0"), "q8_0") -- the output, rows of 576
+  lu.assertEquals(type_of("token_embd.weight", { 49152, 1024 }, "q4_0"), "q6_K")
+  lu.assertEquals(type_of("blk.0.attn_q.weight", { 576, 576 }, "q4_K"), "q5_0") -- 256 does not divide 576
+  lu.assertEquals(type_of("blk.0.ffn_down.weight", { 576, 1536 }, "q4_K"), "q6_K")
+  lu.assertEquals(type_of("blk.4.ffn_down.weight", { 576, 1536 }, "q4_K"), "q4_K")
+  lu.assertEquals(type_of("blk.0.attn_q.weight", { 48, 48 }, "q8_0"), "f16")
+  lu.assertEquals(type_of("blk.0.attn_q.weight", { 48, 48 }, "bf16"), "bf16")
+  lu.assertEquals(type_of("blk.0.ffn_gate_inp.weight", { 8, 64 }, "f16"), "f32")
+end
+
+function tests.test_mistakes_have_a_status_and_a_message()
+  local function says(part, status, ...)
+    local got, out, err = quiet(convert, { ... })
+    lu.assertEquals(got, status)
+    lu.assertStrContains(out .. err, part)
+  end
+  says("usage: perilune convert", 0, "--help")
+  says("FROM and TO are needed", 2, "x")
+  says("there is no option --x", 2, "a", "b", "--x")
+  says("--type q9 is not known", 2, "a", "b", "--type", "q9")
+  says("there is no such file", 1, dir .. "/none", dir .. "/a.gguf")
+  says("model_type \"distilbert\" cannot be written as GGUF", 1, tiny .. "distilbert", dir .. "/a.gguf")
+  says("a folder cannot hold q4_0 weights", 1, tiny .. "llama", dir .. "/b", "--type", "q4_0")
+  local status, _, err = quiet(info, { dir .. "/none" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(err, "there is no such file")
+end
+
+function tests.test_info_says_what_a_file_holds()
+  local status, out = quiet(info, { tiny .. "llama" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "LlamaForCausalLM")
+  lu.assertStrContains(out, "27,168")
+  quiet(convert, { tiny .. "llama", dir .. "/m.gguf" })
+  status, out = quiet(info, { dir .. "/m.gguf", "--all" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "32.00 bits a parameter")
+  lu.assertStrContains(out, "llama.attention.head_count_kv")
+  status, out = quiet(info, { "tests/data/files/stored.npz" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "f64 1 (48 bytes)")
+end
+
+-- A tokenizer goes to GGUF and back and encodes as before.
+function tests.test_tokenizers_travel()
+  local tokenizer = require "perilune.tokenizer"
+  for _, name in ipairs { "qwen3", "deepseek_v3", "gpt2", "llama2" } do
+    local folder = shared.need("data/tokenizers/" .. name)
+    if peri.files.exists(folder .. "/tokenizer.json") then
+      local config = hf.config(tiny .. "llama")
+      config.vocab_size = nil
+      local values, err = require("perilune.gguf.tokenizer").values(folder, config)
+      if not values then error(err) end
+      table.insert(values, 1, { key = "general.architecture", type = "text", value = "llama" })
+      assert(assert(peri.gguf.create(dir .. "/t.gguf", values, {})):commit())
+      local text = "Hello world, it's 12345 o'clock!\n\n  Grüße — 你好 \t x"
+      local a, b = assert(tokenizer.load(folder)), assert(tokenizer.load(dir .. "/t.gguf"))
+      local opts = { add_special = false }
+      lu.assertEquals(b:encode(text, opts), a:encode(text, opts), name)
+      if name ~= "llama2" then
+        local tok = assert(require("perilune.gguf.tokenizer").json(assert(peri.gguf.open(dir .. "/t.gguf"))))
+        local c = assert(tokenizer.parse(peri.json.encode(tok)))
+        lu.assertEquals(c:encode(text, opts), a:encode(text, opts), name)
+      end
+    end
+  end
+end
+
+-- The real model: weights of the file itself are the measure.
+function tests.test_smollm2_is_requantised_in_little_memory()
+  local path = shared.need "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+  collectgarbage()
+  local before = peri.memory().live
+  local status, _, message = quiet(convert, { path, dir .. "/q.gguf", "--type", "q8_0" })
+  lu.assertEquals(status, 0, message)
+  lu.assertTrue(peri.memory().live - before < 1 << 20)
+  local a, b = assert(peri.gguf.open(path, { map = true })), assert(peri.gguf.open(dir .. "/q.gguf", { map = true }))
+  lu.assertEquals(b:get "general.file_type", 7)
+  lu.assertEquals(b:get "tokenizer.chat_template", a:get "tokenizer.chat_template")
+  lu.assertEquals(b:tensor("token_embd.weight"):bytes(), a:tensor("token_embd.weight"):bytes())
+  local x, y = a:tensor("blk.7.ffn_up.weight"):to "f32", b:tensor("blk.7.ffn_up.weight"):to "f32"
+  local error_of = math.sqrt(x:sub(y):square():mean():item() / x:square():mean():item())
+  lu.assertTrue(error_of < 0.01, error_of) -- 8 bits: 1/254 of a block's largest value at most
+end
+
+return tests

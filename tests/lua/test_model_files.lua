@@ -1,0 +1,297 @@
+-- Model files as sources: Hugging Face folders and shards, GGUF and llama2.c files; arrays of NumPy and
+-- IDX; gzipped lines. tests/data/files was written by numpy 2.4, gzip and gguf-py 0.19.
+local lu = require "luaunit"
+local peri = require "perilune"
+local shared = require "shared"
+local hf = require "perilune.models.hf"
+local gguf = require "perilune.models.gguf"
+local llama2c = require "perilune.models.llama2c"
+
+local tests, dir = {}, nil
+local data, tiny = "tests/data/files/", "tests/data/hf_tiny/"
+
+function tests.setUp()
+  dir = os.tmpname()
+  os.remove(dir)
+  assert(peri.files.make_folder(dir))
+end
+
+function tests.tearDown() assert(peri.files.remove_tree(dir)) end
+
+local function fails(part, value, message)
+  lu.assertNil(value)
+  lu.assertStrContains(message, part)
+end
+
+local function write(name, text) assert(peri.files.write(dir .. "/" .. name, text)) end
+local function json(name, value) write(name, peri.json.encode(value)) end
+
+-- ---- arrays --------------------------------------------------------------------------------------
+
+function tests.test_numpy_files_are_read()
+  lu.assertAlmostEquals(peri.npy.load(data .. "f4.npy"):tolist()[2][3], 1.3040000200271606, 1e-12)
+  lu.assertEquals(peri.npy.load(data .. "fortran.npy"):tolist()[2], { { 12, 13, 14, 15 }, { 16, 17, 18, 19 },
+    { 20, 21, 22, 23 } })
+  fails("dtype '>f4' is not supported (big-endian)", peri.npy.load(data .. "big.npy"))
+  local z = assert(peri.npz.load(data .. "stored.npz"))
+  lu.assertEquals(z.a:tolist(), { { 0, 1, 2 }, { 3, 4, 5 } })
+  lu.assertEquals(z.F:tolist(), { { 0, 1, 2 }, { 3, 4, 5 } })
+  lu.assertEquals(z.b.dtype, "i64")
+  z = assert(peri.npz.load(data .. "deflated.npz"))
+  lu.assertEquals(z.a.shape, { 100, 100 })
+  lu.assertEquals(z.b:tolist(), { 1, 2, 3 })
+end
+
+function tests.test_numpy_files_are_written_as_numpy_writes_them()
+  local t = assert(peri.npy.load(data .. "f4.npy"))
+  assert(peri.npy.save(dir .. "/a.npy", t))
+  lu.assertEquals(peri.files.read(dir .. "/a.npy"), peri.files.read(data .. "f4.npy"))
+  assert(peri.npy.save(dir .. "/t.npy", t:transpose()))
+  lu.assertEquals(peri.npy.load(dir .. "/t.npy"):tolist(), t:transpose():tolist())
+  local all = { t = t:transpose(), i = peri.tensor { 1, 2 }, b = peri.tensor { true }, s = peri.tensor(2.5) }
+  assert(peri.npz.save(dir .. "/a.npz", all))
+  local back = assert(peri.npz.load(dir .. "/a.npz"))
+  for name, x in pairs(all) do
+    lu.assertEquals(back[name].dtype, x.dtype)
+    lu.assertEquals(back[name]:tolist(), x:tolist())
+  end
+  lu.assertErrorMsgContains("NumPy has no dtype for bf16", peri.npy.save, dir .. "/x", t:to "bf16")
+end
+
+function tests.test_damaged_arrays_are_refused()
+  local text = peri.files.read(data .. "deflated.npz")
+  write("z", text:sub(1, 100) .. "\255" .. text:sub(102))
+  fails("z: byte", peri.npz.load(dir .. "/z"))
+  text = peri.files.read(data .. "stored.npz")
+  local at = text:find("NUMPY", 1, true) + 130
+  write("z", text:sub(1, at - 1) .. "!" .. text:sub(at + 1))
+  fails("the checksum does not match", peri.npz.load(dir .. "/z"))
+  local function npy(header) write("n", "\x93NUMPY\1\0" .. string.pack("<s2", header) .. ("x"):rep(64)) end
+  npy "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296), }"
+  fails("overflows 64 bits", peri.npy.load(dir .. "/n"))
+  npy "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000,), }"
+  fails("4000000 bytes of elements are more than the file can hold", peri.npy.load(dir .. "/n"))
+  npy "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+  fails("dtype '|O' is not supported", peri.npy.load(dir .. "/n"))
+  npy "{'descr': '<f4', 'shape': (1,), }"
+  fails("lacks descr, fortran_order or shape", peri.npy.load(dir .. "/n"))
+  fails("byte 8", peri.idx.load(data .. "f4.npy"), select(2, peri.idx.load(data .. "f4.npy")):gsub("byte %d+", "byte 8"))
+end
+
+function tests.test_idx_and_gzipped_lines()
+  for _, name in ipairs { "x.idx", "x.idx.gz" } do
+    lu.assertEquals(peri.idx.load(data .. name):tolist(), { { 0, 1, 2 }, { 3, 4, 5 } })
+  end
+  local rows = {}
+  for line, number in assert(peri.files.lines(data .. "rows.jsonl.gz")) do rows[number] = peri.json.decode(line).i end
+  lu.assertEquals(rows, { 0, 1, 2 }) -- two gzip members, \r\n, no newline at the end
+  write("plain", "a\n\nb\n")
+  rows = {}
+  for line in peri.files.lines(dir .. "/plain") do rows[#rows + 1] = line end
+  lu.assertEquals(rows, { "a", "", "b" })
+  write("long", ("x"):rep(200000) .. "\n")
+  lu.assertErrorMsgContains("line 1 has more than 1000 bytes", function()
+    for _ in peri.files.lines(dir .. "/long", 1000) do error "read" end
+  end)
+  fails("No such file", peri.files.lines(dir .. "/none"))
+  write("cut.gz", peri.files.read(data .. "rows.jsonl.gz"):sub(1, 20))
+  lu.assertErrorMsgContains("ends too early", function()
+    for _ in peri.files.lines(dir .. "/cut.gz") do lu.assertTrue(true) end
+  end)
+end
+
+-- ---- Hugging Face folders ------------------------------------------------------------------------
+
+function tests.test_folders_are_sources()
+  local source = assert(hf.open(tiny .. "llama"))
+  lu.assertEquals(source.format, "hf")
+  lu.assertEquals(#source.names, 30)
+  lu.assertEquals(source.config.hidden_size, 32)
+  local want = peri.safetensors.load(tiny .. "llama/model.safetensors")
+  for _, name in ipairs(source.names) do
+    lu.assertEquals(source:get(name):bytes(), want[name]:bytes())
+    lu.assertEquals(source:info(name).shape, want[name].shape)
+  end
+  fails("there is no tensor \"x\"", source:get "x")
+  fails("No such file", hf.open(dir))
+  json("config.json", { model_type = "llama" })
+  fails("there is neither model.safetensors nor", hf.open(dir))
+  write("pytorch_model.bin", "x")
+  fails("pickled weights are not read", hf.open(dir))
+end
+
+function tests.test_shards_are_written_and_read()
+  local want = peri.safetensors.load(tiny .. "qwen2/model.safetensors")
+  local config = hf.config(tiny .. "qwen2")
+  assert(hf.save(dir, config, want, { shard_bytes = 40000, generation_config = { eos_token_id = 2 } }))
+  local index = peri.json.decode(peri.files.read(dir .. "/model.safetensors.index.json"))
+  local files, bytes = {}, 0
+  for name, file in pairs(index.weight_map) do
+    files[file] = true
+    bytes = bytes + #want[name]:bytes()
+  end
+  lu.assertEquals(index.metadata.total_size, bytes)
+  lu.assertTrue(files["model-00001-of-00003.safetensors"] or files["model-00001-of-00004.safetensors"])
+  lu.assertFalse(peri.files.exists(dir .. "/model.safetensors"))
+  local source = assert(hf.open(dir))
+  lu.assertEquals(source.generation_config.eos_token_id, 2)
+  local n = 0
+  for name, t in pairs(want) do
+    n = n + 1
+    lu.assertEquals(source:get(name):bytes(), t:bytes())
+  end
+  lu.assertEquals(#source.names, n)
+  assert(hf.save(dir, config, want)) -- one file: what was there before would be read first
+  lu.assertEquals(peri.files.list(dir), { "config.json", "generation_config.json", "model.safetensors" })
+  lu.assertErrorMsgContains("unknown option", hf.save, dir, config, want, { shards = 1 })
+end
+
+function tests.test_indexes_are_checked()
+  json("config.json", { model_type = "llama" })
+  assert(peri.safetensors.save(dir .. "/a.safetensors", { x = peri.tensor { 1.0 } }))
+  local function index(map, size)
+    json("model.safetensors.index.json", { metadata = { total_size = size }, weight_map = map })
+  end
+  for _, name in ipairs { "../a.safetensors", "/etc/passwd", "a/../a.safetensors", ".a.safetensors", "a.bin" } do
+    index { x = name }
+    fails("no name of a safetensors file", hf.open(dir))
+  end
+  index { x = "a.safetensors", y = "a.safetensors" }
+  fails("a.safetensors has no tensor \"y\"", hf.open(dir))
+  index { x = "b.safetensors" }
+  fails("No such file", hf.open(dir))
+  index({ x = "a.safetensors" }, 100)
+  fails("total_size is 100 bytes, the tensors of weight_map have 4", hf.open(dir))
+  index({ x = "a.safetensors" }, 4)
+  lu.assertEquals(hf.open(dir):get("x"):tolist(), { 1 })
+end
+
+function tests.test_loading_takes_little_more_than_what_is_kept()
+  local made = {}
+  for i = 1, 8 do made[("t%d"):format(i)] = peri.zeros { 512, 512 } end
+  local kept = 8 * 4 * 512 * 512
+  assert(hf.save(dir, { model_type = "none" }, made, { shard_bytes = 3000000 }))
+  made = nil -- luacheck: ignore 311
+  collectgarbage()
+  collectgarbage()
+  local before = peri.memory().live
+  local source = assert(hf.open(dir))
+  local all = {}
+  for _, name in ipairs(source.names) do
+    local scope <close> = peri.scope()
+    all[name] = scope:keep(source:get(name):to("f32"):clone())
+  end
+  lu.assertTrue(peri.memory().live - before <= 1.1 * kept)
+  lu.assertEquals(all.t3:numel(), 512 * 512)
+end
+
+-- ---- GGUF ----------------------------------------------------------------------------------------
+
+function tests.test_gguf_of_another_writer_is_read()
+  for _, map in ipairs { false, true } do
+    local f = assert(peri.gguf.open(data .. "python.gguf", { map = map }))
+    lu.assertEquals(f:get "general.name", "of gguf-py")
+    lu.assertEquals({ f:get "a.u32" }, { 7, "u32" })
+    lu.assertEquals({ f:get "a.texts" }, { { "x", "", "yz" }, "text", 3 })
+    lu.assertEquals(f:get "a.ints", { 1, -2, 3 })
+    lu.assertEquals(f:get "a.f64", 0.5)
+    lu.assertEquals(f:get "a.bool", true)
+    lu.assertNil(f:get "none")
+    local x = f:tensor "f32"
+    lu.assertEquals(x.shape, { 2, 32 })
+    lu.assertEquals(x:at(2, 1), 1.5)
+    lu.assertEquals(f:tensor("f16"):to("f32"):tolist(), x:tolist())
+    -- as gguf-py dequantises
+    for name, want in pairs { Q8_0 = { 1.481475830078125, 1.60845947265625 }, Q4_0 = { 1.34375, 1.34375, 2.015625 },
+                              Q4_1 = { 1.5, 1.5, 1.75830078125 } } do
+      local t = f:tensor(name)
+      lu.assertEquals(t.dtype, name:lower())
+      local row = t:to("f32"):at(2):tolist()
+      for i, v in ipairs(want) do lu.assertEquals(row[i], v) end
+    end
+    fails("there is no tensor 'x'", f:tensor "x")
+    f:close()
+    lu.assertEquals(x:at(2, 1), 1.5)
+    lu.assertErrorMsgContains("it is closed", f.get, f, "a.u32")
+  end
+end
+
+function tests.test_gguf_is_saved()
+  local t = { w = peri.tensor { { 1.0, 2 }, { 3, 4 } }:transpose(),
+    q = peri.arange(0, 64):to("f32"):reshape { 2, 32 }:to "q8_0" }
+  assert(peri.gguf.save(dir .. "/a.gguf", { ["general.architecture"] = "none", ["a.list"] = { 1, -2 },
+    ["a.texts"] = { "x" }, ["a.num"] = 0.25, ["a.yes"] = true, ["a.big"] = 1 << 40 }, t))
+  local f = assert(peri.gguf.open(dir .. "/a.gguf"))
+  lu.assertEquals(f:keys()[1].key, "general.architecture")
+  lu.assertEquals(f:get "a.list", { 1, -2 })
+  lu.assertEquals({ f:get "a.big" }, { 1 << 40, "i64" })
+  lu.assertEquals(f:get "a.num", 0.25)
+  lu.assertEquals(f:tensor("w"):tolist(), { { 1, 3 }, { 2, 4 } })
+  lu.assertEquals(f:tensor("q"):bytes(), t.q:bytes())
+  lu.assertErrorMsgContains("bool has no type in GGUF", peri.gguf.save, dir .. "/b.gguf", {}, { b = peri.tensor { true } })
+  fails("No such file", peri.gguf.save(dir .. "/none/a.gguf", {}, {}))
+end
+
+function tests.test_gguf_sources_refuse_what_they_do_not_know()
+  local x = peri.zeros { 2, 2 }
+  local function save(values, tensors) assert(peri.gguf.save(dir .. "/a.gguf", values, tensors)) end
+  save({ ["general.architecture"] = "rwkv" }, {})
+  fails("architecture \"rwkv\" is not known", gguf.open(dir .. "/a.gguf"))
+  save({}, {})
+  fails("general.architecture is missing", gguf.open(dir .. "/a.gguf"))
+  save({ ["general.architecture"] = "llama" }, {})
+  fails("the file has no number for num_hidden_layers", gguf.open(dir .. "/a.gguf"))
+  local values = { ["general.architecture"] = "llama", ["llama.block_count"] = 1, ["llama.embedding_length"] = 2,
+    ["llama.feed_forward_length"] = 2, ["llama.attention.head_count"] = 3, ["llama.context_length"] = 8,
+    ["llama.attention.layer_norm_rms_epsilon"] = 1e-5 }
+  save(values, { strange = x })
+  fails("tensor \"strange\" is not known in architecture llama", gguf.open(dir .. "/a.gguf"))
+  save(values, { ["blk.0.attn_q.weight"] = x })
+  local source = assert(gguf.open(dir .. "/a.gguf"))
+  lu.assertEquals(source.config.rms_norm_eps, 1e-5)
+  fails("2 rows are no 3 heads of pairs", source:get "model.layers.0.self_attn.q_proj.weight")
+end
+
+-- Llama's layout, quantised: the rows of quantised queries are put in Hugging Face's order as bytes.
+function tests.test_smollm2_reads_as_a_llama()
+  local source = assert(gguf.open(shared.need "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+  local c = source.config
+  lu.assertEquals({ c.model_type, c.num_hidden_layers, c.hidden_size, c.num_key_value_heads, c.head_dim },
+    { "llama", 30, 576, 3, 64 })
+  lu.assertEquals({ c.rope_theta, c.rms_norm_eps, c.tie_word_embeddings }, { 100000.0, 1e-05, true })
+  lu.assertEquals(source.generation_config.eos_token_id, 2)
+  local q = source:get "model.layers.3.self_attn.q_proj.weight"
+  lu.assertEquals(q.dtype, "q4_1")
+  local raw, got = source.file:tensor("blk.3.attn_q.weight"):to "f32", q:to "f32"
+  lu.assertEquals(got:at(2):tolist(), raw:at(3):tolist()) -- channel 1 of a head stood at 2
+  lu.assertEquals(got:at(33):tolist(), raw:at(2):tolist()) -- the second half's first at 1
+  lu.assertEquals(got:at(65):tolist(), raw:at(65):tolist()) -- the next head
+end
+
+-- ---- llama2.c ------------------------------------------------------------------------------------
+
+-- llama2.c's own greedy text (show c of the format): the first tokens, as its vocabulary numbers them.
+function tests.test_llama2c_checkpoints_are_sources()
+  local path = shared.need "data/stories260k/stories260K.bin"
+  local source = assert(llama2c.open(path))
+  lu.assertEquals({ source.config.hidden_size, source.config.num_hidden_layers, source.config.num_key_value_heads,
+    source.config.tie_word_embeddings }, { 64, 5, 4, true })
+  lu.assertStrContains(source.tokenizer_path, "tok512.bin")
+  lu.assertEquals(#source.names, 5 * 9 + 2)
+  local tok = assert(require("perilune.tokenizer").load(source.tokenizer_path))
+  local model = assert(peri.models.load(path))
+  local out = model:generate(peri.tensor { { 1 } }, { max_new_tokens = 40, temperature = 0 })
+  lu.assertStrContains(tok:decode(out.tokens:at(1):tolist()),
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+  local text = peri.files.read(path)
+  write("a.bin", text .. "x")
+  fails("its header asks for", llama2c.open(dir .. "/a.bin"))
+  write("a.bin", string.pack("<i4i4i4", 64, 172, 1 << 25) .. text:sub(13))
+  fails("layers do not fit", llama2c.open(dir .. "/a.bin"))
+  write("a.bin", string.pack("<i4", -1) .. text:sub(5))
+  fails("byte 0: dim is -1", llama2c.open(dir .. "/a.bin"))
+  write("a.bin", "short")
+  fails("5 bytes are no llama2.c checkpoint", llama2c.open(dir .. "/a.bin"))
+end
+
+return tests
