@@ -182,6 +182,14 @@ local function write_config(self, folder)
   return peri.files.write(folder .. "/tokenizer_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
 end
 
+local function save_gguf(file, folder)
+  local json, config = require("perilune.gguf.tokenizer").json(file)
+  if not json then return nil, "tokenizer:save: " .. tostring(config) end
+  local ok, message = peri.files.write(folder .. "/tokenizer.json", peri.json.encode(json))
+  if not ok then return nil, message end
+  return peri.files.write(folder .. "/tokenizer_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
+end
+
 --- Write the files of the vocabulary into a folder, so that it loads here and elsewhere.
 --- @param folder string  is made
 --- @return boolean|nil
@@ -204,10 +212,12 @@ function Tokenizer:save(folder)
     end
     return true
   end
+  local file = peri.gguf.open(source)
+  if file then return save_gguf(file, folder) end
   local name = source:match("[^/]+$")
   for _, known in ipairs(FILES) do
-    if name == known then
-      ok, message = copy(source, folder .. "/" .. name)
+    if name == known or (name:find "%.bin$" and known == "tokenizer.bin") then
+      ok, message = copy(source, folder .. "/" .. known)
       if not ok then return nil, message end
       return write_config(self, folder)
     end

@@ -236,7 +236,8 @@ static peri_status read_roles (reader *r) {
     TRY(read_role(r, ends[i], -1, &id));
     TRY(peri__tokenizer_end(t, id));
   }
-  t->model.unk = t->role[PERI_TOKEN_UNK];
+  /* llama.cpp's BPE drops what no token covers. */
+  if (t->model.kind != PERI__MODEL_BPE) t->model.unk = t->role[PERI_TOKEN_UNK];
   return PERI_OK;
 }
 

@@ -236,6 +236,15 @@ function T.test_smollm2_encodes_as_transformers_does()
   end
   lu.assertEquals(tok.eos, 2)
   lu.assertEquals(tok.eos_ids, { 0, 2 })
+  local folder = os.tmpname()
+  os.remove(folder)
+  assert(tok:save(folder))
+  local back = assert(peri.tokenizer.load(folder))
+  for _, text in ipairs(decode(DATA .. "vectors.json").texts) do
+    same(back:encode(text), tok:encode(text), ("saved: %q"):format(text))
+  end
+  lu.assertEquals({ back.eos, back.chat_template }, { tok.eos, tok.chat_template })
+  peri.files.remove_tree(folder)
   lu.assertStrContains(tok.chat_template, "im_start")
 end
 
