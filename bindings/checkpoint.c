@@ -258,13 +258,22 @@ static int first_run (lua_State *L) {
   lua_pushvalue(L, n + 4);
   for (int i = 0; i < n; i++) lua_pushvalue(L, args + i);
   lua_call(L, n, LUA_MULTRET);
-  int last = lua_gettop(L), nout = detach_results(L, b, scope->outer, first, last);
+  int last = lua_gettop(L);
+  lua_createtable(L, last - first + 1, 0); /* the results hold the segment until it has been read */
+  for (int i = first; i <= last; i++) {
+    lua_pushvalue(L, i);
+    lua_rawseti(L, -2, i - first + 1);
+  }
+  int nout = detach_results(L, b, scope->outer, first, last);
   if (nout > PERI_CUSTOM_ARGS)
     return luaL_error(L, "checkpoint: more than %d tensors returned", PERI_CUSTOM_ARGS);
   if (!each_leaf((*barrier)->node, count_leaf, &nleaf))
     return luaL_error(
         L, "checkpoint: fn uses a tensor that was computed outside: pass it as an argument");
-  if (nleaf == 0 || nout == 0) return last - first + 1;
+  if (nleaf == 0 || nout == 0) {
+    lua_settop(L, last);
+    return last - first + 1;
+  }
   peri_tensor *out[PERI_CUSTOM_ARGS];
   peri_tensor **in = (peri_tensor **)lua_newuserdatauv(L, (size_t)nleaf * sizeof *in, 0);
   lua_pushvalue(L, table);
@@ -276,6 +285,7 @@ static int first_run (lua_State *L) {
     r->ref = ref;
     r->rng = rng;
     each_leaf((*barrier)->node, note_leaf, &f);
+    r->nin = f.at; /* what no result depends on may have been collected since it was counted */
     nout = 0;
     for (int i = first; i <= last; i++) {
       peri_box *box = peri__box_at(L, b, i);
