@@ -19,7 +19,7 @@ static peri_status encoder_open (const peri_tokenizer *t, peri__encoder *e) {
   peri_ctx *ctx = t->ctx;
   memset(e, 0, sizeof *e);
   e->t = t;
-  e->ids.ctx = e->work.ctx = e->mapped.ctx = e->spaced.ctx = ctx;
+  e->ids.ctx = e->work.ctx = e->mapped.ctx = e->spaced.ctx = e->chars.ctx = ctx;
   TRY(peri__text_state_open(ctx, &e->text));
   e->words = peri__malloc(ctx, PERI__WORDS * sizeof *e->words);
   if (e->words == NULL) return peri__fail(ctx, PERI_ENOMEM, "no memory for a cache of words");
@@ -35,6 +35,7 @@ void peri__encoder_close (peri__encoder *e) {
   peri__buffer_free(&e->work);
   peri__buffer_free(&e->mapped);
   peri__buffer_free(&e->spaced);
+  peri__buffer_free(&e->chars);
   memset(e, 0, sizeof *e);
 }
 
@@ -60,7 +61,7 @@ static peri_status encoders (peri_tokenizer *t, int n) {
 }
 
 static void fix (peri__encoder *e, bool fixed) {
-  e->ids.fixed = e->work.fixed = e->mapped.fixed = e->spaced.fixed = fixed;
+  e->ids.fixed = e->work.fixed = e->mapped.fixed = e->spaced.fixed = e->chars.fixed = fixed;
   peri__text_state_fix(e->text, fixed);
 }
 
@@ -180,6 +181,12 @@ static peri_status plain (peri__encoder *e, const char *s, size_t n, bool start,
   const peri_tokenizer *t = e->t;
   peri__pieces p;
   if (n == 0) return PERI_OK;
+  if (t->chars != NULL) {
+    if (!peri__tokenizer_chars(t, &e->chars, s, n)) return PERI_ENOMEM;
+    s = e->chars.data;
+    n = e->chars.size;
+    if (n == 0) return PERI_OK;
+  }
   if (t->sentencepiece) {
     if (!write_spaces(t, &e->spaced, s, n, first)) return PERI_ENOMEM;
     s = e->spaced.data;
@@ -331,9 +338,10 @@ static peri_status block (peri_tokenizer *t, const peri_text *text, int64_t n, s
   TRY(encoders(t, threads + 1));
   for (int i = 1; i <= threads; i++) {
     peri__encoder *e = &t->encoder[i];
-    e->ids.size = e->mapped.size = e->spaced.size = 0;
+    e->ids.size = e->mapped.size = e->spaced.size = e->chars.size = 0;
     if (!peri__buffer_reserve(&e->ids, bytes + 4096) || peri__work(e, SCRATCH) == NULL ||
         !peri__buffer_reserve(&e->mapped, SCRATCH) || !peri__buffer_reserve(&e->spaced, SCRATCH) ||
+        (t->chars != NULL && !peri__buffer_reserve(&e->chars, SCRATCH)) ||
         peri__text_state_reserve(e->text, SCRATCH) != PERI_OK)
       return no_memory(t, "encoding texts", bytes);
   }

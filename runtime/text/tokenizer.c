@@ -48,6 +48,7 @@ void peri_tokenizer_close (peri_tokenizer *t) {
   peri__decoder_free(t->decoder);
   model_close(ctx, &t->model);
   peri__added_close(&t->added);
+  peri__free(ctx, t->chars, t->chars_size);
   peri__free(ctx, t->ends, t->cap_ends * sizeof *t->ends);
   if (t->template != NULL) peri__free(ctx, t->template, t->template_size + 1);
   peri__buffer_free(&t->out);

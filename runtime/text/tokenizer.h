@@ -191,6 +191,7 @@ typedef struct peri__encoder {
   peri__buffer work;   /* scratch of the model */
   peri__buffer mapped; /* a piece in the byte-level alphabet */
   peri__buffer spaced; /* a segment with its spaces written as the vocabulary wants them */
+  peri__buffer chars;  /* the same through a table of characters */
   peri__word *words;   /* NULL: no cache */
 } peri__encoder;
 
@@ -225,7 +226,9 @@ struct peri_tokenizer {
   peri__model model;
   peri__added added;
   peri__spaces spaces;
-  bool sentencepiece; /* spaces rules hold */
+  bool sentencepiece;   /* spaces rules hold */
+  unsigned char *chars; /* SentencePiece's table of characters; NULL: none */
+  size_t chars_size, chars_units;
   int32_t role[PERI_TOKEN_NROLE];
   int32_t *ends; /* tokens that end a turn */
   size_t n_ends, cap_ends;
@@ -258,8 +261,9 @@ peri_status peri__tokenizer_llama2c (peri_tokenizer *t, const void *data, size_t
 peri_status peri__tokenizer_sentencepiece (peri_tokenizer *t, const void *data, size_t size);
 /* Decode U+2581 as a space; strip: the first space of a text goes. */
 peri_status peri__tokenizer_spaces (peri_tokenizer *t, bool strip);
-/* The normaliser of a SentencePiece table of characters. */
-peri_status peri__tokenizer_charsmap (peri_tokenizer *t, const unsigned char *map, size_t n);
+/* Take a SentencePiece table of characters, copied; pass a text through it. False: no memory. */
+peri_status peri__tokenizer_charsmap (peri_tokenizer *t, const void *map, size_t n);
+bool peri__tokenizer_chars (const peri_tokenizer *t, peri__buffer *out, const char *s, size_t n);
 /* A token's name means the same in every vocabulary: the end of a turn, infilling. */
 bool peri__tokenizer_known (const char *s, size_t n);
 char *peri__copy_text (peri_ctx *ctx, const char *s, size_t n); /* zero-terminated, n + 1 bytes */

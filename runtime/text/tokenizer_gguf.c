@@ -243,35 +243,6 @@ static peri_status read_roles (reader *r) {
 
 /* ---- kinds of vocabularies ---- */
 
-static peri_status base64 (peri__buffer *out, const unsigned char *s, size_t n) {
-  static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  for (size_t i = 0; i < n; i += 3) {
-    uint32_t v = (uint32_t)s[i] << 16 | (i + 1 < n ? (uint32_t)s[i + 1] << 8 : 0) |
-                 (i + 2 < n ? s[i + 2] : 0);
-    char four[4] = { digits[v >> 18], digits[v >> 12 & 63], i + 1 < n ? digits[v >> 6 & 63] : '=',
-                     i + 2 < n ? digits[v & 63] : '=' };
-    if (!peri__buffer_put(out, four, 4)) return PERI_ENOMEM;
-  }
-  return PERI_OK;
-}
-
-/* A normaliser from a SentencePiece table of characters. */
-peri_status peri__tokenizer_charsmap (peri_tokenizer *t, const unsigned char *map, size_t n) {
-  static const char head[] = "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"",
-                    tail[] = "\"}";
-  peri__buffer text = { .ctx = t->ctx };
-  if (n == 0) return PERI_OK;
-  peri_status s =
-      peri__buffer_put(&text, head, sizeof head - 1) ? base64(&text, map, n) : PERI_ENOMEM;
-  if (s == PERI_OK && !peri__buffer_put(&text, tail, sizeof tail)) s = PERI_ENOMEM;
-  if (s != PERI_OK)
-    s = peri__fail(t->ctx, s, "no memory for a table of characters of %zu bytes", n);
-  else
-    s = peri__normalizer_parse(t->ctx, text.data, &t->normalizer);
-  peri__buffer_free(&text);
-  return s;
-}
-
 /* Decoding of U+2581 as space; strip: the text's first space goes. */
 peri_status peri__tokenizer_spaces (peri_tokenizer *t, bool strip) {
   return peri__decoder_parse(

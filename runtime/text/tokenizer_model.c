@@ -126,7 +126,7 @@ static peri_status read_normalizer (reader *r, range in) {
   while (in.s < in.end) {
     field f;
     TRY(next(r->t->ctx, &in, &f));
-    if (f.number == 2 && f.wire == 2 && r->t->normalizer == NULL)
+    if (f.number == 2 && f.wire == 2 && r->t->chars == NULL)
       TRY(peri__tokenizer_charsmap(r->t, f.in.s, (size_t)(f.in.end - f.in.s)));
     if (f.wire != 0) continue;
     if (f.number == 3) r->prefix = f.v != 0;
