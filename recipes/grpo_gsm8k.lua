@@ -19,7 +19,7 @@ local cfg = peri.flags(recipe.with_flags {
   updates     = { 40, "optimizer steps" },
   prompts     = { 4, "problems an update" },
   group       = { 8, "answers to each" },
-  micro       = { 4, "answers in one forward and backward pass" },
+  micro       = { 2, "answers in one forward and backward pass" },
   tokens      = { 128, "longest answer" },
   rank        = { 16, "of the low-rank matrices" },
   lr          = { 2e-4, "peak learning rate" },
@@ -83,12 +83,16 @@ for step in run:steps() do
   row["rewards/accuracy/mean"], row["rewards/format/mean"] = parts.accuracy / parts.n, parts.format / parts.n
   local advantage, weight = rl.advantages(batch)
   local tokens, clipped = math.max(weight:sum():item(), 1), 0
-  for part in rl.group_parts(batch, advantage, weight, cfg.micro) do
-    local logp = rl.completion_logprobs(model, part.prompt, part.completions, { temperature = cfg.temperature })
-    local how = { clip = cfg.clip, tokens = tokens }
-    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, how)
-    loss:backward()
-    clipped = clipped + stats.clip_fraction:item()
+  local how = { clip = cfg.clip, tokens = tokens }
+  for group in rl.groups(batch, advantage, weight) do
+    local prompt = rl.shared_prompt(model, group.prompt)
+    for part in group:parts(cfg.micro) do
+      local logp = rl.completion_logprobs(model, prompt, part.completions, { temperature = cfg.temperature })
+      local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, how)
+      loss:backward()
+      clipped = clipped + stats.clip_fraction:item()
+    end
+    prompt:backward()
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   row.clip_ratio, row.grad_norm = clipped, opt.grad_norm

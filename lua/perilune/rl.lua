@@ -164,63 +164,108 @@ function M.parts(rows, size)
   end, nil, nil, closing
 end
 
+local Shared = {}
+Shared.__index = Shared
+
+--- A prompt read once for any number of completions, in any number of forward and backward passes: their
+--- gradients with respect to what they saw of it add up, until :backward() takes them through it.
+--- @param model table  causal model of perilune.models
+--- @param prompt perilune.Tensor  (1, P) i64
+--- @return table shared  for completion_logprobs; :backward() once, after those of all completions
+function M.shared_prompt(model, prompt)
+  local self = setmetatable({ length = prompt:size(2), k = {}, v = {}, _pairs = {} }, Shared)
+  local seen = { k = {}, v = {} }
+  local function leaf(t) -- the graph of what follows ends here
+    if not t.requires_grad then return t end
+    local own = t:detach():requires_grad_()
+    table.insert(self._pairs, { t, own })
+    return own
+  end
+  self.hidden = leaf(model:forward(prompt, { collect = seen }):narrow(2, self.length, 1)) -- (1, 1, D)
+  for i, k in ipairs(seen.k) do self.k[i], self.v[i] = leaf(k), leaf(seen.v[i]) end -- (1, P, Hkv, D)
+  return self
+end
+
+--- The gradients that have come together, through the prompt.
+function Shared:backward()
+  local sum
+  for _, pair in ipairs(self._pairs) do
+    local grad = pair[2].grad
+    if grad then
+      local product = pair[1]:mul(grad):sum()
+      sum = sum and sum:add(product) or product
+    end
+  end
+  if sum then sum:backward() end
+  self._pairs = {}
+end
+
 --- Log-probabilities and entropies of completions of one prompt, which is read once for all of them and
 --- gets its gradient once: the same numbers as model:token_logprobs of every whole sequence.
 --- @param model table  causal model of perilune.models
---- @param prompt perilune.Tensor  (1, P) i64
+--- @param shared table  of M.shared_prompt
 --- @param completions perilune.Tensor  (B, N) i64; -100 where there is none
 --- @param opts table?  temperature (1)
 --- @return perilune.Tensor logp  (B, N) f32, 0 at -100
 --- @return perilune.Tensor entropy  (B, N) f32, nats
-function M.completion_logprobs(model, prompt, completions, opts)
-  local batch, count, length = completions:size(1), completions:size(2), prompt:size(2)
-  local seen = { k = {}, v = {} }
-  local hidden = model:forward(prompt, { collect = seen }):narrow(2, length, 1):expand { batch, -1, -1 } -- (B, 1, D)
+function M.completion_logprobs(model, shared, completions, opts)
+  local batch, count, length = completions:size(1), completions:size(2), shared.length
+  local hidden = shared.hidden:expand { batch, -1, -1 } -- (B, 1, D)
   if count > 1 then
     local ids = completions:narrow(2, 1, count - 1):clamp(0) -- what is behind the end is never looked at
     local positions = peri.arange(length, length + count - 1)
-    hidden = peri.cat({ hidden, model:forward(ids, { prefix = seen, positions = positions }) }, 2) -- (B, N, D)
+    hidden = peri.cat({ hidden, model:forward(ids, { prefix = shared, positions = positions }) }, 2) -- (B, N, D)
   end
   return model:token_logprob(hidden, completions, opts and opts.temperature)
 end
 
---- for part in rl.group_parts(batch, advantage, weight, size) do: completions of one prompt at a time that
---- can teach something, at most `size` of them, for completion_logprobs; each turn a memory scope.
+local Group = {}
+Group.__index = Group
+
+--- for group in rl.groups(batch, advantage, weight) do: prompts with the completions of each that can teach
+--- something; group.prompt (1, P) i64, and for part in group:parts(size) do. Each turn is a memory scope.
 --- @param batch table  of M.rollout
 --- @param advantage perilune.Tensor  (B, N)
 --- @param weight perilune.Tensor  (B, N)
---- @param size integer
 --- @param all boolean?  also those whose advantage is 0
-function M.group_parts(batch, advantage, weight, size, all)
+function M.groups(batch, advantage, weight, all)
   local signal = (all and weight or advantage:mul(weight)):abs():max(2):gt(0):tolist()
-  local starts = batch.start and batch.start:tolist()
-  local parts = {}
+  local lists = {}
   for first = 1, #signal, batch.group do
-    local list
+    local list = {}
     for i = first, first + batch.group - 1 do
-      if signal[i] then
-        if not list or #list == size then
-          list = {}
-          parts[#parts + 1] = list
-        end
-        list[#list + 1] = i
-      end
+      if signal[i] then list[#list + 1] = i end
     end
+    if #list > 0 then lists[#lists + 1] = list end
   end
-  local advance, state, turn, closing = peri.steps(#parts)
+  local starts = batch.start and batch.start:tolist()
+  local advance, state, turn, closing = peri.steps(#lists)
   return function ()
     turn = advance(state, turn)
     if not turn then return nil end
-    local list, longest = parts[turn], 0
+    local list = lists[turn]
+    local pads = starts and starts[list[1]] or 0
+    local prompt = batch.ids:narrow(1, list[1], 1):narrow(2, pads + 1, batch.from - 1 - pads)
+    return setmetatable({ prompt = prompt, rows = list, batch = batch, advantage = advantage, weight = weight }, Group)
+  end, nil, nil, closing
+end
+
+--- for part in group:parts(size) do: at most `size` of its completions at a time; completions (n, N) i64 (-100
+--- behind the end), logprobs, advantage, weight (n, N), n. Each turn is a memory scope.
+--- @param size integer
+function Group:parts(size)
+  local batch = self.batch
+  local advance, state, turn, closing = peri.steps(math.ceil(#self.rows / size))
+  return function ()
+    turn = advance(state, turn)
+    if not turn then return nil end
+    local list, longest = table.move(self.rows, (turn - 1) * size + 1, math.min(turn * size, #self.rows), 1, {}), 0
     for _, i in ipairs(list) do longest = math.max(longest, #batch.tokens[i]) end
-    local rows, pads = peri.tensor(list, "i64"):sub(1), starts and starts[list[1]] or 0
+    local rows = peri.tensor(list, "i64"):sub(1)
     local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
-    local ids, from = batch.ids, batch.from
-    local mask = pick(batch.mask)
-    local completions = pick(ids:narrow(2, from, ids:size(2) - from + 1)):masked_fill(mask:eq(0), -100)
-    return { n = #list, prompt = ids:narrow(1, list[1], 1):narrow(2, pads + 1, from - 1 - pads),
-             completions = completions, logprobs = pick(batch.logprobs), advantage = pick(advantage),
-             weight = pick(weight) }
+    local ids = batch.ids:narrow(2, batch.from, batch.ids:size(2) - batch.from + 1)
+    return { n = #list, completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
+             logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
   end, nil, nil, closing
 end
 

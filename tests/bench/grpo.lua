@@ -9,7 +9,7 @@ local home = os.getenv "PERILUNE_PEERS" or (os.getenv "HOME" .. "/.cache/perilun
 local recipe, models, peft = require "perilune.recipe", require "perilune.models", require "perilune.peft"
 local rl, optim, gsm8k = require "perilune.rl", require "perilune.optim", require "perilune.tasks.gsm8k"
 
-local opts = { steps = 2, model = home .. "/models/smollm2-hf", data = "gsm8k/train.jsonl", trl = "on", micro = 4 }
+local opts = { steps = 2, model = home .. "/models/smollm2-hf", data = "gsm8k/train.jsonl", trl = "on", micro = 2 }
 for i = 1, #arg, 2 do
   local key = arg[i]:match "^%-%-(%a+)$"
   if opts[key] == nil then error("unknown option " .. arg[i], 0) end
@@ -41,9 +41,13 @@ local function step()
   local t1 = peri.time()
   local advantage, weight = rl.advantages(batch)
   local tokens = weight:sum():item()
-  for part in rl.group_parts(batch, advantage, weight, opts.micro, true) do
-    local logp = rl.completion_logprobs(model, part.prompt, part.completions)
-    rl.clipped(logp, part.logprobs, part.advantage, part.weight, { tokens = tokens }):backward()
+  for group in rl.groups(batch, advantage, weight, true) do
+    local prompt = rl.shared_prompt(model, group.prompt)
+    for part in group:parts(opts.micro) do
+      local logp = rl.completion_logprobs(model, prompt, part.completions)
+      rl.clipped(logp, part.logprobs, part.advantage, part.weight, { tokens = tokens }):backward()
+    end
+    prompt:backward()
   end
   opt:step { clip = 1 }:zero_grad()
   return peri.time() - t0, t1 - t0

@@ -203,11 +203,15 @@ function TestSharedPrompt.test_equals_whole_sequences()
     function (_, _, tokens) return #tokens + tokens[1] % 5 end, { group = 3, max_new_tokens = 6 })
   local advantage, weight = rl.advantages(batch)
   local count, before = 0, {}
-  for part in rl.group_parts(batch, advantage, weight, 2) do
-    local logp = rl.completion_logprobs(model, part.prompt, part.completions)
-    lu.assertEquals(logp:detach():sub(part.logprobs:mul(part.weight)):abs():max():item(), 0)
-    logp:mul(part.advantage):sum():backward()
-    count = count + part.n
+  for group in rl.groups(batch, advantage, weight) do
+    local prompt = rl.shared_prompt(model, group.prompt)
+    for part in group:parts(2) do
+      local logp = rl.completion_logprobs(model, prompt, part.completions)
+      lu.assertEquals(logp:detach():sub(part.logprobs:mul(part.weight)):abs():max():item(), 0)
+      logp:mul(part.advantage):sum():backward()
+      count = count + part.n
+    end
+    prompt:backward()
   end
   for i, p in ipairs(model:parameters()) do
     before[i] = p.grad
