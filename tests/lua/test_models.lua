@@ -239,6 +239,22 @@ function TestModels.test_quantised_weights_are_the_published_ones_quantised()
   end
 end
 
+-- Every architecture computes with weights in few bits, packed or not.
+for name, kind in pairs(all) do
+  TestModels["test_other_dtypes_of_" .. name] = function ()
+    local plain, io = load(name)
+    local want = peri.no_grad(function () return (kinds[kind](plain, io)) end)
+    for _, opts in ipairs { { dtype = "bf16" }, { dtype = "q8_0" }, { dtype = "q8_0", pack = true }, { dtype = "file", pack = true } } do
+      local model = assert(models.load(folder .. name, opts))
+      local got = peri.no_grad(function () return (kinds[kind](model, io)) end)
+      lu.assertEquals(got.dtype, "f32")
+      local off = got:sub(want):square():mean():sqrt():item() / want:std():item()
+      lu.assertTrue(off < 0.05, ("%s in %s: %g"):format(name, opts.dtype, off))
+      lu.assertEquals(peri.no_grad(function () return (kinds[kind](model:copy(), io)) end):bytes(), got:bytes())
+    end
+  end
+end
+
 -- A file may mix types within what we hold as one matrix.
 function TestModels.test_parts_of_several_dtypes_stay_apart()
   local source = assert(models.open(folder .. "llama"))
@@ -337,6 +353,33 @@ function TestModels.test_attention_with_dropout_is_attention_where_nothing_drops
     peri.attention(q, k, v, mask:gt(-1), start, { causal = true, scale = 0.3, window = 4, softcap = 1.5 })) < 1e-5)
 end
 
+-- The leaves of a checkpoint are found while its first graph is garbage already.
+function TestModels.test_collections_at_any_time_lose_no_gradient_of_a_checkpoint()
+  collectgarbage("incremental", 100, 1000)
+  local w, x = peri.randn({ 4, 4 }):requires_grad_(), peri.randn({ 2, 4 }):requires_grad_()
+  local garbage = 0
+  local function f(a)
+    local u = a:matmul(w):tanh()
+    local _ = a:mul(w:sum()) -- what no result depends on
+    for _ = 1, garbage do _ = { {} } end
+    return u:mul(2), u:add(1)
+  end
+  local function gradients(...)
+    local a, b = ...
+    a:sum():add(b:square():sum()):backward()
+    local gw, gx = w.grad, x.grad
+    w:zero_grad()
+    x:zero_grad()
+    return gw:bytes() .. gx:bytes()
+  end
+  local want = gradients(f(x))
+  for i = 1, 600 do
+    garbage = i * 7 % 40
+    lu.assertEquals(gradients(peri.checkpoint(f, x)), want)
+  end
+  collectgarbage "incremental"
+end
+
 function TestModels.test_parameters_that_are_not_trained_are_none()
   local model = load "deepseek_v3"
   for _, pair in ipairs(model:named_parameters()) do lu.assertNil(pair[1]:find "gate_bias") end
@@ -380,6 +423,7 @@ function TestModels.test_a_path_that_holds_no_model_is_no_error()
   lu.assertNil(model)
   lu.assertStrContains(message, "gpt2")
   lu.assertErrorMsgContains("dtpye", models.load, folder .. "llama", { dtpye = "f32" })
+  lu.assertErrorMsgContains("q9_0", models.load, folder .. "llama", { dtype = "q9_0" })
 end
 
 os.exit(lu.LuaUnit.run())

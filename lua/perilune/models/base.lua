@@ -193,17 +193,19 @@ end
 --- packed ones, which nothing writes to, are shared.
 function Model:copy()
   local names = {}
-  for name in pairs(self:state_dict()) do names[#names + 1] = name end
+  for _, p in ipairs(self._layout) do
+    for _, part in ipairs(p.parts) do names[#names + 1] = part[1] end
+  end
   local other = M.create(getmetatable(self), self.config, names)
   for i, p in ipairs(other._layout) do
     local from = self._layout[i].owner
     local t = from[p.key]
-    local packed = self._packed and #p.shape == 2
+    local packed = self._packed and weights.is_product(p)
     if t and not packed and not weights.quantised[t.dtype] then t = t:detach():clone() end
     p.owner[p.key] = t
     if not t then p.owner.weights = from.weights end
   end
-  other.generation_config, other.source_path = self.generation_config, self.source_path
+  other.generation_config, other.source_path, other._packed = self.generation_config, self.source_path, self._packed
   return other
 end
 

@@ -2,6 +2,7 @@
 -- config and the format by the path. peri.models.llama and so on are the architectures themselves.
 local hf = require "perilune.models.hf"
 local base = require "perilune.models.base"
+local weights = require "perilune.models.weights"
 local peri = require "perilune"
 
 local M = {}
@@ -62,6 +63,10 @@ function M.load(path, opts)
   opts = opts or {}
   for key in pairs(opts) do
     if key ~= "dtype" and key ~= "pack" then error(("models.load: unknown option %q"):format(tostring(key)), 2) end
+  end
+  local dtype = opts.dtype or "f32"
+  if dtype ~= "file" and not weights.dtypes[dtype] then
+    error(("models.load: dtype is %q, expected f32, f16, bf16, file or a quantised one"):format(tostring(dtype)), 2)
   end
   local source, message = M.open(path)
   if not source then return nil, message end

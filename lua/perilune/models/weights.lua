@@ -87,9 +87,12 @@ end
 
 local quantised = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 256, q5_K = 256, q6_K = 256 }
 
+--- Whether an entry may be in other dtypes than f32, and packed.
+function M.is_product(p) return p.kind == "linear" or p.kind == "embedding" end
+
 -- The dtype that a weight of this entry is kept in.
 local function kept(p, stored, wanted)
-  if p.kind == "vector" or p.kind == "buffer" then return "f32" end
+  if not M.is_product(p) then return "f32" end
   if wanted == "file" then
     if p.transposed and quantised[stored] then return "f32" end
     return stored
@@ -118,8 +121,8 @@ local function gather(p, parts, wanted, into)
   end
   local function plain(i)
     local t = parts[i]
-    if t.dtype ~= dtypes[i] then t = t:to(dtypes[i]) end
-    return p.transposed and t:transpose():contiguous() or t
+    if p.transposed then t = (quantised[t.dtype] and t:to("f32") or t):transpose():contiguous() end
+    return t.dtype == dtypes[i] and t or t:to(dtypes[i])
   end
   if not into and same and #parts == 1 then
     local t = plain(1)
@@ -149,7 +152,7 @@ local function place(p, made, opts)
     owner.weights, owner.weight = made, nil
     return table.unpack(made)
   end
-  if pack and #p.shape == 2 then made = peri.pack(made)
+  if pack and M.is_product(p) then made = peri.pack(made)
   elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer" and opts.dtype ~= "file") end
   owner[p.key] = made
   return made
@@ -233,4 +236,9 @@ function M.split(model, get)
 end
 
 M.quantised = quantised
+
+--- Dtypes that a weight can be cast to.
+M.dtypes = { f32 = true, f16 = true, bf16 = true }
+for name in pairs(quantised) do M.dtypes[name] = true end
+
 return M
