@@ -23,7 +23,9 @@ function tests.tearDown() assert(peri.files.remove_tree(dir)) end
 local function quiet(command, args)
   local out, err = {}, {}
   local real_print, real_out, real_err = print, io.stdout, io.stderr
-  local function sink(list) return { write = function(_, ...) for _, s in ipairs { ... } do list[#list + 1] = s end end } end
+  local function sink(list)
+    return { write = function(_, ...) for _, s in ipairs { ... } do list[#list + 1] = s end end }
+  end
   print = function(...) out[#out + 1] = table.concat({ ... }, "\t") .. "\n" end -- luacheck: ignore 121
   io.stdout, io.stderr = sink(out), sink(err) -- luacheck: ignore 122
   local ok, status = pcall(command, args)
@@ -67,7 +69,8 @@ end
 
 function tests.test_gemma2_comes_back()
   quiet(convert, { tiny .. "gemma2", dir .. "/m.gguf" })
-  local want, source = assert(hf.tensors(tiny .. "gemma2")), assert(require("perilune.models.gguf").open(dir .. "/m.gguf"))
+  local want = assert(hf.tensors(tiny .. "gemma2"))
+  local source = assert(require("perilune.models.gguf").open(dir .. "/m.gguf"))
   for name, t in pairs(want) do -- norms lose a bit where 1 is added
     if name ~= "lm_head.weight" then
       lu.assertTrue((source:get(name):sub(t)):abs():max():item() <= (name:find "norm" and 1e-6 or 0), name)

@@ -75,7 +75,7 @@ function tests.test_damaged_arrays_are_refused()
   fails("dtype '|O' is not supported", peri.npy.load(dir .. "/n"))
   npy "{'descr': '<f4', 'shape': (1,), }"
   fails("lacks descr, fortran_order or shape", peri.npy.load(dir .. "/n"))
-  fails("byte 8", peri.idx.load(data .. "f4.npy"), select(2, peri.idx.load(data .. "f4.npy")):gsub("byte %d+", "byte 8"))
+  fails("no IDX file begins like this", peri.idx.load(data .. "f4.npy"))
 end
 
 function tests.test_idx_and_gzipped_lines()
@@ -175,13 +175,14 @@ function tests.test_loading_takes_little_more_than_what_is_kept()
   collectgarbage()
   collectgarbage()
   local before = peri.memory().live
+  peri.reset_peak()
   local source = assert(hf.open(dir))
   local all = {}
   for _, name in ipairs(source.names) do
     local scope <close> = peri.scope()
-    all[name] = scope:keep(source:get(name):to("f32"):clone())
+    all[name] = scope:keep(source:get(name):clone())
   end
-  lu.assertTrue(peri.memory().live - before <= 1.1 * kept)
+  lu.assertTrue(peri.memory().peak - before <= 1.1 * kept)
   lu.assertEquals(all.t3:numel(), 512 * 512)
 end
 
@@ -202,8 +203,8 @@ function tests.test_gguf_of_another_writer_is_read()
     lu.assertEquals(x:at(2, 1), 1.5)
     lu.assertEquals(f:tensor("f16"):to("f32"):tolist(), x:tolist())
     -- as gguf-py dequantises
-    for name, want in pairs { Q8_0 = { 1.481475830078125, 1.60845947265625 }, Q4_0 = { 1.34375, 1.34375, 2.015625 },
-                              Q4_1 = { 1.5, 1.5, 1.75830078125 } } do
+    for name, want in pairs { Q8_0 = { 1.481475830078125, 1.60845947265625 }, Q4_1 = { 1.5, 1.5, 1.75830078125 },
+                              Q4_0 = { 1.34375, 1.34375, 2.015625 } } do
       local t = f:tensor(name)
       lu.assertEquals(t.dtype, name:lower())
       local row = t:to("f32"):at(2):tolist()
@@ -228,7 +229,8 @@ function tests.test_gguf_is_saved()
   lu.assertEquals(f:get "a.num", 0.25)
   lu.assertEquals(f:tensor("w"):tolist(), { { 1, 3 }, { 2, 4 } })
   lu.assertEquals(f:tensor("q"):bytes(), t.q:bytes())
-  lu.assertErrorMsgContains("bool has no type in GGUF", peri.gguf.save, dir .. "/b.gguf", {}, { b = peri.tensor { true } })
+  lu.assertErrorMsgContains("bool has no type in GGUF", peri.gguf.save, dir .. "/b.gguf", {},
+    { b = peri.tensor { true } })
   fails("No such file", peri.gguf.save(dir .. "/none/a.gguf", {}, {}))
 end
 
