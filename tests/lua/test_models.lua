@@ -377,7 +377,7 @@ function TestModels.test_collections_at_any_time_lose_no_gradient_of_a_checkpoin
     garbage = i * 7 % 40
     lu.assertEquals(gradients(peri.checkpoint(f, x)), want)
   end
-  collectgarbage "incremental"
+  collectgarbage("incremental", 200, 100)
 end
 
 function TestModels.test_parameters_that_are_not_trained_are_none()
