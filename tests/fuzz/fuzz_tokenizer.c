@@ -1,6 +1,6 @@
 /*
-** fuzz_tokenizer.c - any bytes as tokenizer.json: refused, or a tokenizer that encodes and decodes
-** texts within bounds of memory. Usage: as driver.h says, or with a number: that many mutations of
+** fuzz_tokenizer.c - any bytes as tokenizer.json, as a vocabulary in GGUF or as a SentencePiece model,
+** by how they begin: refused, or a tokenizer that encodes and decodes texts within bounds of memory. Usage: as driver.h says, or with a number: that many mutations of
 ** each seed and of each file of the corpus.
 */
 #define main driver_main
@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <time.h>
 
-#include "core/core.h"
+#include "text/tokenizer.h"
 
 /* Everything that a context takes from its host. */
 static size_t live, limit;
@@ -53,6 +53,21 @@ static const char *check_use (peri_tokenizer *t) {
   return NULL;
 }
 
+static peri_status read_any (peri_ctx *ctx, const uint8_t *data, size_t size,
+                             peri_tokenizer **out) {
+  peri_gguf *f = NULL;
+  bool gguf = size >= 4 && memcmp(data, "GGUF", 4) == 0;
+  if (!gguf && (size == 0 || data[0] != 0x0A)) return peri_tokenizer_parse(ctx, data, size, out);
+  if (gguf) TRY(peri_gguf_parse(ctx, data, size, &f));
+  peri_status s = peri__tokenizer_new(ctx, out);
+  if (s == PERI_OK)
+    s = gguf ? peri__tokenizer_gguf(*out, f) : peri__tokenizer_sentencepiece(*out, data, size);
+  peri_gguf_close(f);
+  if (s == PERI_OK) s = peri__tokenizer_ready(*out);
+  if (s != PERI_OK) peri_tokenizer_close(*out);
+  return s;
+}
+
 int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size) {
   static peri_ctx *ctx;
   peri_tokenizer *t;
@@ -67,7 +82,7 @@ int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size) {
   size_t before = live;
   limit = live + 2 * size + ((size_t)4 << 20);
   clock_t begin = clock();
-  if (peri_tokenizer_parse(ctx, data, size, &t) == PERI_OK) {
+  if (read_any(ctx, data, size, &t) == PERI_OK) {
     limit += (size_t)16 << 20; /* what encoding needs, whatever the file */
     fuzz_verdict(check_use(t));
     peri_tokenizer_close(t);
