@@ -138,8 +138,8 @@ static const char *const turn_ends[] = { "<|eot_id|>",
                                          "<|eom|>",
                                          "<|END_OF_TURN_TOKEN|>",
                                          "<end_of_utterance>",
-                                         "<\xEF\xBD\x9C"
-                                         "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>" };
+                                         ("<\xEF\xBD\x9C"
+                                          "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>") };
 static const struct {
   peri_token_role role;
   const char *name;

@@ -89,7 +89,7 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) static float dot8_zmm (in
     __asm__ volatile("" : "+v"(x), "+v"(y));
   }
   int sum = 0;
-  for (int c = 0; c < CHAINS; c++) sum += ((int *)&a[c])[0];
+  for (int c = 0; c < CHAINS; c++) sum += _mm_cvtsi128_si32(_mm512_castsi512_si128(a[c]));
   return (float)sum;
 }
 __attribute__((target("avx2"))) static float dot8_ymm (int64_t steps) {
@@ -101,7 +101,7 @@ __attribute__((target("avx2"))) static float dot8_ymm (int64_t steps) {
     __asm__ volatile("" : "+x"(x), "+x"(y));
   }
   int sum = 0;
-  for (int c = 0; c < CHAINS; c++) sum += ((int *)&a[c])[0];
+  for (int c = 0; c < CHAINS; c++) sum += _mm_cvtsi128_si32(_mm256_castsi256_si128(a[c]));
   return (float)sum;
 }
 static float dot8_steps (int64_t steps) {
