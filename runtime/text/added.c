@@ -81,6 +81,10 @@ peri_status peri__added_ready (peri__added *a, const peri__normalizer *z, peri__
 /* Position in by_id of an id, -1: none has it. */
 static int64_t find_id (const peri__added *a, int64_t id) {
   size_t lo = 0, hi = a->n;
+  if (a->by_id == NULL) { /* not ready: readers ask */
+    while (lo < hi && a->token[lo].id != id) lo++;
+    return lo < hi ? (int64_t)lo : -1;
+  }
   while (lo < hi) {
     size_t mid = lo + (hi - lo) / 2;
     if (a->token[a->by_id[mid]].id < id)

@@ -250,6 +250,7 @@ peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id); /* one more id 
 /* ---- readers: fill a new tokenizer; peri__tokenizer_ready comes after ---- */
 peri_status peri__tokenizer_json (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t size);
+peri_status peri__tokenizer_generation (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_template (peri_tokenizer *t, const char *s, size_t n);
 peri_status peri__tokenizer_gguf (peri_tokenizer *t, peri_gguf *f);
 peri_status peri__tokenizer_json_vocab (peri_tokenizer *t, const void *text, size_t size);

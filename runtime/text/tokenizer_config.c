@@ -1,6 +1,6 @@
 /*
 ** tokenizer_config.c - what lies beside tokenizer.json: tokenizer_config.json, special_tokens_map.json,
-** generation settings of tokens, chat_template.jinja. They say which tokens have a role, what goes
+** generation_config.json, chat_template.jinja. They say which tokens have a role, what goes
 ** around a text, and how a chat is written.
 */
 #include <string.h>
@@ -158,6 +158,46 @@ peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t 
   peri_json j;
   peri_json_open(&j, t->ctx, text, size, NULL);
   peri_status s = read_config(t, &j);
+  peri_json_close(&j);
+  return s;
+}
+
+/* eos_token_id of generation_config.json: an id or a list of ids that end a turn. */
+static peri_status read_ends (peri_tokenizer *t, peri_json *j) {
+  peri_json_value v;
+  size_t n;
+  TRY(peri_json_next(j, &v));
+  bool list = v.type == PERI_JSON_ARRAY;
+  if (v.type == PERI_JSON_OBJECT) return skip(j, &v);
+  do {
+    if (list) TRY(peri_json_next(j, &v));
+    if (v.type == PERI_JSON_INT && peri_tokenizer_token(t, v.i, &n) != NULL)
+      TRY(peri__tokenizer_end(t, (int32_t)v.i));
+    else if (v.type == PERI_JSON_OBJECT || v.type == PERI_JSON_ARRAY)
+      TRY(skip(j, &v));
+  } while (list && v.type != PERI_JSON_CLOSE);
+  return PERI_OK;
+}
+
+static peri_status read_generation (peri_tokenizer *t, peri_json *j) {
+  peri_json_value v;
+  TRY(peri_json_expect(j, PERI_JSON_OBJECT, "the settings of generation", &v));
+  for (;;) {
+    TRY(peri_json_next(j, &v));
+    if (v.type == PERI_JSON_CLOSE) return peri_json_expect(j, PERI_JSON_END, "what follows", &v);
+    if (is(&v, "eos_token_id")) {
+      TRY(read_ends(t, j));
+    } else {
+      TRY(peri_json_next(j, &v));
+      TRY(skip(j, &v));
+    }
+  }
+}
+
+peri_status peri__tokenizer_generation (peri_tokenizer *t, const void *text, size_t size) {
+  peri_json j;
+  peri_json_open(&j, t->ctx, text, size, NULL);
+  peri_status s = read_generation(t, &j);
   peri_json_close(&j);
   return s;
 }

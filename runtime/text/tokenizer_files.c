@@ -79,6 +79,7 @@ static peri_status load_folder (peri_tokenizer *t, const char *path) {
         path);
   TRY(with_part(t, path, "special_tokens_map.json", peri__tokenizer_config, NULL));
   TRY(with_part(t, path, "tokenizer_config.json", peri__tokenizer_config, NULL));
+  TRY(with_part(t, path, "generation_config.json", peri__tokenizer_generation, NULL));
   return with_part(t, path, "chat_template.jinja", read_jinja, NULL);
 }
 
