@@ -320,7 +320,7 @@ static void decoding_equals_training (void **state) {
         for (int64_t pad = 0; pad <= 13; pad += 13) {
           int64_t T = dims[n][0], Hq = dims[n][1], Hkv = dims[n][2], D = dims[n][3],
                   room = T + pad + 7;
-          struct attn whole = { 1, T, T, Hq, Hkv, D, true, window, INT64_MIN, 0, false },
+          struct attn whole = { 1, T, T, Hq, Hkv, D, true, window, INT64_MIN, 0, false, 0, false },
                       one = whole;
           struct io x = inputs(&whole, PERI_F32), y = { 0 };
           peri_tensor *full = attend(&x, &whole), *ck, *cv, *layout[2];
@@ -376,8 +376,8 @@ static void rows_do_not_depend_on_company (void **state) {
     static float alone[T * H * D];
     for (int threads = 1; threads <= 2; threads++) {
       if (!(ctx = open_level(level, threads))) continue;
-      struct attn c = { 1, T, T, H, 2, D, true, 0, INT64_MIN, 0, false },
-                  many = { 5, T + PAD, T + PAD, H, 2, D, true, 0, INT64_MIN, 0, false };
+      struct attn c = { 1, T, T, H, 2, D, true, 0, INT64_MIN, 0, false, 0, false },
+                  many = { 5, T + PAD, T + PAD, H, 2, D, true, 0, INT64_MIN, 0, false, 0, false };
       struct io x = inputs(&c, PERI_F32), y = inputs(&many, PERI_F32);
       peri_tensor *out = attend(&x, &c);
       if (threads == 1)
@@ -410,7 +410,7 @@ static void rows_do_not_depend_on_company (void **state) {
 static void strided_inputs (void **state) {
   (void)state;
   ctx = open_level(0, 2);
-  struct attn c = { 2, 9, 9, 3, 3, 8, true, 0, INT64_MIN, 0, false };
+  struct attn c = { 2, 9, 9, 3, 3, 8, true, 0, INT64_MIN, 0, false, 0, false };
   int64_t shape[4] = { 2, 9, 9, 8 };
   peri_tensor *qkv = random_tensor(PERI_F32, 1, 4, shape), *out[2];
   struct io x = { narrow(qkv, 2, 0, 3), narrow(qkv, 2, 3, 3), narrow(qkv, 2, 6, 3), NULL, NULL },
@@ -433,7 +433,7 @@ static void strided_inputs (void **state) {
 static void bad_shapes_are_refused (void **state) {
   (void)state;
   ctx = open_level(0, 1);
-  struct attn c = { 2, 4, 6, 4, 2, 8, false, 0, INT64_MIN, 0, false };
+  struct attn c = { 2, 4, 6, 4, 2, 8, false, 0, INT64_MIN, 0, false, 0, false };
   struct io x = inputs(&c, PERI_F32), bad = x;
   peri_tensor *out = NULL;
   bad.k = bad.q;
@@ -527,7 +527,7 @@ static void one_op_is_a_whole_step (void **state) {
     for (int t = 0; t < T; t++) pos[t] = t;
     peri_tensor *all[3] = { random_tensor(PERI_F32, 3, 4, shape), make(PERI_I64, 1, &time, pos),
                             make(PERI_F32, 1, &n, freq) };
-    struct attn c = { B, T, T, H, KV, D, true, 0, INT64_MIN, 0, true };
+    struct attn c = { B, T, T, H, KV, D, true, 0, INT64_MIN, 0, true, 0, false };
     struct io x = { .start = make(PERI_I64, 1, &two, start) };
     peri_tensor *part[3],
         *cache[2] = { random_tensor(PERI_F32, 4, 4, room), random_tensor(PERI_F32, 5, 4, room) };
