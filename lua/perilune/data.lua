@@ -43,26 +43,27 @@ function M.list(rows)
   return s
 end
 
---- The objects of a JSON Lines file, read line by line.
+--- The objects of a JSON Lines file, plain or gzipped, read line by line.
 --- @param path string
 --- @return perilune.data.Stream|nil
 --- @return string? message
 function M.jsonl(path)
-  local file, err = io.open(path, "rb")
-  if not file then return nil, err end
+  local lines, err = peri.files.lines(path)
+  if not lines then return nil, err end
   local line = 0
   return stream(function()
-    local text
+    local text, number
     repeat
-      text, line = file:read("l"), line + 1
+      text, number = lines()
+      line = number or line
     until not text or text:find "%S"
     if not text then return nil end
     local row, message = peri.json.decode(text)
     if row == nil and message then error(("%s:%d: %s"):format(path, line, message), 0) end
     return row
-  end, function() return { offset = file:seek(), line = line } end, function(t)
-    file:seek("set", t.offset)
-    line = t.line
+  end, function() return { line = line } end, function(t)
+    lines, line = assert(peri.files.lines(path)), t.line
+    for _ = 1, line do lines() end
   end)
 end
 

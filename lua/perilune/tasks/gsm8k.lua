@@ -49,20 +49,19 @@ local function first_number(text)
 end
 
 --- Read rows.
---- @param path string  JSONL
+--- @param path string  JSONL, plain or gzipped
 --- @param n integer?  at most so many, from the start
 --- @return table[]|nil rows  { question, answer, gold = the number as text }
 --- @return string? message
 function M.rows(path, n)
-  local file, err = io.open(path, "rb")
-  if not file then return nil, err end
-  local _ <close> = file
-  local rows, at = {}, 0
-  for text in file:lines() do
-    if n and #rows >= n then break end
-    at = at + 1
+  local lines, err = peri.files.lines(path, MAX_LINE)
+  if not lines then return nil, err end
+  local rows = {}
+  while not n or #rows < n do
+    local ok, text, at = pcall(lines)
+    if not ok then return nil, text end
+    if not text then break end
     if text:find "%S" then
-      if #text > MAX_LINE then return nil, ("%s, line %d: longer than %d bytes"):format(path, at, MAX_LINE) end
       local row, message = peri.json.decode(text)
       if type(row) ~= "table" then
         return nil, ("%s, line %d: %s"):format(path, at, message or "not a JSON object")
