@@ -2,6 +2,8 @@
 ** simd_quant.c - products with packed quantised weights: rounding of x, products with one row of x
 ** (bound by memory) and with many (bound by arithmetic). See cpu/quant.h.
 */
+#include <math.h>
+
 #include "cpu/quant_vec.h"
 
 /* ---- rounding x ---- */
@@ -69,13 +71,18 @@ static void quant_round (peri__quant_kind kind, int bias, int64_t blocks, const 
     int32_t bits = i_most(most);
     float amax;
     memcpy(&amax, &bits, 4);
+    if (bits >= 0x7f800000) { /* inf or NaN */
+      memset(codes, 0, 32);
+      *out = (peri__quant_block){ NAN, NAN, { 0, 0 } };
+      continue;
+    }
     /* Too little for its inverse counts as nothing. */
     float inverse = amax < 1e-36f ? 0 : 127 / amax;
     vi q[2] = { { 0 }, { 0 } };
     for (int i = 0; i < 32; i += W) q[i / 16] += to_codes(v_load(x + i) * inverse, codes + i);
     int32_t sum[2];
     i_sums(q[0], q[1], sum);
-    out->d = amax < 1e-36f ? 0 : amax * (1 / 127.f) + (amax - amax); /* NaN for inf */
+    out->d = amax < 1e-36f ? 0 : amax * (1 / 127.f);
     out->sum = out->d * (float)(sum[0] + sum[1]);
     out->fix[0] = -bias * (kind == PERI_QUANT_HALF ? sum[0] : sum[0] + sum[1]);
     out->fix[1] = -bias * sum[1];
