@@ -126,6 +126,107 @@ function TestPEFT.test_saved_and_loaded_is_bit_equal()
   end
 end
 
+-- What a model of each kind makes of the stored input.
+local function run(model, io)
+  local given = { mask = io.attention_mask, labels = io.labels }
+  return model:forward(io.input_ids, (io.labels or not model.generate) and given or nil)
+end
+
+-- Fused parts, Conv1D's transposed weights, encoders, cross-attention, experts.
+for _, name in ipairs { "gpt2", "bert", "distilbert", "t5", "t5_gated", "deepseek_v3", "gemma2", "qwen3" } do
+  TestPEFT["test_lora_on_" .. name] = function ()
+    local folder = "tests/data/hf_tiny/" .. name
+    local io = assert(peri.safetensors.load(folder .. "/io.safetensors"))
+    local model = assert(models.load(folder))
+    local before = run(model, io)
+    local adapter = moved(peft.lora(model, { r = 3, alpha = 6 }), 0.1)
+    local apart = run(model, io)
+    lu.assertTrue(difference(apart, before) > 1e-2)
+    apart:square():sum():backward()
+    local without = 0
+    for _, pair in ipairs(adapter:named_parameters()) do
+      local idle = pair[1]:find "experts%.%d" or pair[1]:find "^pooler" -- no token came by
+      if not idle then lu.assertNotNil(pair[2].grad, pair[1]) end
+      without = without + (pair[2].grad and 0 or 1)
+    end
+    lu.assertTrue(without < #adapter:parameters() // 2)
+    temporary(function (out)
+      assert(adapter:save(out))
+      local other = assert(models.load(folder))
+      assert(peft.load(other, out)):eval()
+      lu.assertEquals(difference(run(other, io), apart), 0)
+      local config = peri.json.decode(assert(peri.files.read(out .. "/adapter_config.json")))
+      lu.assertEquals(config.fan_in_fan_out, name == "gpt2")
+    end)
+    adapter:merge():remove()
+    lu.assertTrue(difference(run(model, io), apart) < 2e-5 * math.max(1, apart:abs():max():item()))
+  end
+end
+
+function TestPEFT.test_a_copy_and_a_saved_model_are_without_the_adapter()
+  local ids = input()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    temporary(function (folder)
+      local model = assert(models.load(BASE))
+      local before = logits_of(model, ids)
+      moved(peft[kind](model), 0.1)
+      lu.assertTrue(difference(logits_of(model, ids), before) > 1e-3)
+      lu.assertEquals(difference(logits_of(model:copy(), ids), before), 0, kind)
+      assert(model:save(folder))
+      lu.assertEquals(difference(logits_of(assert(models.load(folder)), ids), before), 0, kind)
+    end)
+  end
+end
+
+function TestPEFT.test_dropout_is_of_training_and_seeded()
+  local ids, model = input(), assert(models.load(BASE))
+  local adapter = moved(peft.lora(model, { r = 4, dropout = 0.5 }), 0.1)
+  local function seeded(seed)
+    peri.seed(seed)
+    return logits_of(model, ids)
+  end
+  lu.assertEquals(difference(seeded(1), seeded(1)), 0)
+  lu.assertTrue(difference(seeded(1), seeded(2)) > 0)
+  local function gradient(on)
+    model:checkpointing(on)
+    peri.seed(1)
+    model:token_logprobs(ids, 2):sum():backward()
+    local p = adapter:parameters()[1]
+    local g = p.grad
+    p:zero_grad()
+    return g
+  end
+  lu.assertEquals(difference(gradient(false), gradient(true)), 0)
+  adapter:eval()
+  lu.assertEquals(difference(seeded(1), seeded(2)), 0)
+end
+
+-- q, k and v of one layer stored in different dtypes stay three weights; f16 is not merged into.
+function TestPEFT.test_parts_of_different_dtypes()
+  local model = assert(models.load(BASE))
+  local ids = input()
+  temporary(function (folder)
+    local kept = {}
+    for name, t in pairs(model:state_dict()) do
+      kept[name] = name:find "k_proj" and t:to "f16" or name:find "v_proj" and t:to "bf16" or t
+    end
+    assert(peri.files.make_folder(folder))
+    assert(peri.safetensors.save(folder .. "/model.safetensors", kept, { format = "pt" }))
+    assert(peri.files.write(folder .. "/config.json", assert(peri.files.read(BASE .. "/config.json"))))
+    local mixed = assert(models.load(folder, { dtype = "file" }))
+    lu.assertEquals(#mixed:projections()[1].weights, 3)
+    local before = logits_of(mixed, ids)
+    local adapter = moved(peft.lora(mixed, { r = 4 }), 0.1)
+    lu.assertTrue(difference(logits_of(mixed, ids), before) > 1e-2)
+    mixed:token_logprobs(ids, 2):sum():backward()
+    for _, pair in ipairs(adapter:named_parameters()) do lu.assertNotNil(pair[2].grad, pair[1]) end
+    lu.assertErrorMsgContains("of several dtypes", function () adapter:merge() end)
+    lu.assertErrorMsgContains("is f16", function ()
+      peft.lora(assert(models.load(folder, { dtype = "f16" }))):merge()
+    end)
+  end)
+end
+
 function TestPEFT.test_materialised_prefix_is_the_same_function()
   local ids = input()
   local model = assert(models.load(BASE))
@@ -152,27 +253,29 @@ function TestPEFT.test_generated_logprobs_are_those_of_training()
   end
 end
 
--- Weights in blocks of 32 stay as they are; the adapter still learns over them.
+-- Weights in blocks of 32 and of 256 stay as they are; the adapter still learns over them.
 function TestPEFT.test_lora_learns_over_quantised_weights()
   peri.seed(1)
-  local model = models.llama.new({ model_type = "llama", vocab_size = 32, hidden_size = 32, intermediate_size = 64,
-    num_hidden_layers = 2, num_attention_heads = 4, num_key_value_heads = 2, rms_norm_eps = 1e-6 }, { std = 0.2 })
+  local model = models.llama.new({ model_type = "llama", vocab_size = 32, hidden_size = 256, intermediate_size = 256,
+    num_hidden_layers = 1, num_attention_heads = 4, num_key_value_heads = 2, rms_norm_eps = 1e-6 }, { std = 0.2 })
   temporary(function (folder)
     assert(model:save(folder))
-    for _, pack in ipairs { false, true } do
-      local base = assert(models.load(folder, { dtype = "q8_0", pack = pack }))
+    for i = 1, 6 do
+      local dtype, pack = ({ "q8_0", "q4_0", "q4_K" })[(i + 1) // 2], i % 2 == 0
+      local base = assert(models.load(folder, { dtype = dtype, pack = pack }))
+      lu.assertEquals(base:projections()[1].weight.dtype, dtype)
       local adapter = peft.lora(base, { r = 4, alpha = 16 })
       local opt = optim.AdamW(adapter:parameters(), { lr = 2e-2, weight_decay = 0 })
       local ids = peri.arange(0, 16):reshape { 1, 16 }
       local first, last
-      for _ = 1, 60 do
+      for _ = 1, 20 do
         local scope <close> = peri.scope() -- luacheck: ignore 211
         local loss = base:token_logprobs(ids, 2):mean():neg()
         loss:backward()
         opt:step():zero_grad()
         first, last = first or loss:item(), loss:item()
       end
-      lu.assertTrue(last < first - 0.5, ("%s: %g to %g"):format(pack and "packed" or "blocks", first, last))
+      lu.assertTrue(last < first - 0.5, ("%s%s: %g to %g"):format(dtype, pack and " packed" or "", first, last))
       lu.assertErrorMsgContains("cannot merge", function () adapter:merge() end)
     end
   end)

@@ -8,13 +8,14 @@ local rows = require "perilune.post.rows"
 
 local BASE = "tests/data/hf_tiny/llama"
 
--- A tokenizer of bytes: 0 pads, 1 ends, 2.. are bytes; a chat is <role:content> after <role:content>.
+-- A tokenizer of bytes: 0 pads, 1 ($) ends, 2.. are bytes; a chat is <role:content> after <role:content>.
 local tok = { pad = 0, eos = 1, size = 258 }
 function tok:encode(text) -- luacheck: ignore 212
   local ids = {}
-  for i = 1, #text do ids[i] = text:byte(i) + 2 end
+  for i = 1, #text do ids[i] = text:sub(i, i) == "$" and 1 or text:byte(i) + 2 end
   return ids
 end
+function tok:token(id) return id == 1 and "$" or string.char(id - 2) end -- luacheck: ignore 212
 function tok:encode_chat(messages, opts)
   local ids, mask = {}, {}
   local function put(text, on)
@@ -85,6 +86,8 @@ function TestRows.test_preferences_find_their_prompt()
   local e = rows.encode(tok, { chosen = "The sky is blue.", rejected = "The sky is green." })
   lu.assertEquals({ text_of(e.prompt), text_of(e.chosen), text_of(e.rejected) }, { "The sky is", " blue.$", " green.$" })
   e = rows.encode(tok, { chosen = { user "a", assistant "b" }, rejected = { user "a", assistant "c" } })
+  lu.assertEquals({ text_of(e.prompt), text_of(e.chosen), text_of(e.rejected) }, { "<user:a><assistant:", "b>", "c>" })
+  e = rows.encode(tok, { prompt = "a", chosen = { user "a", assistant "b" }, rejected = { user "a", assistant "c" } })
   lu.assertEquals({ text_of(e.prompt), text_of(e.chosen), text_of(e.rejected) }, { "<user:a><assistant:", "b>", "c>" })
 end
 

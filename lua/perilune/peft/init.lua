@@ -2,7 +2,9 @@
 -- quantised weights), bottleneck adapters, prefix tuning. Adapters are trained with
 --   local adapter = peri.peft.lora(model, { r = 16, alpha = 32 })
 --   local opt = optim.AdamW(adapter:parameters(), { lr = 2e-4 })
--- and saved as adapter_config.json and adapter_model.safetensors.
+-- and saved as adapter_config.json and adapter_model.safetensors. An adapter stands beside the model's own
+-- weights: model:save(), model:state_dict() and model:parameters() are those weights, without an adapter that
+-- is not merged, and model:copy() is the model without adapters, which a KL penalty takes as its reference.
 local peri = require "perilune"
 local lora = require "perilune.peft.lora"
 local bottleneck = require "perilune.peft.bottleneck"

@@ -160,17 +160,24 @@ end
 
 function LoRA:eval() return self:train(false) end
 
+-- Whether every weight can be written to, before any is.
+local function check_weights(self)
+  if #self.sites == 0 then error("lora: the adapter was taken off its model", 3) end
+  for _, site in ipairs(self.sites) do
+    local p = site.projection
+    if p.packed or not p.weight or p.weight.dtype ~= "f32" then
+      error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
+        :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), 3)
+    end
+  end
+end
+
 -- W += sign * s B A, for every part.
 local function add_product(self, sign)
   local _ <close> = peri.no_grad()
   for _, site in ipairs(self.sites) do
     local scope <close> = peri.scope() -- luacheck: ignore 211
-    local p = site.projection
-    if not p.weight or p.weight.dtype ~= "f32" or p.packed then
-      error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
-        :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "quantised"), 3)
-    end
-    local at = 1
+    local p, at = site.projection, 1
     for i, part in ipairs(p.parts) do
       local slot = site.slots[i]
       if slot then
@@ -181,10 +188,12 @@ local function add_product(self, sign)
   end
 end
 
---- Add the adapter to the weights (f32 and not packed), so that the model computes the same without it.
+--- Add the adapter to the weights, so that the model computes the same without it. The weights have to be
+--- f32 and not packed: in f16 or bf16 most of a small change would be rounded away.
 --- @return self
 function LoRA:merge()
   if self.merged then error("lora: merged already", 2) end
+  check_weights(self)
   add_product(self, 1)
   self.merged = true
   return self
@@ -194,12 +203,13 @@ end
 --- @return self
 function LoRA:unmerge()
   if not self.merged then error("lora: is not merged", 2) end
+  check_weights(self)
   add_product(self, -1)
   self.merged = false
   return self
 end
 
---- Take the adapter off the model. The model's weights stay frozen.
+--- Take the adapter off the model. The model's weights stay frozen, and merged when they are.
 function LoRA:remove()
   for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
   self.sites = {}

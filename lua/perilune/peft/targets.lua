@@ -13,7 +13,10 @@ function M.freeze(model)
 end
 
 --- PEFT's task type of a model.
-function M.task(model) return model.generate and "CAUSAL_LM" or "FEATURE_EXTRACTION" end
+function M.task(model)
+  if model.config.is_encoder_decoder or model.config.model_type == "t5" then return "SEQ_2_SEQ_LM" end
+  return model.generate and "CAUSAL_LM" or "FEATURE_EXTRACTION"
+end
 
 local function matches(name, want)
   if want:sub(1, 1) == "^" then return name:find(want) ~= nil end

@@ -6,8 +6,12 @@
 --   { prompt?, chosen, rejected }                       preferences; without prompt it is what both share
 --   { prompt, completion, label }                       unpaired preferences
 --   { prompt, completions, labels }                     stepwise supervision
--- where a text may be a list of messages { role, content }. tools and chat_template_kwargs are given to
--- the chat template.
+-- where a text may be a list of messages { role, content }; { conversations } of { from, value } counts as
+-- { messages }. tools (a list, or its JSON) and chat_template_kwargs are given to the chat template. Ids and
+-- masks are those of TRL 1.16: prompt and answer are tokenised as one, and the answer begins where that
+-- differs from the prompt alone, which by a token across the border or by the template may be before its end.
+local json = require("perilune").json
+
 local M = {}
 
 local function is_messages(v) return type(v) == "table" end
@@ -25,7 +29,7 @@ end
 --- "unpaired_preference" or "stepwise_supervision"
 --- @return boolean|string conversational  or a message
 function M.kind(row)
-  if row.messages ~= nil then return "language_modeling", true end
+  if row.messages ~= nil or row.conversations ~= nil then return "language_modeling", true end
   if row.text ~= nil then return "language_modeling", false end
   local conversational = is_messages(row.prompt) or is_messages(row.completion) or is_messages(row.chosen)
   if row.chosen ~= nil and row.rejected ~= nil then return "preference", conversational end
@@ -38,11 +42,14 @@ function M.kind(row)
   return nil, ("a row with the keys %s is in none of the known formats"):format(show(row))
 end
 
-local function starts_with(list, head)
-  for i, id in ipairs(head) do
-    if list[i] ~= id then return false end
+-- The messages of a row, { from, value } as { role, content }.
+local function messages_of(row)
+  if row.messages then return row.messages end
+  local list = {}
+  for i, m in ipairs(row.conversations) do
+    list[i] = { role = m.role or m.from, content = m.content or m.value }
   end
-  return true
+  return list
 end
 
 local function tail(list, from) return table.move(list, from, #list, 1, {}) end
@@ -52,51 +59,27 @@ local function joined(a, b)
   return table.move(b, 1, #b, #out + 1, out)
 end
 
-local function with_eos(tok, ids)
-  if tok.eos and ids[#ids] ~= tok.eos then ids[#ids + 1] = tok.eos end
-  return ids
+-- How many leading ids two lists share.
+local function shared(a, b)
+  local n = 0
+  while n < #a and n < #b and a[n + 1] == b[n + 1] do n = n + 1 end
+  return n
+end
+
+local function ones(n)
+  local mask = {}
+  for i = 1, n do mask[i] = 1 end
+  return mask
 end
 
 -- Variables of the template that a row brings.
 local function template_options(row, more)
-  local o = { tools = row.tools }
+  local tools = row.tools
+  if type(tools) == "string" then tools = json.decode(tools) end
+  local o = { tools = type(tools) == "table" and next(tools) ~= nil and tools or nil }
   for k, v in pairs(row.chat_template_kwargs or {}) do o[k] = v end
   for k, v in pairs(more or {}) do o[k] = v end
   return o
-end
-
--- Ids of a conversational prompt: an answer is to follow, or the last message goes on.
-local function chat_prompt(tok, row, messages)
-  local last = messages[#messages]
-  if not last or last.role ~= "assistant" then
-    return tok:encode_chat(messages, template_options(row, { add_generation_prompt = true, return_mask = false }))
-  end
-  local text, said, stop = tok:chat(messages, template_options(row)), last.content:match "^%s*(.-)%s*$", 0
-  while said ~= "" do
-    local _, found = text:find(said, stop + 1, true)
-    if not found then break end
-    stop = found
-  end
-  if stop == 0 then stop = #text end
-  return tok:encode(text:sub(1, stop), { add_special = false })
-end
-
--- Ids of an answer to a conversational prompt: what the whole says beyond the prompt.
-local function chat_answer(tok, row, messages, answer, prompt)
-  local whole = tok:encode_chat(joined(messages, answer), template_options(row, { return_mask = false }))
-  if starts_with(whole, prompt) then return tail(whole, #prompt + 1) end
-  prompt = tok:encode_chat(messages, template_options(row, { add_generation_prompt = false, return_mask = false }))
-  if not starts_with(whole, prompt) then
-    error("rows: the chat template writes the prompt in another way once an answer follows", 0)
-  end
-  return tail(whole, #prompt + 1), prompt
-end
-
--- Ids of a plain text that follows a plain prompt, which ends with the end of text.
-local function plain_answer(tok, prompt_text, text, prompt)
-  local whole = tok:encode(prompt_text .. text)
-  if starts_with(whole, prompt) then return with_eos(tok, tail(whole, #prompt + 1)) end
-  return with_eos(tok, tok:encode(text, { add_special = false })) -- a token would cross the border
 end
 
 local function text_of(row, key)
@@ -107,36 +90,75 @@ local function text_of(row, key)
   return v
 end
 
--- What a chosen and a rejected answer share is their prompt.
+local function ended(tok, text)
+  local eos = tok.eos and tok:token(tok.eos)
+  if not eos or text:sub(-#eos) == eos then return text end
+  return text .. eos
+end
+
+-- Ids of a conversational prompt that is to be answered, or whose last message goes on.
+local function chat_prompt(tok, row, messages)
+  local last = messages[#messages]
+  if not last or last.role ~= "assistant" then
+    return tok:encode_chat(messages, template_options(row, { add_generation_prompt = true, return_mask = false }))
+  end
+  local text, said, stop = tok:chat(messages, template_options(row)), last.content:match "^%s*(.-)%s*$", 0
+  while said ~= "" do
+    local from, found = text:find(said, stop + 1, true)
+    if not found then break end
+    local whole = last.content:match "^%s*(.*)$" -- with the space behind, where the template keeps it
+    stop = text:sub(from, from + #whole - 1) == whole and from + #whole - 1 or found
+  end
+  if stop == 0 then stop = #text end
+  return tok:encode(text:sub(1, stop), { add_special = false })
+end
+
+-- Ids of a prompt, and of the whole with each answer.
+local function both(tok, row, chat, prompt, answers)
+  local wholes, ids = {}
+  if chat then
+    ids = tok:encode_chat(prompt, template_options(row, { add_generation_prompt = true, return_mask = false }))
+    for i, answer in ipairs(answers) do
+      wholes[i] = tok:encode_chat(joined(prompt, answer), template_options(row, { return_mask = false }))
+    end
+  else
+    ids = tok:encode(prompt)
+    for i, answer in ipairs(answers) do wholes[i] = tok:encode(prompt .. ended(tok, answer)) end
+  end
+  return ids, wholes
+end
+
+local function same(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" then return a == b end
+  for k, v in pairs(a) do if not same(v, b[k]) then return false end end
+  for k in pairs(b) do if a[k] == nil then return false end end
+  return true
+end
+
+-- What a chosen and a rejected answer share is their prompt; something is left of each.
 local function implicit_prompt(row)
   local a, b = row.chosen, row.rejected
-  local n = 0
+  local n, most = 0, math.min(#a, #b) - 1
   if is_messages(a) then
-    while n < #a and n < #b and a[n + 1].role == b[n + 1].role and a[n + 1].content == b[n + 1].content do n = n + 1 end
+    while n < most and same(a[n + 1], b[n + 1]) do n = n + 1 end
     return table.move(a, 1, n, 1, {}), tail(a, n + 1), tail(b, n + 1)
   end
-  while n < #a and n < #b and a:byte(n + 1) == b:byte(n + 1) do n = n + 1 end
-  while n > 0 and a:sub(n, n) ~= " " do n = n - 1 end -- whole words, the blank belongs to the answers
-  if a:sub(n, n) == " " then n = n - 1 end
-  return a:sub(1, math.max(n, 0)), a:sub(math.max(n, 0) + 1), b:sub(math.max(n, 0) + 1)
+  while n < most and a:byte(n + 1) == b:byte(n + 1) do n = n + 1 end
+  while n > 0 and (a:byte(n + 1) or 0) & 0xC0 == 0x80 do n = n - 1 end -- whole characters
+  if n > 0 and a:sub(n, n) == " " and a:byte(n + 1) ~= b:byte(n + 1) then n = n - 1 end -- the answers' blank
+  return a:sub(1, n), a:sub(n + 1), b:sub(n + 1)
 end
 
 local encode = {}
 
 function encode.language_modeling(tok, row, chat, opts)
   if not chat then
-    local ids = with_eos(tok, tok:encode(text_of(row, "text")))
-    local mask = {}
-    for i = 1, #ids do mask[i] = 1 end
-    return { ids = ids, mask = mask }
+    local ids = tok:encode(ended(tok, text_of(row, "text")))
+    return { ids = ids, mask = ones(#ids) }
   end
   local whole = opts.assistant_only == false
-  local ids, mask = tok:encode_chat(row.messages, template_options(row, { return_mask = not whole }))
-  if whole then
-    mask = {}
-    for i = 1, #ids do mask[i] = 1 end
-  end
-  return { ids = ids, mask = mask }
+  local ids, mask = tok:encode_chat(messages_of(row), template_options(row, { return_mask = not whole }))
+  return { ids = ids, mask = whole and ones(#ids) or mask }
 end
 
 function encode.prompt_only(tok, row, chat)
@@ -144,18 +166,14 @@ function encode.prompt_only(tok, row, chat)
 end
 
 function encode.prompt_completion(tok, row, chat, opts)
-  local prompt, completion, other
-  if chat then
-    prompt = chat_prompt(tok, row, row.prompt)
-    completion, other = chat_answer(tok, row, row.prompt, row.completion, prompt)
-    prompt = other or prompt
-  else
-    prompt = tok:encode(text_of(row, "prompt"))
-    completion = plain_answer(tok, row.prompt, text_of(row, "completion"), prompt)
+  if not chat then text_of(row, "prompt") text_of(row, "completion") end
+  local prompt, wholes = both(tok, row, chat, row.prompt, { row.completion })
+  local ids = wholes[1]
+  local n, mask = shared(prompt, ids), ones(#ids)
+  if opts.completion_only ~= false then
+    for i = 1, n do mask[i] = 0 end
   end
-  local ids, mask = joined(prompt, completion), {}
-  for i = 1, #ids do mask[i] = (i > #prompt or opts.completion_only == false) and 1 or 0 end
-  return { ids = ids, mask = mask, prompt = prompt, completion = completion }
+  return { ids = ids, mask = mask, prompt = table.move(ids, 1, n, 1, {}), completion = tail(ids, n + 1) }
 end
 
 function encode.unpaired_preference(tok, row, chat, opts)
@@ -165,16 +183,13 @@ function encode.unpaired_preference(tok, row, chat, opts)
 end
 
 function encode.preference(tok, row, chat)
-  local prompt_of, chosen, rejected = row.prompt, row.chosen, row.rejected
-  if prompt_of == nil then prompt_of, chosen, rejected = implicit_prompt(row) end
-  if chat then
-    local prompt = chat_prompt(tok, row, prompt_of)
-    return { prompt = prompt, chosen = chat_answer(tok, row, prompt_of, chosen, prompt),
-             rejected = chat_answer(tok, row, prompt_of, rejected, prompt) }
+  local prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
+  if prompt == nil or is_messages(prompt) ~= is_messages(chosen) then -- a prompt that the answers hold once more
+    prompt, chosen, rejected = implicit_prompt(row)
   end
-  local prompt = tok:encode(prompt_of)
-  return { prompt = prompt, chosen = plain_answer(tok, prompt_of, chosen, prompt),
-           rejected = plain_answer(tok, prompt_of, rejected, prompt) }
+  local ids, wholes = both(tok, row, chat, prompt, { chosen, rejected })
+  local n = math.min(shared(ids, wholes[1]), shared(ids, wholes[2]))
+  return { prompt = table.move(ids, 1, n, 1, {}), chosen = tail(wholes[1], n + 1), rejected = tail(wholes[2], n + 1) }
 end
 
 function encode.stepwise_supervision(tok, row)
