@@ -410,8 +410,8 @@ PERI_API peri_status peri_gguf_get_text (const peri_gguf *f, const char *key, pe
 ** (PERI_GGUF_I64). */
 PERI_API peri_status peri_gguf_get_array (const peri_gguf *f, const char *key, peri_gguf_type kind,
                                           peri_gguf_value *out);
-PERI_API int64_t peri_gguf_count (const peri_gguf *f); /* tensors */
-PERI_API peri_gguf_entry peri_gguf_entry_at (const peri_gguf *f, int64_t i); /* by offset */
+PERI_API int64_t peri_gguf_count (const peri_gguf *f);                         /* tensors */
+PERI_API peri_gguf_entry peri_gguf_entry_at (const peri_gguf *f, int64_t i);   /* by offset */
 PERI_API int64_t peri_gguf_find_tensor (const peri_gguf *f, const char *name); /* -1: none */
 /* A tensor of its own. PERI_ENOSUP names a type that has no dtype here. A map whose data is not
 ** aligned to its element size is copied. */
@@ -513,17 +513,17 @@ enum {
 };
 
 typedef enum peri_token_role { /* ORDER token role: kept the same in bindings/tokenizer.c */
-  PERI_TOKEN_BOS,
-  PERI_TOKEN_EOS,
-  PERI_TOKEN_PAD,
-  PERI_TOKEN_UNK,
-  PERI_TOKEN_FIM_PREFIX,
-  PERI_TOKEN_FIM_SUFFIX,
-  PERI_TOKEN_FIM_MIDDLE,
-  PERI_TOKEN_CLS,
-  PERI_TOKEN_SEP,
-  PERI_TOKEN_MASK,
-  PERI_TOKEN_NROLE
+                               PERI_TOKEN_BOS,
+                               PERI_TOKEN_EOS,
+                               PERI_TOKEN_PAD,
+                               PERI_TOKEN_UNK,
+                               PERI_TOKEN_FIM_PREFIX,
+                               PERI_TOKEN_FIM_SUFFIX,
+                               PERI_TOKEN_FIM_MIDDLE,
+                               PERI_TOKEN_CLS,
+                               PERI_TOKEN_SEP,
+                               PERI_TOKEN_MASK,
+                               PERI_TOKEN_NROLE
 } peri_token_role;
 
 /* A Hugging Face folder, tokenizer.json, a GGUF file, a SentencePiece tokenizer.model, llama2.c's

@@ -28,8 +28,8 @@ struct peri_storage {
   void *data;   /* PERI_ALIGN-aligned unless imported */
   size_t bytes; /* as asked for */
   int32_t refs;
-  bool packed; /* a weight laid out for this processor by the op pack: no strides apply */
-  uint32_t version;                      /* bumped by every in-place write; the tape checks it */
+  bool packed;      /* a weight laid out for this processor by the op pack: no strides apply */
+  uint32_t version; /* bumped by every in-place write; the tape checks it */
   void (*release)(void *ud, void *data); /* imported memory; else NULL */
   void *ud;
 };
