@@ -11,6 +11,7 @@
 ---@field grad perilune.Tensor?
 ---@field requires_grad boolean
 ---@field is_leaf boolean
+---@field packed boolean  memory laid out by pack
 ---@field T perilune.Tensor all dims in reverse order
 ---@operator add(perilune.Tensor|number): perilune.Tensor
 ---@operator sub(perilune.Tensor|number): perilune.Tensor
@@ -207,7 +208,7 @@ function tensor:atan2(y) end
 ---@return perilune.Tensor
 function tensor:atan2_(y) end
 
---- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start (B) are padding; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
+--- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
 ---@param q perilune.Tensor|number
 ---@param k perilune.Tensor|number
 ---@param v perilune.Tensor|number
@@ -217,10 +218,11 @@ function tensor:atan2_(y) end
 ---@param scale? number
 ---@param window? integer default 0
 ---@param offset? integer
+---@param softcap? number default 0.0
 ---@return perilune.Tensor
-function peri.attention(q, k, v, mask, start, causal, scale, window, offset) end
+function peri.attention(q, k, v, mask, start, causal, scale, window, offset, softcap) end
 
---- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start (B) are padding; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
+--- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
 ---@param k perilune.Tensor|number
 ---@param v perilune.Tensor|number
 ---@param mask? perilune.Tensor|number
@@ -229,8 +231,9 @@ function peri.attention(q, k, v, mask, start, causal, scale, window, offset) end
 ---@param scale? number
 ---@param window? integer default 0
 ---@param offset? integer
+---@param softcap? number default 0.0
 ---@return perilune.Tensor
-function tensor:attention(k, v, mask, start, causal, scale, window, offset) end
+function tensor:attention(k, v, mask, start, causal, scale, window, offset, softcap) end
 
 --- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).
 ---@param cache_k perilune.Tensor|number
@@ -244,8 +247,9 @@ function tensor:attention(k, v, mask, start, causal, scale, window, offset) end
 ---@param rope_scale? number default 1.0
 ---@param scale? number
 ---@param window? integer default 0
+---@param softcap? number default 0.0
 ---@return perilune.Tensor
-function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window) end
+function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window, softcap) end
 
 --- Causal attention (B, T, Hq, D) of new tokens over a cache (B, Tmax, Hkv, D): takes qkv (B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).
 ---@param cache_v perilune.Tensor|number
@@ -258,8 +262,9 @@ function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start,
 ---@param rope_scale? number default 1.0
 ---@param scale? number
 ---@param window? integer default 0
+---@param softcap? number default 0.0
 ---@return perilune.Tensor
-function tensor:attention_step_(cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window) end
+function tensor:attention_step_(cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window, softcap) end
 
 --- Binary cross-entropy of probabilities target under sigmoid(logits), one shape: softplus(x) - x t, times weight (broadcast), reduced: mean, sum or none.
 ---@param logits perilune.Tensor|number
@@ -284,6 +289,17 @@ function peri.bernoulli(p) end
 --- 1 with probability p, else 0, in p's shape and dtype.
 ---@return perilune.Tensor
 function tensor:bernoulli() end
+
+--- The bytes of x seen as dtype, a view when x is dense; the last dim grows or shrinks with the element size. Rows of quantised weights are moved as u8 and seen as weights again.
+---@param x perilune.Tensor|number
+---@param dtype perilune.Dtype
+---@return perilune.Tensor
+function peri.bitcast(x, dtype) end
+
+--- The bytes of x seen as dtype, a view when x is dense; the last dim grows or shrinks with the element size. Rows of quantised weights are moved as u8 and seen as weights again.
+---@param dtype perilune.Dtype
+---@return perilune.Tensor
+function tensor:bitcast(dtype) end
 
 --- Tensors joined along an existing dim; the other sizes are equal.
 ---@param xs perilune.Tensor[]
@@ -548,14 +564,14 @@ function tensor:elu_(alpha) end
 ---@param decay number
 function peri.ema_(targets, sources, decay) end
 
---- Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient.
+--- Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient. Rows of a quantised or packed weight are f32.
 ---@param weight perilune.Tensor|number
 ---@param ids perilune.Tensor|number
 ---@param padding_idx? integer
 ---@return perilune.Tensor
 function peri.embedding(weight, ids, padding_idx) end
 
---- Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient.
+--- Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient. Rows of a quantised or packed weight are f32.
 ---@param ids perilune.Tensor|number
 ---@param padding_idx? integer
 ---@return perilune.Tensor
@@ -1018,7 +1034,7 @@ function tensor:lerp(y, weight) end
 ---@return perilune.Tensor
 function tensor:lerp_(y, weight) end
 
---- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh.
+--- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or packed, and gets no gradient then.
 ---@param x perilune.Tensor|number
 ---@param weight perilune.Tensor|number
 ---@param bias? perilune.Tensor|number
@@ -1026,7 +1042,7 @@ function tensor:lerp_(y, weight) end
 ---@return perilune.Tensor
 function peri.linear(x, weight, bias, act) end
 
---- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh.
+--- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or packed, and gets no gradient then.
 ---@param weight perilune.Tensor|number
 ---@param bias? perilune.Tensor|number
 ---@param act? string
@@ -1200,13 +1216,13 @@ function peri.masked_select(x, mask) end
 ---@return perilune.Tensor
 function tensor:masked_select(mask) end
 
---- Matrix product, (..., m, k) x (..., k, n) -> (..., m, n); batch dims broadcast, and a 1-dim operand is a row on the left, a column on the right, whose dim is dropped.
+--- Matrix product, (..., m, k) x (..., k, n) -> (..., m, n); batch dims broadcast, and a 1-dim operand is a row on the left, a column on the right, whose dim is dropped. b may be a quantised or packed weight (k, n).
 ---@param a perilune.Tensor|number
 ---@param b perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.matmul(a, b) end
 
---- Matrix product, (..., m, k) x (..., k, n) -> (..., m, n); batch dims broadcast, and a 1-dim operand is a row on the left, a column on the right, whose dim is dropped.
+--- Matrix product, (..., m, k) x (..., k, n) -> (..., m, n); batch dims broadcast, and a 1-dim operand is a row on the left, a column on the right, whose dim is dropped. b may be a quantised or packed weight (k, n).
 ---@param b perilune.Tensor|number
 ---@return perilune.Tensor
 function tensor:matmul(b) end
@@ -1442,6 +1458,15 @@ function peri.outer(a, b) end
 ---@param b perilune.Tensor|number
 ---@return perilune.Tensor
 function tensor:outer(b) end
+
+--- weight (out, in) of f32, f16, bf16 or a quantised dtype, with its memory laid out for this processor; only linear, matmul on the right, embedding, token_logprob and to take it, and no gradient reaches it. A packed weight is given back as it is. Products have the bits of plain f32 weights, f16 and bf16 ones widened. But where the processor multiplies pairs of bf16 (AVX512-BF16), inputs of bf16 weights are rounded to bf16, and everywhere those of quantised ones to 8 bits.
+---@param weight perilune.Tensor|number
+---@return perilune.Tensor
+function peri.pack(weight) end
+
+--- weight (out, in) of f32, f16, bf16 or a quantised dtype, with its memory laid out for this processor; only linear, matmul on the right, embedding, token_logprob and to take it, and no gradient reaches it. A packed weight is given back as it is. Products have the bits of plain f32 weights, f16 and bf16 ones widened. But where the processor multiplies pairs of bf16 (AVX512-BF16), inputs of bf16 weights are rounded to bf16, and everywhere those of quantised ones to 8 bits.
+---@return perilune.Tensor
+function tensor:pack() end
 
 --- Adds value around x: pads is {before, after} of the last dim, then of the one before, ...; negative pads cut.
 ---@param x perilune.Tensor|number
@@ -1701,7 +1726,7 @@ function tensor:rsqrt() end
 ---@return perilune.Tensor
 function tensor:rsqrt_() end
 
---- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own.
+--- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.
 ---@param logits perilune.Tensor|number
 ---@param keys? perilune.Tensor|number
 ---@param temperature? number default 1.0
@@ -1712,7 +1737,7 @@ function tensor:rsqrt_() end
 ---@return perilune.Tensor, perilune.Tensor
 function peri.sample(logits, keys, temperature, top_k, top_p, min_p, greedy) end
 
---- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own.
+--- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.
 ---@param keys? perilune.Tensor|number
 ---@param temperature? number default 1.0
 ---@param top_k? integer default 0
@@ -2004,18 +2029,18 @@ function peri.tile(x, counts) end
 ---@return perilune.Tensor
 function tensor:tile(counts) end
 
---- x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not fit wrap around; bool is x != 0.
+--- x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not fit wrap around; bool is x != 0. Floats become quantised weights by ggml's rules, and quantised and packed weights floats.
 ---@param x perilune.Tensor|number
 ---@param dtype perilune.Dtype
 ---@return perilune.Tensor
 function peri.to(x, dtype) end
 
---- x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not fit wrap around; bool is x != 0.
+--- x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not fit wrap around; bool is x != 0. Floats become quantised weights by ggml's rules, and quantised and packed weights floats.
 ---@param dtype perilune.Dtype
 ---@return perilune.Tensor
 function tensor:to(dtype) end
 
---- Log-probability of the ids target (...) and entropy, both (...), under softmax((hidden weight^T + bias) / temperature) for hidden (..., width), weight (classes, width); the (..., classes) logits are never held beyond a tile of rows. Ignored targets give 0 and no gradient.
+--- Log-probability of the ids target (...) and entropy, both (...), under softmax((hidden weight^T + bias) / temperature) for hidden (..., width), weight (classes, width); the (..., classes) logits are never held beyond a tile of rows. Ignored targets give 0 and no gradient. weight may be quantised or packed, and gets no gradient then.
 ---@param hidden perilune.Tensor|number
 ---@param weight perilune.Tensor|number
 ---@param target perilune.Tensor|number
@@ -2025,7 +2050,7 @@ function tensor:to(dtype) end
 ---@return perilune.Tensor, perilune.Tensor
 function peri.token_logprob(hidden, weight, target, bias, temperature, ignore_index) end
 
---- Log-probability of the ids target (...) and entropy, both (...), under softmax((hidden weight^T + bias) / temperature) for hidden (..., width), weight (classes, width); the (..., classes) logits are never held beyond a tile of rows. Ignored targets give 0 and no gradient.
+--- Log-probability of the ids target (...) and entropy, both (...), under softmax((hidden weight^T + bias) / temperature) for hidden (..., width), weight (classes, width); the (..., classes) logits are never held beyond a tile of rows. Ignored targets give 0 and no gradient. weight may be quantised or packed, and gets no gradient then.
 ---@param weight perilune.Tensor|number
 ---@param target perilune.Tensor|number
 ---@param bias? perilune.Tensor|number
@@ -2403,6 +2428,12 @@ function rng:set_state(state) end
 ---@return any ...
 function peri.files.exists(path) end
 
+--- An iterator over the lines of a text file, plain or gzipped, and their numbers, or nil and a message; a longer line than max_bytes (64 MiB) or damaged data raises.
+---@param path any
+---@param max_bytes? any
+---@return any ...
+function peri.files.lines(path, max_bytes) end
+
 --- Sorted names in a folder, or nil and a message.
 ---@param path any
 ---@return any ...
@@ -2457,6 +2488,12 @@ function peri.json.decode(text, options) end
 ---@param options? any
 ---@return any ...
 function peri.json.encode(value, options) end
+
+--- Begin a file of tensors {name, dtype, shape} that are then written one at a time: a writer, or nil and a message.
+---@param path any
+---@param tensors any
+---@return any ...
+function peri.safetensors.create(path, tensors) end
 
 --- What a file holds, {tensors = {{name, dtype, shape, offset, bytes}}, metadata}, without reading the data.
 ---@param path any
