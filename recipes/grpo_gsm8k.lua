@@ -38,13 +38,10 @@ local function dataset(path)
   return table.move(list, 1, split, 1, {}), table.move(list, split + 1, #list, 1, {})
 end
 
-local parts = { accuracy = 0, format = 0, n = 0 }
-local function reward(row, text)
-  local given = gsm8k.strict(text)
-  local right, formed = given == row.gold and 1 or 0, given and 1 or 0
-  parts.accuracy, parts.format, parts.n = parts.accuracy + right, parts.format + formed, parts.n + 1
-  return right + cfg.format * formed
-end
+local rewards = {
+  { "accuracy", function (row, text) return gsm8k.strict(text) == row.gold and 1 or 0 end },
+  { "format", function (_, text) return gsm8k.strict(text) and 1 or 0 end, cfg.format },
+}
 
 local path = recipe.find(cfg.model, "a model: --model FILE")
 local train, held_out = dataset(recipe.find(cfg.data, "GSM8K's training rows: --data FILE"))
@@ -76,11 +73,9 @@ end
 for step in run:steps() do
   local began, rows = peri.time(), {}
   for i = 1, cfg.prompts do rows[i] = rng:choice(train) end
-  parts.accuracy, parts.format, parts.n = 0, 0, 0
-  local batch = rl.rollout(model, tok, rows, reward,
+  local batch = rl.rollout(model, tok, rows, rewards,
     { group = cfg.group, max_new_tokens = cfg.tokens, temperature = cfg.temperature })
   local row = rl.summary(batch)
-  row["rewards/accuracy/mean"], row["rewards/format/mean"] = parts.accuracy / parts.n, parts.format / parts.n
   local advantage, weight = rl.advantages(batch)
   local tokens, clipped = math.max(weight:sum():item(), 1), 0
   local how = { clip = cfg.clip, tokens = tokens }

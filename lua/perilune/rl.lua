@@ -18,15 +18,36 @@ local function check_number(v, what, row, text)
   return v
 end
 
+-- Rewards of several functions: their weighted sum, and each under its name.
+local function score_each(rows, texts, tokens, list)
+  local total, by_name, names = {}, {}, {}
+  for k, one in ipairs(list) do
+    local name, fn, factor = one[1], one[2], one[3] or 1
+    local values = {}
+    for i, row in ipairs(rows) do
+      local value = fn(row, texts[i], tokens[i])
+      values[i] = value == nil and 0 / 0 or check_number(value, name, row, texts[i])
+      if value ~= nil then total[i] = (total[i] or 0) + factor * value end
+    end
+    names[k], by_name[name] = name, values
+  end
+  for i = 1, #rows do total[i] = total[i] or 0 / 0 end
+  return { total = total, rewards = by_name, names = names }
+end
+
 --- Score completions. The reward function is called once a completion as reward(row, text, tokens)
 --- and returns a number, or nil to abstain, and optionally a list of rewards, one for each leading
---- token that deserves credit or blame; tokens after the list are left out of the objective.
+--- token that deserves credit or blame; tokens after the list are left out of the objective. Or it is a
+--- list of { name, function, weight (1) }, whose functions return a number or nil: their weighted sum is the
+--- reward.
 --- @param rows table[]  one row a completion
 --- @param texts string[]
 --- @param tokens integer[][]  token ids of each completion, stop token included
---- @param reward function
---- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil)
+--- @param reward function|table
+--- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil); of a list rewards
+--- (name -> number[]) and names
 function M.score(rows, texts, tokens, reward)
+  if type(reward) == "table" then return score_each(rows, texts, tokens, reward) end
   local total, steps = {}, nil
   for i, row in ipairs(rows) do
     local value, list = reward(row, texts[i], tokens[i])
@@ -77,11 +98,12 @@ end
 --- @param model table  see perilune.models.llama
 --- @param tokenizer table  see perilune.text
 --- @param rows table[]  each with .prompt: a text, or messages for the tokenizer's chat template
---- @param reward function  see M.score
+--- @param reward function|table  see M.score
 --- @param opts table  group (completions of each prompt), and options of generate
---- @return table batch  rows, texts, ids (B, P + N) i64, from (P + 1), start (B) or nil,
---- logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]), and with step rewards
---- steps (B, N) f32 and covered (B, N) f32
+--- @return table batch  rows, texts, tokens, ended (boolean[]: by a stop token, not by length), ids (B, P + N)
+--- i64, from (P + 1), start (B) or nil, logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]),
+--- of a list of rewards rewards (name -> number[]) and names, and with step rewards steps (B, N) f32 and covered
+--- (B, N) f32
 function M.rollout(model, tokenizer, rows, reward, opts)
   local group = opts.group
   local ids, prompt_mask = prompt_batch(tokenizer, rows)
@@ -90,14 +112,17 @@ function M.rollout(model, tokenizer, rows, reward, opts)
   for k, v in pairs(opts) do if k ~= "group" then how[k] = v end end
   local out = model:generate(ids, how)
   local lists, lengths = out.tokens:tolist(), out.mask:to("i64"):sum(2):tolist()
-  local each, texts, tokens = {}, {}, {}
+  local each, texts, tokens, ended, stops = {}, {}, {}, {}, {}
+  for _, id in ipairs(type(how.stop) == "table" and how.stop or { how.stop }) do stops[id] = true end
   for i, list in ipairs(lists) do
     local kept = table.move(list, 1, lengths[i], 1, {})
+    ended[i] = lengths[i] < (how.max_new_tokens or 0) or stops[kept[#kept]] == true
     tokens[i], texts[i], each[i] = kept, tokenizer:decode(kept), rows[(i - 1) // group + 1]
   end
   local scored = M.score(each, texts, tokens, reward)
   local batch = {
-    rows = each, texts = texts, tokens = tokens, total = scored.total, group = group,
+    rows = each, texts = texts, tokens = tokens, ended = ended, group = group,
+    total = scored.total, rewards = scored.rewards, names = scored.names,
     ids = peri.cat({ ids:repeat_interleave(group, 1), out.tokens }, 2), from = ids:size(2) + 1,
     logprobs = out.logprobs, mask = out.mask:to "f32",
   }
@@ -384,29 +409,53 @@ end
 function Curriculum:state() return { seen = self.seen } end
 function Curriculum:set_state(s) self.seen = s.seen end
 
---- What TRL logs of a batch: reward (mean of those that are no abstentions), frac_reward_zero_std
---- (share of groups without any spread), completions/mean_length, and entropy, estimated in nats a
---- token by the mean of -log p of what was sampled.
+-- Mean and deviation (of a sample) of those that are numbers, how many, and the extremes.
+local function moments(values)
+  local n, sum, squares, lo, hi = 0, 0, 0, math.huge, -math.huge
+  for _, v in ipairs(values) do
+    if v == v then n, sum, lo, hi = n + 1, sum + v, math.min(lo, v), math.max(hi, v) end
+  end
+  local mean = n > 0 and sum / n or 0 / 0
+  for _, v in ipairs(values) do
+    if v == v then squares = squares + (v - mean) ^ 2 end
+  end
+  return mean, n > 1 and math.sqrt(squares / (n - 1)) or 0, n, lo, hi
+end
+
+--- What TRL's GRPOTrainer logs of a batch, under its names: reward (mean of those that are no abstentions),
+--- reward_std (mean over the groups of the deviation), frac_reward_zero_std (share of groups without any
+--- spread), rewards/NAME/mean and std of each function of a list, completions/mean_length, min_length,
+--- max_length, clipped_ratio (share that no stop token ended) and mean_, min_, max_terminated_length (of the
+--- others, 0 without any). entropy, in nats a token, is estimated by the mean of -log p of what was sampled.
 --- @param batch table  of M.rollout
 --- @return table
 function M.summary(batch)
-  local sum, n, flat = 0, 0, 0
-  for g = 0, #batch.total - 1, batch.group do
-    local lo, hi = math.huge, -math.huge
-    for i = g + 1, g + batch.group do
-      local r = batch.total[i]
-      if r == r then
-        sum, n, lo, hi = sum + r, n + 1, math.min(lo, r), math.max(hi, r)
-      end
-    end
+  local count, flat, spread = #batch.total, 0, 0
+  for first = 1, count, batch.group do
+    local _, deviation, _, lo, hi = moments(table.move(batch.total, first, first + batch.group - 1, 1, {}))
+    spread = spread + deviation
     if lo >= hi then flat = flat + 1 end
   end
-  local tokens = batch.mask:sum():item()
-  return {
-    reward = n > 0 and sum / n or 0 / 0, frac_reward_zero_std = flat * batch.group / #batch.total,
-    ["completions/mean_length"] = tokens / #batch.total,
-    entropy = -batch.logprobs:mul(batch.mask):sum():item() / math.max(tokens, 1),
-  }
+  local lengths, terminated = {}, {}
+  for i, list in ipairs(batch.tokens) do
+    lengths[i] = #list
+    if batch.ended[i] then terminated[#terminated + 1] = #list end
+  end
+  local groups = count / batch.group
+  local out = { reward = (moments(batch.total)), reward_std = spread / groups, frac_reward_zero_std = flat / groups,
+    ["completions/clipped_ratio"] = 1 - #terminated / count,
+    entropy = -batch.logprobs:mul(batch.mask):sum():item() / math.max(batch.mask:sum():item(), 1) }
+  for infix, list in pairs { [""] = lengths, terminated_ = #terminated > 0 and terminated or { 0 } } do
+    local mean, _, _, lo, hi = moments(list)
+    out[("completions/mean_%slength"):format(infix)] = mean
+    out[("completions/min_%slength"):format(infix)] = lo
+    out[("completions/max_%slength"):format(infix)] = hi
+  end
+  for _, name in ipairs(batch.names or {}) do
+    local mean, deviation = moments(batch.rewards[name])
+    out[("rewards/%s/mean"):format(name)], out[("rewards/%s/std"):format(name)] = mean, deviation
+  end
+  return out
 end
 
 return M

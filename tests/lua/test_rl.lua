@@ -37,7 +37,8 @@ function TestRl.test_a_reward_that_is_no_number_is_named()
 end
 
 function TestRl.test_abstaining_is_not_zero()
-  local batch = { total = { 1, 0 / 0, 1, 0.5 }, group = 4, mask = peri.ones { 4, 2 }, logprobs = peri.zeros { 4, 2 } }
+  local batch = { total = { 1, 0 / 0, 1, 0.5 }, group = 4, tokens = { {}, {}, {}, {} }, ended = {},
+    mask = peri.ones { 4, 2 }, logprobs = peri.zeros { 4, 2 } }
   local advantage, weight = rl.advantages(batch)
   lu.assertEquals(weight:sum(2):tolist(), { 2, 0, 2, 2 })
   lu.assertEquals(advantage:at(2, 1), 0)

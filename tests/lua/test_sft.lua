@@ -229,3 +229,24 @@ function TestSharedPrompt.test_equals_whole_sequences()
     lu.assertTrue(p.grad:sub(before[i]):abs():max():item() <= 1e-5 * p.grad:abs():max():item())
   end
 end
+
+TestSummary = {}
+
+-- By hand; the deviations are torch.std's, of a sample, as TRL logs them.
+function TestSummary.test_names_and_numbers_are_TRLs()
+  local rewards = { { "a", function (row) return row.a end }, { "b", function (row) return row.b end, 0.5 } }
+  local list = { { a = 1, b = 2 }, { a = 0 }, { a = 3, b = 0 }, { a = 3, b = 0 } }
+  local scored = rl.score(list, { "", "", "", "" }, { { 1 }, { 1 }, { 1 }, { 1 } }, rewards)
+  lu.assertEquals(scored.total, { 2, 0, 3, 3 })
+  local mask = peri.tensor({ { 1, 1, 1 }, { 1, 0, 0 }, { 1, 1, 0 }, { 1, 1, 1 } }, "f32")
+  local s = rl.summary { total = scored.total, rewards = scored.rewards, names = scored.names, group = 2,
+    tokens = { { 5, 6, 7 }, { 3 }, { 5, 3 }, { 5, 6, 3 } }, ended = { false, true, true, true }, mask = mask,
+    logprobs = mask:mul(-0.5) }
+  local want = { reward = 2, reward_std = math.sqrt(2) / 2, frac_reward_zero_std = 0.5, entropy = 0.5,
+    ["rewards/a/mean"] = 7 / 4, ["rewards/a/std"] = 1.5, ["rewards/b/mean"] = 2 / 3,
+    ["rewards/b/std"] = math.sqrt(4 / 3), ["completions/mean_length"] = 9 / 4, ["completions/min_length"] = 1,
+    ["completions/max_length"] = 3, ["completions/clipped_ratio"] = 0.25, ["completions/mean_terminated_length"] = 2,
+    ["completions/min_terminated_length"] = 1, ["completions/max_terminated_length"] = 3 }
+  for name, value in pairs(want) do lu.assertAlmostEquals(s[name], value, 1e-6, name) end
+  for name in pairs(s) do lu.assertNotNil(want[name], name) end
+end
