@@ -23,17 +23,10 @@ static int load (lua_State *L, const char *fn, load_fn read) {
 static int l_npy_load (lua_State *L) { return load(L, "npy.load", peri_npy_load); }
 static int l_idx_load (lua_State *L) { return load(L, "idx.load", peri_idx_load); }
 
-static int done (lua_State *L, const char *fn, peri_status s) {
-  if (s == PERI_EDTYPE || s == PERI_EINVAL) peri__check(L, fn, s);
-  if (s != PERI_OK) return peri__fail_soft(L, fn);
-  lua_pushboolean(L, 1);
-  return 1;
-}
-
 static int l_npy_save (lua_State *L) {
   const char *path = peri__want_path(L, 1, "npy.save");
   peri_tensor *t = peri__want_tensor(L, 2, "npy.save", "tensor");
-  return done(L, "npy.save", peri_npy_save(peri_lua_ctx(L), path, t));
+  return peri__done_or_raise(L, "npy.save", peri_npy_save(peri_lua_ctx(L), path, t));
 }
 
 static void drop_npz (peri_ctx *ctx, void *p, size_t n) {
@@ -80,21 +73,13 @@ static int l_npz_save (lua_State *L) {
   for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1), n++)
     if (lua_type(L, -2) != LUA_TSTRING) luaL_error(L, "%s: names must be strings", fn);
   peri_key *keys = peri__sorted_keys(L, 2, n);
-  const char **names = (const char **)lua_newuserdatauv(L, (n + 1) * sizeof *names, 0);
-  peri_tensor **tensors = (peri_tensor **)lua_newuserdatauv(L, (n + 1) * sizeof *tensors, 0);
-  for (size_t i = 0; i < n; i++) {
-    names[i] = keys[i].s;
+  const char **names;
+  peri_tensor **tensors;
+  for (size_t i = 0; i < n; i++)
     if (strlen(keys[i].s) != keys[i].n) luaL_error(L, "%s: a name holds a zero byte", fn);
-    lua_pushlstring(L, keys[i].s, keys[i].n);
-    lua_rawget(L, 2);
-    peri_box *box = peri__box_at(L, peri__bind(L), -1);
-    if (!box || !box->t)
-      luaL_error(L, "%s: '%s' is %s, a tensor is expected", fn, names[i],
-                 box ? "a tensor that was released by its scope" : luaL_typename(L, -1));
-    tensors[i] = box->t;
-    lua_pop(L, 1);
-  }
-  return done(L, fn, peri_npz_save(peri_lua_ctx(L), path, (int64_t)n, names, tensors));
+  peri__named_tensors(L, 2, fn, n, keys, &names, &tensors);
+  return peri__done_or_raise(L, fn,
+                             peri_npz_save(peri_lua_ctx(L), path, (int64_t)n, names, tensors));
 }
 
 static const peri_reg npy[] = {

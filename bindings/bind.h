@@ -136,6 +136,7 @@ void peri__open_rng (lua_State *L);        /* rng.c */
 void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c */
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
+int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */
 int peri__open_gguf (lua_State *L);        /* pushes one table: gguf.c */
 void peri__open_arrays (lua_State *L);     /* npy, npz, idx: arrays.c */
 int peri__open_tokenizer (lua_State *L);   /* pushes one table: tokenizer.c */

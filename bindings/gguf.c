@@ -9,55 +9,26 @@
 #define FILE_TYPE "perilune.gguf"
 #define WRITER_TYPE "perilune.gguf.writer"
 
-typedef struct box {
-  void *p; /* peri_gguf or peri_gguf_writer; NULL: closed */
-} box;
-
 /* ORDER gguf type */
 static const char *const type_names[PERI_GGUF_NTYPE + 1] = { "u8",  "i8",  "u16",  "i16",  "u32",
                                                              "i32", "f32", "bool", "text", "array",
                                                              "u64", "i64", "f64",  NULL };
 
-static void *open_box (lua_State *L, const char *type, const char *fn) {
-  box *b = (box *)luaL_testudata(L, 1, type);
-  if (!b) peri__type_error(L, fn, 1, "self", type);
-  if (!b->p) luaL_error(L, "%s: it is closed", fn);
-  return b->p;
-}
-
-static box *new_box (lua_State *L, const char *type) {
-  box *b = (box *)lua_newuserdatauv(L, sizeof *b, 0);
-  b->p = NULL;
-  luaL_setmetatable(L, type);
-  return b;
-}
-
 /* ---- reading ---- */
 
 static int l_open (lua_State *L) {
-  static const char *const names[] = { "map", NULL };
   const char *path = peri__want_path(L, 1, "gguf.open");
-  bool map = false;
-  lua_settop(L, 2);
-  peri__want_options(L, 2, "gguf.open", names);
-  if (!lua_isnil(L, 2)) {
-    lua_getfield(L, 2, "map");
-    map = lua_toboolean(L, -1);
-  }
+  bool map = peri__want_map(L, 2, "gguf.open");
   peri_gguf *f;
-  box *b = new_box(L, FILE_TYPE);
+  peri_handle *h = peri__handle_new(L, FILE_TYPE, 0);
   if (peri_gguf_open(peri_lua_ctx(L), path, map, &f) != PERI_OK)
     return peri__fail_soft(L, "gguf.open");
-  b->p = f;
+  h->p = f;
   return 1;
 }
 
 static int file_close (lua_State *L) {
-  box *b = (box *)luaL_testudata(L, 1, FILE_TYPE);
-  if (b && BIND(L)->ctx) {
-    peri_gguf_close((peri_gguf *)b->p);
-    b->p = NULL;
-  }
+  peri_gguf_close((peri_gguf *)peri__handle_take(L, FILE_TYPE));
   return 0;
 }
 
@@ -106,7 +77,7 @@ static void push_value (lua_State *L, const peri_gguf *f, const peri_gguf_value 
 }
 
 static int l_get (lua_State *L) {
-  peri_gguf *f = (peri_gguf *)open_box(L, FILE_TYPE, "gguf:get");
+  peri_gguf *f = (peri_gguf *)peri__handle_open(L, FILE_TYPE, "gguf:get");
   int64_t i = peri_gguf_find(f, luaL_checkstring(L, 2));
   if (i < 0) return 0;
   peri_gguf_value v = peri_gguf_at(f, i);
@@ -121,7 +92,7 @@ static int l_get (lua_State *L) {
 
 /* {key, type, count} of each value; count only of arrays. */
 static int l_keys (lua_State *L) {
-  peri_gguf *f = (peri_gguf *)open_box(L, FILE_TYPE, "gguf:keys");
+  peri_gguf *f = (peri_gguf *)peri__handle_open(L, FILE_TYPE, "gguf:keys");
   lua_newtable(L);
   for (int64_t i = 0; i < peri_gguf_nvalues(f); i++) {
     peri_gguf_value v = peri_gguf_at(f, i);
@@ -140,7 +111,7 @@ static int l_keys (lua_State *L) {
 }
 
 static int l_tensors (lua_State *L) {
-  peri_gguf *f = (peri_gguf *)open_box(L, FILE_TYPE, "gguf:tensors");
+  peri_gguf *f = (peri_gguf *)peri__handle_open(L, FILE_TYPE, "gguf:tensors");
   lua_newtable(L);
   for (int64_t i = 0; i < peri_gguf_count(f); i++) {
     peri_gguf_entry e = peri_gguf_entry_at(f, i);
@@ -153,19 +124,14 @@ static int l_tensors (lua_State *L) {
       lua_pushstring(L, peri_dtype_name(e.dtype));
       lua_setfield(L, -2, "dtype");
     }
-    peri__push_shape(L, e.ndim, e.shape);
-    lua_setfield(L, -2, "shape");
-    lua_pushinteger(L, (lua_Integer)e.offset);
-    lua_setfield(L, -2, "offset");
-    lua_pushinteger(L, (lua_Integer)e.bytes);
-    lua_setfield(L, -2, "bytes");
+    peri__set_place(L, e.ndim, e.shape, e.offset, e.bytes);
     lua_rawseti(L, -2, (lua_Integer)i + 1);
   }
   return 1;
 }
 
 static int l_tensor (lua_State *L) {
-  peri_gguf *f = (peri_gguf *)open_box(L, FILE_TYPE, "gguf:tensor");
+  peri_gguf *f = (peri_gguf *)peri__handle_open(L, FILE_TYPE, "gguf:tensor");
   int64_t i = peri_gguf_find_tensor(f, luaL_checkstring(L, 2));
   if (i < 0) {
     lua_pushnil(L);
@@ -183,7 +149,7 @@ static int l_tensor (lua_State *L) {
 }
 
 static int l_version (lua_State *L) {
-  peri_gguf *f = (peri_gguf *)open_box(L, FILE_TYPE, "gguf:version");
+  peri_gguf *f = (peri_gguf *)peri__handle_open(L, FILE_TYPE, "gguf:version");
   lua_pushinteger(L, peri_gguf_version(f));
   lua_pushinteger(L, (lua_Integer)peri_gguf_alignment(f));
   return 2;
@@ -271,9 +237,9 @@ static int l_create (lua_State *L) {
   if (lua_type(L, 2) != LUA_TTABLE) peri__type_error(L, fn, 2, "values", "a list");
   if (lua_type(L, 3) != LUA_TTABLE) peri__type_error(L, fn, 3, "tensors", "a list");
   peri_gguf_writer *w;
-  box *b = new_box(L, WRITER_TYPE);
+  peri_handle *h = peri__handle_new(L, WRITER_TYPE, 0);
   if (peri_gguf_create(peri_lua_ctx(L), path, &w) != PERI_OK) return peri__fail_soft(L, fn);
-  b->p = w;
+  h->p = w;
   for (int list = 2; list <= 3; list++)
     for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, list); i++) {
       if (lua_rawgeti(L, list, i) != LUA_TTABLE)
@@ -287,31 +253,20 @@ static int l_create (lua_State *L) {
 }
 
 static int writer_abort (lua_State *L) {
-  box *b = (box *)luaL_testudata(L, 1, WRITER_TYPE);
-  if (b && BIND(L)->ctx) {
-    peri_gguf_abort((peri_gguf_writer *)b->p);
-    b->p = NULL;
-  }
+  peri_gguf_abort((peri_gguf_writer *)peri__handle_take(L, WRITER_TYPE));
   return 0;
 }
 
 static int l_write (lua_State *L) {
-  peri_gguf_writer *w = (peri_gguf_writer *)open_box(L, WRITER_TYPE, "gguf.writer:write");
+  peri_gguf_writer *w = (peri_gguf_writer *)peri__handle_open(L, WRITER_TYPE, "gguf.writer:write");
   peri_tensor *t = peri__want_tensor(L, 2, "gguf.writer:write", "tensor");
-  peri_status s = peri_gguf_write(w, t);
-  if (s == PERI_EINVAL || s == PERI_EDTYPE) peri__check(L, "gguf.writer:write", s);
-  if (s != PERI_OK) return peri__fail_soft(L, "gguf.writer:write");
-  lua_pushboolean(L, 1);
-  return 1;
+  return peri__done_or_raise(L, "gguf.writer:write", peri_gguf_write(w, t));
 }
 
 static int l_commit (lua_State *L) {
-  peri_gguf_writer *w = (peri_gguf_writer *)open_box(L, WRITER_TYPE, "gguf.writer:commit");
-  ((box *)lua_touserdata(L, 1))->p = NULL;
-  peri_status s = peri_gguf_commit(w);
-  if (s != PERI_OK) return peri__fail_soft(L, "gguf.writer:commit");
-  lua_pushboolean(L, 1);
-  return 1;
+  peri_gguf_writer *w = (peri_gguf_writer *)peri__handle_open(L, WRITER_TYPE, "gguf.writer:commit");
+  ((peri_handle *)lua_touserdata(L, 1))->p = NULL;
+  return peri__done(L, "gguf.writer:commit", peri_gguf_commit(w));
 }
 
 /* ---- opening ---- */

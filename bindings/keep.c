@@ -28,6 +28,32 @@ void peri__keep_drop (lua_State *L, peri_keep *k) {
   if (p) k->drop(peri_lua_ctx(L), p, k->n);
 }
 
+/* ---- handles ---- */
+
+peri_handle *peri__handle_new (lua_State *L, const char *type, int values) {
+  peri_handle *h = (peri_handle *)lua_newuserdatauv(L, sizeof *h, values);
+  h->p = NULL;
+  luaL_setmetatable(L, type);
+  return h;
+}
+
+void *peri__handle_open (lua_State *L, const char *type, const char *fn) {
+  peri_handle *h = (peri_handle *)luaL_testudata(L, 1, type);
+  if (!h) peri__type_error(L, fn, 1, "self", type);
+  if (!h->p) luaL_error(L, "%s: it is closed", fn);
+  return h->p;
+}
+
+void *peri__handle_take (lua_State *L, const char *type) {
+  peri_handle *h = (peri_handle *)luaL_testudata(L, 1, type);
+  if (!h || !BIND(L)->ctx) return NULL;
+  void *p = h->p;
+  h->p = NULL;
+  return p;
+}
+
+/* ---- tables ---- */
+
 static bool before (const peri_key *a, const peri_key *b) {
   int c = memcmp(a->s, b->s, a->n < b->n ? a->n : b->n);
   return c < 0 || (c == 0 && a->n < b->n);
@@ -66,6 +92,36 @@ peri_key *peri__sorted_keys (lua_State *L, int idx, size_t n) {
   return keys;
 }
 
+void peri__named_tensors (lua_State *L, int idx, const char *fn, size_t n, const peri_key *keys,
+                          const char ***names, peri_tensor ***tensors) {
+  *names = (const char **)lua_newuserdatauv(L, (n + 1) * sizeof **names, 0);
+  *tensors = (peri_tensor **)lua_newuserdatauv(L, (n + 1) * sizeof **tensors, 0);
+  const peri_bind *b = peri__bind(L);
+  for (size_t i = 0; i < n; i++) {
+    (*names)[i] = keys[i].s;
+    lua_pushlstring(L, keys[i].s, keys[i].n);
+    lua_rawget(L, idx);
+    peri_box *box = peri__box_at(L, b, -1);
+    if (!box || !box->t)
+      luaL_error(L, "%s: '%s' is %s, a tensor is expected", fn, keys[i].s,
+                 box ? "a tensor that was released by its scope" : luaL_typename(L, -1));
+    (*tensors)[i] = box->t;
+    lua_pop(L, 1);
+  }
+}
+
+void peri__set_place (lua_State *L, int ndim, const int64_t *shape, uint64_t offset,
+                      uint64_t bytes) {
+  peri__push_shape(L, ndim, shape);
+  lua_setfield(L, -2, "shape");
+  lua_pushinteger(L, (lua_Integer)offset);
+  lua_setfield(L, -2, "offset");
+  lua_pushinteger(L, (lua_Integer)bytes);
+  lua_setfield(L, -2, "bytes");
+}
+
+/* ---- arguments and results ---- */
+
 const char *peri__want_path (lua_State *L, int arg, const char *fn) {
   size_t n;
   if (lua_type(L, arg) != LUA_TSTRING) peri__type_error(L, fn, arg, "path", "a string");
@@ -78,6 +134,17 @@ int peri__fail_soft (lua_State *L, const char *fn) {
   lua_pushnil(L);
   lua_pushfstring(L, "%s: %s", fn, peri_message(peri_lua_ctx(L)));
   return 2;
+}
+
+int peri__done (lua_State *L, const char *fn, peri_status s) {
+  if (s != PERI_OK) return peri__fail_soft(L, fn);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+int peri__done_or_raise (lua_State *L, const char *fn, peri_status s) {
+  if (s == PERI_EINVAL || s == PERI_EDTYPE) peri__check(L, fn, s);
+  return peri__done(L, fn, s);
 }
 
 static const char *name_at (void *ud, int i) { return ((const char *const *)ud)[i]; }
@@ -97,4 +164,14 @@ void peri__want_options (lua_State *L, int idx, const char *fn, const char *cons
     luaL_error(L, near ? "%s: unknown option '%s', did you mean '%s'?" : "%s: unknown option '%s'",
                fn, name, near);
   }
+}
+
+bool peri__want_map (lua_State *L, int idx, const char *fn) {
+  static const char *const names[] = { "map", NULL };
+  peri__want_options(L, idx, fn, names);
+  if (lua_isnoneornil(L, idx)) return false;
+  lua_getfield(L, idx, "map");
+  bool map = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return map;
 }

@@ -244,6 +244,8 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_json(L);
   lua_setfield(L, -2, "json");
   peri__open_files(L);
+  lua_setfield(L, -2, "files");
+  peri__open_safetensors(L);
   lua_setfield(L, -2, "safetensors");
   peri__open_gguf(L);
   lua_setfield(L, -2, "_gguf");

@@ -9,27 +9,16 @@
 #define TOKENIZER "perilune.tokenizer"
 #define STREAM "perilune.token_stream"
 
-typedef struct holder {
-  void *p; /* NULL: closed */
-} holder;
-
 static peri_tokenizer *self (lua_State *L, const char *fn) {
-  holder *h = (holder *)luaL_testudata(L, 1, TOKENIZER);
+  peri_handle *h = (peri_handle *)luaL_testudata(L, 1, TOKENIZER);
   if (!h || !h->p) peri__type_error(L, fn, 1, "self", TOKENIZER);
   return (peri_tokenizer *)h->p;
-}
-
-static holder *new_holder (lua_State *L, const char *type, int values) {
-  holder *h = (holder *)lua_newuserdatauv(L, sizeof *h, values);
-  h->p = NULL;
-  luaL_setmetatable(L, type);
-  return h;
 }
 
 static int l_load (lua_State *L) {
   const char *path = peri__want_path(L, 1, "tokenizer.load");
   peri_tokenizer *t;
-  holder *h = new_holder(L, TOKENIZER, 0);
+  peri_handle *h = peri__handle_new(L, TOKENIZER, 0);
   if (peri_tokenizer_load(peri_lua_ctx(L), path, &t) != PERI_OK)
     return peri__fail_soft(L, "tokenizer.load");
   h->p = t;
@@ -41,7 +30,7 @@ static int l_parse (lua_State *L) {
   peri_tokenizer *t;
   if (lua_type(L, 1) != LUA_TSTRING) peri__type_error(L, "tokenizer.parse", 1, "json", "a string");
   const char *text = lua_tolstring(L, 1, &n);
-  holder *h = new_holder(L, TOKENIZER, 0);
+  peri_handle *h = peri__handle_new(L, TOKENIZER, 0);
   if (peri_tokenizer_parse(peri_lua_ctx(L), text, n, &t) != PERI_OK)
     return peri__fail_soft(L, "tokenizer.parse");
   h->p = t;
@@ -90,11 +79,7 @@ static int l_train (lua_State *L) {
 }
 
 static int tokenizer_gc (lua_State *L) {
-  holder *h = (holder *)luaL_testudata(L, 1, TOKENIZER);
-  if (h && BIND(L)->ctx) {
-    peri_tokenizer_close((peri_tokenizer *)h->p);
-    h->p = NULL;
-  }
+  peri_tokenizer_close((peri_tokenizer *)peri__handle_take(L, TOKENIZER));
   return 0;
 }
 
@@ -212,7 +197,7 @@ static int l_stream (lua_State *L) {
   peri_tokenizer *t = self(L, "tokenizer:stream");
   bool skip = lua_toboolean(L, 2);
   peri_token_stream *s;
-  holder *h = new_holder(L, STREAM, 1);
+  peri_handle *h = peri__handle_new(L, STREAM, 1);
   lua_pushvalue(L, 1); /* the stream keeps its tokenizer */
   lua_setiuservalue(L, -2, 1);
   peri__check(L, "tokenizer:stream", peri_token_stream_open(t, skip, &s));
@@ -221,7 +206,7 @@ static int l_stream (lua_State *L) {
 }
 
 static peri_token_stream *stream (lua_State *L, const char *fn) {
-  holder *h = (holder *)luaL_testudata(L, 1, STREAM);
+  peri_handle *h = (peri_handle *)luaL_testudata(L, 1, STREAM);
   if (!h || !h->p) peri__type_error(L, fn, 1, "self", STREAM);
   return (peri_token_stream *)h->p;
 }
@@ -246,11 +231,7 @@ static int l_finish (lua_State *L) {
 }
 
 static int stream_gc (lua_State *L) {
-  holder *h = (holder *)luaL_testudata(L, 1, STREAM);
-  if (h && BIND(L)->ctx) {
-    peri_token_stream_close((peri_token_stream *)h->p);
-    h->p = NULL;
-  }
+  peri_token_stream_close((peri_token_stream *)peri__handle_take(L, STREAM));
   return 0;
 }
 
