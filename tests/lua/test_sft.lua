@@ -4,7 +4,7 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local models, optim, sft, rl = require "perilune.models", require "perilune.optim", require "perilune.post.sft",
   require "perilune.rl"
-local rows = require "perilune.post.rows"
+local rows, peft = require "perilune.post.rows", require "perilune.peft"
 
 local BASE = "tests/data/hf_tiny/llama"
 
@@ -189,6 +189,57 @@ function TestSFT.test_loss_falls_and_a_stepper_goes_on_where_it_was()
     return last.loss
   end
   lu.assertEquals(run(5), run())
+end
+
+-- An update of LoRA, packed and cut into micro-batches, against a plain loop in PyTorch over one example at a
+-- time (tests/reference/sft.py): loss and norm 1e-5, parameters after AdamW's step 1e-4 of the step.
+function TestSFT.test_one_update_equals_PyTorchs()
+  local want = peri.json.decode(assert(peri.files.read "tests/data/sft.json"))
+  for _, how in ipairs { { 8, 1, false }, { 2, 4, false }, { 1, 2, true }, { 1, 2, true, true } } do
+    local model = assert(models.load(BASE)):checkpointing(how[4])
+    local adapter = assert(peft.load(model, "tests/data/peft_lora"))
+    local opt = optim.AdamW(adapter:parameters(), { lr = 1e-2, weight_decay = 0.1 })
+    local stepper = sft.new { model = model, optimizer = opt, examples = examples(8), batch_size = how[1],
+      accumulate = how[2], packing = how[3], max_length = 32 }
+    lu.assertEquals(#stepper.units, how[1] * how[2])
+    local row = stepper:step()
+    lu.assertAlmostEquals(row.loss, want.loss, 1e-5 * want.loss)
+    lu.assertAlmostEquals(row.grad_norm, want.grad_norm, 1e-5 * want.grad_norm)
+    local n = 0
+    for _, pair in ipairs(adapter:named_parameters()) do
+      local got = pair[2]:detach():reshape { -1 }:tolist()
+      for i, v in ipairs(want.after[pair[1]]) do
+        lu.assertAlmostEquals(got[i], v, 1e-6, pair[1])
+        n = n + 1
+      end
+    end
+    lu.assertEquals(n, 8 * #adapter:parameters())
+  end
+end
+
+-- The adapter's gradients are the same with blocks computed again, over packed rows, and less is held.
+function TestSFT.test_checkpointing_of_packed_rows_under_lora()
+  local ids = examples(12)
+  local bins = {}
+  for i, bin in ipairs(sft.pack(ids, 48)) do
+    bins[i] = {}
+    for k, index in ipairs(bin) do bins[i][k] = ids[index] end
+  end
+  local peaks, grads = {}, {}
+  for i, on in ipairs { false, true } do
+    local model = assert(models.load(BASE)):checkpointing(on)
+    local adapter = assert(peft.load(model, "tests/data/peft_lora"))
+    local batch = sft.batch(bins, 0)
+    local loss = sft.loss(model, batch)
+    peaks[i], grads[i] = peri.memory().live, {}
+    loss:backward()
+    for k, p in ipairs(adapter:parameters()) do grads[i][k] = p.grad end
+    loss:release()
+    collectgarbage()
+    collectgarbage()
+  end
+  for k, g in ipairs(grads[1]) do lu.assertEquals(g:sub(grads[2][k]):abs():max():item(), 0) end
+  lu.assertTrue(peaks[2] < peaks[1], ("%d held with, %d without"):format(peaks[2], peaks[1]))
 end
 
 TestSharedPrompt = {}

@@ -10,6 +10,8 @@
 -- { messages }. tools (a list, or its JSON) and chat_template_kwargs are given to the chat template. Ids and
 -- masks are those of TRL 1.16: prompt and answer are tokenised as one, and the answer begins where that
 -- differs from the prompt alone, which by a token across the border or by the template may be before its end.
+-- Only of a template without generation marks the assistant's tokens are others than with the marks that TRL
+-- puts in: from the first byte of what it says to the mark that ends its turn, without the line breaks around.
 local json = require("perilune").json
 
 local M = {}
