@@ -5,31 +5,12 @@
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE
 #endif
-#include "untrusted.h"
+#include "scratch.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #define DATA PERI_SOURCE_DIR "/tests/data/files/"
-
-static heap H;
-static peri_ctx *C;
-static char Dir[256], Path[300];
-
-static int setup (void **state) {
-  (void)state;
-  C = open_counted(&H);
-  scratch_folder(Dir);
-  snprintf(Path, sizeof Path, "%s/a", Dir);
-  return 0;
-}
-
-static int teardown (void **state) {
-  (void)state;
-  assert_int_equal(peri_remove_tree(C, Dir), PERI_OK);
-  close_counted(C, &H);
-  return 0;
-}
 
 static void arrays_of_numpy_are_read (void **state) {
   peri_tensor *t;
@@ -112,9 +93,9 @@ static void lines_end_where_they_end (void **state) {
   peri_lines_close(l);
 }
 
-static peri_status everything (peri_tensor *t) {
+static peri_status everything (void *ud) {
   const char *const names[] = { "x", "y" }, *line;
-  peri_tensor *const two[] = { t, t };
+  peri_tensor *t = ud, *const two[] = { t, t };
   peri_tensor *back = NULL;
   peri_npz *z = NULL;
   peri_lines *l = NULL;
@@ -149,22 +130,9 @@ static void every_failed_allocation_is_reported (void **state) {
   peri_tensor *t;
   (void)state;
   assert_int_equal(peri_import(C, PERI_F32, 2, shape, stride, values, NULL, NULL, &t), PERI_OK);
-  for (int sticky = 0; sticky < 2; sticky++)
-    for (int64_t n = 0;; n++) {
-      size_t live = peri_memory_stats(C).live_bytes;
-      peri_memory_trim(C);
-      peri_test_fail_after(C, n, sticky != 0);
-      peri_status s = everything(t);
-      bool fired = peri_test_fired(C);
-      peri_test_fail_after(C, -1, false);
-      if (s != (fired ? PERI_ENOMEM : PERI_OK)) fail_msg("%d: %s", (int)n, peri_message(C));
-      assert_int_equal(peri_memory_stats(C).live_bytes, live);
-      if (!fired) break;
-    }
+  fail_every_allocation(C, &H, false, everything, t);
   peri_release(t);
 }
-
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
   const struct CMUnitTest tests[] = {

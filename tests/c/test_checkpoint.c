@@ -5,7 +5,7 @@
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* symlink, MAP_ANONYMOUS, usleep */
 #endif
-#include "untrusted.h"
+#include "scratch.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -17,24 +17,6 @@
 #include <unistd.h>
 
 #include "io/files.h"
-
-static heap H;
-static peri_ctx *C;
-static char Dir[256], Path[600];
-
-static int setup (void **state) {
-  (void)state;
-  C = open_counted(&H);
-  scratch_folder(Dir);
-  return 0;
-}
-
-static int teardown (void **state) {
-  (void)state;
-  assert_int_equal(peri_remove_tree(C, Dir), PERI_OK);
-  close_counted(C, &H);
-  return 0;
-}
 
 static const char *in_dir (const char *name) {
   snprintf(Path, sizeof Path, "%s/%s", Dir, name);
@@ -498,8 +480,6 @@ static void half_a_record_is_cut_off_when_continued (void **state) {
   want_failure(C, peri_tfevents_open(C, Dir, &w), PERI_EIO, "cannot open");
   want_failure(C, peri_tfevents_open(C, "/dev/null", &w), PERI_EIO, "not a regular file");
 }
-
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main (void) {
   const struct CMUnitTest tests[] = {

@@ -4,45 +4,17 @@
 ** weights), and a row has the same bits whatever surrounds it.
 */
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
+#include "levels.h"
 
 #include "cpu/gemm.h"
 #include "cpu/packed.h"
 #include "weight/weight.h"
 
-static const peri_simd levels[] = { PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIMD_AVX512 };
 static const peri_dtype dtypes[] = { PERI_F32, PERI_F16, PERI_BF16 };
-enum { NLEVELS = 3, NDTYPES = 3 };
-
-static peri_ctx *open_level (peri_simd simd, int threads) {
-  peri_options o;
-  peri_ctx *ctx = NULL;
-  if (peri__cpu_level(simd) == NULL) return NULL;
-  peri_options_init(&o);
-  o.simd = simd;
-  o.threads = threads;
-  assert_int_equal(peri_open(&o, &ctx), PERI_OK);
-  return ctx;
-}
-
-static uint32_t seed;
-static float uniform (void) { /* in [-1, 1) */
-  seed = seed * 1664525u + 1013904223u;
-  return (float)(seed >> 8) * 0x1p-23f - 1;
-}
-
-static float *fresh (int64_t n) {
-  float *p = test_malloc((size_t)(n > 0 ? n : 1) * sizeof *p);
-  for (int64_t i = 0; i < n; i++) p[i] = uniform();
-  return p;
-}
+enum { NDTYPES = 3 };
 
 /* Weights (n, k) as stored, as floats, and packed (PERI_ALIGN-aligned in room). */
 typedef struct weight {

@@ -2,32 +2,13 @@
 ** test_tokenizer.c - the C side of tokenizers: every allocation that fails is reported and nothing is
 ** lost, texts on threads give the ids of texts alone, files of every format say where they are broken.
 */
-#include "untrusted.h"
+#include "scratch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define FOLDER PERI_SOURCE_DIR "/tests/data/tokenizers/"
-
-static heap H;
-static peri_ctx *C;
-static char Dir[256], Path[300];
-
-static int setup (void **state) {
-  (void)state;
-  C = open_counted(&H);
-  scratch_folder(Dir);
-  snprintf(Path, sizeof Path, "%s/file", Dir);
-  return 0;
-}
-
-static int teardown (void **state) {
-  (void)state;
-  assert_int_equal(peri_remove_tree(C, Dir), PERI_OK);
-  close_counted(C, &H);
-  return 0;
-}
 
 static const char *const texts[] = {
   "the king's  men", "", "<s> x</s> [CLS] 12 caf\xC3\xA9 \xE4\xB8\xAD\xE6\x96\x87 \xF0\x9F\x99\x82",
@@ -36,14 +17,15 @@ static const char *const texts[] = {
 #define N ((int64_t)(sizeof texts / sizeof *texts))
 
 /* Load, encode, decode, stream, close. */
-static peri_status use (peri_ctx *ctx, const char *path) {
+static peri_status use (void *ud) {
+  const char *path = ud;
   peri_tokenizer *t;
   peri_token_stream *s = NULL;
   peri_text in[N], out;
   const int32_t *ids;
   int64_t ends[N];
   for (int i = 0; i < N; i++) in[i] = (peri_text){ texts[i], strlen(texts[i]) };
-  peri_status status = peri_tokenizer_load(ctx, path, &t);
+  peri_status status = peri_tokenizer_load(C, path, &t);
   if (status != PERI_OK) {
     assert_null(t);
     return status;
@@ -65,41 +47,27 @@ static void every_failed_allocation_is_reported (void **state) {
   (void)state;
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     snprintf(path, sizeof path, FOLDER "%s.json", names[i]);
-    for (int sticky = 0; sticky < 2; sticky++)
-      for (int64_t n = 0;; n++) {
-        peri_memory_trim(C);
-        size_t live = H.live;
-        peri_test_fail_after(C, n, sticky != 0);
-        peri_status s = use(C, path);
-        bool fired = peri_test_fired(C);
-        peri_test_fail_after(C, -1, false);
-        /* One failure may be borne: a pattern without machine code still matches. */
-        assert_true(s == PERI_ENOMEM ? fired : s == PERI_OK && !(fired && sticky != 0));
-        peri_memory_trim(C);
-        assert_int_equal(H.live, live);
-        if (!fired) break;
-      }
+    /* One failure may be borne: a pattern without machine code still matches. */
+    fail_every_allocation(C, &H, true, use, path);
   }
 }
 
-static void training_reports_failed_allocations (void **state) {
+static peri_status train (void *ud) {
   const peri_text text = { "low lower lowest new newer newest", 33 }, special = { "<s>", 3 };
   const peri_bpe_options o = {
     .vocab_size = 270, .min_count = 1, .n_special = 1, .special = &special
   };
+  void *json;
+  size_t size;
+  (void)ud;
+  TRY(peri_tokenizer_train_bpe(C, 1, &text, &o, &json, &size));
+  peri_file_free(C, json, size);
+  return PERI_OK;
+}
+
+static void training_reports_failed_allocations (void **state) {
   (void)state;
-  for (int64_t n = 0;; n++) {
-    void *json = NULL;
-    size_t size = 0, live = H.live;
-    peri_test_fail_after(C, n, true);
-    peri_status s = peri_tokenizer_train_bpe(C, 1, &text, &o, &json, &size);
-    bool fired = peri_test_fired(C);
-    peri_test_fail_after(C, -1, false);
-    assert_int_equal(s, fired ? PERI_ENOMEM : PERI_OK);
-    if (s == PERI_OK) peri_file_free(C, json, size);
-    assert_int_equal(H.live, live);
-    if (!fired) break;
-  }
+  fail_every_allocation(C, &H, false, train, NULL);
 }
 
 static void texts_on_threads_give_the_ids_of_texts_alone (void **state) {
@@ -214,12 +182,12 @@ static void loading_needs_memory_in_proportion (void **state) {
 
 int main (void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test_setup_teardown(every_failed_allocation_is_reported, setup, teardown),
-    cmocka_unit_test_setup_teardown(training_reports_failed_allocations, setup, teardown),
-    cmocka_unit_test_setup_teardown(texts_on_threads_give_the_ids_of_texts_alone, setup, teardown),
-    cmocka_unit_test_setup_teardown(broken_files_say_where, setup, teardown),
-    cmocka_unit_test_setup_teardown(a_sentencepiece_model_is_read, setup, teardown),
-    cmocka_unit_test_setup_teardown(loading_needs_memory_in_proportion, setup, teardown)
+    TEST(every_failed_allocation_is_reported),
+    TEST(training_reports_failed_allocations),
+    TEST(texts_on_threads_give_the_ids_of_texts_alone),
+    TEST(broken_files_say_where),
+    TEST(a_sentencepiece_model_is_read),
+    TEST(loading_needs_memory_in_proportion)
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

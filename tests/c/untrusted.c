@@ -63,6 +63,27 @@ void write_file (const char *path, const void *data, size_t size) {
   assert_int_equal(fclose(f), 0);
 }
 
+void fail_every_allocation (peri_ctx *ctx, const heap *h, bool borne, peri_status (*use)(void *ud),
+                            void *ud) {
+  for (int sticky = 0; sticky < 2; sticky++)
+    for (int64_t n = 0;; n++) {
+      peri_memory_trim(ctx);
+      size_t live = peri_memory_stats(ctx).live_bytes, taken = h->live;
+      peri_test_fail_after(ctx, n, sticky != 0);
+      peri_status s = use(ud);
+      bool fired = peri_test_fired(ctx);
+      peri_test_fail_after(ctx, -1, false);
+      bool may_pass = !fired || (borne && sticky == 0);
+      if (s == PERI_OK ? !may_pass : s != PERI_ENOMEM || !fired)
+        fail_msg("allocation %d%s: %s: %s", (int)n, sticky != 0 ? " and what follows" : "",
+                 peri_status_name(s), s == PERI_OK ? "" : peri_message(ctx));
+      peri_memory_trim(ctx);
+      assert_int_equal(peri_memory_stats(ctx).live_bytes, live);
+      assert_int_equal(h->live, taken);
+      if (!fired) break;
+    }
+}
+
 void want_failure (peri_ctx *ctx, peri_status s, peri_status want, const char *part) {
   if (s != want || strstr(peri_message(ctx), part) == NULL)
     fail_msg("status %s, message \"%s\"; expected %s and \"%s\"", peri_status_name(s),

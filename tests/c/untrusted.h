@@ -26,6 +26,11 @@ void close_counted (peri_ctx *ctx, heap *h);
 /* A fresh folder below the system's temporary one; remove with peri_remove_tree. */
 const char *scratch_folder (char path[256]);
 void write_file (const char *path, const void *data, size_t size);
+/* Runs use with its first, second, ... allocation failing, that one alone and with all that follow, until
+** it takes no more: it must answer PERI_ENOMEM and leave nothing behind. borne: one that fails alone
+** may be done without. */
+void fail_every_allocation (peri_ctx *ctx, const heap *h, bool borne, peri_status (*use)(void *ud),
+                            void *ud);
 /* Fails the test unless s is want and the message holds every given part (NULL ends). */
 void want_failure (peri_ctx *ctx, peri_status s, peri_status want, const char *part);
 
