@@ -172,7 +172,8 @@ end
 
 --- One update.
 --- @return table metrics  step, loss, entropy (nats a learned token), num_tokens (so far), learning_rate,
---- grad_norm, epoch (fraction)
+--- grad_norm, epoch (fraction). Names are those of TRL's SFTTrainer; its mean_token_accuracy is not there:
+--- the op token_logprob, which never holds the logits, does not say which token was best
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local batches, tokens, sum, entropy = {}, 0, 0, 0
