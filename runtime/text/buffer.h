@@ -18,8 +18,8 @@ typedef struct peri__buffer {
 
 /* Make room for more bytes behind size. False when there is no memory or the buffer is fixed; nothing
 ** has changed then, and no message is set. */
-PERI_API bool peri__buffer_reserve (peri__buffer *b, size_t more);
-PERI_API void peri__buffer_free (peri__buffer *b); /* may be called twice; keeps ctx */
+bool peri__buffer_reserve (peri__buffer *b, size_t more);
+void peri__buffer_free (peri__buffer *b); /* may be called twice; keeps ctx */
 
 static inline bool peri__buffer_put (peri__buffer *b, const void *s, size_t n) {
   if (b->cap - b->size < n && !peri__buffer_reserve(b, n)) return false;

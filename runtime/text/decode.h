@@ -13,22 +13,20 @@ typedef struct peri__decoder peri__decoder;
 
 /* j stands before the value of "decoder"; reads exactly that value. null gives NULL. A type that is
 ** not known is PERI_EFORMAT with its name. */
-PERI_API peri_status peri__decoder_read (peri_ctx *ctx, peri_json *j, peri__decoder **out);
+peri_status peri__decoder_read (peri_ctx *ctx, peri_json *j, peri__decoder **out);
 /* The same from a JSON text of its own, zero-terminated. */
-PERI_API peri_status peri__decoder_parse (peri_ctx *ctx, const char *json, peri__decoder **out);
-PERI_API void peri__decoder_free (peri__decoder *d); /* NULL is a no-op */
+peri_status peri__decoder_parse (peri_ctx *ctx, const char *json, peri__decoder **out);
+void peri__decoder_free (peri__decoder *d); /* NULL is a no-op */
 
 /* One text being decoded. Borrows the decoder. Belongs to the context's thread. */
 typedef struct peri__decoding peri__decoding;
-PERI_API peri_status peri__decoding_open (peri_ctx *ctx, const peri__decoder *d,
-                                          peri__decoding **out);
-PERI_API void peri__decoding_close (peri__decoding *g); /* NULL is a no-op */
+peri_status peri__decoding_open (peri_ctx *ctx, const peri__decoder *d, peri__decoding **out);
+void peri__decoding_close (peri__decoding *g); /* NULL is a no-op */
 /* Append to out what is certain once this token (its text as in the vocabulary, valid UTF-8) is
 ** there: whole characters only. */
-PERI_API peri_status peri__decoding_push (peri__decoding *g, const char *token, size_t n,
-                                          peri__buffer *out);
+peri_status peri__decoding_push (peri__decoding *g, const char *token, size_t n, peri__buffer *out);
 /* Append what was held back; a character that never became whole is U+FFFD. Then g is as after its
 ** opening. */
-PERI_API peri_status peri__decoding_finish (peri__decoding *g, peri__buffer *out);
+peri_status peri__decoding_finish (peri__decoding *g, peri__buffer *out);
 
 #endif

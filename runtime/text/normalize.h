@@ -12,16 +12,15 @@ typedef struct peri__normalizer peri__normalizer;
 
 /* j stands before the value of "normalizer"; reads exactly that value. null gives NULL. A type that
 ** is not known is PERI_EFORMAT with its name. */
-PERI_API peri_status peri__normalizer_read (peri_ctx *ctx, peri_json *j, peri__normalizer **out);
+peri_status peri__normalizer_read (peri_ctx *ctx, peri_json *j, peri__normalizer **out);
 /* The same from a JSON text of its own, zero-terminated. */
-PERI_API peri_status peri__normalizer_parse (peri_ctx *ctx, const char *json,
-                                             peri__normalizer **out);
-PERI_API void peri__normalizer_free (peri__normalizer *z); /* NULL is a no-op */
+peri_status peri__normalizer_parse (peri_ctx *ctx, const char *json, peri__normalizer **out);
+void peri__normalizer_free (peri__normalizer *z); /* NULL is a no-op */
 
 /* text: valid UTF-8, at most PERI__TEXT_MAX bytes. The result is text itself where nothing changes,
 ** else memory of the state, valid until the state's next peri__normalize; peri__split does not
 ** touch it. Sets no message (peri__text_fail does). */
-PERI_API peri_status peri__normalize (const peri__normalizer *z, peri__text_state *st,
-                                      const char *text, size_t n, const char **out, size_t *out_n);
+peri_status peri__normalize (const peri__normalizer *z, peri__text_state *st, const char *text,
+                             size_t n, const char **out, size_t *out_n);
 
 #endif

@@ -26,14 +26,11 @@ typedef struct peri__part {
 
 /* j stands before the value of "post_processor"; reads exactly that value. null gives NULL. A type
 ** that is not known is PERI_EFORMAT with its name. Ids are checked to be in [0, 2^31). */
-PERI_API peri_status peri__postprocessor_read (peri_ctx *ctx, peri_json *j,
-                                               peri__postprocessor **out);
+peri_status peri__postprocessor_read (peri_ctx *ctx, peri_json *j, peri__postprocessor **out);
 /* The same from a JSON text of its own, zero-terminated. */
-PERI_API peri_status peri__postprocessor_parse (peri_ctx *ctx, const char *json,
-                                                peri__postprocessor **out);
-PERI_API void peri__postprocessor_free (peri__postprocessor *p); /* NULL is a no-op */
+peri_status peri__postprocessor_parse (peri_ctx *ctx, const char *json, peri__postprocessor **out);
+void peri__postprocessor_free (peri__postprocessor *p); /* NULL is a no-op */
 /* The parts of a text (pair: of two texts) in order, *n of them, borrowed from p; p may be NULL. */
-PERI_API const peri__part *peri__postprocessor_parts (const peri__postprocessor *p, bool pair,
-                                                      size_t *n);
+const peri__part *peri__postprocessor_parts (const peri__postprocessor *p, bool pair, size_t *n);
 
 #endif

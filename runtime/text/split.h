@@ -24,9 +24,9 @@ typedef struct peri__pieces {
 
 /* j stands before the value of "pre_tokenizer"; reads exactly that value. null gives NULL. A type
 ** that is not known is PERI_EFORMAT with its name. */
-PERI_API peri_status peri__splitter_read (peri_ctx *ctx, peri_json *j, peri__splitter **out);
+peri_status peri__splitter_read (peri_ctx *ctx, peri_json *j, peri__splitter **out);
 /* The same from a JSON text of its own, zero-terminated. */
-PERI_API peri_status peri__splitter_parse (peri_ctx *ctx, const char *json, peri__splitter **out);
+peri_status peri__splitter_parse (peri_ctx *ctx, const char *json, peri__splitter **out);
 
 /* What llama.cpp ties to a name of tokenizer.ggml.pre besides the patterns. add_bos and add_sep hold
 ** where the file's own keys (tokenizer.ggml.add_bos_token ...) do not say otherwise. */
@@ -40,20 +40,20 @@ typedef struct peri__pre_facts {
 
 /* By a name of tokenizer.ggml.pre ("llama-bpe", "qwen2", "deepseek-v3"...). facts may be NULL. An
 ** unknown name is PERI_EFORMAT with the name. */
-PERI_API peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
-                                           peri__pre_facts *facts);
-PERI_API void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
+peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
+                                  peri__pre_facts *facts);
+void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
 
 /* The last step is ByteLevel: every byte of a piece stands for a character of the byte-level
 ** alphabet. Pieces hold the bytes themselves, so vocabulary and merges are to be read through
 ** peri__byte_level_unmap. */
-PERI_API bool peri__splitter_byte_level (const peri__splitter *s);
+bool peri__splitter_byte_level (const peri__splitter *s);
 
 /* text: valid UTF-8, at most PERI__TEXT_MAX bytes, borrowed by out. at_start: it begins where the
 ** whole input begins (Metaspace's prepend_scheme "first" asks). out borrows from st until the
 ** state's next peri__split. Sets no message (peri__text_fail does). Errors: PERI_ENOMEM;
 ** PERI_EFORMAT: a pattern of the file would take too long on this text. */
-PERI_API peri_status peri__split (const peri__splitter *s, peri__text_state *st, const char *text,
-                                  size_t n, bool at_start, peri__pieces *out);
+peri_status peri__split (const peri__splitter *s, peri__text_state *st, const char *text, size_t n,
+                         bool at_start, peri__pieces *out);
 
 #endif

@@ -14,29 +14,29 @@
 typedef struct peri__text_state peri__text_state;
 
 /* Made and freed on the context's thread; used by one thread at a time. */
-PERI_API peri_status peri__text_state_open (peri_ctx *ctx, peri__text_state **out);
-PERI_API void peri__text_state_close (peri__text_state *st); /* NULL is a no-op */
+peri_status peri__text_state_open (peri_ctx *ctx, peri__text_state **out);
+void peri__text_state_close (peri__text_state *st); /* NULL is a no-op */
 /* While fixed the state asks nobody for memory: a call that needs more than the state has returns
 ** PERI_ENOMEM, and the caller repeats it on the context's thread with the state unfixed. Set around
 ** the use by a worker thread. */
-PERI_API void peri__text_state_fix (peri__text_state *st, bool fixed);
+void peri__text_state_fix (peri__text_state *st, bool fixed);
 /* Room for texts of n bytes, so that most calls in a fixed state find it. Not for a fixed state. */
-PERI_API peri_status peri__text_state_reserve (peri__text_state *st, size_t n);
+peri_status peri__text_state_reserve (peri__text_state *st, size_t n);
 /* Put into the context's message why a call with this state returned s. Context's thread only. */
-PERI_API peri_status peri__text_fail (peri__text_state *st, peri_status s);
+peri_status peri__text_fail (peri__text_state *st, peri_status s);
 
 /* ---- UTF-8 (peri__utf8_prefix of core/json.h checks) ---- */
 /* Append text with every maximal invalid part replaced by U+FFFD, as Unicode (3.9, table 3-8),
 ** Python and Rust do. False: no memory. */
-PERI_API bool peri__utf8_repair (peri__buffer *out, const char *text, size_t n);
+bool peri__utf8_repair (peri__buffer *out, const char *text, size_t n);
 
 /* ---- the byte-level alphabet of GPT-2: a printable character for every byte ---- */
 /* Code point (below U+0144) that stands for each byte. */
 extern PERI_API const uint16_t peri__byte_level[256];
 /* Append the characters that stand for the n bytes. False: no memory. */
-PERI_API bool peri__byte_level_map (peri__buffer *out, const void *bytes, size_t n);
+bool peri__byte_level_map (peri__buffer *out, const void *bytes, size_t n);
 /* Turn a token's text back into bytes; out has room for n. False, when a character stands for no
 ** byte (such a token cannot come from a byte-level text). */
-PERI_API bool peri__byte_level_unmap (const char *text, size_t n, char *out, size_t *out_n);
+bool peri__byte_level_unmap (const char *text, size_t n, char *out, size_t *out_n);
 
 #endif

@@ -7,21 +7,6 @@
 
 #include "text/tokenizer.h"
 
-static bool is (const peri_json_value *v, const char *s) {
-  return v->n == strlen(s) && memcmp(v->s, s, v->n) == 0;
-}
-
-static peri_status skip (peri_json *j, const peri_json_value *first) {
-  peri_json_value v;
-  if (first->type != PERI_JSON_OBJECT && first->type != PERI_JSON_ARRAY) return PERI_OK;
-  for (int depth = 1; depth > 0;) {
-    TRY(peri_json_next(j, &v));
-    depth += v.type == PERI_JSON_OBJECT || v.type == PERI_JSON_ARRAY;
-    depth -= v.type == PERI_JSON_CLOSE;
-  }
-  return PERI_OK;
-}
-
 /* The id of a token written as "text" or {"content": "text", ...}; one that the vocabulary lacks, or
 ** null, leaves *id. */
 static peri_status read_token (peri_tokenizer *t, peri_json *j, int32_t *id) {
@@ -32,15 +17,15 @@ static peri_status read_token (peri_tokenizer *t, peri_json *j, int32_t *id) {
     if (found >= 0) *id = (int32_t)found;
     return PERI_OK;
   }
-  if (v.type != PERI_JSON_OBJECT) return skip(j, &v);
+  if (v.type != PERI_JSON_OBJECT) return peri__json_skip(j, &v);
   for (;;) {
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) return PERI_OK;
-    if (is(&v, "content")) {
+    if (peri__json_is(&v, "content")) {
       TRY(read_token(t, j, id));
     } else {
       TRY(peri_json_next(j, &v));
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
     }
   }
 }
@@ -63,15 +48,15 @@ static peri_status read_named (peri_tokenizer *t, peri_json *j) {
   peri_status s = PERI_OK;
   while (s == PERI_OK) {
     if ((s = peri_json_next(j, &v)) != PERI_OK || v.type == PERI_JSON_CLOSE) break;
-    bool name = is(&v, "name"), source = is(&v, "template");
+    bool name = peri__json_is(&v, "name"), source = peri__json_is(&v, "template");
     if ((s = peri_json_next(j, &v)) != PERI_OK) break;
     if (name && v.type == PERI_JSON_STRING) {
-      chosen = is(&v, "default");
+      chosen = peri__json_is(&v, "default");
     } else if (source && v.type == PERI_JSON_STRING && text == NULL) {
       n = v.n;
       if ((text = peri__copy_text(t->ctx, v.s, n)) == NULL) s = PERI_ENOMEM;
     } else {
-      s = skip(j, &v);
+      s = peri__json_skip(j, &v);
     }
   }
   /* A list without a default: the first of it. */
@@ -85,14 +70,14 @@ static peri_status read_template (peri_tokenizer *t, peri_json *j) {
   peri_json_value v;
   TRY(peri_json_next(j, &v));
   if (v.type == PERI_JSON_STRING) return peri__tokenizer_template(t, v.s, v.n);
-  if (v.type != PERI_JSON_ARRAY) return skip(j, &v);
+  if (v.type != PERI_JSON_ARRAY) return peri__json_skip(j, &v);
   for (;;) {
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) return PERI_OK;
     if (v.type == PERI_JSON_OBJECT)
       TRY(read_named(t, j));
     else
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
   }
 }
 
@@ -111,7 +96,7 @@ static peri_status read_flag (peri_json *j, int *out) {
   peri_json_value v;
   TRY(peri_json_next(j, &v));
   if (v.type == PERI_JSON_BOOL) *out = v.flag;
-  return skip(j, &v);
+  return peri__json_skip(j, &v);
 }
 
 static peri_status read_config (peri_tokenizer *t, peri_json *j) {
@@ -130,22 +115,22 @@ static peri_status read_config (peri_tokenizer *t, peri_json *j) {
     size_t i = 0;
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) break;
-    while (i < sizeof roles / sizeof *roles && !is(&v, roles[i].key)) i++;
+    while (i < sizeof roles / sizeof *roles && !peri__json_is(&v, roles[i].key)) i++;
     if (i < sizeof roles / sizeof *roles) {
       TRY(read_token(t, j, &t->role[roles[i].role]));
-    } else if (is(&v, "chat_template")) {
+    } else if (peri__json_is(&v, "chat_template")) {
       TRY(read_template(t, j));
-    } else if (is(&v, "add_bos_token")) {
+    } else if (peri__json_is(&v, "add_bos_token")) {
       TRY(read_flag(j, &add_bos));
-    } else if (is(&v, "add_eos_token")) {
+    } else if (peri__json_is(&v, "add_eos_token")) {
       TRY(read_flag(j, &add_eos));
-    } else if (is(&v, "tokenizer_class")) {
+    } else if (peri__json_is(&v, "tokenizer_class")) {
       TRY(peri_json_next(j, &v));
       rules = v.type == PERI_JSON_STRING && rules_itself(&v);
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
     } else {
       TRY(peri_json_next(j, &v));
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
     }
   }
   TRY(peri_json_expect(j, PERI_JSON_END, "what follows the settings", &v));
@@ -168,13 +153,13 @@ static peri_status read_ends (peri_tokenizer *t, peri_json *j) {
   size_t n;
   TRY(peri_json_next(j, &v));
   bool list = v.type == PERI_JSON_ARRAY;
-  if (v.type == PERI_JSON_OBJECT) return skip(j, &v);
+  if (v.type == PERI_JSON_OBJECT) return peri__json_skip(j, &v);
   do {
     if (list) TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_INT && peri_tokenizer_token(t, v.i, &n) != NULL)
       TRY(peri__tokenizer_end(t, (int32_t)v.i));
     else if (v.type == PERI_JSON_OBJECT || v.type == PERI_JSON_ARRAY)
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
   } while (list && v.type != PERI_JSON_CLOSE);
   return PERI_OK;
 }
@@ -185,11 +170,11 @@ static peri_status read_generation (peri_tokenizer *t, peri_json *j) {
   for (;;) {
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) return peri_json_expect(j, PERI_JSON_END, "what follows", &v);
-    if (is(&v, "eos_token_id")) {
+    if (peri__json_is(&v, "eos_token_id")) {
       TRY(read_ends(t, j));
     } else {
       TRY(peri_json_next(j, &v));
-      TRY(skip(j, &v));
+      TRY(peri__json_skip(j, &v));
     }
   }
 }

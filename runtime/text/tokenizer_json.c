@@ -22,23 +22,7 @@ typedef struct reader {
   size_t pair_cap;
 } reader;
 
-static bool is (const peri_json_value *v, const char *s) {
-  return v->n == strlen(s) && memcmp(v->s, s, v->n) == 0;
-}
-
 static int shown (size_t n) { return n > 60 ? 60 : (int)n; }
-
-/* Read the rest of a value of which v is the beginning. */
-static peri_status skip (peri_json *j, const peri_json_value *first) {
-  peri_json_value v;
-  if (first->type != PERI_JSON_OBJECT && first->type != PERI_JSON_ARRAY) return PERI_OK;
-  for (int depth = 1; depth > 0;) {
-    TRY(peri_json_next(j, &v));
-    depth += v.type == PERI_JSON_OBJECT || v.type == PERI_JSON_ARRAY;
-    depth -= v.type == PERI_JSON_CLOSE;
-  }
-  return PERI_OK;
-}
 
 static peri_status check_id (reader *r, const peri_json_value *v) {
   /* A file cannot ask for more ids than its size pays for. */
@@ -190,7 +174,7 @@ static peri_status read_kind (reader *r) {
   peri_json_value v;
   TRY(peri_json_expect(&r->j, PERI_JSON_STRING, "the type of a model", &v));
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-    if (is(&v, kinds[i].name)) {
+    if (peri__json_is(&v, kinds[i].name)) {
       r->kind = (int)kinds[i].kind;
       return PERI_OK;
     }
@@ -200,44 +184,45 @@ static peri_status read_kind (reader *r) {
 static peri_status read_model_field (reader *r, const peri_json_value *key) {
   peri__model *m = &r->t->model;
   peri_json_value v;
-  if (is(key, "type")) return read_kind(r);
-  if (is(key, "unk_token")) return read_name(r, "unk_token", 4096, &r->unk, &r->unk_size);
-  if (is(key, "continuing_subword_prefix"))
+  if (peri__json_is(key, "type")) return read_kind(r);
+  if (peri__json_is(key, "unk_token"))
+    return read_name(r, "unk_token", 4096, &r->unk, &r->unk_size);
+  if (peri__json_is(key, "continuing_subword_prefix"))
     return read_name(r, "continuing_subword_prefix", AFFIX_MAX, &m->prefix, &m->prefix_size);
-  if (is(key, "end_of_word_suffix"))
+  if (peri__json_is(key, "end_of_word_suffix"))
     return read_name(r, "end_of_word_suffix", AFFIX_MAX, &m->suffix, &m->suffix_size);
-  if (is(key, "byte_fallback")) return read_flag(r, "byte_fallback", &m->byte_fallback);
-  if (is(key, "fuse_unk")) return read_flag(r, "fuse_unk", &m->fuse_unk);
-  if (is(key, "ignore_merges")) return read_flag(r, "ignore_merges", &m->ignore_merges);
-  if (is(key, "vocab")) {
+  if (peri__json_is(key, "byte_fallback")) return read_flag(r, "byte_fallback", &m->byte_fallback);
+  if (peri__json_is(key, "fuse_unk")) return read_flag(r, "fuse_unk", &m->fuse_unk);
+  if (peri__json_is(key, "ignore_merges")) return read_flag(r, "ignore_merges", &m->ignore_merges);
+  if (peri__json_is(key, "vocab")) {
     TRY(peri_json_next(&r->j, &v));
     if (v.type == PERI_JSON_OBJECT) return read_vocab_map(r);
     if (v.type == PERI_JSON_ARRAY) return read_vocab_list(r);
     return peri_json_fail(&r->j, v.offset, "a vocabulary must be an object or a list");
   }
-  if (is(key, "merges")) {
+  if (peri__json_is(key, "merges")) {
     TRY(peri_json_expect(&r->j, PERI_JSON_ARRAY, "merges", &v));
     r->merges = true;
     /* Merges need all of the vocabulary, and the prefix that their second tokens begin with. */
     if (r->vocab_map && r->kind == PERI__MODEL_BPE && m->prefix_known) return read_merges(r, &r->j);
     r->merges_at = v.offset;
-    return skip(&r->j, &v);
+    return peri__json_skip(&r->j, &v);
   }
-  if (is(key, "dropout")) {
+  if (peri__json_is(key, "dropout")) {
     TRY(peri_json_next(&r->j, &v));
     bool zero = v.type == PERI_JSON_NULL ||
                 ((v.type == PERI_JSON_INT || v.type == PERI_JSON_NUM) && v.f == 0);
     if (zero) return PERI_OK;
     return peri_json_fail(&r->j, v.offset, "dropout of merges is not supported, it must be null");
   }
-  if (is(key, "unk_id")) {
+  if (peri__json_is(key, "unk_id")) {
     TRY(peri_json_next(&r->j, &v));
     if (v.type == PERI_JSON_NULL) return PERI_OK;
     TRY(check_id(r, &v));
     r->unk_id = v.i;
     return PERI_OK;
   }
-  if (is(key, "max_input_chars_per_word")) {
+  if (peri__json_is(key, "max_input_chars_per_word")) {
     TRY(peri_json_expect(&r->j, PERI_JSON_INT, "max_input_chars_per_word", &v));
     if (v.i < 0) return peri_json_fail(&r->j, v.offset, "max_input_chars_per_word is negative");
     m->word_chars = v.i;
@@ -298,7 +283,7 @@ static peri_status read_model (reader *r) {
   for (;;) {
     TRY(peri_json_next(&r->j, &v));
     if (v.type == PERI_JSON_CLOSE) return check_model(r, at);
-    bool prefix = is(&v, "continuing_subword_prefix");
+    bool prefix = peri__json_is(&v, "continuing_subword_prefix");
     TRY(read_model_field(r, &v));
     if (prefix) r->t->model.prefix_known = true;
   }
@@ -323,19 +308,19 @@ static peri_status read_added_token (reader *r) {
   peri_status s = PERI_OK;
   while (s == PERI_OK) {
     if ((s = peri_json_next(&r->j, &v)) != PERI_OK || v.type == PERI_JSON_CLOSE) break;
-    if (is(&v, "id")) {
+    if (peri__json_is(&v, "id")) {
       if ((s = peri_json_next(&r->j, &v)) == PERI_OK && (s = check_id(r, &v)) == PERI_OK) id = v.i;
       continue;
     }
-    if (is(&v, "content")) {
+    if (peri__json_is(&v, "content")) {
       s = read_name(r, "content", PERI__ADDED_BYTES, &text, &n);
       continue;
     }
     size_t i = 0;
     bool flag = false;
-    while (i < sizeof flags / sizeof *flags && !is(&v, flags[i].name)) i++;
+    while (i < sizeof flags / sizeof *flags && !peri__json_is(&v, flags[i].name)) i++;
     if (i == sizeof flags / sizeof *flags) {
-      if ((s = peri_json_next(&r->j, &v)) == PERI_OK) s = skip(&r->j, &v);
+      if ((s = peri_json_next(&r->j, &v)) == PERI_OK) s = peri__json_skip(&r->j, &v);
       continue;
     }
     s = read_flag(r, flags[i].name, &flag);
@@ -392,22 +377,22 @@ static peri_status read_top (reader *r) {
   for (;;) {
     TRY(peri_json_next(&r->j, &v));
     if (v.type == PERI_JSON_CLOSE) break;
-    if (is(&v, "model")) {
+    if (peri__json_is(&v, "model")) {
       model = true;
       TRY(read_model(r));
-    } else if (is(&v, "added_tokens")) {
+    } else if (peri__json_is(&v, "added_tokens")) {
       TRY(read_added(r));
-    } else if (is(&v, "normalizer")) {
+    } else if (peri__json_is(&v, "normalizer")) {
       TRY(peri__normalizer_read(t->ctx, &r->j, &t->normalizer));
-    } else if (is(&v, "pre_tokenizer")) {
+    } else if (peri__json_is(&v, "pre_tokenizer")) {
       TRY(peri__splitter_read(t->ctx, &r->j, &t->splitter));
-    } else if (is(&v, "post_processor")) {
+    } else if (peri__json_is(&v, "post_processor")) {
       TRY(peri__postprocessor_read(t->ctx, &r->j, &t->post));
-    } else if (is(&v, "decoder")) {
+    } else if (peri__json_is(&v, "decoder")) {
       TRY(peri__decoder_read(t->ctx, &r->j, &t->decoder));
     } else { /* version; truncation and padding, which callers decide on */
       TRY(peri_json_next(&r->j, &v));
-      TRY(skip(&r->j, &v));
+      TRY(peri__json_skip(&r->j, &v));
     }
   }
   if (!model) return peri_json_fail(&r->j, v.offset, "a tokenizer.json without model");
