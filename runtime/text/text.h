@@ -32,7 +32,7 @@ bool peri__utf8_repair (peri__buffer *out, const char *text, size_t n);
 
 /* ---- the byte-level alphabet of GPT-2: a printable character for every byte ---- */
 /* Code point (below U+0144) that stands for each byte. */
-extern PERI_API const uint16_t peri__byte_level[256];
+extern const uint16_t peri__byte_level[256];
 /* Append the characters that stand for the n bytes. False: no memory. */
 bool peri__byte_level_map (peri__buffer *out, const void *bytes, size_t n);
 /* Turn a token's text back into bytes; out has room for n. False, when a character stands for no
