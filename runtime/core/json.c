@@ -528,6 +528,21 @@ peri_status peri_json_expect (peri_json *p, peri_json_type type, const char *wha
   return PERI_OK;
 }
 
+bool peri__json_is (const peri_json_value *v, const char *s) {
+  return v->n == strlen(s) && memcmp(v->s, s, v->n) == 0;
+}
+
+peri_status peri__json_skip (peri_json *p, const peri_json_value *first) {
+  peri_json_value v;
+  if (first->type != PERI_JSON_OBJECT && first->type != PERI_JSON_ARRAY) return PERI_OK;
+  for (int depth = 1; depth > 0;) {
+    TRY(peri_json_next(p, &v));
+    depth += v.type == PERI_JSON_OBJECT || v.type == PERI_JSON_ARRAY;
+    depth -= v.type == PERI_JSON_CLOSE;
+  }
+  return PERI_OK;
+}
+
 void peri_json_close (peri_json *p) {
   if (p->ctx == NULL) return;
   peri__free(p->ctx, p->scratch, p->scratch_cap);

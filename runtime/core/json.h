@@ -117,6 +117,11 @@ PERI_API void peri_json_put_null (peri_json_writer *w);
 PERI_API peri_status peri_json_finish (peri_json_writer *w);
 PERI_API void peri_json_drop (peri_json_writer *w); /* frees text; may be called twice */
 
+/* Whether a key or string is s. */
+bool peri__json_is (const peri_json_value *v, const char *s);
+/* Read the rest of a value of which first is the beginning. */
+peri_status peri__json_skip (peri_json *p, const peri_json_value *first);
+
 /* Decode in place a string that the parser has accepted, from its opening quote on, and end it with a
 ** zero byte. Returns its length. */
 size_t peri__json_unquote (char *text);

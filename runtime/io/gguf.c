@@ -1,14 +1,10 @@
 /*
-** gguf.c - reading GGUF files that nobody vouches for. The header is checked in one pass that
+** gguf.c - the header of GGUF files that nobody vouches for. It is checked in one pass that
 ** allocates only tables whose sizes the rest of the file bounds; values stay in the header and are
 ** decoded when they are asked for. Names are told apart by sorting them, which has no worst case.
 */
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L /* close */
-#endif
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "io/gguf.h"
 
@@ -75,28 +71,16 @@ static peri_status need (reader *r, uint64_t n, const char *what) {
   return r->at + n <= f->have ? PERI_OK : read_on(f, r->at + n);
 }
 
-static uint32_t load32 (const unsigned char *p) {
-  uint32_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-static uint64_t load64 (const unsigned char *p) {
-  uint64_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
 static peri_status read32 (reader *r, const char *what, uint32_t *out) {
   TRY(need(r, 4, what));
-  *out = load32(r->f->header + r->at);
+  *out = peri__load32(r->f->header + r->at);
   r->at += 4;
   return PERI_OK;
 }
 
 static peri_status read64 (reader *r, const char *what, uint64_t *out) {
   TRY(need(r, 8, what));
-  *out = load64(r->f->header + r->at);
+  *out = peri__load64(r->f->header + r->at);
   r->at += 8;
   return PERI_OK;
 }
@@ -182,7 +166,7 @@ static peri_status read_alignment (reader *r, peri_gguf_type type, uint64_t at) 
   uint32_t v;
   if (type != PERI_GGUF_U32)
     return fail(r, at, "the alignment has type %s, u32 is expected", peri__gguf_type_name(type));
-  v = load32(r->f->header + at + 4);
+  v = peri__load32(r->f->header + at + 4);
   if (v == 0 || (v & (v - 1)) != 0 || v > GGUF_MAX_ALIGNMENT)
     return fail(r, at + 4, "the alignment is %lu, a power of two up to %lld is expected",
                 (unsigned long)v, (long long)GGUF_MAX_ALIGNMENT);
@@ -267,13 +251,13 @@ peri_gguf_entry peri__gguf_entry_at (const peri_gguf *f, const gguf_entry *e) {
   static const gguf_kind none = { "unknown", 1, 0, -1 };
   peri_gguf_entry v = { .name = peri__gguf_text_at(f, e->at), .offset = f->data_at + e->begin };
   const unsigned char *p = f->header + e->at + 8 + v.name.n;
-  v.ndim = (int)load32(p);
+  v.ndim = (int)peri__load32(p);
   uint64_t numel = 1;
   for (int i = 0; i < v.ndim; i++) {
-    v.shape[v.ndim - 1 - i] = (int64_t)load64(p + 4 + 8 * i);
+    v.shape[v.ndim - 1 - i] = (int64_t)peri__load64(p + 4 + 8 * i);
     numel *= (uint64_t)v.shape[v.ndim - 1 - i]; /* was checked not to overflow */
   }
-  uint32_t type = load32(p + 4 + 8 * v.ndim);
+  uint32_t type = peri__load32(p + 4 + 8 * v.ndim);
   const gguf_kind *kind = type < GGUF_NKIND ? &peri__gguf_kind[type] : &none;
   if (kind->bytes == 0) kind = &none;
   v.type = kind->name;
@@ -369,7 +353,7 @@ static peri_status read_tensors (reader *r) {
   return sort_names(r, true, f->entries_by_name, f->n);
 }
 
-/* ---- opening ---- */
+/* ---- the whole ---- */
 
 /* A number of records of at least `each` bytes that what is left can hold. */
 static peri_status check_count (reader *r, uint64_t at, const char *what, uint64_t n, uint64_t most,
@@ -407,7 +391,7 @@ static peri_status no_memory (const peri_gguf *f, uint64_t n, const char *what) 
                     (unsigned long long)n, what);
 }
 
-static peri_status read_header (peri_gguf *f) {
+peri_status peri__gguf_read_header (peri_gguf *f) {
   reader r = { .f = f };
   uint64_t n = 0, nvalues = 0;
   TRY(read_start(&r, &n, &nvalues));
@@ -427,90 +411,4 @@ static peri_status read_header (peri_gguf *f) {
   f->entries_by_name = peri__malloc(f->ctx, (size_t)n * sizeof *f->entries_by_name);
   if (f->entries == NULL || f->entries_by_name == NULL) return no_memory(f, n, "tensors");
   return read_tensors(&r);
-}
-
-static peri_status new_handle (peri_ctx *ctx, const char *path, uint64_t size, peri_gguf **out) {
-  size_t path_size = strlen(path) + 1;
-  peri_gguf *f = peri__malloc(ctx, sizeof *f);
-  char *copy = peri__malloc(ctx, path_size);
-  if (f == NULL || copy == NULL) {
-    peri__free(ctx, f, sizeof *f);
-    peri__free(ctx, copy, path_size);
-    return peri__fail(ctx, PERI_ENOMEM, "%s: no memory to open it", path);
-  }
-  memcpy(copy, path, path_size);
-  *f = (peri_gguf){ .ctx = ctx,
-                    .path = copy,
-                    .path_size = path_size,
-                    .size = size,
-                    .alignment = GGUF_ALIGNMENT,
-                    .fd = -1 };
-  *out = f;
-  return PERI_OK;
-}
-
-peri_status peri_gguf_open (peri_ctx *ctx, const char *path, bool map, peri_gguf **out) {
-  int fd;
-  uint64_t size;
-  peri_gguf *f = NULL;
-  *out = NULL;
-  TRY(peri__open_regular(ctx, path, &fd, &size));
-  peri_status s = new_handle(ctx, path, size, &f);
-  if (s != PERI_OK) {
-    close(fd);
-    return s;
-  }
-  f->fd = fd;
-  if (map) s = peri__map_file(ctx, path, fd, size, &f->map);
-  if (f->map != NULL) {
-    f->header = f->map->base;
-    f->have = size;
-  }
-  if (s == PERI_OK) s = read_header(f);
-  if (s != PERI_OK) {
-    peri_gguf_close(f);
-    return s;
-  }
-  *out = f;
-  return PERI_OK;
-}
-
-peri_status peri_gguf_parse (peri_ctx *ctx, const void *data, size_t size, peri_gguf **out) {
-  peri_gguf *f;
-  *out = NULL;
-  TRY(new_handle(ctx, "memory", size, &f));
-  f->header = f->memory = data;
-  f->have = size;
-  peri_status s = read_header(f);
-  if (s != PERI_OK) {
-    peri_gguf_close(f);
-    return s;
-  }
-  *out = f;
-  return PERI_OK;
-}
-
-peri_status peri__gguf_check (peri_ctx *ctx, const char *path, const void *header, size_t n,
-                              uint64_t size) {
-  peri_gguf *f;
-  TRY(new_handle(ctx, path, size, &f));
-  f->header = header;
-  f->have = n;
-  peri_status s = read_header(f);
-  peri_gguf_close(f);
-  return s;
-}
-
-void peri_gguf_close (peri_gguf *f) {
-  if (f == NULL) return;
-  peri_ctx *ctx = f->ctx;
-  if (f->map != NULL) peri__map_drop(f->map, NULL);
-  if (f->fd >= 0) close(f->fd);
-  peri__free(ctx, f->values, (size_t)f->nvalues * sizeof *f->values);
-  peri__free(ctx, f->values_by_key, (size_t)f->nvalues * sizeof *f->values_by_key);
-  peri__free(ctx, f->entries, (size_t)f->n * sizeof *f->entries);
-  peri__free(ctx, f->entries_by_name, (size_t)f->n * sizeof *f->entries_by_name);
-  peri__free(ctx, f->buffer, f->buffer_size);
-  peri__free(ctx, f->path, f->path_size);
-  peri__free(ctx, f, sizeof *f);
 }

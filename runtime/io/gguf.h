@@ -59,14 +59,25 @@ struct peri_gguf {
   const unsigned char *memory; /* the file when parsed from memory, else NULL */
 };
 
+/* Check the header and fill the tables of a handle whose place to read from is set. */
+peri_status peri__gguf_read_header (peri_gguf *f);
 /* Check a header that is whole in memory, as that of a file of the given size. */
 peri_status peri__gguf_check (peri_ctx *ctx, const char *path, const void *header, size_t n,
                               uint64_t size);
+/* Numbers of the header, which nothing aligns. */
+static inline uint32_t peri__load32 (const unsigned char *p) {
+  uint32_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline uint64_t peri__load64 (const unsigned char *p) {
+  uint64_t v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 /* The text that begins at a byte of the checked header. */
 static inline peri_gguf_text peri__gguf_text_at (const peri_gguf *f, uint64_t at) {
-  uint64_t n;
-  memcpy(&n, f->header + at, sizeof n);
-  return (peri_gguf_text){ (const char *)f->header + at + 8, (size_t)n };
+  return (peri_gguf_text){ (const char *)f->header + at + 8, (size_t)peri__load64(f->header + at) };
 }
 /* The tensor whose record is at a byte of the header. */
 peri_gguf_entry peri__gguf_entry_at (const peri_gguf *f, const gguf_entry *e);

@@ -4,18 +4,6 @@
 */
 #include "io/gguf.h"
 
-static uint32_t load32 (const unsigned char *p) {
-  uint32_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-static uint64_t load64 (const unsigned char *p) {
-  uint64_t v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
 /* ---- values ---- */
 
 int peri_gguf_version (const peri_gguf *f) { return f->version; }
@@ -38,8 +26,8 @@ static peri_gguf_value value_at (const peri_gguf *f, peri_gguf_type type, uint64
   peri_gguf_value v = { .type = type, .count = 1, .offset = at };
   if (type != PERI_GGUF_ARRAY) return v;
   v.array = true;
-  v.type = (peri_gguf_type)load32(f->header + at);
-  v.count = (int64_t)load64(f->header + at + 4);
+  v.type = (peri_gguf_type)peri__load32(f->header + at);
+  v.count = (int64_t)peri__load64(f->header + at + 4);
   v.offset = at + 12;
   return v;
 }
@@ -47,7 +35,7 @@ static peri_gguf_value value_at (const peri_gguf *f, peri_gguf_type type, uint64
 peri_gguf_value peri_gguf_at (const peri_gguf *f, int64_t i) {
   peri_gguf_text key = peri__gguf_text_at(f, f->values[i]);
   uint64_t at = f->values[i] + 8 + (uint64_t)key.n;
-  peri_gguf_value v = value_at(f, (peri_gguf_type)load32(f->header + at), at + 4);
+  peri_gguf_value v = value_at(f, (peri_gguf_type)peri__load32(f->header + at), at + 4);
   v.key = key;
   return v;
 }
@@ -67,10 +55,10 @@ bool peri_gguf_int (const peri_gguf *f, const peri_gguf_value *v, int64_t i, int
   case PERI_GGUF_I8: *out = (int8_t)*p; return true;
   case PERI_GGUF_U16: *out = p[0] | p[1] << 8; return true;
   case PERI_GGUF_I16: *out = (int16_t)(p[0] | p[1] << 8); return true;
-  case PERI_GGUF_U32: *out = load32(p); return true;
-  case PERI_GGUF_I32: *out = (int32_t)load32(p); return true;
-  case PERI_GGUF_I64: *out = (int64_t)load64(p); return true;
-  case PERI_GGUF_U64: *out = (int64_t)load64(p); return *out >= 0;
+  case PERI_GGUF_U32: *out = peri__load32(p); return true;
+  case PERI_GGUF_I32: *out = (int32_t)peri__load32(p); return true;
+  case PERI_GGUF_I64: *out = (int64_t)peri__load64(p); return true;
+  case PERI_GGUF_U64: *out = (int64_t)peri__load64(p); return *out >= 0;
   default: return false;
   }
 }
@@ -86,7 +74,7 @@ bool peri_gguf_num (const peri_gguf *f, const peri_gguf_value *v, int64_t i, dou
   } else if (v->type == PERI_GGUF_F64) {
     memcpy(out, p, sizeof *out);
   } else if (v->type == PERI_GGUF_U64) {
-    *out = (double)load64(p);
+    *out = (double)peri__load64(p);
   } else {
     if (!peri_gguf_int(f, v, i, &whole)) return false;
     *out = (double)whole;
@@ -107,7 +95,7 @@ static uint64_t end_of (const peri_gguf *f, const peri_gguf_value *v) {
   if (size != 0) return at + (uint64_t)v->count * size;
   for (int64_t i = 0; i < v->count; i++) {
     if (v->type == PERI_GGUF_TEXT) {
-      at += 8 + load64(f->header + at);
+      at += 8 + peri__load64(f->header + at);
       continue;
     }
     peri_gguf_value inner = value_at(f, PERI_GGUF_ARRAY, at);

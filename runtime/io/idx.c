@@ -35,7 +35,7 @@ static peri_status read_type (peri__stream *st, unsigned type, peri_dtype *d) {
 static peri_status read_array (peri_ctx *ctx, peri__stream *st, peri_tensor **out) {
   unsigned char b[4 * PERI_MAX_DIMS];
   int64_t shape[PERI_MAX_DIMS], numel;
-  size_t bytes, got;
+  size_t bytes;
   peri_dtype d = PERI_U8;
   TRY(peri__stream_need(st, b, 4, "the start of an IDX file"));
   if (b[0] != 0 || b[1] != 0) return peri__stream_fail(st, "no IDX file begins like this");
@@ -54,8 +54,7 @@ static peri_status read_array (peri_ctx *ctx, peri__stream *st, peri_tensor **ou
   peri_tensor *t;
   TRY(peri_empty(ctx, d, ndim, shape, &t));
   peri_status s = peri__stream_need(st, t->data, bytes, "the array");
-  if (s == PERI_OK) s = peri__stream_read(st, b, 1, &got);
-  if (s == PERI_OK && got > 0) s = peri__stream_fail(st, "something follows the array");
+  if (s == PERI_OK) s = peri__stream_end(st, "the array");
   if (s != PERI_OK) {
     peri_release(t);
     return s;

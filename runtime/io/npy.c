@@ -193,12 +193,9 @@ static peri_status read_array (peri__stream *st, peri_ctx *ctx, peri_tensor **ou
 }
 
 peri_status peri__npy_read (peri_ctx *ctx, peri__stream *st, peri_tensor **out) {
-  char more;
-  size_t got;
   *out = NULL;
   TRY(read_array(st, ctx, out));
-  peri_status s = peri__stream_read(st, &more, 1, &got);
-  if (s == PERI_OK && got > 0) s = peri__stream_fail(st, "something follows the array");
+  peri_status s = peri__stream_end(st, "the array");
   if (s == PERI_OK) return PERI_OK;
   peri_release(*out);
   *out = NULL;

@@ -62,10 +62,6 @@ typedef struct reader {
   int64_t n, npairs;
 } reader;
 
-static bool is (const peri_json_value *v, const char *s) {
-  return v->n == strlen(s) && memcmp(v->s, s, v->n) == 0;
-}
-
 /* Known formats that the runtime has no dtype for are told apart from nonsense. */
 static peri_status read_dtype (reader *r, fields *t) {
   static const char *const others[] = { "F4",          "F6_E2M3", "F6_E3M2", "I8",  "F8_E5M2",
@@ -74,13 +70,13 @@ static peri_status read_dtype (reader *r, fields *t) {
   peri_json_value v;
   TRY(peri_json_expect(&r->json, PERI_JSON_STRING, "dtype", &v));
   for (int d = 0; d < PERI_NDTYPE; d++)
-    if (is(&v, dtype_name[d])) {
+    if (peri__json_is(&v, dtype_name[d])) {
       t->dtype = d;
       return PERI_OK;
     }
   int shown = v.n > 40 ? 40 : (int)v.n, name = t->name_size > 100 ? 100 : (int)t->name_size;
   for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-    if (is(&v, others[i])) {
+    if (peri__json_is(&v, others[i])) {
       peri_json_fail(&r->json, v.offset, "dtype %s of tensor \"%.*s\" is not supported", others[i],
                      name, r->f->header + t->name + 1);
       return r->json.status = PERI_ENOSUP;
@@ -141,13 +137,13 @@ static peri_status read_tensor (reader *r, fields *t) {
   for (;;) {
     TRY(peri_json_next(&r->json, &v));
     if (v.type == PERI_JSON_CLOSE) break;
-    if (is(&v, "dtype")) {
+    if (peri__json_is(&v, "dtype")) {
       dtype = true;
       TRY(read_dtype(r, t));
-    } else if (is(&v, "shape")) {
+    } else if (peri__json_is(&v, "shape")) {
       shape = true;
       TRY(read_shape(r, t));
-    } else if (is(&v, "data_offsets")) {
+    } else if (peri__json_is(&v, "data_offsets")) {
       offsets = true;
       TRY(read_offsets(r, t));
     } else {
@@ -201,7 +197,7 @@ static peri_status read_header (reader *r) {
     fields t = { 0 };
     TRY(peri_json_next(&r->json, &v));
     if (v.type == PERI_JSON_CLOSE) break;
-    if (is(&v, "__metadata__")) {
+    if (peri__json_is(&v, "__metadata__")) {
       TRY(read_metadata(r));
       continue;
     }

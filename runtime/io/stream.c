@@ -201,3 +201,10 @@ peri_status peri__stream_need (peri__stream *s, void *dst, size_t n, const char 
   if (got == n) return PERI_OK;
   return peri__stream_fail(s, "%s needs %zu more bytes", what, n - got);
 }
+
+peri_status peri__stream_end (peri__stream *s, const char *what) {
+  char more;
+  size_t got;
+  TRY(peri__stream_read(s, &more, 1, &got));
+  return got > 0 ? peri__stream_fail(s, "something follows %s", what) : PERI_OK;
+}

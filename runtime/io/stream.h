@@ -23,6 +23,8 @@ peri_status peri__stream_range (peri_ctx *ctx, const char *path, int fd, uint64_
 peri_status peri__stream_read (peri__stream *s, void *dst, size_t n, size_t *got);
 /* Exactly n bytes; what names them in the message. */
 peri_status peri__stream_need (peri__stream *s, void *dst, size_t n, const char *what);
+/* Fails unless nothing is left; what is what ought to have been the last. */
+peri_status peri__stream_end (peri__stream *s, const char *what);
 uint64_t peri__stream_at (const peri__stream *s);   /* bytes delivered so far */
 uint64_t peri__stream_most (const peri__stream *s); /* the most that it can deliver in all */
 uint32_t peri__stream_crc (const peri__stream *s);  /* CRC-32 of what was delivered */
