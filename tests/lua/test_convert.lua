@@ -2,6 +2,7 @@
 -- chosen as llama.cpp chooses them.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local shared = require "shared"
 local hf = require "perilune.models.hf"
 local convert = require "perilune.command.convert"
@@ -11,13 +12,7 @@ local export = require "perilune.gguf.export"
 local tests, dir = {}, nil
 local tiny = "tests/data/hf_tiny/"
 
-function tests.setUp()
-  dir = os.tmpname()
-  os.remove(dir)
-  assert(peri.files.make_folder(dir))
-end
-
-function tests.tearDown() assert(peri.files.remove_tree(dir)) end
+scratch.each(tests, function (path) dir = path end)
 
 -- Run a command without its output; status, what it printed, what it said on stderr.
 local function quiet(command, args)

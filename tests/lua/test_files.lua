@@ -2,17 +2,12 @@
 -- back as nil and a message, misuse raises.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local files, st = peri.files, peri.safetensors
 
 local tests, dir = {}, nil
 
-function tests.setUp()
-  dir = os.tmpname()
-  os.remove(dir)
-  assert(files.make_folder(dir))
-end
-
-function tests.tearDown() assert(files.remove_tree(dir)) end
+scratch.each(tests, function (path) dir = path end)
 
 local function fails(part, value, message)
   lu.assertNil(value)

@@ -3,20 +3,10 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local models = require "perilune.models"
+local tiny = require "tiny"
 
-local folder = "tests/data/hf_tiny/"
+local folder, load, relative = tiny.folder, tiny.load, tiny.relative
 local names = { "llama", "llama31_rope", "qwen2", "qwen3", "mistral" }
-
--- Largest difference over the largest stored magnitude.
-local function relative(got, want)
-  return (got:sub(want):abs():max():item()) / math.max(want:abs():max():item(), 1e-12)
-end
-
-local function load(name)
-  local model = assert(models.load(folder .. name))
-  local io = assert(peri.safetensors.load(folder .. name .. "/io.safetensors"))
-  return model, io
-end
 
 TestLlama = {}
 
@@ -57,15 +47,7 @@ for _, name in ipairs(names) do
   end
 
   TestLlama["test_saved_" .. name .. "_reads_back_bit_equal"] = function ()
-    local model = load(name)
-    local path = os.tmpname()
-    os.remove(path)
-    assert(model:save(path))
-    local again = assert(models.load(path))
-    local a, b = model:state_dict(), again:state_dict()
-    for key, t in pairs(a) do lu.assertEquals(b[key]:bytes(), t:bytes(), key) end
-    lu.assertEquals(again.config.model_type, model.config.model_type)
-    peri.files.remove_tree(path)
+    tiny.reload((load(name)))
   end
 end
 

@@ -1,6 +1,7 @@
 -- The console line and the metric files.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local log = require "perilune.log"
 
 -- A file-like sink for console output.
@@ -9,13 +10,6 @@ local function sink()
   function s:write(...) self.text = self.text .. table.concat { ... } end
   function s:flush() end -- luacheck: ignore 212
   return s
-end
-
-local function folder()
-  local path = os.tmpname()
-  os.remove(path)
-  assert(peri.files.make_folder(path))
-  return path
 end
 
 local function read(path)
@@ -67,7 +61,7 @@ function TestLog:test_live_console_ends_with_a_bar_and_clears_it()
 end
 
 function TestLog:test_jsonl_is_sorted_exact_and_has_no_live_values()
-  local path = folder() .. "/m.jsonl"
+  local path = scratch.folder() .. "/m.jsonl"
   local l = log.new { console = false, jsonl = path }
   l:step(1, { b = 0.1, a = 2, n = 0 / 0, t = peri.tensor { 1.5 } }, { tok_s = 3 })
   l:close()
@@ -75,7 +69,7 @@ function TestLog:test_jsonl_is_sorted_exact_and_has_no_live_values()
 end
 
 function TestLog:test_csv_grows_columns()
-  local path = folder() .. "/m.csv"
+  local path = scratch.folder() .. "/m.csv"
   local l = log.new { console = false, csv = path }
   l:step(1, { a = 1 })
   l:step(2, { a = 2, b = "x,y" })
@@ -88,7 +82,7 @@ function TestLog:test_csv_grows_columns()
 end
 
 function TestLog:test_resume_drops_later_and_broken_lines()
-  local path = folder() .. "/m.jsonl"
+  local path = scratch.folder() .. "/m.jsonl"
   local file = assert(io.open(path, "w"))
   file:write '{"step":1,"a":1}\n{"step":2,"a":1}\n{"step":3,"a":1}\n{"ste'
   file:close()
@@ -99,7 +93,7 @@ function TestLog:test_resume_drops_later_and_broken_lines()
 end
 
 function TestLog:test_tensorboard_file_has_records()
-  local dir = folder()
+  local dir = scratch.folder()
   local l = log.new { console = false, tensorboard = dir }
   l:step(1, { loss = 2 })
   l:close()

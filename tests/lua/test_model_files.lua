@@ -2,6 +2,7 @@
 -- IDX; gzipped lines. tests/data/files was written by numpy 2.4, gzip and gguf-py 0.19.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local shared = require "shared"
 local hf = require "perilune.models.hf"
 local gguf = require "perilune.models.gguf"
@@ -10,13 +11,7 @@ local llama2c = require "perilune.models.llama2c"
 local tests, dir = {}, nil
 local data, tiny = "tests/data/files/", "tests/data/hf_tiny/"
 
-function tests.setUp()
-  dir = os.tmpname()
-  os.remove(dir)
-  assert(peri.files.make_folder(dir))
-end
-
-function tests.tearDown() assert(peri.files.remove_tree(dir)) end
+scratch.each(tests, function (path) dir = path end)
 
 local function fails(part, value, message)
   lu.assertNil(value)

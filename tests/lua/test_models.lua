@@ -3,17 +3,10 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local models = require "perilune.models"
+local scratch = require "scratch"
+local tiny = require "tiny"
 
-local folder = "tests/data/hf_tiny/"
-
--- Largest difference over the largest stored magnitude.
-local function relative(got, want)
-  return (got:sub(want):abs():max():item()) / math.max(want:abs():max():item(), 1e-12)
-end
-
-local function load(name)
-  return assert(models.load(folder .. name)), assert(peri.safetensors.load(folder .. name .. "/io.safetensors"))
-end
+local folder, load, relative = tiny.folder, tiny.load, tiny.relative
 
 local function causal_loss(logits, ids)
   local time = ids:size(2)
@@ -107,16 +100,10 @@ for name, kind in pairs(all) do
 
   TestModels["test_saved_" .. name .. "_reads_back_bit_equal"] = function ()
     local model = load(name)
-    local path = os.tmpname()
-    os.remove(path)
-    assert(model:save(path))
-    local again = assert(models.load(path))
-    local a, b = model:state_dict(), again:state_dict()
-    for key, t in pairs(a) do lu.assertEquals(b[key]:bytes(), t:bytes(), key) end
+    tiny.reload(model)
+    local kept = model:state_dict()
     local stored = peri.safetensors.load(folder .. name .. "/model.safetensors")
-    for key, t in pairs(stored) do lu.assertEquals(a[key] and a[key]:bytes(), t:bytes(), key) end
-    lu.assertEquals(again.config.model_type, model.config.model_type)
-    peri.files.remove_tree(path)
+    for key, t in pairs(stored) do lu.assertEquals(kept[key] and kept[key]:bytes(), t:bytes(), key) end
   end
 
   TestModels["test_copy_of_" .. name .. "_is_its_own"] = function ()
@@ -210,19 +197,10 @@ for dtype, long in pairs { bf16 = "bfloat16", f16 = "float16" } do
     local ids = model:generate(io.input_ids:narrow(2, 1, 5), { max_new_tokens = 4, greedy = true }).tokens
     local logp, entropy = model:token_logprobs(peri.cat({ io.input_ids:narrow(2, 1, 5), ids }, 2), 6)
     lu.assertEquals({ logp.dtype, entropy.dtype, logp:isfinite():all():item() }, { "f32", "f32", true })
-    local path = os.tmpname()
-    os.remove(path)
-    assert(model:save(path))
-    local again = assert(models.load(path, { dtype = "file" }))
+    local again = tiny.reload(model, { dtype = "file" })
     lu.assertEquals(again.config.dtype, long)
-    local a, b = model:state_dict(), again:state_dict()
-    for key, t in pairs(a) do
-      lu.assertEquals(b[key].dtype, t.dtype)
-      lu.assertEquals(b[key]:bytes(), t:bytes(), key)
-    end
     lu.assertEquals(logits_of(again, io):bytes(), logits_of(model, io):bytes())
     for _, p in ipairs(again:parameters()) do lu.assertFalse(p.requires_grad) end
-    peri.files.remove_tree(path)
   end
 end
 
@@ -290,8 +268,7 @@ end
 function TestModels.test_loading_holds_one_tensor_besides_what_is_kept()
   local model = models.llama.new { model_type = "llama", vocab_size = 200, hidden_size = 64, intermediate_size = 96,
     num_hidden_layers = 24, num_attention_heads = 4 }
-  local path = os.tmpname()
-  os.remove(path)
+  local path = scratch.path()
   assert(model:save(path))
   for _, dtype in ipairs { "f32", "bf16", "q8_0" } do
     collectgarbage()

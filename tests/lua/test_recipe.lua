@@ -1,14 +1,9 @@
 -- Run folders: what a stopped and resumed run leaves is what an unbroken one leaves.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local nn, optim, data = require "perilune.nn", require "perilune.optim", require "perilune.data"
 local recipe = require "perilune.recipe"
-
-local function temporary()
-  local path = os.tmpname()
-  os.remove(path)
-  return path
-end
 
 local function read(path)
   local file = assert(io.open(path, "rb"))
@@ -46,7 +41,7 @@ end
 TestRecipe = {}
 
 function TestRecipe:test_a_resumed_run_equals_an_unbroken_one()
-  local root = temporary()
+  local root = scratch.path()
   local whole, net = train { seed = 3, runs = root, run = "whole", save_every = 2 }
   for stop = 1, 8, 3 do
     local name = "stopped" .. stop
@@ -69,7 +64,7 @@ function TestRecipe:test_a_resumed_run_equals_an_unbroken_one()
 end
 
 function TestRecipe:test_a_second_run_gets_a_folder_of_its_own()
-  local root = temporary()
+  local root = scratch.path()
   local flags = { runs = root, seed = 1 }
   local a = recipe.start { name = "x", flags = flags, console = false }
   local b = recipe.start { name = "x", flags = flags, console = false }
@@ -81,7 +76,7 @@ function TestRecipe:test_a_second_run_gets_a_folder_of_its_own()
 end
 
 function TestRecipe:test_resuming_with_other_flags_is_refused()
-  local root = temporary()
+  local root = scratch.path()
   recipe.start { name = "x", flags = { runs = root, lr = 1, resume = false }, console = false }
   lu.assertErrorMsgContains("lr was 1, is 2", recipe.start,
     { name = "x", flags = { runs = root, lr = 2, resume = true }, console = false })
@@ -89,7 +84,7 @@ function TestRecipe:test_resuming_with_other_flags_is_refused()
 end
 
 function TestRecipe:test_history_gives_columns()
-  local root = temporary()
+  local root = scratch.path()
   local run = train { runs = root, seed = 1, save_every = 0 }
   local h = run:history()
   lu.assertEquals(#h.loss, 9)

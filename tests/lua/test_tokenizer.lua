@@ -2,6 +2,7 @@
 -- vocabularies (tests/data/tokenizers), of transformers and llama.cpp for the published ones.
 local lu = require "luaunit"
 local peri = require "perilune"
+local scratch = require "scratch"
 local shared = require "shared"
 
 local T = {}
@@ -161,8 +162,7 @@ function T.test_merges_before_the_vocabulary_and_files_without_type()
 end
 
 function T.test_training_gives_what_the_reference_trains_and_comes_back_from_a_folder()
-  local folder = os.tmpname()
-  os.remove(folder)
+  local folder = scratch.path()
   local texts = { "low low low low low lower lower newest newest newest newest newest newest widest widest widest" }
   local tok = assert(peri.tokenizer.train_bpe(texts, { vocab_size = 263 }))
   -- Of tokenizers 0.23: BpeTrainer(vocab_size=263, min_frequency=2, initial_alphabet=ByteLevel.alphabet()).
@@ -238,8 +238,7 @@ function T.test_smollm2_encodes_as_transformers_does()
   end
   lu.assertEquals(tok.eos, 2)
   lu.assertEquals(tok.eos_ids, { 0, 2 })
-  local folder = os.tmpname()
-  os.remove(folder)
+  local folder = scratch.path()
   assert(tok:save(folder))
   local back = assert(peri.tokenizer.load(folder))
   for _, text in ipairs(decode(DATA .. "vectors.json").texts) do

@@ -322,16 +322,20 @@ end
 --- See perilune.models.generate.
 function Causal:generate(prompt, opts) return generate.generate(self, prompt, opts) end
 
---- The blocks of a causal model with RMS norms, on embeddings x (B, T, D): hidden states after the
---- last norm. Each block gives the residual stream and its norm to the next one.
---- @param norm perilune.Tensor?  the first block's norm
-function M.run_blocks(self, x, c, norm)
-  local y = x:rms_norm(norm or self.layers[1].norm1, self.settings.eps)
+--- The blocks of a causal model on x (B, T, D) and y, its first norm: hidden states after the last norm.
+--- Each block gives the norm of the residual stream and the stream to the next one.
+function M.each_block(self, y, x, c)
   for i = 1, #self.layers do
     y, x = self:_block(function (a, b) return self:block(i, a, b, c) end, y, x)
   end
   if c.cache then c.cache.length = c.past + c.time end
   return y
+end
+
+--- The same with RMS norms, on embeddings x.
+--- @param norm perilune.Tensor?  the first block's norm
+function M.run_blocks(self, x, c, norm)
+  return M.each_block(self, x:rms_norm(norm or self.layers[1].norm1, self.settings.eps), x, c)
 end
 
 --- What the file of an architecture returns: new(config, opts), load(path, opts), Class.

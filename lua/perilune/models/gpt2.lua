@@ -81,12 +81,7 @@ function Gpt2:forward(ids, ctx)
   end
   local x = self:embedded(self.embed, ids):add(self:embedded(self.places, c.positions)) -- (B, T, D)
   x = self:dropout(x, s.embed_dropout)
-  local y = x:layer_norm(first.norm1_w, first.norm1_b, s.eps)
-  for i = 1, #self.layers do
-    y, x = self:_block(function (a, b) return self:block(i, a, b, c) end, y, x)
-  end
-  if c.cache then c.cache.length = c.past + c.time end
-  return y
+  return base.each_block(self, x:layer_norm(first.norm1_w, first.norm1_b, s.eps), x, c)
 end
 
 return base.module(Gpt2)
