@@ -3,24 +3,14 @@
 ** Numerics are those of cpu/gemm.h: a tile holds one accumulator for each element of C.
 */
 #include "cpu/gemm.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-#if PERI_VW == 16
-#define MR 12 /* 24 of 32 registers accumulate */
 #define TRANS_MR 4
-#define WIDE_MR 6
-#elif PERI_VW == 8
-#define MR 6 /* 12 of 16 */
-#define TRANS_MR 4
-#define WIDE_MR 3
-#else
-#define MR 4 /* 8 of 16: a product needs a register of its own here */
-#define TRANS_MR 4
-#define WIDE_MR 2
-#endif
+#define WIDE_MR (MR / 2)
 #define NR (PERI_GEMM_NV * PERI_VW)
 
 /*
@@ -67,22 +57,7 @@ INLINE void tile (const int mr, const int nv, int64_t k, const float *a, int64_t
     tile(mr, nv, k, a, ars, acs, b, ldb, c, crs, init, irs, false, NULL, 0);             \
   }
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-TILES(1)
-TILES(2)
-TILES(3)
-TILES(4)
-#if MR > 4
-TILES(5)
-TILES(6)
-#endif
-#if MR > 6
-TILES(7)
-TILES(8)
-TILES(9)
-TILES(10)
-TILES(11)
-TILES(12)
-#endif
+EACH_ROWS(TILES)
 
 /* ---- transposed loads ---- */
 
@@ -284,32 +259,24 @@ static void pack_a (int64_t m, int64_t k, const float *a, int64_t ars, int64_t a
     for (p = 0; p < k; p++) out[p * m + i] = a[i * ars + p * acs];
 }
 
-#define ROW(kind, mr) [mr] = { NULL, kind##_##mr##_1, kind##_##mr##_2 }
+#if MR == 12
+#define WIDES wide_1, wide_2, wide_3, wide_4, wide_5, wide_6
+#elif MR == 6
+#define WIDES wide_1, wide_2, wide_3
+#else
+#define WIDES wide_1, wide_2
+#endif
+#define PACKED(mr) [mr] = { NULL, packed_##mr##_1, packed_##mr##_2 },
+#define DIRECT(mr) [mr] = { NULL, direct_##mr##_1, direct_##mr##_2 },
 const struct peri__gemm_kernels PERI_NAME(peri__gemm) = {
   .lanes = PERI_VW,
   .mr = MR,
   .trans_mr = TRANS_MR,
   .wide_mr = WIDE_MR,
-#if MR == 12
-  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4), ROW(packed, 5),
-              ROW(packed, 6), ROW(packed, 7), ROW(packed, 8), ROW(packed, 9), ROW(packed, 10),
-              ROW(packed, 11), ROW(packed, 12) },
-  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4), ROW(direct, 5),
-              ROW(direct, 6), ROW(direct, 7), ROW(direct, 8), ROW(direct, 9), ROW(direct, 10),
-              ROW(direct, 11), ROW(direct, 12) },
-  .wide = { NULL, wide_1, wide_2, wide_3, wide_4, wide_5, wide_6 },
-#elif MR == 6
-  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4), ROW(packed, 5),
-              ROW(packed, 6) },
-  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4), ROW(direct, 5),
-              ROW(direct, 6) },
-  .wide = { NULL, wide_1, wide_2, wide_3 },
-#else
-  .packed = { ROW(packed, 1), ROW(packed, 2), ROW(packed, 3), ROW(packed, 4) },
-  .direct = { ROW(direct, 1), ROW(direct, 2), ROW(direct, 3), ROW(direct, 4) },
-  .wide = { NULL, wide_1, wide_2 },
-#endif
+  .packed = { EACH_ROWS(PACKED) },
+  .direct = { EACH_ROWS(DIRECT) },
+  .wide = { NULL, WIDES },
   .trans = { NULL, trans_1, trans_2, trans_3, trans_4 },
   .pack_b = pack_b,
-  .pack_a = pack_a
+  .pack_a = pack_a,
 };

@@ -5,18 +5,12 @@
 ** pairs instead.
 */
 #include "cpu/packed.h"
+#include "cpu/rows.h"
 #include "cpu/vec.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-#if PERI_VW == 16
-#define MR 12
-#elif PERI_VW == 8
-#define MR 6
-#else
-#define MR 4
-#endif
 #define NV PERI_GEMM_NV
 #define NR (NV * PERI_VW)
 
@@ -98,22 +92,7 @@ INLINE void tile (const peri__panel kind, const int mr, const int np, const peri
   TILE(f32_##mr, PERI_PANEL_F32, mr, 1) \
   TILE(f16_##mr, PERI_PANEL_F16, mr, 1) \
   TILE(bf16_##mr, PERI_PANEL_BF16, mr, 1)
-TILES(1)
-TILES(2)
-TILES(3)
-TILES(4)
-#if MR > 4
-TILES(5)
-TILES(6)
-#endif
-#if MR > 6
-TILES(7)
-TILES(8)
-TILES(9)
-TILES(10)
-TILES(11)
-TILES(12)
-#endif
+EACH_ROWS(TILES)
 #define SEVERAL(np, rows, mr)                  \
   TILE(f32_##rows##np, PERI_PANEL_F32, mr, np) \
   TILE(f16_##rows##np, PERI_PANEL_F16, mr, np) \
