@@ -47,23 +47,18 @@ compile["name"] = function(_, node)
   end
 end
 
-compile["tuple"] = function(c, node)
-  local parts, n = all(c, node), #node
-  return function(scope)
-    local out = {}
-    for i = 1, n do out[i] = parts[i](scope) end
-    return values.tuple(out, n)
+local function sequence(make)
+  return function(c, node)
+    local parts, n = all(c, node), #node
+    return function(scope)
+      local out = {}
+      for i = 1, n do out[i] = parts[i](scope) end
+      return make(out, n)
+    end
   end
 end
 
-compile["list"] = function(c, node)
-  local parts, n = all(c, node), #node
-  return function(scope)
-    local out = {}
-    for i = 1, n do out[i] = parts[i](scope) end
-    return values.list(out, n)
-  end
-end
+compile["tuple"], compile["list"] = sequence(values.tuple), sequence(values.list)
 
 compile["dict"] = function(c, node)
   local keys, items = {}, {}
