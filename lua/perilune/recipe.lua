@@ -148,6 +148,15 @@ local function open_logger(self)
   self.logger:text(self.step > 0 and "resuming %s after step %d" or "run folder %s", self.folder, self.step)
 end
 
+-- The logger, for who writes before the first step.
+local function opened(self)
+  if self.logger then return end
+  if self._options.flags.resume then
+    error("recipe: the run resumes: call restore() (or steps()) before anything is written", 3)
+  end
+  open_logger(self)
+end
+
 --- Load the newest checkpoint, if the run resumes and has one. Call it after every track; steps()
 --- does when it was not.
 --- @return integer step  0 when there is none
@@ -220,7 +229,7 @@ end
 --- @param live table?
 --- @return self
 function Run:log(step, values, live)
-  if not self.logger then open_logger(self) end
+  opened(self)
   self.logger:step(step, values, live)
   return self
 end
@@ -231,7 +240,7 @@ end
 --- @param show string?
 --- @return self
 function Run:sample(step, sample, show)
-  if not self.logger then open_logger(self) end
+  opened(self)
   local file, err = io.open(self.folder .. "/samples.jsonl", "ab")
   must(file, err)
   file:write(log.json_line(step, sample))
@@ -242,7 +251,7 @@ end
 
 --- A line of text on the console.
 function Run:text(...)
-  if not self.logger then open_logger(self) end
+  opened(self)
   self.logger:text(...)
   return self
 end
