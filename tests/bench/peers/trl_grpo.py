@@ -36,7 +36,7 @@ class Clock(TrainerCallback):
 config = GRPOConfig(
     output_dir="/tmp/trl_grpo", per_device_train_batch_size=32, num_generations=8, max_completion_length=128,
     max_steps=steps, learning_rate=1e-5, beta=0.0, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
-    logging_strategy="no", temperature=1.0, gradient_checkpointing=os.environ.get("CHECKPOINTING") == "1",
+    logging_strategy="no", temperature=1.0, gradient_checkpointing=os.environ.get("CHECKPOINTING", "1") == "1",
     model_init_kwargs={"dtype": "float32"},
     generation_kwargs={"min_new_tokens": 128})
 trainer = GRPOTrainer(model=folder, reward_funcs=reward, args=config, train_dataset=data, callbacks=[Clock()],
