@@ -55,7 +55,7 @@ end
 
 -- Renders into a list of texts; marks: what to put around generation blocks.
 local function render(self, vars, opts, marks)
-  local o = options.fill("template:render", opts, { steps = 1000000, output_bytes = 32 << 20, now = options.none }, 4)
+  local o = options.fill("template:render", opts, { steps = 250000, output_bytes = 32 << 20, now = options.none }, 4)
   local budget = values.start(o.steps, o.output_bytes)
   local state = compile.state
   local before = { state.line, state.depth, state.most, state.bytes, state.top }
@@ -79,7 +79,7 @@ end
 --- @param vars table  variables by name: strings, numbers, booleans, peri.json.null, and tables of
 ---   them: a table with keys 1 to n, or marked by peri.json.array, is a list, any other is a dict whose
 ---   keys come in the order of M.key_order; M.json and M.dict make dicts in an order of their own
---- @param opts table?  steps (1e6, to which each table of vars adds 1000 and each byte 2),
+--- @param opts table?  steps (250,000, to which each table of vars adds 1000 and each byte 2),
 ---   output_bytes (32 MiB): more is an error; now: seconds since 1970 (the present) or the fields of
 ---   os.date "*t", for strftime_now
 --- @return string?
