@@ -68,6 +68,13 @@ local function console(o)
   }, Console)
 end
 
+-- The end of a metric's name, which says enough on the console: "rewards/accuracy/mean" is accuracy/mean.
+local statistics = { mean = true, std = true, min = true, max = true }
+local function short_name(name)
+  local last = name:match "[^/]*$"
+  return statistics[last] and name:match "[^/]*/[^/]*$" or last
+end
+
 -- Columns keep the order of their first appearance and the widest width seen; a row leaves out those
 -- that it has no value for, and shows "completions/mean_length" as mean_length.
 function Console:row(step, tables)
@@ -85,7 +92,7 @@ function Console:row(step, tables)
   local parts = { ("%" .. digits .. "d"):format(step) }
   for _, name in ipairs(self.order) do
     if text[name] then
-      local value, short = (" "):rep(self.widths[name] - #text[name]) .. text[name], name:match "[^/]*$"
+      local value, short = (" "):rep(self.widths[name] - #text[name]) .. text[name], short_name(name)
       parts[#parts + 1] = self.color and ("\27[2m%s\27[0m %s"):format(short, value) or short .. " " .. value
     end
   end
