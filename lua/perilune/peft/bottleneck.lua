@@ -3,6 +3,7 @@
 -- that nothing changes at first. With where = "pfeiffer" (2005.00052) after the feed-forward only.
 local peri = require "perilune"
 local options = require "perilune.options"
+local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
 local M = {}
@@ -15,8 +16,7 @@ local attention_outputs = { "o_proj", "attn.c_proj", "attention.output.dense", "
 local feed_forward_outputs = { "down_proj", "mlp.c_proj", "output.dense", "ffn.lin2", "DenseReluDense.wo" }
 
 --- @class perilune.peft.Bottleneck
-local Bottleneck = {}
-Bottleneck.__index = Bottleneck
+local Bottleneck = adapter.class "bottleneck"
 
 local Site = {}
 Site.__index = Site
@@ -29,7 +29,7 @@ end
 
 local function ends_with(name, list)
   for _, want in ipairs(list) do
-    if name == want or name:sub(-#want - 1) == "." .. want then return true end
+    if targets.matches(name, want) then return true end
   end
   return false
 end
@@ -79,32 +79,6 @@ function M.new(model, opts)
   if #self.sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
   return self
 end
-
---- @return perilune.Tensor[]
-function Bottleneck:parameters()
-  local list = {}
-  for i, pair in ipairs(self._named) do list[i] = pair[2] end
-  return list
-end
-
-function Bottleneck:named_parameters() return self._named end
-
---- @return table<string, perilune.Tensor>
-function Bottleneck:state_dict()
-  local out = {}
-  for _, pair in ipairs(self._named) do out[pair[1]] = pair[2]:detach() end
-  return out
-end
-
---- @param state table<string, perilune.Tensor>
---- @return self
-function Bottleneck:load_state_dict(state)
-  targets.load(self._named, state, "bottleneck")
-  return self
-end
-
-function Bottleneck:train() return self end
-function Bottleneck:eval() return self end
 
 --- Take the adapters off the model.
 function Bottleneck:remove()

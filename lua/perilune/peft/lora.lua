@@ -4,6 +4,7 @@
 -- quantised (QLoRA, 2305.14314) or packed.
 local peri = require "perilune"
 local options = require "perilune.options"
+local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
 local M = {}
@@ -12,8 +13,7 @@ local M = {}
 --- @field config table  r, alpha, dropout, targets, rslora, init, rank_pattern, alpha_pattern
 --- @field model table  the model that it sits on
 --- @field training boolean  dropout is on
-local LoRA = {}
-LoRA.__index = LoRA
+local LoRA = adapter.class "lora"
 
 -- What stands on one projection: an A and a B for each part of it that is a target.
 local Site = {}
@@ -119,46 +119,6 @@ function M.new(model, opts)
   end
   return self
 end
-
---- The trained tensors in a fixed order: A and B of each layer.
---- @return perilune.Tensor[]
-function LoRA:parameters()
-  local list = {}
-  for i, pair in ipairs(self._named) do list[i] = pair[2] end
-  return list
-end
-
---- { { "model.layers.0.self_attn.q_proj.lora_A.weight", tensor }, ... }
-function LoRA:named_parameters() return self._named end
-
---- @return integer
-function LoRA:num_parameters()
-  local n = 0
-  for _, pair in ipairs(self._named) do n = n + pair[2]:numel() end
-  return n
-end
-
---- Tensors by name, for checkpoints.
---- @return table<string, perilune.Tensor>
-function LoRA:state_dict()
-  local out = {}
-  for _, pair in ipairs(self._named) do out[pair[1]] = pair[2]:detach() end
-  return out
-end
-
---- @param state table<string, perilune.Tensor>
---- @return self
-function LoRA:load_state_dict(state)
-  targets.load(self._named, state, "lora")
-  return self
-end
-
-function LoRA:train(on)
-  self.training = on ~= false
-  return self
-end
-
-function LoRA:eval() return self:train(false) end
 
 -- Whether every weight can be written to, before any is.
 local function check_weights(self)

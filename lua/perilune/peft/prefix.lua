@@ -3,14 +3,14 @@
 -- small network (embedding, linear, tanh, linear), which stabilises it; only what comes out is saved.
 local peri = require "perilune"
 local options = require "perilune.options"
+local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
 local M = {}
 
 --- @class perilune.peft.Prefix
 --- @field tokens integer  learned positions
-local Prefix = {}
-Prefix.__index = Prefix
+local Prefix = adapter.class "prefix"
 
 -- (n, 2 * layers * heads * dim) as PEFT has it: key of layer 0, value of layer 0, key of layer 1 ...
 local function values(self)
@@ -69,30 +69,6 @@ function Prefix:named_parameters()
   end
   return list
 end
-
---- @return perilune.Tensor[]
-function Prefix:parameters()
-  local list = self:named_parameters()
-  for i, pair in ipairs(list) do list[i] = pair[2] end
-  return list
-end
-
---- @return table<string, perilune.Tensor>
-function Prefix:state_dict()
-  local out = {}
-  for _, pair in ipairs(self:named_parameters()) do out[pair[1]] = pair[2]:detach() end
-  return out
-end
-
---- @param state table<string, perilune.Tensor>
---- @return self
-function Prefix:load_state_dict(state)
-  targets.load(self:named_parameters(), state, "prefix")
-  return self
-end
-
-function Prefix:train() return self end
-function Prefix:eval() return self end
 
 --- Keep what the network makes and drop the network: same function, fewer parameters.
 --- @return self

@@ -18,7 +18,8 @@ function M.task(model)
   return model.generate and "CAUSAL_LM" or "FEATURE_EXTRACTION"
 end
 
-local function matches(name, want)
+--- Whether a published name is meant: a layer's, the end of one behind a dot, or a Lua pattern with ^.
+function M.matches(name, want)
   if want:sub(1, 1) == "^" then return name:find(want) ~= nil end
   return name == want or name:sub(-#want - 1) == "." .. want
 end
@@ -41,7 +42,7 @@ function M.choose(model, wanted, who)
   for _, want in ipairs(type(wanted) == "table" and wanted or { wanted }) do
     local any = false
     for _, name in ipairs(all) do
-      if matches(name, want) then chosen[name], any = true, true end
+      if M.matches(name, want) then chosen[name], any = true, true end
     end
     if not any then
       local last, seen = {}, {}
@@ -58,7 +59,7 @@ end
 --- The value of the first entry, by name, of a pattern table that means a layer, or nil.
 function M.pattern(patterns, name)
   for _, want in ipairs(options.names(patterns)) do
-    if matches(name, want) then return patterns[want] end
+    if M.matches(name, want) then return patterns[want] end
   end
 end
 

@@ -1,0 +1,62 @@
+-- adapter.lua - what every adapter is to optimizers and checkpoints: tensors by name in a fixed order.
+local targets = require "perilune.peft.targets"
+
+--- @class perilune.peft.Adapter
+--- @field training boolean  dropout is on
+local Adapter = {}
+Adapter.__index = Adapter
+
+local M = {}
+
+--- A class of adapters. Its objects list their tensors in _named or offer named_parameters().
+--- @param name string  for messages
+function M.class(name)
+  local class = { __name = name }
+  class.__index = class
+  return setmetatable(class, Adapter)
+end
+
+--- { { name, tensor }, ... } in a fixed order.
+function Adapter:named_parameters() return self._named end
+
+--- The trained tensors in that order.
+--- @return perilune.Tensor[]
+function Adapter:parameters()
+  local list = {}
+  for i, pair in ipairs(self:named_parameters()) do list[i] = pair[2] end
+  return list
+end
+
+--- @return integer
+function Adapter:num_parameters()
+  local n = 0
+  for _, pair in ipairs(self:named_parameters()) do n = n + pair[2]:numel() end
+  return n
+end
+
+--- Tensors by name, for checkpoints.
+--- @return table<string, perilune.Tensor>
+function Adapter:state_dict()
+  local out = {}
+  for _, pair in ipairs(self:named_parameters()) do out[pair[1]] = pair[2]:detach() end
+  return out
+end
+
+--- @param state table<string, perilune.Tensor>
+--- @return self
+function Adapter:load_state_dict(state)
+  targets.load(self:named_parameters(), state, self.__name)
+  return self
+end
+
+--- @param on boolean?  true
+--- @return self
+function Adapter:train(on)
+  self.training = on ~= false
+  return self
+end
+
+--- @return self
+function Adapter:eval() return self:train(false) end
+
+return M
