@@ -102,7 +102,6 @@ end
 local function new(name, params, given)
   local kind = kinds[name]
   local o = options.fill(name, given, kind.defaults, 4)
-  if o.lr == options.required then error(name .. ": lr is missing", 3) end
   local self = setmetatable({ name = name, lr = o.lr, skipped = 0, groups = {}, _kind = kind }, Optimizer)
   local list = params
   if Module.is_module(params) or type(params) ~= "table" or type(params[1]) ~= "table" then

@@ -1,5 +1,15 @@
--- options.lua - tables of named options: defaults filled in, unknown names refused with the nearest
--- known one. Every constructor of the library takes its options through here.
+-- options.lua - tables of named options: defaults filled in, types and ranges checked, unknown names
+-- refused with the nearest known one. Every constructor of the library takes its options through here.
+-- What an option may be stands once, as a rule beside its default; checks, messages, help() and the
+-- pages of docs/ are derived from it:
+--   local rules = {
+--     lr = options.number(options.required, "[0, inf)", "learning rate"),
+--     steps = options.integer(5, "[1, inf)", "of Newton and Schulz"),
+--     reduce = options.choice("mean", { "mean", "sum" }, "over the tokens"),
+--     nesterov = options.boolean(false, "look ahead"),
+--     mask = options.value(options.none, "tensor", "(B, T), 1 where a token counts") }
+--   local o = options.fill("AdamW", given, rules)
+-- A plain value in place of a rule is a default without a check.
 
 local M = {}
 
@@ -35,14 +45,15 @@ function M.nearest(word, names)
   return best
 end
 
---- "unknown WHAT "word"", with the nearest name when there is one.
+--- "unknown WHAT "word"", with the nearest name when there is one, with all of them when there is not.
 --- @param what string
 --- @param word any
 --- @param names string[]
 --- @return string
 function M.unknown(what, word, names)
   local near = type(word) == "string" and M.nearest(word, names)
-  local hint = near and ("; did you mean %q?"):format(near) or ""
+  local hint = near and ("; did you mean %q?"):format(near)
+    or #names > 0 and ("; there are: %s"):format(table.concat(names, ", ")) or ""
   return ("unknown %s %q%s"):format(what, tostring(word), hint)
 end
 
@@ -56,28 +67,189 @@ function M.names(t)
   return list
 end
 
---- A copy of defaults with the given values in it; raises for a name that defaults lacks. A default
---- of `M.none` means that there is none: the field stays nil.
+-- ---- rules ----
+
+M.none = setmetatable({}, { __name = "none" })         -- no default: the field stays nil
+M.required = setmetatable({}, { __name = "required" }) -- no default: left out is an error
+
+--- @class perilune.options.Rule
+--- @field default any  a value, none or required
+--- @field kind string  what help() calls the type
+--- @field doc string
+--- @field accepts fun(value: any): boolean
+local Rule = {}
+Rule.__index = Rule
+
+local function rule(default, kind, doc, accepts)
+  return setmetatable({ default = default, kind = kind, doc = doc or "", accepts = accepts }, Rule)
+end
+
+local function is_rule(v) return type(v) == "table" and getmetatable(v) == Rule end
+
+-- A test for an interval in the notation of mathematics: "[0, inf)", "(0, 1]".
+local function interval(text)
+  local open, low, high, close = text:match "^([%[%(])%s*([^,%s]+)%s*,%s*([^,%s]+)%s*([%]%)])$"
+  local function bound(word)
+    return word == "inf" and math.huge or word == "-inf" and -math.huge or tonumber(word)
+  end
+  local from, to = bound(low), bound(high)
+  return function(v)
+    return (v > from or open == "[" and v == from) and (v < to or close == "]" and v == to)
+  end
+end
+
+--- A number in an interval such as "[0, inf)"; NaN is in none.
+--- @param default any
+--- @param range string?  default "(-inf, inf)"
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.number(default, range, doc)
+  local inside = interval(range or "(-inf, inf)")
+  return rule(default, range and "number in " .. range or "finite number", doc,
+    function(v) return type(v) == "number" and inside(v) end)
+end
+
+--- An integer (3.0 counts) in an interval.
+--- @param default any
+--- @param range string?
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.integer(default, range, doc)
+  local inside = interval(range or "(-inf, inf)")
+  return rule(default, range and "integer in " .. range or "integer", doc,
+    function(v) return type(v) == "number" and math.tointeger(v) ~= nil and inside(v) end)
+end
+
+--- @param default any
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.boolean(default, doc)
+  return rule(default, "true or false", doc, function(v) return type(v) == "boolean" end)
+end
+
+--- One of a list of values.
+--- @param default any
+--- @param choices any[]
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.choice(default, choices, doc)
+  local names = {}
+  for i, c in ipairs(choices) do names[i] = type(c) == "string" and ("%q"):format(c) or tostring(c) end
+  return rule(default, "one of " .. table.concat(names, ", "), doc, function(v)
+    for _, c in ipairs(choices) do if c == v then return true end end
+    return false
+  end)
+end
+
+--- A value of one of the named types: Lua's, "tensor", "callable" (a function, or a table that can
+--- be called) or "any": "string", "tensor or number".
+--- @param default any
+--- @param types string  joined by " or "
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.value(default, types, doc)
+  local known = {}
+  for name in (types .. " or "):gmatch "(.-) or " do known[name] = true end
+  return rule(default, types, doc, function(v)
+    if known.any or known[type(v)] then return true end
+    local meta = getmetatable(v)
+    if known.tensor and meta == "perilune.tensor" then return true end
+    return known.callable and (type(v) == "function" or type(meta) == "table" and meta.__call ~= nil) or false
+  end)
+end
+
+local function default_of(entry)
+  if is_rule(entry) then return entry.default end
+  return entry
+end
+
+local function shown(v)
+  if type(v) == "string" then return ("%q"):format(v) end
+  if type(v) == "number" or type(v) == "boolean" then return tostring(v) end
+  local meta = getmetatable(v)
+  local name = meta == "perilune.tensor" and "tensor" or type(meta) == "table" and rawget(meta, "__name")
+  return "a " .. (type(name) == "string" and name or type(v))
+end
+
+--- nil when a value satisfies an entry of a table of defaults, else what is wrong with it.
+--- @param name string
+--- @param value any
+--- @param entry any  a rule, or a default without a check
+--- @return string?
+function M.problem(name, value, entry)
+  if not is_rule(entry) or entry.accepts(value) then return nil end
+  local article = entry.kind:find "^number" and "a " or entry.kind:find "^integer" and "an " or ""
+  return ("%s is %s, expected %s%s"):format(name, shown(value), article, entry.kind)
+end
+
+--- A copy of defaults with the given values in it; raises for a name that defaults lacks, a value
+--- that its rule refuses and a required one that is not there.
 --- @param who string  function named in the message
 --- @param given table?
 --- @param defaults table
 --- @param level integer?  of the error; 3 = the caller of the caller
 --- @return table
 function M.fill(who, given, defaults, level)
+  level = level or 3
   local out = {}
+  if given ~= nil and type(given) ~= "table" then
+    error(("%s: options are %s, expected a table"):format(who, shown(given)), level)
+  end
   for k, v in pairs(given or {}) do
-    if defaults[k] == nil then
-      error(who .. ": " .. M.unknown("option", k, M.names(defaults)), level or 3)
-    end
+    local entry = defaults[k]
+    if entry == nil then error(who .. ": " .. M.unknown("option", k, M.names(defaults)), level) end
+    local problem = M.problem(k, v, entry)
+    if problem then error(who .. ": " .. problem, level) end
     out[k] = v
   end
-  for k, v in pairs(defaults) do
-    if out[k] == nil and v ~= M.none then out[k] = v end
+  for _, k in ipairs(M.names(defaults)) do
+    local v = default_of(defaults[k])
+    if out[k] == nil then
+      if v == M.required then error(("%s: %s is missing"):format(who, k), level) end
+      if v ~= M.none then out[k] = v end
+    end
   end
   return out
 end
 
-M.none = setmetatable({}, { __name = "none" })
+-- ---- what help and docs read ----
+
+local declared = setmetatable({}, { __mode = "k" })
+
+--- Note what a function or class takes, for help() and the pages of docs/; returns it.
+--- @generic T
+--- @param object T  function or class
+--- @param positional string[]  names of the arguments before the table of options
+--- @param rules table  options of that table
+--- @return T
+function M.declare(object, positional, rules)
+  declared[object] = { positional = positional, rules = rules }
+  return object
+end
+
+--- What declare noted: { positional = { "dim" }, options = { { name, kind, default, doc }, ... } } with
+--- the options sorted by name; nil when nothing was. A default is shown as text, "required" or nil.
+--- @param object any
+--- @return table?
+function M.declared(object)
+  local known = declared[object]
+  if not known then return nil end
+  local list = {}
+  for _, name in ipairs(M.names(known.rules)) do
+    local entry = known.rules[name]
+    local default = default_of(entry)
+    local text = shown(default)
+    if default == M.none then text = nil elseif default == M.required then text = "required" end
+    if type(default) == "table" and #default > 0 then
+      local items = {}
+      for i, v in ipairs(default) do items[i] = shown(v) end
+      text = "{ " .. table.concat(items, ", ") .. " }"
+    end
+    list[#list + 1] = { name = name, default = text, kind = is_rule(entry) and entry.kind or "",
+      doc = is_rule(entry) and entry.doc or "" }
+  end
+  return { positional = known.positional, options = list }
+end
 
 --- Options of a constructor that takes its first values by position, or everything in one table:
 --- f(2, 3, { bias = false }) or f{ in_features = 2, out_features = 3, bias = false }.
@@ -103,13 +275,8 @@ function M.read(who, positional, defaults, level, ...)
     end
     for i = 1, math.min(n, #positional) do given[positional[i]] = (select(i, ...)) end
   end
-  local out = M.fill(who, given, defaults, level + 1)
-  for _, name in ipairs(M.names(defaults)) do
-    if out[name] == M.required then error(("%s: %s is missing"):format(who, name), level) end
-  end
+  local out = M.fill(who, given, defaults, level + 1) -- no tail call: levels of errors count frames
   return out
 end
-
-M.required = setmetatable({}, { __name = "required" })
 
 return M
