@@ -6,6 +6,7 @@
 -- runs with the same seed are equal byte for byte.
 
 local peri = require "perilune"
+local terminal = require "perilune.terminal"
 local options = require "perilune.options"
 
 local M = {}
@@ -39,31 +40,15 @@ function M.duration(seconds)
   return ("%d:%02d"):format(s // 60, s % 60)
 end
 
--- Is standard output a terminal that understands control sequences?
-local function terminal()
-  local term = os.getenv "TERM"
-  if not term or term == "" or term == "dumb" then return false end
-  return os.execute "test -t 1" == true
-end
-
-local function terminal_width()
-  local columns = math.tointeger(tonumber(os.getenv "COLUMNS"))
-  if columns then return columns end
-  local pipe = io.popen("{ stty size </dev/tty; } 2>/dev/null", "r")
-  local width = pipe and math.tointeger(tonumber((pipe:read "a" or ""):match "%d+%s+(%d+)"))
-  if pipe then pipe:close() end
-  return width and width > 20 and width or 80
-end
-
 local Console = {}
 Console.__index = Console
 
 local function console(o)
   local live = o.live
-  if live == nil then live = terminal() end
+  if live == nil then live = terminal.live() end
   return setmetatable({
     out = o.out or io.stdout, live = live, total = o.total, every = o.every,
-    color = live and not os.getenv "NO_COLOR", width = live and terminal_width() or 0,
+    color = live and not os.getenv "NO_COLOR", width = live and terminal.width() or 0,
     widths = {}, order = {}, begin = peri.time(), first = nil,
   }, Console)
 end
