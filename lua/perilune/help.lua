@@ -1,52 +1,77 @@
--- perilune.help: help(x) for ops, functions, modules, tensors and names of any of them. Docs of ops
--- and C functions come from where they are registered; of Lua functions, from the comment above
--- them in the source.
+-- perilune.help: help(x) for ops, functions, constructors, modules, tensors and names of any of them.
+-- Docs of ops and C functions come from where they are registered; of Lua functions, from the comment
+-- above them in the source and the rules of their options.
 local peri = require "perilune.core"
+local comments = require "perilune.comments"
+local options = require "perilune.options"
+local terminal = require "perilune.terminal"
 
-local function lines_of(source)
-  local text
+-- ---- sources ----
+
+local function source_text(source)
   if source:sub(1, 1) == "@" then
-    local file = io.open(source:sub(2))
-    text = file and file:read "a"
+    local file = io.open(source:sub(2), "rb")
+    local text = file and file:read "a"
     if file then file:close() end
+    return text
   elseif source:sub(1, 1) == "=" then
-    text = peri._source(source:sub(2))
+    return peri._source(source:sub(2))
   end
-  if not text then return nil end
-  local lines = {}
-  for line in (text .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
-  return lines
 end
 
--- The comment lines right above line number at, without their dashes.
-local function comment_above(lines, at)
-  local out = {}
-  for i = at - 1, 1, -1 do
-    local text = lines[i]:match "^%s*%-%-%-?%s?(.*)$"
-    if not text then break end
-    table.insert(out, 1, text)
-  end
-  return table.concat(out, "\n")
-end
+local by_source = {} -- items of each source by the line of their definition
 
-local function comment_of(f)
+-- What the source says of the function that begins at a line, or nil.
+local function item_of(f)
   local info = debug.getinfo(f, "S")
-  local lines = lines_of(info.source)
-  return lines and comment_above(lines, info.linedefined) or ""
+  if info.what == "C" then return nil end
+  if not by_source[info.source] then
+    local at = {}
+    for _, item in ipairs(comments.items(source_text(info.source) or "")) do at[item.line] = item end
+    by_source[info.source] = at
+  end
+  return by_source[info.source][info.linedefined]
 end
 
--- The first line of a comment that is no annotation.
-local function first_line(comment)
-  for line in comment:gmatch "[^\n]+" do
-    if line:sub(1, 1) ~= "@" then return line end
+-- The function that makes an object of a class is wrapped in its __call.
+local function constructor_item(class)
+  local meta = getmetatable(class)
+  local call = type(meta) == "table" and meta.__call
+  if type(call) ~= "function" then return nil end
+  local item = item_of(call)
+  for i = 1, 8 do
+    local name, value = debug.getupvalue(call, i)
+    if not name or item and item.kind ~= "method" then break end
+    if type(value) == "function" then item = item_of(value) or item end
   end
-  return ""
+  return item
 end
+
+-- Objects can be called, too, but only classes are where methods are looked up.
+local function is_class(t)
+  local meta = getmetatable(t)
+  return type(meta) == "table" and type(meta.__call) == "function" and rawget(t, "__index") ~= nil
+end
+
+-- ---- arguments ----
 
 local function parameters(f)
   local info, names = debug.getinfo(f, "u"), {}
   for i = 1, info.nparams do names[i] = debug.getlocal(f, i) end
   if info.isvararg then names[#names + 1] = "..." end
+  return names
+end
+
+-- How x is called: declared arguments, else those of the source.
+local function arguments(x)
+  local known, names = options.declared(x), {}
+  if known then
+    table.move(known.positional, 1, #known.positional, 1, names)
+    if #known.options > 0 then names[#names + 1] = "options" end
+  elseif type(x) == "function" then
+    names = parameters(x)
+    if names[1] == "self" then table.remove(names, 1) end
+  end
   return table.concat(names, ", ")
 end
 
@@ -70,26 +95,89 @@ local function describe_op(op)
   return text
 end
 
+-- Rows of "name  text", the text wrapped in a column of its own; below a name that is too long for it.
+local function table_of(rows, indent)
+  local width, out = 0, {}
+  for _, row in ipairs(rows) do if #row[1] <= 28 then width = math.max(width, #row[1]) end end
+  local hang = (" "):rep(#indent + width + 2)
+  for _, row in ipairs(rows) do
+    local text = comments.wrap(row[2], math.max(terminal.width() - #hang, 30))
+    local left = indent .. row[1] .. (" "):rep(width - #row[1]) .. "  "
+    if #row[1] > width and text ~= "" then left = indent .. row[1] .. "\n" .. hang end
+    out[#out + 1] = (left .. text:gsub("\n", "\n" .. hang)):gsub("%s+$", "")
+  end
+  return table.concat(out, "\n")
+end
+
+-- The rows of declared options, one text each: doc, type, default.
+local function option_rows(known)
+  local rows, positional = {}, {}
+  for _, name in ipairs(known.positional) do positional[name] = true end
+  for _, o in ipairs(known.options) do
+    local facts = {}
+    if o.kind ~= "" then facts[#facts + 1] = o.kind end
+    if o.default == "required" then facts[#facts + 1] = positional[o.name] and "positional" or "required"
+    elseif o.default then facts[#facts + 1] = "default " .. o.default end
+    local doc = o.doc ~= "" and #facts > 0 and o.doc .. "; " or o.doc
+    rows[#rows + 1] = { o.name, doc .. table.concat(facts, ", ") }
+  end
+  return rows
+end
+
+local function annotated_rows(list, label)
+  local rows = {}
+  for i, p in ipairs(list) do
+    local text = p.type .. (p.type ~= "" and p.doc ~= "" and ": " or "") .. p.doc:gsub("\n", " ")
+    rows[i] = { label and (label .. " " .. (p.name or "")) or p.name, text }
+  end
+  return rows
+end
+
+-- Title, text, arguments, options and results of a function or constructor.
+local function describe_item(title, item, known)
+  local out = { title }
+  if item and item.text ~= "" then out[#out + 1] = comments.wrap(item.text, terminal.width()) end
+  if not (item and item.text ~= "") and not known then out[#out + 1] = "(no comment above it)" end
+  if item and #item.params > 0 then out[#out + 1] = table_of(annotated_rows(item.params), "  ") end
+  if known and #known.options > 0 then
+    out[#out + 1] = "options:\n" .. table_of(option_rows(known), "  ")
+  end
+  if item and #item.returns > 0 then
+    out[#out + 1] = table_of(annotated_rows(item.returns, "returns"), "  ")
+  end
+  return table.concat(out, "\n")
+end
+
+-- ---- names ----
+
+-- What a module of the library calls a value: "nn.Linear"; nil when none does.
+local function name_of(x)
+  local best
+  for module, t in pairs(package.loaded) do
+    local short = type(module) == "string" and module:match "^perilune%.(.+)$"
+    if short and type(t) == "table" and short ~= "core" then
+      for key, value in pairs(t) do
+        local name = value == x and type(key) == "string" and short .. "." .. key
+        if name and (not best or #name < #best or #name == #best and name < best) then best = name end
+      end
+    end
+  end
+  return best
+end
+
 local function describe_function(f, name)
   local known = peri.describe(f)
   if known and known.params then return describe_op(known) end
-  if known then return ("%s(%s)\n%s"):format(known.name, known.sig, known.doc) end
-  if debug.getinfo(f, "S").what == "C" then return (name or "function") .. ": a C function without docs" end
-  local doc = comment_of(f)
-  return ("%s(%s)\n%s"):format(name or "function", parameters(f), doc ~= "" and doc or "(no comment above it)")
+  if known then
+    return ("%s(%s)\n%s"):format(known.name, known.sig, comments.wrap(known.doc, terminal.width()))
+  end
+  local title = name or name_of(f) or "function"
+  if debug.getinfo(f, "S").what == "C" then return title .. ": a C function without docs" end
+  return describe_item(("%s(%s)"):format(title, arguments(f)), item_of(f), options.declared(f))
 end
 
 local function wrap(names)
-  local lines, line = {}, " "
-  for _, name in ipairs(names) do
-    if #line + #name > 96 then
-      lines[#lines + 1] = line
-      line = " "
-    end
-    line = line .. " " .. name
-  end
-  lines[#lines + 1] = line
-  return table.concat(lines, "\n")
+  return comments.wrap(table.concat(names, " "), terminal.width() - 2, "  ")
 end
 
 local function sorted_keys(t)
@@ -105,53 +193,71 @@ end
 local function module_comment(name)
   local path = package.searchpath(name, package.path)
   local base = "=" .. name:gsub("%.", "/")
-  local lines = path and lines_of("@" .. path) or lines_of(base .. ".lua") or lines_of(base .. "/init.lua")
-  local last = 0
-  while lines and lines[last + 1] and lines[last + 1]:find "^%-%-" do last = last + 1 end
-  return lines and last > 0 and comment_above(lines, last + 1) or nil
+  local text = path and source_text("@" .. path) or source_text(base .. ".lua") or source_text(base .. "/init.lua")
+  local head = text and comments.head(text) or ""
+  return head ~= "" and head or nil
 end
 
--- What makes an object of a class: the function that its __call wraps has the comment.
-local function constructor_comment(call)
-  local comment = comment_of(call)
-  for i = 1, 8 do
-    local name, value = debug.getupvalue(call, i)
-    if not name or comment ~= "" then break end
-    if type(value) == "function" and debug.getinfo(value, "S").what ~= "C" then comment = comment_of(value) end
+-- One row of a module's list: how it is called and the first sentence of its comment.
+local function entry(key, value)
+  if type(value) == "function" then
+    local known = peri.describe(value)
+    if known then return { known.name .. "(" .. known.sig .. ")", known.doc } end
+    local item = item_of(value)
+    return { ("%s(%s)"):format(key, arguments(value)), item and comments.summary(item.text) or "" }
+  elseif type(value) == "table" then
+    local item = is_class(value) and constructor_item(value)
+    local call = options.declared(value) and ("(%s)"):format(arguments(value)) or ""
+    return { key .. call, item and comments.summary(item.text) or "" }
   end
-  return comment
+  return { key, type(value) == "string" and ("%q"):format(value) or tostring(value) }
 end
 
-local function describe_entry(key, value)
-  if type(value) == "table" then
-    local meta = getmetatable(value)
-    local call = type(meta) == "table" and type(meta.__call) == "function" and meta.__call
-    return ("  %-28s %s"):format(key, call and first_line(constructor_comment(call)) or "")
-  end
-  local native = debug.getinfo(value, "S").what == "C"
-  return ("  %-28s %s"):format(key .. "(" .. (native and "" or parameters(value)) .. ")",
-    native and "" or first_line(comment_of(value)))
+local function listing(t)
+  local rows = {}
+  for _, key in ipairs(sorted_keys(t)) do rows[#rows + 1] = entry(key, t[key]) end
+  return table_of(rows, "  ")
+end
+
+-- The class of an object, when it has one with methods.
+local function class_of(t)
+  local meta = getmetatable(t)
+  return type(meta) == "table" and type(meta.__index) == "table" and meta.__index or nil
 end
 
 local function describe_table(t, name)
-  local meta = getmetatable(t)
-  local call = type(meta) == "table" and type(meta.__call) == "function" and meta.__call
-  local title = name or type(meta) == "table" and meta.__name or rawget(t, "__name") or "table"
   for module, value in pairs(package.loaded) do
-    if value == t and type(module) == "string" then title = module_comment(module) or module end
-  end
-  local text = { tostring(title) }
-  if call then text[#text + 1] = constructor_comment(call) end
-  for _, key in ipairs(sorted_keys(t)) do
-    local value = t[key]
-    if type(value) == "table" or type(value) == "function" and not peri.describe(value) then
-      text[#text + 1] = (describe_entry(key, value):gsub("%s+$", ""))
-    elseif type(value) == "function" then
-      local known = peri.describe(value)
-      text[#text + 1] = ("  %-28s %s"):format(known.name .. "(" .. known.sig .. ")", known.doc)
+    if value == t and type(module) == "string" then
+      local out = { comments.wrap(module_comment(module) or module, terminal.width()) }
+      if is_class(t) then out[#out + 1] = "" end
+      return table.concat(out, "\n") .. "\n" .. listing(t)
     end
   end
-  return table.concat(text, "\n")
+  if is_class(t) then
+    local title = name or name_of(t) or rawget(t, "__name") or "class"
+    local text = describe_item(("%s(%s)"):format(title, arguments(t)), constructor_item(t), options.declared(t))
+    local methods = listing(t)
+    return methods ~= "" and text .. "\nmethods:\n" .. methods or text
+  end
+  local class = class_of(t)
+  if class then
+    local title = name or rawget(class, "__name") or name_of(class) or "object"
+    local out = { ("%s: an object with the methods"):format(title), listing(class) }
+    local made = getmetatable(class) and class_of(class)
+    if made then out[#out + 1] = listing(made) end
+    return table.concat(out, "\n")
+  end
+  return (name or "table") .. "\n" .. listing(t)
+end
+
+-- ---- the whole ----
+
+-- Modules of the library that are reached as peri.NAME.
+local function module_names()
+  local names = {}
+  for name in pairs(peri._submodules or {}) do names[#names + 1] = name end
+  table.sort(names)
+  return names
 end
 
 local function overview()
@@ -167,7 +273,7 @@ local function overview()
   return "help(x) explains an op, a function, a module or a name: help 'softmax', help(peri.nn.Linear)\n"
     .. "ops, peri.NAME(...) and mostly x:NAME(...):\n" .. wrap(ops)
     .. "\nfunctions, peri.NAME(...):\n" .. wrap(functions)
-    .. "\nmodules, peri.NAME: nn optim sched data flags log plot recipe models rl post text json safetensors"
+    .. "\nmodules, peri.NAME:\n" .. wrap(module_names())
 end
 
 local function describe_tensor(x)
@@ -175,32 +281,40 @@ local function describe_tensor(x)
     .. wrap(sorted_keys(peri.methods()))
 end
 
--- Something by its name: an op, a method, a function, or a path such as nn.Linear.
+-- Something by its name: an op, a method, a function, a module, or a path such as nn.Linear; a last name
+-- alone ("Linear") is looked for in every module.
 local function find(name)
   name = name:gsub("^peri%.", ""):gsub("^perilune%.", "")
-  local value = require "perilune"
+  local library = require "perilune"
+  local value = library
   for part in name:gmatch "[^%.:]+" do
     if type(value) ~= "table" then return nil end
-    value = value[part]
+    local ok, field = pcall(function() return value[part] end) -- an unknown field raises
+    value = ok and field or nil
   end
-  if value ~= nil and name ~= "" then return value end
-  return peri.methods()[name]
+  if value ~= nil and name ~= "" then return value, name end
+  if peri.methods()[name] then return peri.methods()[name], name end
+  for _, module in ipairs(module_names()) do
+    local ok, t = pcall(require, "perilune." .. module)
+    local found = ok and type(t) == "table" and rawget(t, name)
+    if found then return found, module .. "." .. name end
+  end
 end
 
 local describe
 
-local function describe_name(name)
-  local value = find(name)
+local function describe_name(text)
+  local value, name = find(text)
   if value ~= nil then return describe(value, name) end
   for _, f in ipairs(peri.functions()) do
-    if f.name == name then return ("%s(%s)\n%s"):format(f.name, f.sig, f.doc) end
+    if f.name == text then return ("%s(%s)\n%s"):format(f.name, f.sig, f.doc) end
   end
   local near = {}
   for _, op in ipairs(peri.ops()) do
-    if op.name:find(name, 1, true) or op.doc:lower():find(name:lower(), 1, true) then near[#near + 1] = op.name end
+    if op.name:find(text, 1, true) or op.doc:lower():find(text:lower(), 1, true) then near[#near + 1] = op.name end
   end
-  if #near == 0 then return ("nothing is called '%s'"):format(name) end
-  return ("nothing is called '%s'; these mention it:\n%s"):format(name, wrap(near))
+  if #near == 0 then return ("nothing is called '%s'"):format(text) end
+  return ("nothing is called '%s'; these mention it:\n%s"):format(text, wrap(near))
 end
 
 function describe(x, name)

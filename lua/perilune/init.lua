@@ -1,10 +1,12 @@
 -- perilune: the module itself. The C part with submodules that load on first use, and help.
 local peri = require "perilune.core"
 
+-- peri.log is the logarithm: the logger is require "perilune.log" alone.
 local submodules = {
-  nn = true, optim = true, sched = true, data = true, flags = true, log = true, plot = true, gguf = true,
+  nn = true, optim = true, sched = true, data = true, flags = true, plot = true, gguf = true,
   recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true, peft = true,
 }
+peri._submodules = submodules
 
 -- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.
 local function folder(name)

@@ -1,0 +1,113 @@
+-- help(x) and the comments that it reads: constructors with their options, wrapped to the terminal.
+local lu = require "luaunit"
+local comments = require "perilune.comments"
+local options = require "perilune.options"
+local peri = require "perilune"
+
+local function shown(...)
+  local out, real = {}, print
+  print = function(text) out[#out + 1] = text end -- luacheck: ignore 121
+  local ok, message = pcall(peri.help, ...)
+  print = real -- luacheck: ignore 121
+  assert(ok, message)
+  return table.concat(out, "\n")
+end
+
+TestComments = {}
+
+local source = [[
+-- head.lua - what it is.
+-- More of it.
+
+--- Adds a number, as in Smith et al. 2020. Raises for text.
+---   f(1)
+--- @param x number|fun(a: integer, b: string): boolean  what is added,
+--- on two lines
+--- @param opts { a: boolean? }?  a (true)
+--- @return integer sum  of both
+--- @return string?
+function M.f(x, opts) end
+
+-- Not public.
+local function g() end
+
+--- @class perilune.thing.Thing
+--- @field size integer  in bytes
+local Thing = {}
+
+--- Goes.
+function Thing:go(n) end
+
+--- A constructor.
+M.Make = class("Make", function(self, ...) end)
+]]
+
+function TestComments:test_items_are_read_with_their_annotations()
+  local items = comments.items(source)
+  local f = items[1]
+  lu.assertEquals({ f.owner, f.name, f.kind, f.args, f.line }, { "M", "f", "function", "x, opts", 11 })
+  lu.assertEquals(f.text, "Adds a number, as in Smith et al. 2020. Raises for text.\n  f(1)")
+  lu.assertEquals(f.params[1], { name = "x", type = "number|fun(a: integer, b: string): boolean",
+    doc = "what is added,\non two lines" })
+  lu.assertEquals(f.params[2], { name = "opts", type = "{ a: boolean? }?", doc = "a (true)" })
+  lu.assertEquals(f.returns, { { type = "integer", name = "sum", doc = "of both" }, { type = "string?", doc = "" } })
+  lu.assertEquals({ items[2].name, items[2].public }, { "g", false })
+  lu.assertEquals({ items[3].kind, items[3].class, items[3].fields[1].doc }, { "class", "perilune.thing.Thing", "in bytes" })
+  lu.assertEquals({ items[4].owner, items[4].name, items[4].kind }, { "Thing", "go", "method" })
+  lu.assertEquals({ items[5].owner, items[5].name, items[5].kind }, { "M", "Make", "value" })
+  lu.assertEquals(comments.head(source), "head.lua - what it is.\nMore of it.")
+end
+
+function TestComments:test_a_summary_is_the_first_sentence()
+  lu.assertEquals(comments.summary "Adds a\nnumber, as in Smith et al. 2020. Raises.", "Adds a number, as in Smith et al. 2020")
+  lu.assertEquals(comments.summary "Ends. Here", "Ends")
+  lu.assertEquals(comments.summary "{ 1, ... } and more", "{ 1, ... } and more")
+  lu.assertEquals(comments.summary "", "")
+end
+
+function TestComments:test_wrapping_keeps_code_and_paragraphs()
+  lu.assertEquals(comments.wrap("one two three\nfour\n\n  code   stays\nfive", 9), "one two\nthree\nfour\n\n  code   stays\nfive")
+end
+
+TestHelp = {}
+
+function TestHelp:test_a_constructor_shows_arguments_and_options()
+  local rules = { size = options.integer(options.required, "[1, inf)", "of both sides"),
+    bias = options.boolean(true, "adds a constant") }
+  local f = options.declare(function() end, { "size" }, rules)
+  local text = shown(f)
+  lu.assertStrContains(text, "function(size, options)")
+  lu.assertStrContains(text, "adds a constant; true or false, default true")
+  lu.assertStrContains(text, "of both sides; integer in [1, inf), positional")
+end
+
+function TestHelp:test_names_are_found_with_and_without_their_module()
+  lu.assertStrContains(shown "nn.Linear", "nn.Linear(")
+  lu.assertStrContains(shown "Linear", "nn.Linear(")
+  lu.assertEquals(shown(peri.nn.Linear), shown "peri.nn.Linear")
+end
+
+function TestHelp:test_an_object_lists_its_methods()
+  lu.assertStrContains(shown(peri.nn.Linear(2, 3)), "forward(x)")
+  lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed)")
+end
+
+function TestHelp:test_the_logarithm_and_the_logger_are_told_apart()
+  lu.assertStrContains(shown "log", "Natural logarithm")
+  lu.assertNil(shown():match "\n[^\n]*%f[%w]log%f[%W][^\n]*recipe")
+end
+
+function TestHelp:test_no_line_is_wider_than_the_terminal()
+  local width = require("perilune.terminal").width()
+  for name in pairs(peri._submodules) do
+    for line in (shown(name) .. "\n"):gmatch "(.-)\n" do
+      if line:find "^  " and not line:find "^   *%S+$" then -- code of a head and one long word stay as they are
+        lu.assertTrue(utf8.len(line) <= math.max(width, 100), name .. ": " .. line)
+      elseif not line:find "^  " then
+        lu.assertTrue(utf8.len(line) <= width, name .. ": " .. line)
+      end
+    end
+  end
+end
+
+if arg and arg[0] and arg[0]:find "test_help" then os.exit(lu.LuaUnit.run()) end
