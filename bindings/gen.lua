@@ -1,6 +1,6 @@
--- gen.lua: writes lua/meta/perilune.lua (LuaCATS stubs for editors) and docs/ops.md from what the
--- runtime says about itself. perilune run bindings/gen.lua writes; with --check it only compares and
--- fails on a difference.
+-- gen.lua: writes lua/meta/perilune.lua (LuaCATS stubs for editors), docs/ops.md from what the runtime
+-- says about itself, and the generated parts of the other pages of docs/ (reference.lua). perilune run
+-- bindings/gen.lua writes; with --check it only compares and fails on a difference.
 local peri = require "perilune"
 
 local root = arg[0]:match "^(.*)bindings/[^/]*$" or error "run bindings/gen.lua from a source checkout"
@@ -222,14 +222,21 @@ end
 
 -- ---- writing ----
 
+local texts = { ["docs/ops.md"] = ops_page(), ["lua/meta/perilune.lua"] = stubs() }
+local reference = dofile(root .. "bindings/reference.lua")
+for _, name in ipairs(assert(peri.files.list(root .. "docs"))) do
+  local path = "docs/" .. name
+  if name:find "%.md$" and not texts[path] then texts[path] = reference(read(path), read) end
+end
+
 local stale = 0
-for path, text in pairs { ["docs/ops.md"] = ops_page(), ["lua/meta/perilune.lua"] = stubs() } do
+for path, text in pairs(texts) do
   if arg[1] == "--check" then
     if read(path) ~= text then
       stale = stale + 1
       print(path .. " is not what bindings/gen.lua writes: run it")
     end
-  else
+  elseif read(path) ~= text then
     assert(peri.files.make_folder(root .. path:match "^(.*)/"))
     assert(peri.files.write(root .. path, text))
     print("wrote " .. path)

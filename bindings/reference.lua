@@ -1,0 +1,112 @@
+-- reference.lua - the generated parts of the pages in docs/: between
+--   <!-- generated from lua/perilune/data.lua as data -->   and   <!-- end -->
+-- stands what the file's `---` comments and the rules of its options say. A sentence has one place, the
+-- source; help() shows the same. Returns function(page text, read) -> page text.
+local peri = require "perilune" -- luacheck: ignore 211
+local comments = require "perilune.comments"
+local options = require "perilune.options"
+
+local function code(text) return "`" .. text .. "`" end
+
+local function cell(text) return (text:gsub("%s*\n%s*", " "):gsub("|", "\\|")) end
+
+-- The value that an item of a module's file documents, for its declared options.
+local function value_of(item, module)
+  if item.owner == "M" and type(module) == "table" then return rawget(module, item.name) end
+end
+
+-- How a reader writes it: nn.Linear(in_features, out_features, options), stream:map(fn).
+local function call_of(item, prefix, value)
+  local known, args = options.declared(value), item.args:gsub("^self,?%s*", "")
+  if known then
+    local names = table.move(known.positional, 1, #known.positional, 1, {})
+    if #known.options > 0 then names[#names + 1] = "options" end
+    args = table.concat(names, ", ")
+  end
+  local owner = item.owner
+  if owner == "M" then owner = prefix
+  elseif owner then
+    owner = owner:gsub("^M%.", prefix .. ".")
+    if not owner:find "%." then owner = owner:lower() end
+  end
+  local separator = item.kind == "method" and ":" or "."
+  local callable = item.kind ~= "value" or known or item.args ~= "" or type(value) == "function"
+  return owner .. separator .. item.name .. (callable and "(" .. args .. ")" or "")
+end
+
+local function option_table(out, known)
+  if not known or #known.options == 0 then return end
+  out[#out + 1] = "| option | type | default | |\n| --- | --- | --- | --- |"
+  for _, o in ipairs(known.options) do
+    local default = o.default and (o.default == "required" and "required" or code(cell(o.default))) or ""
+    out[#out + 1] = ("| %s | %s | %s | %s |"):format(code(o.name), cell(o.kind), default, cell(o.doc))
+  end
+  out[#out + 1] = ""
+end
+
+local function annotations(out, item)
+  local lines = {}
+  for _, p in ipairs(item.params) do
+    local doc = p.doc ~= "" and ": " .. p.doc:gsub("%s*\n%s*", " ") or ""
+    lines[#lines + 1] = ("- %s (%s)%s"):format(code(p.name), code(p.type), doc)
+  end
+  for _, r in ipairs(item.returns) do
+    local doc = r.doc ~= "" and ": " .. r.doc:gsub("%s*\n%s*", " ") or ""
+    lines[#lines + 1] = ("- returns %s%s%s"):format(code(r.type), r.name and " " .. code(r.name) or "", doc)
+  end
+  if #lines > 0 then out[#out + 1] = table.concat(lines, "\n") .. "\n" end
+end
+
+-- Lines of a comment that begin with two spaces are code.
+local function body(text)
+  local out, inside = {}, false
+  for line in (text .. "\n"):gmatch "(.-)\n" do
+    local is_code = line:find "^  " ~= nil
+    if is_code ~= inside then out[#out + 1] = is_code and "\n```" or "```\n" end
+    inside = is_code
+    out[#out + 1] = line
+  end
+  if inside then out[#out + 1] = "```" end
+  return (table.concat(out, "\n"):gsub("%s+$", ""))
+end
+
+local function section(out, item, prefix, module)
+  local value = value_of(item, module)
+  out[#out + 1] = "#### " .. code(call_of(item, prefix, value)) .. "\n"
+  if item.text ~= "" then out[#out + 1] = body(item.text) .. "\n" end
+  option_table(out, options.declared(value))
+  annotations(out, item)
+end
+
+local function class_section(out, item)
+  if #item.fields == 0 then return end
+  out[#out + 1] = ("Fields of a %s:\n"):format(code(item.class:match "[^%.]+$" or item.class))
+  for _, f in ipairs(item.fields) do
+    local doc = f.doc ~= "" and ": " .. f.doc:gsub("%s*\n%s*", " ") or ""
+    out[#out + 1] = ("- %s (%s)%s"):format(code(f.name), code(f.type), doc)
+  end
+  out[#out + 1] = ""
+end
+
+local function is_shown(item)
+  return item.public and (item.owner or item.kind == "class") and item.name:sub(1, 1) ~= "_"
+    and not (item.owner or ""):find "^self"
+end
+
+--- A page with its generated parts made anew.
+--- @param page string
+--- @param read fun(path: string): string?
+--- @return string
+return function(page, read)
+  return (page:gsub("(<!%-%- generated from (%S+) as (%S+) %-%->\n).-(<!%-%- end %-%->)",
+    function(first, path, prefix, last)
+      local source = read(path) or error("no " .. path .. ": a page of docs/ is generated from it")
+      local name = path:gsub("^lua/", ""):gsub("%.lua$", ""):gsub("/init$", ""):gsub("/", ".")
+      local out, module = {}, require(name)
+      for _, item in ipairs(comments.items(source)) do
+        if is_shown(item) and item.kind == "class" then class_section(out, item)
+        elseif is_shown(item) then section(out, item, prefix, module) end
+      end
+      return first .. "\n" .. table.concat(out, "\n") .. "\n" .. last
+    end))
+end
