@@ -240,6 +240,8 @@ static int l_info (lua_State *L) {
   lua_setfield(L, -2, "threads");
   lua_pushinteger(L, peri_op_count());
   lua_setfield(L, -2, "ops");
+  lua_pushinteger(L, (lua_Integer)peri_memory_stats(ctx).max_bytes);
+  lua_setfield(L, -2, "max_bytes");
   push_processor(L);
   lua_setfield(L, -2, "processor");
   return 1;

@@ -36,8 +36,12 @@ static const char usage[] =
     "  COMMAND --help       what a command takes\n"
     "  --version            print the version\n"
     "  --help               print this text\n"
+    "before COMMAND:\n"
+    "  --max_bytes SIZE     limit on the memory of tensors: 4G, 512M, none (default: 7/8 of the\n"
+    "                       machine's or the container's memory)\n"
     "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
-    "PERILUNE_LUA=FOLDER\n";
+    "PERI_MAX_BYTES=SIZE,\n"
+    "             PERILUNE_LUA=FOLDER\n";
 
 /* ---- Ctrl-C ---- */
 
@@ -240,6 +244,8 @@ static int print_info (lua_State *L) {
       "print(('processor  %s'):format(i.processor))\n"
       "print(('simd       %s'):format(i.simd))\n"
       "print(('threads    %d'):format(i.threads))\n"
+      "print(i.max_bytes > 0 and ('memory     %.4g GiB for tensors'):format(i.max_bytes / 2^30)\n"
+      "  or 'memory     no limit')\n"
       "print(('ops        %d'):format(i.ops))\n";
   if (luaL_loadbufferx(L, code, sizeof code - 1, "=info", "t") != LUA_OK) return lua_error(L);
   return run_chunk(L, 0);
@@ -312,6 +318,25 @@ static int body (lua_State *L) {
   return 1;
 }
 
+/* Options before the command, which leave argv; false: one has no value. The context that opens
+** later reads them from the environment. */
+static bool take_options (int *argc, char **argv) {
+  static const char name[] = "--max_bytes";
+  size_t n = sizeof name - 1;
+  while (*argc > 1 && strncmp(argv[1], name, n) == 0 && (!argv[1][n] || argv[1][n] == '=')) {
+    const char *value = argv[1][n] ? argv[1] + n + 1 : *argc > 2 ? argv[2] : "";
+    int used = argv[1][n] ? 1 : 2;
+    if (!*value) {
+      fprintf(stderr, "perilune: %s needs a size such as 4G, 512M or none\n", name);
+      return false;
+    }
+    setenv("PERI_MAX_BYTES", value, 1);
+    memmove(argv + 1, argv + 1 + used, (size_t)(*argc - used) * sizeof *argv); /* and the NULL */
+    *argc -= used;
+  }
+  return true;
+}
+
 static int check_usage (int argc, char **argv) {
   static const char *const names[] = { "run",      "repl", "test",    "bench", "chat",
                                        "complete", "eval", "convert", "info",  NULL };
@@ -330,6 +355,7 @@ static int check_usage (int argc, char **argv) {
 }
 
 int main (int argc, char **argv) {
+  if (!take_options(&argc, argv)) return EXIT_USAGE;
   if (argc == 2 && strcmp(argv[1], "--version") == 0) {
     printf("perilune %s\n", peri_version());
     return EXIT_OK;

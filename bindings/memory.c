@@ -194,6 +194,10 @@ static int l_memory (lua_State *L) {
   lua_setfield(L, -2, "reserved");
   lua_pushinteger(L, (lua_Integer)m.tensors - PERI_NSCALAR);
   lua_setfield(L, -2, "tensors");
+  if (m.max_bytes) {
+    lua_pushinteger(L, (lua_Integer)m.max_bytes);
+    lua_setfield(L, -2, "limit");
+  }
   return 1;
 }
 
@@ -233,7 +237,8 @@ static const peri_reg functions[] = {
   { "steps", "n?, options?", "for step, total in peri.steps(n, {from = k}): each turn is a scope.",
     l_steps },
   { "memory", "",
-    "Bytes of tensors {live, peak, reserved} and the number of tensor handles {tensors}.",
+    "Bytes of tensors {live, peak, reserved}, the number of tensor handles {tensors}, the limit on "
+    "live bytes {limit; nil: none}.",
     l_memory },
   { "reset_peak", "", "Let peak of peri.memory() start again from the live bytes.", l_reset_peak },
   { "trim", "", "Collect garbage and give free pooled memory back.", l_trim },

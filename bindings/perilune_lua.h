@@ -46,8 +46,8 @@ PERI_API peri_status peri_lua_run_file (lua_State *L, const char *path);
 ** values, or removed when it failed. A recipe that is a coroutine or a stepper advances by this. */
 PERI_API peri_status peri_lua_call (lua_State *L, int nargs, int nresults);
 
-/* require "perilune.core" in stock Lua: a context of its own, options from PERI_SIMD, PERI_THREADS
-** and PERI_SEED, closed with the state. In a state of peri_lua_new: the module of that state. */
+/* require "perilune.core" in stock Lua: a context of its own, options from PERI_SIMD, PERI_THREADS,
+** PERI_SEED and PERI_MAX_BYTES, closed with the state. In a state of peri_lua_new: the module of that state. */
 PERI_API int luaopen_perilune_core (lua_State *L);
 
 #ifdef __cplusplus

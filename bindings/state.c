@@ -2,6 +2,7 @@
 ** state.c - the state behind one Lua state: opening the module, registering functions, errors.
 ** Knows nothing of single functions; each family has its own file.
 */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -149,12 +150,38 @@ static uint64_t env_number (lua_State *L, const char *name, uint64_t most) {
   return v;
 }
 
+/* Bytes in PERI_MAX_BYTES: 4G, 512M, 1000000; 0 and none are no limit. Without it seven eighths of
+** what the machine has: Lua, files and the rest of the process need room too. */
+static size_t env_bytes (lua_State *L) {
+  static const char units[] = "KMGT";
+  const char *text = getenv("PERI_MAX_BYTES");
+  if (!text || !*text) return peri_machine_memory() / 8 * 7;
+  if (strcmp(text, "none") == 0) return 0;
+  char *end = NULL;
+  errno = 0;
+  unsigned long long v = text[0] >= '0' && text[0] <= '9' ? strtoull(text, &end, 10) : 0;
+  bool ok = end != NULL && errno == 0;
+  const char *unit =
+      ok && *end ? strchr(units, *end >= 'a' && *end <= 'z' ? *end - 32 : *end) : NULL;
+  if (unit) {
+    ok = !__builtin_mul_overflow(v, 1ull << 10 * (unit - units + 1), &v);
+    end++;
+    if (end[0] == 'i' && end[1] == 'B') end++;
+  }
+  if (ok && *end == 'B') end++;
+  if (!ok || *end || v > INT64_MAX)
+    luaL_error(L, "PERI_MAX_BYTES=%s: bytes such as 4G, 512M or 1000000, or none, are expected",
+               text);
+  return (size_t)v;
+}
+
 static peri_ctx *default_ctx (lua_State *L) {
   static const char *const names[] = { "auto", "portable", "avx2", "avx512" }; /* ORDER simd */
   peri_options o;
   peri_options_init(&o);
   o.threads = (int)env_number(L, "PERI_THREADS", 1024);
   o.seed = env_number(L, "PERI_SEED", INT64_MAX);
+  o.max_bytes = env_bytes(L);
   const char *simd = getenv("PERI_SIMD");
   if (simd && *simd) {
     int i = 0;

@@ -107,7 +107,8 @@ typedef struct peri_options {
   peri_simd simd;           /* AUTO = the best that the processor has */
   peri_log_level log_level; /* lines below are not even formatted */
   uint64_t seed;            /* of the context's generator */
-  size_t max_bytes;         /* limit on live tensor bytes; 0 = none */
+  size_t max_bytes;         /* limit on live tensor bytes; 0 = none. With scratch and rounding at
+                            ** most an eighth and 1 MiB more are taken from the allocator. */
   peri_alloc_fn alloc;      /* NULL = malloc */
   void *alloc_ud;
   peri_log_fn log; /* NULL = silent */
@@ -137,10 +138,15 @@ typedef struct peri_memory {
   size_t peak_bytes;     /* highest live_bytes since peri_open or peri_memory_reset_peak */
   size_t reserved_bytes; /* taken from the allocator, pooled blocks included */
   size_t tensors;        /* tensor handles alive */
+  size_t max_bytes;      /* the limit on live_bytes; 0 = none */
 } peri_memory;
 PERI_API peri_memory peri_memory_stats (const peri_ctx *ctx);
 PERI_API void peri_memory_reset_peak (peri_ctx *ctx);
 PERI_API void peri_memory_trim (peri_ctx *ctx); /* give pooled free blocks back to the allocator */
+/* Bytes of memory that this process may use: the machine's, or less where a control group (a
+** container) says so; 0: unknown. The program and the module for stock Lua take seven eighths of it
+** for max_bytes. */
+PERI_API size_t peri_machine_memory (void);
 
 PERI_API int peri_threads (const peri_ctx *ctx);
 PERI_API const char *peri_simd_name (const peri_ctx *ctx); /* "portable", "avx2", "avx512" */

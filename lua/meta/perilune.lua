@@ -2252,7 +2252,7 @@ function peri.keep(x, ...) end
 ---@return any ...
 function peri.steps(n, options) end
 
---- Bytes of tensors {live, peak, reserved} and the number of tensor handles {tensors}.
+--- Bytes of tensors {live, peak, reserved}, the number of tensor handles {tensors}, the limit on live bytes {limit; nil: none}.
 ---@return any ...
 function peri.memory() end
 

@@ -157,6 +157,15 @@ static void raw_put (peri_ctx *ctx, void *raw, size_t bytes) {
     ctx->alloc(ctx->alloc_ud, raw, bytes, 0);
 }
 
+/* Would bytes more be over the limit, also when the free lists are given back? */
+static bool over_limit (peri_ctx *ctx, size_t bytes) {
+  const peri_pool *pool = ctx->pool;
+  if (ctx->max_reserved == 0) return false;
+  if (bytes <= ctx->max_reserved && pool->reserved <= ctx->max_reserved - bytes) return false;
+  peri_memory_trim(ctx);
+  return bytes > ctx->max_reserved || pool->reserved > ctx->max_reserved - bytes;
+}
+
 static void *take (peri_pool *pool, int k) {
   free_block *b = pool->first[k];
   if (!b) return NULL;
@@ -177,6 +186,7 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
     if (b) return b;
     if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri_memory_trim(ctx);
   }
+  if (over_limit(ctx, raw_size(size))) return NULL;
   char *raw = raw_get(ctx, raw_size(size));
   if (!raw) {
     peri_memory_trim(ctx);
@@ -217,7 +227,8 @@ peri_memory peri_memory_stats (const peri_ctx *ctx) {
   return (peri_memory){ .live_bytes = ctx->live,
                         .peak_bytes = ctx->peak,
                         .reserved_bytes = ctx->pool->reserved,
-                        .tensors = ctx->n_tensors };
+                        .tensors = ctx->n_tensors,
+                        .max_bytes = ctx->max_bytes };
 }
 
 void peri_memory_reset_peak (peri_ctx *ctx) { ctx->peak = ctx->live; }

@@ -77,7 +77,7 @@ struct peri_ctx {
   peri_node *tape_first, *tape_last; /* nodes in order of creation */
   peri_node *graveyard;              /* dead nodes being freed, so that chains do not recurse */
   peri_tensor *tensors;              /* all alive */
-  size_t n_tensors, live, peak, max_bytes;
+  size_t n_tensors, live, peak, max_bytes, max_reserved;
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
   int ntemps, captemps;

@@ -33,6 +33,9 @@ peri_status peri_open (const peri_options *given, peri_ctx **out) {
   ctx->cpu = cpu;
   ctx->rng.seed = o.seed;
   ctx->max_bytes = o.max_bytes;
+  if (o.max_bytes &&
+      __builtin_add_overflow(o.max_bytes, o.max_bytes / 8 + ((size_t)1 << 20), &ctx->max_reserved))
+    ctx->max_reserved = SIZE_MAX;
   ctx->grad_enabled = true;
   peri_status s = peri__threads_open(ctx, o.threads, o.parallel_for, o.parallel_ud);
   if (s != PERI_OK) {

@@ -30,8 +30,8 @@ static size_t pages (size_t n) { return (n + PAGE - 1) & ~(PAGE - 1); }
 /* size is a multiple of a page. */
 static peri__slab *slab_new (size_t size) {
   if (size > SIZE_MAX - SLAB) return NULL;
-  char *p = mmap(NULL, size + SLAB, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  /* Accounted for (no MAP_NORESERVE): the kernel refuses what it can never back. */
+  char *p = mmap(NULL, size + SLAB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) return NULL;
   size_t before = (SLAB - (uintptr_t)p % SLAB) % SLAB;
   if (before > 0) munmap(p, before);
