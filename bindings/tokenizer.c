@@ -289,6 +289,16 @@ static int l_facts (lua_State *L) {
   const int32_t *ends = peri_tokenizer_ends(t, &n);
   push_ids(L, ends, (int64_t)n);
   lua_setfield(L, -2, "eos_ids");
+  /* ORDER side: peri_side */
+  static const char *const sides[] = { NULL, "left", "right" };
+  lua_pushstring(L, sides[peri_tokenizer_padding(t)]); /* NULL: nil */
+  lua_setfield(L, -2, "padding_side");
+  lua_pushstring(L, sides[peri_tokenizer_truncation(t)]);
+  lua_setfield(L, -2, "truncation_side");
+  if (peri_tokenizer_max_length(t) > 0) {
+    lua_pushinteger(L, (lua_Integer)peri_tokenizer_max_length(t));
+    lua_setfield(L, -2, "model_max_length");
+  }
   const char *source = peri_tokenizer_template(t, &n);
   if (source) {
     lua_pushlstring(L, source, n);
@@ -314,7 +324,8 @@ static const peri_reg tokenizer_methods[] = {
   { "token", "self, id", "A token as the vocabulary writes it, or nil.", l_token },
   { "is_special", "self, id", "Whether decoding with skip_special leaves an id out.",
     l_is_special },
-  { "facts", "self", "Size, ids of special tokens, chat template.", l_facts },
+  { "facts", "self", "Size, ids of special tokens, sides and length of batches, chat template.",
+    l_facts },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -550,6 +550,12 @@ PERI_API const char *peri_tokenizer_template (const peri_tokenizer *t, size_t *n
 PERI_API int64_t peri_tokenizer_id (const peri_tokenizer *t, const char *token, size_t n);
 PERI_API const char *peri_tokenizer_token (const peri_tokenizer *t, int64_t id, size_t *n);
 PERI_API bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id);
+typedef enum peri_side { PERI_SIDE_UNSAID, PERI_SIDE_LEFT, PERI_SIDE_RIGHT } peri_side;
+/* Where the files want batches padded, where they want texts cut that are too long. */
+PERI_API peri_side peri_tokenizer_padding (const peri_tokenizer *t);
+PERI_API peri_side peri_tokenizer_truncation (const peri_tokenizer *t);
+/* The most tokens that the files say a text may have; 0: they say none. */
+PERI_API int64_t peri_tokenizer_max_length (const peri_tokenizer *t);
 
 /* n texts; ids of text i are (*ids)[ends[i - 1]] to (*ids)[ends[i]], the first begins at 0. *ids is
 ** borrowed until the next call with t. flags: PERI_ENCODE_. Encoding a run of n bytes takes

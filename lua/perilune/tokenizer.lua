@@ -17,6 +17,9 @@ local core = peri._tokenizer
 --- @field mask integer?
 --- @field eos_ids integer[]  every id that ends a turn
 --- @field fim { prefix: integer, suffix: integer, middle: integer }?  fill-in-the-middle tokens
+--- @field padding_side string?  "left" or "right", where the files say one
+--- @field truncation_side string?  the same for texts that are too long
+--- @field model_max_length integer?  the most tokens that the files say a text may have
 --- @field chat_template string?  its source
 --- @field special_tokens table<string, string>  texts by name (bos_token, eos_token, ...)
 --- @field source_path string?
@@ -33,7 +36,8 @@ local function wrap(c, path)
   local self = setmetatable({
     _c = c, source_path = path, size = facts.size, bos = facts.bos, eos = facts.eos, pad = facts.pad,
     unk = facts.unk, cls = facts.cls, sep = facts.sep, mask = facts.mask, eos_ids = facts.eos_ids,
-    chat_template = facts.chat_template, special_tokens = {},
+    padding_side = facts.padding_side, truncation_side = facts.truncation_side,
+    model_max_length = facts.model_max_length, chat_template = facts.chat_template, special_tokens = {},
   }, Tokenizer)
   if facts.fim_prefix and facts.fim_suffix and facts.fim_middle then
     self.fim = { prefix = facts.fim_prefix, suffix = facts.fim_suffix, middle = facts.fim_middle }

@@ -75,6 +75,12 @@ int64_t peri_tokenizer_role (const peri_tokenizer *t, peri_token_role role) {
   return (unsigned)role < PERI_TOKEN_NROLE ? t->role[role] : -1;
 }
 
+peri_side peri_tokenizer_padding (const peri_tokenizer *t) { return t->padding; }
+
+peri_side peri_tokenizer_truncation (const peri_tokenizer *t) { return t->truncation; }
+
+int64_t peri_tokenizer_max_length (const peri_tokenizer *t) { return t->max_length; }
+
 const int32_t *peri_tokenizer_ends (const peri_tokenizer *t, size_t *n) {
   *n = t->n_ends;
   return t->ends;

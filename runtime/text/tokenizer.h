@@ -233,6 +233,8 @@ struct peri_tokenizer {
   int32_t *ends; /* tokens that end a turn */
   size_t n_ends, cap_ends;
   int add_bos, add_eos; /* 1, 0: over the post-processor; -1: as that says */
+  peri_side padding, truncation;
+  int64_t max_length; /* 0: not said */
   char *template;
   size_t template_size;
   size_t size;            /* highest id + 1 */
@@ -247,6 +249,10 @@ peri_status peri__tokenizer_new (peri_ctx *ctx, peri_tokenizer **out);
 /* After the reader: build the indices, check that ids exist. */
 peri_status peri__tokenizer_ready (peri_tokenizer *t);
 peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id); /* one more id that ends a turn */
+/* "left" or "right" in any case of letters; other values leave *side. */
+void peri__tokenizer_side (const peri_json_value *v, peri_side *side);
+/* Lengths that no text reaches (transformers writes 1e30 for none) are none. */
+void peri__tokenizer_length (const peri_json_value *v, int64_t *length);
 /* ---- readers: fill a new tokenizer; peri__tokenizer_ready comes after ---- */
 peri_status peri__tokenizer_json (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t size);

@@ -92,6 +92,18 @@ static bool rules_itself (const peri_json_value *v) {
   return false;
 }
 
+void peri__tokenizer_side (const peri_json_value *v, peri_side *side) {
+  if (v->type != PERI_JSON_STRING || v->n == 0) return;
+  bool left = v->n == 4 && memcmp(v->s + 1, "eft", 3) == 0 && (v->s[0] | 32) == 'l';
+  bool right = v->n == 5 && memcmp(v->s + 1, "ight", 4) == 0 && (v->s[0] | 32) == 'r';
+  if (left || right) *side = left ? PERI_SIDE_LEFT : PERI_SIDE_RIGHT;
+}
+
+void peri__tokenizer_length (const peri_json_value *v, int64_t *length) {
+  bool number = v->type == PERI_JSON_INT || v->type == PERI_JSON_NUM;
+  if (number && v->f >= 1 && v->f < 1e9) *length = (int64_t)v->f;
+}
+
 static peri_status read_flag (peri_json *j, int *out) {
   peri_json_value v;
   TRY(peri_json_next(j, &v));
@@ -124,6 +136,15 @@ static peri_status read_config (peri_tokenizer *t, peri_json *j) {
       TRY(read_flag(j, &add_bos));
     } else if (peri__json_is(&v, "add_eos_token")) {
       TRY(read_flag(j, &add_eos));
+    } else if (peri__json_is(&v, "padding_side") || peri__json_is(&v, "truncation_side")) {
+      peri_side *side = peri__json_is(&v, "padding_side") ? &t->padding : &t->truncation;
+      TRY(peri_json_next(j, &v));
+      peri__tokenizer_side(&v, side);
+      TRY(peri__json_skip(j, &v));
+    } else if (peri__json_is(&v, "model_max_length")) {
+      TRY(peri_json_next(j, &v));
+      peri__tokenizer_length(&v, &t->max_length);
+      TRY(peri__json_skip(j, &v));
     } else if (peri__json_is(&v, "tokenizer_class")) {
       TRY(peri_json_next(j, &v));
       rules = v.type == PERI_JSON_STRING && rules_itself(&v);

@@ -350,6 +350,22 @@ static peri_status read_added (reader *r) {
   }
 }
 
+/* "padding" or "truncation": what of it callers decide with. */
+static peri_status read_batching (reader *r, peri_side *side, int64_t *length) {
+  peri_json_value v;
+  TRY(peri_json_next(&r->j, &v));
+  if (v.type != PERI_JSON_OBJECT) return peri__json_skip(&r->j, &v);
+  for (;;) {
+    TRY(peri_json_next(&r->j, &v));
+    if (v.type == PERI_JSON_CLOSE) return PERI_OK;
+    bool direction = peri__json_is(&v, "direction"), most = peri__json_is(&v, "max_length");
+    TRY(peri_json_next(&r->j, &v));
+    if (direction) peri__tokenizer_side(&v, side);
+    if (most && length != NULL) peri__tokenizer_length(&v, length);
+    TRY(peri__json_skip(&r->j, &v));
+  }
+}
+
 /* A token of the model keeps the model's id; others take the one that the file says, if it is free. */
 static peri_status settle_added (reader *r) {
   peri_tokenizer *t = r->t;
@@ -390,7 +406,11 @@ static peri_status read_top (reader *r) {
       TRY(peri__postprocessor_read(t->ctx, &r->j, &t->post));
     } else if (peri__json_is(&v, "decoder")) {
       TRY(peri__decoder_read(t->ctx, &r->j, &t->decoder));
-    } else { /* version; truncation and padding, which callers decide on */
+    } else if (peri__json_is(&v, "padding")) {
+      TRY(read_batching(r, &t->padding, NULL));
+    } else if (peri__json_is(&v, "truncation")) {
+      TRY(read_batching(r, &t->truncation, &t->max_length));
+    } else { /* version */
       TRY(peri_json_next(&r->j, &v));
       TRY(peri__json_skip(&r->j, &v));
     }

@@ -156,6 +156,34 @@ function T.test_what_a_file_gets_wrong_is_told()
   lu.assertStrContains(message, "nothing")
 end
 
+-- A folder with these files as JSON.
+local function folder_of(files)
+  local folder = scratch.path()
+  assert(peri.files.make_folder(folder))
+  for name, value in pairs(files) do
+    assert(peri.files.write(folder .. "/" .. name, type(value) == "string" and value or peri.json.encode(value)))
+  end
+  return folder
+end
+
+function T.test_sides_and_lengths_of_batches_are_what_the_files_say()
+  local small = bpe {}
+  local function facts(config, json)
+    local folder = folder_of { ["tokenizer.json"] = json or small, ["tokenizer_config.json"] = config }
+    local tok = assert(peri.tokenizer.load(folder))
+    peri.files.remove_tree(folder)
+    return { tok.padding_side or "-", tok.truncation_side or "-", tok.model_max_length or "-" }
+  end
+  lu.assertEquals(facts {}, { "-", "-", "-" })
+  lu.assertEquals(facts { padding_side = "left", truncation_side = "right", model_max_length = 512 },
+    { "left", "right", 512 })
+  local both = '{"padding":{"strategy":"BatchLongest","direction":"Right","pad_id":0},'
+    .. '"truncation":{"direction":"Left","max_length":128,"strategy":"LongestFirst","stride":0},' .. small:sub(2)
+  lu.assertEquals(facts({}, both), { "right", "left", 128 })
+  lu.assertEquals(facts({ model_max_length = 512, padding_side = "left" }, both), { "left", "left", 512 })
+  lu.assertEquals(facts('{"model_max_length":1000000000000000019884624838656}', both), { "right", "left", 128 })
+end
+
 function T.test_merges_before_the_vocabulary_and_files_without_type()
   local tok = assert(peri.tokenizer.parse('{"model":{"merges":[["a","b"]],"vocab":{"ab":2,"a":0,"b":1}}}'))
   lu.assertEquals(tok:encode("aabb"), { 0, 2, 1 })
