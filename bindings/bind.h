@@ -151,6 +151,8 @@ void peri__grad_guard (lua_State *L, bool on);
 /* Let require find the embedded files, before or after those of package.path: state.c */
 void peri__add_searcher (lua_State *L, bool first);
 int peri__traceback (lua_State *L); /* message handler: host.c */
+/* The error value at idx as text, pushed: strings, __tostring, the plain fields of a table: host.c */
+const char *peri__error_text (lua_State *L, int idx);
 /* New reference to a weak 0-dim tensor. cached: it is not handed on to Lua as a result. */
 peri_status peri__number (peri_bind *b, bool integer, lua_Integer i, lua_Number f, bool cached,
                           peri_tensor **out);

@@ -15,16 +15,74 @@
 #define NEW_STATE(fn, ud) lua_newstate((fn), (ud))
 #endif
 
-/* As in lua.c: the message with a traceback; an error object speaks through __tostring. */
-int peri__traceback (lua_State *L) {
-  const char *msg = lua_tostring(L, 1);
-  if (!msg) {
-    if (luaL_callmeta(L, 1, "__tostring") && lua_type(L, -1) == LUA_TSTRING) return 1;
-    msg = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
-  } else if (strstr(msg, "\nstack traceback:\n")) { /* one from a vjp says more than a second one */
-    lua_settop(L, 1);
-    return 1;
+/* The string key of the table at idx that comes after last (NULL: the first), of a plain value: pushed
+** with it; false when there is none. Raw, as this runs while an error is under way. */
+static bool next_field (lua_State *L, int idx, const char *last) {
+  const char *best = NULL;
+  lua_pushnil(L);
+  while (lua_next(L, idx)) {
+    int t = lua_type(L, -1);
+    if (lua_type(L, -2) == LUA_TSTRING &&
+        (t == LUA_TNUMBER || t == LUA_TSTRING || t == LUA_TBOOLEAN)) {
+      const char *key = lua_tostring(L, -2); /* alive: the table holds it */
+      if ((!last || strcmp(key, last) > 0) && (!best || strcmp(key, best) < 0)) best = key;
+    }
+    lua_pop(L, 1);
   }
+  if (!best) return false;
+  lua_pushstring(L, best);
+  lua_pushvalue(L, -1);
+  lua_rawget(L, idx);
+  return true;
+}
+
+/* error{code = 5} must not lose the 5: "message (code = 5)" of the table at idx, at most 8 fields. */
+static void push_error_table (lua_State *L, int idx) {
+  const char *last = NULL;
+  int n = 0;
+  lua_pushliteral(L, "message");
+  lua_rawget(L, idx);
+  if (lua_type(L, -1) != LUA_TSTRING) {
+    lua_pop(L, 1);
+    lua_pushliteral(L, "error object is a table value");
+  }
+  lua_pushliteral(L, "");
+  while (n < 8 && lua_checkstack(L, LUA_MINSTACK) && next_field(L, idx, last)) {
+    last = lua_tostring(L, -2);
+    if (strcmp(last, "message") != 0) {
+      const char *quote = lua_type(L, -1) == LUA_TSTRING ? "'" : "";
+      luaL_tolstring(L, -1, NULL);
+      lua_pushfstring(L, "%s%s%s = %s%s%s", lua_tostring(L, -4), n++ ? ", " : "", last, quote,
+                      lua_tostring(L, -1), quote);
+      lua_replace(L, -5);
+      lua_pop(L, 1);
+    }
+    lua_pop(L, 2); /* last stays alive in the table */
+  }
+  if (n > 0)
+    lua_pushfstring(L, "%s (%s)", lua_tostring(L, -2), lua_tostring(L, -1));
+  else
+    lua_pushvalue(L, -2);
+}
+
+const char *peri__error_text (lua_State *L, int idx) {
+  idx = lua_absindex(L, idx);
+  if (lua_type(L, idx) == LUA_TSTRING || lua_type(L, idx) == LUA_TNUMBER)
+    lua_pushvalue(L, idx);
+  else if (luaL_callmeta(L, idx, "__tostring") && lua_type(L, -1) == LUA_TSTRING) {
+  } else if (lua_istable(L, idx))
+    push_error_table(L, idx);
+  else
+    lua_pushfstring(L, "error object is a %s value", luaL_typename(L, idx));
+  return lua_tostring(L, -1);
+}
+
+/* As in lua.c: the message with a traceback; an error object speaks through __tostring and has none. */
+int peri__traceback (lua_State *L) {
+  bool speaks = !lua_isstring(L, 1) && luaL_getmetafield(L, 1, "__tostring") != LUA_TNIL;
+  const char *msg = peri__error_text(L, 1);
+  if (speaks || strstr(msg, "\nstack traceback:\n"))
+    return 1; /* one from a vjp says more than a second */
   luaL_traceback(L, L, msg, 1);
   return 1;
 }

@@ -263,9 +263,21 @@ static int l_time (lua_State *L) {
   return 1;
 }
 
-/* Whether an interrupt is pending, for loops in Lua that swallow errors. */
+/* Whether a stop was asked for, for loops in Lua that swallow errors or stop where it suits them. */
 static int l_interrupted (lua_State *L) {
-  lua_pushboolean(L, atomic_load_explicit(&BIND(L)->ctx->interrupted, memory_order_relaxed) != 0);
+  peri_ctx *ctx = BIND(L)->ctx;
+  lua_pushboolean(L, atomic_load_explicit(&ctx->interrupted, memory_order_relaxed) ||
+                         atomic_load_explicit(&ctx->requested, memory_order_relaxed));
+  return 1;
+}
+
+/* A request that was noted before is forgotten and reported, so that nobody finds it twice. */
+static int l_on_interrupt (lua_State *L) {
+  peri_ctx *ctx = BIND(L)->ctx;
+  if (lua_type(L, 1) != LUA_TBOOLEAN)
+    return peri__type_error(L, "on_interrupt", 1, "defer", "true or false");
+  atomic_store(&ctx->deferring, lua_toboolean(L, 1));
+  lua_pushboolean(L, atomic_exchange(&ctx->requested, 0));
   return 1;
 }
 
@@ -394,7 +406,16 @@ static const peri_reg functions[] = {
     l_info },
   { "threads", "", "The number of threads that ops run on.", l_threads },
   { "time", "", "Seconds of a monotonic clock.", l_time },
-  { "interrupted", "", "Whether an interrupt is pending.", l_interrupted },
+  { "interrupted", "",
+    "Whether a stop was asked for: by a first Ctrl-C that on_interrupt defers, or by an interrupt "
+    "that "
+    "is pending.",
+    l_interrupted },
+  { "on_interrupt", "defer",
+    "With true the first Ctrl-C of the program (a host's peri_interrupt_request) only makes "
+    "interrupted() true, and a second one interrupts; with false every one does. Returns whether a "
+    "request was noted, and forgets it.",
+    l_on_interrupt },
   { "profile", "fn, ...",
     "Call fn(...) and return a printable table of its ops by time, then fn's results.", l_profile },
   { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.",

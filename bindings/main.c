@@ -1,5 +1,5 @@
 /*
-** main.c - the perilune program: commands, the Lua files it uses, Ctrl-C. What it does to the
+** main.c - the perilune program: commands, the Lua files it uses. What it does to the
 ** process (signals, locale, standard streams) no library file does.
 */
 #define _POSIX_C_SOURCE 200809L
@@ -7,11 +7,9 @@
 #include <dirent.h>
 #include <limits.h>
 #include <locale.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <lauxlib.h>
@@ -42,50 +40,6 @@ static const char usage[] =
     "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
     "PERI_MAX_BYTES=SIZE,\n"
     "             PERILUNE_LUA=FOLDER\n";
-
-/* ---- Ctrl-C ---- */
-
-static lua_State *signal_state; /* for the handler; set before it is installed */
-static peri_ctx *signal_ctx;
-static volatile sig_atomic_t signal_at; /* second of the last Ctrl-C, 0 = none pending */
-
-static void stop_hook (lua_State *L, lua_Debug *ar) {
-  (void)ar;
-  lua_sethook(L, NULL, 0, 0);
-  luaL_error(L, "interrupted");
-}
-
-/* The running op stops at its next piece, Lua at its next instruction. A second Ctrl-C within two
-** seconds ends the process, should neither come. */
-static void on_interrupt (int sig) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  sig_atomic_t now = (sig_atomic_t)(t.tv_sec % 1000000) + 1;
-  if (signal_at && now - signal_at <= 2) {
-    signal(sig, SIG_DFL);
-    raise(sig);
-  }
-  signal_at = now;
-  peri_interrupt(signal_ctx);
-  lua_sethook(signal_state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT,
-              1);
-}
-
-void peri__interrupt_done (lua_State *L) {
-  signal_at = 0;
-  peri_interrupt_clear(signal_ctx);
-  lua_sethook(L, NULL, 0, 0);
-}
-
-static void catch_interrupt (lua_State *L) {
-  struct sigaction sa;
-  signal_state = L;
-  signal_ctx = peri_lua_ctx(L);
-  memset(&sa, 0, sizeof sa);
-  sa.sa_handler = on_interrupt;
-  sigemptyset(&sa.sa_mask);
-  sigaction(SIGINT, &sa, NULL);
-}
 
 /* ---- which Lua files ---- */
 
@@ -307,8 +261,22 @@ static int prepare (lua_State *L) {
   find_library(L);
   open_perilune(L);
   lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does, but once the libraries are old: results die young */
-  catch_interrupt(L);
+  peri__interrupt_open(L);
   return 0;
+}
+
+/* The message handler: after Ctrl-C the place is enough. */
+static int explain (lua_State *L) {
+  lua_Debug ar;
+  if (!peri__interrupt_pending()) return peri__traceback(L);
+  for (int level = 1; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "Sl", &ar);
+    if (ar.currentline <= 0) continue;
+    lua_pushfstring(L, "interrupted at %s:%d", ar.short_src, ar.currentline);
+    return 1;
+  }
+  lua_pushliteral(L, "interrupted");
+  return 1;
 }
 
 /* Protected: the exit status. */
@@ -379,7 +347,7 @@ int main (int argc, char **argv) {
   lua_pushcfunction(L, prepare); /* what fails here is no fault of a script: no traceback */
   bool ready = lua_pcall(L, 0, 0, 0) == LUA_OK;
   if (ready) {
-    lua_pushcfunction(L, peri__traceback);
+    lua_pushcfunction(L, explain);
     lua_pushcfunction(L, body);
     lua_pushlightuserdata(L, &c);
     ready = lua_pcall(L, 1, 1, 1) == LUA_OK;
@@ -389,9 +357,9 @@ int main (int argc, char **argv) {
   else {
     const char *msg = lua_tostring(L, -1);
     fprintf(stderr, "perilune: %s\n", msg ? msg : "error is no string");
-    if (signal_at) status = EXIT_INTERRUPT;
   }
-  signal(SIGINT, SIG_DFL); /* the handler's state goes away */
+  if (peri__interrupt_seen()) status = EXIT_INTERRUPT;
+  peri__interrupt_close();
   lua_close(L);
   return status;
 }

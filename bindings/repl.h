@@ -4,12 +4,24 @@
 #ifndef peri_repl_h
 #define peri_repl_h
 
+#include <stdbool.h>
+
 #include <lua.h>
 
 /* Module perilune.line: reading lines with editing, history and completion where there is a
 ** terminal and a libedit, plainly otherwise. */
 int peri__open_line (lua_State *L);
-/* Forget a Ctrl-C that has been dealt with: main.c. */
-void peri__interrupt_done (lua_State *L);
+
+/* ---- Ctrl-C: main_interrupt.c ---- */
+/* From now on SIGINT asks this state to stop; the coroutine library keeps book of what runs. */
+void peri__interrupt_open (lua_State *L);
+/* Before the state is closed. */
+void peri__interrupt_close (void);
+/* Whether a SIGINT interrupts what runs; it does so again and again until it has been dealt with. */
+bool peri__interrupt_pending (void);
+/* Whether there was any since the last peri__interrupt_done, deferred ones included. */
+bool peri__interrupt_seen (void);
+/* Forget a Ctrl-C that has been dealt with; nothing defers the next one. */
+void peri__interrupt_done (void);
 
 #endif

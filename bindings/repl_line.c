@@ -15,6 +15,7 @@
 
 #include <lauxlib.h>
 
+#include "bind.h"
 #include "repl.h"
 
 /* From libedit's histedit.h, whose values are part of its binary interface (libedit.so.2). */
@@ -203,7 +204,7 @@ static int l_read (lua_State *L) {
   luaL_pushresult(&b);
   if (ferror(stdin) && errno == EINTR) {
     clearerr(stdin);
-    peri__interrupt_done(L);
+    peri__interrupt_done();
     fputc('\n', stdout);
     lua_pushboolean(L, 0);
   } else if (!any)
@@ -249,9 +250,35 @@ static int l_completer (lua_State *L) {
   return 0;
 }
 
-static int l_done (lua_State *L) {
-  peri__interrupt_done(L);
-  return 0;
+/* call(fn, handler): xpcall where an interruption ends: whatever it became on its way up, the
+** message is "interrupted" or ends with it. */
+static int l_call (lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_settop(L, 2);
+  lua_insert(L, 1);
+  int rc = lua_pcall(L, 0, LUA_MULTRET, 1);
+  bool interrupted = peri__interrupt_pending();
+  peri__interrupt_done();
+  lua_pushboolean(L, rc == LUA_OK);
+  lua_replace(L, 1);
+  if (rc != LUA_OK && interrupted) {
+    const char *message = lua_tostring(L, 2),
+               *end = message ? strstr(message, "interrupted") : NULL;
+    if (end)
+      lua_pushlstring(L, message, (size_t)(end - message) + strlen("interrupted"));
+    else
+      lua_pushliteral(L, "interrupted");
+    lua_replace(L, 2);
+  }
+  return lua_gettop(L);
+}
+
+/* An error value as text. */
+static int l_error_text (lua_State *L) {
+  luaL_checkany(L, 1);
+  peri__error_text(L, 1);
+  return 1;
 }
 
 /* Whether the standard input, output and error are terminals. */
@@ -291,7 +318,8 @@ int peri__open_line (lua_State *L) {
                                         { "load", l_load },
                                         { "save", l_save },
                                         { "completer", l_completer },
-                                        { "done", l_done },
+                                        { "call", l_call },
+                                        { "error_text", l_error_text },
                                         { "interactive", l_interactive },
                                         { "make_folder", l_make_folder },
                                         { "close", l_close },

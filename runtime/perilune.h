@@ -7,7 +7,8 @@
 ** - Nothing here prints, exits, aborts, or touches the process (locale, signals, environment).
 ** - All memory comes from the host's allocator when one is given.
 ** - A context and everything made in it belong to one thread at a time. Two contexts share nothing
-**   and may run on two threads at once. Only peri_interrupt may be called from any thread or signal.
+**   and may run on two threads at once. Only peri_interrupt and
+**   peri_interrupt_request may be called from any thread or signal.
 ** - Functions that make a tensor return a new reference owned by the caller; release it with
 **   peri_release. "Borrowed" is said where that is not so. Pointers may not be NULL unless said.
 ** - In C everything counts from 0; negative dims count from the end. Sizes are in elements unless
@@ -127,7 +128,10 @@ PERI_API const char *peri_status_name (peri_status s);
 PERI_API const char *peri_version (void);
 /* Make the running op and every later one return PERI_EINTR until peri_interrupt_clear. */
 PERI_API void peri_interrupt (peri_ctx *ctx);
-PERI_API void peri_interrupt_clear (peri_ctx *ctx);
+PERI_API void peri_interrupt_clear (peri_ctx *ctx); /* a noted request, too */
+/* Ask for a stop. While a script has said that it looks for requests (peri.on_interrupt in Lua), the
+** first one is only noted for it: true. Otherwise, and from the second on, peri_interrupt: false. */
+PERI_API bool peri_interrupt_request (peri_ctx *ctx);
 PERI_API void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...)
     PERI_PRINTF(3, 4);
 /* The context's allocator, for hosts and bindings that share it (lua_newstate). */

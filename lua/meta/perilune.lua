@@ -2295,9 +2295,14 @@ function peri.threads() end
 ---@return any ...
 function peri.time() end
 
---- Whether an interrupt is pending.
+--- Whether a stop was asked for: by a first Ctrl-C that on_interrupt defers, or by an interrupt that is pending.
 ---@return any ...
 function peri.interrupted() end
+
+--- With true the first Ctrl-C of the program (a host's peri_interrupt_request) only makes interrupted() true, and a second one interrupts; with false every one does. Returns whether a request was noted, and forgets it.
+---@param defer any
+---@return any ...
+function peri.on_interrupt(defer) end
 
 --- Call fn(...) and return a printable table of its ops by time, then fn's results.
 ---@param fn any

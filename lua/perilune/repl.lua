@@ -143,11 +143,11 @@ local function handler(message)
   if type(message) ~= "string" then
     local meta = getmetatable(message)
     if type(meta) == "table" and meta.__tostring then return tostring(message) end
-    message = ("(error object is a %s value)"):format(type(message))
+    message = line.error_text(message)
   end
   if message:find("\nstack traceback:\n", 1, true) then return message end
   local trace = debug.traceback(message, 2)
-  return (trace:gsub("\n%s*%[C%]: in function 'xpcall'.*$", ""))
+  return (trace:gsub("\n%s*%[C%]: in function 'perilune%.line%.call'.*$", ""))
 end
 
 local function report(message)
@@ -176,9 +176,8 @@ local function run()
     if path then line.load(path) end
   end
   while true do
-    line.done() -- a Ctrl-C of the last chunk is over
     local chunk, message = read_chunk()
-    if chunk then show(xpcall(chunk, handler))
+    if chunk then show(line.call(chunk, handler)) -- a Ctrl-C ends here
     elseif message then report(message)
     elseif chunk == nil then break end
     io.stdout:flush()

@@ -71,6 +71,7 @@ struct peri_ctx {
   const struct peri__cpu *cpu;  /* kernels of the chosen SIMD level: cpu/cpu.h */
   peri_rng rng;
   atomic_int interrupted;
+  atomic_int deferring, requested; /* a script looks for requests; one was made: ctx.c */
   bool grad_enabled, anomaly;
   bool in_backward;
   bool dry;                          /* a shape rule runs only to be asked: tensors get no memory */

@@ -97,7 +97,17 @@ void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud) {
 }
 
 void peri_interrupt (peri_ctx *ctx) { atomic_store(&ctx->interrupted, 1); }
-void peri_interrupt_clear (peri_ctx *ctx) { atomic_store(&ctx->interrupted, 0); }
+
+bool peri_interrupt_request (peri_ctx *ctx) {
+  if (atomic_load(&ctx->deferring) && !atomic_exchange(&ctx->requested, 1)) return true;
+  peri_interrupt(ctx);
+  return false;
+}
+
+void peri_interrupt_clear (peri_ctx *ctx) {
+  atomic_store(&ctx->requested, 0);
+  atomic_store(&ctx->interrupted, 0);
+}
 
 bool peri_grad_enabled (const peri_ctx *ctx) { return ctx->grad_enabled; }
 

@@ -152,7 +152,8 @@ local function converse(typed, answers, env)
     for i = 1, select("#", ...) do out[#out + 1] = tostring((select(i, ...))) end
   end
   local stub = { read = function () n = n + 1 return typed[n] end, interactive = function () return true, true, true end }
-  for _, name in ipairs { "remember", "done", "close" } do stub[name] = function () end end
+  for _, name in ipairs { "remember", "close" } do stub[name] = function () end end
+  stub.call = xpcall
   for name, fn in pairs(stub) do saved.line[name], line[name] = line[name] or false, fn end
   local lm = { model = { num_parameters = function () return 1e6 end } }
   function lm.submit(_, messages, o)

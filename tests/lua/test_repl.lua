@@ -44,7 +44,7 @@ function TestRepl:test_errors_show_a_traceback_and_go_on()
   lu.assertStrContains(out, "\n1\n")
   lu.assertNotStrContains(out, "repl.lua")
   lu.assertStrContains(typed "x = = 1\n", "unexpected symbol near '='")
-  lu.assertStrContains(typed "error({})\n", "error object is a table value")
+  lu.assertStrContains(typed "error({code = 7})\n", "error object is a table value (code = 7)")
   lu.assertStrContains(typed "for\n", "<eof>")
 end
 
@@ -73,51 +73,6 @@ function TestRepl:test_completion()
   lu.assertEquals(complete "peri_completion.nn.Lin", "ear")
   lu.assertEquals(complete "peri_completion.per_s", "ample_grad")
   _G.sample_tensor, _G.peri_completion = nil, nil
-end
-
-TestProgram = {}
-
-local function run(command)
-  local pipe = io.popen(("%s %s 2>&1; echo \"exit $?\""):format(program, command))
-  local out = pipe:read "a"
-  pipe:close()
-  return out
-end
-
-function TestProgram:test_exit_codes()
-  lu.assertStrContains(run "--version", "perilune " .. peri.info().version)
-  lu.assertStrContains(run "--help", "usage: perilune")
-  lu.assertStrContains(run "", "exit 2")
-  lu.assertStrContains(run "dance", "no command is called 'dance'")
-  lu.assertStrContains(run "run", "exit 2")
-  lu.assertStrContains(run "run /nonexistent.lua", "exit 1")
-  lu.assertStrContains(run "info", "simd")
-end
-
-function TestProgram:test_scripts_get_arg()
-  local path = os.tmpname()
-  local file = assert(io.open(path, "w"))
-  file:write "print(arg[0] == ..., arg[1], arg[2], select('#', ...), type(help)) error('end of ' .. arg[1])"
-  file:close()
-  local out = run(("run %s one '--two=2'"):format(path))
-  lu.assertStrContains(out, "one\t--two=2\t2\tfunction")
-  lu.assertStrContains(out, "end of one")
-  lu.assertStrContains(out, "stack traceback")
-  lu.assertStrContains(out, "exit 1")
-  os.remove(path)
-end
-
-function TestProgram:test_an_interrupt_ends_a_script_with_130()
-  local path = os.tmpname()
-  local file = assert(io.open(path, "w"))
-  file:write "print 'ready' io.stdout:flush() while true do end"
-  file:close()
-  local pipe = io.popen(("%s run %s >/dev/null 2>&1 & p=$!; sleep 0.5; kill -INT $p; wait $p; echo $?")
-    :format(program, path))
-  local out = pipe:read "a"
-  pipe:close()
-  os.remove(path)
-  lu.assertEquals(out, "130\n")
 end
 
 if arg and arg[0] and arg[0]:find "test_repl" then os.exit(lu.LuaUnit.run()) end

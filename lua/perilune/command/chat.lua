@@ -89,7 +89,7 @@ end
 local function answer(lm, screen, messages, opts)
   local result
   local began, first = peri.time(), nil
-  local ok, message = xpcall(function ()
+  local ok, message = line.call(function ()
     local generation = lm:submit(messages, opts)
     result = generation.results[1]
     screen:begin(generation.thinking)
@@ -97,8 +97,7 @@ local function answer(lm, screen, messages, opts)
       lm:step()
       first = first or peri.time()
     end
-  end, function (m) return m end) -- a handler in Lua: a pending interrupt is raised here, not behind
-  line.done()
+  end, function (m) return m end) -- a Ctrl-C ends here
   if not ok then
     lm:reset()
     if not tostring(message):find "interrupted$" then
