@@ -77,7 +77,7 @@ static void set_default (lua_State *L, const peri_param *p) {
   lua_setfield(L, -2, "default");
 }
 
-static void push_params (lua_State *L, const peri_sig *sig) {
+static void push_params (lua_State *L, const peri_sig *sig, uint32_t written) {
   lua_createtable(L, sig->n, 0);
   for (int i = 0; i < sig->n; i++) {
     const peri_param *p = &sig->p[i];
@@ -87,6 +87,10 @@ static void push_params (lua_State *L, const peri_sig *sig) {
     lua_pushboolean(L, p->has_default || p->kind == PERI_K_OPTIONAL);
     lua_setfield(L, -2, "optional");
     if (p->has_default) set_default(L, p);
+    if (written >> i & 1) {
+      lua_pushboolean(L, true);
+      lua_setfield(L, -2, "written");
+    }
     lua_rawseti(L, -2, i + 1);
   }
 }
@@ -110,7 +114,7 @@ static void push_op (lua_State *L, const peri_op *op) {
   lua_setfield(L, -2, "flags");
   const peri_sig *sig = peri__sig(op);
   if (sig) {
-    push_params(L, sig);
+    push_params(L, sig, op->writes);
     lua_setfield(L, -2, "params");
   }
 }

@@ -30,6 +30,7 @@ struct peri_storage {
   int32_t refs;
   bool packed;      /* a weight laid out for this processor by the op pack: no strides apply */
   uint32_t version; /* bumped by every in-place write; the tape checks it */
+  uint32_t stamp;   /* of the last op that writes it, while its inputs are checked: op/inplace.c */
   void (*release)(void *ud, void *data); /* imported memory; else NULL */
   void *ud;
 };
@@ -79,6 +80,7 @@ struct peri_ctx {
   peri_node *graveyard;              /* dead nodes being freed, so that chains do not recurse */
   peri_tensor *tensors;              /* all alive */
   size_t n_tensors, live, peak, max_bytes, max_reserved;
+  uint32_t stamp;        /* of the op whose written tensors are being checked: op/inplace.c */
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
   int ntemps, captemps;

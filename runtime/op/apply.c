@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "autograd/tape.h"
+#include "op/inplace.h"
 
 #define MAX_IN_STACK 16
 
@@ -32,7 +33,7 @@ static peri_status split_lists (peri_call *c, const peri_sig *sig) {
   return PERI_OK;
 }
 
-static peri_status check_inputs (peri_call *c, const peri_sig *sig) {
+static peri_status check_given (const peri_call *c, const peri_sig *sig) {
   if (c->nin != sig->ntensor)
     return peri__fail(c->ctx, PERI_EINVAL, "%d tensors given, %d expected", c->nin, sig->ntensor);
   for (int i = 0; i < c->nin; i++)
@@ -52,6 +53,12 @@ static peri_status refuse_weights (const peri_call *c, const peri_sig *sig) {
                         c->in[i]->storage->packed ? "packed " : "",
                         peri_dtype_name((peri_dtype)c->in[i]->dtype));
   return PERI_OK;
+}
+
+peri_status peri__check_inputs (peri_call *c) {
+  const peri_sig *sig = peri__sig(c->op);
+  TRY(sig->nlist ? split_lists(c, sig) : check_given(c, sig));
+  return c->op->flags & PERI_OP_WEIGHT ? PERI_OK : refuse_weights(c, sig);
 }
 
 static void drop_outputs (peri_call *c) {
@@ -95,7 +102,7 @@ static void default_cost (const peri_call *c, double *flops, double *bytes) {
     }
 }
 
-static peri_status run_kernel (peri_call *k) {
+peri_status peri__run_kernel (peri_call *k) {
   peri_ctx *ctx = k->ctx;
   double t0 = ctx->profile ? peri__now() : 0;
   peri_status s = k->op->cpu(k);
@@ -118,7 +125,7 @@ static peri_status run_dense (peri_call *c) {
   peri_call k = *c;
   bool copies = false;
   for (int i = 0; i < c->nin && !copies; i++) copies = c->in[i] && !peri__dense(c->in[i]);
-  if (!copies) return run_kernel(c);
+  if (!copies) return peri__run_kernel(c);
   if (c->op->flags & PERI_OP_INPLACE)
     return peri__fail(c->ctx, PERI_EINVAL, "needs dense tensors: call :contiguous() first");
   size_t bytes = (size_t)c->nin * sizeof *in;
@@ -134,7 +141,7 @@ static peri_status run_dense (peri_call *c) {
     if (c->in[made]) s = peri__contiguous(c->in[made], &in[made]);
   }
   k.in = in;
-  if (s == PERI_OK) s = run_kernel(&k);
+  if (s == PERI_OK) s = peri__run_kernel(&k);
   while (made > 0) peri_release(in[--made]);
   if (in != stack) peri__block_put(c->ctx, in);
   return s;
@@ -205,20 +212,29 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
 
 /* ---- the way in ---- */
 
-static peri_status check_writes (peri_call *c) {
-  if (!c->ctx->grad_enabled || c->nin == 0 || !c->in[0] ||
-      peri__sig(c->op)->p[0].kind == PERI_K_TENSORS)
-    return PERI_OK;
-  if (c->in[0]->node || peri__tracked(c->in[0]))
-    return peri__fail(
-        c->ctx, PERI_EINVAL,
-        "writes in place into a tensor that takes part in a graph: use no_grad or detach");
-  return PERI_OK;
+/* Shape rule and kernel. */
+static peri_status run (peri_call *c) {
+  const peri_op *op = c->op;
+  peri_status s = op->infer ? op->infer(c) : PERI_OK;
+  if (s == PERI_OK && op->nout > 0 && peri__is_quantised(c->out[0]->dtype) &&
+      !(op->flags & PERI_OP_WEIGHT))
+    s = peri__fail(c->ctx, PERI_EDTYPE, "cannot make %s: make f32, then :to(\"%s\")",
+                   peri_dtype_name((peri_dtype)c->out[0]->dtype),
+                   peri_dtype_name((peri_dtype)c->out[0]->dtype));
+  if (s == PERI_OK && op->cpu) s = op->flags & PERI_OP_STRIDED ? peri__run_kernel(c) : run_dense(c);
+  return s;
+}
+
+static peri_status run_writing (peri_call *c) {
+  bool collides;
+  TRY(peri__check_writes(c, &collides));
+  peri_status s = collides ? peri__without_collisions(c, run) : run(c);
+  peri__wrote(c); /* also when it was interrupted half-way */
+  return s;
 }
 
 peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                          const peri_attr *attr, peri_tensor **out) {
-  const peri_sig *sig = peri__sig(op);
   peri_call c;
   c.ctx = ctx;
   c.op = op;
@@ -228,28 +244,14 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   for (int k = 0; k < PERI_MAX_OUT; k++) c.out[k] = NULL;
   if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
     return peri__fail(ctx, PERI_EINTR, "interrupted");
-  if (sig->nlist)
-    TRY(split_lists(&c, sig));
-  else
-    TRY(check_inputs(&c, sig));
-  if (!(op->flags & PERI_OP_WEIGHT)) TRY(refuse_weights(&c, sig));
+  TRY(peri__check_inputs(&c));
   if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
     int want = wanted_float(op, nin, in);
     if (want >= 0) return apply_cast(ctx, op, nin, in, attr, want, out);
   }
   if (op->compose) return apply_compose(&c, out);
-  if (op->flags & PERI_OP_INPLACE) TRY(check_writes(&c));
-  peri_status s = op->infer ? op->infer(&c) : PERI_OK;
-  if (s == PERI_OK && op->nout > 0 && peri__is_quantised(c.out[0]->dtype) &&
-      !(op->flags & PERI_OP_WEIGHT))
-    s = peri__fail(ctx, PERI_EDTYPE, "cannot make %s: make f32, then :to(\"%s\")",
-                   peri_dtype_name((peri_dtype)c.out[0]->dtype),
-                   peri_dtype_name((peri_dtype)c.out[0]->dtype));
-  if (s == PERI_OK && op->cpu) s = op->flags & PERI_OP_STRIDED ? run_kernel(&c) : run_dense(&c);
+  peri_status s = op->flags & PERI_OP_INPLACE ? run_writing(&c) : run(&c);
   if (s == PERI_OK && ctx->anomaly && !(op->flags & PERI_OP_VIEW)) s = check_anomaly(&c);
-  if (s == PERI_OK && (op->flags & PERI_OP_INPLACE))
-    for (int i = 0; i < nin; i++)
-      if (in[i]) in[i]->storage->version++;
   if (s == PERI_OK && ctx->grad_enabled && op->vjp) {
     bool track = false;
     for (int i = 0; i < nin && !track; i++) track = in[i] && peri__tracked(in[i]);
@@ -267,59 +269,6 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
       peri_release(c.out[k]); /* saved for the vjp: its node keeps it, or nobody does */
   }
   return PERI_OK;
-}
-
-peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                                 const peri_attr *attr) {
-  peri_tensor *src[MAX_IN_STACK], *x = in[0];
-  peri_call c = { .ctx = ctx, .op = op, .nin = nin, .in = src, .attr = attr };
-  char a[128], b[128];
-  peri_status s = PERI_OK;
-  int made = 0;
-  if (!(op->flags & PERI_OP_ELEMENTWISE) || nin < 1 || nin > MAX_IN_STACK)
-    return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
-  c.in = (peri_tensor **)in;
-  TRY(check_inputs(&c, peri__sig(op)));
-  TRY(refuse_weights(&c, peri__sig(op)));
-  c.in = src;
-  if (ctx->grad_enabled && (x->node || peri__tracked(x)))
-    return peri__fail(
-        ctx, PERI_EINVAL,
-        "writes in place into a tensor that takes part in a graph: use no_grad or detach");
-  for (; made < nin && s == PERI_OK; made++) { /* another view of x's memory is read from a copy */
-    src[made] = NULL;
-    if (made > 0 && in[made] && in[made]->storage == x->storage &&
-        !(in[made]->data == x->data && in[made]->ndim == x->ndim &&
-          memcmp(in[made]->shape, x->shape, sizeof *x->shape * x->ndim) == 0 &&
-          memcmp(in[made]->stride, x->stride, sizeof *x->stride * x->ndim) == 0)) {
-      bool was = peri_set_grad_enabled(ctx, false);
-      s = peri__apply(ctx, &peri__op_clone, 1, &in[made], NULL, &src[made]);
-      peri_set_grad_enabled(ctx, was);
-    } else
-      src[made] = peri_retain(in[made]);
-  }
-  if (s == PERI_OK) {
-    ctx->dry = true;
-    s = op->infer(&c);
-    ctx->dry = false;
-  }
-  if (s == PERI_OK && (c.out[0]->ndim != x->ndim ||
-                       memcmp(c.out[0]->shape, x->shape, sizeof *x->shape * x->ndim) != 0))
-    s = peri__fail(ctx, PERI_ESHAPE, "the result has shape %s, the tensor written %s",
-                   peri__shape_text(c.out[0], a, sizeof a), peri__shape_text(x, b, sizeof b));
-  if (s == PERI_OK && c.out[0]->dtype != x->dtype)
-    s = peri__fail(ctx, PERI_EDTYPE, "the result is %s, the tensor written %s",
-                   peri_dtype_name((peri_dtype)c.out[0]->dtype),
-                   peri_dtype_name((peri_dtype)x->dtype));
-  if (s == PERI_OK) {
-    peri_release(c.out[0]);
-    c.out[0] = peri_retain(x);
-    s = run_kernel(&c);
-    x->storage->version++;
-  }
-  drop_outputs(&c);
-  while (made > 0) peri_release(src[--made]);
-  return s;
 }
 
 peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,

@@ -75,19 +75,17 @@ static peri_status append_cpu (peri_call *c) {
 
 OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:pos",
     .doc = "Writes k, v (B, T, H, D) into the caches (B, Tmax, H, D) from position pos on.",
-    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .infer = append_infer, .cpu = append_cpu,
+    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 2, .infer = append_infer,
+    .cpu = append_cpu,
     .domain = "shape=2,2,2,3; cache_k.shape=2,5,2,3; cache_v.shape=2,5,2,3; attr pos=2");
 
 /* ---- attention_step_ ---- */
 
-/* Nothing here is recorded: what would be lost has to be refused. */
 static peri_status step_check (peri_call *c) {
   const peri_tensor *cache = c->in[0], *x = c->in[2];
   char a[128], b[128];
   TRY(peri__want_ndim(c, 0, "cache_k", 4));
   TRY(peri__want_ndim(c, 2, "qkv", 4));
-  if (c->ctx->grad_enabled && (peri__tracked(x) || peri__tracked(c->in[1])))
-    return peri__fail(c->ctx, PERI_EINVAL, "has no gradient: use no_grad");
   if (x->shape[2] <= 2 * cache->shape[2])
     return peri__fail(
         c->ctx, PERI_ESHAPE,
@@ -242,6 +240,6 @@ OPN(attention_step_, 3,
            "(B, T, Hq + 2 Hkv, D) apart, turns q and k by positions * inv_freq if given, writes k "
            "and v at time pos, attends to all up to there; the same bits as rope, kv_append_ and "
            "attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).",
-    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .nret = 1, .infer = step_infer, .cpu = step_cpu,
-    .cost = step_cost,
+    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 2, .nret = 1, .infer = step_infer,
+    .cpu = step_cpu, .cost = step_cost,
     .domain = "cache_k.shape=2,5,1,4; cache_v.shape=2,5,1,4; qkv.shape=2,2,4,4; attr pos=2");

@@ -467,18 +467,7 @@ OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED | PERI_OP_WEIGHT,
        "quantised and packed weights floats.",
    .infer = to_infer, .cpu = to_cpu, .vjp = to_vjp, .domain = "attr dtype=f64");
 
-/* What is written must not be read again through another view of the same memory. */
-static peri_status copy_into_cpu (peri_call *c) {
-  peri_tensor *dst = c->in[0], *src = c->in[1], *own = NULL;
-  if (src->storage == dst->storage) {
-    TRY(peri__new_like(src, (peri_dtype)src->dtype, &own));
-    peri__copy(src, own);
-    src = own;
-  }
-  peri_status s = peri__copy(src, dst);
-  peri_release(own);
-  return s;
-}
+static peri_status copy_into_cpu (peri_call *c) { return peri__copy(c->in[1], c->in[0]); }
 static peri_status copy_into_infer (peri_call *c) {
   int ndim;
   int64_t shape[PERI_MAX_DIMS];
@@ -489,14 +478,11 @@ static peri_status copy_into_infer (peri_call *c) {
     TRY(peri__broadcast(c->ctx, dst, src, &ndim, shape));
     good = ndim == dst->ndim && memcmp(shape, dst->shape, (size_t)ndim * sizeof *shape) == 0;
   }
-  for (int i = 0; i < dst->ndim; i++)
-    if (dst->stride[i] == 0 && dst->shape[i] > 1)
-      return peri__fail(c->ctx, PERI_EINVAL, "dim %d of the tensor written is broadcast", i + 1);
   if (good) return PERI_OK;
   return peri__fail(c->ctx, PERI_ESHAPE, "%s does not broadcast to %s",
                     peri__shape_text(src, a, sizeof a), peri__shape_text(dst, b, sizeof b));
 }
-OPN(copy_, 0, .sig = "dst, src", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE,
+OPN(copy_, 0, .sig = "dst, src", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE, .writes = 1,
     .doc = "Write src, broadcast to dst's shape and converted to its dtype, into dst.",
     .infer = copy_into_infer, .cpu = copy_into_cpu);
 
@@ -508,5 +494,5 @@ static peri_status fill_cpu (peri_call *c) {
   peri__move(c->ctx, peri__size(x), x->ndim, x->shape, x->data, x->stride, &value, none);
   return PERI_OK;
 }
-OPN(fill_, 0, .sig = "x, value:num", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE,
+OPN(fill_, 0, .sig = "x, value:num", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE, .writes = 1,
     .doc = "Set every element of x to value.", .cpu = fill_cpu, .domain = "attr value=1.5");

@@ -20,7 +20,7 @@ static const double A = 3.4445, B = -4.7750, C = 2.0315;
 static peri_status infer (peri_call *c) {
   const peri_attr *a = c->attr;
   char t[128];
-  TRY(peri__multi_check(c, "wrw", names, 0));
+  TRY(peri__multi_check(c, names, 0));
   for (int i = 0; i < c->list[0].count; i++) {
     const peri_tensor *p = c->in[c->list[0].start + i];
     if (p->ndim != 2)
@@ -140,7 +140,7 @@ static peri_status cpu (peri_call *c) {
                          .nesterov = a[M_NESTEROV].i != 0 };
   scratch w = { 0 };
   peri__multi m;
-  TRY(peri__multi_open(c, "wrw", &m));
+  TRY(peri__multi_open(c, &m));
   peri_status status = m.total > 0 ? get_scratch(&m, &w) : PERI_OK;
   bool run = status == PERI_OK && m.total > 0;
   char *x = w.all;
@@ -172,7 +172,7 @@ static peri_status cpu (peri_call *c) {
   return status;
 }
 
-OPN(muon_, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED,
+OPN(muon_, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 4,
     .sig = "params:tensors, grads:tensors, momentum_bufs:tensors, lr:num, momentum:num=0.95, "
            "nesterov:bool=true, weight_decay:num=0, steps:int=5, grad_scale:num=1",
     .doc = "One Muon step in place on lists of matrices (Jordan et al. 2024): b = momentum b + "

@@ -113,9 +113,9 @@ typedef struct peri_vjp {
 } peri_vjp;
 
 enum {
-  PERI_OP_STRIDED = 1, /* the kernel walks strides itself; else it gets dense inputs */
-  PERI_OP_VIEW = 2,    /* infer makes a view, there is no kernel */
-  PERI_OP_INPLACE = 4, /* writes its inputs (optimizer steps, ema): never recorded; outputs none */
+  PERI_OP_STRIDED = 1,     /* the kernel walks strides itself; else it gets dense inputs */
+  PERI_OP_VIEW = 2,        /* infer makes a view, there is no kernel */
+  PERI_OP_INPLACE = 4,     /* writes the inputs in .writes (optimizer steps, ema): never recorded */
   PERI_OP_ELEMENTWISE = 8, /* has an in-place twin name_ */
   PERI_OP_RANDOM = 16,     /* takes from the context's generator (peri__rng_next) */
   PERI_OP_FLOAT = 32,      /* inputs are promoted to one float dtype (ints to f32) before infer */
@@ -127,8 +127,9 @@ enum {
 struct peri_op {
   const char *name, *sig, *doc; /* doc: one sentence, shapes and source included */
   uint32_t flags;
-  int nout; /* outputs computed; 0 for PERI_OP_INPLACE */
-  int nret; /* outputs returned, 0 = nout; the rest is saved for the vjp */
+  int nout;        /* outputs computed; 0 for PERI_OP_INPLACE */
+  uint32_t writes; /* with PERI_OP_INPLACE: a bit for each parameter that is written */
+  int nret;        /* outputs returned, 0 = nout; the rest is saved for the vjp */
   peri_status (*infer)(peri_call *c); /* checks, then makes c->out[] */
   peri_status (*cpu)(peri_call *c);   /* NULL for views and composites */
   void (*vjp)(peri_vjp *v);           /* NULL = not differentiable */

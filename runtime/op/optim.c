@@ -7,7 +7,8 @@
 
 #include "op/optim.h"
 
-#define STEP_OP(id, ...) OPN(id, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, __VA_ARGS__)
+#define STEP_OP(id, written, ...) \
+  OPN(id, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = (written), __VA_ARGS__)
 
 static peri_status at_least (peri_call *c, const char *name, double v, double low) {
   if (v >= low) return PERI_OK;
@@ -35,7 +36,7 @@ static peri_status sgd_infer (peri_call *c) {
     return peri__fail(c->ctx, PERI_EINVAL,
                       "nesterov needs momentum > 0 and dampening 0, given %g and %g",
                       a[SGD_MOMENTUM].f, a[SGD_DAMPENING].f);
-  return peri__multi_check(c, "wrw", sgd_names, a[SGD_MOMENTUM].f == 0 ? 4 : 0);
+  return peri__multi_check(c, sgd_names, a[SGD_MOMENTUM].f == 0 ? 4 : 0);
 }
 
 static peri_status sgd_cpu (peri_call *c) {
@@ -48,13 +49,13 @@ static peri_status sgd_cpu (peri_call *c) {
                          .nesterov = a[SGD_NESTEROV].i != 0,
                          .first = a[SGD_FIRST].i != 0 };
   peri__multi m;
-  TRY(peri__multi_open(c, "wrw", &m));
+  TRY(peri__multi_open(c, &m));
   peri__multi_run(&m, m.k->sgd, s.momentum == 0 ? "01" : "012", &s, false);
   peri__multi_close(&m);
   return PERI_OK;
 }
 
-STEP_OP(sgd_,
+STEP_OP(sgd_, 1 | 4,
         .sig = "params:tensors, grads:tensors, momentum_bufs:tensors, lr:num, momentum:num=0, "
                "dampening:num=0, weight_decay:num=0, nesterov:bool=false, first:bool=false, "
                "grad_scale:num=1",
@@ -76,7 +77,7 @@ static peri_status adam_infer (peri_call *c) {
   TRY(below_one(c, "beta2", a[A_BETA2].f));
   TRY(at_least(c, "eps", a[A_EPS].f, 0));
   TRY(at_least(c, "step", (double)a[A_STEP].i, 1));
-  return peri__multi_check(c, "wrww", adam_names, 0);
+  return peri__multi_check(c, adam_names, 0);
 }
 
 static peri__step adam_step (const peri_call *c, bool decoupled) {
@@ -96,7 +97,7 @@ static peri_status adam_run (peri_call *c, bool decoupled) {
   peri__step s = adam_step(c, decoupled);
   peri__multi m;
   s.scale = c->attr[A_SCALE].f;
-  TRY(peri__multi_open(c, "wrww", &m));
+  TRY(peri__multi_open(c, &m));
   peri__multi_run(&m, m.k->adam, "0123", &s, false);
   peri__multi_close(&m);
   return PERI_OK;
@@ -105,7 +106,7 @@ static peri_status adam_cpu (peri_call *c) { return adam_run(c, false); }
 static peri_status adamw_cpu (peri_call *c) { return adam_run(c, true); }
 
 #define ADAM_LISTS "params:tensors, grads:tensors, m:tensors, v:tensors, "
-STEP_OP(adam_,
+STEP_OP(adam_, 1 | 4 | 8,
         .sig = ADAM_LISTS
         "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
         "grad_scale:num=1",
@@ -114,7 +115,7 @@ STEP_OP(adam_,
                "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
                "it is read (clipping at no cost).",
         .infer = adam_infer, .cpu = adam_cpu, .domain = "v=0.1..1; attr lr=0.1");
-STEP_OP(adamw_,
+STEP_OP(adamw_, 1 | 4 | 8,
         .sig = ADAM_LISTS
         "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
         "grad_scale:num=1",
@@ -134,7 +135,7 @@ static peri_status rmsprop_infer (peri_call *c) {
   TRY(below_one(c, "alpha", a[R_ALPHA].f));
   TRY(at_least(c, "eps", a[R_EPS].f, 0));
   TRY(at_least(c, "momentum", a[R_MOMENTUM].f, 0));
-  return peri__multi_check(c, "wrww", rmsprop_names, a[R_MOMENTUM].f == 0 ? 8 : 0);
+  return peri__multi_check(c, rmsprop_names, a[R_MOMENTUM].f == 0 ? 8 : 0);
 }
 
 static peri_status rmsprop_cpu (peri_call *c) {
@@ -146,13 +147,13 @@ static peri_status rmsprop_cpu (peri_call *c) {
                          .weight_decay = a[R_DECAY].f,
                          .momentum = a[R_MOMENTUM].f };
   peri__multi m;
-  TRY(peri__multi_open(c, "wrww", &m));
+  TRY(peri__multi_open(c, &m));
   peri__multi_run(&m, m.k->rmsprop, s.momentum == 0 ? "012" : "0123", &s, false);
   peri__multi_close(&m);
   return PERI_OK;
 }
 
-STEP_OP(rmsprop_,
+STEP_OP(rmsprop_, 1 | 4 | 8,
         .sig = "params:tensors, grads:tensors, squares:tensors, momentum_bufs:tensors, lr:num, "
                "alpha:num=0.99, eps:num=1e-8, weight_decay:num=0, momentum:num=0, "
                "grad_scale:num=1",
@@ -182,12 +183,12 @@ static void norm_put (peri_tensor *out, double v) {
 }
 
 static peri_status global_norm_infer (peri_call *c) {
-  TRY(peri__multi_check(c, "r", norm_names, 0));
+  TRY(peri__multi_check(c, norm_names, 0));
   return norm_output(c);
 }
 static peri_status global_norm_cpu (peri_call *c) {
   peri__multi m;
-  TRY(peri__multi_open(c, "r", &m));
+  TRY(peri__multi_open(c, &m));
   norm_put(c->out[0], norm_of(&m, "0"));
   peri__multi_close(&m);
   return PERI_OK;
@@ -199,12 +200,12 @@ OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
 
 static peri_status clip_infer (peri_call *c) {
   TRY(at_least(c, "max_norm", c->attr[0].f, 0));
-  TRY(peri__multi_check(c, "w", norm_names, 0));
+  TRY(peri__multi_check(c, norm_names, 0));
   return norm_output(c);
 }
 static peri_status clip_cpu (peri_call *c) {
   peri__multi m;
-  TRY(peri__multi_open(c, "w", &m));
+  TRY(peri__multi_open(c, &m));
   double norm = norm_of(&m, "0"), scale = c->attr[0].f / (norm + 1e-6);
   if (isfinite(norm) && scale < 1) {
     const peri__step s = { .scale = scale };
@@ -214,7 +215,7 @@ static peri_status clip_cpu (peri_call *c) {
   peri__multi_close(&m);
   return PERI_OK;
 }
-OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED,
+OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1,
    .sig = "grads:tensors, max_norm:num",
    .doc = "Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is "
           "less than 1 and returns their norm () from before; a norm that is not finite leaves "
@@ -232,7 +233,7 @@ static peri_status lamb_cpu (peri_call *c) {
   peri__step s = adam_step(c, true), *each;
   double limit = c->attr[A_MAX_NORM].f;
   peri__multi m;
-  TRY(peri__multi_open(c, "wrww", &m));
+  TRY(peri__multi_open(c, &m));
   size_t bytes = (size_t)m.n * sizeof *each;
   each = m.n > 0 ? peri__block_get(c->ctx, bytes) : NULL;
   if (m.n > 0 && !each) {
@@ -253,7 +254,7 @@ static peri_status lamb_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-STEP_OP(lamb_,
+STEP_OP(lamb_, 1 | 4 | 8,
         .sig = ADAM_LISTS
         "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
         "max_grad_norm:num=1",
@@ -271,17 +272,17 @@ static peri_status ema_infer (peri_call *c) {
   double d = c->attr[0].f;
   if (!(d >= 0 && d <= 1))
     return peri__fail(c->ctx, PERI_EINVAL, "decay is %g, expected 0 to 1", d);
-  return peri__multi_check(c, "wr", ema_names, 0);
+  return peri__multi_check(c, ema_names, 0);
 }
 static peri_status ema_cpu (peri_call *c) {
   const peri__step s = { .factor = 1 - c->attr[0].f };
   peri__multi m;
-  TRY(peri__multi_open(c, "wr", &m));
+  TRY(peri__multi_open(c, &m));
   peri__multi_run(&m, m.k->ema, "01", &s, false);
   peri__multi_close(&m);
   return PERI_OK;
 }
-STEP_OP(ema_, .sig = "targets:tensors, sources:tensors, decay:num",
+STEP_OP(ema_, 1, .sig = "targets:tensors, sources:tensors, decay:num",
         .doc = "Exponential moving average in place on lists of tensors: target = decay target + "
                "(1 - decay) source.",
         .infer = ema_infer, .cpu = ema_cpu, .domain = "attr decay=0.9");

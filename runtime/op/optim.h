@@ -12,13 +12,12 @@
 extern const struct peri__loss_kernels peri__steps_f64; /* the steps alone; op/optim_f64.c */
 
 /*
-** Shape rule of the lists of a call: names[k] is what the k-th list is called in messages;
-** access[k] is 'w' for a list that is written (must be dense), 'r' for one that is read. Everything
-** must have the dtype (f32 or f64) and, position by position, the shape of list 0. optional: a bit
-** for each list that may be left out (empty, or all entries nil).
+** Shape rule of the lists of a call: names[k] is what the k-th list is called in messages. A list
+** that the op writes must be dense. Everything must have the dtype (f32 or f64) and, position by
+** position, the shape of list 0. optional: a bit for each list that may be left out (empty, or all
+** entries nil).
 */
-peri_status peri__multi_check (peri_call *c, const char *access, const char *const *names,
-                               unsigned optional);
+peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned optional);
 /* Is the k-th list of the call given? */
 bool peri__multi_given (const peri_call *c, int k);
 
@@ -38,7 +37,7 @@ typedef struct peri__multi {
 } peri__multi;
 
 /* Lists of a checked call, in order. On failure nothing is held. */
-peri_status peri__multi_open (peri_call *c, const char *access, peri__multi *m);
+peri_status peri__multi_open (peri_call *c, peri__multi *m);
 void peri__multi_close (peri__multi *m);
 /* Run fn over every block with the lists that order names, e.g. "023", each block's sums zeroed
 ** first. steps: one, or one for each tensor when each is set. */

@@ -13,8 +13,7 @@ bool peri__multi_given (const peri_call *c, int k) {
   return false;
 }
 
-static peri_status check_one (peri_call *c, const char *access, const char *const *names, int k,
-                              int i) {
+static peri_status check_one (peri_call *c, const char *const *names, int k, int i) {
   const peri_tensor *p = c->in[c->list[0].start + i], *t = c->in[c->list[k].start + i];
   char a[128], b[128];
   if (!t) return peri__fail(c->ctx, PERI_EINVAL, "%s %d is missing", names[k], i + 1);
@@ -29,20 +28,19 @@ static peri_status check_one (peri_call *c, const char *access, const char *cons
     return peri__fail(c->ctx, PERI_ESHAPE, "%s %d has shape %s, but %s %d has %s", names[k], i + 1,
                       peri__shape_text(t, a, sizeof a), names[0], i + 1,
                       peri__shape_text(p, b, sizeof b));
-  if (access[k] == 'w' && !peri__dense(t))
+  if ((c->op->writes >> k & 1) && !peri__dense(t))
     return peri__fail(c->ctx, PERI_EINVAL, "%s %d is written in place and must be dense", names[k],
                       i + 1);
   return PERI_OK;
 }
 
-peri_status peri__multi_check (peri_call *c, const char *access, const char *const *names,
-                               unsigned optional) {
-  for (int k = 0; access[k] != 0; k++) {
+peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned optional) {
+  for (int k = 0; k < peri__sig(c->op)->nlist; k++) {
     if ((optional >> k & 1) && !peri__multi_given(c, k)) continue;
     if (c->list[k].count != c->list[0].count)
       return peri__fail(c->ctx, PERI_EINVAL, "%d %s for %d %s", c->list[k].count, names[k],
                         c->list[0].count, names[0]);
-    for (int i = 0; i < c->list[k].count; i++) TRY(check_one(c, access, names, k, i));
+    for (int i = 0; i < c->list[k].count; i++) TRY(check_one(c, names, k, i));
   }
   return PERI_OK;
 }
@@ -72,10 +70,11 @@ static peri_status get_memory (peri__multi *m) {
   return peri__fail(m->ctx, PERI_ENOMEM, "no memory for lists of %d tensors", m->n);
 }
 
-peri_status peri__multi_open (peri_call *c, const char *access, peri__multi *m) {
+peri_status peri__multi_open (peri_call *c, peri__multi *m) {
   peri_tensor *const *in = c->in + c->list[0].start;
-  *m =
-      (peri__multi){ .ctx = c->ctx, .in = in, .n = c->list[0].count, .nlist = (int)strlen(access) };
+  *m = (peri__multi){
+    .ctx = c->ctx, .in = in, .n = c->list[0].count, .nlist = peri__sig(c->op)->nlist
+  };
   m->f64 = m->n > 0 && in[0]->dtype == PERI_F64;
   m->size = m->f64 ? 8 : 4;
   m->k = m->f64 ? &peri__steps_f64 : c->ctx->cpu->loss;

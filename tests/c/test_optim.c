@@ -189,7 +189,8 @@ static void steps_refuse_lists_that_do_not_fit (void **state) {
   (void)state;
   peri_tensor *a = make(PERI_F32, DIMS(2, 3), no_numbers),
               *b = make(PERI_F32, DIMS(3, 2), no_numbers);
-  peri_tensor *c = make(PERI_F64, DIMS(2, 3), no_numbers), *v = make(PERI_F32, DIMS(6), no_numbers);
+  peri_tensor *c = make(PERI_F64, DIMS(2, 3), no_numbers), *v = make(PERI_F32, DIMS(6), no_numbers),
+              *w = make(PERI_F32, DIMS(6), no_numbers);
   peri_tensor *tr = run("transpose", IN(b), NULL), *out[1];
   const peri_attr half[] = { F(0.5) };
   refuse("sources 1 has shape (3, 2), but targets 1 has (2, 3)", "ema_", IN(a, b), half);
@@ -198,11 +199,14 @@ static void steps_refuse_lists_that_do_not_fit (void **state) {
   assert_int_equal(try_op("ema_", IN(a, tr), half, out), PERI_OK); /* a view is read from a copy */
   refuse("momentum_bufs 1 is missing", "sgd_", 3, (peri_tensor *[]){ a, a, NULL },
          ATTRS(F(1), F(0.9), F(0), F(0), I(0), I(0), F(1)));
-  refuse("params 1 has shape (6,)", "muon_", IN(v, v, v),
+  refuse("params 1 has shape (6,)", "muon_", IN(v, v, w),
          ATTRS(F(1), F(0.9), I(1), F(0), I(5), F(1)));
-  refuse("step is 0", "adamw_", IN(a, a, a, a),
+  peri_tensor *m = run("clone", IN(a), NULL), *n = run("clone", IN(a), NULL);
+  refuse("step is 0", "adamw_", IN(a, a, m, n),
          ATTRS(F(1), F(0.9), F(0.9), F(0), F(0), I(0), F(1)));
-  drop(5, (peri_tensor *[]){ a, b, c, v, tr });
+  refuse("params and v share memory", "adamw_", IN(a, a, m, a),
+         ATTRS(F(1), F(0.9), F(0.9), F(0), F(0), I(1), F(1)));
+  drop(8, (peri_tensor *[]){ a, b, c, v, w, tr, m, n });
 }
 
 /* Directions of Muon have singular values near 1 (0.7 to 1.2 after five quintic steps) along the
