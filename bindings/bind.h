@@ -151,6 +151,9 @@ void peri__grad_guard (lua_State *L, bool on);
 /* Let require find the embedded files, before or after those of package.path: state.c */
 void peri__add_searcher (lua_State *L, bool first);
 int peri__traceback (lua_State *L); /* message handler: host.c */
+/* Pops the error value of a lua_pcall that gave rc: it becomes the message of ctx (may be NULL). The
+** status is that of the runtime's failure which the error tells of, else by rc, else PERI_EHOST. */
+peri_status peri__caught (lua_State *L, peri_ctx *ctx, int rc);
 /* The error value at idx as text, pushed: strings, __tostring, the plain fields of a table: host.c */
 const char *peri__error_text (lua_State *L, int idx);
 /* New reference to a weak 0-dim tensor. cached: it is not handed on to Lua as a result. */

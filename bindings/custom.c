@@ -99,10 +99,7 @@ peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   int rc = lua_pcall(L, 1, 0, top + 1);
   peri_status s = PERI_OK;
   if (rc != LUA_OK) {
-    s = rc == LUA_ERRMEM ? PERI_ENOMEM : PERI_EHOST;
-    if (atomic_load_explicit(&call->ctx->interrupted, memory_order_relaxed)) s = PERI_EINTR;
-    peri__fail(call->ctx, s, "%s",
-               lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+    s = peri__caught(L, call->ctx, rc);
     for (int i = 0; i < call->nin; i++) {
       peri_release(call->gin[i]);
       call->gin[i] = NULL;

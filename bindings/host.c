@@ -95,27 +95,31 @@ static peri_ctx *ctx_of (lua_State *L) {
   return b ? b->ctx : NULL;
 }
 
-static peri_status status_of (peri_ctx *ctx, int rc) {
+/* A failure of the runtime travels through Lua as its message, which scripts may put others around:
+** an error that holds the context's last message is that failure. */
+static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
   if (ctx && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
   switch (rc) {
   case LUA_OK: return PERI_OK;
   case LUA_ERRMEM: return PERI_ENOMEM;
   case LUA_ERRSYNTAX: return PERI_EFORMAT;
   case LUA_ERRFILE: return PERI_EIO;
-  default: return PERI_EHOST;
+  default:
+    if (ctx && ctx->failed != PERI_OK && ctx->message[0] && strstr(text, ctx->message))
+      return ctx->failed;
+    return PERI_EHOST;
   }
 }
 
-/* The error value on top becomes the context's message. */
-static peri_status fail (lua_State *L, int rc) {
-  peri_ctx *ctx = ctx_of(L);
-  peri_status s = status_of(ctx, rc);
-  if (ctx)
-    peri__fail(ctx, s, "%s",
-               lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+peri_status peri__caught (lua_State *L, peri_ctx *ctx, int rc) {
+  const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string";
+  peri_status s = status_of(ctx, rc, text);
+  if (ctx) peri__fail(ctx, s, "%s", text);
   lua_pop(L, 1);
   return s;
 }
+
+static peri_status fail (lua_State *L, int rc) { return peri__caught(L, ctx_of(L), rc); }
 
 static peri_status no_stack (lua_State *L) {
   peri_ctx *ctx = ctx_of(L);
@@ -158,10 +162,7 @@ peri_status peri_lua_new (peri_ctx *ctx, lua_State **out) {
   if (!L) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a Lua state");
   lua_pushcfunction(L, open_libs);
   int rc = lua_pcall(L, 0, 0, 0);
-  peri_status s = PERI_OK;
-  if (rc != LUA_OK)
-    s = peri__fail(ctx, status_of(NULL, rc), "%s",
-                   lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+  peri_status s = rc == LUA_OK ? PERI_OK : peri__caught(L, ctx, rc);
   if (s == PERI_OK) s = peri_lua_open(L, ctx);
   if (s != PERI_OK) {
     lua_close(L);

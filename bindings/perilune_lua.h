@@ -37,9 +37,10 @@ PERI_API peri_tensor *peri_lua_to (lua_State *L, int idx);
 PERI_API peri_tensor *peri_lua_check (lua_State *L, int arg);
 
 /* Run a chunk (text only, binary chunks are refused). Results are dropped. PERI_EHOST: the chunk
-** failed; PERI_EINTR: it was interrupted; PERI_ENOMEM: Lua had no memory; PERI_EFORMAT: syntax;
-** PERI_EIO: the file cannot be read. name may be NULL. Lua's results and errors leave the stack as
-** it was. */
+** failed by itself; PERI_EINTR: it was interrupted; PERI_ENOMEM: Lua or an op had no memory;
+** PERI_EFORMAT: syntax; PERI_EIO: the file cannot be read; where the runtime refused something
+** (shapes, dtypes, a file), the status it gave, as long as the error still holds its message. name may
+** be NULL. Lua's results and errors leave the stack as it was. */
 PERI_API peri_status peri_lua_run_string (lua_State *L, const char *text, const char *name);
 PERI_API peri_status peri_lua_run_file (lua_State *L, const char *path);
 /* lua_pcall with a traceback: function and nargs arguments on the stack are replaced by nresults

@@ -300,9 +300,7 @@ peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
   lua_pushlightuserdata(L, ctx);
   peri_status s = PERI_OK;
   int rc = lua_pcall(L, 1, 0, 0);
-  if (rc != LUA_OK)
-    s = peri__fail(ctx, rc == LUA_ERRMEM ? PERI_ENOMEM : PERI_EHOST, "%s",
-                   lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string");
+  if (rc != LUA_OK) s = peri__caught(L, ctx, rc);
   lua_settop(L, top);
   return s;
 }

@@ -84,6 +84,7 @@ struct peri_ctx {
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
   int ntemps, captemps;
+  peri_status failed; /* what the message belongs to */
   char message[PERI_MESSAGE_MAX];
 };
 

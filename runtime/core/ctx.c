@@ -78,6 +78,7 @@ peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
   memcpy(ctx->message, text, sizeof text);
+  ctx->failed = s;
   return s;
 }
 

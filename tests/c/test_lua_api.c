@@ -212,13 +212,67 @@ static void errors_come_back_as_status_and_message (void **state) {
                                        "require('perilune').matmul(require('perilune').zeros{4, 8},"
                                        "require('perilune').zeros{7, 16})",
                                        NULL),
-                   PERI_EHOST);
+                   PERI_ESHAPE);
   assert_non_null(
       strstr(peri_message(h.ctx), "matmul: (4, 8) x (7, 16): inner sizes 8 and 7 differ"));
   assert_int_equal(lua_gettop(L), 1);
   assert_int_equal(lua_tointeger(L, 1), 42);
   lua_settop(L, 0);
   host_close(&h);
+}
+
+static void a_refusal_of_the_runtime_keeps_its_status_through_lua (void **state) {
+  (void)state;
+  static const struct {
+    const char *text;
+    peri_status status;
+    const char *message;
+  } cases[] = {
+    { "p.ones{1 << 21}", PERI_ENOMEM, "ones: out of memory: 8388608 bytes wanted" },
+    { "local all = {} for i = 1, 1e6 do all[i] = p.ones{1000} end", PERI_ENOMEM, "out of memory" },
+    { "p.zeros{2}:add(p.zeros{3})", PERI_ESHAPE, "add: " },
+    { "p.zeros({2}, 'q4_0')", PERI_ESHAPE, "zeros: q4_0" },
+    { "p.ones{2}:matmul(p.ones({2}, 'bool'))", PERI_EDTYPE, "matmul: " },
+    { "p.ones{2}:sum():backward()", PERI_EINVAL, "backward: " },
+    { "p.ones{2}:sum(3)", PERI_EINVAL, "dim 3" },
+    { "p.ones({2}, 'i64'):requires_grad_()", PERI_EDTYPE, "no gradient" },
+    { "assert(p.files.read '/nonexistent')", PERI_EIO, "/nonexistent" },
+    { "assert(p.json.decode '[1,')", PERI_EFORMAT, "line 1" },
+    /* what others put around the message does not matter, a new error does */
+    { "local ok, e = pcall(p.ones, {1 << 21}) error('step 3: ' .. e)", PERI_ENOMEM, "step 3: " },
+    { "local ok, e = pcall(p.ones, {1 << 21}) error 'no luck'", PERI_EHOST, "no luck" },
+    { "coroutine.wrap(function() p.ones{1 << 21} end)()", PERI_ENOMEM, "out of memory" },
+    { "local w = p.ones{2}:requires_grad_() p.custom(function(c, x) return x * 2 end, "
+      "function(c, g) p.ones{1 << 21} end)(w):sum():backward()",
+      PERI_ENOMEM, "out of memory" },
+    { "local w = p.ones{2}:requires_grad_() "
+      "p.checkpoint(function(x) n = (n or 0) + 1 return n > 1 and p.ones{1 << 21} or x * 2 end, w)"
+      ":sum():backward()",
+      PERI_ENOMEM, "out of memory" },
+    { "error { code = 5, why = 'late' }", PERI_EHOST, "code = 5" },
+    { "error()", PERI_EHOST, "nil" },
+  };
+  peri_options o;
+  heap mem = { .left = -1 };
+  peri_ctx *ctx;
+  lua_State *L;
+  peri_options_init(&o);
+  o.alloc = heap_alloc;
+  o.alloc_ud = &mem;
+  o.max_bytes = 4 << 20;
+  assert_int_equal(peri_open(&o, &ctx), PERI_OK);
+  assert_int_equal(peri_lua_new(ctx, &L), PERI_OK);
+  assert_int_equal(peri_lua_run_string(L, "p = require 'perilune'", NULL), PERI_OK);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    peri_status s = peri_lua_run_string(L, cases[i].text, "=case");
+    if (s != cases[i].status || !strstr(peri_message(ctx), cases[i].message))
+      fail_msg("%s: %s: %s", cases[i].text, peri_status_name(s), peri_message(ctx));
+    assert_int_equal(peri_lua_run_string(L, "collectgarbage()", NULL), PERI_OK);
+  }
+  lua_close(L);
+  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  peri_close(ctx);
+  assert_int_equal(mem.live, 0);
 }
 
 static void an_error_in_a_vjp_keeps_its_message (void **state) {
@@ -403,6 +457,7 @@ static void every_failed_allocation_is_a_clean_error (void **state) {
     s = peri_lua_run_string(h.L, training_step, "=step");
     h.heap.left = -1;
     if (s != PERI_OK) failures++;
+    assert_true(s == PERI_OK || s == PERI_ENOMEM);
     run(&h, "W:zero_grad() collectgarbage() collectgarbage() "
             "require('perilune.core').enable_grad():close()");
     assert_int_equal(peri_memory_stats(h.ctx).tensors, tensors);
@@ -435,6 +490,7 @@ static void a_state_that_gets_no_memory_is_no_state (void **state) {
       lua_close(L);
       break;
     }
+    assert_int_equal(s, PERI_ENOMEM);
     assert_null(L);
     assert_int_equal(peri_memory_stats(ctx).tensors, 0);
   }
@@ -450,6 +506,7 @@ int main (void) {
     cmocka_unit_test(imported_memory_is_released_by_the_collector),
     cmocka_unit_test(scopes_do_not_free_what_the_host_hands_in),
     cmocka_unit_test(errors_come_back_as_status_and_message),
+    cmocka_unit_test(a_refusal_of_the_runtime_keeps_its_status_through_lua),
     cmocka_unit_test(an_error_in_a_vjp_keeps_its_message),
     cmocka_unit_test(a_graph_may_outlive_the_lua_state),
     cmocka_unit_test(a_recipe_advances_step_by_step),
