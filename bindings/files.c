@@ -1,5 +1,5 @@
 /*
-** files.c - peri.files: files, folders, checkpoints, event files. What the outside world does wrong
+** files.c - peri.files: files, folders, checkpoints, locks, event files. What the outside world does wrong
 ** comes back as nil and a message, misuse raises.
 */
 #include <string.h>
@@ -9,6 +9,7 @@
 
 #define CHECKPOINT "perilune.checkpoint"
 #define EVENTS "perilune.tfevents"
+#define LOCK "perilune.lock"
 
 /* ---- files and folders ---- */
 
@@ -34,6 +35,14 @@ static int l_write (lua_State *L) {
   if (lua_type(L, 2) != LUA_TSTRING) peri__type_error(L, "files.write", 2, "text", "a string");
   const char *text = lua_tolstring(L, 2, &n);
   return peri__done(L, "files.write", peri_file_write(peri_lua_ctx(L), path, text, n));
+}
+
+static int l_append (lua_State *L) {
+  size_t n;
+  const char *path = peri__want_path(L, 1, "files.append");
+  if (lua_type(L, 2) != LUA_TSTRING) peri__type_error(L, "files.append", 2, "text", "a string");
+  const char *text = lua_tolstring(L, 2, &n);
+  return peri__done(L, "files.append", peri_file_append(peri_lua_ctx(L), path, text, n));
 }
 
 static int l_make_folder (lua_State *L) {
@@ -178,6 +187,22 @@ static int l_verify (lua_State *L) {
   return 1;
 }
 
+/* ---- locks ---- */
+
+static int l_lock (lua_State *L) {
+  const char *path = peri__want_path(L, 1, "files.lock");
+  peri_lock *l;
+  peri_handle *h = peri__handle_new(L, LOCK, 0);
+  if (peri_lock_take(peri_lua_ctx(L), path, &l) != PERI_OK) return peri__fail_soft(L, "files.lock");
+  h->p = l;
+  return 1;
+}
+
+static int lock_drop (lua_State *L) {
+  peri_lock_drop((peri_lock *)peri__handle_take(L, LOCK));
+  return 0;
+}
+
 /* ---- event files ---- */
 
 static int l_tfevents (lua_State *L) {
@@ -203,6 +228,15 @@ static int l_scalar (lua_State *L) {
   return peri__done(L, fn, peri_tfevents_scalar(w, tag, (int64_t)step, value, wall));
 }
 
+static int l_event (lua_State *L) {
+  static const char fn[] = "tfevents:event";
+  peri_tfevents *w = (peri_tfevents *)peri__handle_open(L, EVENTS, fn);
+  size_t n;
+  if (lua_type(L, 2) != LUA_TSTRING) peri__type_error(L, fn, 2, "event", "a string");
+  const char *event = lua_tolstring(L, 2, &n);
+  return peri__done(L, fn, peri_tfevents_event(w, event, n));
+}
+
 static int tfevents_close (lua_State *L) {
   peri_tfevents_close((peri_tfevents *)peri__handle_take(L, EVENTS));
   return 0;
@@ -223,6 +257,13 @@ static const peri_reg checkpoint_methods[] = {
   { NULL, NULL, NULL, NULL }
 };
 
+static const peri_reg lock_meta[] = { { "__gc", NULL, NULL, lock_drop },
+                                      { "__close", NULL, NULL, lock_drop },
+                                      { NULL, NULL, NULL, NULL } };
+
+static const peri_reg lock_methods[] = { { "drop", "self", "Let others take it.", lock_drop },
+                                         { NULL, NULL, NULL, NULL } };
+
 static const peri_reg events_meta[] = { { "__gc", NULL, NULL, tfevents_close },
                                         { "__close", NULL, NULL, tfevents_close },
                                         { NULL, NULL, NULL, NULL } };
@@ -230,6 +271,8 @@ static const peri_reg events_meta[] = { { "__gc", NULL, NULL, tfevents_close },
 static const peri_reg events_methods[] = {
   { "scalar", "self, tag, step, value, wall_time",
     "Append one value; wall_time in seconds since 1970.", l_scalar },
+  { "event", "self, event",
+    "Append one encoded Event message of TensorBoard, for what has no method here.", l_event },
   { "close", "self", "Close the file; it can be opened again and continued.", tfevents_close },
   { NULL, NULL, NULL, NULL }
 };
@@ -244,6 +287,12 @@ static const peri_reg files[] = {
     "Write a file so that a crash leaves the old or the new one; true, or nil and a "
     "message.",
     l_write },
+  { "append", "path, text",
+    "Add text at the end of a file, all of it or, with nil and a message, none.", l_append },
+  { "lock", "path",
+    "Take a lock file that one process has at a time: a handle with :drop(), or nil and a message "
+    "that names the process which has it.",
+    l_lock },
   { "exists", "path", "\"file\", \"folder\", \"other\" or false.", l_exists },
   { "list", "path", "Sorted names in a folder, or nil and a message.", l_list },
   { "make_folder", "path", "Make a folder and its missing parents.", l_make_folder },
@@ -267,12 +316,13 @@ static const peri_reg checkpoint[] = {
 };
 
 int peri__open_files (lua_State *L) {
+  peri__metatable(L, LOCK, lock_meta, lock_methods);
   peri__metatable(L, EVENTS, events_meta, events_methods);
   peri__metatable(L, CHECKPOINT, checkpoint_meta, checkpoint_methods);
   lua_getfield(L, -1, "__index");
   lua_pushcclosure(L, checkpoint_index, 1);
   lua_setfield(L, -2, "__index");
-  lua_pop(L, 2);
+  lua_pop(L, 3);
   lua_newtable(L);
   peri__register(L, files);
   lua_newtable(L);

@@ -276,6 +276,10 @@ PERI_API peri_status peri_file_read (peri_ctx *ctx, const char *path, size_t max
 PERI_API void peri_file_free (peri_ctx *ctx, void *data, size_t size);
 PERI_API peri_status peri_file_write (peri_ctx *ctx, const char *path, const void *data,
                                       size_t size);
+/* At the end of a file, which is made when it is missing; on failure none of it stays there. Devices
+** and pipes are written to as well. */
+PERI_API peri_status peri_file_append (peri_ctx *ctx, const char *path, const void *data,
+                                       size_t size);
 /* A folder and its missing parents; an existing folder is fine. */
 PERI_API peri_status peri_make_folder (peri_ctx *ctx, const char *path);
 /* A file, or a folder with all that is in it; links are removed, not followed. What does not exist
@@ -494,6 +498,14 @@ PERI_API peri_status peri_checkpoint_latest (peri_ctx *ctx, const char *dir, cha
 /* Check one checkpoint folder in full. generation: counts the commits into its dir; may be NULL. */
 PERI_API peri_status peri_checkpoint_verify (peri_ctx *ctx, const char *path, int64_t *generation);
 
+/* A lock file, for what one process (and one holder in it) writes at a time. */
+typedef struct peri_lock peri_lock;
+/* Take it without waiting; the file is made when it is missing and holds the process id of the last
+** holder. PERI_EIO with that id in the message when it is held. A process that ends drops its locks,
+** however it ends; the file stays. */
+PERI_API peri_status peri_lock_take (peri_ctx *ctx, const char *path, peri_lock **out);
+PERI_API void peri_lock_drop (peri_lock *l); /* before its context; NULL is a no-op */
+
 /* TensorBoard event files. TensorBoard reads files whose name contains "tfevents", by custom
 ** "events.out.tfevents.TIME.HOST". */
 typedef struct peri_tfevents peri_tfevents;
@@ -502,6 +514,9 @@ PERI_API peri_status peri_tfevents_open (peri_ctx *ctx, const char *path, peri_t
 /* One value, in the file when this returns. wall_time: seconds since 1970. */
 PERI_API peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t step,
                                            double value, double wall_time);
+/* One encoded Event message (tensorflow/core/util/event.proto) of at most 64 MiB: text, histograms and
+** hyper-parameters have no function of their own. */
+PERI_API peri_status peri_tfevents_event (peri_tfevents *w, const void *event, size_t size);
 PERI_API void peri_tfevents_close (peri_tfevents *w); /* NULL is a no-op */
 
 /* ---- tokenizers ----------------------------------------------------------------------------- */

@@ -305,3 +305,18 @@ peri_status peri_rename (peri_ctx *ctx, const char *from, const char *to) {
   if (rename(from, to) != 0) return peri__io_fail(ctx, from, "rename");
   return sync_parent(ctx, to);
 }
+
+/* A device or a pipe cannot be shortened: what it took, it has. */
+peri_status peri_file_append (peri_ctx *ctx, const char *path, const void *data, size_t size) {
+  int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0666);
+  if (fd < 0) return peri__io_fail(ctx, path, "open");
+  struct stat st;
+  peri_status s = fstat(fd, &st) == 0 ? PERI_OK : peri__io_fail(ctx, path, "look at");
+  if (s == PERI_OK) {
+    s = peri__write_all(ctx, fd, path, data, size);
+    if (s != PERI_OK && S_ISREG(st.st_mode) && ftruncate(fd, st.st_size) != 0)
+      peri_log(ctx, PERI_LOG_WARN, "%s: ends in a part of what was to be written", path);
+  }
+  if (close(fd) != 0 && s == PERI_OK && errno != EINTR) s = peri__io_fail(ctx, path, "close");
+  return s;
+}

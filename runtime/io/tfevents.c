@@ -1,7 +1,7 @@
 /*
-** tfevents.c - TensorBoard event files with scalars. A record is u64 length, masked CRC-32C of those
+** tfevents.c - TensorBoard event files. A record is u64 length, masked CRC-32C of those
 ** 8 bytes, the bytes, masked CRC-32C of the bytes (tensorflow/core/lib/io/record_writer.h); the bytes
-** are an Event message (tensorflow/core/util/event.proto), encoded here by hand.
+** are an Event message (tensorflow/core/util/event.proto), encoded here by hand for scalars.
 */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE
@@ -36,8 +36,13 @@ static void put_bytes (buffer *o, const void *src, size_t n) {
   o->n += n;
 }
 
+static void store_fixed (unsigned char *p, uint64_t v, int bytes) {
+  for (int i = 0; i < bytes; i++, v >>= 8) p[i] = (unsigned char)v;
+}
+
 static void put_fixed (buffer *o, uint64_t v, int bytes) {
-  for (int i = 0; i < bytes; i++, v >>= 8) o->b[o->n++] = (unsigned char)v;
+  store_fixed(o->b + o->n, v, bytes);
+  o->n += (size_t)bytes;
 }
 
 static void put_varint (buffer *o, uint64_t v) {
@@ -68,19 +73,23 @@ static uint32_t masked (const void *data, size_t n) {
   return (crc >> 15 | crc << 17) + 0xA282EAD8u;
 }
 
-/* In one write at the end of the file; a write that fails half-way is taken back. */
-static peri_status append (peri_tfevents *w, const buffer *event) {
-  buffer r = { .n = 0 };
-  put_fixed(&r, event->n, 8);
-  put_fixed(&r, masked(r.b, 8), 4);
-  put_bytes(&r, event->b, event->n);
-  put_fixed(&r, masked(event->b, event->n), 4);
+/* In one write at the end of the file; a write that fails half-way is taken back. room: n + 16 bytes. */
+static peri_status append_in (peri_tfevents *w, unsigned char *room, const void *event, size_t n) {
+  store_fixed(room, n, 8);
+  store_fixed(room + 8, masked(room, 8), 4);
+  memcpy(room + 12, event, n);
+  store_fixed(room + 12 + n, masked(room + 12, n), 4);
   off_t end = lseek(w->fd, 0, SEEK_END);
   if (end < 0) return peri__io_fail(w->ctx, w->path, "find the end");
-  peri_status s = peri__write_all(w->ctx, w->fd, w->path, r.b, r.n);
+  peri_status s = peri__write_all(w->ctx, w->fd, w->path, room, n + 16);
   if (s != PERI_OK && ftruncate(w->fd, end) != 0)
     peri_log(w->ctx, PERI_LOG_WARN, "%s: ends in half a record", w->path);
   return s;
+}
+
+static peri_status append (peri_tfevents *w, const buffer *event) {
+  unsigned char room[sizeof event->b + 16];
+  return append_in(w, room, event->b, event->n);
 }
 
 static uint64_t get_fixed (const unsigned char *p, int bytes) {
@@ -175,6 +184,17 @@ peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t ste
   put_varint(&event, (uint64_t)step);
   put_message(&event, 5, &summary);
   return append(w, &event);
+}
+
+peri_status peri_tfevents_event (peri_tfevents *w, const void *event, size_t size) {
+  if (size == 0 || size > MAX_RECORD)
+    return peri__fail(w->ctx, PERI_EINVAL, "an event of %zu bytes: 1 to %llu are expected", size,
+                      (unsigned long long)MAX_RECORD);
+  unsigned char *room = peri__malloc(w->ctx, size + 16);
+  if (room == NULL) return peri__fail(w->ctx, PERI_ENOMEM, "%s: no memory for a record", w->path);
+  peri_status s = append_in(w, room, event, size);
+  peri__free(w->ctx, room, size + 16);
+  return s;
 }
 
 void peri_tfevents_close (peri_tfevents *w) {
