@@ -32,6 +32,9 @@ typedef struct peri_scope {
 /* Plain numbers as weak 0-dim tensors, kept so that x * 2 allocates nothing. */
 #define PERI_NSCALAR 16
 
+#define PERI_NWARNING 8
+#define PERI_WARNING_SIZE 400
+
 typedef struct peri_bind {
   peri_ctx *ctx;         /* NULL after the last finalizer */
   bool owns;             /* close ctx with the Lua state */
@@ -46,6 +49,9 @@ typedef struct peri_bind {
   lua_State *main;             /* the main thread */
   lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
   bool intercept;              /* linear and embedding go through a Lua function: call.c */
+  bool bar;                    /* the terminal's last line is a progress bar without an end */
+  unsigned warnings, told;     /* how many there were, and of them given by peri.warnings() */
+  char warning[PERI_NWARNING][PERI_WARNING_SIZE]; /* the last ones, in turn */
 } peri_bind;
 
 /* ---- state.c ---- */

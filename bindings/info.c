@@ -398,6 +398,24 @@ static int profile_tostring (lua_State *L) {
   return 1;
 }
 
+static int l_warnings (lua_State *L) {
+  peri_bind *b = BIND(L);
+  unsigned first = b->warnings - b->told > PERI_NWARNING ? b->warnings - PERI_NWARNING : b->told;
+  lua_createtable(L, (int)(b->warnings - first), 0);
+  for (unsigned i = first; i != b->warnings; i++) {
+    lua_pushstring(L, b->warning[i % PERI_NWARNING]);
+    lua_rawseti(L, -2, (lua_Integer)(i - first) + 1);
+  }
+  b->told = b->warnings;
+  return 1;
+}
+
+/* For perilune.log: whether what stands on the last line of the terminal is to be wiped first. */
+static int l_bar (lua_State *L) {
+  BIND(L)->bar = lua_toboolean(L, 1);
+  return 0;
+}
+
 static const peri_reg profiler_meta[] = { { "__close", NULL, NULL, profiler_close },
                                           { NULL, NULL, NULL, NULL } };
 
@@ -420,6 +438,12 @@ static const peri_reg functions[] = {
     "interrupted() true, and a second one interrupts; with false every one does. Returns whether a "
     "request was noted, and forgets it.",
     l_on_interrupt },
+  { "warnings", "",
+    "Warnings of the library since the last call, the newest eight: a list of lines. The program "
+    "has "
+    "shown them on the standard error, stock Lua does with -W.",
+    l_warnings },
+  { "_bar", "on", "Say that a progress bar ends the terminal's text; for perilune.log.", l_bar },
   { "profile", "fn, ...",
     "Call fn(...) and return a printable table of its ops by time, then fn's results.", l_profile },
   { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.",

@@ -260,6 +260,7 @@ static int prepare (lua_State *L) {
   luaL_openlibs(L);
   find_library(L);
   open_perilune(L);
+  peri__warnings_open(L);
   lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does, but once the libraries are old: results die young */
   peri__interrupt_open(L);
   return 0;
@@ -356,6 +357,7 @@ int main (int argc, char **argv) {
     status = (int)lua_tointeger(L, -1);
   else {
     const char *msg = lua_tostring(L, -1);
+    peri__wipe_bar(L);
     fprintf(stderr, "perilune: %s\n", msg ? msg : "error is no string");
   }
   if (peri__interrupt_seen()) status = EXIT_INTERRUPT;

@@ -24,4 +24,10 @@ bool peri__interrupt_seen (void);
 /* Forget a Ctrl-C that has been dealt with; nothing defers the next one. */
 void peri__interrupt_done (void);
 
+/* ---- warnings: main_warn.c ---- */
+/* Lua's warnings, those of the library among them, go to the standard error. */
+void peri__warnings_open (lua_State *L);
+/* Before anything is written on the terminal: wipe a progress bar that has no end of line. */
+void peri__wipe_bar (lua_State *L);
+
 #endif

@@ -3,6 +3,7 @@
 ** Knows nothing of single functions; each family has its own file.
 */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,10 +176,22 @@ static size_t env_bytes (lua_State *L) {
   return (size_t)v;
 }
 
-static peri_ctx *default_ctx (lua_State *L) {
+/* Warnings of the library go where Lua's own go: the program shows them, stock Lua does with -W. Called
+** from inside of any binding: lua_warning neither raises nor touches a stack. */
+static void note_line (void *ud, peri_log_level level, const char *line) {
+  peri_bind *b = (peri_bind *)ud;
+  (void)level;
+  snprintf(b->warning[b->warnings++ % PERI_NWARNING], PERI_WARNING_SIZE, "%s", line);
+  lua_warning(b->main, line, 0);
+}
+
+static peri_ctx *default_ctx (lua_State *L, peri_bind *b) {
   static const char *const names[] = { "auto", "portable", "avx2", "avx512" }; /* ORDER simd */
   peri_options o;
   peri_options_init(&o);
+  o.log = note_line;
+  o.log_ud = b;
+  o.log_level = PERI_LOG_WARN;
   o.threads = (int)env_number(L, "PERI_THREADS", 1024);
   o.seed = env_number(L, "PERI_SEED", INT64_MAX);
   o.max_bytes = env_bytes(L);
@@ -250,7 +263,7 @@ int luaopen_perilune_core (lua_State *L) {
   }
   if (!b->ctx) {
     b->owns = true;
-    b->ctx = default_ctx(L);
+    b->ctx = default_ctx(L, b);
   }
   if (b->tensor_mt) return luaL_error(L, "perilune.core is open already: use require");
   open_scalars(L, b);

@@ -2304,6 +2304,10 @@ function peri.interrupted() end
 ---@return any ...
 function peri.on_interrupt(defer) end
 
+--- Warnings of the library since the last call, the newest eight: a list of lines. The program has shown them on the standard error, stock Lua does with -W.
+---@return any ...
+function peri.warnings() end
+
 --- Call fn(...) and return a printable table of its ops by time, then fn's results.
 ---@param fn any
 ---@param ... any
@@ -2428,6 +2432,12 @@ function rng:state() end
 ---@return any ...
 function rng:set_state(state) end
 
+--- Add text at the end of a file, all of it or, with nil and a message, none.
+---@param path any
+---@param text any
+---@return any ...
+function peri.files.append(path, text) end
+
 --- "file", "folder", "other" or false.
 ---@param path any
 ---@return any ...
@@ -2443,6 +2453,11 @@ function peri.files.lines(path, max_bytes) end
 ---@param path any
 ---@return any ...
 function peri.files.list(path) end
+
+--- Take a lock file that one process has at a time: a handle with :drop(), or nil and a message that names the process which has it.
+---@param path any
+---@return any ...
+function peri.files.lock(path) end
 
 --- Make a folder and its missing parents.
 ---@param path any
