@@ -115,6 +115,34 @@ static peri_status read_component (reader *r, const peri__node *node) {
   }
 }
 
+peri_status peri__decoder_cleanup (peri_ctx *ctx, peri__decoder **d) {
+  static const char *const rule[][2] = { { " .", "." },    { " ?", "?" },   { " !", "!" },
+                                         { " ,", "," },    { " ' ", "'" },  { " n't", "n't" },
+                                         { " 'm", "'m" },  { " 's", "'s" }, { " 've", "'ve" },
+                                         { " 're", "'re" } };
+  enum { N = sizeof rule / sizeof *rule };
+  if (*d == NULL) { /* tokens are joined by spaces */
+    if ((*d = peri__malloc(ctx, sizeof **d)) == NULL)
+      return peri__fail(ctx, PERI_ENOMEM, "no memory for a decoder");
+    memset(*d, 0, sizeof **d);
+    (*d)->ctx = ctx;
+    (*d)->step[(*d)->n++] = (peri__decode_step){ .kind = PERI__DECODE_JOIN };
+  }
+  if ((*d)->n + N > PERI__DECODE_STEPS)
+    return peri__fail(ctx, PERI_EFORMAT,
+                      "clean_up_tokenization_spaces: a decoder of more than %d steps",
+                      PERI__DECODE_STEPS - N);
+  reader r = { NULL, *d };
+  for (size_t i = 0; i < N; i++) {
+    peri__decode_step *s = &(*d)->step[(*d)->n];
+    *s = (peri__decode_step){ .kind = PERI__DECODE_TEXT };
+    (*d)->n++;
+    TRY(copy(&r, rule[i][0], strlen(rule[i][0]), &s->a, &s->a_n));
+    TRY(copy(&r, rule[i][1], strlen(rule[i][1]), &s->b, &s->b_n));
+  }
+  return PERI_OK;
+}
+
 peri_status peri__decoder_read (peri_ctx *ctx, peri_json *j, peri__decoder **out) {
   peri__tree tree;
   peri__decoder *d = NULL;

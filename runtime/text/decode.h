@@ -17,6 +17,8 @@ peri_status peri__decoder_read (peri_ctx *ctx, peri_json *j, peri__decoder **out
 /* The same from a JSON text of its own, zero-terminated. */
 peri_status peri__decoder_parse (peri_ctx *ctx, const char *json, peri__decoder **out);
 void peri__decoder_free (peri__decoder *d); /* NULL is a no-op */
+/* Add clean_up_tokenization of transformers: English spacing of the whole text, " ." to "." ... */
+peri_status peri__decoder_cleanup (peri_ctx *ctx, peri__decoder **d);
 
 /* One text being decoded. Borrows the decoder. Belongs to the context's thread. */
 typedef struct peri__decoding peri__decoding;

@@ -17,12 +17,13 @@ typedef enum peri__decode_kind {
   PERI__DECODE_FUSE,
   PERI__DECODE_STRIP,
   PERI__DECODE_BYTE_FALLBACK,
-  PERI__DECODE_BPE
+  PERI__DECODE_BPE,
+  PERI__DECODE_TEXT /* REPLACE on the text as a whole, whatever tokens it came in */
 } peri__decode_kind;
 
 typedef struct peri__decode_step {
   peri__decode_kind kind;
-  /* WORDPIECE: prefix; CTC: pad token; REPLACE: pattern, unless re; METASPACE and STRIP: the
+  /* WORDPIECE: prefix; CTC: pad token; REPLACE, TEXT: pattern, unless re; METASPACE and STRIP: the
   ** character; BPE: suffix */
   char *a;
   size_t a_n;

@@ -317,6 +317,35 @@ static peri_status replace_string (peri__decoding *g, int i, const char *s, size
   return emit(g, i, k->made.data, k->made.size, what);
 }
 
+/* How much of the end of a text may be the beginning of a pattern. */
+static size_t begun (const char *s, size_t n, const char *a, size_t a_n) {
+  size_t k = a_n - 1 < n ? a_n - 1 : n;
+  while (k > 0 && memcmp(s + n - k, a, k) != 0) k--;
+  return k;
+}
+
+static peri_status replace_text (peri__decoding *g, int i, const char *s, size_t n) {
+  link *k = &g->link[i];
+  const peri__decode_step *step = k->step;
+  size_t done = 0;
+  TRY(put(g, &k->hold, s, n));
+  k->made.size = 0;
+  for (size_t at = 0; at + step->a_n <= k->hold.size;) { /* done: behind the last place found */
+    if (memcmp(k->hold.data + at, step->a, step->a_n) != 0) {
+      at++;
+      continue;
+    }
+    TRY(put(g, &k->made, k->hold.data + done, at - done));
+    TRY(put(g, &k->made, step->b, step->b_n));
+    done = at += step->a_n;
+  }
+  size_t left = begun(k->hold.data + done, k->hold.size - done, step->a, step->a_n);
+  TRY(put(g, &k->made, k->hold.data + done, k->hold.size - done - left));
+  if (left > 0) memmove(k->hold.data, k->hold.data + k->hold.size - left, left);
+  k->hold.size = left;
+  return k->made.size > 0 ? emit(g, i, k->made.data, k->made.size, 0) : PERI_OK;
+}
+
 static peri_status join (peri__decoding *g, int i, const char *s, size_t n) {
   link *k = &g->link[i];
   if (k->any) TRY(emit(g, i, " ", 1, WHOLE));
@@ -336,6 +365,7 @@ static bool one_char (const peri__decode_step *s) {
 static bool takes_parts (const peri__decode_step *s) {
   switch (s->kind) {
   case PERI__DECODE_FUSE:
+  case PERI__DECODE_TEXT:
   case PERI__DECODE_METASPACE: return true;
   case PERI__DECODE_STRIP: return s->stop == 0;
   case PERI__DECODE_REPLACE: return s->re == NULL && one_char(s);
@@ -346,6 +376,7 @@ static bool takes_parts (const peri__decode_step *s) {
 static peri_status part (peri__decoding *g, int i, const char *s, size_t n, int what) {
   switch (g->link[i].step->kind) {
   case PERI__DECODE_FUSE: return fuse(g, i, s, n);
+  case PERI__DECODE_TEXT: return replace_text(g, i, s, n);
   case PERI__DECODE_METASPACE: return metaspace(g, i, s, n, what);
   case PERI__DECODE_REPLACE: return replace_string(g, i, s, n, what);
   default: return strip_left(g, i, s, n, what);
@@ -389,6 +420,7 @@ static peri_status finish (peri__decoding *g, int i) {
   case PERI__DECODE_FUSE: return emit(g, i, "", 0, (k->any ? 0 : BEGIN) | END);
   case PERI__DECODE_BYTE_FALLBACK: return flush_run(g, i);
   case PERI__DECODE_BPE: return release_bpe(g, i, true);
+  case PERI__DECODE_TEXT: return emit(g, i, k->hold.data, k->hold.size, 0);
   default: return PERI_OK;
   }
 }

@@ -199,6 +199,11 @@ static peri_status plain (peri__encoder *e, const char *s, size_t n, bool start,
   return PERI_OK;
 }
 
+/* Whether special tokens in a text are tokens. */
+static bool parses (const peri_tokenizer *t, int flags) {
+  return (flags & PERI_ENCODE_PARSE) != 0 && !t->split_special;
+}
+
 /* Text between tokens that are looked for before normalising. */
 static peri_status normal (peri__encoder *e, const char *s, size_t n, int flags, bool start,
                            bool first) {
@@ -208,7 +213,7 @@ static peri_status normal (peri__encoder *e, const char *s, size_t n, int flags,
   if (n == 0) return PERI_OK;
   if (atomic_load_explicit(&t->ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
   if (t->normalizer != NULL) TRY(peri__normalize(t->normalizer, e->text, s, n, &s, &n));
-  while (peri__added_next(&t->added, 1, (flags & PERI_ENCODE_PARSE) != 0, s, n, &from, done, &m)) {
+  while (peri__added_next(&t->added, 1, parses(t, flags), s, n, &from, done, &m)) {
     if (m.begin > done) TRY(plain(e, s + done, m.begin - done, start && done == 0, first));
     if (!peri__ids_put(e, m.id)) return PERI_ENOMEM;
     done = m.end;
@@ -220,8 +225,7 @@ static peri_status normal (peri__encoder *e, const char *s, size_t n, int flags,
 static peri_status inner (peri__encoder *e, const char *s, size_t n, int flags) {
   size_t from = 0, done = 0;
   peri__match m;
-  while (
-      peri__added_next(&e->t->added, 0, (flags & PERI_ENCODE_PARSE) != 0, s, n, &from, done, &m)) {
+  while (peri__added_next(&e->t->added, 0, parses(e->t, flags), s, n, &from, done, &m)) {
     if (m.begin > done) TRY(normal(e, s + done, m.begin - done, flags, done == 0, true));
     if (!peri__ids_put(e, m.id)) return PERI_ENOMEM;
     done = m.end;

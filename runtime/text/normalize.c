@@ -2,6 +2,8 @@
 ** normalize.c - reading normalisers of tokenizer.json and running them. Sequences are laid flat; a
 ** step that changes nothing hands its input on.
 */
+#include <stdio.h>
+
 #include <utf8proc.h>
 
 #include "text/normalize_code.h"
@@ -68,6 +70,8 @@ static peri_status read_bert (reader *r, const peri__node *node) {
   TRY(peri__node_bool(r->tree, node, "clean_text", true, &clean));
   TRY(peri__node_bool(r->tree, node, "handle_chinese_chars", true, &chinese));
   TRY(peri__node_bool(r->tree, node, "lowercase", true, &lower));
+  r->z->bert = node == r->tree->root;
+  r->z->clean = clean;
   accents = lower; /* unless it says otherwise */
   TRY(peri__node_bool(r->tree, node, "strip_accents", false, &accents));
   if (clean) TRY(add(r, node, PERI__CLEAN, NULL));
@@ -165,6 +169,39 @@ peri_status peri__normalizer_parse (peri_ctx *ctx, const char *json, peri__norma
   peri_status s = peri__normalizer_read(ctx, &j, out);
   peri_json_close(&j);
   return s;
+}
+
+static const char *truth (bool b) { return b ? "true" : "false"; }
+
+peri_status peri__normalizer_bert_settings (peri__normalizer **z, int chinese, int accents,
+                                            int lower) {
+  char json[160];
+  peri__normalizer *made;
+  if (*z == NULL || !(*z)->bert) return PERI_OK;
+  snprintf(json, sizeof json,
+           "{\"type\":\"BertNormalizer\",\"clean_text\":%s,\"handle_chinese_chars\":%s,"
+           "\"strip_accents\":%s,\"lowercase\":%s}",
+           truth((*z)->clean), truth(chinese != 0), accents < 0 ? "null" : truth(accents == 1),
+           truth(lower != 0));
+  TRY(peri__normalizer_parse((*z)->ctx, json, &made));
+  peri__normalizer_free(*z);
+  *z = made;
+  return PERI_OK;
+}
+
+bool peri__normalizer_drop_prepend (peri__normalizer *z) {
+  int kept = 0;
+  if (z == NULL) return false;
+  for (int i = 0; i < z->n; i++) {
+    peri__normal_step *s = &z->step[i];
+    if (s->kind == PERI__PREPEND)
+      peri__free(z->ctx, s->a, s->a_n + 1);
+    else
+      z->step[kept++] = *s;
+  }
+  bool dropped = kept < z->n;
+  z->n = kept;
+  return dropped;
 }
 
 /* ---- character by character ---- */

@@ -16,6 +16,12 @@ peri_status peri__normalizer_read (peri_ctx *ctx, peri_json *j, peri__normalizer
 /* The same from a JSON text of its own, zero-terminated. */
 peri_status peri__normalizer_parse (peri_ctx *ctx, const char *json, peri__normalizer **out);
 void peri__normalizer_free (peri__normalizer *z); /* NULL is a no-op */
+/* What a class of transformers makes of its settings: -1 is not said. A BertNormalizer is made anew
+** (usual: no accents where it lowercases), any other normaliser stays. */
+peri_status peri__normalizer_bert_settings (peri__normalizer **z, int chinese, int accents,
+                                            int lower);
+/* Take out every Prepend; false: there was none. z may be NULL. */
+bool peri__normalizer_drop_prepend (peri__normalizer *z);
 
 /* text: valid UTF-8, at most PERI__TEXT_MAX bytes. The result is text itself where nothing changes,
 ** else memory of the state, valid until the state's next peri__normalize; peri__split does not

@@ -40,6 +40,7 @@ typedef struct peri__normal_step {
 
 struct peri__normalizer {
   peri_ctx *ctx;
+  bool bert, clean; /* nothing but a BertNormalizer; with clean_text */
   int n;
   peri__normal_step step[PERI__NORMAL_STEPS];
 };

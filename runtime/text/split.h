@@ -43,6 +43,10 @@ typedef struct peri__pre_facts {
 peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
                                   peri__pre_facts *facts);
 void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
+/* Give or take the add_prefix_space of ByteLevel, where there is one. s may be NULL. */
+peri_status peri__splitter_prefix_space (peri__splitter *s, bool add);
+/* Metaspace prepends nothing any more; false: there is none. s may be NULL. */
+bool peri__splitter_no_prepend (peri__splitter *s);
 
 /* The last step is ByteLevel: every byte of a piece stands for a character of the byte-level
 ** alphabet. Pieces hold the bytes themselves, so vocabulary and merges are to be read through

@@ -53,6 +53,7 @@ typedef struct peri__step {
 struct peri__splitter {
   peri_ctx *ctx;
   bool byte_level;
+  int prefix_at; /* where the step of a ByteLevel's add_prefix_space is or would be; -1: nowhere */
   int n;
   peri__step step[PERI__STEPS_MAX];
 };

@@ -12,6 +12,7 @@ peri_status peri__splitter_new (peri_ctx *ctx, peri__splitter **out) {
   if (s == NULL) return peri__fail(ctx, PERI_ENOMEM, "no memory for a pre-tokenizer");
   memset(s, 0, sizeof *s);
   s->ctx = ctx;
+  s->prefix_at = -1;
   *out = s;
   return PERI_OK;
 }
@@ -116,6 +117,7 @@ static peri_status read_byte_level (reader *r, const peri__node *node) {
   bool prefix = true, regex = true;
   TRY(peri__node_bool(r->tree, node, "add_prefix_space", true, &prefix));
   TRY(peri__node_bool(r->tree, node, "use_regex", false, &regex));
+  r->s->prefix_at = r->s->n;
   if (prefix && peri__add_step(r->s, PERI__PREFIX_SPACE) == NULL) return too_many(r->s);
   if (regex)
     TRY(peri__add_pattern(r->s, peri__gpt2_pattern, strlen(peri__gpt2_pattern), PERI__ISOLATED,
@@ -239,6 +241,29 @@ peri_status peri__splitter_read (peri_ctx *ctx, peri_json *j, peri__splitter **o
   }
   peri__tree_close(&tree);
   return status;
+}
+
+peri_status peri__splitter_prefix_space (peri__splitter *s, bool add) {
+  if (s == NULL || s->prefix_at < 0) return PERI_OK;
+  peri__step *at = &s->step[s->prefix_at];
+  bool there = s->prefix_at < s->n && at->kind == PERI__PREFIX_SPACE;
+  if (there == add) return PERI_OK;
+  if (add && s->n == PERI__STEPS_MAX) return too_many(s);
+  size_t behind = (size_t)(s->n - s->prefix_at - there) * sizeof *at;
+  memmove(at + add, at + there, behind);
+  s->n += add ? 1 : -1;
+  if (add) *at = (peri__step){ .kind = PERI__PREFIX_SPACE };
+  return PERI_OK;
+}
+
+bool peri__splitter_no_prepend (peri__splitter *s) {
+  bool found = false;
+  for (int i = 0; s != NULL && i < s->n; i++) {
+    if (s->step[i].kind != PERI__METASPACE) continue;
+    s->step[i].prepend = PERI__NEVER;
+    found = true;
+  }
+  return found;
 }
 
 peri_status peri__splitter_parse (peri_ctx *ctx, const char *json, peri__splitter **out) {

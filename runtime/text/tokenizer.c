@@ -17,6 +17,7 @@ peri_status peri__tokenizer_new (peri_ctx *ctx, peri_tokenizer **out) {
   for (int i = 0; i < PERI_TOKEN_NROLE; i++) t->role[i] = -1;
   t->add_bos = t->add_eos = -1;
   t->model.unk = -1;
+  peri__beside_open(&t->beside);
   peri__vocab_open(&t->model.vocab, ctx);
   peri__merges_open(&t->model.merges, ctx);
   peri__added_open(&t->added, ctx);
@@ -48,6 +49,7 @@ void peri_tokenizer_close (peri_tokenizer *t) {
   peri__decoder_free(t->decoder);
   model_close(ctx, &t->model);
   peri__added_close(&t->added);
+  peri__beside_close(ctx, &t->beside);
   peri__free(ctx, t->chars, t->chars_size);
   peri__free(ctx, t->ends, t->cap_ends * sizeof *t->ends);
   if (t->template != NULL) peri__free(ctx, t->template, t->template_size + 1);

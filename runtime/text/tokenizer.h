@@ -6,6 +6,7 @@
 #ifndef peri_text_tokenizer_h
 #define peri_text_tokenizer_h
 
+#include "text/beside.h"
 #include "text/decode.h"
 #include "text/normalize.h"
 #include "text/postprocess.h"
@@ -233,6 +234,8 @@ struct peri_tokenizer {
   int32_t *ends; /* tokens that end a turn */
   size_t n_ends, cap_ends;
   int add_bos, add_eos; /* 1, 0: over the post-processor; -1: as that says */
+  bool split_special;   /* special tokens written in a text are text, whatever the caller says */
+  peri__beside beside;
   peri_side padding, truncation;
   int64_t max_length; /* 0: not said */
   char *template;
@@ -255,7 +258,12 @@ void peri__tokenizer_side (const peri_json_value *v, peri_side *side);
 void peri__tokenizer_length (const peri_json_value *v, int64_t *length);
 /* ---- readers: fill a new tokenizer; peri__tokenizer_ready comes after ---- */
 peri_status peri__tokenizer_json (peri_tokenizer *t, const void *text, size_t size);
+/* Into t->beside, before the vocabulary is read, in this order. */
 peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t size);
+peri_status peri__tokenizer_special_map (peri_tokenizer *t, const void *text, size_t size);
+peri_status peri__tokenizer_added_json (peri_tokenizer *t, const void *text, size_t size);
+/* What t->beside says of the vocabulary that was read. */
+peri_status peri__tokenizer_settle (peri_tokenizer *t);
 peri_status peri__tokenizer_generation (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_template (peri_tokenizer *t, const char *s, size_t n);
 peri_status peri__tokenizer_gguf (peri_tokenizer *t, peri_gguf *f);
@@ -264,6 +272,8 @@ peri_status peri__tokenizer_json_vocab (peri_tokenizer *t, const void *text, siz
 peri_status peri__tokenizer_vocab_json (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_merges (peri_tokenizer *t, const void *text, size_t size);
 peri_status peri__tokenizer_vocab_txt (peri_tokenizer *t, const void *text, size_t size);
+/* [CLS] and [SEP] of a vocab.txt, <s> and </s> of RoBERTa's pair of files, after settling. */
+peri_status peri__tokenizer_old_around (peri_tokenizer *t);
 peri_status peri__tokenizer_llama2c (peri_tokenizer *t, const void *data, size_t size);
 peri_status peri__tokenizer_sentencepiece (peri_tokenizer *t, const void *data, size_t size);
 /* Decode U+2581 as a space; strip: the first space of a text goes. */

@@ -1,34 +1,138 @@
 /*
-** tokenizer_config.c - what lies beside tokenizer.json: tokenizer_config.json, special_tokens_map.json,
-** generation_config.json, chat_template.jinja. They say which tokens have a role, what goes
-** around a text, and how a chat is written.
+** tokenizer_config.c - reading what lies beside a vocabulary: tokenizer_config.json,
+** special_tokens_map.json and added_tokens.json into t->beside (tokenizer_beside.c applies it),
+** generation_config.json and chat_template.jinja.
 */
 #include <string.h>
 
 #include "text/tokenizer.h"
+#include "text/tree.h"
 
-/* The id of a token written as "text" or {"content": "text", ...}; one that the vocabulary lacks, or
-** null, leaves *id. */
-static peri_status read_token (peri_tokenizer *t, peri_json *j, int32_t *id) {
+/* ---- tokens ---- */
+
+static void drop (peri_ctx *ctx, peri__said_token *x) {
+  if (x->text != NULL) peri__free(ctx, x->text, x->n + 1);
+  *x = (peri__said_token){ 0 };
+}
+
+/* A flag of an added token; absent is *set as it is. */
+static peri_status token_flag (peri__tree *tree, const peri__node *node, const char *key, int flag,
+                               int *set) {
+  bool on = (*set & flag) != 0;
+  TRY(peri__node_bool(tree, node, key, false, &on));
+  *set = on ? *set | flag : *set & ~flag;
+  return PERI_OK;
+}
+
+/* "text" or {"content": "text", "lstrip": ...}. special: what is usual where the file does not say. */
+static peri_status token_of (peri__tree *tree, const peri__node *node, bool special,
+                             peri__said_token *out) {
+  const peri__node *content = node;
+  int flags = special ? PERI__ADDED_SPECIAL : 0;
+  if (node->type == PERI_JSON_OBJECT) {
+    TRY(peri__node_string(tree, node, "content", true, &content));
+    TRY(token_flag(tree, node, "special", PERI__ADDED_SPECIAL, &flags));
+    if (!(flags & PERI__ADDED_SPECIAL)) flags |= PERI__ADDED_NORMALIZED; /* unless it says so */
+    TRY(token_flag(tree, node, "normalized", PERI__ADDED_NORMALIZED, &flags));
+    TRY(token_flag(tree, node, "single_word", PERI__ADDED_SINGLE_WORD, &flags));
+    TRY(token_flag(tree, node, "lstrip", PERI__ADDED_LSTRIP, &flags));
+    TRY(token_flag(tree, node, "rstrip", PERI__ADDED_RSTRIP, &flags));
+  } else if (node->type != PERI_JSON_STRING) {
+    return peri__node_fail(tree, node, "a token must be a string or an object with its content");
+  }
+  if (content->n > PERI__ADDED_BYTES)
+    return peri__node_fail(tree, content, "a token of %zu bytes, the limit is %d", content->n,
+                           PERI__ADDED_BYTES);
+  char *text = peri__copy_text(tree->ctx, content->s, content->n);
+  if (text == NULL) return PERI_ENOMEM;
+  drop(tree->ctx, out);
+  *out = (peri__said_token){ .text = text, .n = content->n, .flags = flags };
+  return PERI_OK;
+}
+
+static peri_status list_put (peri__tree *tree, peri__said_list *l, const peri__node *node,
+                             bool special, int64_t index) {
+  TRY(peri__grow(tree->ctx, &l->at, &l->cap, l->n + 1, sizeof *l->at, "added tokens"));
+  l->at[l->n] = (peri__said_token){ 0 };
+  TRY(token_of(tree, node, special, &l->at[l->n]));
+  l->at[l->n++].index = index;
+  return PERI_OK;
+}
+
+static void list_clear (peri_ctx *ctx, peri__said_list *l) {
+  while (l->n > 0) drop(ctx, &l->at[--l->n]);
+}
+
+static bool is_null (const peri__node *node) { return node->type == PERI_JSON_NULL; }
+
+/* Read the next value as a tree and hand it to read. */
+static peri_status with_tree (peri_tokenizer *t, peri_json *j, void *ud,
+                              peri_status (*read)(peri_tokenizer *t, peri__tree *tree, void *ud)) {
+  peri__tree tree;
+  peri_status s = peri__tree_read(t->ctx, j, &tree);
+  if (s == PERI_OK) s = read(t, &tree, ud);
+  peri__tree_close(&tree);
+  return s;
+}
+
+static peri_status read_role (peri_tokenizer *t, peri__tree *tree, void *ud) {
+  peri__said_token *role = ud;
+  if (!is_null(tree->root)) return token_of(tree, tree->root, true, role);
+  drop(t->ctx, role);
+  role->none = true;
+  return PERI_OK;
+}
+
+/* A list of tokens, or an object of tokens by name. */
+static peri_status read_list (peri_tokenizer *t, peri__tree *tree, void *ud) {
+  peri__said_list *l = ud;
+  const peri__node *e = tree->root->child;
+  if (tree->root->type == PERI_JSON_OBJECT)
+    l = &t->beside.by_key;
+  else if (tree->root->type != PERI_JSON_ARRAY && !is_null(tree->root))
+    return peri__node_fail(tree, tree->root, "special tokens must be a list or an object");
+  else
+    list_clear(t->ctx, l); /* the later file counts */
+  for (; e != NULL; e = e->next)
+    if (!is_null(e)) TRY(list_put(tree, l, e, true, 0));
+  return PERI_OK;
+}
+
+/* "image_token": "<image>" is a special token, anything else under such a name a setting. */
+static peri_status read_named (peri_tokenizer *t, peri__tree *tree, void *ud) {
+  const peri__node *e = tree->root;
+  (void)ud;
+  if (e->type != PERI_JSON_STRING && peri__node_get(e, "content") == NULL) return PERI_OK;
+  return list_put(tree, &t->beside.named, e, true, 0);
+}
+
+static peri_status read_entry (peri_tokenizer *t, peri__tree *tree, void *ud) {
+  return list_put(tree, &t->beside.added, tree->root, false, *(const int64_t *)ud);
+}
+
+/* added_tokens_decoder: {"256": {"content": ...}, ...} */
+static peri_status read_decoder (peri_tokenizer *t, peri_json *j) {
   peri_json_value v;
   TRY(peri_json_next(j, &v));
-  if (v.type == PERI_JSON_STRING) {
-    int64_t found = peri_tokenizer_id(t, v.s, v.n);
-    if (found >= 0) *id = (int32_t)found;
-    return PERI_OK;
-  }
-  if (v.type != PERI_JSON_OBJECT) return peri__json_skip(j, &v);
+  if (v.type == PERI_JSON_NULL) return PERI_OK;
+  if (v.type != PERI_JSON_OBJECT)
+    return peri_json_fail(j, v.offset, "added_tokens_decoder must be an object");
+  t->beside.decoder = true;
   for (;;) {
+    int64_t index = 0;
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) return PERI_OK;
-    if (peri__json_is(&v, "content")) {
-      TRY(read_token(t, j, id));
-    } else {
-      TRY(peri_json_next(j, &v));
-      TRY(peri__json_skip(j, &v));
+    bool digits = v.n > 0 && v.n < 10;
+    for (size_t i = 0; digits && i < v.n; i++) {
+      digits = v.s[i] >= '0' && v.s[i] <= '9';
+      index = index * 10 + (v.s[i] - '0');
     }
+    if (!digits) return peri_json_fail(j, v.offset, "added_tokens_decoder: a key must be an id");
+    TRY(with_tree(t, j, &index, read_entry));
   }
 }
+
+/* ---- chat templates ---- */
 
 peri_status peri__tokenizer_template (peri_tokenizer *t, const char *s, size_t n) {
   char *copy = peri__copy_text(t->ctx, s, n);
@@ -40,7 +144,7 @@ peri_status peri__tokenizer_template (peri_tokenizer *t, const char *s, size_t n
 }
 
 /* One of a list of templates: {"name": ..., "template": ...}; the one named default counts. */
-static peri_status read_named (peri_tokenizer *t, peri_json *j) {
+static peri_status read_one_template (peri_tokenizer *t, peri_json *j) {
   peri_json_value v;
   char *text = NULL;
   size_t n = 0;
@@ -75,22 +179,13 @@ static peri_status read_template (peri_tokenizer *t, peri_json *j) {
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) return PERI_OK;
     if (v.type == PERI_JSON_OBJECT)
-      TRY(read_named(t, j));
+      TRY(read_one_template(t, j));
     else
       TRY(peri__json_skip(j, &v));
   }
 }
 
-/* Classes whose fast tokenizers in transformers put bos and eos by add_bos_token and add_eos_token,
-** whatever the post-processor says. */
-static bool rules_itself (const peri_json_value *v) {
-  static const char *const families[] = { "Llama", "CodeLlama", "Gemma", "Cohere" };
-  for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-    size_t n = strlen(families[i]);
-    if (v->n >= n && memcmp(v->s, families[i], n) == 0) return true;
-  }
-  return false;
-}
+/* ---- settings ---- */
 
 void peri__tokenizer_side (const peri_json_value *v, peri_side *side) {
   if (v->type != PERI_JSON_STRING || v->n == 0) return;
@@ -111,7 +206,34 @@ static peri_status read_flag (peri_json *j, int *out) {
   return peri__json_skip(j, &v);
 }
 
-static peri_status read_config (peri_tokenizer *t, peri_json *j) {
+static peri_status read_never_split (peri_tokenizer *t, peri__tree *tree, void *ud) {
+  (void)t;
+  (void)ud;
+  if (tree->root->type != PERI_JSON_ARRAY || tree->root->child == NULL) return PERI_OK;
+  return peri__node_fail(tree, tree->root, "never_split is not supported");
+}
+
+/* One value that is neither a flag nor a token. */
+static peri_status read_other (peri_tokenizer *t, peri_json *j, const peri_json_value *key) {
+  peri__beside *b = &t->beside;
+  bool family = peri__json_is(key, "tokenizer_class"), padding = peri__json_is(key, "padding_side");
+  bool cut = peri__json_is(key, "truncation_side"), ids = peri__json_is(key, "extra_ids");
+  bool length = peri__json_is(key, "model_max_length") || peri__json_is(key, "max_len");
+  peri_json_value v;
+  TRY(peri_json_next(j, &v));
+  if (family && v.type == PERI_JSON_STRING) {
+    size_t n = v.n < sizeof b->family - 1 ? v.n : sizeof b->family - 1;
+    memcpy(b->family, v.s, n);
+    b->family[n] = '\0';
+  }
+  if (padding) peri__tokenizer_side(&v, &t->padding);
+  if (cut) peri__tokenizer_side(&v, &t->truncation);
+  if (length) peri__tokenizer_length(&v, &t->max_length);
+  if (ids && v.type == PERI_JSON_INT && v.i >= 0 && v.i < PERI__TOKENS_MAX) b->extra_ids = v.i;
+  return peri__json_skip(j, &v);
+}
+
+static peri_status read_setting (peri_tokenizer *t, peri_json *j, const peri_json_value *key) {
   static const struct {
     const char *key;
     peri_token_role role;
@@ -119,54 +241,104 @@ static peri_status read_config (peri_tokenizer *t, peri_json *j) {
                 { "pad_token", PERI_TOKEN_PAD },  { "unk_token", PERI_TOKEN_UNK },
                 { "cls_token", PERI_TOKEN_CLS },  { "sep_token", PERI_TOKEN_SEP },
                 { "mask_token", PERI_TOKEN_MASK } };
+  peri__beside *b = &t->beside;
+  int split = -1;
+  const struct {
+    const char *key;
+    int *out;
+  } flags[] = { { "add_bos_token", &b->add_bos },
+                { "add_eos_token", &b->add_eos },
+                { "add_prefix_space", &b->prefix_space },
+                { "do_lower_case", &b->lower },
+                { "strip_accents", &b->accents },
+                { "tokenize_chinese_chars", &b->chinese },
+                { "do_basic_tokenize", &b->basic },
+                { "split_special_tokens", &split },
+                { "clean_up_tokenization_spaces", &b->cleanup },
+                { "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+                  &b->cleanup_bpe } };
+  for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+    if (peri__json_is(key, roles[i].key))
+      return with_tree(t, j, &b->role[roles[i].role], read_role);
+  for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+    if (peri__json_is(key, flags[i].key)) {
+      TRY(read_flag(j, flags[i].out));
+      if (split >= 0) t->split_special = split == 1;
+      return PERI_OK;
+    }
+  if (peri__json_is(key, "chat_template")) return read_template(t, j);
+  if (peri__json_is(key, "added_tokens_decoder")) return read_decoder(t, j);
+  if (peri__json_is(key, "extra_special_tokens")) return with_tree(t, j, &b->extra, read_list);
+  if (peri__json_is(key, "additional_special_tokens"))
+    return with_tree(t, j, &b->additional, read_list);
+  if (peri__json_is(key, "never_split")) return with_tree(t, j, NULL, read_never_split);
+  if (key->n > 6 && memcmp(key->s + key->n - 6, "_token", 6) == 0)
+    return with_tree(t, j, NULL, read_named);
+  return read_other(t, j, key);
+}
+
+static peri_status read_settings (peri_tokenizer *t, peri_json *j) {
   peri_json_value v;
-  int add_bos = -1, add_eos = -1;
-  bool rules = false;
   TRY(peri_json_expect(j, PERI_JSON_OBJECT, "the settings of a tokenizer", &v));
   for (;;) {
-    size_t i = 0;
     TRY(peri_json_next(j, &v));
     if (v.type == PERI_JSON_CLOSE) break;
-    while (i < sizeof roles / sizeof *roles && !peri__json_is(&v, roles[i].key)) i++;
-    if (i < sizeof roles / sizeof *roles) {
-      TRY(read_token(t, j, &t->role[roles[i].role]));
-    } else if (peri__json_is(&v, "chat_template")) {
-      TRY(read_template(t, j));
-    } else if (peri__json_is(&v, "add_bos_token")) {
-      TRY(read_flag(j, &add_bos));
-    } else if (peri__json_is(&v, "add_eos_token")) {
-      TRY(read_flag(j, &add_eos));
-    } else if (peri__json_is(&v, "padding_side") || peri__json_is(&v, "truncation_side")) {
-      peri_side *side = peri__json_is(&v, "padding_side") ? &t->padding : &t->truncation;
-      TRY(peri_json_next(j, &v));
-      peri__tokenizer_side(&v, side);
-      TRY(peri__json_skip(j, &v));
-    } else if (peri__json_is(&v, "model_max_length")) {
-      TRY(peri_json_next(j, &v));
-      peri__tokenizer_length(&v, &t->max_length);
-      TRY(peri__json_skip(j, &v));
-    } else if (peri__json_is(&v, "tokenizer_class")) {
-      TRY(peri_json_next(j, &v));
-      rules = v.type == PERI_JSON_STRING && rules_itself(&v);
-      TRY(peri__json_skip(j, &v));
-    } else {
-      TRY(peri_json_next(j, &v));
-      TRY(peri__json_skip(j, &v));
-    }
+    TRY(read_setting(t, j, &v));
   }
-  TRY(peri_json_expect(j, PERI_JSON_END, "what follows the settings", &v));
-  if (add_bos == 1 || (add_bos == 0 && rules)) t->add_bos = add_bos;
-  if (add_eos == 1 || (add_eos == 0 && rules)) t->add_eos = add_eos;
-  return PERI_OK;
+  return peri_json_expect(j, PERI_JSON_END, "what follows the settings", &v);
 }
 
 peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t size) {
   peri_json j;
   peri_json_open(&j, t->ctx, text, size, NULL);
-  peri_status s = read_config(t, &j);
+  peri_status s = read_settings(t, &j);
+  peri_json_close(&j);
+  t->beside.any = true;
+  return s;
+}
+
+/* Where a config lists its added tokens itself, the older files are leavings of an older program. */
+peri_status peri__tokenizer_special_map (peri_tokenizer *t, const void *text, size_t size) {
+  bool any = t->beside.any;
+  if (t->beside.decoder) return PERI_OK;
+  TRY(peri__tokenizer_config(t, text, size));
+  t->beside.any = any;
+  return PERI_OK;
+}
+
+/* {"<|im_end|>": 256, ...} */
+static peri_status read_added_json (peri_tokenizer *t, peri_json *j) {
+  peri__said_list *l = &t->beside.added;
+  peri_json_value v;
+  TRY(peri_json_expect(j, PERI_JSON_OBJECT, "added tokens", &v));
+  for (;;) {
+    TRY(peri_json_next(j, &v));
+    if (v.type == PERI_JSON_CLOSE) break;
+    if (v.n > PERI__ADDED_BYTES)
+      return peri_json_fail(j, v.offset, "a token of %zu bytes, the limit is %d", v.n,
+                            PERI__ADDED_BYTES);
+    TRY(peri__grow(t->ctx, &l->at, &l->cap, l->n + 1, sizeof *l->at, "added tokens"));
+    peri__said_token *x = &l->at[l->n];
+    *x = (peri__said_token){ .text = peri__copy_text(t->ctx, v.s, v.n), .n = v.n };
+    if (x->text == NULL) return PERI_ENOMEM;
+    l->n++;
+    TRY(peri_json_expect(j, PERI_JSON_INT, "the id of an added token", &v));
+    x->index = v.i;
+  }
+  t->beside.by_name = true;
+  return peri_json_expect(j, PERI_JSON_END, "what follows added tokens", &v);
+}
+
+peri_status peri__tokenizer_added_json (peri_tokenizer *t, const void *text, size_t size) {
+  peri_json j;
+  if (t->beside.decoder) return PERI_OK;
+  peri_json_open(&j, t->ctx, text, size, NULL);
+  peri_status s = read_added_json(t, &j);
   peri_json_close(&j);
   return s;
 }
+
+/* ---- generation ---- */
 
 /* eos_token_id of generation_config.json: an id or a list of ids that end a turn. */
 static peri_status read_ends (peri_tokenizer *t, peri_json *j) {

@@ -64,6 +64,9 @@ static peri_status with_pair (peri_tokenizer *t, const char *folder, const char 
 
 static peri_status load_folder (peri_tokenizer *t, const char *path) {
   bool found;
+  TRY(with_part(t, path, "tokenizer_config.json", peri__tokenizer_config, NULL));
+  TRY(with_part(t, path, "special_tokens_map.json", peri__tokenizer_special_map, NULL));
+  TRY(with_part(t, path, "added_tokens.json", peri__tokenizer_added_json, NULL));
   TRY(with_part(t, path, "tokenizer.json", peri__tokenizer_json, &found));
   if (!found) TRY(with_part(t, path, "tokenizer.model", peri__tokenizer_sentencepiece, &found));
   if (!found) TRY(with_part(t, path, "spiece.model", peri__tokenizer_sentencepiece, &found));
@@ -77,8 +80,8 @@ static peri_status load_folder (peri_tokenizer *t, const char *path) {
         "%s: no vocabulary (tokenizer.json, tokenizer.model, spiece.model, vocab.json "
         "+ merges.txt, encoder.json + vocab.bpe, vocab.txt, tokenizer.bin)",
         path);
-  TRY(with_part(t, path, "special_tokens_map.json", peri__tokenizer_config, NULL));
-  TRY(with_part(t, path, "tokenizer_config.json", peri__tokenizer_config, NULL));
+  TRY(peri__tokenizer_settle(t));
+  TRY(peri__tokenizer_old_around(t));
   TRY(with_part(t, path, "generation_config.json", peri__tokenizer_generation, NULL));
   return with_part(t, path, "chat_template.jinja", read_jinja, NULL);
 }
@@ -129,8 +132,10 @@ static peri_status load_file (peri_tokenizer *t, const char *path) {
     return found ? PERI_OK : with_file(t, path, peri__tokenizer_json);
   }
   size_t n = strlen(path);
-  if (n > 4 && strcmp(path + n - 4, ".txt") == 0)
-    return with_file(t, path, peri__tokenizer_vocab_txt);
+  if (n > 4 && strcmp(path + n - 4, ".txt") == 0) {
+    TRY(with_file(t, path, peri__tokenizer_vocab_txt));
+    return peri__tokenizer_old_around(t);
+  }
   return with_file(t, path, peri__tokenizer_llama2c);
 }
 

@@ -360,8 +360,9 @@ static peri_status read_batching (reader *r, peri_side *side, int64_t *length) {
     if (v.type == PERI_JSON_CLOSE) return PERI_OK;
     bool direction = peri__json_is(&v, "direction"), most = peri__json_is(&v, "max_length");
     TRY(peri_json_next(&r->j, &v));
-    if (direction) peri__tokenizer_side(&v, side);
-    if (most && length != NULL) peri__tokenizer_length(&v, length);
+    /* A tokenizer_config.json, read before, counts more. */
+    if (direction && *side == PERI_SIDE_UNSAID) peri__tokenizer_side(&v, side);
+    if (most && length != NULL && *length == 0) peri__tokenizer_length(&v, length);
     TRY(peri__json_skip(&r->j, &v));
   }
 }

@@ -3,6 +3,7 @@
 ** words, llama2.c's tokenizer.bin.
 */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "text/tokenizer.h"
@@ -14,15 +15,43 @@ static peri_status too_many (peri_ctx *ctx, int64_t n) {
 
 /* ---- vocab.json + merges.txt, encoder.json + vocab.bpe ---- */
 
+/* What classes of transformers put around such a vocabulary. */
+static const char *const gpt2_family[] = { "GPT2Tokenizer",     "CodeGenTokenizer",
+                                           "GPTNeoXTokenizer",  "PreTrainedTokenizer",
+                                           "TokenizersBackend", NULL };
+static const char *const roberta_family[] = { "RobertaTokenizer",    "BartTokenizer",
+                                              "LongformerTokenizer", "LEDTokenizer",
+                                              "MvpTokenizer",        NULL };
+static const char *const qwen2_family[] = { "Qwen2Tokenizer", NULL };
+
+static peri_status refuse_family (peri_tokenizer *t, const char *file) {
+  return peri__fail(t->ctx, PERI_EFORMAT,
+                    "tokenizer_class \"%s\" makes of %s what is not known here; save its "
+                    "tokenizer.json beside it",
+                    t->beside.family, file);
+}
+
 peri_status peri__tokenizer_vocab_json (peri_tokenizer *t, const void *text, size_t size) {
   static const char byte_level[] = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
                                    "\"trim_offsets\":true,\"use_regex\":true}";
   static const char end[] = "<|endoftext|>";
-  TRY(peri__splitter_parse(t->ctx, byte_level, &t->splitter));
+  const peri__beside *b = &t->beside;
+  bool qwen2 = peri__beside_family(b, qwen2_family);
+  bool roberta = peri__beside_family(b, roberta_family);
+  if (b->family[0] != '\0' && !qwen2 && !roberta && !peri__beside_family(b, gpt2_family))
+    return refuse_family(t, "vocab.json and merges.txt");
+  if (qwen2) {
+    peri__pre_facts facts;
+    TRY(peri__splitter_named(t->ctx, "qwen2", &t->splitter, &facts));
+    TRY(peri__normalizer_parse(t->ctx, "{\"type\":\"NFC\"}", &t->normalizer));
+  } else {
+    TRY(peri__splitter_parse(t->ctx, byte_level, &t->splitter));
+  }
   TRY(peri__decoder_parse(t->ctx, byte_level, &t->decoder));
   TRY(peri__tokenizer_json_vocab(t, text, size));
+  t->beside.roberta = roberta;
   int32_t id = peri__vocab_find(&t->model.vocab, end, sizeof end - 1);
-  if (id < 0) return PERI_OK;
+  if (id < 0 || qwen2 || roberta) return PERI_OK; /* their own names: tokenizer_beside.c */
   t->role[PERI_TOKEN_BOS] = t->role[PERI_TOKEN_EOS] = t->role[PERI_TOKEN_UNK] = id;
   return peri__added_put(&t->added, id, end, sizeof end - 1, PERI__ADDED_SPECIAL);
 }
@@ -77,15 +106,39 @@ peri_status peri__tokenizer_merges (peri_tokenizer *t, const void *text, size_t 
 
 /* ---- vocab.txt ---- */
 
+/* The token of a role by the name that the config says or that is usual. */
+static peri_status bert_token (peri_tokenizer *t, peri_token_role role, const char *usual) {
+  const peri__said_token *said = &t->beside.role[role];
+  const char *name = said->text != NULL ? said->text : usual;
+  size_t n = said->text != NULL ? said->n : strlen(usual);
+  int32_t id = said->none ? -1 : peri__vocab_find(&t->model.vocab, name, n);
+  if (id < 0) return PERI_OK;
+  t->role[role] = id;
+  return peri__added_put(&t->added, id, name, n,
+                         said->text != NULL ? said->flags : PERI__ADDED_SPECIAL);
+}
+
+static peri_status bert_steps (peri_tokenizer *t) {
+  static const char *const plain[] = { "PreTrainedTokenizer", "TokenizersBackend", NULL };
+  const peri__beside *b = &t->beside;
+  if (b->family[0] != '\0' && !peri__beside_family(b, peri__bert_family) &&
+      !peri__beside_family(b, plain))
+    return refuse_family(t, "vocab.txt");
+  if (b->basic == 0) /* words are what spaces part, and stay as they are */
+    return peri__splitter_parse(t->ctx, "{\"type\":\"WhitespaceSplit\"}", &t->splitter);
+  /* Without a config: vocabularies that tell cases apart have words that begin with capitals. */
+  bool cased = !b->any && peri__vocab_find(&t->model.vocab, "The", 3) >= 0;
+  TRY(peri__normalizer_parse(t->ctx,
+                             "{\"type\":\"BertNormalizer\",\"clean_text\":true,"
+                             "\"handle_chinese_chars\":true,\"strip_accents\":null,"
+                             "\"lowercase\":true}",
+                             &t->normalizer));
+  TRY(peri__normalizer_bert_settings(&t->normalizer, b->chinese, b->accents,
+                                     b->lower < 0 ? !cased : b->lower));
+  return peri__splitter_parse(t->ctx, "{\"type\":\"BertPreTokenizer\"}", &t->splitter);
+}
+
 peri_status peri__tokenizer_vocab_txt (peri_tokenizer *t, const void *text, size_t size) {
-  static const struct {
-    const char *name;
-    int role;
-  } special[] = { { "[CLS]", PERI_TOKEN_CLS },
-                  { "[SEP]", PERI_TOKEN_SEP },
-                  { "[MASK]", PERI_TOKEN_MASK },
-                  { "[PAD]", PERI_TOKEN_PAD },
-                  { "[UNK]", PERI_TOKEN_UNK } };
   const char *s = text, *end = s + size;
   peri__vocab *vocab = &t->model.vocab;
   peri_text l;
@@ -99,32 +152,34 @@ peri_status peri__tokenizer_vocab_txt (peri_tokenizer *t, const void *text, size
   t->model.word_chars = 100;
   if ((t->model.prefix = peri__copy_text(t->ctx, "##", 2)) == NULL) return PERI_ENOMEM;
   t->model.prefix_size = 2;
-  for (size_t i = 0; i < sizeof special / sizeof *special; i++) {
-    size_t n = strlen(special[i].name);
-    int32_t id = peri__vocab_find(vocab, special[i].name, n);
-    if (id < 0) continue;
-    t->role[special[i].role] = id;
-    TRY(peri__added_put(&t->added, id, special[i].name, n, PERI__ADDED_SPECIAL));
-  }
+  TRY(bert_token(t, PERI_TOKEN_CLS, "[CLS]"));
+  TRY(bert_token(t, PERI_TOKEN_SEP, "[SEP]"));
+  TRY(bert_token(t, PERI_TOKEN_MASK, "[MASK]"));
+  TRY(bert_token(t, PERI_TOKEN_PAD, "[PAD]"));
+  TRY(bert_token(t, PERI_TOKEN_UNK, "[UNK]"));
   t->model.unk = t->role[PERI_TOKEN_UNK];
   if (t->model.unk < 0)
-    return peri__fail(t->ctx, PERI_EFORMAT, "a list of words without [UNK]: not BERT's vocab.txt");
-  t->role[PERI_TOKEN_BOS] = t->role[PERI_TOKEN_CLS];
-  t->role[PERI_TOKEN_EOS] = t->role[PERI_TOKEN_SEP];
-  t->add_bos = t->add_eos = 1;
-  /* Vocabularies that tell cases apart have words that begin with capitals. */
-  bool cased = peri__vocab_find(vocab, "The", 3) >= 0;
-  TRY(peri__normalizer_parse(t->ctx,
-                             cased ? "{\"type\":\"BertNormalizer\",\"clean_text\":true,"
-                                     "\"handle_chinese_chars\":true,\"strip_accents\":null,"
-                                     "\"lowercase\":false}"
-                                   : "{\"type\":\"BertNormalizer\",\"clean_text\":true,"
-                                     "\"handle_chinese_chars\":true,\"strip_accents\":null,"
-                                     "\"lowercase\":true}",
-                             &t->normalizer));
-  TRY(peri__splitter_parse(t->ctx, "{\"type\":\"BertPreTokenizer\"}", &t->splitter));
+    return peri__fail(t->ctx, PERI_EFORMAT, "a list of words without %s: not BERT's vocab.txt",
+                      t->beside.role[PERI_TOKEN_UNK].text != NULL
+                          ? t->beside.role[PERI_TOKEN_UNK].text
+                          : "[UNK]");
+  TRY(bert_steps(t));
+  t->beside.bert = true;
   return peri__decoder_parse(t->ctx, "{\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true}",
                              &t->decoder);
+}
+
+/* ---- what goes around a text, once the ids are known ---- */
+
+peri_status peri__tokenizer_old_around (peri_tokenizer *t) {
+  int32_t cls = t->role[PERI_TOKEN_CLS], sep = t->role[PERI_TOKEN_SEP];
+  char json[128];
+  if (!(t->beside.bert || t->beside.roberta) || cls < 0 || sep < 0) return PERI_OK;
+  snprintf(json, sizeof json,
+           "{\"type\":\"%sProcessing\",\"sep\":[\"\",%d],\"cls\":[\"\",%d],"
+           "\"trim_offsets\":true,\"add_prefix_space\":false}",
+           t->beside.bert ? "Bert" : "Roberta", (int)sep, (int)cls);
+  return peri__postprocessor_parse(t->ctx, json, &t->post);
 }
 
 /* ---- llama2.c ---- */
