@@ -155,7 +155,7 @@ static peri_status gae_cpu (peri_call *c) {
   int64_t n = last_size(c->in[0]);
   TRY(finite(c, c->in[G_MASK]));
   for (int64_t i = 0; c->in[G_TRUNCATED] && !c->in[G_NEXT] && i < c->in[0]->numel; i++)
-    if (flag_at(c->in[G_TRUNCATED], i))
+    if (flag_at(c->in[G_TRUNCATED], i) && (!c->in[G_MASK] || flag_at(c->in[G_MASK], i)))
       return peri__fail(c->ctx, PERI_EINVAL,
                         "truncated is set at flat position %" PRId64
                         " (from 0): next_values must give the value of "
