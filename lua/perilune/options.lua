@@ -165,6 +165,7 @@ end
 
 local function shown(v)
   if type(v) == "string" then return ("%q"):format(v) end
+  if v ~= v then return "nan" end -- printed with or without a sign otherwise
   if type(v) == "number" or type(v) == "boolean" then return tostring(v) end
   local meta = getmetatable(v)
   local name = meta == "perilune.tensor" and "tensor" or type(meta) == "table" and rawget(meta, "__name")

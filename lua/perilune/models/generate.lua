@@ -19,6 +19,9 @@ local defaults = {
 }
 for name, value in pairs(sampler.defaults) do defaults[name] = value end
 
+--- Options and what they are when left out.
+M.defaults = defaults
+
 local function read_options(given)
   local o = options.fill("generate", given, defaults, 4)
   if type(o.stop) == "number" then o.stop = { o.stop } end

@@ -1,6 +1,7 @@
 -- grpo.lua - the loop of recipes/r1_zero.lua as a stepper, for hosts that drive it one update at a
 -- time. One on-policy epoch an update; everything it does is in perilune.rl.
 local peri = require "perilune"
+local options = require "perilune.options"
 local rl = require "perilune.rl"
 
 local Stepper = {}
@@ -8,33 +9,44 @@ Stepper.__index = Stepper
 
 local M = {}
 
-local defaults = {
-  prompts = 32, group = 16, micro = 512, max_new_tokens = 16, temperature = 1,
-  clip = 0.2, clip_high = 0.28, beta = 0, std = "sample", reduce = "token", level = "token",
-  clip_norm = 1, seed = 1,
+local rules = {
+  model = options.value(options.required, "table", "the policy that is trained, a causal model of perilune.models"),
+  tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
+  rows = options.value(options.required, "table", "list of { prompt = ... } to draw from, or an rl.curriculum of them"),
+  reward = options.value(options.required, "callable or table", "see rl.score"),
+  optimizer = options.value(options.required, "table", "over the parameters that learn"),
+  schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
+  reference = options.value(options.none, "table", "model that the KL penalty is to; needed when beta > 0"),
+  prompts = options.integer(32, "[1, inf)", "prompts of an update"),
+  group = options.integer(16, "[1, inf)", "completions of each prompt"),
+  micro = options.integer(512, "[1, inf)", "completions in one forward and backward pass"),
+  max_new_tokens = options.integer(16, "[1, inf)", "longest completion"),
+  temperature = options.number(1, "(0, inf)", "of sampling and of the loss"),
+  clip = options.number(0.2, "(0, inf]", "see rl.clipped"),
+  clip_high = options.number(0.28, "(0, inf]", "see rl.clipped"),
+  beta = options.number(0, "[0, inf)", "weight of the KL to the reference"),
+  std = options.choice("sample", { "sample", "population", "none" }, "see rl.advantages"),
+  reduce = options.choice("token", { "token", "sequence", "constant" }, "see rl.clipped"),
+  level = options.choice("token", { "token", "sequence" }, "see rl.clipped"),
+  clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
+  seed = options.integer(1, nil, "of which prompts are drawn"),
 }
-local required = { "model", "tokenizer", "rows", "reward", "optimizer" }
 
---- @param opts table  model, tokenizer, rows (list of { prompt = ... }), reward (see rl.score),
---- optimizer; schedule (function of the step), reference (model, needed when beta > 0), and the
---- defaults above
---- @return table stepper  :step() -> metrics
+--- GRPO (DeepSeekMath, 2402.03300) as a stepper: each :step() samples, scores, credits and updates.
+--- @param opts table
+--- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints
 function M.new(opts)
-  local self = setmetatable({ at = 0 }, Stepper)
-  for k, v in pairs(defaults) do self[k] = v end
-  for _, k in ipairs(required) do
-    if opts[k] == nil then error(("grpo: %s is missing"):format(k), 2) end
-  end
-  local known = { schedule = true, reference = true }
-  for _, k in ipairs(required) do known[k] = true end
-  for k, v in pairs(opts) do
-    if defaults[k] == nil and not known[k] then error(("grpo: unknown option %q"):format(tostring(k)), 2) end
-    self[k] = v
-  end
+  local self = options.fill("grpo", opts, rules)
   if self.beta > 0 and not self.reference then error("grpo: beta > 0 needs a reference model", 2) end
-  self.rng = peri.rng(self.seed)
-  return self
+  if self.rows.draw then
+    self.curriculum = self.rows
+  elseif #self.rows == 0 then
+    error("grpo: there are no rows", 2)
+  end
+  self.at, self.seen, self.rng = 0, 0, peri.rng(self.seed)
+  return setmetatable(self, Stepper)
 end
+options.declare(M.new, {}, rules)
 
 -- Loss of some rows, backward included.
 function Stepper:_part(part, tokens, sequences, sums)
@@ -49,34 +61,81 @@ function Stepper:_part(part, tokens, sequences, sums)
     reduce = self.reduce, tokens = tokens, sequences = sequences, max_length = self.max_new_tokens,
   })
   loss:backward()
-  sums.loss = sums.loss + loss:item()
-  sums.clip_ratio = sums.clip_ratio + stats.clip_fraction:item()
-  if stats.kl then sums.kl = (sums.kl or 0) + stats.kl:item() / tokens end
+  local function add(name, value) sums[name] = (sums[name] or 0) + value:item() end
+  add("loss", loss)
+  add("clip_ratio/low_mean", stats.clip_low)
+  add("clip_ratio/high_mean", stats.clip_high)
+  add("clip_ratio/region_mean", stats.clip_fraction)
+  if stats.kl then add("kl", stats.kl) end
+end
+
+-- Tokens of prompts and completions, padding left out.
+local function tokens_of(batch)
+  local pads = batch.start and batch.start:sum():item() or 0
+  return (batch.from - 1) * #batch.rows - pads + math.tointeger(batch.mask:sum():item())
 end
 
 --- One update: sample, score, credit, backward, optimizer step.
---- @return table metrics  step, loss, clip_ratio, kl (with beta > 0), grad_norm, learning_rate,
---- num_tokens, and those of rl.summary
+--- @return table metrics  step, loss, clip_ratio/low_mean, high_mean and region_mean (see rl.clipped), kl (with
+--- beta > 0), grad_norm, learning_rate, num_tokens (so far, without padding), those of rl.summary,
+--- and skipped (updates left out so far) where the gradient was not finite and this one was
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   self.at = self.at + 1
   local rows = {}
-  for i = 1, self.prompts do rows[i] = self.rng:choice(self.rows) end
+  for i = 1, self.prompts do
+    rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows)
+  end
   local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, {
     group = self.group, max_new_tokens = self.max_new_tokens, temperature = self.temperature,
   })
+  if self.curriculum then self.curriculum:update(batch) end
   local advantage, weight = rl.advantages(batch, { std = self.std })
   local tokens = math.max(weight:sum():item(), 1)
   local metrics = rl.summary(batch)
-  metrics.loss, metrics.clip_ratio = 0, 0
+  metrics.loss, metrics["clip_ratio/region_mean"] = 0, 0
+  metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"] = 0, 0
   for part in rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro) do
     self:_part(part, tokens, #batch.rows, metrics)
   end
-  local lr = self.schedule and self.schedule(self.at) or self.optimizer.lr
-  self.optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
-  metrics.step, metrics.grad_norm, metrics.learning_rate = self.at, self.optimizer.grad_norm, lr
-  metrics.num_tokens = batch.ids:numel()
+  local optimizer, before = self.optimizer, self.optimizer.skipped
+  local lr = self.schedule and self.schedule(self.at) or optimizer.lr
+  optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
+  metrics.step, metrics.grad_norm, metrics.learning_rate = self.at, optimizer.grad_norm, lr
+  self.seen = self.seen + tokens_of(batch)
+  metrics.num_tokens = self.seen
+  if optimizer.skipped ~= before then metrics.skipped = optimizer.skipped end
   return metrics
+end
+
+-- Schedules are functions of the step, but for those that watch a metric.
+local function has_state(schedule) return type(schedule) == "table" and schedule.state ~= nil end
+
+--- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which
+--- the schedule goes by, the generator of prompts, the averages of a curriculum and the state of a schedule
+--- that has one.
+--- @return table
+function Stepper:state()
+  return { at = self.at, seen = self.seen, rng = self.rng:state(),
+           curriculum = self.curriculum and self.curriculum:state(),
+           schedule = has_state(self.schedule) and self.schedule:state() or nil }
+end
+
+--- @param s table  of state(), of a stepper made with the same options
+--- @return self
+function Stepper:set_state(s)
+  if math.type(s.at) ~= "integer" or type(s.rng) ~= "table" then
+    error("grpo: the state is none of a grpo stepper", 2)
+  end
+  if (s.curriculum ~= nil) ~= (self.curriculum ~= nil) then
+    error(("grpo: the state is %s a curriculum, the stepper %s"):format(s.curriculum and "of" or "not of",
+      self.curriculum and "has one" or "has none"), 2)
+  end
+  self.at, self.seen = s.at, s.seen
+  self.rng:set_state(s.rng)
+  if s.curriculum then self.curriculum:set_state(s.curriculum) end
+  if s.schedule and has_state(self.schedule) then self.schedule:set_state(s.schedule) end
+  return self
 end
 
 return M

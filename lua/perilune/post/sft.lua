@@ -48,7 +48,7 @@ end
 --- @param list table[][]  for each row the examples in it
 --- @param pad integer  id behind the last example
 --- @return table batch  ids (B, T) i64, targets (B, T - 1) i64 (-100: not learned), segments (B, T) i64 or
---- nil when every row has one example, learned (count)
+--- nil when every row has one example, learned and tokens (counts, padding left out)
 function M.batch(list, pad)
   local width, packed = 0, false
   for _, row in ipairs(list) do
@@ -56,7 +56,7 @@ function M.batch(list, pad)
     for _, e in ipairs(row) do n = n + #e.ids end
     width, packed = math.max(width, n), packed or #row > 1
   end
-  local ids, targets, segments, learned = {}, {}, {}, 0
+  local ids, targets, segments, learned, tokens = {}, {}, {}, 0, 0
   for b, row in ipairs(list) do
     local x, y, s, at = {}, {}, {}, 0
     for k, e in ipairs(row) do
@@ -70,10 +70,11 @@ function M.batch(list, pad)
       end
       at = at + #e.ids
     end
-    for i = at + 1, width do x[i], s[i], y[math.max(i - 1, 1)] = pad, #row + 1, IGNORED end
     ids[b], targets[b], segments[b] = x, y, s
+    tokens = tokens + at
+    for i = at + 1, width do x[i], s[i], y[math.max(i - 1, 1)] = pad, #row + 1, IGNORED end
   end
-  return { ids = peri.tensor(ids, "i64"), targets = peri.tensor(targets, "i64"), learned = learned,
+  return { tokens = tokens, ids = peri.tensor(ids, "i64"), targets = peri.tensor(targets, "i64"), learned = learned,
            segments = packed and peri.tensor(segments, "i64") or nil }
 end
 
@@ -90,13 +91,19 @@ function M.loss(model, batch)
   return logp:sum():neg(), entropy:detach():sum()
 end
 
+local evaluate_rules = {
+  batch_size = options.integer(8, "[1, inf)", "examples of a forward pass"),
+  pad = options.integer(0, "[0, inf)", "id behind shorter examples"),
+}
+
 --- Mean loss over examples, without gradients.
 --- @param model table
---- @param examples table[]
---- @param opts table?  batch_size (8), pad (0)
+--- @param examples table[]  at least one
+--- @param opts table?
 --- @return number loss  nats a learned token
 function M.evaluate(model, examples, opts)
-  local o = options.fill("sft.evaluate", opts, { batch_size = 8, pad = 0 })
+  local o = options.fill("sft.evaluate", opts, evaluate_rules)
+  if #examples == 0 then error("sft.evaluate: there are no examples", 2) end
   local _ <close> = peri.no_grad()
   local sum, tokens = 0, 0
   for at = 1, #examples, o.batch_size do
@@ -106,31 +113,63 @@ function M.evaluate(model, examples, opts)
     local batch = M.batch(list, o.pad)
     sum, tokens = sum + M.loss(model, batch):item(), tokens + batch.learned
   end
+  if tokens == 0 then error("sft.evaluate: none of the examples has a token to learn", 2) end
   return sum / tokens
 end
+options.declare(M.evaluate, { "model", "examples" }, evaluate_rules)
 
 local Stepper = {}
 Stepper.__index = Stepper
 
---- @param opts table  model, optimizer, and tokenizer with rows (see perilune.post.rows) or examples;
---- batch_size (8: rows of a micro-batch), accumulate (1: micro-batches of an update), max_length (1024),
---- packing (false), assistant_only (true), completion_only (true), clip_norm (1), schedule (function of the
---- step), seed (1: of the order), pad (0)
---- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; examples
+local rules = {
+  model = options.value(options.required, "table", "causal model of perilune.models"),
+  optimizer = options.value(options.required, "table", "over the parameters that learn"),
+  tokenizer = options.value(options.none, "table", "of perilune.tokenizer; needed with rows"),
+  rows = options.value(options.none, "table", "training rows, see perilune.post.rows"),
+  examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
+  batch_size = options.integer(8, "[1, inf)", "rows of a micro-batch"),
+  accumulate = options.integer(1, "[1, inf)", "micro-batches of an update"),
+  max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut"),
+  packing = options.boolean(false, "several examples to a row of max_length"),
+  assistant_only = options.boolean(true, "of messages only what the assistant says is learned"),
+  completion_only = options.boolean(true, "of a prompt and a completion only the completion is learned"),
+  on_error = options.choice("raise", { "raise", "skip" }, "what a row that cannot be read does; skipped ones are counted"),
+  clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
+  schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
+  seed = options.integer(1, nil, "of the order of rows"),
+  pad = options.integer(options.none, "[0, inf)", "id behind the last example; default: the tokenizer's"),
+}
+
+-- Examples that were not made here.
+local function check_examples(list)
+  for i, e in ipairs(list) do
+    if type(e) ~= "table" or type(e.ids) ~= "table" or type(e.mask) ~= "table" or #e.mask < #e.ids then
+      error(("sft: example %d has no ids with a mask for each"):format(i), 3)
+    end
+    local learned = false
+    for k = 2, #e.ids do learned = learned or e.mask[k] ~= 0 end
+    if not learned then error(("sft: example %d has no token to learn behind its first"):format(i), 3) end
+  end
+end
+
+--- Supervised fine-tuning as a stepper: each :step() is one update over micro-batches of rows, in an order
+--- that is drawn anew each epoch.
+--- @param opts table  model, optimizer, and tokenizer with rows, or examples
+--- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; examples; report (of
+--- rows: what was left out, see rows.examples)
 function M.new(opts)
-  local self = options.fill("sft", opts, { model = options.required, optimizer = options.required,
-    tokenizer = options.none, rows = options.none, examples = options.none, batch_size = 8, accumulate = 1,
-    max_length = 1024, packing = false, assistant_only = true, completion_only = true, clip_norm = 1,
-    schedule = options.none, seed = 1, pad = options.none })
-  for _, key in ipairs { "model", "optimizer" } do
-    if self[key] == options.required then error(("sft: %s is missing"):format(key), 2) end
-  end
-  if not self.examples then
+  local self = options.fill("sft", opts, rules)
+  if self.examples then
+    if self.rows then error("sft: give rows or examples, not both", 2) end
+    check_examples(self.examples)
+  else
     if not (self.tokenizer and self.rows) then error("sft: give tokenizer and rows, or examples", 2) end
-    self.examples = rows.examples(self.tokenizer, self.rows, { max_length = self.max_length,
-      assistant_only = self.assistant_only, completion_only = self.completion_only })
+    self.examples, self.report = rows.examples(self.tokenizer, self.rows, { max_length = self.max_length,
+      assistant_only = self.assistant_only, completion_only = self.completion_only, on_error = self.on_error })
   end
-  if #self.examples == 0 then error("sft: no row has anything to learn", 2) end
+  if #self.examples == 0 then
+    error("sft: no row has anything to learn" .. (self.report and "; " .. self.report.text or ""), 2)
+  end
   self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
   self.units = {}
   if self.packing then
@@ -144,6 +183,7 @@ function M.new(opts)
   self.at, self.epoch, self.used, self.seen = 0, 1, 0, 0
   return setmetatable(self, Stepper)
 end
+options.declare(M.new, {}, rules)
 
 -- Rows in the order of an epoch.
 local function order_of(self)
@@ -171,16 +211,17 @@ local function next_rows(self)
 end
 
 --- One update.
---- @return table metrics  step, loss, entropy (nats a learned token), num_tokens (so far), learning_rate,
---- grad_norm, epoch (fraction). Names are those of TRL's SFTTrainer; its mean_token_accuracy is not there:
---- the op token_logprob, which never holds the logits, does not say which token was best
+--- @return table metrics  step, loss, entropy (nats a learned token), num_tokens (so far, without padding),
+--- learning_rate, grad_norm, epoch (fraction), and skipped (updates left out so far) where the gradient was not
+--- finite and this one was. Names are those of TRL's SFTTrainer; its mean_token_accuracy is not there: the op
+--- token_logprob, which never holds the logits, does not say which token was best
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local batches, tokens, sum, entropy = {}, 0, 0, 0
   for i = 1, self.accumulate do
     batches[i] = M.batch(next_rows(self), self.pad)
     tokens = tokens + batches[i].learned
-    self.seen = self.seen + batches[i].ids:numel()
+    self.seen = self.seen + batches[i].tokens
   end
   for _, batch in ipairs(batches) do
     local micro <close> = peri.scope() -- luacheck: ignore 211
@@ -189,17 +230,36 @@ function Stepper:step()
     sum, entropy = sum + loss:item(), entropy + h:item()
   end
   self.at = self.at + 1
-  local lr = self.schedule and self.schedule(self.at) or self.optimizer.lr
-  self.optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
+  local optimizer, before = self.optimizer, self.optimizer.skipped
+  local lr = self.schedule and self.schedule(self.at) or optimizer.lr
+  optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
   return { step = self.at, loss = sum / tokens, entropy = entropy / tokens, num_tokens = self.seen,
-           learning_rate = lr, grad_norm = self.optimizer.grad_norm,
-           epoch = self.epoch - 1 + self.used / #self.units }
+           learning_rate = lr, grad_norm = optimizer.grad_norm,
+           epoch = self.epoch - 1 + self.used / #self.units,
+           skipped = optimizer.skipped ~= before and optimizer.skipped or nil }
 end
 
-function Stepper:state() return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen } end
+-- Schedules are functions of the step, but for those that watch a metric.
+local function has_state(schedule) return type(schedule) == "table" and schedule.state ~= nil end
 
+--- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which the
+--- schedule goes by, the place in the data and the state of a schedule that has one.
+--- @return table
+function Stepper:state()
+  return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen, of = #self.units,
+           schedule = has_state(self.schedule) and self.schedule:state() or nil }
+end
+
+--- @param s table  of state(), of a stepper made with the same options and rows
+--- @return self
 function Stepper:set_state(s)
+  if math.type(s.at) ~= "integer" or math.type(s.used) ~= "integer" then
+    error("sft: the state is none of an sft stepper", 2)
+  elseif s.of and s.of ~= #self.units then
+    error(("sft: the state is of %d rows, there are %d"):format(s.of, #self.units), 2)
+  end
   self.at, self.epoch, self.used, self.seen = s.at, s.epoch, s.used, s.seen
+  if s.schedule and has_state(self.schedule) then self.schedule:set_state(s.schedule) end
   return self
 end
 
