@@ -44,7 +44,7 @@ local train, held_out = dataset(recipe.find(cfg.data, "GSM8K's training rows: --
 local tok = assert(peri.tokenizer.load(path))
 local model = assert(models.load(path, { dtype = cfg.dtype, pack = true }))
 local run = recipe.start { name = "lora_sft", flags = cfg, total = cfg.steps }
-local measured = rows.examples(tok, held_out, { max_length = cfg.length })
+local measured, report = rows.examples(tok, held_out, { max_length = cfg.length })
 
 -- Model.
 local before = sft.evaluate(model, measured)
@@ -55,6 +55,9 @@ local stepper = sft.new { model = model, tokenizer = tok, rows = table.move(trai
   batch_size = cfg.batch, accumulate = cfg.accumulate, max_length = cfg.length, packing = true, seed = cfg.seed,
   schedule = sched.warmup(5, sched.cosine { from = cfg.lr, steps = cfg.steps }) }
 run:track("adapter", adapter):track("optimizer", opt):track("order", stepper):restore()
+for name, r in pairs { held_out = report, train = stepper.report } do
+  if r.dropped > 0 then run:text("%s: %s", name, r.text) end
+end
 run:text("%d parameters, %d trained; held-out loss %.3f nats a token before", model:num_parameters(),
   adapter:num_parameters(), before)
 

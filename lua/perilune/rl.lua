@@ -8,6 +8,7 @@ local data = require "perilune.data"
 local generate = require "perilune.models.generate"
 local loss = require "perilune.rl.loss"
 local options = require "perilune.options"
+local rows_of = require "perilune.post.rows"
 local score = require "perilune.rl.score"
 local summary = require "perilune.rl.summary"
 
@@ -18,15 +19,19 @@ local M = {}
 local function prompt_batch(tokenizer, rows)
   local prompts, chat = {}, false
   for i, row in ipairs(rows) do
+    if type(row) ~= "table" or type(row.prompt) ~= "string" and type(row.prompt) ~= "table" then
+      error(("rl.rollout: row %d has no prompt, a text or a list of messages"):format(i), 3)
+    end
     prompts[i] = row.prompt
     chat = chat or type(row.prompt) == "table"
   end
-  if not chat then return tokenizer:batch(prompts) end
-  for i, prompt in ipairs(prompts) do
-    prompts[i] = tokenizer:encode_chat(prompt,
-      { add_generation_prompt = true, tools = rows[i].tools, return_mask = false })
+  if not chat and not tokenizer.encode_batch then return tokenizer:batch(prompts) end
+  if chat then
+    for i, row in ipairs(rows) do prompts[i] = rows_of.prompt(tokenizer, row) end
+  else
+    prompts = tokenizer:encode_batch(prompts)
   end
-  return data.pad(prompts, { side = "left", value = tokenizer.pad or tokenizer.eos })
+  return data.pad(prompts, { side = "left", value = tokenizer.pad or tokenizer.eos or 0 })
 end
 
 local rollout_rules = { group = options.integer(1, "[1, inf)", "completions of each prompt") }

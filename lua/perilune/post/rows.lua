@@ -6,13 +6,17 @@
 --   { prompt?, chosen, rejected }                       preferences; without prompt it is what both share
 --   { prompt, completion, label }                       unpaired preferences
 --   { prompt, completions, labels }                     stepwise supervision
--- where a text may be a list of messages { role, content }; { conversations } of { from, value } counts as
--- { messages }. tools (a list, or its JSON) and chat_template_kwargs are given to the chat template. Ids and
--- masks are those of TRL 1.16: prompt and answer are tokenised as one, and the answer begins where that
--- differs from the prompt alone, which by a token across the border or by the template may be before its end.
+-- where a text may be a list of messages { role, content, ... }, in each of these columns also as { from, value }
+-- with the names of ShareGPT (human, gpt, observation, function_call ...), and { conversations } counts as
+-- { messages }. Whatever else a message holds (tool_calls, reasoning_content, name ...) goes to the template as it
+-- is; nulls are absent, in columns and in messages, as in TRL. tools (a list, or its JSON) and chat_template_kwargs
+-- are given to the chat template. Ids and masks are those of TRL 1.16: prompt and answer are tokenised as one, and
+-- the answer begins where that differs from the prompt alone, which by a token across the border or by the template
+-- may be before its end.
 -- Only of a template without generation marks the assistant's tokens are others than with the marks that TRL
 -- puts in: from the first byte of what it says to the mark that ends its turn, without the line breaks around.
 local json = require("perilune").json
+local options = require "perilune.options"
 
 local M = {}
 
@@ -25,13 +29,108 @@ local function show(row)
   return table.concat(names, ", ")
 end
 
---- The format of a row.
+-- ---- one form for all rows ----
+
+-- A copy with the same order of keys.
+local function copy(t)
+  local out = {}
+  for k, v in pairs(t) do out[k] = v end
+  return setmetatable(out, getmetatable(t))
+end
+
+-- The table without members that are null, however deep; itself where there are none.
+local function without_nulls(t)
+  local out
+  for k, v in pairs(t) do
+    local kept = v
+    if v == json.null then
+      if type(k) == "string" then kept = nil end -- an element of a list keeps its place
+    elseif type(v) == "table" then
+      kept = without_nulls(v)
+    end
+    if kept ~= v then
+      out = out or copy(t)
+      out[k] = kept
+    end
+  end
+  return out or t
+end
+
+-- Roles as data sets write them.
+local ROLES = {
+  human = "user", gpt = "assistant", chatgpt = "assistant", bing = "assistant", bard = "assistant",
+  model = "assistant", bot = "assistant", observation = "tool", tool_response = "tool", function_response = "tool",
+  function_call = "assistant", tool_call = "assistant",
+}
+local CALLS = { function_call = true, tool_call = true }
+
+-- What a message of ShareGPT's role function_call says, as tool_calls: one call, or a list of them.
+local function calls_of(text, where)
+  local said, problem = text, "it is no JSON"
+  if type(said) == "string" then said, problem = json.decode(text) end
+  if type(said) ~= "table" then error(("rows: %s is a call of a function: %s"):format(where, tostring(problem)), 0) end
+  local calls = json.array {}
+  for i, call in ipairs(#said > 0 and said or { said }) do
+    if type(call) ~= "table" or type(call.name) ~= "string" then
+      error(("rows: %s is a call of a function and has no name"):format(where), 0)
+    end
+    calls[i] = { type = "function", ["function"] = call }
+  end
+  return calls
+end
+
+local function message_of(m, where)
+  if type(m) ~= "table" then error(("rows: %s is a %s, expected a message"):format(where, type(m)), 0) end
+  local role = m.from or m.role
+  if type(role) ~= "string" then
+    error(("rows: %s has no role; its keys are %s"):format(where, show(m)), 0)
+  end
+  if m.from == nil and m.value == nil and not ROLES[role] then return m end
+  local out = copy(m)
+  out.role, out.from, out.value = ROLES[role] or role, nil, nil
+  if m.value ~= nil then out.content = m.value end
+  if CALLS[role] and out.tool_calls == nil then
+    out.tool_calls, out.content = calls_of(out.content, where), ""
+  end
+  return out
+end
+
+local function messages_of(list, column)
+  local out, changed = json.array {}, false
+  for i, m in ipairs(list) do
+    out[i] = message_of(m, ("message %d of %s"):format(i, column))
+    changed = changed or out[i] ~= m
+  end
+  return changed and out or list
+end
+
+local COLUMNS = { "prompt", "completion", "chosen", "rejected", "messages", "conversations" }
+
+--- A row in the one form that all else here reads: nulls left out, messages as { role, content, ... } with
+--- the roles of chat templates, conversations as messages. Itself where it has that form.
 --- @param row table
---- @return string|nil kind  "language_modeling", "prompt_only", "prompt_completion", "preference",
---- "unpaired_preference" or "stepwise_supervision"
---- @return boolean|string conversational  or a message
-function M.kind(row)
-  if row.messages ~= nil or row.conversations ~= nil then return "language_modeling", true end
+--- @return table
+function M.normal(row)
+  if type(row) ~= "table" then error(("rows: a row is a %s, expected a table"):format(type(row)), 0) end
+  local out = without_nulls(row)
+  for _, column in ipairs(COLUMNS) do
+    if is_messages(out[column]) then
+      local list = messages_of(out[column], column)
+      if list ~= out[column] then
+        if out == row then out = copy(row) end
+        out[column] = list
+      end
+    end
+  end
+  if out.conversations ~= nil and out.messages == nil then
+    if out == row then out = copy(row) end
+    out.messages, out.conversations = out.conversations, nil
+  end
+  return out
+end
+
+local function kind_of(row)
+  if row.messages ~= nil then return "language_modeling", true end
   if row.text ~= nil then return "language_modeling", false end
   local conversational = is_messages(row.prompt) or is_messages(row.completion) or is_messages(row.chosen)
   if row.chosen ~= nil and row.rejected ~= nil then return "preference", conversational end
@@ -44,14 +143,15 @@ function M.kind(row)
   return nil, ("a row with the keys %s is in none of the known formats"):format(show(row))
 end
 
--- The messages of a row, { from, value } as { role, content }.
-local function messages_of(row)
-  if row.messages then return row.messages end
-  local list = {}
-  for i, m in ipairs(row.conversations) do
-    list[i] = { role = m.role or m.from, content = m.content or m.value }
-  end
-  return list
+--- The format of a row.
+--- @param row table
+--- @return string|nil kind  "language_modeling", "prompt_only", "prompt_completion", "preference",
+--- "unpaired_preference" or "stepwise_supervision"
+--- @return boolean|string conversational  or a message
+function M.kind(row)
+  local ok, normal = pcall(M.normal, row)
+  if not ok then return nil, (normal:gsub("^rows: ", "")) end
+  return kind_of(normal)
 end
 
 local function tail(list, from) return table.move(list, from, #list, 1, {}) end
@@ -77,8 +177,17 @@ end
 -- Variables of the template that a row brings.
 local function template_options(row, more)
   local tools = row.tools
-  if type(tools) == "string" then tools = json.decode(tools) end
-  local o = { tools = type(tools) == "table" and next(tools) ~= nil and tools or nil }
+  if type(tools) == "string" and tools:find "%S" then
+    local message
+    tools, message = json.decode(tools)
+    if tools == nil then error("rows: tools: " .. tostring(message), 0) end
+  end
+  if type(tools) ~= "table" or next(tools) == nil then
+    tools = nil
+  elseif #tools == 0 then
+    error("rows: tools is an object, expected a list of them", 0)
+  end
+  local o = { tools = tools }
   for k, v in pairs(row.chat_template_kwargs or {}) do o[k] = v end
   for k, v in pairs(more or {}) do o[k] = v end
   return o
@@ -104,11 +213,12 @@ local function chat_prompt(tok, row, messages)
   if not last or last.role ~= "assistant" then
     return tok:encode_chat(messages, template_options(row, { add_generation_prompt = true, return_mask = false }))
   end
-  local text, said, stop = tok:chat(messages, template_options(row)), last.content:match "^%s*(.-)%s*$", 0
+  local content = type(last.content) == "string" and last.content or ""
+  local text, said, stop = tok:chat(messages, template_options(row)), content:match "^%s*(.-)%s*$", 0
   while said ~= "" do
     local from, found = text:find(said, stop + 1, true)
     if not found then break end
-    local whole = last.content:match "^%s*(.*)$" -- with the space behind, where the template keeps it
+    local whole = content:match "^%s*(.*)$" -- with the space behind, where the template keeps it
     stop = text:sub(from, from + #whole - 1) == whole and from + #whole - 1 or found
   end
   if stop == 0 then stop = #text end
@@ -159,7 +269,7 @@ function encode.language_modeling(tok, row, chat, opts)
     return { ids = ids, mask = ones(#ids) }
   end
   local whole = opts.assistant_only == false
-  local ids, mask = tok:encode_chat(messages_of(row), template_options(row, { return_mask = not whole }))
+  local ids, mask = tok:encode_chat(row.messages, template_options(row, { return_mask = not whole }))
   return { ids = ids, mask = whole and ones(#ids) or mask }
 end
 
@@ -203,47 +313,120 @@ function encode.stepwise_supervision(tok, row)
   return e
 end
 
---- A row as token ids.
---- @param tok table  of perilune.tokenizer
---- @param row table
---- @param opts table?  assistant_only (true: of messages only what the assistant says is learned),
---- completion_only (true: of a prompt and completion only the completion is)
---- @return table example  kind, and by kind: ids and mask (1 = learned) for language_modeling and
---- prompt_completion; prompt, completion, chosen, rejected, completions, label, labels where the row has them
-function M.encode(tok, row, opts)
-  local kind, chat = M.kind(row)
-  if not kind then error("rows: " .. tostring(chat), 2) end
-  local example = encode[kind](tok, row, chat, opts or {})
+local encode_rules = {
+  assistant_only = options.boolean(true, "of messages only what the assistant says is learned"),
+  completion_only = options.boolean(true, "of a prompt and a completion only the completion is learned"),
+}
+
+-- An error without the place in a file of ours that it was raised at.
+local function plain(message) return (tostring(message):gsub("^[^%s:]+%.lua:%d+: ", "")) end
+
+-- The example of a row.
+local function encoded(tok, row, o)
+  row = M.normal(row)
+  local kind, chat = kind_of(row)
+  if not kind then error("rows: " .. tostring(chat), 0) end
+  local example = encode[kind](tok, row, chat, o)
   example.kind = kind
   return example
 end
 
---- Examples for supervised fine-tuning out of rows of any format that has an answer: of preferences the
---- chosen one. Rows longer than max_length are cut at the end; those with nothing to learn are left out.
+--- A row as token ids.
+--- @param tok table  of perilune.tokenizer
+--- @param row table
+--- @param opts table?
+--- @return table example  kind, and by kind: ids and mask (1 = learned) for language_modeling and
+--- prompt_completion; prompt, completion, chosen, rejected, completions, label, labels where the row has them
+function M.encode(tok, row, opts)
+  local o = options.fill("rows.encode", opts, encode_rules)
+  local ok, example = pcall(encoded, tok, row, o)
+  if not ok then error(plain(example), 2) end
+  return example
+end
+options.declare(M.encode, { "tok", "row" }, encode_rules)
+
+--- The prompt of a row as token ids, whatever else the row holds: a text, or messages that the template
+--- ends with what opens the answer.
 --- @param tok table
---- @param list table[]
---- @param opts table?  max_length (1024), assistant_only, completion_only
---- @return table[] examples  each { ids, mask }
+--- @param row table
+--- @return integer[]
+function M.prompt(tok, row)
+  local ok, ids = pcall(function ()
+    local normal = M.normal(row)
+    if is_messages(normal.prompt) then return chat_prompt(tok, normal, normal.prompt) end
+    return tok:encode(text_of(normal, "prompt"))
+  end)
+  if not ok then error(plain(ids), 2) end
+  return ids
+end
+
+local example_rules = {
+  max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut at the end"),
+  assistant_only = encode_rules.assistant_only, completion_only = encode_rules.completion_only,
+  on_error = options.choice("raise", { "raise", "skip" }, "of rows that cannot be read; skipped ones are counted"),
+}
+
+-- ids and mask of a row that is to be learned, the chosen answer of a preference.
+local function learnable(tok, row, o)
+  local e = encoded(tok, row, o)
+  if e.kind == "preference" then
+    local ids, mask = joined(e.prompt, e.chosen), {}
+    for k = 1, #ids do mask[k] = k > #e.prompt and 1 or 0 end
+    return { kind = e.kind, ids = ids, mask = mask }
+  elseif not e.ids then
+    error(("is of the format %s, which has no answer to learn"):format(e.kind), 0)
+  end
+  return e
+end
+
+-- "7 of 10 rows are used; 2 have nothing to learn (the first is row 3); 1 cannot be read (row 4: ...)"
+local function say(r)
+  local parts = { ("%d of %d rows are used"):format(r.kept, r.rows) }
+  if r.empty > 0 then
+    parts[#parts + 1] = ("%d have nothing to learn (the first is row %d)"):format(r.empty, r.first_empty)
+  end
+  if r.unread > 0 then parts[#parts + 1] = ("%d cannot be read (%s)"):format(r.unread, r.first_error) end
+  if r.cut > 0 then parts[#parts + 1] = ("%d are cut at %d tokens"):format(r.cut, r.max_length) end
+  return table.concat(parts, "; ")
+end
+
+--- Examples for supervised fine-tuning out of rows of any format that has an answer: of preferences the
+--- chosen one. Rows longer than max_length are cut at the end; those with nothing to learn are left out,
+--- and the report counts them.
+--- @param tok table
+--- @param list table  rows, or a stream of perilune.data
+--- @param opts table?
+--- @return table[] examples  each { ids, mask, learned }
+--- @return table report  rows, kept, empty (nothing to learn), unread (skipped errors), cut, dropped (empty and
+--- unread together), first_error, and text, which says it in a line
 function M.examples(tok, list, opts)
-  local o, out = opts or {}, {}
-  local longest = o.max_length or 1024
+  local o, out = options.fill("rows.examples", opts, example_rules), {}
+  local how = { assistant_only = o.assistant_only, completion_only = o.completion_only }
+  if type(list) == "table" and type(list.collect) == "function" then list = list:collect() end
+  local report = { rows = #list, kept = 0, empty = 0, unread = 0, cut = 0, max_length = o.max_length }
   for i, row in ipairs(list) do
-    local ok, e = pcall(M.encode, tok, row, o)
-    if not ok then error(("rows: row %d: %s"):format(i, e), 2) end
-    if e.kind == "preference" then
-      local ids, mask = joined(e.prompt, e.chosen), {}
-      for k = 1, #ids do mask[k] = k > #e.prompt and 1 or 0 end
-      e = { kind = e.kind, ids = ids, mask = mask }
-    elseif not e.ids then
-      error(("rows: row %d is of the format %s, which has no answer to learn"):format(i, e.kind), 2)
-    end
-    local learned = 0
-    for k = math.min(#e.ids, longest), 2, -1 do learned = learned + e.mask[k] end
-    if learned > 0 then
-      out[#out + 1] = { ids = table.move(e.ids, 1, math.min(#e.ids, longest), 1, {}), mask = e.mask, learned = learned }
+    local ok, e = pcall(learnable, tok, row, how)
+    if not ok then
+      local why = plain(e):gsub("^rows: ", "")
+      local message = ("row %d%s %s"):format(i, why:find "^is of the format" and "" or ":", why)
+      if o.on_error == "raise" then error("rows: " .. message, 2) end
+      report.unread, report.first_error = report.unread + 1, report.first_error or message
+    else
+      local learned = 0
+      for k = math.min(#e.ids, o.max_length), 2, -1 do learned = learned + e.mask[k] end
+      if learned > 0 then
+        out[#out + 1] = { ids = table.move(e.ids, 1, math.min(#e.ids, o.max_length), 1, {}), mask = e.mask,
+          learned = learned }
+        if #e.ids > o.max_length then report.cut = report.cut + 1 end
+      else
+        report.empty, report.first_empty = report.empty + 1, report.first_empty or i
+      end
     end
   end
-  return out
+  report.kept, report.dropped = #out, report.empty + report.unread
+  report.text = say(report)
+  return out, report
 end
+options.declare(M.examples, { "tok", "list" }, example_rules)
 
 return M

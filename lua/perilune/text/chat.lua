@@ -4,7 +4,7 @@
 
 local input = require "perilune.text.template.input"
 local peri_json = require "perilune.core".json
-local strings = require "perilune.text.template.strings"
+local spans_of = require "perilune.text.spans"
 local template = require "perilune.text.template"
 
 local M = {}
@@ -120,101 +120,6 @@ function Chat:render(messages, opts)
   return render(t, vars, bounds, list, #list)
 end
 
-local function starts(text, prefix) return text:sub(1, #prefix) == prefix end
-
--- The last byte of an answer that ends a text at byte last: white space behind the end mark is the
--- template's, white space of the content is the assistant's.
-local function trimmed(text, first, last, content)
-  local body = text:sub(first, last)
-  local short, said = strings.strip(body, "right"), strings.strip(content, "right")
-  if said ~= "" and short:sub(-#said) == said then return last end
-  return first - 1 + #short
-end
-
--- What a template may show of a content: all, or what stands behind the reasoning; white space off.
-local function shown(content)
-  local all = strings.strip(content)
-  local answer = strings.strip(content:match "^.*</think>(.*)$" or content)
-  return all, answer ~= all and answer or nil
-end
-
--- How far two texts agree from byte first on, stopping before a tag or character that is cut: the last
--- byte that they share.
-local function agree(a, b, first)
-  local last = first - 1
-  while last < #a and a:byte(last + 1) == b:byte(last + 1) and last < #b do last = last + 1 end
-  if last < #a or last < #b then
-    local cut = a:sub(first, last):match "()<[^<>]*$"
-    if cut then last = first + cut - 2 end
-    while last >= first and (a:byte(last + 1) or 0) & 0xC0 == 0x80 do last = last - 1 end
-  end
-  return last
-end
-
--- Where a past answer ends in the text although the template wrote it otherwise when it was the last one
--- (without its reasoning, as Qwen 3 does, or with a final mark): behind its content and its end mark.
-local function rewritten_end(text, first, alone, content)
-  for _, said in ipairs { shown(content) } do
-    local from, behind = 1, nil
-    while said ~= "" do
-      local a, b = alone:find(said, from, true)
-      if not a then break end
-      behind, from = b, a + 1
-    end
-    local _, last = text:find(said, first, true)
-    if behind and last then
-      local mark, rest = alone:sub(behind + 1), text:sub(last + 1)
-      local shared = agree(mark, rest, 1)
-      if shared > 0 or mark == "" then return last + shared end
-    end
-  end
-  return nil
-end
-
--- Where an answer starts whose prompt ends otherwise in the text (with an open think tag, say): where
--- the two part, but never inside the content.
-local function rewritten_start(text, base, prompt, content)
-  if not starts(text, base) or not starts(prompt, base) then return nil end
-  local first = agree(prompt, text, #base + 1) + 1
-  local found = content == ""
-  for _, said in ipairs { shown(content) } do
-    local a = not found and text:find(said, #base + 1, true)
-    if a then found, first = true, math.min(first, a) end
-  end
-  return found and first or nil
-end
-
--- Spans by rendering the conversation up to each answer, without and with it.
-local function spans_by_prefix(t, vars, bounds, messages, text)
-  local spans = {}
-  for k, message in ipairs(messages) do
-    if input.member(message, "role") == "assistant" then
-      local content = input.member(message, "content")
-      content = type(content) == "string" and content or ""
-      local prompt, why = render(t, vars, bounds, messages, k - 1, true)
-      if not prompt then return nil, ("the prompt of message %d cannot be rendered: %s"):format(k, why) end
-      local first = #prompt + 1
-      if not starts(text, prompt) then
-        local base = render(t, vars, bounds, messages, k - 1, false)
-        first = base and rewritten_start(text, base, prompt, content)
-      end
-      if not first then
-        return nil, ("the text before the assistant's message %d changes when it is answered: the template "
-          .. "rewrites history, its spans are unknown"):format(k)
-      end
-      local alone, reason = render(t, vars, bounds, messages, k, false)
-      if not alone then return nil, ("messages 1 to %d cannot be rendered: %s"):format(k, reason) end
-      local last = starts(text, alone) and #alone or rewritten_end(text, first, alone, content)
-      if not last or last < first - 1 then
-        return nil, ("the assistant's message %d reads differently once the conversation goes on: the "
-          .. "template rewrites history, its spans are unknown"):format(k)
-      end
-      spans[#spans + 1] = { first, trimmed(text, first, last, content) }
-    end
-  end
-  return spans
-end
-
 --- The text of a conversation and where the assistant speaks in it, end mark included: by the
 --- template's {% generation %} marks, or, without them, by rendering up to each answer.
 --- @param messages table[]
@@ -230,7 +135,8 @@ function Chat:spans(messages, opts)
   end
   local text, message = render(t, vars, bounds, list, #list)
   if not text then return nil, message end
-  local spans, why = spans_by_prefix(t, vars, bounds, list, text)
+  local function again(l, count, prompt) return render(t, vars, bounds, l, count, prompt) end
+  local spans, why = spans_of(again, list, text)
   if not spans then return nil, t.name .. ": " .. why end
   return text, spans
 end
