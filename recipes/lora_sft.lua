@@ -55,9 +55,8 @@ local stepper = sft.new { model = model, tokenizer = tok, rows = table.move(trai
   batch_size = cfg.batch, accumulate = cfg.accumulate, max_length = cfg.length, packing = true, seed = cfg.seed,
   schedule = sched.warmup(5, sched.cosine { from = cfg.lr, steps = cfg.steps }) }
 run:track("adapter", adapter):track("optimizer", opt):track("order", stepper):restore()
-for name, r in pairs { held_out = report, train = stepper.report } do
-  if r.dropped > 0 then run:text("%s: %s", name, r.text) end
-end
+if report.dropped > 0 then run:text("held out: %s", report.text) end
+if stepper.report.dropped > 0 then run:text("training: %s", stepper.report.text) end
 run:text("%d parameters, %d trained; held-out loss %.3f nats a token before", model:num_parameters(),
   adapter:num_parameters(), before)
 

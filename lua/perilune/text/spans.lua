@@ -129,9 +129,9 @@ local function last_end(text, part, stop)
   end
 end
 
--- The span of answer k, behind the ones before, from the text itself: what changes in the text with what is said lies between the
--- opening of the turn (behind its last place before that) and the end mark (what is behind it both here
--- and where the conversation ends with it).
+-- The span of answer k, behind the ones before, from the text itself: what changes in the text with what is
+-- said lies between the opening of the turn (its last place before that) and the end mark (what is behind it
+-- both here and where the conversation ends with it).
 local function span_by_change(render, messages, k, text, behind, all)
   local function both(list, count)
     local plain, changed = render(list, count, false), table.move(list, 1, count, 1, {})
