@@ -167,6 +167,12 @@ local CONVERSATIONS = {
   { { '{"role":"user","content":"ok"}', says "ok", '{"role":"user","content":"ok"}', says "ok" }, { "ok", "ok" } },
 }
 
+-- gpt-oss ends the last answer with another mark than those before; Gemma 4 writes what is said beside a call
+-- behind the call's result: these are refused, not guessed.
+local function refused(name, i)
+  return name:find "gpt%-oss" ~= nil or name:find "gemma%-4" ~= nil and i == 3
+end
+
 function TestSpans.test_every_answer_is_found_under_every_template_that_writes_it()
   local count, names = 0, io.popen "ls tests/data/chat_templates/*.jinja"
   for name in names:lines() do
@@ -176,10 +182,15 @@ function TestSpans.test_every_answer_is_found_under_every_template_that_writes_i
       if c:render(messages) then
         local text, spans = c:spans(messages)
         local where = ("%s, conversation %d: "):format(name, i)
-        lu.assertNotNil(text, where .. tostring(spans))
-        lu.assertEquals(#spans, #conversation[2], where .. "spans")
+        if not text and refused(name, i) then
+          lu.assertStrContains(spans, "rewrites history")
+          text, spans = "", {}
+        else
+          lu.assertNotNil(text, where .. tostring(spans))
+        end
         local behind = 0
-        for k, said in ipairs(conversation[2]) do
+        lu.assertEquals(#spans, text ~= "" and #conversation[2] or 0, where .. "spans")
+        for k, said in ipairs(text ~= "" and conversation[2] or {}) do
           local got = text:sub(spans[k][1], spans[k][2])
           lu.assertTrue(spans[k][1] > behind, where .. "order")
           lu.assertNil(got:find("and then?", 1, true), where .. got)

@@ -145,7 +145,10 @@ local function span_by_change(render, messages, k, text, behind, all)
   if not (other and alone and alone_other and base and prompt) or other == text then return nil end
   local first, last = difference(text, other)
   local _, alone_last = difference(alone, alone_other)
-  last = last + #text:sub(last + 1, agree(text:sub(last + 1), alone:sub(alone_last + 1), 1) + last)
+  local mark = alone:sub(alone_last + 1)
+  local shared = agree(mark, text:sub(last + 1), 1)
+  if shared == 0 and mark ~= "" then return nil end -- another mark ends it: which one is not known
+  last = last + shared
   local opening = starts(prompt, base) and prompt:sub(#base + 1) or ""
   if opening == "" then opening = prompt:match "[^>](<[^\n]*>)$" or "" end -- it is there unasked
   while opening ~= "" do
