@@ -111,13 +111,51 @@ peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
 
 /* ---- custom(forward, vjp) ---- */
 
-/* The record's table: [1] vjp, [2] its context. One result an argument of forward. */
+/* Pushes a table of the versions of the tensors that the table at idx holds under names or numbers:
+** what forward left in its context for the vjp. */
+static void push_versions (lua_State *L, peri_bind *b, int idx) {
+  lua_newtable(L);
+  lua_pushnil(L);
+  while (lua_next(L, idx)) {
+    peri_box *box = peri__box_at(L, b, -1);
+    lua_pop(L, 1);
+    if (!box || !box->t) continue;
+    lua_pushvalue(L, -1);
+    lua_pushinteger(L, (lua_Integer)box->t->storage->version);
+    lua_rawset(L, -4);
+  }
+}
+
+/* The same tensors again: none may have been written into since. */
+static void check_versions (lua_State *L, peri_bind *b, int context, int versions) {
+  lua_pushnil(L);
+  while (lua_next(L, versions)) {
+    lua_Integer was = lua_tointeger(L, -1);
+    lua_pop(L, 1);
+    lua_pushvalue(L, -1);
+    lua_rawget(L, context);
+    peri_box *box = peri__box_at(L, b, -1);
+    if (box && box->t && (lua_Integer)box->t->storage->version != was)
+      luaL_error(L,
+                 "custom: '%s', which forward kept for the vjp, was changed in place since: keep a "
+                 "clone",
+                 luaL_tolstring(L, -2, NULL));
+    lua_pop(L, 1);
+  }
+}
+
+/* The record's table: [1] vjp, [2] its context, [3] versions of the tensors in it. One result an
+** argument of forward. */
 static int vjp_body (lua_State *L) {
   peri__vjp_call *c = (peri__vjp_call *)lua_touserdata(L, 1);
   peri_record *r = c->r;
   int most = 0;
   luaL_checkstack(L, c->nout + PERI_CUSTOM_ARGS + 8, NULL);
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref);
+  lua_rawgeti(L, 2, 2);
+  lua_rawgeti(L, 2, 3);
+  check_versions(L, r->b, 3, 4);
+  lua_settop(L, 2);
   lua_rawgeti(L, 2, 1);
   lua_rawgeti(L, 2, 2);
   for (int k = 0; k < c->nout; k++) {
@@ -211,11 +249,13 @@ static int call_custom (lua_State *L) {
   luaL_checkstack(L, 8, NULL);
   int nout = detach_results(L, b, first);
   if (record && nout > 0) {
-    lua_createtable(L, 2, 0);
+    lua_createtable(L, 3, 0);
     lua_pushvalue(L, lua_upvalueindex(3));
     lua_rawseti(L, -2, 1);
     lua_pushvalue(L, saved);
     lua_rawseti(L, -2, 2);
+    push_versions(L, b, saved);
+    lua_rawseti(L, -2, 3);
     int ref = luaL_ref(L, LUA_REGISTRYINDEX), nin = collect(L, b, 1, n, in, at);
     collect(L, b, first, last, out, NULL);
     peri_record *r = peri__record_new(b, nin, "custom");
@@ -256,7 +296,7 @@ static const peri_reg functions[] = {
   { "custom", "forward, vjp",
     "A function with its own gradient: forward(ctx, ...) gives the results without "
     "being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of "
-    "the call.",
+    "the call; tensors kept in it may not be written into before the vjp has run.",
     l_custom },
   { "_intercept", "fn?",
     "Send linear and embedding through fn(name, ...) until called with nil; the part of "

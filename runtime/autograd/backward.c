@@ -80,14 +80,33 @@ static bool wanted (const pass *p, const peri_tensor *t) {
   return !p->wanting || (t->flags & PERI_T_WRT) || (t->node && t->node->marked);
 }
 
+/* Does the vjp of n read the values of input i? Views read shapes alone. */
+static bool reads (const peri_node *n, int i) {
+  if (!n->op) return true;
+  if (n->op->flags & PERI_OP_VIEW) return false;
+  return !(n->op->unread >> (peri__sig(n->op)->nlist ? 0 : i) & 1);
+}
+
 static peri_status check_versions (const peri_node *n) {
   for (int i = 0; i < n->nin; i++)
-    if (n->in[i] && n->in[i]->storage->version != n->version[i])
+    if (n->in[i] && reads(n, i) && n->in[i]->storage->version != n->version[i])
       return peri__fail(
           n->in[i]->ctx, PERI_EINVAL,
           "input %d of %s was changed in place after it was used: its gradient is lost", i + 1,
           n->name);
   return PERI_OK;
+}
+
+peri_tensor *peri__saved (peri_vjp *v, int k) {
+  peri_ctx *ctx = v->b.ctx;
+  if (v->b.status != PERI_OK) return NULL;
+  if (v->like[k]->storage->version == v->version[k]) return v->like[k];
+  peri__build_fail(&v->b,
+                   peri__fail(ctx, PERI_EINVAL,
+                              "output %d of %s was changed in place after it was computed, and the "
+                              "gradient needs what it was: change a clone",
+                              k + 1, v->c->op->name));
+  return NULL;
 }
 
 static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin,
@@ -101,8 +120,9 @@ static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gi
   if (p->create_graph && (n->op->flags & PERI_OP_NO_GRAD2))
     return peri__fail(p->ctx, PERI_ENOSUP, "%s has no second derivative", n->name);
   memcpy(c.list, n->list, sizeof c.list);
-  for (int k = 0; k < n->nout && k < PERI_MAX_OUT; k++) c.out[k] = n->out[k];
   v->c = &c;
+  v->like = n->out;
+  v->version = n->version + n->nin;
   v->g = n->g;
   v->need = need;
   v->gin = gin;

@@ -24,7 +24,7 @@ static peri_node *node_new (peri_ctx *ctx, int nin, int nout, int nattr, const p
     if (attr[i].s) extra += round8(strlen(attr[i].s) + 1);
   }
   size_t ptrs = (size_t)(nin + 2 * nout) * sizeof(peri_tensor *);
-  size_t versions = round8((size_t)nin * sizeof(uint32_t));
+  size_t versions = round8((size_t)(nin + nout) * sizeof(uint32_t));
   size_t size = round8(sizeof(peri_node)) + ptrs + versions + (size_t)nattr * sizeof *attr + extra;
   peri_node *n = peri__block_get(ctx, size);
   if (!n) {
@@ -68,6 +68,7 @@ static void link_node (peri_ctx *ctx, peri_node *n, peri_tensor *const *in,
   }
   for (int k = 0; k < n->nout; k++) {
     n->out[k] = out[k];
+    n->version[n->nin + k] = out[k]->storage->version;
     out[k]->node = n;
     out[k]->node_out = (uint8_t)k;
   }

@@ -19,7 +19,7 @@ struct peri_node {
   peri_tensor **in;    /* held; NULL for absent optionals */
   peri_tensor **out;   /* not held: they hold the node */
   peri_tensor **g;     /* gradients of the outputs in the pass in progress; held */
-  uint32_t *version;   /* of each input's storage when recorded */
+  uint32_t *version;   /* of each input's storage, then of each output's, when recorded */
   peri_attr *attr;
   struct {
     int start, count;

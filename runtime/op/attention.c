@@ -290,8 +290,8 @@ static void attention_vjp (peri_vjp *v) {
   memcpy(attr, c->attr, 5 * sizeof *attr);
   attr[5] = (peri_attr)A_INT(mask);
   peri__build_all(&v->b, &peri__op_attention_backward, 8,
-                  (peri_tensor *[]){ c->in[0], c->in[1], c->in[2], c->out[0], c->out[1], v->g[0],
-                                     c->in[3], c->in[4] },
+                  (peri_tensor *[]){ c->in[0], c->in[1], c->in[2], peri__saved(v, 0),
+                                     peri__saved(v, 1), v->g[0], c->in[3], c->in[4] },
                   attr, out);
   for (int i = 0; i < 3; i++) v->gin[i] = out[i];
   if (!mask || v->b.status != PERI_OK) return;

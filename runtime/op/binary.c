@@ -156,7 +156,7 @@ static peri_status float_infer (peri_call *c) {
 #define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
 #define Y (v->c->in[1])
-#define OUT (v->c->out[0])
+#define OUT (peri__saved(v, 0))
 #define G (v->g[0])
 #define BB (&v->b)
 #define NUM(x) peri__build_scalar(BB, x)
@@ -172,13 +172,13 @@ static peri_status float_infer (peri_call *c) {
 
 RULE(add) { v->gin[0] = v->gin[1] = G; }
 BINARY(add, same_infer, .doc = "x + y, broadcast; integers wrap around, for bool it is \"or\".",
-       .vjp = add_vjp);
+       .unread = 1 | 2, .vjp = add_vjp);
 
 RULE(sub) {
   v->gin[0] = G;
   GIN(1, B(BB, neg, G));
 }
-BINARY(sub, same_infer, .doc = "x - y, broadcast.", .vjp = sub_vjp);
+BINARY(sub, same_infer, .doc = "x - y, broadcast.", .unread = 1 | 2, .vjp = sub_vjp);
 
 RULE(mul) {
   GIN(0, B(BB, mul, G, Y));
@@ -257,7 +257,8 @@ RULE(pow) {
   }
   if (v->need[1]) { /* 0 where x is 0 and y at least 0 */
     peri_tensor *flat = B(BB, logical_and, B(BB, eq, X, zero), B(BB, ge, Y, zero));
-    peri_tensor *base = BA(BB, to, ATTR(A_INT(OUT->dtype)), X); /* log of a number alone is f32 */
+    peri_tensor *base =
+        BA(BB, to, ATTR(A_INT(v->like[0]->dtype)), X); /* log of a number alone is f32 */
     peri_tensor *d = B(BB, mul, OUT, B(BB, log, base));
     v->gin[1] = B(BB, mul, G, B(BB, where, flat, zero, d));
   }
@@ -379,7 +380,7 @@ RULE(where) {
 }
 OP(where, .sig = "cond, x, y", .flags = PERI_OP_STRIDED,
    .doc = "x where cond is not 0, else y; all three broadcast.", .infer = where_infer,
-   .cpu = where_cpu, .vjp = where_vjp, .domain = "cond=int:0..1");
+   .cpu = where_cpu, .unread = 2 | 4, .vjp = where_vjp, .domain = "cond=int:0..1");
 
 #define FILL(name, type)                                                             \
   static void name(int64_t n, const void *const *in, const int64_t *step, void *out, \
@@ -415,7 +416,8 @@ static peri_status masked_fill_cpu (peri_call *c) {
 RULE(masked_fill) { v->gin[0] = BA(BB, masked_fill, ATTR(A_NUM(0)), G, Y); }
 OP(masked_fill, .sig = "x, mask, value:num", .flags = ELEMENTWISE,
    .doc = "value where mask is not 0, else x; broadcast.", .infer = masked_fill_infer,
-   .cpu = masked_fill_cpu, .vjp = masked_fill_vjp, .domain = "mask=int:0..1; attr value=0.5");
+   .cpu = masked_fill_cpu, .unread = 1, .vjp = masked_fill_vjp,
+   .domain = "mask=int:0..1; attr value=0.5");
 
 static void d_lerp (int64_t n, const void *const *in, const int64_t *step, void *out,
                     const double *p) {

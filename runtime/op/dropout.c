@@ -113,11 +113,11 @@ static void dropout_vjp (peri_vjp *v) {
     v->gin[0] = v->g[0];
   else
     v->gin[0] = BA(&v->b, dropout_backward, ATTR(A_NUM(dropout_scale(v->c->attr[0].f))), v->g[0],
-                   v->c->out[1]);
+                   peri__saved(v, 1));
 }
 
 OPN(dropout, 2, .sig = "x, p:num=0.5, training:bool=true",
     .doc = "In training each element is 0 with probability p and x / (1 - p) otherwise; else x "
            "itself.",
     .flags = PERI_OP_RANDOM | PERI_OP_UPCAST, .nret = 1, .infer = dropout_infer, .cpu = dropout_cpu,
-    .vjp = dropout_vjp, .domain = "attr training=false");
+    .unread = 1, .vjp = dropout_vjp, .domain = "attr training=false");

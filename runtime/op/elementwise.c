@@ -428,10 +428,10 @@ static void same_vjp (peri_vjp *v) { v->gin[0] = v->g[0]; }
 
 OP(contiguous, .sig = "x", .flags = PERI_OP_STRIDED,
    .doc = "x laid out row-major without gaps: a copy, also when it already is.",
-   .infer = peri__infer_same, .cpu = copy_cpu, .vjp = same_vjp);
+   .infer = peri__infer_same, .cpu = copy_cpu, .unread = 1, .vjp = same_vjp);
 
 OP(clone, .sig = "x", .flags = PERI_OP_STRIDED, .doc = "A copy of x with memory of its own.",
-   .infer = peri__infer_same, .cpu = copy_cpu, .vjp = same_vjp);
+   .infer = peri__infer_same, .cpu = copy_cpu, .unread = 1, .vjp = same_vjp);
 
 static peri_status to_infer (peri_call *c) {
   const peri_tensor *x = c->in[0];
@@ -465,7 +465,7 @@ OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED | PERI_OP_WEIGHT,
        "x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not "
        "fit wrap around; bool is x != 0. Floats become quantised weights by ggml's rules, and "
        "quantised and packed weights floats.",
-   .infer = to_infer, .cpu = to_cpu, .vjp = to_vjp, .domain = "attr dtype=f64");
+   .infer = to_infer, .cpu = to_cpu, .unread = 1, .vjp = to_vjp, .domain = "attr dtype=f64");
 
 static peri_status copy_into_cpu (peri_call *c) { return peri__copy(c->in[1], c->in[0]); }
 static peri_status copy_into_infer (peri_call *c) {

@@ -23,7 +23,7 @@ static peri_status infer_unpack_qkv (peri_call *c) {
 static void vjp_unpack_qkv (peri_vjp *v) {
   peri_tensor *g[3];
   for (int k = 0; k < 3; k++)
-    g[k] = v->g[k] ? v->g[k] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), v->c->out[k]);
+    g[k] = v->g[k] ? v->g[k] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), v->like[k]);
   v->gin[0] = BA(&v->b, cat, ATTR(A_INT(-2)), g[0], g[1], g[2]);
 }
 

@@ -55,7 +55,7 @@ static void gather_vjp (peri_vjp *v) {
 OP(gather, .sig = "x, index, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "out[i][j] = x[i][index[i][j]] for dim 2, likewise for others; out has index's shape, "
           "which may not exceed x's in the other dims.",
-   .infer = gather_infer, .cpu = gather_cpu, .vjp = gather_vjp,
+   .infer = gather_infer, .cpu = gather_cpu, .unread = 1, .vjp = gather_vjp,
    .domain = "x.shape=3,4; index.shape=2,4; index=int:0..2; attr dim=1");
 
 /* ---- index_select, embedding: whole rows ---- */
@@ -114,7 +114,7 @@ static void index_select_vjp (peri_vjp *v) {
 
 OP(index_select, .sig = "x, index, dim:dim",
    .doc = "Positions index (n) of one dim of x: size n takes the place of that dim's.",
-   .infer = index_select_infer, .cpu = index_select_cpu, .vjp = index_select_vjp,
+   .infer = index_select_infer, .cpu = index_select_cpu, .unread = 1, .vjp = index_select_vjp,
    .domain = "x.shape=4,3; index.shape=5; index=int:0..3; attr dim=1");
 
 static peri_status embedding_infer (peri_call *c) {
@@ -172,7 +172,7 @@ OP(embedding, .sig = "weight, ids, padding_idx:int=none", .flags = PERI_OP_WEIGH
    .doc =
        "Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient. "
        "Rows of a quantised or packed weight are f32.",
-   .infer = embedding_infer, .cpu = embedding_cpu, .vjp = embedding_vjp,
+   .infer = embedding_infer, .cpu = embedding_cpu, .unread = 1, .vjp = embedding_vjp,
    .domain = "weight.shape=5,3; ids.shape=2,2; ids=int:0..4");
 
 /* ---- masked_select ---- */
@@ -210,7 +210,7 @@ static void masked_select_vjp (peri_vjp *v) {
 OP(masked_select, .sig = "x, mask",
    .doc =
        "The elements of x where mask (bool or u8, broadcast to x) is true, (n) in row-major order.",
-   .infer = masked_select_infer, .cpu = masked_select_cpu, .vjp = masked_select_vjp,
+   .infer = masked_select_infer, .cpu = masked_select_cpu, .unread = 1, .vjp = masked_select_vjp,
    .domain = "mask=bool");
 
 /* ---- nonzero ---- */

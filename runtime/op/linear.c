@@ -222,8 +222,10 @@ static peri_status linear_cpu (peri_call *c) {
 }
 
 /* Gradient of the pre-activation. */
-static peri_tensor *act_vjp (peri_build *b, act a, peri_tensor *y, peri_tensor *pre,
-                             peri_tensor *g) {
+static peri_tensor *act_vjp (peri_vjp *v, act a, peri_tensor *g) {
+  peri_build *b = &v->b;
+  peri_tensor *y = a == ACT_RELU || a == ACT_TANH || a == ACT_SIGMOID ? peri__saved(v, 0) : NULL;
+  peri_tensor *pre = y == NULL && a != ACT_NONE ? peri__saved(v, 1) : NULL;
   switch (a) {
   case ACT_RELU: return B(b, relu_backward, y, g);
   case ACT_TANH: return B(b, tanh_backward, y, g);
@@ -237,11 +239,11 @@ static peri_tensor *act_vjp (peri_build *b, act a, peri_tensor *y, peri_tensor *
 
 static void linear_vjp (peri_vjp *v) {
   peri_build *b = &v->b;
-  peri_tensor *x = v->c->in[0], *w = v->c->in[1], *y = v->c->out[0], *pre = v->c->out[1];
+  peri_tensor *x = v->c->in[0], *w = v->c->in[1];
   act a;
   peri__build_fail(b, act_of(v->c->ctx, v->c->attr[0].s, &a));
   /* pre gets a gradient of its own in a second backward pass */
-  peri_tensor *g = v->g[0] != NULL ? act_vjp(b, a, y, pre, v->g[0]) : v->g[1];
+  peri_tensor *g = v->g[0] != NULL ? act_vjp(v, a, v->g[0]) : v->g[1];
   if (v->g[0] != NULL && v->g[1] != NULL) g = B(b, add, g, v->g[1]);
   if (g == NULL) return; /* the builder holds the failure */
   if (v->need[0]) v->gin[0] = B(b, matmul, g, w);

@@ -145,7 +145,8 @@ static void ce_vjp (peri_vjp *v) {
   reduction red;
   if (!v->need[0]) return;
   if (!v->b.ctx->grad_enabled)
-    v->gin[0] = BA(&v->b, cross_entropy_backward, c->attr, v->g[0], c->in[0], c->in[1], c->out[1]);
+    v->gin[0] =
+        BA(&v->b, cross_entropy_backward, c->attr, v->g[0], c->in[0], c->in[1], peri__saved(v, 1));
   else if (get_reduction(v->b.ctx, c->attr[CE_REDUCTION].s, false, &red) == PERI_OK)
     v->gin[0] = ce_gradient_ops(&v->b, c, v->g[0], red);
 }

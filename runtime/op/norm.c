@@ -339,11 +339,15 @@ static peri_status add_norm_infer (peri_call *c) {
 static peri_status add_layer_norm_cpu (peri_call *c) {
   return norm_run(c, false, c->in[1], c->in[2], c->in[3]);
 }
-static void add_layer_norm_vjp (peri_vjp *v) { norm_vjp(v, false, 2, v->c->out[1], v->g[1]); }
+static void add_layer_norm_vjp (peri_vjp *v) {
+  norm_vjp(v, false, 2, v->g[0] ? peri__saved(v, 1) : NULL, v->g[1]);
+}
 static peri_status add_rms_norm_cpu (peri_call *c) {
   return norm_run(c, true, c->in[1], c->in[2], NULL);
 }
-static void add_rms_norm_vjp (peri_vjp *v) { norm_vjp(v, true, 2, v->c->out[1], v->g[1]); }
+static void add_rms_norm_vjp (peri_vjp *v) {
+  norm_vjp(v, true, 2, v->g[0] ? peri__saved(v, 1) : NULL, v->g[1]);
+}
 
 OPN(add_layer_norm, 2, .sig = "x, residual, weight:tensor?, bias:tensor?, eps:num=1e-5",
     .doc = "layer_norm of x + residual, and that sum, in one pass.",

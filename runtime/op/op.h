@@ -103,14 +103,22 @@ void peri__build_fail (peri_build *b, peri_status s);         /* keeps the first
 
 /* What a vjp receives. g[k] may be NULL where out k got no gradient (at least one is not). Set
 ** gin[i] for every i with need[i] to a tensor of the builder (or to an input, or to g): borrowed.
-** A gin of a broadcast shape is summed back and cast to the input's dtype by the engine. */
+** A gin of a broadcast shape is summed back and cast to the input's dtype by the engine. The
+** outputs are not in c->out: their values are had from peri__saved, which refuses one that was
+** changed in place since, and like[k] is there for its shape and dtype alone. */
 typedef struct peri_vjp {
   peri_build b;
   const peri_call *c;
+  peri_tensor *const *like;
+  const uint32_t *version; /* of each output's storage when it was recorded */
   peri_tensor *const *g;
   const bool *need;
   peri_tensor **gin;
 } peri_vjp;
+
+/* Output k with the values that the op gave it, borrowed; NULL and a failure of the builder when
+** somebody has written into it. */
+PERI_API peri_tensor *peri__saved (peri_vjp *v, int k);
 
 enum {
   PERI_OP_STRIDED = 1,     /* the kernel walks strides itself; else it gets dense inputs */
@@ -129,7 +137,9 @@ struct peri_op {
   uint32_t flags;
   int nout;        /* outputs computed; 0 for PERI_OP_INPLACE */
   uint32_t writes; /* with PERI_OP_INPLACE: a bit for each parameter that is written */
-  int nret;        /* outputs returned, 0 = nout; the rest is saved for the vjp */
+  uint32_t
+      unread; /* a bit for each parameter of whose values the vjp reads none: they may change */
+  int nret;   /* outputs returned, 0 = nout; the rest is saved for the vjp */
   peri_status (*infer)(peri_call *c); /* checks, then makes c->out[] */
   peri_status (*cpu)(peri_call *c);   /* NULL for views and composites */
   void (*vjp)(peri_vjp *v);           /* NULL = not differentiable */

@@ -8,7 +8,7 @@
 
 #define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
-#define OUT (v->c->out[0])
+#define OUT (peri__saved(v, 0))
 #define G (v->g[0])
 #define GIN (v->gin[0])
 #define BB (&v->b)
@@ -96,7 +96,7 @@ RULE(sum) { GIN = spread(v, G); }
 OP(sum, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Sum over dims; keep leaves them with size 1. bool and integers give i64; the empty sum "
           "is 0.",
-   .infer = sum_infer, .cpu = sum_cpu, .vjp = sum_vjp);
+   .infer = sum_infer, .cpu = sum_cpu, .unread = 1, .vjp = sum_vjp);
 
 static peri_status mean_infer (peri_call *c) {
   FLAGS(c);
@@ -116,7 +116,7 @@ RULE(mean) {
 OP(mean, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc = "Arithmetic mean over dims; integers give f32, nothing gives NaN.", .infer = mean_infer,
-   .cpu = mean_cpu, .vjp = mean_vjp);
+   .cpu = mean_cpu, .unread = 1, .vjp = mean_vjp);
 
 /* ---- prod ---- */
 

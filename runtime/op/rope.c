@@ -207,8 +207,8 @@ OP(rope, .sig = "x, positions, inv_freq, interleaved:bool=false, scale:num=1, in
    .doc = "Rotates the first 2 len(inv_freq) channels of x (B, T, H, D) by positions * inv_freq, "
           "halves paired or neighbours (interleaved); positions i64 (T) or (B, T) "
           "(arXiv:2104.09864).",
-   .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_infer, .cpu = rope_cpu, .vjp = rope_vjp,
-   .cost = rope_cost,
+   .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_infer, .cpu = rope_cpu, .unread = 1,
+   .vjp = rope_vjp, .cost = rope_cost,
    .domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
              "inv_freq.shape=2");
 
@@ -266,7 +266,7 @@ static void rope_qkv_vjp (peri_vjp *v) {
   const peri_call *c = v->c;
   peri_tensor *g[3];
   for (int i = 0; i < 3; i++)
-    g[i] = v->g[i] ? v->g[i] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), c->out[i]);
+    g[i] = v->g[i] ? v->g[i] : BA(&v->b, zeros_like, ATTR(A_INT(-1)), v->like[i]);
   v->gin[0] = BA(&v->b, rope_qkv_backward, c->attr + 2, g[0], g[1], g[2], c->in[1], c->in[2]);
 }
 
@@ -276,7 +276,7 @@ OPN(rope_qkv, 3,
     .doc = "For a fused projection x (B, T, heads + 2 kv_heads, D): q (B, T, heads, D) and k "
            "(B, T, kv_heads, D) turned as by rope, and v, a view.",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer, .cpu = rope_qkv_cpu,
-    .vjp = rope_qkv_vjp, .cost = rope_cost,
+    .unread = 1, .vjp = rope_qkv_vjp, .cost = rope_cost,
     .domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
               "inv_freq.shape=2; attr heads=2; attr kv_heads=1");
 

@@ -130,7 +130,7 @@ static peri_status cumsum_cpu (peri_call *c) { return scan_all(c, sum_f32, sum_f
 static void cumsum_vjp (peri_vjp *v) { v->gin[0] = sum_to_end(v, v->g[0]); }
 OP(cumsum, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
    .doc = "Running sum along dim, own element included; bool and integers give i64.",
-   .infer = wide_infer, .cpu = cumsum_cpu, .vjp = cumsum_vjp);
+   .infer = wide_infer, .cpu = cumsum_cpu, .unread = 1, .vjp = cumsum_vjp);
 
 static peri_status cumprod_cpu (peri_call *c) { return scan_all(c, prod_f32, prod_f64, prod_i64); }
 /*
@@ -138,7 +138,7 @@ static peri_status cumprod_cpu (peri_call *c) { return scan_all(c, prod_f32, pro
 ** with them the gradient; at that 0 the y of a lane with 1 in its place are summed instead.
 */
 static void cumprod_vjp (peri_vjp *v) {
-  peri_tensor *x = v->c->in[0], *y = v->c->out[0], *g = v->g[0];
+  peri_tensor *x = v->c->in[0], *y = peri__saved(v, 0), *g = v->g[0];
   peri_tensor *zero = B(BB, eq, x, NUM(0)), *seen = BA(BB, cumsum, v->c->attr, zero);
   peri_tensor *none = B(BB, eq, seen, NUM(0));
   peri_tensor *first = B(BB, logical_and, zero, B(BB, eq, seen, NUM(1)));
@@ -170,7 +170,7 @@ static void cummax_vjp (peri_vjp *v) {
     v->gin[0] = g;
   else {
     peri_tensor *zeros = BA(BB, zeros_like, ATTR(A_INT(-1)), g);
-    v->gin[0] = BA(BB, scatter_add, v->c->attr, zeros, v->c->out[1], g);
+    v->gin[0] = BA(BB, scatter_add, v->c->attr, zeros, peri__saved(v, 1), g);
   }
 }
 OPN(cummax, 2, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,

@@ -237,12 +237,12 @@ OP(scatter, .sig = "x, index, src, dim:dim", .flags = PERI_OP_STRIDED,
    .doc =
        "x with out[i][index[i][j]] = src[i][j] for dim 2, likewise for others; the last of equal "
        "indices wins; src may be one number.",
-   .infer = scatter_infer, .cpu = scatter_cpu, .vjp = scatter_vjp,
+   .infer = scatter_infer, .cpu = scatter_cpu, .unread = 1 | 4, .vjp = scatter_vjp,
    .domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1");
 OP(scatter_add, .sig = "x, index, src, dim:dim", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc =
        "x with out[i][index[i][j]] += src[i][j] for dim 2, likewise for others; in a fixed order.",
-   .infer = scatter_add_infer, .cpu = scatter_add_cpu, .vjp = scatter_add_vjp,
+   .infer = scatter_add_infer, .cpu = scatter_add_cpu, .unread = 1 | 4, .vjp = scatter_add_vjp,
    .domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1");
 
 /* ---- index_add, embedding_backward: whole rows ---- */
@@ -321,7 +321,7 @@ static void index_add_vjp (peri_vjp *v) {
 
 OP(index_add, .sig = "x, index, src, dim:dim", .flags = PERI_OP_UPCAST,
    .doc = "x with position i of src's dim added to position index[i] of that dim, in order.",
-   .infer = index_add_infer, .cpu = index_add_cpu, .vjp = index_add_vjp,
+   .infer = index_add_infer, .cpu = index_add_cpu, .unread = 1 | 4, .vjp = index_add_vjp,
    .domain = "x.shape=4,3; index.shape=5; src.shape=5,3; index=int:0..3; attr dim=1");
 
 static peri_status embedding_backward_infer (peri_call *c) {
@@ -427,5 +427,5 @@ static void masked_scatter_vjp (peri_vjp *v) {
 OP(masked_scatter, .sig = "x, mask, src",
    .doc = "x whose elements under a true mask (bool or u8, broadcast to x) are src's, in row-major "
           "order.",
-   .infer = masked_scatter_infer, .cpu = masked_scatter_cpu, .vjp = masked_scatter_vjp,
-   .domain = "mask=bool; src.shape=6");
+   .infer = masked_scatter_infer, .cpu = masked_scatter_cpu, .unread = 1 | 4,
+   .vjp = masked_scatter_vjp, .domain = "mask=bool; src.shape=6");

@@ -85,7 +85,7 @@ static void cat_vjp (peri_vjp *v) {
 
 OP(cat, .sig = "xs:tensors, dim:dim=0", .flags = PERI_OP_STRIDED,
    .doc = "Tensors joined along an existing dim; the other sizes are equal.", .infer = cat_infer,
-   .cpu = cat_cpu, .vjp = cat_vjp);
+   .cpu = cat_cpu, .unread = 1, .vjp = cat_vjp);
 
 static peri_status stack_infer (peri_call *c) {
   peri_tensor *x = NULL;
@@ -118,7 +118,7 @@ static void stack_vjp (peri_vjp *v) {
 
 OP(stack, .sig = "xs:tensors, dim:dim=0", .flags = PERI_OP_STRIDED,
    .doc = "Tensors of one shape joined along a new dim; dim is its number in the result.",
-   .infer = stack_infer, .cpu = stack_cpu, .vjp = stack_vjp);
+   .infer = stack_infer, .cpu = stack_cpu, .unread = 1, .vjp = stack_vjp);
 
 /* ---- pad ---- */
 
@@ -177,7 +177,7 @@ static void pad_vjp (peri_vjp *v) {
 OP(pad, .sig = "x, pads:ints, value:num=0", .flags = PERI_OP_STRIDED,
    .doc = "Adds value around x: pads is {before, after} of the last dim, then of the one before, "
           "...; negative pads cut.",
-   .infer = pad_infer, .cpu = pad_cpu, .vjp = pad_vjp, .domain = "attr pads=1,2,0,-1");
+   .infer = pad_infer, .cpu = pad_cpu, .unread = 1, .vjp = pad_vjp, .domain = "attr pads=1,2,0,-1");
 
 /* ---- tile, repeat_interleave ---- */
 
@@ -249,7 +249,7 @@ static void tile_vjp (peri_vjp *v) {
 
 OP(tile, .sig = "x, counts:ints", .flags = PERI_OP_STRIDED,
    .doc = "x repeated as a whole, counts[i] times along dim i: size n becomes counts[i] * n.",
-   .infer = tile_infer, .cpu = tile_cpu, .vjp = tile_vjp, .domain = "attr counts=2,3");
+   .infer = tile_infer, .cpu = tile_cpu, .unread = 1, .vjp = tile_vjp, .domain = "attr counts=2,3");
 
 static peri_status repeat_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -289,7 +289,8 @@ static void repeat_vjp (peri_vjp *v) {
 
 OP(repeat_interleave, .sig = "x, n:int, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "Each position of dim n times in a row: a b becomes a a b b for n = 2.",
-   .infer = repeat_infer, .cpu = repeat_cpu, .vjp = repeat_vjp, .domain = "attr n=2; attr dim=1");
+   .infer = repeat_infer, .cpu = repeat_cpu, .unread = 1, .vjp = repeat_vjp,
+   .domain = "attr n=2; attr dim=1");
 
 /* ---- roll ---- */
 
@@ -327,7 +328,8 @@ static void roll_vjp (peri_vjp *v) {
 
 OP(roll, .sig = "x, shift:int, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "Position i of dim moves to i + shift; what falls off one end comes in at the other.",
-   .infer = roll_infer, .cpu = roll_cpu, .vjp = roll_vjp, .domain = "attr shift=1; attr dim=2");
+   .infer = roll_infer, .cpu = roll_cpu, .unread = 1, .vjp = roll_vjp,
+   .domain = "attr shift=1; attr dim=2");
 
 /* ---- tril, triu, diag_embed, diag ---- */
 
@@ -384,10 +386,10 @@ static void triu_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, triu, v->c->attr, v->
 
 OP(tril, .sig = "x, k:int=0",
    .doc = "x with zeros above the k-th diagonal of the last two dims, (..., n, m).",
-   .infer = matrix_infer, .cpu = tril_cpu, .vjp = tril_vjp);
+   .infer = matrix_infer, .cpu = tril_cpu, .unread = 1, .vjp = tril_vjp);
 OP(triu, .sig = "x, k:int=0",
    .doc = "x with zeros below the k-th diagonal of the last two dims, (..., n, m).",
-   .infer = matrix_infer, .cpu = triu_cpu, .vjp = triu_vjp);
+   .infer = matrix_infer, .cpu = triu_cpu, .unread = 1, .vjp = triu_vjp);
 
 static peri_status diag_embed_infer (peri_call *c) {
   peri_tensor *x = c->in[0];

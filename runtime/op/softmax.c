@@ -132,7 +132,7 @@ OP(softmax_backward, .sig = "y, g, dim:dim=-1",
 static peri_status softmax_forward_cpu (peri_call *c) { return softmax_cpu(c, NULL, false); }
 
 static void softmax_vjp (peri_vjp *v) {
-  v->gin[0] = BA(&v->b, softmax_backward, v->c->attr, v->c->out[0], v->g[0]);
+  v->gin[0] = BA(&v->b, softmax_backward, v->c->attr, peri__saved(v, 0), v->g[0]);
 }
 
 OP(softmax, .sig = "x, dim:dim=-1",
@@ -165,7 +165,7 @@ OP(log_softmax_backward, .sig = "y, g, dim:dim=-1",
 static peri_status log_softmax_forward_cpu (peri_call *c) { return softmax_cpu(c, NULL, true); }
 
 static void log_softmax_vjp (peri_vjp *v) {
-  v->gin[0] = BA(&v->b, log_softmax_backward, v->c->attr, v->c->out[0], v->g[0]);
+  v->gin[0] = BA(&v->b, log_softmax_backward, v->c->attr, peri__saved(v, 0), v->g[0]);
 }
 
 OP(log_softmax, .sig = "x, dim:dim=-1",

@@ -231,7 +231,7 @@ static void back_to_places (peri_vjp *v, int64_t dim) {
     return;
   }
   peri_tensor *zeros = BA(BB, zeros_like, ATTR(A_INT(g->dtype)), x);
-  v->gin[0] = BA(BB, scatter_add, ATTR(A_INT(dim)), zeros, v->c->out[1], g);
+  v->gin[0] = BA(BB, scatter_add, ATTR(A_INT(dim)), zeros, peri__saved(v, 1), g);
 }
 
 static peri_status sort_infer (peri_call *c) {
@@ -251,7 +251,7 @@ OPN(sort, 2, .sig = "x, dim:dim=-1, descending:bool=false",
     .doc =
         "Values in order along dim, and where they came from (i64, from 0). Stable; NaN counts as "
         "the largest.",
-    .infer = sort_infer, .cpu = sort_cpu, .vjp = sort_vjp);
+    .infer = sort_infer, .cpu = sort_cpu, .unread = 1, .vjp = sort_vjp);
 
 static peri_status argsort_infer (peri_call *c) {
   int dim;
@@ -295,4 +295,4 @@ OPN(topk, 2, .sig = "x, k:int, dim:dim=-1, largest:bool=true",
     .doc =
         "The k largest (or smallest) values along dim in order, and their places (i64, from 0; the "
         "first of equal ones first).",
-    .infer = topk_infer, .cpu = topk_cpu, .vjp = topk_vjp, .domain = "attr k=2");
+    .infer = topk_infer, .cpu = topk_cpu, .unread = 1, .vjp = topk_vjp, .domain = "attr k=2");

@@ -8,7 +8,7 @@
 
 #define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
-#define OUT (v->c->out[0])
+#define OUT (peri__saved(v, 0))
 #define G (v->g[0])
 #define GIN (v->gin[0])
 #define BB (&v->b)

@@ -213,7 +213,9 @@ static peri_status cpu (peri_call *c) {
 
 static void vjp (peri_vjp *v) {
   const peri_call *c = v->c;
-  peri_tensor *in[7] = { v->g[0], v->g[1], c->in[0], c->in[1], c->in[2], c->in[3], c->out[2] };
+  peri_tensor *in[7] = {
+    v->g[0], v->g[1], c->in[0], c->in[1], c->in[2], c->in[3], peri__saved(v, 2)
+  };
   peri_tensor *out[3];
   const peri_attr attr[4] = { c->attr[0], c->attr[1], A_INT(v->need[0]), A_INT(v->need[1]) };
   peri__build_all(&v->b, &peri__op_token_logprob_backward, 7, in, attr, out);

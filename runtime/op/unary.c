@@ -122,7 +122,7 @@ static peri_status run (peri_call *c, int id, const double *p) {
 
 #define RULE(name) static void name##_vjp(peri_vjp *v)
 #define X (v->c->in[0])
-#define Y (v->c->out[0])
+#define Y (peri__saved(v, 0))
 #define G (v->g[0])
 #define GIN (v->gin[0])
 #define BB (&v->b)
@@ -139,7 +139,7 @@ static peri_status run (peri_call *c, int id, const double *p) {
 #define FLOAT PERI_OP_FLOAT
 
 RULE(neg) { GIN = B(BB, neg, G); }
-UNARY(neg, KEEP, .doc = "-x; integers wrap around.", .vjp = neg_vjp);
+UNARY(neg, KEEP, .doc = "-x; integers wrap around.", .unread = 1, .vjp = neg_vjp);
 
 RULE(abs) { GIN = B(BB, mul, G, B(BB, sign, X)); }
 UNARY(abs, KEEP, .doc = "|x|; the gradient at 0 is 0.", .vjp = abs_vjp, .domain = "kinks=0");

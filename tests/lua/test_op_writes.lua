@@ -192,4 +192,113 @@ function TestWrites.test_a_source_without_a_gradient_may_be_written()
   lu.assertEquals(peri.ones({ 2 }):floordiv_(w):tolist(), { 0, 0 })
 end
 
+-- ---- results that the backward pass reads ----
+
+-- Ops whose gradient needs their result. Any other one gives it whatever became of the result.
+local saving = {}
+for name in ([[exp expm1 sqrt rsqrt reciprocal tanh sigmoid elu div pow max min logsumexp norm cumprod cummax sort topk
+  softmax log_softmax add_layer_norm add_rms_norm attention std linear]]):gmatch "%S+" do saving[name] = true end
+
+-- Gradients of every float output, straight from the op, after touch(outputs).
+local function gradients(op, domain, touch)
+  local args, floats = optest.arguments(op, "f64", domain)
+  for _, x in ipairs(floats) do x:requires_grad_() end
+  local out, list = optest.call(op, args), {}
+  if touch then touch(out) end
+  for k, y in ipairs(out) do
+    local n = y:numel()
+    if y.requires_grad and n > 0 then
+      local seed = peri.arange(1, n + 1):to("f64"):sin():reshape(y.shape)
+      for i, g in pairs(peri.grad(y, floats, { seed = seed })) do list[#list + 1] = ("%d %d %s"):format(k, i, g:bytes()) end
+    end
+  end
+  table.sort(list)
+  return list, #out
+end
+
+local junk = { function (y) y:fill_(y.dtype == "i64" and 0 or -0.75) end, function (y) y:fill_(0) end,
+  function (y) y:fill_(y.dtype == "i64" and 0 or 0 / 0) end, function (y) y:reshape { -1 }:narrow(1, 1, 1):fill_(0) end }
+
+local function check_overwritten(op, domain)
+  local want, n = gradients(op, domain)
+  for k = 1, n do
+    for i, spoil in ipairs(junk) do
+      for _, how in ipairs { function (y) peri.no_grad(spoil, y) end, function (y) spoil(y:detach()) end } do
+        local ok, got = pcall(gradients, op, domain, function (out) pcall(how, out[k]) end) -- an expanded one refuses
+        if ok then
+          lu.assertEquals(got, want, ("%s: output %d, %d"):format(op.name, k, i))
+        else
+          lu.assertStrContains(got, ("output %d of %s was changed in place after it was computed"):format(k, op.name))
+          lu.assertTrue(saving[op.name], got)
+        end
+      end
+    end
+  end
+end
+
+for _, op in ipairs(peri.ops()) do
+  if op.differentiable then
+    TestWrites[("test_the gradient of %s when its result was overwritten"):format(op.name)] = function ()
+      check_overwritten(op, op.domain or "")
+      if op.name == "linear" then
+        for _, act in ipairs { "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh" } do
+          check_overwritten(op, op.domain .. "; attr act=" .. act)
+        end
+      elseif op.name == "norm" then
+        for _, p in ipairs { "0", "0.5", "1", "3" } do check_overwritten(op, "attr p=" .. p) end
+      end
+    end
+  end
+end
+
+-- An input overwritten before the pass: the right gradient, or a refusal that names it.
+for _, op in ipairs(peri.ops()) do
+  if op.differentiable then
+    TestWrites[("test_the gradient of %s when an input was overwritten"):format(op.name)] = function ()
+      local function run(spoiled)
+        local args, floats = optest.arguments(op, "f64")
+        for _, x in ipairs(floats) do x:requires_grad_() end
+        local out, list, all = optest.call(op, args), {}, places(op, args)
+        if spoiled then
+          local x = all[spoiled].get()
+          peri.no_grad(function () x:fill_(x.dtype == "f64" and -0.75 or 0) end)
+        end
+        for k, y in ipairs(out) do
+          if y.requires_grad then
+            local seed = peri.arange(1, y:numel() + 1):to("f64"):sin():reshape(y.shape)
+            for i, g in pairs(peri.grad(y, floats, { seed = seed })) do list[#list + 1] = ("%d %d %s"):format(k, i, g:bytes()) end
+          end
+        end
+        table.sort(list)
+        return list, #all
+      end
+      local want, n = run()
+      for i = 1, n do
+        local ok, got = pcall(run, i)
+        if ok then lu.assertEquals(got, want, "input " .. i)
+        else lu.assertStrContains(got, "was changed in place after it was") end
+      end
+    end
+  end
+end
+
+function TestWrites.test_inputs_that_no_gradient_reads_may_change()
+  local w, b = peri.ones { 2, 3 }:requires_grad_(), peri.ones { 3 }:requires_grad_()
+  local y = (w + b):sum()
+  peri.no_grad(b.fill_, b, 7)
+  y:backward()
+  lu.assertEquals(b.grad:tolist(), { 2, 2, 2 })
+end
+
+function TestWrites.test_what_a_custom_function_keeps_must_not_change()
+  local f = peri.custom(function (ctx, x)
+    ctx.y = x:exp()
+    return ctx.y
+  end, function (ctx, g) return g * ctx.y end)
+  local x = peri.tensor({ 1, 2 }, "f32"):requires_grad_()
+  local y = f(x)
+  y:detach():fill_(7)
+  lu.assertErrorMsgContains("'y', which forward kept", function () y:sum():backward() end)
+end
+
 os.exit(lu.LuaUnit.run())
