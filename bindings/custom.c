@@ -144,6 +144,16 @@ static void check_versions (lua_State *L, peri_bind *b, int context, int version
   }
 }
 
+/* A vjp may keep what it gets, and write into it: nobody else may hold that. */
+static void push_gradient (lua_State *L, peri_tensor *g) {
+  if (peri__owned(g)) {
+    peri__box_share(L, g);
+    return;
+  }
+  peri_tensor **out = peri__box_new(L);
+  peri__check(L, "custom", peri_apply(g->ctx, peri_op_find("clone"), 1, &g, NULL, out));
+}
+
 /* The record's table: [1] vjp, [2] its context, [3] versions of the tensors in it. One result an
 ** argument of forward. */
 static int vjp_body (lua_State *L) {
@@ -160,7 +170,7 @@ static int vjp_body (lua_State *L) {
   lua_rawgeti(L, 2, 2);
   for (int k = 0; k < c->nout; k++) {
     if (c->gout[k])
-      peri__box_share(L, c->gout[k]);
+      push_gradient(L, c->gout[k]);
     else
       lua_pushnil(L);
   }

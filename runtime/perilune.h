@@ -230,7 +230,7 @@ PERI_API bool peri_set_grad_enabled (peri_ctx *ctx, bool on); /* returns the for
 /* Accumulate d(root)/d(leaf) into every leaf's grad. seed NULL = ones, then root has one element. */
 PERI_API peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
                                     bool retain_graph);
-/* Gradients of root for n given tensors, returned, not accumulated. create_graph records the
+/* Gradients of root for n given tensors, returned, not accumulated; each has memory of its own. create_graph records the
 ** backward pass, so that the results can be differentiated again. A tensor that root does not
 ** depend on gets NULL. */
 PERI_API peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,

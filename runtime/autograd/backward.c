@@ -17,10 +17,20 @@ typedef struct pass {
   int nleaf, capleaf;
 } pass;
 
+bool peri__owned (const peri_tensor *t) {
+  return t->refs == 1 && t->storage->refs == 1 && !t->storage->release && peri__dense(t);
+}
+
 /* May t's memory be written, because only the one reference that the caller has sees it? */
-static bool exclusive (const peri_tensor *t) {
-  return t->refs == 1 && t->storage->refs == 1 && !t->node && !t->storage->release &&
-         peri__dense(t);
+static bool exclusive (const peri_tensor *t) { return peri__owned(t) && !t->node; }
+
+peri_status peri__own (peri_tensor **t) {
+  peri_tensor *copy = NULL;
+  if (!*t || (peri__owned(*t) && (!(*t)->node || (*t)->ctx->grad_enabled))) return PERI_OK;
+  TRY(peri__apply((*t)->ctx, &peri__op_clone, 1, t, NULL, &copy));
+  peri_release(*t);
+  *t = copy;
+  return PERI_OK;
 }
 
 /* *acc += g, or *acc = g; g borrowed. */
@@ -245,21 +255,11 @@ static peri_status walk (pass *p, peri_tensor *root) {
 /* New values of every leaf's grad are made first, then swapped in, so a failure changes none. */
 static peri_status commit (pass *p) {
   for (int i = 0; i < p->nleaf; i++) {
-    peri_tensor *t = p->leaf[i], *copy = NULL;
-    if (!p->create_graph && !exclusive(t->pending)) { /* shared with the graph or another leaf */
-      TRY(peri__apply(p->ctx, &peri__op_clone, 1, &t->pending, NULL, &copy));
-      peri_release(t->pending);
-      t->pending = copy;
-    }
+    peri_tensor *t = p->leaf[i];
+    TRY(peri__own(&t->pending)); /* not shared with the graph, the seed or another leaf */
     if (t->grad) {
       peri_tensor *in[2] = { t->pending, t->grad };
-      if (!p->create_graph)
-        TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
-      else {
-        TRY(peri__apply(p->ctx, &peri__op_add, 2, in, NULL, &copy));
-        peri_release(t->pending);
-        t->pending = copy;
-      }
+      TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
     }
   }
   for (int i = 0; i < p->nleaf; i++) {
@@ -362,12 +362,14 @@ peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
     wrt[i]->flags &= (uint8_t)~PERI_T_WRT;
     if (s == PERI_OK && !out[i] && wrt[i]->pending) out[i] = peri_retain(wrt[i]->pending);
   }
-  if (s != PERI_OK)
-    for (int i = 0; i < n; i++) {
-      peri_release(out[i]);
-      out[i] = NULL;
-    }
   finish(&p);
+  bool was = peri_set_grad_enabled(ctx, create_graph);
+  for (int i = 0; i < n && s == PERI_OK; i++) s = peri__own(&out[i]);
+  peri_set_grad_enabled(ctx, was);
+  for (int i = 0; i < n && s != PERI_OK; i++) {
+    peri_release(out[i]);
+    out[i] = NULL;
+  }
   peri_release(root);
   return s;
 }
@@ -395,6 +397,10 @@ peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
       (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
     return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
                       peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
+  if (grad && grad->dtype != t->dtype)
+    return peri__fail(t->ctx, PERI_EDTYPE, "a gradient of dtype %s for a tensor of dtype %s",
+                      peri_dtype_name((peri_dtype)grad->dtype),
+                      peri_dtype_name((peri_dtype)t->dtype));
   peri_retain(grad);
   peri_release(t->grad);
   t->grad = grad;

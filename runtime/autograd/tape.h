@@ -32,6 +32,11 @@ struct peri_node {
 
 /* Record c (inputs as the caller gave them). Outputs become tracked. */
 peri_status peri__record (peri_ctx *ctx, const peri_call *c);
+/* Does t have dense memory that nobody sees but the holder of its one reference? */
+PERI_API bool peri__owned (const peri_tensor *t);
+/* Make *t, a held reference, such a tensor: itself or a copy, outside every graph unless gradients
+** are on. NULL stays. */
+peri_status peri__own (peri_tensor **t);
 /* Take the node out of the tape and drop its inputs; outputs become constants, marked FREED. */
 void peri__node_drop (peri_node *n, bool freed);
 

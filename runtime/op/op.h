@@ -137,9 +137,8 @@ struct peri_op {
   uint32_t flags;
   int nout;        /* outputs computed; 0 for PERI_OP_INPLACE */
   uint32_t writes; /* with PERI_OP_INPLACE: a bit for each parameter that is written */
-  uint32_t
-      unread; /* a bit for each parameter of whose values the vjp reads none: they may change */
-  int nret;   /* outputs returned, 0 = nout; the rest is saved for the vjp */
+  uint32_t unread; /* a bit for each parameter of whose values the vjp reads none */
+  int nret;        /* outputs returned, 0 = nout; the rest is saved for the vjp */
   peri_status (*infer)(peri_call *c); /* checks, then makes c->out[] */
   peri_status (*cpu)(peri_call *c);   /* NULL for views and composites */
   void (*vjp)(peri_vjp *v);           /* NULL = not differentiable */

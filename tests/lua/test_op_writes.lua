@@ -301,4 +301,85 @@ function TestWrites.test_what_a_custom_function_keeps_must_not_change()
   lu.assertErrorMsgContains("'y', which forward kept", function () y:sum():backward() end)
 end
 
+-- ---- memory of gradients ----
+
+-- Writing into one tensor of the list changes no other one.
+local function assert_apart(list, what)
+  for i, x in ipairs(list) do peri.no_grad(x.fill_, x, i) end
+  for i, x in ipairs(list) do
+    for _, v in ipairs(x:reshape { -1 }:tolist()) do lu.assertEquals(v, i, ("%s: tensor %d"):format(what, i)) end
+  end
+end
+
+for _, op in ipairs(peri.ops()) do
+  if op.differentiable then
+    TestWrites[("test_gradients of %s have memory of their own"):format(op.name)] = function ()
+      for _, create_graph in ipairs { false, not op.flags.no_grad2 or nil } do
+        local args, floats = optest.arguments(op, "f64")
+        for _, x in ipairs(floats) do x:requires_grad_() end
+        for k, y in ipairs(optest.call(op, args)) do
+          if y.requires_grad and y:numel() > 0 then
+            local seed = peri.ones(y.shape, "f64")
+            local list = { seed }
+            for _, g in pairs(peri.grad(y, floats, { seed = seed, create_graph = create_graph })) do list[#list + 1] = g end
+            assert_apart(list, ("output %d"):format(k))
+          end
+        end
+      end
+      local args, floats = optest.arguments(op, "f64")
+      for _, x in ipairs(floats) do x:requires_grad_() end
+      local y = optest.call(op, args)[1]
+      if y.requires_grad and y:numel() > 0 then
+        local list = { peri.ones(y.shape, "f64"), table.unpack(floats) }
+        y:backward(list[1], { retain_graph = true })
+        y:backward(list[1])
+        for _, x in ipairs(floats) do list[#list + 1] = x.grad end
+        assert_apart(list, "backward")
+      end
+    end
+  end
+end
+
+function TestWrites.test_gradients_of_one_tensor_and_of_the_root_are_apart()
+  local x = peri.ones { 3 }:requires_grad_()
+  local y = x * 1
+  local seed = peri.ones { 3 }
+  local g = peri.grad(y, { x, y, x, y }, { seed = seed })
+  assert_apart({ seed, g[1], g[2], g[3], g[4] }, "grad")
+end
+
+function TestWrites.test_a_custom_vjp_may_keep_and_change_what_it_gets()
+  local kept
+  local f = peri.custom(function (_, x) return x * 1 end, function (_, g)
+    kept = g
+    g:mul_(10)
+    return g
+  end)
+  local x, z = peri.ones { 2 }:requires_grad_(), peri.ones { 2 }:requires_grad_()
+  local seed = peri.ones { 2 }
+  local h = z * 1
+  local y = f(x) + h
+  local g = peri.grad(y, { x, z, h }, { seed = seed })
+  lu.assertEquals({ g[1]:tolist(), g[2]:tolist(), g[3]:tolist(), seed:tolist() }, { { 10, 10 }, { 1, 1 }, { 1, 1 }, { 1, 1 } })
+  assert_apart({ kept, g[1], g[2], g[3], seed }, "grad")
+  local constant = peri.ones { 2 }
+  local c = peri.custom(function (_, a) return a * 1 end, function () return constant end)
+  c(x):backward(seed)
+  c(x):backward(seed)
+  lu.assertEquals(constant:tolist(), { 1, 1 })
+  assert_apart({ constant, x.grad, seed }, "backward")
+end
+
+function TestWrites.test_grad_takes_only_what_fits_its_tensor()
+  local x = peri.ones { 2 }:requires_grad_()
+  lu.assertErrorMsgContains("dtype f64 for a tensor of dtype f32", function () x.grad = peri.ones({ 2 }, "f64") end)
+  lu.assertErrorMsgContains("dtype i64", function () x.grad = peri.ones({ 2 }, "i64") end)
+  lu.assertErrorMsgContains("shape (3,)", function () x.grad = peri.ones { 3 } end)
+  lu.assertNil(x.grad)
+  local own = peri.ones { 2 }
+  x.grad = own
+  x:sum():backward()
+  lu.assertEquals({ own:tolist(), x.grad:tolist() }, { { 1, 1 }, { 2, 2 } })
+end
+
 os.exit(lu.LuaUnit.run())
