@@ -274,7 +274,13 @@ function M.read(who, positional, defaults, level, ...)
       for k, v in pairs(last) do given[k] = v end
       n = n - 1
     end
-    for i = 1, math.min(n, #positional) do given[positional[i]] = (select(i, ...)) end
+    for i = 1, n do
+      local value = select(i, ...)
+      if positional[i] then given[positional[i]] = value
+      elseif value ~= nil then
+        error(("%s: argument %d is %s, expected a table of options"):format(who, i, shown(value)), level)
+      end
+    end
   end
   local out = M.fill(who, given, defaults, level + 1) -- no tail call: levels of errors count frames
   return out
