@@ -1,224 +1,130 @@
--- data.lua - streams of rows: lazy, chained, resumable.
+-- data.lua - streams of rows: lazy, chained, resumable; and rows made into tensors.
 --   for batch in data.list(rows):shuffle(1):batch(32) do ... end
--- A stream is called for its next row and ends with nil. state() is a plain table (numbers, strings,
--- tables of them) that JSON can hold, set_state() goes on from there: a resumed run sees the rows
--- that it would have seen. Rows themselves are never in a state.
+-- A for loop over a stream is one pass over its rows; the next loop is the next pass, in a new order
+-- where the stream shuffles. Called by hand, stream() gives the next row, and nil at the end of the
+-- pass until restart() or a loop begins another. state() is a plain table that JSON can hold and
+-- set_state() goes on from there: a resumed run sees the rows that it would have seen.
 
 local peri = require "perilune"
+local options = require "perilune.options"
+local stream = require "perilune.data.stream"
+local gather = require "perilune.data.gather"
 
---- @class perilune.data.Stream
-local Stream = {}
-Stream.__index = Stream
+local M = { Stream = stream.Stream, zip = gather.zip }
 
--- next() -> row or nil; state() -> table; set_state(s).
-local function stream(next_row, state, set_state)
-  return setmetatable({ _next = next_row, _state = state, _set = set_state }, Stream)
-end
+-- ---- sources ----
 
-Stream.__call = function(self) return self._next() end
+local list = {
+  name = "list",
+  pull = function(s)
+    if s._at >= #s._rows then return nil end
+    s._at = s._at + 1
+    return stream.row_at(s._rows, s._at)
+  end,
+  rewind = function(s) s._at = 0 end,
+  save = function(s) return { at = s._at, rows = #s._rows } end,
+  check = function(s, t) return stream.rows_problem(s._rows, t) or stream.count_problem(t, "at", #s._rows) end,
+  load = function(s, t) s._at = math.tointeger(t.at) end,
+}
 
---- @return table
-function Stream:state() return self._state() end
-
---- @param s table  of state(), of a stream built in the same way over the same rows
---- @return self
-function Stream:set_state(s)
-  self._set(s)
-  return self
-end
-
-local M = {}
-
---- The rows of a list.
+--- The rows of a list, which may be anything but nil.
 --- @param rows table
 --- @return perilune.data.Stream
 function M.list(rows)
-  local at = 0
-  local s = stream(function()
-    if at >= #rows then return nil end
-    at = at + 1
-    return rows[at]
-  end, function() return { at = at } end, function(t) at = t.at end)
-  s._rows = rows
-  return s
+  if type(rows) ~= "table" then error(("list: rows are a %s, expected a table"):format(type(rows)), 2) end
+  return stream.new(list, {}, { _rows = rows, _at = 0 })
 end
 
---- The objects of a JSON Lines file, plain or gzipped, read line by line.
---- @param path string
---- @return perilune.data.Stream|nil
---- @return string? message
-function M.jsonl(path)
-  local lines, err = peri.files.lines(path)
-  if not lines then return nil, err end
-  local line = 0
-  return stream(function()
-    local text, number
-    repeat
-      text, number = lines()
-      line = number or line
-    until not text or text:find "%S"
-    if not text then return nil end
-    local row, message = peri.json.decode(text)
-    if row == nil and message then error(("%s:%d: %s"):format(path, line, message), 0) end
-    return row
-  end, function() return { line = line } end, function(t)
-    lines, line = assert(peri.files.lines(path)), t.line
-    for _ = 1, line do lines() end
-  end)
+local function open(path, level)
+  local lines, message = peri.files.lines(path)
+  if not lines and level then error(message, level) end
+  return lines, message
 end
 
---- Every row of any stream as a list.
---- @return table
-function Stream:collect()
-  local list = {}
-  for row in self do list[#list + 1] = row end
-  return list
+-- The next line that holds something, and its number.
+local function next_line(s)
+  local text, number
+  repeat
+    text, number = s._lines()
+    s._line = number or s._line
+  until not text or text:find "%S"
+  return text
 end
 
---- The rows of a list in random order, another one in each epoch when repeated. Only after M.list:
---- a random order needs all rows at hand.
---- @param seed integer
---- @return perilune.data.Stream
-function Stream:shuffle(seed)
-  local rows = self._rows
-  if not rows then error("shuffle: only a stream of data.list can be shuffled", 2) end
-  local epoch, at, order = 0, 0, nil
-  local function draw() -- the order is a function of seed and epoch alone
-    order = {}
-    for i = 1, #rows do order[i] = i end
-    local rng = peri.rng(seed * 1000003 + epoch)
-    for i = #rows, 2, -1 do
-      local j = rng:int(1, i)
-      order[i], order[j] = order[j], order[i]
-    end
-  end
-  local s = stream(function()
-    if at >= #rows then
-      epoch, at, order = epoch + 1, 0, nil
-      return nil
-    end
-    if not order then draw() end
-    at = at + 1
-    return rows[order[at]]
-  end, function() return { epoch = epoch, at = at } end, function(t)
-    epoch, at, order = t.epoch, t.at, nil
-  end)
-  s._rewinds = true
-  return s
-end
-
---- @param fn fun(row: any): any
---- @return perilune.data.Stream
-function Stream:map(fn)
-  return stream(function()
-    local row = self._next()
-    if row == nil then return nil end
-    return fn(row)
-  end, self._state, self._set)
-end
-
---- Only rows for which fn is true.
---- @param fn fun(row: any): boolean
---- @return perilune.data.Stream
-function Stream:filter(fn)
-  return stream(function()
-    local row
-    repeat row = self._next() until row == nil or fn(row)
-    return row
-  end, self._state, self._set)
-end
-
---- The first n rows.
---- @param n integer
---- @return perilune.data.Stream
-function Stream:take(n)
-  local taken = 0
-  return stream(function()
-    if taken >= n then return nil end
-    taken = taken + 1
-    return self._next()
-  end, function() return { taken = taken, of = self._state() } end, function(t)
-    taken = t.taken
-    self._set(t.of)
-  end)
-end
-
---- Lists of n rows; the last may be shorter unless drop_last.
---- @param n integer
---- @param opts table?  drop_last (false)
---- @return perilune.data.Stream
-function Stream:batch(n, opts)
-  local drop_last = opts and opts.drop_last
-  local s = stream(function()
-    local list = {}
-    while #list < n do
-      local row = self._next()
-      if row == nil then break end
-      list[#list + 1] = row
-    end
-    if #list == 0 or (drop_last and #list < n) then return nil end
-    return list
-  end, self._state, self._set)
-  s._rewinds = self._rewinds
-  return s
-end
-
---- Begin again whenever the rows end, times times or for ever. A stream that shuffles draws a new
---- order each time, any other is set back to its first row.
---- @param times integer?
---- @return perilune.data.Stream
-function Stream:repeat_(times)
-  local first = self._state()
-  local epoch, fresh = 0, true
-  return stream(function()
+local jsonl = {
+  name = "jsonl",
+  pull = function(s)
     while true do
-      local row = self._next()
-      if row ~= nil then
-        fresh = false
-        return row
-      end
-      epoch = epoch + 1
-      if fresh or (times and epoch >= times) then return nil end -- an empty stream stays empty
-      if not self._rewinds then self._set(first) end
-      fresh = true
+      local text = next_line(s)
+      if not text then return nil end
+      local row, message = peri.json.decode(text)
+      if row ~= nil or not message then return row end
+      if s._bad == "error" then error(("%s:%d: %s"):format(s._path, s._line, message), 0) end
+      s._dropped = s._dropped + 1
     end
-  end, function() return { epoch = epoch, of = self._state() } end, function(t)
-    epoch, fresh = t.epoch, true
-    self._set(t.of)
-  end)
-end
+  end,
+  rewind = function(s) s._lines, s._line = open(s._path, 0), 0 end,
+  save = function(s) return { line = s._line } end,
+  check = function(s, t) -- reads up to the line, for load
+    local problem = stream.count_problem(t, "line")
+    if problem then return problem end
+    local lines = open(s._path, 0)
+    for i = 1, t.line do
+      if not lines() then return ("%s has %d lines, the state is of line %d"):format(s._path, i - 1, t.line) end
+    end
+    s._restored, s._restored_line = lines, t.line
+  end,
+  load = function(s, t)
+    local ready = s._restored_line == t.line and s._restored
+    s._lines, s._line = ready or open(s._path, 0), math.tointeger(t.line)
+    if not ready then for _ = 1, s._line do s._lines() end end
+    s._restored, s._restored_line = nil, nil
+  end,
+}
 
---- Rows of several streams side by side, as lists; ends with the shortest.
---- @param ... perilune.data.Stream
---- @return perilune.data.Stream
-function M.zip(...)
-  local parts = { ... }
-  return stream(function()
-    local out = {}
-    for i, p in ipairs(parts) do
-      out[i] = p._next()
-      if out[i] == nil then return nil end
-    end
-    return out
-  end, function()
-    local s = {}
-    for i, p in ipairs(parts) do s[i] = p._state() end
-    return s
-  end, function(t) for i, p in ipairs(parts) do p._set(t[i]) end end)
+local jsonl_rules = {
+  path = options.value(options.required, "string", "JSON Lines, plain or gzipped"),
+  bad = options.choice("error", { "error", "skip" }, "no JSON: raise, or left out and counted by dropped()"),
+}
+
+--- The objects of a JSON Lines file, plain or gzipped, read line by line. Empty lines are no rows.
+--- @param path string
+--- @param opts table?
+--- @return perilune.data.Stream|nil
+--- @return string? message  when the file cannot be opened
+function M.jsonl(path, opts)
+  local o = options.read("jsonl", { "path" }, jsonl_rules, 3, path, opts)
+  local lines, message = open(o.path)
+  if not lines then return nil, message end
+  return stream.new(jsonl, {}, { _path = o.path, _bad = o.bad, _lines = lines, _line = 0 })
 end
+options.declare(M.jsonl, { "path" }, jsonl_rules)
+
+-- ---- rows as tensors ----
+
+local pad_rules = {
+  value = options.number(0, "[-inf, inf]", "what stands where a list has ended"),
+  side = options.choice("right", { "right", "left" }, "of a row where the padding is"),
+  length = options.integer(options.none, "[0, inf)", "columns; left out: those of the longest list"),
+  dtype = options.value("i64", "string", "of the first result"),
+}
 
 --- Lists of numbers of any lengths as one tensor, and a mask of what is not padding.
 --- @param lists number[][]
---- @param opts table?  value (0), side ("right" or "left"), length (the longest), dtype ("i64")
+--- @param opts table?
 --- @return perilune.Tensor  (B, T)
 --- @return perilune.Tensor mask  (B, T) bool
 function M.pad(lists, opts)
-  local o = opts or {}
-  local width, value = o.length or 0, o.value or 0
-  if not o.length then for _, l in ipairs(lists) do width = math.max(width, #l) end end
+  local o = options.fill("pad", opts, pad_rules)
+  if type(lists) ~= "table" then error(("pad: lists are a %s, expected a table"):format(type(lists)), 2) end
+  local width, value = math.tointeger(o.length) or 0, o.value
+  for i, l in ipairs(lists) do
+    if type(l) ~= "table" then error(("pad: row %d is a %s, expected a list of numbers"):format(i, type(l)), 2) end
+    if not o.length then width = math.max(width, #l)
+    elseif #l > width then error(("pad: row %d has %d values, length is %d"):format(i, #l, width), 2) end
+  end
   local rows, mask = {}, {}
   for i, l in ipairs(lists) do
-    if #l > width then error(("pad: row %d has %d values, length is %d"):format(i, #l, width), 2) end
     local row, m = {}, {}
     local skip = o.side == "left" and width - #l or 0
     for t = 1, width do
@@ -227,23 +133,49 @@ function M.pad(lists, opts)
     end
     rows[i], mask[i] = row, m
   end
-  return peri.tensor(rows, o.dtype or "i64"), peri.tensor(mask, "bool")
+  return peri.tensor(rows, o.dtype), peri.tensor(mask, "bool")
+end
+options.declare(M.pad, { "lists" }, pad_rules)
+
+local function stacked(column, dtype)
+  if type(column[1]) == "string" then return column end
+  if not peri.is_tensor(column[1]) then return peri.tensor(column, dtype) end
+  local t = peri.stack(column, 1)
+  return dtype and t:to(dtype) or t
 end
 
---- Lists of equal lengths, or numbers, stacked without padding; tables of fields field by field.
+-- Field names of the first row, sorted; every other row must have just these.
+local function fields_of(rows)
+  local names, known = options.names(rows[1]), {}
+  for _, name in ipairs(names) do known[name] = true end
+  for i, row in ipairs(rows) do
+    if type(row) ~= "table" then error(("collate: row %d is a %s, the first is a table"):format(i, type(row)), 3) end
+    for _, name in ipairs(names) do
+      if row[name] == nil then error(("collate: row %d has no %q, the first has"):format(i, name), 3) end
+    end
+    for name in pairs(row) do
+      if not known[name] then error(("collate: row %d has %q, the first has not"):format(i, tostring(name)), 3) end
+    end
+  end
+  return names
+end
+
+--- Lists of equal lengths, numbers or tensors of one shape, stacked without padding; tables of fields
+--- field by field, where every row must have the same ones. Texts stay lists.
 --- @param rows table[]
 --- @param dtype string?
 --- @return perilune.Tensor|table<string, perilune.Tensor>
 function M.collate(rows, dtype)
-  if type(rows[1]) ~= "table" or rows[1][1] ~= nil then return peri.tensor(rows, dtype) end
+  if type(rows) ~= "table" then error(("collate: rows are a %s, expected a table"):format(type(rows)), 2) end
+  if rows[1] == nil then error("collate: there are no rows", 2) end
+  if type(rows[1]) ~= "table" or rows[1][1] ~= nil then return stacked(rows, dtype) end
   local out = {}
-  for key in pairs(rows[1]) do
+  for _, key in ipairs(fields_of(rows)) do
     local column = {}
     for i, row in ipairs(rows) do column[i] = row[key] end
-    out[key] = type(column[1]) == "string" and column or peri.tensor(column, dtype)
+    out[key] = stacked(column, dtype)
   end
   return out
 end
 
-M.Stream = Stream
 return M
