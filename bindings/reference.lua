@@ -20,7 +20,7 @@ local function call_of(item, prefix, value)
   local known, args = options.declared(value), item.args:gsub("^self,?%s*", "")
   if known then
     local names = table.move(known.positional, 1, #known.positional, 1, {})
-    if #known.options > 0 then names[#names + 1] = "options" end
+    if known.more then names[#names + 1] = "options" end
     args = table.concat(names, ", ")
   end
   local owner = item.owner

@@ -19,32 +19,44 @@ local function source_text(source)
   end
 end
 
-local by_source = {} -- items of each source by the line of their definition
+local by_source = {} -- items of each source: by the line of their definition, and by name
+
+local function items_of(source)
+  if not by_source[source] then
+    local at = { lines = {}, names = {} }
+    for _, item in ipairs(comments.items(source_text(source) or "")) do
+      at.lines[item.line] = item
+      if item.owner == "M" and item.kind == "value" then at.names[item.name] = item end
+    end
+    by_source[source] = at
+  end
+  return by_source[source]
+end
 
 -- What the source says of the function that begins at a line, or nil.
 local function item_of(f)
   local info = debug.getinfo(f, "S")
   if info.what == "C" then return nil end
-  if not by_source[info.source] then
-    local at = {}
-    for _, item in ipairs(comments.items(source_text(info.source) or "")) do at[item.line] = item end
-    by_source[info.source] = at
-  end
-  return by_source[info.source][info.linedefined]
+  return items_of(info.source).lines[info.linedefined]
 end
 
--- The function that makes an object of a class is wrapped in its __call.
+-- The function that makes an object of a class is wrapped in its __call; where that was made by a helper
+-- of its file, the comment stands above the field that has the name of the class.
 local function constructor_item(class)
   local meta = getmetatable(class)
   local call = type(meta) == "table" and meta.__call
   if type(call) ~= "function" then return nil end
-  local item = item_of(call)
+  local item, named = item_of(call), nil
   for i = 1, 8 do
     local name, value = debug.getupvalue(call, i)
     if not name or item and item.kind ~= "method" then break end
-    if type(value) == "function" then item = item_of(value) or item end
+    if type(value) == "function" then
+      item = item_of(value) or item
+      local info = debug.getinfo(value, "S")
+      named = named or info.what ~= "C" and items_of(info.source).names[rawget(class, "__name")]
+    end
   end
-  return item
+  return item and item.kind ~= "method" and item or named or item
 end
 
 -- Objects can be called, too, but only classes are where methods are looked up.
@@ -67,7 +79,7 @@ local function arguments(x)
   local known, names = options.declared(x), {}
   if known then
     table.move(known.positional, 1, #known.positional, 1, names)
-    if #known.options > 0 then names[#names + 1] = "options" end
+    if known.more then names[#names + 1] = "options" end
   elseif type(x) == "function" then
     names = parameters(x)
     if names[1] == "self" then table.remove(names, 1) end

@@ -228,8 +228,9 @@ function M.declare(object, positional, rules)
   return object
 end
 
---- What declare noted: { positional = { "dim" }, options = { { name, kind, default, doc }, ... } } with
---- the options sorted by name; nil when nothing was. A default is shown as text, "required" or nil.
+--- What declare noted: { positional = { "dim" }, more = true, options = { { name, kind, default, doc }, ... } }
+--- with the options sorted by name, more when there are others than the positional ones; nil when nothing
+--- was noted. A default is shown as text, "required" or nil.
 --- @param object any
 --- @return table?
 function M.declared(object)
@@ -249,7 +250,10 @@ function M.declared(object)
     list[#list + 1] = { name = name, default = text, kind = is_rule(entry) and entry.kind or "",
       doc = is_rule(entry) and entry.doc or "" }
   end
-  return { positional = known.positional, options = list }
+  local positional, more = {}, false
+  for _, name in ipairs(known.positional) do positional[name] = true end
+  for name in pairs(known.rules) do more = more or not positional[name] end
+  return { positional = known.positional, options = list, more = more }
 end
 
 --- Options of a constructor that takes its first values by position, or everything in one table:

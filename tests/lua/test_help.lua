@@ -89,7 +89,7 @@ end
 
 function TestHelp:test_an_object_lists_its_methods()
   lu.assertStrContains(shown(peri.nn.Linear(2, 3)), "forward(x)")
-  lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed)")
+  lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed, options)")
 end
 
 function TestHelp:test_the_logarithm_and_the_logger_are_told_apart()

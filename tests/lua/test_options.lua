@@ -53,8 +53,8 @@ function TestOptions:test_unknown_names_are_refused_with_the_nearest_or_all()
 end
 
 function TestOptions:test_an_argument_too_many_is_not_swallowed()
-  local rules = { n = options.integer(options.required), on = options.boolean(false) }
-  local function f(...) return (options.read("f", { "n" }, rules, 3, ...)) end
+  local few = { n = options.integer(options.required), on = options.boolean(false) }
+  local function f(...) return (options.read("f", { "n" }, few, 3, ...)) end
   lu.assertErrorMsgContains("f: argument 2 is true, expected a table of options", f, 2, true)
   lu.assertErrorMsgContains("f: 3 arguments", f, 2, true, 3)
   lu.assertEquals(f(2, nil), { n = 2, on = false })
