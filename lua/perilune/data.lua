@@ -84,7 +84,8 @@ local jsonl = {
 
 local jsonl_rules = {
   path = options.value(options.required, "string", "JSON Lines, plain or gzipped"),
-  bad = options.choice("error", { "error", "skip" }, "no JSON: raise, or left out and counted by dropped()"),
+  bad = options.choice("error", { "error", "skip" },
+    "what becomes of a line that is no JSON: raise, or leave it out and count it in dropped()"),
 }
 
 --- The objects of a JSON Lines file, plain or gzipped, read line by line. Empty lines are no rows.

@@ -276,3 +276,26 @@ function TestInit:test_same_seed_same_weights()
   peri.seed(9)
   lu.assertEquals(nn.Linear(4, 4).weight:tolist(), a)
 end
+
+function TestInit:test_what_is_out_of_range_is_refused_where_it_is_given()
+  local v, m = peri.empty { 4 }, peri.empty { 2, 2 }
+  for _, case in ipairs {
+    { "std is -1", function() nn.init.normal_(v, -1) end }, { "std is nan", function() nn.init.normal_(v, 0 / 0) end },
+    { "a number, expected a tensor", function() nn.init.ones_(3) end },
+    { "a tensor of i64", function() nn.init.zeros_(peri.zeros({ 2 }, "i64")) end },
+    { "low is 2, above high", function() nn.init.uniform_(v, 2, 1) end },
+    { "limit is 0", function() nn.init.trunc_normal_(v, 1, 0, 0) end },
+    { "value is missing", function() nn.init.constant_(v) end },
+    { "gain is -1", function() nn.init.xavier_normal_(m, -1) end }, { "gain is", function() nn.init.orthogonal_(m, 1 / 0) end },
+    { "xavier_uniform_: 1 dims", function() nn.init.xavier_uniform_(v) end },
+    { "kaiming_normal_: 1 dims", function() nn.init.kaiming_normal_(v) end },
+    { 'fan is "both"', function() nn.init.kaiming_normal_(m, { fan = "both" }) end },
+    { 'did you mean "slope"', function() nn.init.kaiming_uniform_(m, { slop = 1 }) end },
+    { 'activation is "cube"', function() nn.init.kaiming_uniform_(m, { activation = "cube" }) end },
+  } do
+    local ok, message = pcall(case[2])
+    lu.assertFalse(ok, case[1])
+    lu.assertStrContains(message, case[1])
+    lu.assertStrContains(message, "test_nn.lua")
+  end
+end

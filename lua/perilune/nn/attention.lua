@@ -17,18 +17,29 @@ local KVCache = {}
 KVCache.__index = KVCache
 KVCache.__name = "KVCache"
 
+local function size(doc) return options.integer(required, "[1, inf)", doc) end
+
+local cache_rules = {
+  batch = size "sequences", length = size "positions that there is room for",
+  kv_heads = size "heads of keys and values", head_dim = size "numbers of a head",
+  dtype = options.choice("f32", { "f32", "f64", "f16", "bf16" }, "of what is kept"),
+}
+
+--- Room for the keys and values of one attention layer.
 --- @param batch integer
 --- @param length integer
 --- @param kv_heads integer
 --- @param head_dim integer
---- @param dtype string?  "f32"
+--- @param dtype string?
 function M.KVCache(batch, length, kv_heads, head_dim, dtype)
-  local shape = { batch, length, kv_heads, head_dim }
+  local o = options.fill("KVCache", { batch = batch, length = length, kv_heads = kv_heads, head_dim = head_dim,
+    dtype = dtype }, cache_rules)
+  local shape = { o.batch, o.length, o.kv_heads, o.head_dim }
   return setmetatable({
-    k = peri.empty(shape, dtype or "f32"), v = peri.empty(shape, dtype or "f32"),
-    length = 0, capacity = length,
+    k = peri.empty(shape, o.dtype), v = peri.empty(shape, o.dtype), length = 0, capacity = o.length,
   }, KVCache)
 end
+options.declare(M.KVCache, { "batch", "length", "kv_heads", "head_dim", "dtype" }, cache_rules)
 
 --- Append new positions; the keys and values so far, as views. -- k, v: (B, T, Hkv, D)
 function KVCache:append(k, v)
@@ -52,14 +63,30 @@ function M.rope_frequencies(head_dim, theta)
   return peri.tensor((rope.frequencies(head_dim, { rope_theta = theta })), "f32")
 end
 
---- Self-attention. Options: kv_heads (heads), head_dim (dim / heads), bias (false), out_bias (bias),
---- causal (true), rope (false, or true, or { theta = 10000, interleaved = false }), qk_norm (false),
---- window (0 = all), dropout (0, of the output). q, k and v are one weight: fewer, fatter products.
+local function maybe(doc) return options.integer(options.none, "[1, inf)", doc) end
+
+local attention_rules = {
+  dim = size "of x's last dim", heads = size "of queries",
+  kv_heads = maybe "of keys and values, which heads divide into; default heads",
+  head_dim = maybe "default dim / heads",
+  bias = options.boolean(false, "of the product that makes q, k and v"),
+  out_bias = options.boolean(options.none, "of the last product; default bias"),
+  causal = options.boolean(true, "a position sees itself and those before it only"),
+  rope = options.value(false, "boolean or table", "rotary positions; { theta = 10000, interleaved = false }"),
+  qk_norm = options.boolean(false, "RMSNorm of every head's q and k"),
+  window = options.integer(0, "[0, inf)", "how many positions back are seen; 0 = all"),
+  dropout = options.number(0, "[0, 1)", "of the output, while training"),
+}
+
+local rope_rules = {
+  theta = options.number(10000, "(0, inf)", "base of the frequencies"),
+  interleaved = options.boolean(false, "pairs are neighbours, not halves apart"),
+}
+
+--- Self-attention with grouped queries, rotary positions and a KV cache (Vaswani et al. 2017). q, k and v
+--- are one weight: fewer, fatter products.
 M.MultiHeadAttention = class("MultiHeadAttention", function(self, ...)
-  local o = options.read("MultiHeadAttention", { "dim", "heads" }, {
-    dim = required, heads = required, kv_heads = options.none, head_dim = options.none, bias = false,
-    out_bias = options.none, causal = true, rope = false, qk_norm = false, window = 0, dropout = 0,
-  }, 4, ...)
+  local o = options.read("MultiHeadAttention", { "dim", "heads" }, attention_rules, 4, ...)
   local kv_heads = o.kv_heads or o.heads
   if o.heads % kv_heads ~= 0 then
     error(("MultiHeadAttention: %d heads do not divide into %d kv_heads"):format(o.heads, kv_heads), 3)
@@ -79,18 +106,25 @@ M.MultiHeadAttention = class("MultiHeadAttention", function(self, ...)
     self.k_norm = layers.RMSNorm(head_dim)
   end
   if o.rope then
-    local r = options.fill("MultiHeadAttention: rope", o.rope == true and {} or o.rope,
-      { theta = 10000, interleaved = false }, 4)
+    local r = options.fill("MultiHeadAttention: rope", o.rope == true and {} or o.rope, rope_rules, 4)
     self._inv_freq, self._interleaved = M.rope_frequencies(head_dim, r.theta), r.interleaved
   end
 end)
 
+options.declare(M.MultiHeadAttention, { "dim", "heads" }, attention_rules)
+
+local forward_rules = {
+  cache = options.value(options.none, "table", "KVCache that the new positions are appended to"),
+  start = options.value(options.none, "tensor", "(B) i64, left-pad positions of each row"),
+  mask = options.value(options.none, "tensor", "see peri.attention"),
+  positions = options.value(options.none, "tensor", "(T) or (B, T); default past .. past + T - 1 less start"),
+}
+
 --- @param x perilune.Tensor  (B, T, dim)
---- @param opts table?  cache (KVCache); start (B) i64, left-pad positions of each row; mask, see
---- peri.attention; positions (T) or (B, T), default past .. past + T - 1 less start
+--- @param opts table?
 --- @return perilune.Tensor  (B, T, dim)
 function M.MultiHeadAttention:forward(x, opts)
-  opts = opts or {}
+  opts = options.fill("MultiHeadAttention:forward", opts, forward_rules)
   local batch, time = x:size(1), x:size(2)
   local cache = opts.cache
   local all = self.qkv(x):reshape { batch, time, self.heads + 2 * self.kv_heads, self.head_dim }
@@ -125,11 +159,18 @@ end
 -- Gated variants (Shazeer 2020): h = act(gate) * up, gate and up from one product.
 local gates = { swiglu = "silu", geglu = "gelu", reglu = "relu", glu = "sigmoid" }
 
---- Options: kind ("gelu", "gelu_tanh", "relu", "silu", or gated: "swiglu", "geglu", "reglu", "glu"),
---- bias (true; false for gated kinds), dropout (0, of the output).
+local kinds = { "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "reglu", "glu" }
+
+local feed_forward_rules = {
+  dim = size "of x's last dim", hidden = size "width between the two products",
+  kind = options.choice("gelu", kinds, "activation; the last four are gated"),
+  bias = options.boolean(options.none, "of both products; default true, false for gated kinds"),
+  dropout = options.number(0, "[0, 1)", "of the output, while training"),
+}
+
+--- Two products with an activation between, or a gated one (Shazeer 2020).
 M.FeedForward = class("FeedForward", function(self, ...)
-  local o = options.read("FeedForward", { "dim", "hidden" },
-    { dim = required, hidden = required, kind = "gelu", bias = options.none, dropout = 0 }, 4, ...)
+  local o = options.read("FeedForward", { "dim", "hidden" }, feed_forward_rules, 4, ...)
   local gated = gates[o.kind] ~= nil
   local bias = o.bias
   if bias == nil then bias = not gated end
@@ -138,6 +179,7 @@ M.FeedForward = class("FeedForward", function(self, ...)
   else self.up = layers.Linear(o.dim, o.hidden, { bias = bias, activation = o.kind }) end
   self.down = layers.Linear(o.hidden, o.dim, { bias = bias })
 end)
+options.declare(M.FeedForward, { "dim", "hidden" }, feed_forward_rules)
 
 --- @param x perilune.Tensor  (..., dim)
 --- @return perilune.Tensor  (..., dim)
@@ -156,18 +198,21 @@ end
 
 function M.FeedForward:extra() return ("kind = %q"):format(self.kind) end
 
---- Pre-norm transformer block: x + attention(norm(x)), then x + ff(norm(x)). Options: ff (4 * dim),
---- norm ("layer" or "rms"), kind (of FeedForward), eps, and those of MultiHeadAttention.
+local block_rules = {
+  ff = maybe "width of the feed-forward; default 4 dim",
+  norm = options.choice("layer", { "layer", "rms" }, "LayerNorm or RMSNorm"),
+  kind = options.choice("gelu", kinds, "of FeedForward"),
+  eps = options.number(options.none, "(0, inf)", "of the norms; default theirs"),
+  bias = options.boolean(options.none, "of attention and feed-forward; default theirs"),
+}
+for name, rule in pairs(attention_rules) do
+  if name ~= "out_bias" then block_rules[name] = block_rules[name] or rule end
+end
+
+--- Pre-norm transformer block: x + attention(norm(x)), then x + ff(norm(x)).
 M.Block = class("Block", function(self, ...)
-  local o = options.read("Block", { "dim", "heads" }, {
-    dim = required, heads = required, ff = options.none, norm = "layer", kind = "gelu",
-    eps = options.none, kv_heads = options.none, head_dim = options.none, bias = options.none,
-    causal = true, rope = false, qk_norm = false, window = 0, dropout = 0,
-  }, 4, ...)
+  local o = options.read("Block", { "dim", "heads" }, block_rules, 4, ...)
   local Norm = o.norm == "rms" and layers.RMSNorm or layers.LayerNorm
-  if o.norm ~= "rms" and o.norm ~= "layer" then
-    error(("Block: norm is %q, expected \"layer\" or \"rms\""):format(tostring(o.norm)), 3)
-  end
   local given = { eps = o.eps }
   self.norm1 = Norm(o.dim, given)
   self.attention = M.MultiHeadAttention(o.dim, o.heads, {
@@ -177,6 +222,7 @@ M.Block = class("Block", function(self, ...)
   self.norm2 = Norm(o.dim, given)
   self.ff = M.FeedForward(o.dim, o.ff or 4 * o.dim, { kind = o.kind, bias = o.bias, dropout = o.dropout })
 end)
+options.declare(M.Block, { "dim", "heads" }, block_rules)
 
 --- @param x perilune.Tensor  (B, T, dim)
 --- @param opts table?  of MultiHeadAttention:forward

@@ -1,5 +1,5 @@
--- layers.lua - linear, embedding, norms, dropout, activations, containers. Each constructor takes
--- its sizes by position and the rest in a last table, or everything in one table.
+-- layers.lua - linear, embedding, norms, dropout, activations. Each constructor takes its sizes by
+-- position and the rest in a last table, or everything in one table.
 
 local peri = require "perilune"
 local Module = require "perilune.nn.module"
@@ -11,11 +11,29 @@ local required = options.required
 
 local M = {}
 
---- y = x W' + b. Weights begin uniform in +- 1 / sqrt(in).
---- Options: bias (true), activation (fused: "relu", "gelu", "gelu_tanh", "silu" ...).
-M.Linear = class("Linear", function(self, ...)
-  local o = options.read("Linear", { "in_features", "out_features" },
-    { in_features = required, out_features = required, bias = true, activation = options.none }, 4, ...)
+-- Put a class of layers there, with what it takes for help() and the checks.
+local function layer(name, positional, rules, init_layer)
+  local made = class(name, function(self, ...)
+    local o = options.read(name, positional, rules, 4, ...)
+    init_layer(self, o)
+  end)
+  return options.declare(made, positional, rules)
+end
+M._layer = layer
+
+local function size(doc) return options.integer(required, "[1, inf)", doc) end
+local function epsilon(default) return options.number(default, "(0, inf)", "added to the variance") end
+
+local linear_rules = {
+  in_features = size "of x's last dim",
+  out_features = size "of y's last dim",
+  bias = options.boolean(true, "add b"),
+  activation = options.choice(options.none, { "none", "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh" },
+    "applied in the same pass"),
+}
+
+--- y = x W' + b. Weights and bias begin uniform in +- 1 / sqrt(in).
+M.Linear = layer("Linear", { "in_features", "out_features" }, linear_rules, function(self, o)
   self.in_features, self.out_features, self.activation = o.in_features, o.out_features, o.activation
   local bound = 1 / math.sqrt(o.in_features)
   self.weight = parameter(init.uniform_(peri.empty { o.out_features, o.in_features }, -bound, bound))
@@ -30,10 +48,14 @@ function M.Linear:extra()
   return ("%d, %d%s"):format(self.in_features, self.out_features, self.bias and "" or ", bias = false")
 end
 
---- Rows of a table by id. Options: std (1) of the initial weights.
-M.Embedding = class("Embedding", function(self, ...)
-  local o = options.read("Embedding", { "num", "dim" },
-    { num = required, dim = required, std = 1 }, 4, ...)
+local embedding_rules = {
+  num = size "rows of the table: ids go from 0 to num - 1",
+  dim = size "of a row",
+  std = options.number(1, "[0, inf)", "of the normal initial weights"),
+}
+
+--- Rows of a table by id.
+M.Embedding = layer("Embedding", { "num", "dim" }, embedding_rules, function(self, o)
   self.num, self.dim = o.num, o.dim
   self.weight = parameter(init.normal_(peri.empty { o.num, o.dim }, o.std))
 end)
@@ -49,9 +71,12 @@ function M.Embedding:logits(x) return x:linear(self.weight) end
 
 function M.Embedding:extra() return ("%d, %d"):format(self.num, self.dim) end
 
---- Over the last dim (Ba et al. 2016). Options: eps (1e-5), bias (true).
-M.LayerNorm = class("LayerNorm", function(self, ...)
-  local o = options.read("LayerNorm", { "dim" }, { dim = required, eps = 1e-5, bias = true }, 4, ...)
+local layer_norm_rules = {
+  dim = size "of x's last dim", eps = epsilon(1e-5), bias = options.boolean(true, "add a learned shift"),
+}
+
+--- Mean 0 and variance 1 over the last dim, then a learned scale and shift (Ba et al. 2016).
+M.LayerNorm = layer("LayerNorm", { "dim" }, layer_norm_rules, function(self, o)
   self.dim, self.eps = o.dim, o.eps
   self.weight = parameter(peri.ones { o.dim })
   if o.bias then self.bias = parameter(peri.zeros { o.dim }) end
@@ -60,9 +85,10 @@ end)
 function M.LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end
 function M.LayerNorm:extra() return tostring(self.dim) end
 
---- Over the last dim, without mean and bias (Zhang and Sennrich 2019). Options: eps (1e-6).
-M.RMSNorm = class("RMSNorm", function(self, ...)
-  local o = options.read("RMSNorm", { "dim" }, { dim = required, eps = 1e-6 }, 4, ...)
+local rms_norm_rules = { dim = size "of x's last dim", eps = epsilon(1e-6) }
+
+--- Mean square 1 over the last dim, then a learned scale: no mean, no shift (Zhang and Sennrich 2019).
+M.RMSNorm = layer("RMSNorm", { "dim" }, rms_norm_rules, function(self, o)
   self.dim, self.eps = o.dim, o.eps
   self.weight = parameter(peri.ones { o.dim })
 end)
@@ -70,12 +96,14 @@ end)
 function M.RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end
 function M.RMSNorm:extra() return tostring(self.dim) end
 
---- Over groups of channels, x is (N, C, ...) (Wu and He 2018). Options: eps (1e-5).
-M.GroupNorm = class("GroupNorm", function(self, ...)
-  local o = options.read("GroupNorm", { "groups", "channels" },
-    { groups = required, channels = required, eps = 1e-5 }, 4, ...)
+local group_norm_rules = {
+  groups = size "that the channels divide into", channels = size "C of x (N, C, ...)", eps = epsilon(1e-5),
+}
+
+--- Mean 0 and variance 1 over groups of channels, x is (N, C, ...) (Wu and He 2018).
+M.GroupNorm = layer("GroupNorm", { "groups", "channels" }, group_norm_rules, function(self, o)
   if o.channels % o.groups ~= 0 then
-    error(("GroupNorm: %d channels do not divide into %d groups"):format(o.channels, o.groups), 3)
+    error(("GroupNorm: %d channels do not divide into %d groups"):format(o.channels, o.groups), 4)
   end
   self.groups, self.channels, self.eps = o.groups, o.channels, o.eps
   self.weight = parameter(peri.ones { o.channels })
@@ -85,14 +113,10 @@ end)
 function M.GroupNorm:forward(x) return x:group_norm(self.weight, self.bias, self.groups, self.eps) end
 function M.GroupNorm:extra() return ("%d, %d"):format(self.groups, self.channels) end
 
+local dropout_rules = { p = options.number(0.5, "[0, 1)", "probability that an element becomes 0") }
+
 --- Zeroes elements with probability p while training, and scales the rest by 1 / (1 - p).
-M.Dropout = class("Dropout", function(self, p)
-  p = p or 0.5
-  if type(p) ~= "number" or p < 0 or p >= 1 then
-    error(("Dropout: p is %s, expected a number in [0, 1)"):format(tostring(p)), 3)
-  end
-  self.p = p
-end)
+M.Dropout = layer("Dropout", { "p" }, dropout_rules, function(self, o) self.p = o.p end)
 
 function M.Dropout:forward(x)
   if not self.training or self.p == 0 then return x end
@@ -100,44 +124,67 @@ function M.Dropout:forward(x)
 end
 function M.Dropout:extra() return tostring(self.p) end
 
--- Activations without weights: constructor name -> the op, with the constructor's own arguments.
-local activations = {
-  ReLU = "relu", LeakyReLU = "leaky_relu", ELU = "elu", GELU = "gelu", SiLU = "silu", Tanh = "tanh",
-  Sigmoid = "sigmoid", Softplus = "softplus", Softmax = "softmax", LogSoftmax = "log_softmax",
-  SwiGLU = "swiglu",
-}
-for name, op in pairs(activations) do
-  M[name] = class(name, function(self, ...) self._args = table.pack(...) end)
-  M[name].forward = function(self, x)
-    return x[op](x, table.unpack(self._args, 1, self._args.n))
+-- ---- activations without weights ----
+
+-- The op and, in its order, the arguments that the constructor takes.
+local function activation(name, op, positional, rules)
+  local made = layer(name, positional, rules, function(self, o)
+    self._args = { n = #positional }
+    for i, key in ipairs(positional) do self._args[i] = o[key] end
+  end)
+  made.forward = function(self, x) return x[op](x, table.unpack(self._args, 1, self._args.n)) end
+  made.extra = function(self)
+    local shown = {}
+    for i = 1, self._args.n do shown[i] = tostring(self._args[i]) end
+    return table.concat(shown, ", ")
   end
+  return made
 end
 
-M.Identity = class("Identity", function() end)
+local function last_dim() return { dim = options.integer(-1, "(-inf, inf)", "that sums to 1; -1 is the last") } end
+
+--- max(x, 0).
+M.ReLU = activation("ReLU", "relu", {}, {})
+
+--- x, or slope x where x is below 0.
+M.LeakyReLU = activation("LeakyReLU", "leaky_relu", { "slope" },
+  { slope = options.number(0.01, "(-inf, inf)", "below 0") })
+
+--- x, or alpha (e^x - 1) where x is below 0.
+M.ELU = activation("ELU", "elu", { "alpha" }, { alpha = options.number(1, "(-inf, inf)", "minus the limit at -inf") })
+
+--- x times the normal distribution function of x (Hendrycks and Gimpel 2016).
+M.GELU = activation("GELU", "gelu", { "approximate" },
+  { approximate = options.choice("none", { "none", "tanh" }, "by erf, or the approximation by tanh") })
+
+--- x sigmoid(x).
+M.SiLU = activation("SiLU", "silu", {}, {})
+
+--- The hyperbolic tangent.
+M.Tanh = activation("Tanh", "tanh", {}, {})
+
+--- 1 / (1 + e^-x).
+M.Sigmoid = activation("Sigmoid", "sigmoid", {}, {})
+
+--- ln(1 + e^(beta x)) / beta, x itself where beta x is above the threshold.
+M.Softplus = activation("Softplus", "softplus", { "beta", "threshold" },
+  { beta = options.number(1, "(0, inf)", "sharpness"), threshold = options.number(20, "(-inf, inf)", "of beta x") })
+
+--- e^x, scaled to the sum 1 along a dim.
+M.Softmax = activation("Softmax", "softmax", { "dim" }, last_dim())
+
+--- The logarithm of softmax.
+M.LogSoftmax = activation("LogSoftmax", "log_softmax", { "dim" }, last_dim())
+
+--- silu(gate) up, where gate is the first half of the last dim and up the second (Shazeer 2020).
+M.SwiGLU = activation("SwiGLU", "swiglu", {}, {})
+
+--- x as it is.
+M.Identity = layer("Identity", {}, {}, function() end)
 function M.Identity:forward(x) return x end -- luacheck: ignore 212
 
 --- Merge the dims after the first.
-M.Flatten = class("Flatten", function() end)
+M.Flatten = layer("Flatten", {}, {}, function() end)
 function M.Flatten:forward(x) return x:reshape { x:size(1), -1 } end -- luacheck: ignore 212
-
---- One after the other; plain functions may stand between modules. #s counts, s[i] is a part.
-M.Sequential = class("Sequential", function(self, ...)
-  for i = 1, select("#", ...) do self:add((select(i, ...))) end
-end)
-
---- @param part perilune.nn.Module|function
---- @return self
-function M.Sequential:add(part)
-  if type(part) ~= "function" and not Module.is_module(part) then
-    error(("Sequential: part %d is a %s, expected a module or a function"):format(#self + 1, type(part)), 2)
-  end
-  self[#self + 1] = part
-  return self
-end
-
-function M.Sequential:forward(x, ...)
-  for i = 1, #self do x = self[i](x, ...) end
-  return x
-end
 
 return M
