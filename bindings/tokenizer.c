@@ -271,6 +271,29 @@ static int l_is_special (lua_State *L) {
   return 1;
 }
 
+/* A list of { type =, text = 1 or 2 } and { type =, ids = {...} }; nil without a list of parts. */
+static int l_parts (lua_State *L) {
+  peri_tokenizer *t = self(L, "tokenizer:parts");
+  const int32_t *ids;
+  size_t n;
+  int type_id, which;
+  bool pair = lua_toboolean(L, 2) != 0;
+  if (!peri_tokenizer_part(t, pair, 0, &type_id, &which, &ids, &n)) return 0;
+  lua_newtable(L);
+  for (size_t i = 0; peri_tokenizer_part(t, pair, i, &type_id, &which, &ids, &n); i++) {
+    lua_createtable(L, 0, 2);
+    lua_pushinteger(L, type_id);
+    lua_setfield(L, -2, "type");
+    if (n > 0)
+      push_ids(L, ids, (int64_t)n);
+    else
+      lua_pushinteger(L, which + 1);
+    lua_setfield(L, -2, n > 0 ? "ids" : "text");
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
 static int l_facts (lua_State *L) {
   /* ORDER token role */
   static const char *const names[] = { "bos",        "eos",        "pad", "unk", "fim_prefix",
@@ -326,6 +349,7 @@ static const peri_reg tokenizer_methods[] = {
     l_is_special },
   { "facts", "self", "Size, ids of special tokens, sides and length of batches, chat template.",
     l_facts },
+  { "parts", "self, pair", "Special tokens around a text or a pair, in order.", l_parts },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -575,6 +575,11 @@ PERI_API peri_side peri_tokenizer_padding (const peri_tokenizer *t);
 PERI_API peri_side peri_tokenizer_truncation (const peri_tokenizer *t);
 /* The most tokens that the files say a text may have; 0: they say none. */
 PERI_API int64_t peri_tokenizer_max_length (const peri_tokenizer *t);
+/* What goes around the ids of a text (pair: of two texts), part by part: of part i its token type,
+** and *n special tokens, borrowed, or where *n is 0 the text number *which (0, 1). False behind the
+** last part, and for i = 0 where the tokenizer has no such list. */
+PERI_API bool peri_tokenizer_part (const peri_tokenizer *t, bool pair, size_t i, int *type_id,
+                                   int *which, const int32_t **ids, size_t *n);
 
 /* n texts; ids of text i are (*ids)[ends[i - 1]] to (*ids)[ends[i]], the first begins at 0. *ids is
 ** borrowed until the next call with t. flags: PERI_ENCODE_. Encoding a run of n bytes takes

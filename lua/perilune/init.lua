@@ -5,6 +5,7 @@ local peri = require "perilune.core"
 local submodules = {
   nn = true, optim = true, sched = true, data = true, flags = true, plot = true, gguf = true,
   recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true, peft = true,
+  batch = true, embed = true,
 }
 peri._submodules = submodules
 

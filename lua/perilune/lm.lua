@@ -5,6 +5,7 @@
 --   for piece in lm:stream("Once upon a time", { max_new_tokens = 50 }) do io.write(piece) end
 local peri = require "perilune"
 local options = require "perilune.options"
+local base = require "perilune.models.base"
 local batching = require "perilune.models.batching"
 local constraint = require "perilune.models.constraint"
 local prefix_cache = require "perilune.models.prefix_cache"
@@ -18,6 +19,7 @@ local M = {}
 --- @field scheduler perilune.models.Scheduler
 --- @field prefix_cache perilune.models.PrefixCache?
 --- @field stop_ids integer[]  tokens that end an answer
+--- @field widened string?  dtype that the file has, where lm.load took "auto" and made f32 of it
 local LM = {}
 LM.__index = LM
 
@@ -54,6 +56,12 @@ local function add_ids(list, have, value)
   end
 end
 
+local new_rules = {
+  rows = options.integer(8, "[1, inf)", "sequences that run at once"),
+  prefix_cache_bytes = options.integer(256 << 20, "[0, inf)", "for what was read before; 0: nothing is kept"),
+  prefill_chunk = options.integer(512, "[1, inf)", "most tokens of a prompt that are read at once"),
+}
+
 --- A model and a tokenizer that are at hand.
 --- @param model table  a causal model
 --- @param tok table  perilune.tokenizer or perilune.text
@@ -61,7 +69,9 @@ end
 --- prefill_chunk (512)
 --- @return perilune.lm.Model
 function M.new(model, tok, opts)
-  local o = options.fill("lm.new", opts, { rows = 8, prefix_cache_bytes = 256 << 20, prefill_chunk = 512 })
+  local o = options.fill("lm.new", opts, new_rules)
+  local why = base.no_causal(model)
+  if why then error("lm.new: " .. why, 2) end
   local self = setmetatable({ model = model, tok = tok, stop_ids = {}, live = {} }, LM)
   if o.prefix_cache_bytes > 0 then self.prefix_cache = prefix_cache.new { bytes = o.prefix_cache_bytes } end
   self.scheduler = batching.new(model,
@@ -74,11 +84,25 @@ function M.new(model, tok, opts)
   if model.eval then model:eval() end
   return self
 end
+options.declare(M.new, { "model", "tok" }, new_rules)
 
 -- Models of so many parameters fit into a GiB as f32.
 local SMALL <const> = 1 << 28
 
--- A small model is not worth the rounding of quantised products.
+-- The dtype of most weights of a model as it is stored.
+local function stored_dtype(model)
+  local count, best = {}, nil
+  for _, p in ipairs(model:projections()) do
+    for _, w in ipairs(p:tensors()) do
+      count[w.dtype] = (count[w.dtype] or 0) + w:numel()
+      if not best or count[w.dtype] > count[best] then best = w.dtype end
+    end
+  end
+  return best
+end
+
+-- A small model is not worth the rounding of quantised products. The third result is what was stored in fewer bits
+-- than it has now.
 local function load_model(path, dtype, pack)
   local models = require "perilune.models"
   if dtype ~= "auto" then return models.load(path, { dtype = dtype, pack = pack }) end
@@ -86,8 +110,17 @@ local function load_model(path, dtype, pack)
   if not model then return nil, message end
   dtype = model:num_parameters() <= SMALL and "f32" or "file"
   if dtype == "file" and not pack then return model end
-  return models.load(path, { dtype = dtype, pack = pack })
+  local stored = dtype == "f32" and stored_dtype(model) or nil
+  model, message = models.load(path, { dtype = dtype, pack = pack })
+  return model, message, stored ~= "f32" and stored or nil
 end
+
+local load_rules = {
+  dtype = options.value("auto", "string", "of the weights, as for models.load; auto: f32 up to 2^28, else as stored"),
+  pack = options.boolean(true, "weights are laid out for this processor; false where they are to be trained"),
+  tokenizer = options.value(options.none, "string", "path, where it lies elsewhere"),
+}
+for name, rule in pairs(new_rules) do load_rules[name] = rule end
 
 --- Read a model with its tokenizer.
 --- @param path string  Hugging Face folder, .gguf or llama2.c .bin file
@@ -97,23 +130,24 @@ end
 --- @return perilune.lm.Model|nil
 --- @return string? message
 function M.load(path, opts)
-  local o = options.fill("lm.load", opts, { dtype = "auto", pack = true, tokenizer = options.none,
-    rows = options.none, prefix_cache_bytes = options.none, prefill_chunk = options.none })
-  local source, tok, model, message
-  if not o.tokenizer then
-    source, message = require("perilune.models").open(path)
-    if not source then return nil, message end
-  end
+  local o = options.fill("lm.load", opts, load_rules)
+  local models = require "perilune.models"
+  local tok, model, stored
+  local source, message = models.open(path)
+  if not source then return nil, message end
+  local why = models.architecture(source.config)
+  why = why and base.no_causal(why.Class)
+  if why then return nil, ("%s: %s"):format(path, why) end
   tok, message = peri.tokenizer.load(o.tokenizer or source.tokenizer_path or path)
   if not tok then return nil, message end
-  model, message = load_model(path, o.dtype, o.pack)
+  model, message, stored = load_model(path, o.dtype, o.pack)
   if not model then return nil, message end
-  if not model.forward or not model.logits or model.encode then
-    return nil, ("%s: a model of type %s makes no text on its own"):format(path, tostring(model.config.model_type))
-  end
-  return M.new(model, tok,
+  local self = M.new(model, tok,
     { rows = o.rows, prefix_cache_bytes = o.prefix_cache_bytes, prefill_chunk = o.prefill_chunk })
+  self.widened = stored
+  return self
 end
+options.declare(M.load, { "path" }, load_rules)
 
 -- ---- prompts ------------------------------------------------------------------------------------
 

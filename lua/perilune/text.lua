@@ -2,7 +2,7 @@
 -- The layout is verl's CharTokenizer (tests/e2e/envs/digit_completion): separator 0, end 1,
 -- padding 2, unknown 3, then the characters in their order.
 
-local data = require "perilune.data"
+local batches = require "perilune.batch"
 local options = require "perilune.options"
 
 --- @class perilune.text.Chars
@@ -55,17 +55,27 @@ function Chars:decode(ids)
   return table.concat(out)
 end
 
---- Prompts as one tensor, padded on the left so that all end together.
+--- Ids of many texts; with add_special (true) and a separator each ends with it.
 --- @param texts string[]
---- @return perilune.Tensor ids  (B, T) i64
---- @return perilune.Tensor mask  (B, T) bool, false on padding
-function Chars:batch(texts)
+--- @param opts table?  add_special (true), parse_special (no meaning here)
+--- @return integer[][]
+function Chars:encode_batch(texts, opts)
+  local o = options.fill("text:encode_batch", opts, { add_special = true, parse_special = true })
   local lists = {}
   for i, text in ipairs(texts) do
     lists[i] = self:encode(text)
-    if self._separator then table.insert(lists[i], self.sep) end
+    if self._separator and o.add_special then table.insert(lists[i], self.sep) end
   end
-  return data.pad(lists, { side = "left", value = self.pad })
+  return lists
+end
+
+--- Prompts as one batch, padded on the left so that all end together.
+--- @param texts string[]
+--- @param opts table?  as of a tokenizer's batch
+--- @return perilune.Batch
+function Chars:batch(texts, opts)
+  local batch = batches.texts(self, texts, opts)
+  return batch
 end
 
 return M

@@ -123,15 +123,21 @@ function Tokenizer:encode_tensor(text, opts)
   return self._c:encode_tensor(text, o.add_special, o.parse_special)
 end
 
---- Texts as one tensor, padded on the left so that all end together.
---- @param texts string[]
---- @param opts table?  as of encode
---- @return perilune.Tensor ids  (B, T) i64
---- @return perilune.Tensor mask  (B, T) bool, false on padding
+--- Texts as one batch for a model: ids, mask, start, lengths; of pairs { first, second } token types as well.
+--- @param texts table  texts or pairs
+--- @param opts table?  padding (true), truncation (false), max_length, padding_side, truncation_side,
+---   pad_to_multiple_of, add_special_tokens (true), parse_special (true), text_pair: second texts
+--- @return perilune.Batch
 function Tokenizer:batch(texts, opts)
-  local data = require "perilune.data"
-  return data.pad(self:encode_batch(texts, opts), { side = "left", value = self.pad or self.eos or 0 })
+  local batch = require("perilune.batch").texts(self, texts, opts)
+  return batch
 end
+
+--- What stands around a text or a pair by the tokenizer's file: { type =, ids = } for special tokens and
+--- { type =, text = 1 or 2 } in order, type being the token type.
+--- @param pair boolean?
+--- @return table[]|nil  nil where the file has no such list
+function Tokenizer:parts(pair) return self._c:parts(pair or false) end
 
 --- @param ids integer[]|perilune.Tensor  ids that the vocabulary lacks are left out
 --- @param opts { skip_special: boolean? }?  skip_special (true): special tokens are left out

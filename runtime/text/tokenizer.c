@@ -108,6 +108,18 @@ bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id) {
   return a != NULL && (a->flags & PERI__ADDED_SPECIAL) != 0;
 }
 
+bool peri_tokenizer_part (const peri_tokenizer *t, bool pair, size_t i, int *type_id, int *which,
+                          const int32_t **ids, size_t *n) {
+  size_t count;
+  const peri__part *part = peri__postprocessor_parts(t->post, pair, &count);
+  if (t->post == NULL || i >= count) return false;
+  *type_id = part[i].type_id;
+  *which = part[i].kind == PERI__PART_B;
+  *ids = part[i].ids;
+  *n = part[i].kind == PERI__PART_IDS ? part[i].n : 0;
+  return true;
+}
+
 peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id) {
   size_t i = 0;
   if (id < 0) return PERI_OK;

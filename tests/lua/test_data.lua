@@ -103,9 +103,9 @@ end
 
 function TestText:test_batch_pads_on_the_left()
   local t = text.chars("ab", { separator = true })
-  local ids, mask = t:batch { "ab", "b" }
-  lu.assertEquals(ids:tolist(), { { 4, 5, 0 }, { 2, 5, 0 } })
-  lu.assertEquals(mask:to("i64"):tolist(), { { 1, 1, 1 }, { 0, 1, 1 } })
+  local batch = t:batch { "ab", "b" }
+  lu.assertEquals(batch.ids:tolist(), { { 4, 5, 0 }, { 2, 5, 0 } })
+  lu.assertEquals(batch.mask:to("i64"):tolist(), { { 1, 1, 1 }, { 0, 1, 1 } })
 end
 
 function TestText:test_unicode()

@@ -67,13 +67,34 @@ function TestLlama.test_sampled_logprobs_are_the_training_logprobs_bit_for_bit()
   local model = assert(models.load "tests/data/tiny_llama_digits")
   peri.seed(5)
   local prompt = peri.randint(4, 16, { 6, 8 })
-  local out = model:generate(prompt, { samples = 5, max_new_tokens = 9, temperature = 0.7 })
+  local out = model:generate(prompt, { samples = 5, max_new_tokens = 9, temperature = 0.7, stop = {} })
   local ids = peri.cat({ prompt:repeat_interleave(5, 1), out.tokens }, 2)
   local logp = model:token_logprobs(ids, 9, { temperature = 0.7 })
   lu.assertEquals(logp:bytes(), out.logprobs:bytes())
   lu.assertEquals(logp:sub(out.logprobs):exp():max():item(), 1)
   local one = model:token_logprobs(ids:narrow(1, 17, 1), 9, { temperature = 0.7 }) -- alone in its batch
   lu.assertEquals(one:bytes(), out.logprobs:narrow(1, 17, 1):bytes())
+end
+
+function TestLlama.test_generation_stops_at_the_models_own_end_unless_told_otherwise()
+  local model = assert(models.load "tests/data/tiny_llama_digits")
+  local eos = model.generation_config.eos_token_id
+  peri.seed(5)
+  local prompt = peri.randint(4, 16, { 16, 8 })
+  local how = { max_new_tokens = 12, greedy = true }
+  local own = model:generate(prompt, how)
+  how.stop = eos
+  local told = model:generate(prompt, how)
+  lu.assertEquals(own.tokens:tolist(), told.tokens:tolist())
+  lu.assertFalse(own.mask:all():item())
+  how.stop = {}
+  lu.assertTrue(model:generate(prompt, how).mask:all():item())
+  model.generation_config = { eos_token_id = { 5, eos } }
+  how.stop = nil
+  local many = model:generate(prompt, how)
+  how.stop = { 5, eos }
+  lu.assertEquals(many.tokens:tolist(), model:generate(prompt, how).tokens:tolist())
+  lu.assertErrorMsgContains("stop has x as its entry 1", model.generate, model, prompt, { stop = { "x" } })
 end
 
 function TestLlama.test_generation_stops_each_sequence_at_its_stop_token()

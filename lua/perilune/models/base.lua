@@ -1,10 +1,12 @@
 -- base.lua - what all models share: loading, saving, parameters and gradients under published names;
 -- and what all causal models share.
 local peri = require "perilune"
+local options = require "perilune.options"
 local hf = require "perilune.models.hf"
 local caches = require "perilune.models.cache"
 local context = require "perilune.models.context"
 local generate = require "perilune.models.generate"
+local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
 
 local M = {}
@@ -19,6 +21,7 @@ local M = {}
 --- @field source_path string?  what it was read from
 local Model = {}
 Model.__index = Model
+Model.kind = "encoder" -- or "causal", "encoder-decoder"
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 
 --- A class of models. It offers read(config, has) -> settings (has: the published names that there
@@ -260,10 +263,46 @@ function Model:embedded(table, ids) -- luacheck: ignore 212
   return x.dtype == "f32" and x or x:to("f32")
 end
 
+--- Hidden states as forward returned them; raises for what logits cannot be made of.
+--- @param hidden any
+--- @return perilune.Tensor  (..., D)
+function M.hidden(self, hidden)
+  if peri.is_tensor(hidden) and hidden.dtype ~= "i64" then return hidden end
+  error(("%s: logits takes hidden states (..., %d), as model:logits(model:forward(ids)), not %s"):format(self.__name,
+    self.settings.dim, peri.is_tensor(hidden) and "ids" or "a " .. type(hidden)), 3)
+end
+
 --- x, or x after dropout while training.
 function Model:dropout(x, p)
   if not self.training or p == 0 then return x end
   return x:dropout(p)
+end
+
+--- Why a model is not one that goes on from a text, or nil when it is.
+--- @param model table  a model of this library or anything that offers the same
+--- @return string?
+function M.no_causal(model)
+  local kind = model.kind
+  if kind == "encoder" then
+    return ("%s is an encoder: it cannot generate; perilune embed and perilune.embed make vectors of texts")
+      :format(model.__name)
+  elseif kind == "encoder-decoder" then
+    return ("%s is an encoder-decoder: it answers an input, with model:generate, and does not go on from a text")
+      :format(model.__name)
+  end
+end
+
+for _, name in ipairs { "generate", "cache", "token_logprob", "token_logprobs" } do
+  Model[name] = function (self) error(("%s: %s"):format(name, M.no_causal(self)), 2) end
+end
+
+--- One vector a row: hidden states of its tokens, pooled. See perilune.embed for whole texts.
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  pooling ("mean"; or a list of them, side by side), normalize (false), and what forward takes
+--- @return perilune.Tensor  (B, D) f32
+function Model:vectors(ids, opts)
+  local out = require("perilune.embed").rows(self, ids, opts, 2)
+  return out
 end
 
 -- ---- causal models ------------------------------------------------------------------------------
@@ -271,14 +310,20 @@ end
 --- @class perilune.models.Causal: perilune.models.Model
 local Causal = setmetatable({}, { __index = Model })
 Causal.__index = Causal
+Causal.kind = "causal"
 
---- What a forward pass knows: see perilune.models.context. `prefix` of the model is the default.
+--- What a forward pass knows, and its ids: see perilune.models.context. `prefix` of the model is the default.
+--- @param ids perilune.Tensor|perilune.Batch
+--- @param given table?
+--- @return perilune.models.Context
+--- @return perilune.Tensor ids  (B, T)
 function Causal:context(ids, given)
-  if self.prefix and not (given and given.prefix) then
-    given = setmetatable({ prefix = type(self.prefix) == "function" and self.prefix() or self.prefix },
-      { __index = given })
+  local who, o = self.__name .. ": forward"
+  ids, o = inputs.read(who, ids, given, inputs.causal, 3)
+  if self.prefix and not o.prefix then
+    o.prefix = type(self.prefix) == "function" and self.prefix() or self.prefix
   end
-  return context.new(ids, given)
+  return context.new(who, ids, o, 3), ids
 end
 
 --- Weight of the language-model head. -- (V, D)
@@ -286,7 +331,7 @@ function Causal:head_weight() return self.head or self.embed end
 
 --- @param hidden perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., V)
-function Causal:logits(hidden) return hidden:linear(self:head_weight()) end
+function Causal:logits(hidden) return M.hidden(self, hidden):linear(self:head_weight()) end
 
 --- Log-probabilities and entropies of given tokens, without their logits ever being held together.
 --- @param hidden perilune.Tensor  (..., D): what forward returned for the positions before
@@ -298,19 +343,41 @@ function Causal:token_logprob(hidden, targets, temperature)
   return hidden:token_logprob(self:head_weight(), targets, nil, temperature or 1)
 end
 
---- Log-probabilities and entropies of a sequence's own tokens.
---- @param ids perilune.Tensor  (B, T) i64: prompt and completion
+-- What forward takes, and the temperature.
+local scored = { temperature = options.number(1, "(0, inf)", "logits are divided by it") }
+for name, rule in pairs(inputs.causal) do scored[name] = rule end
+scored.cache = nil
+
+local function first_columns(t, n) return t and t:narrow(-1, 1, n) end
+
+--- Log-probabilities and entropies of a sequence's own tokens. What is no token, or has none before it in its row,
+--- gets 0 for both.
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64: prompt and completion
 --- @param from integer  first position (counted from 1) whose token is wanted
---- @param opts table?  temperature (1), and what forward takes
+--- @param opts table?  temperature (1), and what forward takes, for all T columns
 --- @return perilune.Tensor logp  (B, T - from + 1) f32
 --- @return perilune.Tensor entropy  same shape, nats
 function Causal:token_logprobs(ids, from, opts)
-  opts = opts or {}
-  local time = ids:size(2)
-  local hidden = self:forward(ids:narrow(2, 1, time - 1), opts)
-  return self:token_logprob(hidden:narrow(2, from - 1, time - from + 1), ids:narrow(2, from, time - from + 1),
-    opts.temperature)
+  local who, o = self.__name .. ": token_logprobs"
+  ids, o = inputs.read(who, ids, opts, scored, 2)
+  local time, rows = ids:size(2), inputs.rows(who, ids, o, 2)
+  if math.type(from) ~= "integer" or from < 2 or from > time then
+    error(("%s: from is %s, expected an integer from 2 to %d"):format(who, tostring(from), time), 2)
+  end
+  local hidden = self:forward(ids:narrow(2, 1, time - 1), {
+    start = rows.start and rows.start:clamp(0, time - 1),
+    mask = rows.holes and first_columns(rows.mask, time - 1) or nil,
+    positions = first_columns(o.positions, time - 1), segments = first_columns(o.segments, time - 1),
+    prefix = o.prefix, collect = o.collect })
+  local targets = ids:narrow(2, from, time - from + 1)
+  if rows.mask then
+    local known = rows.mask:narrow(2, from, time - from + 1) -- (B, N)
+    if rows.start then known = known:logical_and(peri.arange(from - 1, time):gt(rows.start:unsqueeze(2))) end
+    targets = targets:masked_fill(known:logical_not(), -100)
+  end
+  return self:token_logprob(hidden:narrow(2, from - 1, time - from + 1), targets, o.temperature or 1)
 end
+options.declare(Causal.token_logprobs, { "ids", "from" }, scored)
 
 --- Room for `length` positions of `batch` sequences.
 --- @return perilune.models.Cache
@@ -320,7 +387,10 @@ function Causal:cache(batch, length)
 end
 
 --- See perilune.models.generate.
-function Causal:generate(prompt, opts) return generate.generate(self, prompt, opts) end
+function Causal:generate(prompt, opts)
+  local out = generate.generate(self, prompt, opts, 2) -- no tail call: levels of errors count frames
+  return out
+end
 
 --- The blocks of a causal model on x (B, T, D) and y, its first norm: hidden states after the last norm.
 --- Each block gives the norm of the residual stream and the stream to the next one.

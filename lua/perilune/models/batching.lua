@@ -3,6 +3,7 @@
 -- tokens that it would get alone, bit for bit where the model computes in f32.
 local peri = require "perilune"
 local options = require "perilune.options"
+local base = require "perilune.models.base"
 local sampler = require "perilune.models.sampler"
 local prefix_cache = require "perilune.models.prefix_cache"
 
@@ -49,6 +50,8 @@ end
 --- @return perilune.models.Scheduler
 function M.new(model, opts)
   local o = options.fill("batching", opts, { rows = 8, prefix_cache = options.none, prefill_chunk = 512 })
+  local why = base.no_causal(model)
+  if why then error("batching: " .. why, 2) end
   return setmetatable({ model = model, rows = o.rows, prefix_cache = o.prefix_cache, chunk = o.prefill_chunk,
                         context = context_length(model.config or {}), queue = {}, first = 1, last = 0, running = 0,
                         slots = {} }, Scheduler)

@@ -125,17 +125,17 @@ end
 --- "never": only when none is possible)
 --- @param start perilune.Tensor?  (B) i64
 --- @return table out  tokens and mask (B * num_return_sequences, N), scores (B * num_return_sequences)
-function M.search(model, prompt, o, start)
-  if o.samples ~= 1 then error("generate: beam search takes num_return_sequences, not samples", 3) end
+--- @param level integer  of errors
+function M.search(model, prompt, o, start, level)
+  if o.samples ~= 1 then error("generate: beam search takes num_return_sequences, not samples", level + 1) end
   for name, plain in pairs { temperature = 1, top_k = 0, top_p = 1, min_p = 0, top_logprobs = 0 } do
-    if o[name] ~= plain then error(("generate: beam search draws nothing, so %s has no place"):format(name), 3) end
+    if o[name] ~= plain then
+      error(("generate: beam search draws nothing, so %s has no place"):format(name), level + 1)
+    end
   end
   if o.num_return_sequences > o.num_beams then
     error(("generate: num_return_sequences is %d, expected at most num_beams = %d")
-      :format(o.num_return_sequences, o.num_beams), 3)
-  end
-  if o.early_stopping ~= true and o.early_stopping ~= false and o.early_stopping ~= "never" then
-    error(("generate: early_stopping is %s, expected true, false or \"never\""):format(tostring(o.early_stopping)), 3)
+      :format(o.num_return_sequences, o.num_beams), level + 1)
   end
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()

@@ -1,8 +1,11 @@
 -- bert.lua - BERT (Devlin et al., 1810.04805): an encoder of post-norm blocks with learned positions and
 -- token types; pooler and masked-language-model head where the checkpoint has them.
 local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
 local context = require "perilune.models.context"
+local inputs = require "perilune.models.inputs"
+local pooling = require "perilune.models.pooling"
 
 local Bert = base.class("bert", base.Model)
 Bert.prefixes = { "bert." }
@@ -81,30 +84,60 @@ function Bert:block(i, x, mask)
   return h:add(x):layer_norm(layer.norm2_w, layer.norm2_b, s.eps)
 end
 
+-- Token types for the embedding; nil for models without one, which a batch of pairs does not mind.
+local function token_types(self, who, o, batch, time)
+  local given = o.token_types
+  if not self.types then
+    if given and not (o.batch and rawequal(given, o.batch.token_type_ids)) then
+      error(("%s: %s has no token types"):format(who, self.__name), 3)
+    end
+    return nil
+  end
+  if given then inputs.check_per_token(who, "token_types", given, batch, time, 3) end
+  return given or peri.zeros({ 1, time }, "i64")
+end
+
+-- Places of tokens, which the model has to have.
+local function place_tokens(self, who, o, rows, batch, time)
+  if o.positions then
+    inputs.check_per_token(who, "positions", o.positions, batch, time, 3)
+    return o.positions
+  end
+  local positions, most = inputs.positions(rows, time), self.settings.positions
+  local last = time
+  if time > most and rows.start then last = positions:mul(rows.mask):max():item() + 1 end
+  if last > most then error(("%s: %d tokens in a row, the model has %d positions"):format(who, last, most), 3) end
+  return time > most and positions:clamp(0, most - 1) or positions
+end
+
 --- Hidden states of the last block.
---- @param ids perilune.Tensor  (B, T) i64
---- @param opts table?  mask (B, T) bool or i64: true or 1 where a token is; token_types (B, T) i64 (0);
---- positions (T) or (B, T) i64
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions (each token's place in its row, on whichever side the
+--- row is padded), token_types (0): see perilune.models.inputs
 --- @return perilune.Tensor  (B, T, D) f32
 function Bert:forward(ids, opts)
-  opts = opts or {}
-  local s, mask, time = self.settings, opts.mask, ids:size(2)
-  if mask then mask = mask:to("bool"):reshape { ids:size(1), 1, 1, time } end
-  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, opts.positions or peri.arange(time)))
-  if self.types then x = x:add(self:embedded(self.types, opts.token_types or peri.zeros({ 1, time }, "i64"))) end
+  local who, o = self.__name .. ": forward"
+  ids, o = inputs.read(who, ids, opts, inputs.encoder, 2)
+  local s, batch, time, rows = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o, 2)
+  local types, positions = token_types(self, who, o, batch, time), place_tokens(self, who, o, rows, batch, time)
+  local mask = rows.mask and rows.mask:reshape { batch, 1, 1, time }
+  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, positions))
+  if types then x = x:add(self:embedded(self.types, types)) end
   x = self:dropout(x:layer_norm(self.norm_w, self.norm_b, s.eps), s.dropout)
   for i = 1, #self.layers do
     x = self:_block(function (h) return self:block(i, h, mask) end, x)
   end
   return x
 end
+options.declare(Bert.forward, { "ids" }, inputs.encoder)
 
 --- What the pooler makes of the first token: tanh(W h + b).
 --- @param hidden perilune.Tensor  (B, T, D)
+--- @param batch perilune.Batch?  what forward was given, where rows are padded on the left
 --- @return perilune.Tensor  (B, D)
-function Bert:pool(hidden)
+function Bert:pool(hidden, batch)
   if not self.pooler then error(self.__name .. ": this checkpoint has no pooler", 2) end
-  return self.pooler:forward(hidden:select(2, 1), false, "tanh")
+  return self.pooler:forward(batch and pooling.cls(hidden, batch) or hidden:select(2, 1), false, "tanh")
 end
 
 --- Masked-language-model scores.
@@ -113,7 +146,7 @@ end
 function Bert:logits(hidden)
   if not self.transform then error(self.__name .. ": this checkpoint has no masked-language-model head", 2) end
   local s = self.settings
-  local h = self.transform:forward(hidden, false, s.act)
+  local h = self.transform:forward(base.hidden(self, hidden), false, s.act)
   return h:layer_norm(self.transform_norm_w, self.transform_norm_b, s.eps):linear(self.embed, self.head_bias)
 end
 

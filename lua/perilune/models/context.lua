@@ -2,6 +2,7 @@
 -- each row begins, positions, segments of packed rows, a prefix of learned keys and values; and
 -- attention under all of these.
 local peri = require "perilune"
+local inputs = require "perilune.models.inputs"
 
 --- @class perilune.models.Context
 --- @field decoding boolean  a cache is filled and no gradient wanted
@@ -21,45 +22,83 @@ local function begins(segments)
   return (peri.cat({ peri.zeros({ batch, 1 }, "i64"), first }, 2):cummax(2))
 end
 
+-- Where rows begin, and a mask where they have gaps. Rows of a cache end together, and it remembers
+-- where they begin.
+local function place_rows(self, who, ids, o, level)
+  local cache, past = self.cache, self.past
+  if not cache then
+    local rows = inputs.rows(who, ids, o, level + 1)
+    self.start = rows.start
+    if rows.holes then self.mask = rows.mask:reshape { self.batch, 1, 1, self.time } end
+    return
+  end
+  if past == 0 and not (o.start and not o.mask and not o.lengths) or o.mask then
+    local columns = o.mask and past > 0 and peri.empty({ self.batch, past + self.time }, "bool") or ids
+    local rows = inputs.rows(who, columns, o, level + 1)
+    if rows.stop or rows.holes then
+      error(who .. ": with a cache rows end together: padding goes on the left", level + 1)
+    end
+    self.start = rows.start
+  elseif o.batch or o.lengths then
+    error(who .. ": lengths are of whole rows, and the cache has their begin; give start, or a mask of all columns",
+      level + 1)
+  else
+    self.start = o.start
+  end
+  if past == 0 and self.start and not cache.start then cache:set_starts(self.start:tolist()) end
+  self.start = self.start or cache.start
+end
+
+--- @param who string  for messages
 --- @param ids perilune.Tensor  (B, T) i64
---- @param given table?  cache; start (B) i64, unused columns before each row (cache.start when absent);
---- positions (T) or (B, T) i64; segments (B, T) i64: a position sees its own segment only, which is
---- one run of equal numbers, and positions count from its begin; prefix { k =, v = }: of each layer
---- (1 or B, Tp, Hkv, D), keys and values that every position sees, as they are; collect { k = {}, v = {} }:
---- gets the keys and values of each layer, which may be the prefix of another pass
+--- @param o table  of perilune.models.inputs: mask, start, lengths; cache; positions (T) or (B, T) i64;
+--- segments (B, T) i64: a position sees its own segment only, which is one run of equal numbers, and positions
+--- count from its begin; prefix { k =, v = }: of each layer (1 or B, Tp, Hkv, D), keys and values that every
+--- position sees, as they are; collect { k = {}, v = {} }: gets the keys and values of each layer, which may be
+--- the prefix of another pass
+--- @param level integer  of errors
 --- @return perilune.models.Context
-function M.new(ids, given)
-  given = given or {}
-  local self = setmetatable({ cache = given.cache, prefix = given.prefix, collect = given.collect },
-    Context)
+function M.new(who, ids, o, level)
+  local self = setmetatable({ cache = o.cache, prefix = o.prefix, collect = o.collect }, Context)
   self.batch, self.time = ids:size(1), ids:size(2)
   local cache = self.cache
   self.past = cache and cache.length or 0
-  self.start = given.start or cache and cache.start
+  if cache and cache.batch ~= self.batch then
+    error(("%s: %d rows, the cache has %d"):format(who, self.batch, cache.batch), level + 1)
+  end
+  place_rows(self, who, ids, o, level + 1)
   self.decoding = cache ~= nil and not peri.grad_enabled()
-  self.fused = self.decoding and not self.prefix and not given.segments and not given.collect
-  self.positions = given.positions or peri.arange(self.past, self.past + self.time) -- (T)
-  if given.segments then
-    if cache then error("forward: segments are of whole rows, not for a cache", 3) end
-    local first = begins(given.segments) -- (B, T)
-    if not given.positions then self.positions = self.positions:sub(first) end
+  self.fused = self.decoding and not self.prefix and not o.segments and not o.collect
+  if o.positions then inputs.check_per_token(who, "positions", o.positions, self.batch, self.time, level + 1) end
+  self.positions = o.positions or peri.arange(self.past, self.past + self.time) -- (T)
+  if o.segments then
+    if cache then error(who .. ": segments are of whole rows, not for a cache", level + 1) end
+    inputs.check_per_token(who, "segments", o.segments, self.batch, self.time, level + 1)
+    local segments = o.segments.ndim == 2 and o.segments or o.segments:unsqueeze(1)
+    local first = begins(segments) -- (B, T)
     if self.start then first = first:maximum(self.start:unsqueeze(2)) end
+    if not o.positions then self.positions = self.positions:sub(first):clamp(0) end
     self.start = first
-  elseif self.start and not given.positions then
+  elseif self.start and not o.positions then
     self.positions = self.positions:sub(self.start:unsqueeze(2)):clamp(0) -- (B, T)
   end
-  if self.prefix and not given.positions then -- as PEFT does: the prefix counts
-    self.positions = self.positions:add(self.prefix.k[1]:size(2))
+  if self.prefix then
+    local ahead = self.prefix.k[1]:size(2)
+    if not o.positions then self.positions = self.positions:add(ahead) end -- as PEFT does: the prefix counts
+    self:_mask_start(ahead)
   end
-  if self.prefix and self.start then self:_mask_start(self.prefix.k[1]:size(2)) end
   return self
 end
 
--- What `start` hides, as a mask, so that a prefix of `ahead` keys may stand in front.
+-- What `start` and a mask hide, as a mask, so that a prefix of `ahead` keys may stand in front.
 function Context:_mask_start(ahead)
-  local keys = self.past + self.time
-  local start = self.start:reshape { self.batch, 1, -1, 1 } -- one for a row, or for each query
-  local visible = peri.arange(keys):ge(start)               -- (B, 1, 1 or T, keys)
+  local visible = self.mask
+  if self.start then
+    local start = self.start:reshape { self.start:size(1), 1, -1, 1 } -- one for a row, or for each query
+    local begun = peri.arange(self.past + self.time):ge(start)        -- (B, 1, 1 or T, keys)
+    visible = visible and visible:logical_and(begun) or begun
+  end
+  if not visible then return end
   local shape = visible.shape
   shape[4] = ahead
   self.mask = peri.cat({ peri.ones(shape, "bool"), visible }, 4)

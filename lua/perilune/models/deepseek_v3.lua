@@ -2,7 +2,9 @@
 -- keys and values to one narrow vector, and a mixture of experts with a shared one.
 -- Equations are numbered as in that paper, section 2.1. Extra prediction layers are not read.
 local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
+local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 local moe = require "perilune.models.moe"
 
@@ -132,11 +134,14 @@ function DeepSeek:block(i, y, x, c)
 end
 
 --- Hidden states after the last norm.
---- @param ids perilune.Tensor  (B, T) i64
---- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
 --- @return perilune.Tensor  (B, T, D) f32
-function DeepSeek:forward(ids, ctx)
-  return base.run_blocks(self, self:embedded(self.embed, ids), self:context(ids, ctx))
+function DeepSeek:forward(ids, opts)
+  local c
+  c, ids = self:context(ids, opts)
+  return base.run_blocks(self, self:embedded(self.embed, ids), c)
 end
+options.declare(DeepSeek.forward, { "ids" }, inputs.causal)
 
 return base.module(DeepSeek)

@@ -2,7 +2,9 @@
 -- 1 + w, every other layer a sliding window, soft caps on attention scores and on logits, embeddings
 -- times sqrt(dim), GeGLU.
 local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
+local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 
 local Gemma2 = base.class "gemma2"
@@ -91,14 +93,16 @@ function Gemma2:block(i, y, x, c)
 end
 
 --- Hidden states after the last norm.
---- @param ids perilune.Tensor  (B, T) i64
---- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
 --- @return perilune.Tensor  (B, T, D) f32
-function Gemma2:forward(ids, ctx)
-  local c, s = self:context(ids, ctx), self.settings
-  local x = self:embedded(self.embed, ids):mul(math.sqrt(s.dim)) -- (B, T, D)
+function Gemma2:forward(ids, opts)
+  local c
+  c, ids = self:context(ids, opts)
+  local x = self:embedded(self.embed, ids):mul(math.sqrt(self.settings.dim)) -- (B, T, D)
   return base.run_blocks(self, x, c, shifted(self.layers[1], "norm1"))
 end
+options.declare(Gemma2.forward, { "ids" }, inputs.causal)
 
 local function capped(self, hidden)
   local logits, cap = hidden:linear(self.embed), self.settings.logit_cap
@@ -107,7 +111,7 @@ end
 
 --- @param hidden perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., V)
-function Gemma2:logits(hidden) return capped(self, hidden) end
+function Gemma2:logits(hidden) return capped(self, base.hidden(self, hidden)) end
 
 --- See perilune.models.base: the capped logits of a few positions at a time.
 function Gemma2:token_logprob(hidden, targets, temperature)

@@ -3,49 +3,67 @@
 -- of tensors: requests that come and go are perilune.models.batching, texts are perilune.lm.
 local peri = require "perilune"
 local options = require "perilune.options"
+local inputs = require "perilune.models.inputs"
 local sampler = require "perilune.models.sampler"
 
 local M = {}
 
 local defaults = {
-  max_new_tokens = 16,        -- per sequence, the stop token included
-  samples = 1,                -- completions of each prompt
-  stop = {},                  -- token ids that end a sequence, or one id
-  pad = 0,                    -- id written after the end
-  prompt_mask = false,        -- (B, P) bool, false on left padding; false: nothing is padded
-  on_tokens = options.none,   -- called as on_tokens(i, ids (R) i64, alive (R) bool) after step i
-  num_beams = 1,              -- more than 1: beam search; see perilune.models.beam
-  length_penalty = 1, early_stopping = false, num_return_sequences = 1,
+  max_new_tokens = options.integer(16, "[1, inf)", "of each sequence, the stop token included"),
+  samples = options.integer(1, "[1, inf)", "completions of each prompt"),
+  stop = options.value(options.none, "table or number",
+    "ids that end a sequence; default: eos_token_id of the model's generation_config or config; {}: none"),
+  pad = options.integer(0, "[0, inf)", "id written after the end"),
+  on_tokens = options.value(options.none, "callable", "on_tokens(i, ids (R) i64, alive (R) bool) after step i"),
+  num_beams = options.integer(1, "[1, inf)", "more than 1: beam search; see perilune.models.beam"),
+  length_penalty = options.number(1, nil, "beams: scores are divided by length to this power"),
+  early_stopping = options.choice(false, { true, false, "never" }, "beams: when the search ends"),
+  num_return_sequences = options.integer(1, "[1, inf)", "beams: how many of each prompt are returned"),
 }
 for name, value in pairs(sampler.defaults) do defaults[name] = value end
 
 --- Options and what they are when left out.
 M.defaults = defaults
 
-local function read_options(given)
-  local o = options.fill("generate", given, defaults, 4)
-  if type(o.stop) == "number" then o.stop = { o.stop } end
-  local ok, message = pcall(sampler.check, o)
-  if ok then
-    for _, name in ipairs { "max_new_tokens", "samples", "num_beams", "num_return_sequences" } do
-      if not (math.tointeger(o[name]) and o[name] >= 1) then
-        ok, message = false, ("%s is %s, expected an integer of at least 1"):format(name, tostring(o[name]))
-        break
-      end
-    end
+-- Where the prompt's tokens are, under every name that this has.
+local of_prompt = { mask = true, attention_mask = true, prompt_mask = true, start = true, lengths = true }
+
+--- Options taken apart: those of the prompt's rows, and how to go on from it.
+--- @param given table?
+--- @return table rows
+--- @return table how
+function M.split(given)
+  local rows, how = {}, {}
+  for key, value in pairs(type(given) == "table" and given or {}) do
+    if not of_prompt[key] then how[key] = value
+    elseif value then rows[key] = value end -- prompt_mask = false: nothing is padded
   end
-  if not ok then error("generate: " .. message, 4) end
-  return o
+  return rows, type(given) == "table" and how or given
 end
 
--- Number of left-pad positions of each row, or nil when nothing is padded. -- (B)
-local function left_padding(mask)
-  if not mask then return nil end
-  local pads = mask:logical_not():to("i64"):sum(2) -- (B)
-  if pads:max():item() == 0 then return nil end
-  local flips = mask:narrow(2, 2, mask:size(2) - 1):lt(mask:narrow(2, 1, mask:size(2) - 1))
-  if flips:any():item() then error("generate: prompt_mask must pad on the left only", 3) end
-  return pads
+-- What ends a text by the model's own files.
+local function own_stop(model)
+  local id = (model.generation_config or {}).eos_token_id
+  if id == nil then id = (model.config or {}).eos_token_id end
+  local list = {}
+  for _, v in ipairs(type(id) == "table" and id or { id }) do
+    list[#list + 1] = math.tointeger(tonumber(v))
+  end
+  return list
+end
+
+local function read_options(model, given, level)
+  local o = options.fill("generate", given, defaults, level + 1)
+  if o.stop == nil then o.stop = own_stop(model)
+  elseif type(o.stop) == "number" then o.stop = { o.stop } end
+  for i, id in ipairs(o.stop) do
+    if not math.tointeger(id) then
+      error(("generate: stop has %s as its entry %d, expected ids of tokens"):format(tostring(id), i), level + 1)
+    end
+  end
+  local ok, message = pcall(sampler.check, o)
+  if not ok then error("generate: " .. message, level + 1) end
+  return o
 end
 
 local function is_stop(ids, stop)
@@ -115,22 +133,31 @@ end
 
 --- Continue prompts.
 --- @param model table  offers :cache(batch, length), :forward(ids, {cache=, start=}) and :logits(hidden)
---- @param prompt perilune.Tensor  (B, P) i64 token ids, padded on the left
---- @param opts table?  see the defaults above and those of perilune.models.sampler; with `seed` each
---- sequence has a stream of its own, without one all draw from the generator that peri.seed sets
+--- @param prompt perilune.Tensor|perilune.Batch  (B, P) i64 token ids, padded on the left or on the right
+--- @param opts table?  mask (also attention_mask, prompt_mask), start or lengths of the prompt's rows; see the
+--- defaults above and those of perilune.models.sampler; with `seed` each sequence has a stream of its own, without
+--- one all draw from the generator that peri.seed sets
+--- @param level integer?  of errors, for those who call on behalf of others
 --- @return table out  tokens (B*samples, N) i64, logprobs (B*samples, N) f32 under softmax(logits /
 --- temperature) (0 after the end), mask (B*samples, N) bool true on generated tokens, stop included;
 --- with top_logprobs `top`: top[row][i] = list of { id =, logprob = }, best first; with num_beams > 1
 --- tokens and mask are of B*num_return_sequences rows and scores (B*num_return_sequences) f32
-function M.generate(model, prompt, opts)
-  local o = read_options(opts)
-  if o.num_beams > 1 then
-    return require("perilune.models.beam").search(model, prompt, o, left_padding(o.prompt_mask))
-  end
+function M.generate(model, prompt, opts, level)
+  level = (level or 1) + 1
+  local given, how_given = M.split(opts)
+  local o = read_options(model, how_given, level)
+  local rows_given
+  prompt, rows_given = inputs.read("generate", prompt, given, inputs.relative, level)
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
+  local start
+  prompt, start = inputs.flush_right("generate", prompt, inputs.rows("generate", prompt, rows_given, level), level)
+  if o.num_beams > 1 then
+    local found = require("perilune.models.beam").search(model, prompt, o, start, level)
+    scope:keep(found.tokens, found.mask, found.scores)
+    return found
+  end
   local batch, n = prompt:size(1), o.samples
-  local start = left_padding(o.prompt_mask)
   local rows = not is_uniform(o) and sampler_rows(prompt, start, o) or nil
   local cache <close>, last, context = M.prefill(model, prompt, start, o.max_new_tokens)
   if n > 1 then
@@ -178,5 +205,7 @@ function M.generate(model, prompt, opts)
   end
   return out
 end
+
+options.declare(M.generate, { "model", "prompt" }, defaults)
 
 return M

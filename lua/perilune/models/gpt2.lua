@@ -1,6 +1,8 @@
 -- gpt2.lua - GPT-2 (Radford et al., 2019): learned positions, pre-norm blocks with LayerNorm, one fused
 -- q, k, v product, GELU by tanh. Its matrices are published transposed.
+local options = require "perilune.options"
 local base = require "perilune.models.base"
+local inputs = require "perilune.models.inputs"
 
 local Gpt2 = base.class "gpt2"
 Gpt2.prefixes = { "transformer." }
@@ -71,11 +73,12 @@ function Gpt2:block(i, y, x, c)
 end
 
 --- Hidden states after the last norm.
---- @param ids perilune.Tensor  (B, T) i64
---- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
 --- @return perilune.Tensor  (B, T, D) f32
-function Gpt2:forward(ids, ctx)
-  local c, s, first = self:context(ids, ctx), self.settings, self.layers[1]
+function Gpt2:forward(ids, opts)
+  local s, first, c = self.settings, self.layers[1]
+  c, ids = self:context(ids, opts)
   if c.past + c.time > s.positions then
     error(("gpt2: %d positions, the model has %d"):format(c.past + c.time, s.positions), 2)
   end
@@ -83,5 +86,6 @@ function Gpt2:forward(ids, ctx)
   x = self:dropout(x, s.embed_dropout)
   return base.each_block(self, x:layer_norm(first.norm1_w, first.norm1_b, s.eps), x, c)
 end
+options.declare(Gpt2.forward, { "ids" }, inputs.causal)
 
 return base.module(Gpt2)

@@ -2,7 +2,9 @@
 -- grouped-query attention with rotary positions and a SwiGLU feed-forward. Mistral, Qwen 2 and Qwen 3
 -- differ from it in a few settings. q, k, v are one weight, and so are gate and up.
 local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
+local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 
 local Llama = base.class "llama"
@@ -90,11 +92,14 @@ function Llama:block(i, y, x, c)
 end
 
 --- Hidden states after the last norm.
---- @param ids perilune.Tensor  (B, T) i64
---- @param ctx table?  cache, start, positions, segments, prefix: see perilune.models.context
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
 --- @return perilune.Tensor  (B, T, D) f32
-function Llama:forward(ids, ctx)
-  return base.run_blocks(self, self:embedded(self.embed, ids), self:context(ids, ctx))
+function Llama:forward(ids, opts)
+  local c
+  c, ids = self:context(ids, opts)
+  return base.run_blocks(self, self:embedded(self.embed, ids), c)
 end
+options.declare(Llama.forward, { "ids" }, inputs.causal)
 
 return base.module(Llama)

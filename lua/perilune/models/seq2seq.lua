@@ -1,12 +1,15 @@
 -- seq2seq.lua - what encoder-decoders share. In generation inputs are encoded once, keys and values of
 -- the cross-attention made once, and the decoder is then sampled as any causal model is.
 local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
 local caches = require "perilune.models.cache"
 local generate = require "perilune.models.generate"
+local inputs = require "perilune.models.inputs"
 
 -- Subclasses offer encode(ids, mask), decode(ids, encoded, opts), crossed(i, encoded), logits(hidden).
 local Seq2seq = base.class("seq2seq", base.Model)
+Seq2seq.kind = "encoder-decoder"
 
 -- The decoder for given inputs, as perilune.models.generate wants a model.
 local View = {}
@@ -19,7 +22,7 @@ function View:cache(batch, length)
 end
 
 -- What n rows for each input need of the encoder; kept, since sampling goes by scopes of one step.
-local function inputs(self, n)
+local function encoded_rows(self, n)
   if self[n] then return self[n] end
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local rows = { crossed = {} }
@@ -34,7 +37,7 @@ local function inputs(self, n)
 end
 
 function View:forward(ids, ctx)
-  local rows = inputs(self, ids:size(1) // self.encoded:size(1))
+  local rows = encoded_rows(self, ids:size(1) // self.encoded:size(1))
   return self.model:decode(ids, self.encoded, { cache = ctx.cache, start = ctx.start, mask = rows.mask,
                                                 crossed = rows.crossed })
 end
@@ -42,18 +45,19 @@ end
 function View:logits(hidden) return self.model:logits(hidden) end
 
 --- Answer inputs.
---- @param ids perilune.Tensor  (B, T) i64
---- @param opts table?  of perilune.models.generate; mask (B, T): true or 1 where a token of ids is
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  of perilune.models.generate; mask, start, lengths are of ids
 --- @return table out  as of perilune.models.generate; tokens without the start token
 function Seq2seq:generate(ids, opts)
-  local how = {}
-  for k, v in pairs(opts or {}) do how[k] = v end
-  how.mask = nil
+  local who, o = self.__name .. ": generate"
+  local given, how = generate.split(opts)
+  ids, o = inputs.read(who, ids, given, inputs.relative, 2)
+  local mask = inputs.rows(who, ids, o, 2).mask
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
-  local mask = opts and opts.mask
-  local view = setmetatable({ model = self, encoded = self:encode(ids, mask), mask = mask }, View)
-  local out = generate.generate(view, peri.full({ ids:size(1), 1 }, self.settings.first, "i64"), how)
+  local view = setmetatable({ model = self, encoded = self:encode(ids, mask), mask = mask,
+    config = self.config, generation_config = self.generation_config, __name = self.__name }, View)
+  local out = generate.generate(view, peri.full({ ids:size(1), 1 }, self.settings.first, "i64"), how, 2)
   for _, t in pairs(out) do if peri.is_tensor(t) then scope:keep(t) end end
   return out
 end
@@ -67,14 +71,27 @@ local function shifted(labels, first, pad)
 end
 
 --- Hidden states of the decoder for an input and the output that it is to give.
---- @param ids perilune.Tensor  (B, Ts) i64
---- @param opts table  mask (B, Ts) of ids; labels (B, T) i64, which the decoder reads shifted by the
---- start token (-100 reads as the padding token), or decoder_ids (B, T) as they are
+--- @param ids perilune.Tensor|perilune.Batch  (B, Ts) i64
+--- @param opts table  mask, start, lengths of ids; labels (B, T) i64, which the decoder reads shifted by the
+--- start token (-100 reads as the padding token), or decoder_ids (B, T) as they are, with decoder_mask
 --- @return perilune.Tensor  (B, T, D) f32
 function Seq2seq:forward(ids, opts)
-  local decoder_ids = opts.decoder_ids
-    or shifted(opts.labels, self.settings.first, self.config.pad_token_id or 0)
-  return self:decode(decoder_ids, self:encode(ids, opts.mask), { mask = opts.mask })
+  local who, o = self.__name .. ": forward"
+  ids, o = inputs.read(who, ids, opts, inputs.seq2seq, 2)
+  if (o.labels ~= nil) == (o.decoder_ids ~= nil) then
+    error(("%s: %s given; an encoder-decoder reads an input and an output: { labels = ids } or { decoder_ids = ids }")
+      :format(who, o.labels and "labels and decoder_ids are both" or "neither labels nor decoder_ids is"), 2)
+  end
+  for _, name in ipairs { "labels", "decoder_ids" } do
+    local t = o[name]
+    if t and (t.ndim ~= 2 or t:size(1) ~= ids:size(1) or t:size(2) == 0) then
+      error(("%s: %s has shape (%s), expected (%d, T)"):format(who, name, table.concat(t.shape, ", "), ids:size(1)), 2)
+    end
+  end
+  local mask = inputs.rows(who, ids, o, 2).mask
+  local decoder_ids = o.decoder_ids or shifted(o.labels, self.settings.first, self.config.pad_token_id or 0)
+  return self:decode(decoder_ids, self:encode(ids, mask), { mask = mask, decoder_mask = o.decoder_mask })
 end
+options.declare(Seq2seq.forward, { "ids" }, inputs.seq2seq)
 
 return { Class = Seq2seq }

@@ -1,7 +1,10 @@
 -- t5.lua - T5 (Raffel et al., 1910.10683) and T5 1.1 (gated feed-forward): an encoder and a decoder with
 -- cross-attention, RMS norms, and one learned bias for each bucket of distances in place of positions.
+local peri = require "perilune"
+local options = require "perilune.options"
 local base = require "perilune.models.base"
 local context = require "perilune.models.context"
+local inputs = require "perilune.models.inputs"
 local relative = require "perilune.models.relative"
 local seq2seq = require "perilune.models.seq2seq"
 
@@ -93,11 +96,14 @@ local function heads(self, y, n)
 end
 
 --- Hidden states of the encoder.
---- @param ids perilune.Tensor  (B, T) i64
---- @param mask perilune.Tensor?  (B, T) bool or i64: true or 1 where a token is
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table|perilune.Tensor|nil  mask, start, lengths: see perilune.models.inputs; or the mask (B, T) itself
 --- @return perilune.Tensor  (B, T, D) f32
-function T5:encode(ids, mask)
-  local s, time = self.settings, ids:size(2)
+function T5:encode(ids, opts)
+  local who, o = self.__name .. ": encode"
+  if peri.is_tensor(opts) then opts = { mask = opts } end
+  ids, o = inputs.read(who, ids, opts, inputs.relative, 2)
+  local s, time, mask = self.settings, ids:size(2), inputs.rows(who, ids, o, 2).mask
   local bias = relative.biases(self.encoder[1].distance, time, time, true, s.far)
   if mask then bias = bias:add(relative.hidden(mask)) end
   local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
@@ -110,21 +116,29 @@ function T5:encode(ids, mask)
   return self:dropout(x:rms_norm(self.encoder_norm, s.eps), s.dropout)
 end
 
+options.declare(T5.encode, { "ids" }, inputs.relative)
+
 --- Keys and values of a decoder layer's cross-attention. -- (B, Ts, H, D) each
 function T5:crossed(i, encoded) return heads(self, self.decoder[i].cross_kv:forward(encoded), 2) end
 
 --- Hidden states of the decoder.
 --- @param ids perilune.Tensor  (B, T) i64, beginning with the start token
 --- @param encoded perilune.Tensor  (B, Ts, D) from encode
---- @param opts table?  mask (B, Ts) of the encoder's input; cache, start: as for causal models; crossed:
---- for each layer { k, v } of T5:crossed, when they were made before
+--- @param opts table?  mask (B, Ts) of the encoder's input; decoder_mask (B, T), or start (B); cache: as for causal
+--- models; crossed: for each layer { k, v } of T5:crossed, when they were made before
 --- @return perilune.Tensor  (B, T, D) f32
 function T5:decode(ids, encoded, opts)
-  opts = opts or {}
-  local s, cache, time = self.settings, opts.cache, ids:size(2)
-  local past, start = cache and cache.length or 0, opts.start or opts.cache and opts.cache.start
+  local who, o = self.__name .. ": decode"
+  ids, o = inputs.read(who, ids, opts, inputs.decoder, 2)
+  local c = context.new(who, ids, { cache = o.cache, start = o.start, mask = o.decoder_mask, batch = o.batch }, 2)
+  local s, cache, time, past, start = self.settings, o.cache, ids:size(2), c.past, c.start
   local bias = relative.biases(self.decoder[1].distance, time, past + time, false, s.far)
-  local mask = opts.mask and relative.hidden(opts.mask)
+  if c.mask then bias = bias:add(relative.hidden(c.mask:squeeze { 2, 3 })) end
+  local mask
+  if o.mask then
+    local seen = o.crossed and o.crossed[1][1]:size(2) or encoded:size(2)
+    mask = relative.hidden(inputs.check_mask(who, "mask", o.mask, ids:size(1), seen, 2))
+  end
   local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
   for i, layer in ipairs(self.decoder) do
     x = self:_block(function (h, e, b)
@@ -132,7 +146,7 @@ function T5:decode(ids, encoded, opts)
       if cache then k, v = cache:append(i, k, v) end
       h = h:add(attend(self, layer.out, q, k, v, b, start, true))
       q = heads(self, layer.cross_q:forward(h:rms_norm(layer.norm2, s.eps)), 1)
-      if opts.crossed then k, v = opts.crossed[i][1], opts.crossed[i][2] else k, v = self:crossed(i, e) end
+      if o.crossed then k, v = o.crossed[i][1], o.crossed[i][2] else k, v = self:crossed(i, e) end
       return feed_forward(self, layer, h:add(attend(self, layer.cross_out, q, k, v, mask, nil, false)))
     end, x, encoded, bias)
   end
@@ -140,9 +154,12 @@ function T5:decode(ids, encoded, opts)
   return self:dropout(x:rms_norm(self.decoder_norm, s.eps), s.dropout)
 end
 
+options.declare(T5.decode, { "ids", "encoded" }, inputs.decoder)
+
 --- @param hidden perilune.Tensor  (..., D) from forward or decode
 --- @return perilune.Tensor  (..., V)
 function T5:logits(hidden)
+  hidden = base.hidden(self, hidden)
   if self.settings.scaled then hidden = hidden:mul(self.settings.dim ^ -0.5) end
   return hidden:linear(self.head or self.embed)
 end

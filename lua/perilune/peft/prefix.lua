@@ -37,7 +37,7 @@ end
 function M.new(model, opts)
   local config = options.fill("prefix", opts, { tokens = 16, projection = false, hidden = options.none, std = 0.02 })
   local s = model.settings
-  if not (model.generate and s.kv_heads and s.head_dim) then
+  if not (model.kind == "causal" and s.kv_heads and s.head_dim) then
     error(("prefix: a model of class %s takes no prefix"):format(model.__name), 2)
   end
   if math.type(config.tokens) ~= "integer" or config.tokens < 1 then

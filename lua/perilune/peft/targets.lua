@@ -15,7 +15,7 @@ end
 --- PEFT's task type of a model.
 function M.task(model)
   if model.config.is_encoder_decoder or model.config.model_type == "t5" then return "SEQ_2_SEQ_LM" end
-  return model.generate and "CAUSAL_LM" or "FEATURE_EXTRACTION"
+  return model.kind == "causal" and "CAUSAL_LM" or "FEATURE_EXTRACTION"
 end
 
 --- Whether a published name is meant: a layer's, the end of one behind a dot, or a Lua pattern with ^.

@@ -1,0 +1,324 @@
+-- batch.lua - texts or lists of ids as one rectangle for a model: the ids, which of them are tokens,
+-- where each row begins and how long it is. A tokenizer makes one, a model takes it whole:
+--   local hidden = model:forward(tok:batch { "a text", "another one" })
+-- A row gives what it would give alone, on whichever side it is padded.
+local peri = require "perilune"
+local data = require "perilune.data"
+local options = require "perilune.options"
+
+local M = {}
+
+--- @class perilune.Batch
+--- @field ids perilune.Tensor  (B, T) i64; also input_ids
+--- @field mask perilune.Tensor  (B, T) bool, true on tokens; also attention_mask
+--- @field lengths perilune.Tensor  (B) i64, tokens of each row
+--- @field start perilune.Tensor  (B) i64, columns of padding before each row
+--- @field positions perilune.Tensor  (B, T) i64, each token's place in its row; also position_ids
+--- @field token_type_ids perilune.Tensor?  (B, T) i64, of a batch of pairs
+--- @field side "left"|"right"  where the padding is
+--- @field truncated integer  texts that were cut
+local Batch = { __name = "batch" }
+
+local other_names = { input_ids = "ids", attention_mask = "mask", position_ids = "positions",
+                      token_types = "token_type_ids" }
+local fields = { "ids", "mask", "lengths", "start", "positions", "token_type_ids", "side", "truncated", "input_ids",
+                 "attention_mask", "position_ids" }
+local methods = {}
+
+function Batch:__index(key)
+  if methods[key] then return methods[key] end
+  local name = other_names[key] or key
+  if rawget(self, name) ~= nil then return rawget(self, name) end
+  if name == "positions" then
+    return peri.arange(self.ids:size(2)):sub(self.start:unsqueeze(2)):clamp(0):mul(self.mask) -- (B, T)
+  end
+  if name == "token_type_ids" or type(key) ~= "string" or key:find "^_" then return nil end
+  error("batch: " .. options.unknown("field", key, fields), 2)
+end
+
+--- Rows.
+function Batch:__len() return self.ids:size(1) end
+
+function Batch:__tostring()
+  return ("batch of %d rows, %d columns, padded on the %s"):format(self.ids:size(1), self.ids:size(2), self.side)
+end
+
+--- Whether a value is a batch.
+--- @param value any
+--- @return boolean
+function M.is(value) return type(value) == "table" and getmetatable(value) == Batch end
+
+--- The ids of each row without its padding.
+--- @return integer[][]
+function methods:unpad()
+  local starts, lengths, out = self.start:tolist(), self.lengths:tolist(), {}
+  for b, row in ipairs(self.ids:tolist()) do
+    out[b] = table.move(row, starts[b] + 1, starts[b] + lengths[b], 1, {})
+  end
+  return out
+end
+
+--- Some of the rows as a batch of their own; the tensors are views.
+--- @param from integer  the first, from 1
+--- @param n integer
+--- @return perilune.Batch
+function methods:rows(from, n)
+  local out = { side = self.side, truncated = 0 }
+  for _, name in ipairs { "ids", "mask", "lengths", "start", "token_type_ids" } do
+    out[name] = self[name] and self[name]:narrow(1, from, n)
+  end
+  return setmetatable(out, Batch)
+end
+
+local pad_rules = {
+  side = options.choice("right", { "left", "right" }, "where the padding goes"),
+  pad = options.integer(0, "[0, inf)", "id that fills rows up"),
+  length = options.integer(options.none, "[1, inf)", "columns; default: of the longest row"),
+  multiple_of = options.integer(1, "[1, inf)", "columns are a multiple of this"),
+  types = options.value(options.none, "table", "token types, shaped as the lists"),
+}
+
+--- Lists of ids of any lengths as one batch.
+--- @param lists integer[][]  at least one
+--- @param opts table?  side ("right" or "left"), pad (0), length, multiple_of (1), types (lists of token types)
+--- @return perilune.Batch
+function M.pad(lists, opts)
+  local o = options.fill("batch.pad", opts, pad_rules)
+  if type(lists) ~= "table" or #lists == 0 then error("batch.pad: there are no rows", 2) end
+  local width, lengths, start = o.length or 1, {}, {}
+  for i, list in ipairs(lists) do
+    if type(list) ~= "table" then
+      error(("batch.pad: row %d is a %s, expected a list of ids"):format(i, type(list)), 2)
+    end
+    lengths[i] = #list
+    if o.length and #list > o.length then
+      error(("batch.pad: row %d has %d ids, length is %d"):format(i, #list, o.length), 2)
+    end
+    width = math.max(width, #list)
+  end
+  width = (width + o.multiple_of - 1) // o.multiple_of * o.multiple_of
+  for i, n in ipairs(lengths) do start[i] = o.side == "left" and width - n or 0 end
+  local ids, mask = data.pad(lists, { side = o.side, value = o.pad, length = width })
+  return setmetatable({ ids = ids, mask = mask, lengths = peri.tensor(lengths, "i64"),
+    start = peri.tensor(start, "i64"), side = o.side, truncated = 0,
+    token_type_ids = o.types and data.pad(o.types, { side = o.side, length = width }) }, Batch)
+end
+options.declare(M.pad, { "lists" }, pad_rules)
+
+--- A batch of ids that are padded already.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param mask perilune.Tensor?  (B, T) bool, true on tokens, which are one run in each row; default all
+--- @return perilune.Batch
+function M.new(ids, mask)
+  if not (peri.is_tensor(ids) and ids.ndim == 2) then error("batch.new: ids are no tensor (B, T)", 2) end
+  local rows, time = ids:size(1), ids:size(2)
+  mask = (mask or peri.ones(ids.shape, "bool")):to("bool")
+  if mask.ndim ~= 2 or mask:size(1) ~= rows or mask:size(2) ~= time then
+    error(("batch.new: mask has shape (%s), expected (%d, %d)"):format(table.concat(mask.shape, ", "), rows, time), 2)
+  end
+  local count = mask:to("i64"):cumsum(2)
+  local lengths, start = count:select(2, time):contiguous(), count:eq(0):to("i64"):sum(2)
+  local run = peri.arange(time):ge(start:unsqueeze(2))
+    :logical_and(peri.arange(time):lt(start:add(lengths):unsqueeze(2)))
+  if not run:eq(mask):all():item() then error("batch.new: the mask has gaps between tokens", 2) end
+  local side = start:max():item() > 0 and "left" or "right"
+  return setmetatable({ ids = ids, mask = mask, lengths = lengths, start = start, side = side, truncated = 0 }, Batch)
+end
+
+-- ---- texts ------------------------------------------------------------------------------------
+
+local text_rules = {
+  padding = options.choice(true, { true, false, "longest", "max_length", "do_not_pad" },
+    "true and longest: to the longest row; max_length: to max_length; false: rows have to be of one length"),
+  truncation = options.choice(false, { true, false, "longest_first", "only_first", "only_second", "do_not_truncate" },
+    "cut texts to max_length tokens; of a pair the longer one, the first or the second"),
+  max_length = options.integer(options.none, "[1, inf)", "tokens of a row; default: the tokenizer's model_max_length"),
+  padding_side = options.choice(options.none, { "left", "right" }, "default: the tokenizer's"),
+  truncation_side = options.choice(options.none, { "left", "right" }, "which end is cut; default: the tokenizer's"),
+  pad_to_multiple_of = options.integer(options.none, "[1, inf)", "columns are a multiple of this"),
+  add_special_tokens = options.boolean(options.none, "the special tokens that the model expects around a text (true)"),
+  add_special = options.boolean(options.none, "the same under the name that encode has for it"),
+  parse_special = options.boolean(true, "special tokens written in a text are ids"),
+  text_pair = options.value(options.none, "table", "second texts, one for each of the first"),
+}
+M.text_rules = text_rules
+
+-- A tokenizer that ends each text with a token is an encoder's; what generates goes on from the end.
+local function side_of(tok)
+  if tok.padding_side then return tok.padding_side end
+  if not tok.parts then return "left" end
+  local parts, ids = tok:parts(), tok:encode "a"
+  local last = ids[#ids]
+  local ends = parts and parts[#parts].ids or last ~= nil and (last == tok.sep or last == tok.eos)
+  return ends and "right" or "left"
+end
+
+-- First and second texts of every row; seconds is nil when there are none.
+local function split_pairs(texts, pairs_given)
+  if type(texts) ~= "table" then
+    error(("tokenizer:batch: texts is a %s, expected a list of texts"):format(type(texts)), 4)
+  end
+  if #texts == 0 then error("tokenizer:batch: there are no texts", 4) end
+  local firsts, seconds = {}, {}
+  for i, text in ipairs(texts) do
+    local a, b = text, pairs_given and pairs_given[i]
+    if type(text) == "table" and not pairs_given and #text == 2 then a, b = text[1], text[2] end
+    if type(a) ~= "string" or b ~= nil and type(b) ~= "string" then
+      error(("tokenizer:batch: text %d is a %s, expected a text or a pair of texts"):format(i,
+        type(type(a) ~= "string" and a or b)), 4)
+    end
+    firsts[i], seconds[i] = a, b
+  end
+  if pairs_given and #pairs_given ~= #texts then
+    error(("tokenizer:batch: text_pair has %d texts for %d"):format(#pairs_given, #texts), 4)
+  end
+  if next(seconds) == nil then return firsts, nil end
+  for i = 1, #firsts do
+    if not seconds[i] then error(("tokenizer:batch: text %d is no pair, others are"):format(i), 4) end
+  end
+  return firsts, seconds
+end
+
+-- Special tokens around a text as parts { ids =, type = } and { text = 1, type = }, found by encoding
+-- with and without them: that knows of everything that a tokenizer's files say.
+local function around(whole, content)
+  for at = 0, #whole - #content do
+    local same = true
+    for k = 1, #content do
+      if whole[at + k] ~= content[k] then
+        same = false
+        break
+      end
+    end
+    if same then
+      return table.move(whole, 1, at, 1, {}), table.move(whole, at + #content + 1, #whole, 1, {})
+    end
+  end
+end
+
+-- The parts of a pair: those of the tokenizer's file, else each text as it would stand alone.
+local function pair_parts(tok, special, before, behind)
+  local parts = special and tok.parts and tok:parts(true)
+  if parts then return parts end
+  return { { ids = before, type = 0 }, { text = 1, type = 0 }, { ids = behind, type = 0 },
+           { ids = before, type = 1 }, { text = 2, type = 1 }, { ids = behind, type = 1 } }
+end
+
+-- Tokens that each text of a row may keep under the strategy, as Hugging Face's tokenizers count.
+local function shares(n1, n2, room, strategy)
+  local over = n1 + (n2 or 0) - room
+  if over <= 0 then return n1, n2 end
+  if not n2 then
+    if strategy == "only_second" then return nil, "only_second: the texts are no pairs" end
+    return room
+  elseif strategy == "only_first" then
+    if n1 <= over then return nil, ("only_first: the second text alone has %d tokens"):format(n2) end
+    return n1 - over, n2
+  elseif strategy == "only_second" then
+    if n2 <= over then return nil, ("only_second: the first text alone has %d tokens"):format(n1) end
+    return n1, n2 - over
+  end
+  local small = math.min(n1, n2)
+  local large = small > room and small or math.max(small, room - small)
+  if small + large > room then small, large = room // 2, room // 2 + room % 2 end
+  if n1 > n2 then return large, small end
+  return small, large
+end
+
+local function cut(ids, n, side)
+  if #ids <= n then return ids end
+  return table.move(ids, side == "left" and #ids - n + 1 or 1, side == "left" and #ids or n, 1, {})
+end
+
+-- What the options say of lengths: the most tokens of a row (nil: any), whether that is also the width.
+local function limits(tok, o, level)
+  local truncates = o.truncation and o.truncation ~= "do_not_truncate"
+  local full = o.padding == "max_length"
+  local most = o.max_length
+  if most and not truncates and not full then
+    error(("tokenizer:batch: max_length is %d, but neither truncation nor padding = \"max_length\" asks for it")
+      :format(most), level + 1)
+  end
+  if not most and (truncates or full) then
+    most = math.tointeger(tok.model_max_length)
+    if not most or most > 1 << 24 then
+      error("tokenizer:batch: max_length is missing, and the tokenizer's files name no model_max_length", level + 1)
+    end
+  end
+  return most, truncates, full
+end
+
+-- Rows of ids, their token types (of pairs), and how many were cut.
+local function rows_of(tok, texts, o, most, truncates)
+  local special = o.add_special_tokens
+  if special == nil then special = o.add_special ~= false end
+  local firsts, seconds = split_pairs(texts, o.text_pair)
+  local plain = { add_special = false, parse_special = o.parse_special }
+  local a = tok:encode_batch(firsts, plain)
+  local b = seconds and tok:encode_batch(seconds, plain)
+  local whole = special and tok:encode_batch(firsts, { add_special = true, parse_special = o.parse_special }) or a
+  local side = o.truncation_side or tok.truncation_side or "right"
+  local strategy = o.truncation == true and "longest_first" or o.truncation
+  local rows, types, truncated = {}, seconds and {} or nil, 0
+  for i, content in ipairs(a) do
+    local before, behind = around(whole[i], content)
+    if not before then -- a tokenizer whose special tokens change the text: as it stands
+      before, content, behind = {}, whole[i], {}
+    end
+    local parts = seconds and pair_parts(tok, special, before, behind)
+      or { { ids = before, type = 0 }, { text = 1, type = 0 }, { ids = behind, type = 0 } }
+    local fixed = 0
+    for _, part in ipairs(parts) do fixed = fixed + (part.ids and #part.ids or 0) end
+    local list = { content, b and b[i] }
+    if truncates and #content + (b and #b[i] or 0) + fixed > most then
+      if most < fixed then
+        error(("tokenizer:batch: max_length is %d, the special tokens alone are %d"):format(most, fixed), 4)
+      end
+      local n1, n2 = shares(#content, b and #b[i], most - fixed, strategy)
+      if not n1 then error(("tokenizer:batch: text %d cannot be cut by %s"):format(i, n2), 4) end
+      list, truncated = { cut(content, n1, side), b and cut(b[i], n2, side) }, truncated + 1
+    end
+    local row, type_row = {}, {}
+    for _, part in ipairs(parts) do
+      for _, id in ipairs(part.ids or list[part.text]) do
+        row[#row + 1], type_row[#type_row + 1] = id, part.type
+      end
+    end
+    rows[i] = row
+    if types then types[i] = type_row end
+  end
+  return rows, types, truncated
+end
+
+--- Texts as a batch: what Tokenizer:batch is.
+--- @param tok table  a tokenizer: encode, encode_batch
+--- @param texts table  texts, or pairs { first, second }
+--- @param opts table?
+--- @return perilune.Batch
+function M.texts(tok, texts, opts)
+  local o = options.fill("tokenizer:batch", opts, text_rules, 4)
+  if o.add_special ~= nil and o.add_special_tokens ~= nil then
+    error("tokenizer:batch: add_special and add_special_tokens are two names of one option", 3)
+  end
+  local most, truncates, full = limits(tok, o, 3)
+  local rows, types, truncated = rows_of(tok, texts, o, most, truncates)
+  local longest, over, least = 0, 0, math.huge
+  for _, row in ipairs(rows) do
+    longest, least = math.max(longest, #row), math.min(least, #row)
+    if full and #row > most then over = over + 1 end
+  end
+  if over > 0 then
+    error(("tokenizer:batch: %d of %d texts have more than %d tokens (the longest %d); truncation = true cuts them")
+      :format(over, #rows, most, longest), 3)
+  end
+  if (o.padding == false or o.padding == "do_not_pad") and least ~= longest then
+    error(("tokenizer:batch: padding is off and the texts have %d to %d tokens; encode_batch gives lists")
+      :format(least, longest), 3)
+  end
+  local batch = M.pad(rows, { side = o.padding_side or side_of(tok), pad = tok.pad or tok.eos or 0,
+    length = full and most or nil, multiple_of = o.pad_to_multiple_of, types = types })
+  batch.truncated = truncated
+  return batch
+end
+
+return M

@@ -1,0 +1,302 @@
+-- inputs.lua - what a model is given: ids with options by name, or a whole perilune.Batch. Names are
+-- checked here, and masks, starts and lengths become one thing: which columns of each row are tokens.
+local peri = require "perilune"
+local batches = require "perilune.batch"
+local options = require "perilune.options"
+
+local M = {}
+
+local mask = options.value(options.none, "tensor", "(B, T) bool, or 0 and 1: true where a token is")
+local start = options.value(options.none, "tensor or table", "(B) i64: columns before each row")
+local lengths = options.value(options.none, "tensor or table", "(B) i64: tokens of each row, from its start on")
+local positions = options.value(options.none, "tensor", "(T) or (B, T) i64; default: each token's place in its row")
+
+--- Options of the forward pass of causal models.
+M.causal = {
+  mask = mask, start = start, lengths = lengths, positions = positions,
+  cache = options.value(options.none, "table", "keys and values of what was read before: model:cache()"),
+  segments = options.value(options.none, "tensor", "(B, T) i64: runs of equal numbers that do not see each other"),
+  prefix = options.value(options.none, "table", "{ k =, v = } of each layer, which every position sees"),
+  collect = options.value(options.none, "table", "{ k = {}, v = {} }: gets the keys and values of each layer"),
+}
+
+--- Options of the forward pass of encoders.
+M.encoder = {
+  mask = mask, start = start, lengths = lengths, positions = positions,
+  token_types = options.value(options.none, "tensor", "(T) or (B, T) i64; default 0"),
+}
+
+--- Options of an encoder that has neither positions nor token types.
+M.relative = { mask = mask, start = start, lengths = lengths }
+
+--- Options of the forward pass of encoder-decoders; labels or decoder_ids there must be.
+M.seq2seq = {
+  mask = mask, start = start, lengths = lengths,
+  labels = options.value(options.none, "tensor", "(B, T) i64: read by the decoder one place to the right"),
+  decoder_ids = options.value(options.none, "tensor", "(B, T) i64: what the decoder reads, as it is"),
+  decoder_mask = options.value(options.none, "tensor", "(B, T): where decoder_ids has a token"),
+}
+
+--- Options of a decoder behind an encoder.
+M.decoder = {
+  mask = options.value(options.none, "tensor", "(B, Ts): where the encoder's input has a token"),
+  decoder_mask = options.value(options.none, "tensor", "(B, T): where ids has a token"),
+  start = start, cache = M.causal.cache,
+  crossed = options.value(options.none, "table", "keys and values of the cross-attention of each layer"),
+}
+
+-- Names that transformers has.
+local aliases = { attention_mask = "mask", position_ids = "positions", token_type_ids = "token_types",
+                  decoder_input_ids = "decoder_ids", decoder_attention_mask = "decoder_mask", input_ids = "ids",
+                  prompt_mask = "mask" }
+
+local function known(rules)
+  local list = options.names(rules)
+  for alias, name in pairs(aliases) do
+    if rules[name] and alias ~= "prompt_mask" then list[#list + 1] = alias end
+  end
+  table.sort(list)
+  return list
+end
+
+local function shape_of(t) return "(" .. table.concat(t.shape, ", ") .. ")" end
+
+--- Options by their own names; raises for one that the rules lack.
+--- @param who string
+--- @param given table?
+--- @param rules table
+--- @param level integer
+--- @return table
+function M.options(who, given, rules, level)
+  local o = {}
+  if given == nil then return o end
+  if type(given) ~= "table" then
+    error(("%s: options are a %s, expected a table"):format(who, peri.is_tensor(given) and "tensor" or type(given)),
+      level + 1)
+  end
+  for key, value in pairs(given) do
+    local name = rules[key] and key or aliases[key] or key
+    local rule = rules[name]
+    if rule == nil then error(who .. ": " .. options.unknown("option", key, known(rules)), level + 1) end
+    if o[name] ~= nil then error(("%s: %s is given under two names"):format(who, name), level + 1) end
+    local problem = options.problem(key, value, rule)
+    if problem then error(who .. ": " .. problem, level + 1) end
+    o[name] = value
+  end
+  return o
+end
+
+-- What a plain table with ids says, as if those fields were options.
+local function unpack_table(who, t, given, level)
+  local ids, merged = nil, {}
+  for key, value in pairs(t) do
+    if aliases[key] == "ids" or key == "ids" then ids = value else merged[key] = value end
+  end
+  if ids == nil then
+    error(("%s: a table without ids; expected a tensor (B, T) i64, a batch, or a table with ids and options")
+      :format(who), level + 1)
+  end
+  for key, value in pairs(given or {}) do merged[key] = value end
+  return ids, merged
+end
+
+--- Ids and options of a call. Of a batch the options get mask, start and lengths, and positions or token
+--- types where the rules know them.
+--- @param who string  for messages
+--- @param ids perilune.Tensor|perilune.Batch|table
+--- @param given table?
+--- @param rules table
+--- @param level integer  of errors, 2: the caller of the caller
+--- @return perilune.Tensor ids  (B, T)
+--- @return table o  under our own names
+function M.read(who, ids, given, rules, level)
+  local batch = batches.is(ids) and ids or nil
+  if batch then ids = batch.ids
+  elseif type(ids) == "table" and not peri.is_tensor(ids) then
+    ids, given = unpack_table(who, ids, given, level + 1)
+  end
+  if not peri.is_tensor(ids) then
+    error(("%s: ids is a %s, expected a tensor (B, T) i64 or a batch"):format(who, type(ids)), level + 1)
+  end
+  if ids.ndim ~= 2 or ids:size(2) == 0 then
+    error(("%s: ids has shape %s, expected (B, T)"):format(who, shape_of(ids)), level + 1)
+  end
+  local o = M.options(who, given, rules, level + 1)
+  if batch then
+    for _, name in ipairs { "mask", "start", "lengths" } do
+      if o[name] then error(("%s: %s is given twice: the batch has its own"):format(who, name), level + 1) end
+    end
+    o.batch = batch
+    if rules.token_types then o.token_types = o.token_types or batch.token_type_ids end
+  end
+  return ids, o
+end
+
+-- ---- which columns are tokens ---------------------------------------------------------------------
+
+--- @class perilune.models.Rows
+--- @field start perilune.Tensor?  (B) i64: columns before the first token; nil: none in any row
+--- @field stop perilune.Tensor?  (B) i64: columns up to the last token; nil: all in every row
+--- @field mask perilune.Tensor?  (B, T) bool; nil when every column is a token
+--- @field holes boolean  a row has gaps between its first and last token
+
+-- Numbers of a (B) option, checked.
+local function numbers(who, name, value, batch, most, level)
+  local list = peri.is_tensor(value) and value:tolist() or value
+  if type(list) ~= "table" or #list ~= batch or type(list[1]) ~= "number" then
+    error(("%s: %s has shape %s, expected (%d)"):format(who, name,
+      peri.is_tensor(value) and shape_of(value) or ("(%d)"):format(type(list) == "table" and #list or 0), batch),
+      level + 1)
+  end
+  local out = {}
+  for b, v in ipairs(list) do
+    out[b] = math.tointeger(v)
+    if not out[b] or v < 0 or v > most then
+      error(("%s: %s of row %d is %s, expected an integer from 0 to %d"):format(who, name, b, tostring(v), most),
+        level + 1)
+    end
+  end
+  return out
+end
+
+--- Raises where a tensor of integers is neither (T) nor (B, T) nor (1, T).
+function M.check_per_token(who, name, t, batch, time, level)
+  local rows = t.ndim == 2 and t:size(1) or 1
+  if t.dtype ~= "i64" or t.ndim < 1 or t.ndim > 2 or t:size(-1) ~= time or rows ~= 1 and rows ~= batch then
+    error(("%s: %s is %s of shape %s, expected i64 of (%d) or (%d, %d)"):format(who, name, t.dtype, shape_of(t), time,
+      batch, time), level + 1)
+  end
+end
+
+local function same(a, b)
+  for i = 1, #a do if a[i] ~= b[i] then return false end end
+  return true
+end
+
+--- A mask (B, T) as bool; raises for another shape and for other values than 0 and 1.
+function M.check_mask(who, name, t, batch, time, level)
+  if t.ndim ~= 2 or t:size(1) ~= batch or t:size(2) ~= time then
+    error(("%s: %s has shape %s, expected (%d, %d)"):format(who, name, shape_of(t), batch, time), level + 1)
+  end
+  if t.dtype == "bool" then return t end
+  if not t:eq(0):logical_or(t:eq(1)):all():item() then
+    error(("%s: %s holds other values than 0 and 1"):format(who, name), level + 1)
+  end
+  return t:ne(0)
+end
+
+-- From a mask.
+local function by_mask(who, name, t, batch, time, level)
+  t = M.check_mask(who, name, t, batch, time, level + 1)
+  if t:all():item() then return { holes = false } end
+  local count = t:to("i64"):cumsum(2) -- (B, T)
+  local total = count:narrow(2, time, 1) -- (B, 1)
+  local before = count:eq(0):to("i64"):sum(2) -- (B)
+  local stop = count:lt(total):to("i64"):sum(2):add(total:squeeze(2):gt(0):to("i64")) -- (B)
+  stop = stop:maximum(before)
+  local rows = { mask = t, holes = not stop:sub(before):eq(total:squeeze(2)):all():item() }
+  if before:max():item() > 0 then rows.start = before end
+  if stop:min():item() < time then rows.stop = stop end
+  return rows
+end
+
+-- From starts and lengths on the host.
+local function by_numbers(starts, counts, time)
+  local rows, stops, left, right = { holes = false }, {}, false, false
+  for b = 1, #(starts or counts) do
+    local first = starts and starts[b] or 0
+    stops[b] = counts and first + counts[b] or time
+    left, right = left or first > 0, right or stops[b] < time
+  end
+  if left then rows.start = peri.tensor(starts, "i64") end
+  if right then rows.stop = peri.tensor(stops, "i64") end
+  if left or right then
+    local columns = peri.arange(time)
+    local mask_ = left and columns:ge(rows.start:unsqueeze(2)) or nil
+    local ahead = right and columns:lt(rows.stop:unsqueeze(2)) or nil
+    rows.mask = mask_ and ahead and mask_:logical_and(ahead) or mask_ or ahead
+  end
+  return rows
+end
+
+--- Which columns of each row are tokens, from mask, start, lengths or the batch.
+--- @param who string
+--- @param ids perilune.Tensor  (B, T)
+--- @param o table  of M.read
+--- @param level integer
+--- @return perilune.models.Rows
+function M.rows(who, ids, o, level)
+  local batch, time = ids:size(1), ids:size(2)
+  if o.batch then return by_numbers(o.batch.start:tolist(), o.batch.lengths:tolist(), time) end
+  if not (o.mask or o.start or o.lengths) then return { holes = false } end
+  local starts = o.start and numbers(who, "start", o.start, batch, time, level + 1)
+  local counts = o.lengths and numbers(who, "lengths", o.lengths, batch, time, level + 1)
+  for b = 1, counts and batch or 0 do
+    if (starts and starts[b] or 0) + counts[b] > time then
+      error(("%s: row %d begins at %d and has %d tokens, of %d columns"):format(who, b, starts and starts[b] or 0,
+        counts[b], time), level + 1)
+    end
+  end
+  if not o.mask then return by_numbers(starts, counts, time) end
+  local rows = by_mask(who, "mask", o.mask, batch, time, level + 1)
+  if starts or counts then
+    local firsts = rows.start and rows.start:tolist() or {}
+    local lasts = rows.stop and rows.stop:tolist() or {}
+    local have, want = {}, {}
+    for b = 1, batch do
+      firsts[b] = firsts[b] or 0
+      have[b], want[b] = (lasts[b] or time) - firsts[b], counts and counts[b] or (lasts[b] or time) - firsts[b]
+    end
+    if starts and not same(firsts, starts) then error(who .. ": mask and start do not agree", level + 1) end
+    if not same(have, want) then error(who .. ": mask and lengths do not agree", level + 1) end
+  end
+  return rows
+end
+
+--- Places of the tokens in their rows: (T), or (B, T) where rows begin later; before a row 0.
+--- @param rows perilune.models.Rows
+--- @param time integer
+--- @return perilune.Tensor
+function M.positions(rows, time)
+  local at = peri.arange(time)
+  if rows.start then at = at:sub(rows.start:unsqueeze(2)):clamp(0) end
+  return at
+end
+
+--- Raises where a row holds no token at all.
+function M.need_tokens(who, rows, level)
+  if not rows.mask then return end
+  for b, n in ipairs(rows.mask:to("i64"):sum(2):tolist()) do
+    if n == 0 then error(("%s: row %d has no token"):format(who, b), level + 1) end
+  end
+end
+
+--- Rows moved so that all end together, and where each begins then.
+--- @param who string
+--- @param ids perilune.Tensor  (B, T)
+--- @param rows perilune.models.Rows
+--- @param level integer
+--- @return perilune.Tensor ids  (B, T')
+--- @return perilune.Tensor? start  (B) i64
+function M.flush_right(who, ids, rows, level)
+  if not rows.mask then return ids, nil end
+  M.need_tokens(who, rows, level + 1)
+  if rows.holes then
+    error(who .. ": the mask has gaps between tokens; a prompt takes padding on its left or right only", level + 1)
+  end
+  local batch, time = ids:size(1), ids:size(2)
+  local first = rows.start or peri.zeros({ batch }, "i64")
+  if rows.stop then
+    local shift = rows.stop:neg():add(time) -- (B)
+    ids = ids:gather(peri.arange(time):sub(shift:unsqueeze(2)):clamp(0), 2)
+    first = first:add(shift)
+  end
+  local common = first:min():item()
+  if common > 0 then
+    ids, first = ids:narrow(2, common + 1, time - common):contiguous(), first:sub(common)
+  end
+  if first:max():item() == 0 then return ids, nil end
+  return ids, first
+end
+
+return M
