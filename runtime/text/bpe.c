@@ -109,11 +109,23 @@ typedef struct symbol {
 
 typedef struct chain {
   const peri__model *m;
-  const char *text; /* SPM */
+  const char *text;    /* SPM */
+  peri__buffer *taken; /* SPM with unused tokens: pairs that would make one; else NULL */
+  bool no_memory;
   symbol *s;
   uint64_t *heap; /* rank << 32 | position */
   size_t n;       /* in the heap */
 } chain;
+
+/* How an unused token came about: from its first left bytes and the rest. */
+typedef struct taken {
+  int32_t id;
+  uint32_t left;
+} taken;
+
+static bool has_bit (const uint8_t *bits, int32_t id) {
+  return bits != NULL && (bits[id / 8] >> (id % 8) & 1) != 0;
+}
 
 /* Higher scores get lower ranks, in the order of floats. */
 static uint32_t rank_of_score (float score) {
@@ -131,7 +143,11 @@ static void look (chain *c, uint32_t i) {
   const symbol *r = &c->s[s->next];
   if (c->m->kind == PERI__MODEL_SPM) {
     int32_t id = peri__vocab_find(&c->m->vocab, c->text + s->at, (size_t)s->size + r->size);
-    if (id < 0) return;
+    if (id < 0 || (c->m->exact && has_bit(c->m->left_out, id))) return;
+    if (c->taken != NULL && has_bit(c->m->unused, id)) {
+      const taken pair = { id, s->size };
+      if (!peri__buffer_put(c->taken, &pair, sizeof pair)) c->no_memory = true;
+    }
     s->rank = rank_of_score(c->m->score[id]);
     s->result = (uint32_t)id;
     return;
@@ -299,13 +315,66 @@ static peri_status characters_piece (const peri__model *m, peri__encoder *e, con
   return merge_ids(m, e, count);
 }
 
+/* Bytes that no token has: the tokens of the bytes, or unknown ones. */
+static bool put_bytes (const peri__model *m, peri__encoder *e, const char *s, size_t n) {
+  for (size_t k = 0; k < n; k++) {
+    int32_t id = m->byte_id[(unsigned char)s[k]];
+    if (id < 0) id = m->unk;
+    if (id >= 0 && !peri__ids_put(e, id)) return false;
+  }
+  return true;
+}
+
+typedef struct span {
+  uint32_t at, size;
+} span;
+
+/* Where the pair of an unused token was last seen; 0: nowhere. */
+static uint32_t left_of (const peri__buffer *pairs, int32_t id) {
+  const taken *p = (const taken *)(const void *)pairs->data;
+  for (size_t i = pairs->size / sizeof *p; i-- > 0;)
+    if (p[i].id == id) return p[i].left;
+  return 0;
+}
+
+/* A symbol's tokens as SentencePiece gives them: an unused one is taken apart again, a run of unknown
+** ones is one. e->chars is a stack, e->mapped the pairs. */
+static bool put_exact (const peri__model *m, peri__encoder *e, const char *text, span x,
+                       bool *unknown) {
+  e->chars.size = 0;
+  if (!peri__buffer_put(&e->chars, &x, sizeof x)) return false;
+  while (e->chars.size > 0) {
+    e->chars.size -= sizeof x;
+    memcpy(&x, e->chars.data + e->chars.size, sizeof x);
+    int32_t id = peri__vocab_find(&m->vocab, text + x.at, x.size);
+    uint32_t left = id >= 0 && has_bit(m->unused, id) ? left_of(&e->mapped, id) : 0;
+    if (left > 0) {
+      const span parts[] = { { x.at + left, x.size - left }, { x.at, left } };
+      if (!peri__buffer_put(&e->chars, parts, sizeof parts)) return false;
+      continue;
+    }
+    if (id >= 0 && id != m->unk) {
+      if (!peri__ids_put(e, id)) return false;
+      *unknown = false;
+    } else if (m->byte_fallback) {
+      if (!put_bytes(m, e, text + x.at, x.size)) return false;
+    } else if (!*unknown) {
+      if (m->unk >= 0 && !peri__ids_put(e, m->unk)) return false;
+      *unknown = true;
+    }
+  }
+  return true;
+}
+
 /* A piece of any length by the scores of its tokens. */
 static peri_status scores_piece (const peri__model *m, peri__encoder *e, const char *text,
                                  size_t n) {
-  chain c = { .m = m, .text = text };
+  chain c = { .m = m, .text = text, .taken = m->unused != NULL ? &e->mapped : NULL };
   symbol *s = chain_open(&c, e, n);
+  bool unknown = false;
   if (s == NULL) return PERI_ENOMEM;
   size_t count = 0;
+  e->mapped.size = 0;
   for (size_t i = 0, k; i < n; i += k) {
     k = character_size(text + i, n - i);
     s[count++] = (symbol){ .id = peri__vocab_find(&m->vocab, text + i, k),
@@ -314,16 +383,12 @@ static peri_status scores_piece (const peri__model *m, peri__encoder *e, const c
   }
   link(s, count);
   merge_chain(&c, (uint32_t)count);
+  if (c.no_memory) return PERI_ENOMEM;
   for (uint32_t i = 0; i != NO_RANK; i = s[i].next) {
-    if (s[i].id >= 0) {
-      if (!peri__ids_put(e, s[i].id)) return PERI_ENOMEM;
-      continue;
-    }
-    for (uint32_t k = 0; k < s[i].size; k++) {
-      int32_t id = m->byte_id[(unsigned char)text[s[i].at + k]];
-      if (id < 0) id = m->unk;
-      if (id >= 0 && !peri__ids_put(e, id)) return PERI_ENOMEM;
-    }
+    bool done = m->exact       ? put_exact(m, e, text, (span){ s[i].at, s[i].size }, &unknown)
+                : s[i].id >= 0 ? peri__ids_put(e, s[i].id)
+                               : put_bytes(m, e, text + s[i].at, s[i].size);
+    if (!done) return PERI_ENOMEM;
   }
   return PERI_OK;
 }

@@ -181,6 +181,10 @@ static peri_status plain (peri__encoder *e, const char *s, size_t n, bool start,
   const peri_tokenizer *t = e->t;
   peri__pieces p;
   if (n == 0) return PERI_OK;
+  if (t->model.exact) {
+    if (!peri__sentencepiece_normal(t, &e->spaced, s, n, first)) return PERI_ENOMEM;
+    return peri__sentencepiece_pieces(e, e->spaced.data, e->spaced.size);
+  }
   if (t->chars != NULL) {
     if (!peri__tokenizer_chars(t, &e->chars, s, n)) return PERI_ENOMEM;
     s = e->chars.data;

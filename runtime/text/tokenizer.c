@@ -30,7 +30,9 @@ static void model_close (peri_ctx *ctx, peri__model *m) {
   peri__prefixes_close(&m->prefixes);
   peri__free(ctx, m->score, m->scores * sizeof *m->score);
   peri__free(ctx, m->weight, m->weights * sizeof *m->weight);
+  peri__prefixes_close(&m->user);
   peri__free(ctx, m->left_out, (m->vocab.size + 7) / 8);
+  peri__free(ctx, m->unused, (m->vocab.size + 7) / 8);
   if (m->prefix != NULL) peri__free(ctx, m->prefix, m->prefix_size + 1);
   if (m->suffix != NULL) peri__free(ctx, m->suffix, m->suffix_size + 1);
   peri__merges_close(&m->merges);
@@ -204,8 +206,8 @@ bool peri__tokenizer_known (const char *s, size_t n) {
 static peri_status known_names (peri_tokenizer *t) {
   for (size_t i = 0; i < sizeof turn_ends / sizeof *turn_ends; i++) {
     int64_t id = peri_tokenizer_id(t, turn_ends[i], strlen(turn_ends[i]));
-    if (id >= 0 && (t->added.n == 0 || peri__added_at(&t->added, id) != NULL))
-      TRY(peri__tokenizer_end(t, (int32_t)id));
+    bool whole = t->added.n == 0 || t->model.user.n > 0 || peri__added_at(&t->added, id) != NULL;
+    if (id >= 0 && whole) TRY(peri__tokenizer_end(t, (int32_t)id));
   }
   for (size_t i = 0; i < sizeof infill / sizeof *infill; i++)
     if (t->role[infill[i].role] < 0)

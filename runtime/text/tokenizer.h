@@ -154,12 +154,15 @@ const peri__merge *peri__merges_find (const peri__merges *m, uint32_t left, uint
 typedef struct peri__model {
   peri__model_kind kind;
   peri__vocab vocab;
-  peri__merges merges;     /* BPE */
-  float *score;            /* SPM: by id */
-  double *weight;          /* UNIGRAM: by id */
-  size_t scores, weights;  /* entries of score, weight */
-  uint8_t *left_out;       /* UNIGRAM: bit per id of tokens that texts do not have; or NULL */
-  double unknown;          /* UNIGRAM: score of a character that no token has */
+  peri__merges merges;    /* BPE */
+  float *score;           /* SPM: by id */
+  double *weight;         /* UNIGRAM: by id */
+  size_t scores, weights; /* entries of score, weight */
+  uint8_t *left_out;      /* UNIGRAM, SPM: bit per id of tokens that texts do not have; or NULL */
+  uint8_t *unused;     /* SPM: bit per id of tokens that are merged over and taken apart; or NULL */
+  bool exact;          /* SentencePiece's own results, not llama.cpp's or tokenizers' */
+  peri__prefixes user; /* exact: pieces that nothing changes and nothing cuts */
+  double unknown;      /* UNIGRAM: score of a character that no token has */
   peri__prefixes prefixes; /* UNIGRAM, WORDPIECE, PHANTOM */
   int32_t unk;             /* -1: none */
   int32_t byte_id[256];    /* byte-level: the token of each byte; else its fallback; -1: none */
@@ -207,6 +210,12 @@ static inline bool peri__ids_put (peri__encoder *e, int32_t id) {
 void peri__encoder_close (peri__encoder *e); /* one that is not open is fine */
 /* Scratch of n bytes, aligned for any type; NULL: no memory. */
 void *peri__work (peri__encoder *e, size_t n);
+
+/* sentencepiece.c: a text as the model sees it, in out; first: nothing or a token is before it. False:
+** no memory. */
+bool peri__sentencepiece_normal (const peri_tokenizer *t, peri__buffer *out, const char *s,
+                                 size_t n, bool first);
+peri_status peri__sentencepiece_pieces (peri__encoder *e, const char *s, size_t n);
 
 /* How a vocabulary writes spaces where no normaliser of tokenizer.json says it. */
 typedef struct peri__spaces {
@@ -276,10 +285,12 @@ peri_status peri__tokenizer_vocab_txt (peri_tokenizer *t, const void *text, size
 peri_status peri__tokenizer_old_around (peri_tokenizer *t);
 peri_status peri__tokenizer_llama2c (peri_tokenizer *t, const void *data, size_t size);
 peri_status peri__tokenizer_sentencepiece (peri_tokenizer *t, const void *data, size_t size);
-/* Decode U+2581 as a space; strip: the first space of a text goes. */
-peri_status peri__tokenizer_spaces (peri_tokenizer *t, bool strip);
+/* Decode U+2581 as a space; strip: so many of the spaces that a text begins with go. */
+peri_status peri__tokenizer_spaces (peri_tokenizer *t, int strip);
 /* Take a SentencePiece table of characters, copied; pass a text through it. False: no memory. */
 peri_status peri__tokenizer_charsmap (peri_tokenizer *t, const void *map, size_t n);
+/* What stands for the longest key at s; its size, 0: none. */
+size_t peri__tokenizer_char (const peri_tokenizer *t, const char *s, size_t n, peri_text *out);
 bool peri__tokenizer_chars (const peri_tokenizer *t, peri__buffer *out, const char *s, size_t n);
 /* A token's name means the same in every vocabulary: the end of a turn, infilling. */
 bool peri__tokenizer_known (const char *s, size_t n);

@@ -181,7 +181,7 @@ static const char *const llama[] = { "Llama", "CodeLlama", NULL };
 
 static peri_status put_settings (peri_tokenizer *t) {
   peri__beside *b = &t->beside;
-  bool rules = peri__beside_family(b, rule_themselves);
+  bool rules = t->model.exact || peri__beside_family(b, rule_themselves);
   if (b->add_bos == 1 || (b->add_bos == 0 && rules)) t->add_bos = b->add_bos;
   if (b->add_eos == 1 || (b->add_eos == 0 && rules)) t->add_eos = b->add_eos;
   if (b->prefix_space >= 0 && peri__beside_family(b, byte_level))
@@ -191,7 +191,7 @@ static peri_status put_settings (peri_tokenizer *t) {
     if (peri__splitter_no_prepend(t->splitter) || dropped) {
       peri__decoder_free(t->decoder);
       t->decoder = NULL;
-      TRY(peri__tokenizer_spaces(t, false));
+      TRY(peri__tokenizer_spaces(t, 0));
     }
   }
   if (peri__beside_family(b, peri__bert_family))

@@ -59,6 +59,10 @@ static size_t longest (const peri_tokenizer *t, const unsigned char *s, size_t n
   return best;
 }
 
+size_t peri__tokenizer_char (const peri_tokenizer *t, const char *s, size_t n, peri_text *out) {
+  return longest(t, (const unsigned char *)s, n, out);
+}
+
 bool peri__tokenizer_chars (const peri_tokenizer *t, peri__buffer *out, const char *s, size_t n) {
   out->size = 0;
   for (size_t i = 0, k; i < n; i += k) {

@@ -3,6 +3,7 @@
 ** every field (src/llama-vocab.cpp).
 */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "text/tokenizer.h"
@@ -243,16 +244,18 @@ static peri_status read_roles (reader *r) {
 
 /* ---- kinds of vocabularies ---- */
 
-/* Decoding of U+2581 as space; strip: the text's first space goes. */
-peri_status peri__tokenizer_spaces (peri_tokenizer *t, bool strip) {
-  return peri__decoder_parse(
-      t->ctx,
-      strip ? "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
-              "\"\\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
-              "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}"
-            : "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
-              "\"\\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]}",
-      &t->decoder);
+/* Decoding of U+2581 as space; strip: so many of the text's first spaces go. */
+peri_status peri__tokenizer_spaces (peri_tokenizer *t, int strip) {
+  char json[320];
+  snprintf(json, sizeof json,
+           "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
+           "\"\\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}%s",
+           strip > 0 ? "," : "]}");
+  size_t n = strlen(json);
+  if (strip > 0)
+    snprintf(json + n, sizeof json - n,
+             "{\"type\":\"Strip\",\"content\":\" \",\"start\":%d,\"stop\":0}]}", strip);
+  return peri__decoder_parse(t->ctx, json, &t->decoder);
 }
 
 static peri_status read_gpt2 (reader *r) {

@@ -17,9 +17,14 @@ static size_t character_size (unsigned char c) {
   return c < 0x80 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
 }
 
-static void offer (node *to, double score, size_t start, int32_t id) {
+/* SentencePiece keeps sums as floats, which decides between near ties. */
+static double kept (const peri__model *m, double score) {
+  return m->exact ? (double)(float)score : score;
+}
+
+static void offer (const peri__model *m, node *to, double score, size_t start, int32_t id) {
   if (to->start != UINT32_MAX && !(score > to->score)) return;
-  *to = (node){ score, (uint32_t)start, id };
+  *to = (node){ kept(m, score), (uint32_t)start, id };
 }
 
 static void forward (const peri__model *m, const char *s, size_t n, node *best) {
@@ -33,16 +38,16 @@ static void forward (const peri__model *m, const char *s, size_t n, node *best) 
     if (k > n - i) k = n - i;
     for (size_t j = i; j < n && peri__walk_step(&m->prefixes, &w, (unsigned char)s[j], &id); j++) {
       if (id < 0) continue;
-      offer(&best[j + 1], best[i].score + m->weight[id], i, id);
+      offer(m, &best[j + 1], best[i].score + m->weight[id], i, id);
       whole = whole || j + 1 - i == k;
     }
-    if (!whole) offer(&best[i + k], best[i].score + m->unknown, i, m->unk);
+    if (!whole) offer(m, &best[i + k], kept(m, best[i].score + m->unknown), i, m->unk);
   }
 }
 
 /* The text of a run that no token covers: a token all the same, its bytes, or unknown. */
 static bool put_unknown (const peri__model *m, peri__encoder *e, const char *s, size_t n) {
-  int32_t id = peri__vocab_find(&m->vocab, s, n);
+  int32_t id = m->exact ? -1 : peri__vocab_find(&m->vocab, s, n);
   if (id < 0 && m->byte_fallback) {
     size_t from = e->ids.size, i = 0;
     while (i < n && m->byte_id[(unsigned char)s[i]] >= 0)
