@@ -2,19 +2,24 @@
 # Runs the tests of a build folder and counts them: the cmocka programs, the fuzzers, the LuaUnit
 # files (each in a process of its own), the code blocks of the docs.
 #   tests/run.sh BUILD [WORD ...]     only those whose name contains one of the words
+#   tests/run.sh --check [WORD ...]   only look at the words: 0 good, 2 a word of no test, 3 help asked for
 # Prints one line for each and the output of what failed; the last line is "N passed, N failed".
 set -u
-build=$(cd "$1" && pwd) || exit 1
+build=
+[ "$1" = --check ] || build=$(cd "$1" && pwd) || exit 1
 shift
 cd "$(dirname "$0")/.." || exit 1
 words="$*"
-logs=$build/tests/log
-mkdir -p "$logs"
-passed=0
-failed=0
-: "${PERILUNE_LUA:=$PWD/lua}"
-export PERILUNE_LUA
-export CMOCKA_MESSAGE_OUTPUT=STDOUT
+
+# Every test's name: c/test_core, fuzz/fuzz_json, lua/test_nn.
+names () {
+  for t in tests/c/test_*.c tests/fuzz/*.c tests/lua/test_*.lua; do
+    [ -e "$t" ] && printf '%s\n' "$t"
+  done | sed 's,^tests/,,; s,\.[a-z]*$,,'
+}
+
+# The names without what all have in common, in lines of a terminal's width.
+list () { names | sed 's,/[a-z]*_,/,' | tr '\n' ' ' | fold -s -w 96 | sed 's/^/  /; s/ *$//'; echo; }
 
 wanted () {
   [ -z "$words" ] && return 0
@@ -22,14 +27,47 @@ wanted () {
   return 1
 }
 
-# count NAME STATUS PASSED FAILED: a program that dies without saying so is one failure
+# A word that chooses nothing is a slip, whatever the others choose.
+known () {
+  for n in $(names) $(names | sed 's,/[a-z]*_,/,'); do case $n in *"$1"*) return 0 ;; esac; done
+  return 1
+}
+
+for w in $words; do
+  case $w in
+    -h | --help)
+      echo "usage: ./perilune test [WORD ...]"
+      echo "Builds and runs the tests: all, or those whose name contains one of the words. There are:"
+      list
+      exit 3 ;;
+    -*)
+      echo "perilune test: $w is no option; words choose tests, and --help lists them" >&2
+      exit 2 ;;
+  esac
+  known "$w" && continue
+  echo "perilune test: no test has '$w' in its name; there are:" >&2
+  list >&2
+  exit 2
+done
+[ -n "$build" ] || exit 0
+
+logs=$build/tests/log
+mkdir -p "$logs"
+passed=0
+failed=0
+skipped=0
+: "${PERILUNE_LUA:=$PWD/lua}"
+export PERILUNE_LUA
+export CMOCKA_MESSAGE_OUTPUT=STDOUT
+
+# count NAME STATUS PASSED FAILED SKIPPED: a program that dies without saying so is one failure
 count () {
-  p=${3:-0} f=${4:-0}
+  p=${3:-0} f=${4:-0} k=${5:-0}
   [ "$2" -ne 0 ] && [ "$f" -eq 0 ] && f=1
-  [ "$2" -eq 0 ] && [ "$p" -eq 0 ] && [ "$f" -eq 0 ] && p=1
-  passed=$((passed + p)) failed=$((failed + f))
+  [ "$2" -eq 0 ] && [ $((p + f + k)) -eq 0 ] && p=1
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + k))
   if [ "$f" -eq 0 ]; then
-    printf '%-34s %5d passed\n' "$1" "$p"
+    printf '%-34s %5d passed%s\n' "$1" "$p" "$([ "$k" -eq 0 ] || printf ' %5d skipped' "$k")"
     grep '^skipped: ' "$logs/$1.log" | sort | uniq -c | sed 's/^ */    /'
   else
     sed 's/^/    /' "$logs/$1.log"
@@ -37,22 +75,32 @@ count () {
   fi
 }
 
+# run NAME PROGRAM: into its log; one that was not built is a failure that says so
+run () {
+  if [ ! -x "$2" ]; then
+    echo "$2 was not built" >"$logs/$1.log"
+    return 127
+  fi
+  "$2" >"$logs/$1.log" 2>&1
+}
+
 for t in tests/c/test_*.c; do
   [ -e "$t" ] || continue
   n=$(basename "$t" .c)
-  wanted "c/$n" || continue
-  "$build/tests/c/$n" >"$logs/c-$n.log" 2>&1
+  wanted "c/$n" || wanted "c/${n#test_}" || continue
+  run "c-$n" "$build/tests/c/$n"
   s=$?
   count "c-$n" $s "$(grep -c '^\[       OK \]' "$logs/c-$n.log")" \
     "$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test(s), listed.*/\1/p' "$logs/c-$n.log" |
-       awk '{ n += $1 } END { print n + 0 }')"
+       awk '{ n += $1 } END { print n + 0 }')" \
+    "$(grep -c '^\[  SKIPPED \] [^0-9]' "$logs/c-$n.log")"
 done
 
 for t in tests/fuzz/*.c; do
   [ -e "$t" ] || continue
   n=$(basename "$t" .c)
-  wanted "fuzz/$n" || continue
-  "$build/tests/fuzz/$n" >"$logs/fuzz-$n.log" 2>&1
+  wanted "fuzz/$n" || wanted "fuzz/${n#fuzz_}" || continue
+  run "fuzz-$n" "$build/tests/fuzz/$n"
   count "fuzz-$n" $? 0 0
 done
 
@@ -63,7 +111,7 @@ lua_file () { # NAME FILE
   p=$(printf '%s\n' "$last" | sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p')
   f=$(printf '%s\n' "$last" | sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p')
   [ -z "$p" ] && [ $s -eq 0 ] && s=1 # it ended without a count
-  count "$1" $s "$p" "$f"
+  count "$1" $s "$p" "$f" "$(sed -n 's/^\([0-9]*\) skipped$/\1/p' "$logs/$1.log" | tail -n 1)"
 }
 best=$("$build/perilune-testing" info 2>/dev/null | sed -n 's/^simd *//p')
 levels=
@@ -74,7 +122,7 @@ done
 for t in tests/lua/test_*.lua; do
   [ -e "$t" ] || continue
   n=$(basename "$t" .lua)
-  wanted "lua/$n" || continue
+  wanted "lua/$n" || wanted "lua/${n#test_}" || continue
   lua_file "lua-$n" "$t"
   # Ops must hold at every level that the processor has, not only at its best one.
   case $n in test_op_*)
@@ -82,5 +130,6 @@ for t in tests/lua/test_*.lua; do
   esac
 done
 
+[ "$skipped" -eq 0 ] || printf '%d skipped\n' "$skipped"
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -1,7 +1,7 @@
 -- Runs LuaUnit files: perilune run tests/lua/run.lua FILE...
 -- A file defines global Test tables, or returns one table of test functions. After the tests of a
 -- file the runtime must hold no more live bytes than after loading it. The last line printed is
--- "N passed, N failed".
+-- "N passed, N failed", the one before it "N skipped" when there are such.
 
 local lu = require "luaunit"
 local peri = require "perilune"
@@ -42,7 +42,7 @@ local function tests_of(path)
   return suites
 end
 
-local passed, failed = 0, 0
+local passed, failed, skipped = 0, 0, 0
 for _, path in ipairs(arg) do
   local suites, message = tests_of(path)
   if suites then
@@ -52,7 +52,8 @@ for _, path in ipairs(arg) do
     runner:runSuiteByInstances(suites)
     passed = passed + runner.result.successCount
     failed = failed + runner.result.failureCount + runner.result.errorCount
-    if runner.result.runCount == 0 then
+    skipped = skipped + runner.result.skippedCount
+    if runner.result.runCount + runner.result.skippedCount == 0 then
       failed = failed + 1
       print(path .. ": no tests")
     end
@@ -67,5 +68,6 @@ for _, path in ipairs(arg) do
     print(path .. ": " .. message)
   end
 end
+if skipped > 0 then print(skipped .. " skipped") end
 print(("%d passed, %d failed"):format(passed, failed))
 os.exit(failed == 0)
