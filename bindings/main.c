@@ -4,7 +4,6 @@
 */
 #define _POSIX_C_SOURCE 200809L
 
-#include <dirent.h>
 #include <limits.h>
 #include <locale.h>
 #include <stdio.h>
@@ -21,10 +20,11 @@
 enum { EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 130 };
 
 static const char usage[] =
-    "usage: perilune COMMAND [ARG ...]\n"
+    "usage: perilune [OPTION ...] COMMAND [ARG ...]\n"
     "  run FILE [ARG ...]   run a Lua file; - is the standard input\n"
+    "  recipes              the recipes that there are, a line each\n"
     "  repl                 interactive prompt\n"
-    "  test [NAME ...]      run the tests of a source checkout\n"
+    "  test [WORD ...]      run the tests of a source checkout\n"
     "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
     "  chat MODEL           talk to a model: a Hugging Face folder or a GGUF file\n"
     "  complete MODEL TEXT  continue a text\n"
@@ -34,12 +34,32 @@ static const char usage[] =
     "  COMMAND --help       what a command takes\n"
     "  --version            print the version\n"
     "  --help               print this text\n"
-    "before COMMAND:\n"
+    "options:\n"
+    "  -e CODE              run this Lua first, or only this; peri is there as a global\n"
+    "  --threads N          threads of the ops, 1 to 1024 (default, and 0: one for each "
+    "processor)\n"
     "  --max_bytes SIZE     limit on the memory of tensors: 4G, 512M, none (default: 7/8 of the\n"
     "                       machine's or the container's memory)\n"
     "environment: PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
     "PERI_MAX_BYTES=SIZE,\n"
     "             PERILUNE_LUA=FOLDER\n";
+
+static const char run_usage[] = "usage: perilune run FILE [ARG ...]\n"
+                                "Runs a Lua file; - is the standard input. What stands behind FILE "
+                                "is the script's: in ..., and in the\n"
+                                "global arg. A recipe lists its flags with perilune run FILE "
+                                "--help; perilune recipes lists recipes.\n"
+                                "Ctrl-C stops a recipe after its step and anything else at once.\n";
+
+static const char repl_usage[] = "usage: perilune repl\n"
+                                 "An interactive prompt: the values of expressions print, input "
+                                 "may span lines, Tab completes, help(x)\n"
+                                 "explains x, Ctrl-C returns to the prompt, Ctrl-D leaves. peri "
+                                 "and help are globals; LUA_INIT runs before.\n";
+
+/* ORDER command: here and in usage. */
+static const char *const commands[] = { "run",      "recipes", "repl",    "test", "bench", "chat",
+                                        "complete", "eval",    "convert", "info", NULL };
 
 /* ---- which Lua files ---- */
 
@@ -125,84 +145,31 @@ static int run_file (lua_State *L, const char *path, int argc, char **argv, int 
   return run_chunk(L, argc - script - 1);
 }
 
-/* Root of the checkout: the folder above the library's. */
-static bool checkout (char *out, size_t size, const char *file) {
-  char dir[PATH_MAX], path[PATH_MAX];
-  if (!library_folder(dir, sizeof dir)) return false;
-  if (snprintf(out, size, "%s/..", dir) >= (int)size) return false;
-  return snprintf(path, sizeof path, "%s/%s", out, file) < (int)sizeof path &&
-         access(path, R_OK) == 0;
+static int enter_folder (lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  return luaL_fileresult(L, chdir(path) == 0, path);
 }
 
-static int no_checkout (const char *what) {
-  fprintf(stderr, "perilune: %s needs a source checkout: run ./perilune %s there\n", what, what);
-  return EXIT_ERROR;
-}
-
-/* Push the names of tests/lua/test_*.lua (those asked for), sorted by table.sort. */
-static int push_tests (lua_State *L, int argc, char **argv) {
-  DIR *dir = opendir("tests/lua");
-  struct dirent *e;
-  int n = 0;
-  lua_newtable(L);
-  while (dir && (e = readdir(dir)) != NULL) {
-    size_t len = strlen(e->d_name);
-    bool wanted = argc <= 2;
-    if (strncmp(e->d_name, "test_", 5) != 0 || len < 9 || strcmp(e->d_name + len - 4, ".lua") != 0)
-      continue;
-    for (int i = 2; i < argc; i++) wanted = wanted || strstr(e->d_name, argv[i]) != NULL;
-    if (!wanted) continue;
-    lua_pushfstring(L, "tests/lua/%s", e->d_name);
-    lua_rawseti(L, -2, ++n);
+/* Push what a command may want to know of its surroundings: { program = path, root = checkout (none
+** outside one), enter = function (folder) }. */
+static void push_place (lua_State *L) {
+  char self[PATH_MAX], dir[PATH_MAX], root[PATH_MAX], path[PATH_MAX];
+  lua_createtable(L, 0, 3);
+  lua_pushcfunction(L, enter_folder);
+  lua_setfield(L, -2, "enter");
+  ssize_t n = readlink("/proc/self/exe", self, sizeof self);
+  if (n > 0) {
+    lua_pushlstring(L, self, (size_t)n);
+    lua_setfield(L, -2, "program");
   }
-  if (dir) closedir(dir);
-  lua_getglobal(L, "table");
-  lua_getfield(L, -1, "sort");
-  lua_pushvalue(L, -3);
-  lua_call(L, 1, 0);
-  lua_pop(L, 1);
-  return n;
-}
-
-static int run_tests (lua_State *L, int argc, char **argv) {
-  char root[PATH_MAX];
-  if (!checkout(root, sizeof root, "tests/lua/run.lua") || chdir(root) != 0)
-    return no_checkout("test");
-  int n = push_tests(L, argc, argv);
-  if (luaL_loadfilex(L, "tests/lua/run.lua", "t") != LUA_OK) return lua_error(L);
-  lua_insert(L, -2);
-  luaL_checkstack(L, n + 2, "too many tests");
-  int list = lua_gettop(L);
-  lua_pushvalue(L, list);
-  lua_pushliteral(L, "tests/lua/run.lua");
-  lua_rawseti(L, -2, 0);
-  lua_setglobal(L, "arg");
-  for (int i = 1; i <= n; i++) lua_rawgeti(L, list, i);
-  lua_remove(L, list);
-  return run_chunk(L, n);
-}
-
-static int run_bench (lua_State *L, int argc, char **argv) {
-  char root[PATH_MAX], path[PATH_MAX];
-  const char *name = argc > 2 ? argv[2] : "core";
-  if (snprintf(path, sizeof path, "tests/bench/%s.lua", name) >= (int)sizeof path)
-    return EXIT_USAGE;
-  if (!checkout(root, sizeof root, path) || chdir(root) != 0) return no_checkout("bench");
-  return run_file(L, path, argc, argv, argc > 2 ? 2 : argc - 1);
-}
-
-static int print_info (lua_State *L) {
-  static const char code[] =
-      "local peri = require 'perilune' local i = peri.info()\n"
-      "print(('perilune %s, %s, Lua %s'):format(i.version, i.device, i.lua:gsub('^Lua ', '')))\n"
-      "print(('processor  %s'):format(i.processor))\n"
-      "print(('simd       %s'):format(i.simd))\n"
-      "print(('threads    %d'):format(i.threads))\n"
-      "print(i.max_bytes > 0 and ('memory     %.4g GiB for tensors'):format(i.max_bytes / 2^30)\n"
-      "  or 'memory     no limit')\n"
-      "print(('ops        %d'):format(i.ops))\n";
-  if (luaL_loadbufferx(L, code, sizeof code - 1, "=info", "t") != LUA_OK) return lua_error(L);
-  return run_chunk(L, 0);
+  if (!library_folder(dir, sizeof dir) || !realpath(dir, root)) return;
+  char *slash = strrchr(root, '/'); /* the folder above the library's */
+  if (!slash) return;
+  *slash = 0;
+  if (snprintf(path, sizeof path, "%s/tests/lua/run.lua", root) >= (int)sizeof path) return;
+  if (access(path, R_OK) != 0) return;
+  lua_pushstring(L, root);
+  lua_setfield(L, -2, "root");
 }
 
 static int run_repl (lua_State *L, int argc, char **argv) {
@@ -213,7 +180,7 @@ static int run_repl (lua_State *L, int argc, char **argv) {
   return run_chunk(L, 0);
 }
 
-/* A command that is a Lua module: perilune.command.NAME returns function(arguments) -> status. */
+/* A command that is a Lua module: perilune.command.NAME returns function(arguments, place) -> status. */
 static int run_module (lua_State *L, int argc, char **argv) {
   set_arg(L, argc, argv, 1);
   lua_getglobal(L, "require");
@@ -224,7 +191,8 @@ static int run_module (lua_State *L, int argc, char **argv) {
     lua_pushstring(L, argv[i]);
     lua_rawseti(L, -2, i - 1);
   }
-  lua_call(L, 1, 1);
+  push_place(L);
+  lua_call(L, 2, 1);
   return lua_isinteger(L, -1) ? (int)lua_tointeger(L, -1) : EXIT_OK;
 }
 
@@ -242,14 +210,36 @@ static void run_init (lua_State *L) {
 typedef struct command {
   int argc;
   char **argv;
+  const char **chunks; /* of -e, in their order */
+  int nchunks;
 } command;
 
+static void run_chunks (lua_State *L, const command *c) {
+  if (c->nchunks == 0) return;
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "perilune");
+  lua_call(L, 1, 1);
+  lua_setglobal(L, "peri");
+  set_arg(L, c->argc, c->argv, c->argc < 2 ? 0 : 1);
+  for (int i = 0; i < c->nchunks; i++) {
+    const char *text = c->chunks[i];
+    if (luaL_loadbufferx(L, text, strlen(text), "=(command line)", "t") != LUA_OK) lua_error(L);
+    lua_call(L, 0, 0);
+  }
+}
+
+static int is_command (const char *word) {
+  int i = 0;
+  while (commands[i] && strcmp(commands[i], word) != 0) i++;
+  return commands[i] != NULL;
+}
+
 static int dispatch (lua_State *L, const command *c) {
+  run_chunks(L, c);
+  if (c->argc < 2) return EXIT_OK; /* -e alone */
   const char *name = c->argv[1];
+  if (!is_command(name)) return run_file(L, name, c->argc, c->argv, 1); /* -e CODE FILE */
   if (strcmp(name, "run") == 0) return run_file(L, c->argv[2], c->argc, c->argv, 2);
-  if (strcmp(name, "test") == 0) return run_tests(L, c->argc, c->argv);
-  if (strcmp(name, "bench") == 0) return run_bench(L, c->argc, c->argv);
-  if (strcmp(name, "info") == 0 && c->argc == 2) return print_info(L);
   if (strcmp(name, "repl") != 0) return run_module(L, c->argc, c->argv);
   run_init(L);
   return run_repl(L, c->argc, c->argv);
@@ -287,55 +277,118 @@ static int body (lua_State *L) {
   return 1;
 }
 
-/* Options before the command, which leave argv; false: one has no value. The context that opens
-** later reads them from the environment. */
-static bool take_options (int *argc, char **argv) {
-  static const char name[] = "--max_bytes";
-  size_t n = sizeof name - 1;
-  while (*argc > 1 && strncmp(argv[1], name, n) == 0 && (!argv[1][n] || argv[1][n] == '=')) {
-    const char *value = argv[1][n] ? argv[1] + n + 1 : *argc > 2 ? argv[2] : "";
-    int used = argv[1][n] ? 1 : 2;
-    if (!*value) {
-      fprintf(stderr, "perilune: %s needs a size such as 4G, 512M or none\n", name);
+/* ---- the command line ---- */
+
+/* Whether argv[at] is --NAME or --NAME=VALUE; then its value (NULL: none) and how many words it takes. */
+static bool option_at (int argc, char **argv, int at, const char *name, const char **value,
+                       int *words) {
+  size_t n = strlen(name);
+  if (strncmp(argv[at], name, n) != 0 || (argv[at][n] && (argv[at][n] != '=' || n == 2)))
+    return false;
+  *words = argv[at][n] || at + 1 >= argc ? 1 : 2;
+  *value = argv[at][n] ? argv[at] + n + 1 : at + 1 < argc ? argv[at + 1] : NULL;
+  return true;
+}
+
+static bool is_thread_count (const char *text) { /* as env_number in state.c reads it */
+  char *end;
+  long n = strtol(text, &end, 10);
+  return *text >= '0' && *text <= '9' && !*end && n <= 1024;
+}
+
+/* One option of every command at argv[at]: its words leave argv, true. The context that opens later reads
+** them from the environment. *wrong is set when the value does not do. */
+static bool take_option (command *c, int at, bool *wrong) {
+  static const char *const names[] = { "--threads", "--max_bytes", "-e" };
+  static const char *const want[] = { "a number from 0 to 1024 (0: one for each processor)",
+                                      "a size such as 4G, 512M or none", "Lua code" };
+  const char *value = NULL;
+  int words = 0, i = 0;
+  while (i < 3 && !option_at(c->argc, c->argv, at, names[i], &value, &words)) i++;
+  if (i == 3) return false;
+  if (value && !*value && i < 2) value = NULL;
+  if (!value || (i == 0 && !is_thread_count(value))) {
+    fprintf(stderr, value ? "perilune: %s %s: expected %s\n" : "perilune: %s needs %s%s\n",
+            names[i], value ? value : want[i], value ? want[i] : "");
+    *wrong = true;
+    return true;
+  }
+  if (i == 2)
+    c->chunks[c->nchunks++] = value;
+  else
+    setenv(i == 0 ? "PERI_THREADS" : "PERI_MAX_BYTES", value, 1);
+  c->argc -= words; /* and the NULL behind */
+  memmove(c->argv + at, c->argv + at + words, (size_t)(c->argc - at + 1) * sizeof *c->argv);
+  return true;
+}
+
+/* Before the command, and behind it where no file begins that has arguments of its own. */
+static bool take_options (command *c) {
+  bool wrong = false;
+  int at = 1;
+  while (!wrong && at < c->argc && take_option(c, at, &wrong)) {}
+  if (wrong || c->argc < 2 || !is_command(c->argv[1])) return !wrong;
+  bool script = strcmp(c->argv[1], "run") == 0 || strcmp(c->argv[1], "bench") == 0;
+  for (at = 2; !wrong && at < c->argc && strcmp(c->argv[at], "--") != 0;) {
+    if (strcmp(c->argv[at], "-e") != 0 && take_option(c, at, &wrong)) continue;
+    if (script && strncmp(c->argv[at], "--", 2) != 0) break;
+    at++;
+  }
+  return !wrong;
+}
+
+static const char *command_at (void *ud, int i) {
+  (void)ud;
+  return commands[i];
+}
+
+static bool asks_help (const char *word) {
+  return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+/* What needs no Lua: true with the exit status when that was all. */
+static bool answer_at_once (const command *c, int *status) {
+  const char *name = c->argc > 1 ? c->argv[1] : "", *arg = c->argc > 2 ? c->argv[2] : "";
+  *status = EXIT_OK;
+  if (strcmp(name, "--version") == 0)
+    printf("perilune %s\n", peri_version());
+  else if (asks_help(name))
+    fputs(usage, stdout);
+  else if (c->nchunks == 0 && c->argc < 2) {
+    fputs(usage, stderr);
+    *status = EXIT_USAGE;
+  } else if (strcmp(name, "run") == 0 && asks_help(arg))
+    fputs(run_usage, stdout);
+  else if (strcmp(name, "repl") == 0 && asks_help(arg))
+    fputs(repl_usage, stdout);
+  else {
+    *status = EXIT_USAGE;
+    if (strcmp(name, "run") == 0 && c->argc < 3)
+      fprintf(stderr, "perilune: run needs a file\n%s", run_usage);
+    else if (strcmp(name, "run") == 0 && arg[0] == '-' && arg[1])
+      fprintf(stderr, "perilune: run has no option %s; those of a script stand behind its file\n%s",
+              arg, run_usage);
+    else if (strcmp(name, "repl") == 0 && c->argc > 2)
+      fprintf(stderr, "perilune: repl takes no arguments, got %s\n%s", arg, repl_usage);
+    else if (c->argc > 1 && !is_command(name) && (c->nchunks == 0 || name[0] == '-')) {
+      const char *near = peri__nearest(name, command_at, NULL);
+      bool file = !near && access(name, R_OK) == 0;
+      fprintf(stderr, "perilune: no command is called '%s'", name);
+      if (near || file)
+        fprintf(stderr, "; did you mean '%s%s'?", file ? "run " : "", file ? name : near);
+      fputs(" (perilune --help lists them)\n", stderr);
+    } else
       return false;
-    }
-    setenv("PERI_MAX_BYTES", value, 1);
-    memmove(argv + 1, argv + 1 + used, (size_t)(*argc - used) * sizeof *argv); /* and the NULL */
-    *argc -= used;
   }
   return true;
 }
 
-static int check_usage (int argc, char **argv) {
-  static const char *const names[] = { "run",      "repl", "test",    "bench", "chat",
-                                       "complete", "eval", "convert", "info",  NULL };
-  int i = 0;
-  if (argc < 2) return EXIT_USAGE;
-  while (names[i] && strcmp(names[i], argv[1]) != 0) i++;
-  if (!names[i]) {
-    fprintf(stderr, "perilune: no command is called '%s'\n", argv[1]);
-    return EXIT_USAGE;
-  }
-  if (i == 0 && argc < 3) {
-    fprintf(stderr, "perilune: run needs a file\n");
-    return EXIT_USAGE;
-  }
-  return EXIT_OK;
-}
-
 int main (int argc, char **argv) {
-  if (!take_options(&argc, argv)) return EXIT_USAGE;
-  if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-    printf("perilune %s\n", peri_version());
-    return EXIT_OK;
-  }
-  if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-    fputs(usage, stdout);
-    return EXIT_OK;
-  }
-  if (check_usage(argc, argv) != EXIT_OK) {
-    fputs(usage, stderr);
-    return EXIT_USAGE;
+  command c = { argc, argv, (const char **)calloc((size_t)argc + 1, sizeof(char *)), 0 };
+  int status = EXIT_USAGE;
+  if (!c.chunks || !take_options(&c) || answer_at_once(&c, &status)) {
+    free(c.chunks);
+    return status;
   }
   setlocale(LC_CTYPE, ""); /* for the line editor; numbers stay in the C locale */
   lua_State *L = luaL_newstate();
@@ -343,8 +396,7 @@ int main (int argc, char **argv) {
     fputs("perilune: out of memory\n", stderr);
     return EXIT_ERROR;
   }
-  command c = { argc, argv };
-  int status = EXIT_ERROR;
+  status = EXIT_ERROR;
   lua_pushcfunction(L, prepare); /* what fails here is no fault of a script: no traceback */
   bool ready = lua_pcall(L, 0, 0, 0) == LUA_OK;
   if (ready) {
@@ -363,5 +415,6 @@ int main (int argc, char **argv) {
   if (peri__interrupt_seen()) status = EXIT_INTERRUPT;
   peri__interrupt_close();
   lua_close(L);
+  free(c.chunks);
   return status;
 }

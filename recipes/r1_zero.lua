@@ -14,20 +14,20 @@ local models, optim, sched = require "perilune.models", require "perilune.optim"
 local rl, recipe, text = require "perilune.rl", require "perilune.recipe", require "perilune.text"
 
 local cfg = peri.flags(recipe.with_flags {
-  terms       = { 4, "most numbers to complete (verl: 9)" },
+  terms       = { 4, "most numbers to complete (verl: 9)", range = "[1, inf)" },
   model       = { "", "Hugging Face folder to start from; empty = random weights" },
-  std         = { 0.08, "standard deviation of the random weights" },
-  updates     = { 800, "optimizer steps" },
-  prompts     = { 32, "prompts an update" },
-  group       = { 16, "completions of each prompt" },
-  micro       = { 512, "completions in one forward and backward pass" },
-  lr          = { 3e-4, "peak learning rate" },
-  warmup      = { 50, "updates of linear warm-up" },
-  clip        = { 0.2, "clip of the ratio" },
-  temperature = { 1.0, "of sampling" },
+  std         = { 0.08, "standard deviation of the random weights", range = "(0, inf)" },
+  updates     = { 800, "optimizer steps", range = "[0, inf)" },
+  prompts     = { 32, "prompts an update", range = "[1, inf)" },
+  group       = { 16, "completions of each prompt", range = "[2, inf)" },
+  micro       = { 512, "completions in one forward and backward pass", range = "[1, inf)" },
+  lr          = { 3e-4, "peak learning rate", range = "[0, inf)" },
+  warmup      = { 50, "updates of linear warm-up", range = "[0, inf)" },
+  clip        = { 0.2, "clip of the ratio", range = "(0, inf)" },
+  temperature = { 1.0, "of sampling", range = "(0, inf)" },
   whole       = { false, "one advantage for the whole answer instead of one for each character" },
   uniform     = { false, "draw all prompts alike" },
-  eval_every  = { 50, "updates between two evaluations" },
+  eval_every  = { 50, "updates between two evaluations", range = "[1, inf)" },
 })
 
 local MAX = 9 -- Task: every (first, difference, count), shuffled, one fifth held out.

@@ -31,7 +31,7 @@ source=$(package_source) || true
 
 leave () {
   [ -n "$root" ] || return 0
-  umount "$root/proc" "$root/dev" "$root/ccache" 2>/dev/null || true
+  umount --lazy "$root/proc" "$root/dev" "$root/ccache" 2>/dev/null || true # a child may still hold /dev/null
   rm -rf --one-file-system "$root"
   root=
 }

@@ -1,9 +1,10 @@
 -- flags.lua - the parameters of a recipe: a table of defaults becomes --help, overrides and the
 -- saved config.
 --   local flags = peri.flags {
---     steps = { 1000, "updates" }, lr = { 1e-3, "learning rate" }, name = "demo", verbose = false }
--- A value's type is its default's. --flag value, --flag=value, --flag and --no-flag for booleans,
--- --config FILE.json first, then the command line.
+--     steps = { 1000, "updates", range = "[0, inf)" }, lr = { 1e-3, "learning rate", range = "(0, inf)" },
+--     task = { "digits", "what to learn", choices = { "digits", "sums" } }, name = "demo", verbose = false }
+-- A value's type is its default's, its range an interval as in perilune.options. --flag value,
+-- --flag=value, --flag and --no-flag for booleans, --config FILE.json first, then the command line.
 
 local peri = require "perilune"
 local options = require "perilune.options"
@@ -45,11 +46,26 @@ local function read_spec(spec)
   for _, name in ipairs(options.names(spec)) do
     local entry = spec[name]
     if type(entry) ~= "table" then entry = { entry } end
+    for key in pairs(entry) do
+      if not (key == 1 or key == 2 or key == "choices" or key == "range") then
+        error(("flags: %s: %s"):format(name, options.unknown("field", key, { "choices", "range" })), 3)
+      end
+    end
     if type(entry[1]) == "table" or entry[1] == nil then
       error(("flags: the default of %q is a %s, expected a number, text or boolean")
         :format(name, type(entry[1])), 3)
     end
-    flags[#flags + 1] = { name = name, default = entry[1], help = entry[2] or "", choices = entry.choices }
+    local f = { name = name, default = entry[1], help = entry[2] or "", choices = entry.choices }
+    if entry.range then
+      if type(f.default) ~= "number" then
+        error(("flags: %s has a range, but its default is a %s"):format(name, type(f.default)), 3)
+      end
+      local make = math.type(f.default) == "integer" and options.integer or options.number
+      f.range, f.rule = entry.range, make(f.default, entry.range)
+      local problem = options.problem("the default", f.default, f.rule)
+      if problem then error(("flags: %s: %s"):format(name, problem), 3) end
+    end
+    flags[#flags + 1] = f
   end
   return flags
 end
@@ -60,7 +76,7 @@ local function help_text(flags, about)
   for _, f in ipairs(flags) do width = math.max(width, #f.name) end
   for _, f in ipairs(flags) do
     local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
-    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or ""
+    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or f.range and ", in " .. f.range or ""
     lines[#lines + 1] = ("  --%-" .. width .. "s  %s%s (%s)"):format(f.name, f.help, choices, default)
   end
   local plain = "  --%-" .. width .. "s  %s"
@@ -68,6 +84,8 @@ local function help_text(flags, about)
   lines[#lines + 1] = plain:format("help", "this text")
   return table.concat(lines, "\n")
 end
+
+local of_program = { threads = true, max_bytes = true }
 
 -- Values of the command line into out; nil and a message when it is wrong.
 local function read_args(flags, by_name, args, set)
@@ -85,7 +103,14 @@ local function read_args(flags, by_name, args, set)
       and type(by_name[name:sub(4)].default) == "boolean" then
       f, negated = by_name[name:sub(4)], true
     end
-    if not f then return nil, options.unknown("flag", name, names) end
+    if not f then
+      local message = options.unknown("flag", name, names)
+      if of_program[name] then
+        message = ("--%s is of the program and stands before the file: perilune run --%s %s FILE")
+          :format(name, name, value or args[i + 1] or "VALUE")
+      end
+      return nil, message
+    end
     if type(f.default) == "boolean" and value == nil then
       local following = args[i + 1]
       if not negated and (following == "true" or following == "false") then
@@ -109,7 +134,7 @@ end
 
 --- Parse without leaving the program: values, or nil and a message; with --help nil and the text
 --- and true.
---- @param spec table  name = default, or name = { default, "help", choices = { ... } }
+--- @param spec table  name = default, or name = { default, "help", choices = { ... }, range = "[0, inf)" }
 --- @param args string[]
 --- @param about string?
 --- @return table|nil values
@@ -126,6 +151,8 @@ function M.parse(spec, args, about)
         return nil, ("--%s: %s"):format(f.name, options.unknown("choice", value, f.choices))
       end
     end
+    local problem = f.rule and options.problem("--" .. f.name, value, f.rule)
+    if problem then return nil, problem end
     out[f.name] = value
     return true
   end
@@ -143,7 +170,7 @@ function M.parse(spec, args, about)
           return nil, ("%s: %s is %s, expected %s"):format(path, name, tostring(value), expected)
         end
         local ok, why = set(f, converted)
-        if not ok then return nil, why end
+        if not ok then return nil, path .. ": " .. why end
       end
       local rest = table.move(args, 1, i - 1, 1, {})
       table.move(args, i + (word == "--config" and 2 or 1), #args, i, rest)

@@ -19,7 +19,7 @@ M.flags = {
   run = { "", "name of the run folder (default: the recipe's name)" },
   runs = { "runs", "folder of all runs" },
   resume = { false, "go on from the last checkpoint of the run" },
-  save_every = { 100, "steps between checkpoints, 0 = only the last" },
+  save_every = { 100, "steps between checkpoints, 0 = only the last", range = "[0, inf)" },
   seed = { 1, "of everything random" },
 }
 

@@ -40,6 +40,46 @@ function TestFlags:test_unknown_flags_name_the_nearest()
   lu.assertStrContains(message, "choice")
 end
 
+function TestFlags:test_a_range_is_checked_wherever_the_value_comes_from()
+  local ranged = { steps = { 10, "updates", range = "[0, inf)" }, lr = { 0.1, "rate", range = "(0, 1]" } }
+  for _, args in ipairs { { "--steps", "0" }, { "--steps=7", "--lr", "1" }, {} } do
+    lu.assertNotNil(flags.parse(ranged, args))
+  end
+  for value, want in pairs {
+    ["--steps=-3"] = "--steps is -3, expected an integer in [0, inf)",
+    ["--lr=0"] = "--lr is 0.0, expected a number in (0, 1]",
+    ["--lr=1e999"] = "--lr is inf, expected a number in (0, 1]",
+  } do
+    local values, message = flags.parse(ranged, { value })
+    lu.assertNil(values)
+    lu.assertEquals(message, want)
+  end
+  local path = os.tmpname()
+  local file = assert(io.open(path, "w"))
+  file:write '{"steps": -1}'
+  file:close()
+  local values, message = flags.parse(ranged, { "--config", path })
+  os.remove(path)
+  lu.assertNil(values)
+  lu.assertEquals(message, path .. ": --steps is -1, expected an integer in [0, inf)")
+  lu.assertStrContains(select(2, flags.parse(ranged, { "--help" })), "updates, in [0, inf) (10)")
+end
+
+function TestFlags:test_a_spec_that_contradicts_itself_is_refused()
+  for want, bad in pairs {
+    ["the default is -1"] = { -1, "", range = "[0, inf)" },
+    ["has a range, but its default is a string"] = { "x", "", range = "[0, inf)" },
+    ['did you mean "choices"'] = { "x", "", choice = { "x" } },
+  } do
+    lu.assertErrorMsgContains(want, flags.parse, { flag = bad }, {})
+  end
+end
+
+function TestFlags:test_options_of_the_program_say_where_they_stand()
+  local _, message = parse("--threads", "4")
+  lu.assertEquals(message, "--threads is of the program and stands before the file: perilune run --threads 4 FILE")
+end
+
 function TestFlags:test_help_lists_everything()
   local values, text, is_help = flags.parse(spec, { "--help" }, "What it does.")
   lu.assertNil(values)

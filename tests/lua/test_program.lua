@@ -37,6 +37,115 @@ function TestProgram:test_exit_codes()
   lu.assertStrContains(run "info", "simd")
 end
 
+local commands = { "run", "recipes", "repl", "test", "bench", "chat", "complete", "eval", "convert", "info" }
+
+function TestProgram:test_every_command_has_help_and_is_in_the_list()
+  local list = run "--help"
+  for _, name in ipairs(commands) do
+    lu.assertStrContains(list, "\n  " .. name .. " ")
+    for _, flag in ipairs { "--help", "-h" } do
+      local out, status = run(name .. " " .. flag)
+      lu.assertEquals(status, 0, name)
+      lu.assertEquals(out:match "^usage: perilune (%a+)", name)
+    end
+  end
+  local n = 0
+  for _ in list:match("COMMAND %[ARG.-\n(.-)options:"):gmatch "\n  %l+ " do n = n + 1 end
+  lu.assertEquals(n + 1, #commands) -- the first has no newline before it
+end
+
+function TestProgram:test_what_is_not_known_is_named_with_the_nearest()
+  for command, want in pairs {
+    ["chta"] = "no command is called 'chta'; did you mean 'chat'?",
+    ["--verison"] = "no command is called '--verison'",
+    ["test nosuch"] = 'no test has "nosuch" in its name; there are: ',
+    ["test data nosuch"] = 'no test has "nosuch"',
+    ["bench nosuch"] = 'no benchmark is called "nosuch". There are: core ',
+    ["run"] = "run needs a file",
+    ["run --fast x.lua"] = "run has no option --fast",
+    ["repl x"] = "repl takes no arguments, got x",
+    ["recipes a b"] = 'unexpected "b"',
+    ["recipes/r1_zero.lua"] = "did you mean 'run recipes/r1_zero.lua'?",
+  } do
+    local out, status = run(command)
+    lu.assertStrContains(out, want)
+    lu.assertEquals(status, 2, command)
+  end
+end
+
+function TestProgram:test_code_of_the_command_line()
+  local path = script "print(x, arg[0], ...)"
+  for command, want in pairs {
+    ["-e 'print(peri.ones{2}:sum():item())'"] = "2.0\n",
+    ["-e 'x = 1' -e 'x = x + 1' " .. path .. " a b"] = "2\t" .. path .. "\ta\tb\n",
+    ["-e 'x = 3' run " .. path .. " -e"] = "3\t" .. path .. "\t-e\n",
+  } do
+    lu.assertEquals({ run(command) }, { want, 0 }, command)
+  end
+  lu.assertEquals({ shell [[echo x | "$P" -e 'x = 7' repl]] }, { "7\n", 0 })
+  os.remove(path)
+  local out, status = run "-e 'error \"oops\"'"
+  lu.assertStrContains(out, "perilune: (command line):1: oops")
+  lu.assertEquals(status, 1)
+  out, status = run "-e 'x = = 1'"
+  lu.assertStrContains(out, "(command line):1: unexpected symbol")
+  lu.assertEquals(status, 1)
+  lu.assertEquals({ run "-e" }, { "perilune: -e needs Lua code\n", 2 })
+end
+
+function TestProgram:test_the_number_of_threads_is_a_flag_and_a_variable()
+  local path = script "print(peri.threads(), ...)"
+  local ask = "-e 'print(peri.threads())'"
+  for _, command in ipairs { "--threads 3 " .. ask, "--threads=3 " .. ask, ask .. " --threads 3" } do
+    lu.assertEquals({ run(command) }, { "3\n", 0 }, command)
+  end
+  lu.assertEquals({ run(ask, "PERI_THREADS=3") }, { "3\n", 0 })
+  lu.assertEquals({ run("--threads 2 " .. ask, "PERI_THREADS=3") }, { "2\n", 0 })
+  lu.assertStrContains(run "info --threads 5", "threads    5\n")
+  lu.assertEquals({ run(("-e '' run --threads 4 %s --threads 9"):format(path)) }, { "4\t--threads\t9\n", 0 })
+  os.remove(path)
+  for _, value in ipairs { "1025", "-1", "two", "1.5", "''" } do
+    local out, status = run("--threads " .. value .. " info")
+    lu.assertStrContains(out, "a number from 0 to 1024")
+    lu.assertEquals(status, 2)
+  end
+  local _, status = run "info --threads"
+  lu.assertEquals(status, 2)
+end
+
+function TestProgram:test_recipes_are_listed_with_their_first_line()
+  local folder = os.tmpname()
+  os.remove(folder)
+  assert(peri.files.make_folder(folder))
+  assert(peri.files.write(folder .. "/a.lua", "-- a.lua - learns to count.\n-- More.\n"))
+  assert(peri.files.write(folder .. "/b.lua", "#!/usr/bin/env perilune\n-- Without its name.\n"))
+  assert(peri.files.write(folder .. "/c.lua", "print 1\n"))
+  assert(peri.files.write(folder .. "/notes.txt", "no recipe"))
+  local out, status = run("recipes " .. folder)
+  peri.files.remove_tree(folder)
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, folder .. "/a.lua  learns to count.\n")
+  lu.assertStrContains(out, folder .. "/b.lua  Without its name.\n")
+  lu.assertStrContains(out, folder .. "/c.lua")
+  lu.assertNotStrContains(out, "notes")
+  lu.assertEquals(select(2, run "recipes /nonexistent"), 1)
+  out, status = run "recipes"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "recipes/r1_zero.lua ")
+end
+
+-- A flag out of its range is a line, not a traceback, and leaves no run folder behind.
+function TestProgram:test_a_recipe_refuses_before_it_makes_its_folder()
+  for _, file in ipairs(peri.files.list "recipes") do
+    local folder = os.tmpname()
+    os.remove(folder)
+    local flag = io.open("recipes/" .. file):read "a":find "\n  updates" and "updates" or "steps"
+    local out, status = run(("run recipes/%s --runs %s --%s -3"):format(file, folder, flag))
+    lu.assertEquals({ out, status }, { ("--%s is -3, expected an integer in [0, inf)\n"):format(flag), 2 })
+    lu.assertFalse(peri.files.exists(folder))
+  end
+end
+
 function TestProgram:test_scripts_get_arg()
   local path = script "print(arg[0] == ..., arg[1], arg[2], select('#', ...), type(help)) error('end of ' .. arg[1])"
   local out, status = run(("run %s one '--two=2'"):format(path))
@@ -72,10 +181,11 @@ local function interrupted(text, times)
     out=$(mktemp)
     "$P" run %s >$out 2>&1 & p=$!
     until grep -q ready $out; do sleep 0.02; done
-    (sleep 10; kill -KILL $p) >/dev/null 2>&1 & watch=$!
+    sleep 10 >/dev/null 2>&1 & watch=$!
     for i in %s; do sleep 0.1; kill -INT $p; done
+    while kill -0 $p 2>/dev/null && kill -0 $watch 2>/dev/null; do sleep 0.02; done
+    kill -KILL $p $watch 2>/dev/null
     wait $p; s=$?
-    kill $watch 2>/dev/null
     cat $out; rm -f $out; exit $s]]):format(path, times or "1"):gsub("exit %$s$", "(exit $s)"))
   os.remove(path)
   return out, status

@@ -4,8 +4,9 @@ local peri = require "perilune"
 local hf = require "perilune.models.hf"
 
 local usage = [[
-usage: perilune info FILE [--all]
+usage: perilune info [FILE] [--all]
   FILE   a Hugging Face folder, .gguf, .safetensors, llama2.c .bin, .npy, .npz or IDX file
+         without one: the version, processor, SIMD level, threads and memory of this machine
   --all  every tensor and value, not the first ones
 ]]
 
@@ -229,6 +230,16 @@ local function show(path, all)
   return show_source(source, all)
 end
 
+local function show_machine()
+  local i = peri.info()
+  print(("perilune %s, %s, Lua %s"):format(i.version, i.device, (i.lua:gsub("^Lua ", ""))))
+  print("processor  " .. i.processor)
+  print("simd       " .. i.simd)
+  print("threads    " .. i.threads)
+  print("memory     " .. (i.max_bytes > 0 and ("%.4g GiB for tensors"):format(i.max_bytes / 2 ^ 30) or "no limit"))
+  print("ops        " .. i.ops)
+end
+
 return function(args)
   local path, all
   for _, word in ipairs(args) do
@@ -242,8 +253,8 @@ return function(args)
     else path = word end
   end
   if not path then
-    io.stderr:write(usage)
-    return 2
+    show_machine()
+    return 0
   end
   local ok, err = show(path, all)
   if ok then return 0 end
