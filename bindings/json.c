@@ -1,6 +1,11 @@
 /*
-** json.c - peri.json: JSON text to Lua values and back. Objects are tables, arrays are tables that
-** carry a mark (their metatable), null is one value of its own, integers stay integers.
+** json.c - peri.json: JSON text to Lua values and back. Objects are tables that carry the order of
+** their keys, arrays are tables that carry a mark (each in a metatable, which does nothing else),
+** null is one value of its own, integers stay integers.
+**
+** The metatable of an object lists its keys: [1], [2], ... in the order of the text. Objects with the
+** same keys in the same order, as the rows of a file are, share one: a tree of key sequences finds it.
+** A node of the tree holds the next nodes by key (a string) and, by integer, what is below.
 */
 #include "core/json.h"
 
@@ -10,8 +15,18 @@
 
 #define NULL_NAME "perilune.json.null"
 #define ARRAY_NAME "perilune.json.array"
+#define OBJECT_NAME "perilune.json.object"
 
-static const char key_null = 0, key_array = 0;
+enum {
+  NODE_ORDER = 1,
+  NODE_BEFORE,
+  NODE_KEY,
+  NODE_COUNT
+};                     /* NODE_COUNT: of the tree, in its root */
+#define NODES_MAX 4096 /* a tree with more is left for a new one */
+#define SHARED_MAX 64  /* objects with more keys share no order */
+
+static const char key_null = 0, key_array = 0, key_object = 0, key_root = 0;
 
 /* ---- decode ---- */
 
@@ -23,6 +38,91 @@ static void drop_parser (peri_ctx *ctx, void *p, size_t n) {
 
 static void push_mark (lua_State *L) { lua_rawgetp(L, LUA_REGISTRYINDEX, &key_array); }
 
+/* ---- order of keys ---- */
+
+/* Push a new list of keys, empty. */
+static void new_order (lua_State *L) {
+  lua_newtable(L);
+  lua_pushlightuserdata(L, (void *)&key_object);
+  lua_rawseti(L, -2, 0);
+  lua_pushliteral(L, OBJECT_NAME);
+  lua_setfield(L, -2, "__name");
+}
+
+/* Push the list of keys of the table at idx and return true, or push nothing. */
+static bool get_order (lua_State *L, int idx) {
+  if (!lua_getmetatable(L, idx)) return false;
+  lua_rawgeti(L, -1, 0);
+  bool is = lua_touserdata(L, -1) == (const void *)&key_object;
+  lua_pop(L, is ? 1 : 2);
+  return is;
+}
+
+static void new_root (lua_State *L) {
+  lua_newtable(L);
+  lua_pushinteger(L, 0);
+  lua_rawseti(L, -2, NODE_COUNT);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &key_root);
+}
+
+/* Push the list of the n keys on the way to a node. */
+static void push_order (lua_State *L, int node, lua_Integer n) {
+  if (lua_rawgeti(L, node, NODE_ORDER) != LUA_TNIL) return;
+  lua_pop(L, 1);
+  new_order(L);
+  lua_pushvalue(L, node);
+  for (; n > 0; n--) {
+    lua_rawgeti(L, -1, NODE_KEY);
+    lua_rawseti(L, -3, n);
+    lua_rawgeti(L, -1, NODE_BEFORE);
+    lua_remove(L, -2);
+  }
+  lua_pop(L, 1);
+  lua_pushvalue(L, -1);
+  lua_rawseti(L, node, NODE_ORDER);
+}
+
+/* The key on top is the n-th of its object: the node at the stack index becomes the next one. */
+static void step (lua_State *L, int node, lua_Integer n) {
+  if (n == SHARED_MAX + 1) { /* too many to be shared: a list of its own takes the node's place */
+    new_order(L);
+    push_order(L, node, SHARED_MAX);
+    for (lua_Integer i = 1; i <= SHARED_MAX; i++) {
+      lua_rawgeti(L, -1, i);
+      lua_rawseti(L, -3, i);
+    }
+    lua_pop(L, 1);
+    lua_replace(L, node);
+  }
+  lua_pushvalue(L, -1);
+  if (n > SHARED_MAX) {
+    lua_rawseti(L, node, n);
+    return;
+  }
+  if (lua_rawget(L, node) == LUA_TNIL) {
+    lua_pop(L, 1);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &key_root);
+    lua_rawgeti(L, -1, NODE_COUNT);
+    lua_Integer count = lua_tointeger(L, -1) + 1;
+    lua_pop(L, 1);
+    lua_pushinteger(L, count);
+    lua_rawseti(L, -2, NODE_COUNT);
+    lua_pop(L, 1);
+    if (count > NODES_MAX) new_root(L); /* what is open goes on in the old one */
+    lua_createtable(L, 3, 1);
+    lua_pushvalue(L, node);
+    lua_rawseti(L, -2, NODE_BEFORE);
+    lua_pushvalue(L, -2);
+    lua_rawseti(L, -2, NODE_KEY);
+    lua_pushvalue(L, -2);
+    lua_pushvalue(L, -2);
+    lua_rawset(L, node);
+  }
+  lua_replace(L, node);
+}
+
+/* ---- values ---- */
+
 /* The value on top becomes the result, an element or a member. */
 static void store (lua_State *L, const peri_json *p, lua_Integer *count) {
   if (p->depth == 0) return;
@@ -32,25 +132,42 @@ static void store (lua_State *L, const peri_json *p, lua_Integer *count) {
     lua_rawseti(L, -2, ++count[p->depth - 1]);
 }
 
-/* Leaves the decoded value on top. */
+/* Leaves the decoded value on top. Below each open object lies its node. */
 static peri_status decode (lua_State *L, peri_json *p) {
-  lua_Integer count[PERI_JSON_DEPTH_MAX]; /* elements so far of each open array */
+  lua_Integer count[PERI_JSON_DEPTH_MAX]; /* elements or members so far of what is open */
   peri_json_value v;
   for (;;) {
-    luaL_checkstack(L, 4, "JSON");
+    luaL_checkstack(L, 10, "JSON");
     peri_status s = peri_json_next(p, &v);
     if (s != PERI_OK) return s;
     switch (v.type) {
     case PERI_JSON_END: return PERI_OK;
-    case PERI_JSON_KEY: lua_pushlstring(L, v.s, v.n); continue;
-    case PERI_JSON_OBJECT: lua_newtable(L); continue;
+    case PERI_JSON_KEY:
+      lua_pushlstring(L, v.s, v.n);
+      step(L, lua_absindex(L, -3), ++count[p->depth - 1]);
+      continue;
+    case PERI_JSON_OBJECT:
+      lua_rawgetp(L, LUA_REGISTRYINDEX, &key_root);
+      lua_newtable(L);
+      count[p->depth - 1] = 0;
+      continue;
     case PERI_JSON_ARRAY:
       lua_newtable(L);
       push_mark(L);
       lua_setmetatable(L, -2);
       count[p->depth - 1] = 0;
       continue;
-    case PERI_JSON_CLOSE: break;
+    case PERI_JSON_CLOSE:
+      if (p->object[p->depth]) { /* the level that was closed */
+        lua_Integer n = count[p->depth];
+        if (n <= SHARED_MAX)
+          push_order(L, lua_absindex(L, -2), n);
+        else
+          lua_pushvalue(L, -2);
+        lua_setmetatable(L, -2);
+        lua_remove(L, -2);
+      }
+      break;
     case PERI_JSON_NULL: lua_rawgetp(L, LUA_REGISTRYINDEX, &key_null); break;
     case PERI_JSON_BOOL: lua_pushboolean(L, v.flag); break;
     case PERI_JSON_INT: lua_pushinteger(L, (lua_Integer)v.i); break;
@@ -74,7 +191,7 @@ static lua_Integer want_int (lua_State *L, int idx, const char *fn, const char *
 }
 
 static int l_decode (lua_State *L) {
-  static const char *const names[] = { "max_depth", "allow_nan", NULL };
+  static const char *const names[] = { "max_depth", "allow_nan", "foreign", NULL };
   static const char fn[] = "json.decode";
   size_t n;
   lua_settop(L, 2);
@@ -86,7 +203,9 @@ static int l_decode (lua_State *L) {
   if (!lua_isnil(L, 2)) {
     lua_getfield(L, 2, "allow_nan");
     opt.allow_nan = lua_toboolean(L, -1);
-    lua_pop(L, 1);
+    lua_getfield(L, 2, "foreign");
+    opt.foreign = lua_toboolean(L, -1);
+    lua_pop(L, 2);
   }
   peri_keep *keep = peri__keep_new(L, sizeof(peri_json), drop_parser);
   peri_json *p = (peri_json *)peri__keep_room(keep);
@@ -146,6 +265,58 @@ static lua_Integer shape (lua_State *L, int idx, lua_Integer *members) {
                     (LUAI_UACINT)all, (LUAI_UACINT)n);
 }
 
+static void encode_member (lua_State *L, encoder *e, int value, const char *key, size_t n) {
+  peri_json_put_key(e->w, key, n);
+  encode(L, e, value);
+}
+
+/* Members in the order that the table carries, then the others sorted. */
+static void encode_members (lua_State *L, encoder *e, int idx, lua_Integer members) {
+  lua_Integer found = 0;
+  int top = lua_gettop(L);
+  bool ordered = get_order(L, idx);
+  if (ordered) {
+    int order = lua_gettop(L);
+    for (lua_Integer i = 1; found < members && lua_rawgeti(L, order, i) == LUA_TSTRING; i++) {
+      size_t n;
+      const char *key = lua_tolstring(L, -1, &n);
+      lua_pushvalue(L, -1);
+      if (lua_rawget(L, idx) != LUA_TNIL) {
+        encode_member(L, e, lua_gettop(L), key, n);
+        found++;
+      }
+      lua_settop(L, order);
+    }
+    lua_settop(L, order);
+  }
+  if (found < members) {
+    int known = 0; /* stack index of the set of keys that are written */
+    if (found > 0) {
+      lua_newtable(L);
+      known = lua_gettop(L);
+      for (lua_Integer i = 1; lua_rawgeti(L, top + 1, i) == LUA_TSTRING; i++) {
+        lua_pushboolean(L, 1);
+        lua_rawset(L, known);
+      }
+      lua_settop(L, known);
+    }
+    peri_key *keys = peri__sorted_keys(L, idx, (size_t)members);
+    for (lua_Integer i = 0; i < members; i++) {
+      lua_pushlstring(L, keys[i].s, keys[i].n);
+      bool written = false;
+      if (known) {
+        lua_pushvalue(L, -1);
+        written = lua_rawget(L, known) != LUA_TNIL;
+        lua_pop(L, 1);
+      }
+      lua_rawget(L, idx);
+      if (!written) encode_member(L, e, lua_gettop(L), keys[i].s, keys[i].n);
+      lua_pop(L, 1);
+    }
+  }
+  lua_settop(L, top);
+}
+
 static void encode_table (lua_State *L, encoder *e, int idx) {
   lua_Integer members;
   luaL_checkstack(L, 12, "JSON");
@@ -168,15 +339,7 @@ static void encode_table (lua_State *L, encoder *e, int idx) {
     }
   } else {
     peri_json_put_object(e->w);
-    peri_key *keys = peri__sorted_keys(L, idx, (size_t)members);
-    for (lua_Integer i = 0; i < members; i++) {
-      peri_json_put_key(e->w, keys[i].s, keys[i].n);
-      lua_pushlstring(L, keys[i].s, keys[i].n);
-      lua_rawget(L, idx);
-      encode(L, e, lua_gettop(L));
-      lua_pop(L, 1);
-    }
-    lua_pop(L, 1);
+    encode_members(L, e, idx, members);
   }
   peri_json_put_close(e->w);
   e->depth--;
@@ -250,10 +413,77 @@ static int l_array (lua_State *L) {
   }
   if (lua_type(L, 1) != LUA_TTABLE) peri__type_error(L, "json.array", 1, "t", "a table");
   push_mark(L);
-  if (lua_getmetatable(L, 1) && !lua_rawequal(L, -1, -2))
+  if (get_order(L, 1))
+    lua_pop(L, 1); /* an object becomes an array */
+  else if (lua_getmetatable(L, 1) && !lua_rawequal(L, -1, -2))
     luaL_error(L, "json.array: the table has a metatable already");
   lua_settop(L, 2);
   lua_setmetatable(L, 1);
+  return 1;
+}
+
+/* The keys of a table's members in the order in which encode writes them. */
+static int l_keys (lua_State *L) {
+  lua_settop(L, 1);
+  if (lua_type(L, 1) != LUA_TTABLE) peri__type_error(L, "json.keys", 1, "t", "a table");
+  lua_Integer n = 0, strings = 0, others = 0;
+  lua_newtable(L); /* 2: the result */
+  lua_newtable(L); /* 3: the set of what it has */
+  if (get_order(L, 1))
+    for (lua_Integer i = 1; lua_rawgeti(L, 4, i) == LUA_TSTRING; i++) {
+      lua_pushvalue(L, -1);
+      if (lua_rawget(L, 1) != LUA_TNIL) {
+        lua_pushvalue(L, -2);
+        lua_rawseti(L, 2, ++n);
+        lua_pushvalue(L, -2);
+        lua_pushboolean(L, 1);
+        lua_rawset(L, 3);
+      }
+      lua_settop(L, 4);
+    }
+  lua_settop(L, 3);
+  for (lua_pushnil(L); lua_next(L, 1); lua_pop(L, 1)) {
+    if (lua_type(L, -2) != LUA_TSTRING) continue;
+    strings++;
+    lua_pushvalue(L, -2);
+    if (lua_rawget(L, 3) == LUA_TNIL) others++;
+    lua_pop(L, 1);
+  }
+  if (others > 0) {
+    peri_key *keys = peri__sorted_keys(L, 1, (size_t)strings);
+    for (lua_Integer i = 0; i < strings; i++) {
+      lua_pushlstring(L, keys[i].s, keys[i].n);
+      lua_pushvalue(L, -1);
+      bool known = lua_rawget(L, 3) != LUA_TNIL;
+      lua_pop(L, 1);
+      if (known)
+        lua_pop(L, 1);
+      else
+        lua_rawseti(L, 2, ++n);
+    }
+  }
+  lua_settop(L, 2);
+  return 1;
+}
+
+static int l_object (lua_State *L) {
+  lua_settop(L, 2);
+  if (lua_type(L, 1) != LUA_TTABLE) peri__type_error(L, "json.object", 1, "t", "a table");
+  if (lua_type(L, 2) != LUA_TTABLE)
+    peri__type_error(L, "json.object", 2, "keys", "a list of names");
+  push_mark(L);
+  if (!get_order(L, 1) && lua_getmetatable(L, 1) && !lua_rawequal(L, -1, 3))
+    luaL_error(L, "json.object: the table has a metatable already");
+  lua_settop(L, 2);
+  new_order(L);
+  for (lua_Integer i = 1; lua_rawgeti(L, 2, i) != LUA_TNIL; i++) {
+    if (lua_type(L, -1) != LUA_TSTRING)
+      peri__type_error(L, "json.object", 2, "keys", "a list of names");
+    lua_rawseti(L, 3, i);
+  }
+  lua_settop(L, 3);
+  lua_setmetatable(L, 1);
+  lua_settop(L, 1);
   return 1;
 }
 
@@ -267,14 +497,23 @@ static const peri_reg null_meta[] = { { "__tostring", NULL, NULL, null_tostring 
 
 static const peri_reg functions[] = {
   { "decode", "text, options?",
-    "Value of a JSON text, or nil and a message; null is json.null; "
-    "options: max_depth (64), allow_nan (false).",
+    "Value of a JSON text, or nil and a message; null is json.null; objects carry the order of "
+    "their "
+    "keys; options: max_depth (64), allow_nan (false: NaN and infinities are refused), foreign "
+    "(false; true: a file as Python writes it, with those and with a byte-order mark in front).",
     l_decode },
   { "encode", "value, options?",
-    "JSON text of a value, keys sorted; an empty table is an object unless "
-    "json.array made it; options: indent (0), nan (\"error\", \"null\", \"literal\"), max_depth "
+    "JSON text of a value, keys of decoded objects in the order of their text, others sorted "
+    "behind "
+    "them; an empty table is an object unless json.array made it; options: indent (0), nan "
+    "(\"error\", \"null\", \"literal\"), max_depth "
     "(64).",
     l_encode },
+  { "keys", "t", "The names of a table's members, in the order in which encode writes them.",
+    l_keys },
+  { "object", "t, keys",
+    "Give a table's members the order of a list of names, as decoded objects have one; returns it.",
+    l_object },
   { "array", "t?", "Mark a table as an array, so that it is one when it is empty; returns it.",
     l_array },
   { NULL, NULL, NULL, NULL }
@@ -285,6 +524,7 @@ const peri_reg *const peri__json_functions = functions;
 int peri__open_json (lua_State *L) {
   lua_newtable(L);
   peri__register(L, functions);
+  new_root(L);
   lua_createtable(L, 0, 1); /* the mark of arrays */
   lua_pushliteral(L, ARRAY_NAME);
   lua_setfield(L, -2, "__name");

@@ -425,7 +425,7 @@ static peri_status read_value (peri_json *p, peri_json_value *v) {
     v->type = PERI_JSON_STRING;
     return read_string(p, v);
   }
-  if (p->opt.allow_nan) {
+  if (p->opt.allow_nan || p->opt.foreign) {
     v->type = PERI_JSON_NUM;
     v->f = INFINITY;
     if (word(p, "Infinity")) return PERI_OK;
@@ -480,9 +480,15 @@ void peri_json_open (peri_json *p, peri_ctx *ctx, const void *text, size_t size,
   if (p->opt.max_depth <= 0) p->opt.max_depth = PERI_JSON_DEPTH;
   if (p->opt.max_depth > PERI_JSON_DEPTH_MAX) p->opt.max_depth = PERI_JSON_DEPTH_MAX;
   p->state = S_VALUE;
+  if (p->opt.foreign && size >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) p->pos = 3;
   clock_gettime(CLOCK_MONOTONIC, &now);
   p->keys.seed[0] = (uint64_t)now.tv_nsec * 0x9E3779B97F4A7C15u ^ (uint64_t)now.tv_sec;
   p->keys.seed[1] = (uint64_t)(uintptr_t)p * 0xD1342543DE82EF95u ^ (uint64_t)(uintptr_t)ctx;
+}
+
+void peri__json_open_foreign (peri_json *p, peri_ctx *ctx, const void *text, size_t size) {
+  const peri_json_options opt = { .foreign = true };
+  peri_json_open(p, ctx, text, size, &opt);
 }
 
 peri_status peri_json_next (peri_json *p, peri_json_value *v) {

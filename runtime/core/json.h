@@ -30,6 +30,7 @@ typedef struct peri_json_options {
   size_t max_bytes;   /* 0 = PERI_JSON_BYTES */
   int max_depth;      /* of nested objects and arrays; 0 = PERI_JSON_DEPTH */
   bool allow_nan;     /* accept NaN, Infinity and -Infinity, which JSON does not have */
+  bool foreign;       /* a file of others, as Python writes it: those, and a byte-order mark in front */
   bool distinct_keys; /* keys are known to be distinct (a second pass): do not check again */
 } peri_json_options;
 
@@ -69,6 +70,8 @@ typedef struct peri_json {
 /* The text is borrowed until the close. opt may be NULL. Allocates nothing, cannot fail. */
 PERI_API void peri_json_open (peri_json *p, peri_ctx *ctx, const void *text, size_t size,
                               const peri_json_options *opt);
+/* The same with the options { .foreign = true }. */
+void peri__json_open_foreign (peri_json *p, peri_ctx *ctx, const void *text, size_t size);
 /* The next piece of the text. A duplicate key, bad UTF-8, a number that a double cannot hold, depth
 ** and size above the limits, and anything behind the value are errors (PERI_EFORMAT) whose message
 ** tells line, column (from 1) and byte (from 0). An integer beyond int64 is a NUM if a double holds

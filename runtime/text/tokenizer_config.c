@@ -290,7 +290,7 @@ static peri_status read_settings (peri_tokenizer *t, peri_json *j) {
 
 peri_status peri__tokenizer_config (peri_tokenizer *t, const void *text, size_t size) {
   peri_json j;
-  peri_json_open(&j, t->ctx, text, size, NULL);
+  peri__json_open_foreign(&j, t->ctx, text, size);
   peri_status s = read_settings(t, &j);
   peri_json_close(&j);
   t->beside.any = true;
@@ -332,7 +332,7 @@ static peri_status read_added_json (peri_tokenizer *t, peri_json *j) {
 peri_status peri__tokenizer_added_json (peri_tokenizer *t, const void *text, size_t size) {
   peri_json j;
   if (t->beside.decoder) return PERI_OK;
-  peri_json_open(&j, t->ctx, text, size, NULL);
+  peri__json_open_foreign(&j, t->ctx, text, size);
   peri_status s = read_added_json(t, &j);
   peri_json_close(&j);
   return s;
@@ -374,7 +374,7 @@ static peri_status read_generation (peri_tokenizer *t, peri_json *j) {
 
 peri_status peri__tokenizer_generation (peri_tokenizer *t, const void *text, size_t size) {
   peri_json j;
-  peri_json_open(&j, t->ctx, text, size, NULL);
+  peri__json_open_foreign(&j, t->ctx, text, size);
   peri_status s = read_generation(t, &j);
   peri_json_close(&j);
   return s;

@@ -236,8 +236,8 @@ static peri_status read_model_field (reader *r, const peri_json_value *key) {
 static peri_status late_merges (reader *r) {
   peri_json j;
   peri_json_value v;
-  peri_json_open(&j, r->j.ctx, (const char *)r->j.text + r->merges_at, r->size - r->merges_at,
-                 NULL);
+  peri__json_open_foreign(&j, r->j.ctx, (const char *)r->j.text + r->merges_at,
+                          r->size - r->merges_at);
   peri_status s = peri_json_next(&j, &v);
   if (s == PERI_OK) s = read_merges(r, &j);
   peri_json_close(&j);
@@ -423,7 +423,7 @@ static peri_status read_top (reader *r) {
 
 peri_status peri__tokenizer_json (peri_tokenizer *t, const void *text, size_t size) {
   reader r = { .t = t, .size = size, .kind = -1, .unk_id = -1 };
-  const peri_json_options opt = { .max_bytes = PERI__TOKENIZER_BYTES };
+  const peri_json_options opt = { .max_bytes = PERI__TOKENIZER_BYTES, .foreign = true };
   peri_json_open(&r.j, t->ctx, text, size, &opt);
   peri_status s = read_top(&r);
   peri_json_close(&r.j);
@@ -436,7 +436,7 @@ peri_status peri__tokenizer_json (peri_tokenizer *t, const void *text, size_t si
 peri_status peri__tokenizer_json_vocab (peri_tokenizer *t, const void *text, size_t size) {
   reader r = { .t = t, .size = size };
   peri_json_value v;
-  const peri_json_options opt = { .max_bytes = PERI__TOKENIZER_BYTES };
+  const peri_json_options opt = { .max_bytes = PERI__TOKENIZER_BYTES, .foreign = true };
   peri_json_open(&r.j, t->ctx, text, size, &opt);
   peri_status s = peri_json_expect(&r.j, PERI_JSON_OBJECT, "a vocabulary", &v);
   if (s == PERI_OK) s = read_vocab_map(&r);

@@ -61,7 +61,7 @@ peri_status peri__node_fail (peri__tree *t, const peri__node *node, const char *
 static inline void peri__json_over (peri_json *j, peri_ctx *ctx, const char *json) {
   size_t n = 0;
   while (json[n] != '\0') n++;
-  peri_json_open(j, ctx, json, n, NULL);
+  peri__json_open_foreign(j, ctx, json, n);
 }
 
 #endif
