@@ -2224,7 +2224,7 @@ function peri.grad(y, xs, options) end
 ---@return any ...
 function peri.anomaly(on) end
 
---- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call; tensors kept in it may not be written into before the vjp has run.
+--- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call.
 ---@param forward any
 ---@param vjp any
 ---@return any ...
@@ -2497,17 +2497,28 @@ function peri.files.write(path, text) end
 ---@return any ...
 function peri.json.array(t) end
 
---- Value of a JSON text, or nil and a message; null is json.null; options: max_depth (64), allow_nan (false).
+--- Value of a JSON text, or nil and a message; null is json.null; objects carry the order of their keys; options: max_depth (64), allow_nan (false: NaN and infinities are refused), foreign (false; true: a file as Python writes it, with those and with a byte-order mark in front).
 ---@param text any
 ---@param options? any
 ---@return any ...
 function peri.json.decode(text, options) end
 
---- JSON text of a value, keys sorted; an empty table is an object unless json.array made it; options: indent (0), nan ("error", "null", "literal"), max_depth (64).
+--- JSON text of a value, keys of decoded objects in the order of their text, others sorted behind them; an empty table is an object unless json.array made it; options: indent (0), nan ("error", "null", "literal"), max_depth (64).
 ---@param value any
 ---@param options? any
 ---@return any ...
 function peri.json.encode(value, options) end
+
+--- The names of a table's members, in the order in which encode writes them.
+---@param t any
+---@return any ...
+function peri.json.keys(t) end
+
+--- Give a table's members the order of a list of names, as decoded objects have one; returns it.
+---@param t any
+---@param keys any
+---@return any ...
+function peri.json.object(t, keys) end
 
 --- Begin a file of tensors {name, dtype, shape} that are then written one at a time: a writer, or nil and a message.
 ---@param path any

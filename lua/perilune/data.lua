@@ -57,7 +57,7 @@ local jsonl = {
     while true do
       local text = next_line(s)
       if not text then return nil end
-      local row, message = peri.json.decode(text)
+      local row, message = peri.json.decode(text, { foreign = not s._strict })
       if row ~= nil or not message then return row end
       if s._bad == "error" then error(("%s:%d: %s"):format(s._path, s._line, message), 0) end
       s._dropped = s._dropped + 1
@@ -86,9 +86,11 @@ local jsonl_rules = {
   path = options.value(options.required, "string", "JSON Lines, plain or gzipped"),
   bad = options.choice("error", { "error", "skip" },
     "what becomes of a line that is no JSON: raise, or leave it out and count it in dropped()"),
+  strict = options.boolean(false, "no JSON is also what Python writes: NaN, Infinity, a byte-order mark in front"),
 }
 
---- The objects of a JSON Lines file, plain or gzipped, read line by line. Empty lines are no rows.
+--- The objects of a JSON Lines file, plain or gzipped, read line by line, with the order of their keys. Empty
+--- lines are no rows.
 --- @param path string
 --- @param opts table?
 --- @return perilune.data.Stream|nil
@@ -97,7 +99,7 @@ function M.jsonl(path, opts)
   local o = options.read("jsonl", { "path" }, jsonl_rules, 3, path, opts)
   local lines, message = open(o.path)
   if not lines then return nil, message end
-  return stream.new(jsonl, {}, { _path = o.path, _bad = o.bad, _lines = lines, _line = 0 })
+  return stream.new(jsonl, {}, { _path = o.path, _bad = o.bad, _strict = o.strict, _lines = lines, _line = 0 })
 end
 options.declare(M.jsonl, { "path" }, jsonl_rules)
 

@@ -226,7 +226,7 @@ end
 
 local function read_json(path)
   if not peri.files.exists(path) then return nil end
-  local value, message = peri.json.decode((assert(peri.files.read(path))))
+  local value, message = peri.json.decode((assert(peri.files.read(path))), { foreign = true })
   if type(value) ~= "table" then error(("%s: %s"):format(path, message or "not an object"), 0) end
   return value
 end

@@ -84,6 +84,13 @@ local function rule(default, kind, doc, accepts)
   return setmetatable({ default = default, kind = kind, doc = doc or "", accepts = accepts }, Rule)
 end
 
+-- A table of named values: one without a metatable, or an object that came from JSON.
+local function is_plain(v)
+  if type(v) ~= "table" then return false end
+  local meta = getmetatable(v)
+  return meta == nil or type(meta) == "table" and rawget(meta, "__name") == "perilune.json.object"
+end
+
 local function is_rule(v) return type(v) == "table" and getmetatable(v) == Rule end
 
 -- A test for an interval in the notation of mathematics: "[0, inf)", "(0, 1]".
@@ -267,14 +274,14 @@ function M.read(who, positional, defaults, level, ...)
   level = level or 3
   local n, given = select("#", ...), {}
   local first = ...
-  if n == 1 and type(first) == "table" and getmetatable(first) == nil then
+  if n == 1 and is_plain(first) then
     given = first
   else
     if n > #positional + 1 then
       error(("%s: %d arguments, expected at most %d and a table"):format(who, n, #positional), level)
     end
     local last = n > 0 and select(n, ...) or nil
-    if type(last) == "table" and getmetatable(last) == nil then
+    if is_plain(last) then
       for k, v in pairs(last) do given[k] = v end
       n = n - 1
     end

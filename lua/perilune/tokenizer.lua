@@ -239,7 +239,7 @@ end
 local function templates_of(self)
   local config = self.source_path and peri.files.exists(self.source_path) == "folder"
     and peri.files.read(self.source_path .. "/tokenizer_config.json")
-  local t = config and peri.json.decode(config)
+  local t = config and peri.json.decode(config, { foreign = true })
   if type(t) == "table" and type(t.chat_template) == "table"
     and not peri.files.exists(self.source_path .. "/chat_template.jinja") then
     return t.chat_template

@@ -30,7 +30,7 @@ typedef struct peri_json_options {
   size_t max_bytes;   /* 0 = PERI_JSON_BYTES */
   int max_depth;      /* of nested objects and arrays; 0 = PERI_JSON_DEPTH */
   bool allow_nan;     /* accept NaN, Infinity and -Infinity, which JSON does not have */
-  bool foreign;       /* a file of others, as Python writes it: those, and a byte-order mark in front */
+  bool foreign;       /* of others, as Python writes it: those, and a byte-order mark */
   bool distinct_keys; /* keys are known to be distinct (a second pass): do not check again */
 } peri_json_options;
 

@@ -211,6 +211,18 @@ static void nan_is_read_only_when_allowed (void **state) {
   refuses_n("[nan]", 5, &opt, "expected a value");
 }
 
+static void foreign_texts_may_have_a_byte_order_mark (void **state) {
+  char trace[16];
+  const peri_json_options opt = { .foreign = true };
+  const char *text = "\xEF\xBB\xBF[NaN, -Infinity, 1]";
+  (void)state;
+  refuses(text, "byte 0xef");
+  assert_int_equal(read_all(text, strlen(text), &opt, trace, sizeof trace), PERI_OK);
+  assert_string_equal(trace, "[ddi)");
+  refuses_n(" \xEF\xBB\xBF[]", 6, &opt, "byte 0xef"); /* in front, nowhere else */
+  refuses_n("\xEF\xBB", 2, &opt, "byte 0xef");
+}
+
 static void doubles_are_read_to_the_nearest (void **state) {
   (void)state;
   assert_true(number("0.1") == 0.1);
@@ -441,6 +453,7 @@ int main (void) {
     cmocka_unit_test_setup_teardown(integers_stay_exact, setup, teardown),
     cmocka_unit_test_setup_teardown(bad_numbers_are_refused, setup, teardown),
     cmocka_unit_test_setup_teardown(nan_is_read_only_when_allowed, setup, teardown),
+    cmocka_unit_test_setup_teardown(foreign_texts_may_have_a_byte_order_mark, setup, teardown),
     cmocka_unit_test_setup_teardown(doubles_are_read_to_the_nearest, setup, teardown),
     cmocka_unit_test_setup_teardown(a_very_long_number_is_read_in_linear_time, setup, teardown),
     cmocka_unit_test_setup_teardown(duplicate_keys_are_refused, setup, teardown),

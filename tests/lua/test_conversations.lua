@@ -101,6 +101,26 @@ function TestSpellings.test_messages_that_are_none_are_named()
   end
 end
 
+-- As transformers: dicts have the order of the file, whatever was done to the row on its way.
+function TestSpellings.test_objects_reach_the_template_in_the_order_of_the_file()
+  local all = tokenizer(ALL .. "{{ tools|tojson }}")
+  local tools = '[{"type":"function","function":{"name":"f","parameters":{"z":{"type":"string"},"a":{"b":1,"B":2}}}}]'
+  local arguments = '{"zone":"B","date":"May","amount":2.0}'
+  local function spaced(text) return (text:gsub("([:,])", "%1 ")) end
+  for _, form in ipairs { '"content":"x"', '"content":"x","name":null', '"content":"x","reasoning":"r"' } do
+    for _, role in ipairs { '"role":"assistant"', '"from":"gpt"' } do
+      local row = decode(('{"tools":%s,"messages":[{%s,%s,"tool_calls":[{"function":{"name":"f","arguments":%s}}]}]}'):format(
+        tools, role, form, arguments))
+      local e = rows.encode(all, row, { assistant_only = false })
+      local text = all:decode(e.ids, { skip_special = false })
+      lu.assertStrContains(text, "f=" .. spaced(arguments))
+      lu.assertStrContains(text, spaced(tools))
+      row.tools = peri.json.encode(row.tools) -- as text, as some data sets hold it
+      lu.assertEquals(rows.encode(all, row, { assistant_only = false }).ids, e.ids)
+    end
+  end
+end
+
 TestNulls = {}
 
 -- A column that is null in this row and something in another one, as a table of columns gives it.
@@ -132,14 +152,14 @@ function TestReport.test_rows_left_out_are_counted_and_named()
   local list = { { messages = { USER, ANSWER } }, { messages = { USER } }, { messages = { { content = "x" } } },
     { prompt = "only" }, { prompt = { USER }, completion = { ANSWER } } }
   lu.assertErrorMsgContains("rows: row 3: message 1 of messages has no role", rows.examples, tok, list)
-  local out, report = rows.examples(tok, list, { on_error = "skip" })
+  local out, report = rows.examples(tok, list, { bad = "skip" })
   lu.assertEquals(#out, 2)
   lu.assertEquals({ report.rows, report.kept, report.empty, report.unread, report.dropped }, { 5, 2, 1, 2, 3 })
   lu.assertEquals(report.text, ("2 of 5 rows are used; 1 have nothing to learn (the first is row 2); 2 cannot be read "
     .. "(row 3: message 1 of messages has no role; its keys are content)"):format())
   local _, cut = rows.examples(tok, { list[1] }, { max_length = #out[1].ids - 1 })
   lu.assertEquals({ cut.cut, cut.dropped }, { 1, 0 })
-  lu.assertErrorMsgContains('unknown option "on_eror"; did you mean "on_error"?', rows.examples, tok, list, { on_eror = 1 })
+  lu.assertErrorMsgContains('unknown option "bda"; did you mean "bad"?', rows.examples, tok, list, { bda = 1 })
   local path = os.tmpname()
   assert(peri.files.write(path, peri.json.encode(list[1]) .. "\n"))
   lu.assertEquals(#rows.examples(tok, peri.data.jsonl(path)), 1) -- a stream

@@ -41,6 +41,67 @@ function tests.test_keys_are_sorted_by_byte()
   same({ [""] = 1, ["a"] = 2, ["a\0"] = 3, ["é"] = 4, B = 5 }, '{"":1,"B":5,"a":2,"a\\u0000":3,"é":4}')
 end
 
+-- Objects are written in the order in which they were read, whatever their number of keys and whatever was
+-- read before; what is added comes behind, what is taken away is gone.
+function tests.test_decoded_objects_keep_the_order_of_their_keys()
+  local rng = peri.rng(1)
+  local function object(n, depth)
+    local names, parts = {}, {}
+    for i = 1, n do names[i] = ("k%d"):format(i) end
+    rng:shuffle(names)
+    for i, name in ipairs(names) do
+      local value = depth > 0 and rng:int(1, 3) == 1 and object(rng:int(0, 3), depth - 1) or tostring(i)
+      parts[i] = ('"%s":%s'):format(name, value)
+    end
+    return "{" .. table.concat(parts, ",") .. "}"
+  end
+  for _, n in ipairs { 0, 1, 2, 5, 63, 64, 65, 66, 130, 1000 } do
+    for _ = 1, 5 do
+      local text = object(n, 2)
+      lu.assertEquals(json.encode(json.decode(text)), text)
+      lu.assertEquals(json.encode(json.decode("[" .. text .. "," .. text .. "]")), "[" .. text .. "," .. text .. "]")
+    end
+  end
+  for i = 1, 10000 do -- more shapes than are remembered
+    local text = ('{"z%d":{"b":1,"a":2},"a":1}'):format(i)
+    if json.encode(json.decode(text)) ~= text then lu.fail(text) end
+  end
+  local t = json.decode '{"z":1,"b":2,"m":3}'
+  t.b, t.x, t.c = nil, 4, 5
+  lu.assertEquals(json.encode(t), '{"z":1,"m":3,"c":5,"x":4}')
+  lu.assertEquals(json.keys(t), { "z", "m", "c", "x" })
+  t.b = 6
+  lu.assertEquals(json.keys(t), { "z", "b", "m", "c", "x" })
+  lu.assertEquals(json.encode(json.decode '{"__gc":1,"__index":2,"1":3,"__name":4}'), '{"__gc":1,"__index":2,"1":3,"__name":4}')
+end
+
+function tests.test_an_order_of_ones_own()
+  local t = json.object({ a = 1, b = 2, c = 3 }, { "c", "a", "not there" })
+  lu.assertEquals(json.encode(t), '{"c":3,"a":1,"b":2}')
+  lu.assertEquals(json.keys(t), { "c", "a", "b" })
+  lu.assertEquals(json.keys { b = 1, a = 2, "x" }, { "a", "b" })
+  lu.assertEquals(json.encode(json.array(json.decode "{}")), "[]")
+  lu.assertErrorMsgContains("a list of names", json.object, {}, { 1 })
+  lu.assertErrorMsgContains("has a metatable already", json.object, setmetatable({}, {}), {})
+  -- still the options of a call
+  lu.assertEquals(peri.zeros(json.decode "[2,3]"):numel(), 6)
+end
+
+function tests.test_foreign_texts_are_read_as_Python_writes_them()
+  local text = '\xEF\xBB\xBF{"a":NaN,"b":[Infinity,-Infinity]}'
+  local t = json.decode(text, { foreign = true })
+  lu.assertTrue(t.a ~= t.a)
+  lu.assertEquals({ t.b[1], t.b[2] }, { math.huge, -math.huge })
+  for strict, part in pairs { [text] = "byte 0xef", ['{"a":NaN}'] = "expected a value", ["-Infinity"] = "" } do
+    local value, message = json.decode(strict)
+    lu.assertNil(value)
+    lu.assertStrContains(message, part)
+  end
+  for _, bad in ipairs { " \xEF\xBB\xBF1", "nan", "+Infinity", "\xEF\xBB\xBF", "'a'", '{"a":1,"a":2}', "[1,]" } do
+    lu.assertNil((json.decode(bad, { foreign = true })), bad)
+  end
+end
+
 function tests.test_indent()
   lu.assertEquals(json.encode({ a = { 1, 2 }, b = {} }, { indent = 2 }),
     '{\n  "a": [\n    1,\n    2\n  ],\n  "b": {}\n}')

@@ -150,7 +150,7 @@ end
 
 local function show_hf_tokenizer(folder)
   local text = peri.files.read(folder .. "/tokenizer.json")
-  local tok = text and peri.json.decode(text)
+  local tok = text and peri.json.decode(text, { foreign = true })
   if type(tok) ~= "table" or type(tok.model) ~= "table" then
     row("tokenizer", "no tokenizer.json")
   else
@@ -163,7 +163,7 @@ local function show_hf_tokenizer(folder)
     end
     row("special", #special > 0 and table.concat(special, ", ") or "none")
   end
-  local settings = peri.json.decode(peri.files.read(folder .. "/tokenizer_config.json") or "null")
+  local settings = peri.json.decode(peri.files.read(folder .. "/tokenizer_config.json") or "null", { foreign = true })
   local template = peri.files.read(folder .. "/chat_template.jinja")
     or (type(settings) == "table" and settings.chat_template)
   show_template(type(template) == "table" and template[1] and template[1].template or template)

@@ -96,7 +96,7 @@ local function read_json(path)
   if peri.files.exists(path) ~= "file" then return nil end
   local text, err = peri.files.read(path)
   if not text then return nil, err end
-  local value, message = peri.json.decode(text)
+  local value, message = peri.json.decode(text, { foreign = true })
   if type(value) ~= "table" then return nil, ("%s: %s"):format(path, message or "an object is expected") end
   return value
 end

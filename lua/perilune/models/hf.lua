@@ -13,7 +13,7 @@ local SHARD_BYTES = 5000000000 -- of transformers' save_pretrained
 local function read_json(path)
   local text, err = peri.files.read(path)
   if not text then return nil, err end
-  local value, message = peri.json.decode(text)
+  local value, message = peri.json.decode(text, { foreign = true })
   if value == nil then return nil, path .. ": " .. message end
   if type(value) ~= "table" then return nil, path .. ": an object is expected" end
   return value

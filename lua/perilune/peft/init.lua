@@ -18,7 +18,7 @@ local function read_config(path)
   local text, message = peri.files.read(path)
   if not text then return nil, message end
   local config
-  config, message = peri.json.decode(text)
+  config, message = peri.json.decode(text, { foreign = true })
   if type(config) ~= "table" then return nil, ("%s: %s"):format(path, message or "not an object") end
   for key, value in pairs(config) do
     if value == peri.json.null then config[key] = nil end

@@ -67,7 +67,7 @@ local CALLS = { function_call = true, tool_call = true }
 -- What a message of ShareGPT's role function_call says, as tool_calls: one call, or a list of them.
 local function calls_of(text, where)
   local said, problem = text, "it is no JSON"
-  if type(said) == "string" then said, problem = json.decode(text) end
+  if type(said) == "string" then said, problem = json.decode(text, { foreign = true }) end
   if type(said) ~= "table" then error(("rows: %s is a call of a function: %s"):format(where, tostring(problem)), 0) end
   local calls = json.array {}
   for i, call in ipairs(#said > 0 and said or { said }) do
@@ -179,7 +179,7 @@ local function template_options(row, more)
   local tools = row.tools
   if type(tools) == "string" and tools:find "%S" then
     local message
-    tools, message = json.decode(tools)
+    tools, message = json.decode(tools, { foreign = true })
     if tools == nil then error("rows: tools: " .. tostring(message), 0) end
   end
   if type(tools) ~= "table" or next(tools) == nil then
@@ -363,7 +363,7 @@ end
 local example_rules = {
   max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut at the end"),
   assistant_only = encode_rules.assistant_only, completion_only = encode_rules.completion_only,
-  on_error = options.choice("raise", { "raise", "skip" }, "of rows that cannot be read; skipped ones are counted"),
+  bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
 }
 
 -- ids and mask of a row that is to be learned, the chosen answer of a preference.
@@ -409,7 +409,7 @@ function M.examples(tok, list, opts)
     if not ok then
       local why = plain(e):gsub("^rows: ", "")
       local message = ("row %d%s %s"):format(i, why:find "^is of the format" and "" or ":", why)
-      if o.on_error == "raise" then error("rows: " .. message, 2) end
+      if o.bad == "error" then error("rows: " .. message, 2) end
       report.unread, report.first_error = report.unread + 1, report.first_error or message
     else
       local learned = 0

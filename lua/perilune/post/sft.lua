@@ -133,7 +133,7 @@ local rules = {
   packing = options.boolean(false, "several examples to a row of max_length"),
   assistant_only = options.boolean(true, "of messages only what the assistant says is learned"),
   completion_only = options.boolean(true, "of a prompt and a completion only the completion is learned"),
-  on_error = options.choice("raise", { "raise", "skip" }, "of rows that cannot be read; skipped ones are counted"),
+  bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
   clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
   schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
   seed = options.integer(1, nil, "of the order of rows"),
@@ -165,7 +165,7 @@ function M.new(opts)
   else
     if not (self.tokenizer and self.rows) then error("sft: give tokenizer and rows, or examples", 2) end
     self.examples, self.report = rows.examples(self.tokenizer, self.rows, { max_length = self.max_length,
-      assistant_only = self.assistant_only, completion_only = self.completion_only, on_error = self.on_error })
+      assistant_only = self.assistant_only, completion_only = self.completion_only, bad = self.bad })
   end
   if #self.examples == 0 then
     error("sft: no row has anything to learn" .. (self.report and "; " .. self.report.text or ""), 2)

@@ -62,7 +62,7 @@ function M.rows(path, n)
     if not ok then return nil, text end
     if not text then break end
     if text:find "%S" then
-      local row, message = peri.json.decode(text)
+      local row, message = peri.json.decode(text, { foreign = true })
       if type(row) ~= "table" then
         return nil, ("%s, line %d: %s"):format(path, at, message or "not a JSON object")
       end

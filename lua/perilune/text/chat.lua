@@ -53,13 +53,13 @@ end
 local reasoning_names = { "reasoning_content", "thinking", "reasoning" }
 
 local function with_reasoning(message)
-  if getmetatable(message) ~= nil then return message end
+  if getmetatable(message) ~= nil and not input.from_json(message) then return message end
   for _, name in ipairs(reasoning_names) do
     local reasoning = message[name]
     if reasoning ~= nil and reasoning ~= peri_json.null then
       local out = { reasoning_content = reasoning, thinking = reasoning }
       for key, value in pairs(message) do if key ~= "reasoning_content" then out[key] = value end end
-      return out
+      return setmetatable(out, getmetatable(message))
     end
   end
   return message

@@ -188,7 +188,7 @@ local function said_by(message)
   local content = input.member(message, "content")
   if type(content) == "string" then return content end
   local parts = {}
-  if type(content) == "table" and getmetatable(message) == nil then
+  if type(content) == "table" and (getmetatable(message) == nil or input.from_json(message)) then
     for _, part in ipairs(content) do
       if type(part) == "table" and type(part.text) == "string" then parts[#parts + 1] = part.text end
     end

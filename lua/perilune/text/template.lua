@@ -78,7 +78,7 @@ end
 --- Renders the template.
 --- @param vars table  variables by name: strings, numbers, booleans, peri.json.null, and tables of
 ---   them: a table with keys 1 to n, or marked by peri.json.array, is a list, any other is a dict whose
----   keys come in the order of M.key_order; M.json and M.dict make dicts in an order of their own
+---   keys come in the order of their text where they come from peri.json, else in that of M.key_order
 --- @param opts table?  steps (250,000, to which each table of vars adds 1000 and each byte 2),
 ---   output_bytes (32 MiB): more is an error; now: seconds since 1970 (the present) or the fields of
 ---   os.date "*t", for strftime_now

@@ -8,8 +8,9 @@ local M = {}
 
 local DEPTH_MAX = 64
 
--- Lua's tables keep no order. These keys come first, in this order (the one that tools and messages
--- are written in: transformers' get_json_schema and OpenAI's), all others behind them by their bytes.
+-- Objects that came from JSON keep the order of their text. Lua's own tables have none: these keys come
+-- first, in this order (the one that tools and messages are written in: transformers' get_json_schema and
+-- OpenAI's), all others behind them by their bytes.
 M.key_order = { "role", "type", "id", "function", "name", "description", "parameters", "return", "properties",
   "required", "title", "text", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id",
   "arguments", "enum", "items", "default" }
@@ -27,6 +28,13 @@ end
 local lists = { messages = true, tools = true, documents = true, tool_calls = true, required = true, enum = true }
 
 local array_mark = getmetatable(peri_json.array {})
+
+local function from_json(v)
+  local meta = getmetatable(v)
+  return type(meta) == "table" and rawget(meta, "__name") == "perilune.json.object"
+end
+
+M.from_json = from_json
 
 -- A box around a value that is already a template's own.
 local Box = { __name = "perilune.template.value" }
@@ -47,18 +55,17 @@ local function convert(v, depth, name)
   if depth > DEPTH_MAX then values.raise("variable '%s' is nested deeper than %d", name, DEPTH_MAX) end
   local n, count = #v, 0
   for _ in pairs(v) do count = count + 1 end
-  if getmetatable(v) == array_mark or n > 0 or count == 0 and lists[name] then
+  if getmetatable(v) == array_mark or n > 0 or count == 0 and lists[name] and not from_json(v) then
     if n ~= count then values.raise("variable '%s' has a table with both named and numbered values, or holes", name) end
     local out = {}
     for i = 1, n do out[i] = convert(v[i], depth + 1, name) end
     return values.list(out, n)
   end
-  local keys = {}
   for key in pairs(v) do
     if type(key) ~= "string" then values.raise("variable '%s' has a key that is a %s", name, type(key)) end
-    keys[#keys + 1] = key
   end
-  keys = values.sort(keys, #keys, before)
+  local keys = peri_json.keys(v)
+  if not from_json(v) then keys = values.sort(keys, count, before) end
   local out = values.dict()
   for i = 1, count do values.put(out, keys[i], convert(v[keys[i]], depth + 1, keys[i])) end
   return out
