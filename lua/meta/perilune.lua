@@ -2224,7 +2224,7 @@ function peri.grad(y, xs, options) end
 ---@return any ...
 function peri.anomaly(on) end
 
---- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call.
+--- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call; tensors kept in it may not be written into before the vjp has run.
 ---@param forward any
 ---@param vjp any
 ---@return any ...
