@@ -28,6 +28,7 @@ static const char usage[] =
     "  bench [NAME]         run a benchmark of a source checkout (default: core)\n"
     "  chat MODEL           talk to a model: a Hugging Face folder or a GGUF file\n"
     "  complete MODEL TEXT  continue a text\n"
+    "  embed MODEL [TEXT]   vectors of texts\n"
     "  eval MODEL           measure a model on a task\n"
     "  convert FROM TO      between Hugging Face folders and GGUF files, with quantisation\n"
     "  info [FILE]          a model file; without one the version, processor, SIMD level, threads\n"
@@ -58,8 +59,8 @@ static const char repl_usage[] = "usage: perilune repl\n"
                                  "and help are globals; LUA_INIT runs before.\n";
 
 /* ORDER command: here and in usage. */
-static const char *const commands[] = { "run",      "recipes", "repl",    "test", "bench", "chat",
-                                        "complete", "eval",    "convert", "info", NULL };
+static const char *const commands[] = { "run",      "recipes", "repl", "test",    "bench", "chat",
+                                        "complete", "embed",   "eval", "convert", "info",  NULL };
 
 /* ---- which Lua files ---- */
 

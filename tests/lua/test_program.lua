@@ -37,7 +37,7 @@ function TestProgram:test_exit_codes()
   lu.assertStrContains(run "info", "simd")
 end
 
-local commands = { "run", "recipes", "repl", "test", "bench", "chat", "complete", "eval", "convert", "info" }
+local commands = { "run", "recipes", "repl", "test", "bench", "chat", "complete", "embed", "eval", "convert", "info" }
 
 function TestProgram:test_every_command_has_help_and_is_in_the_list()
   local list = run "--help"
