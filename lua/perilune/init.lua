@@ -24,7 +24,9 @@ end
 local folders = { post = true, tasks = true }
 
 -- Functions written in Lua: a file each, loaded on the first call.
-local functions = { per_sample_grad = "perilune.per_sample", help = "perilune.help" }
+local functions = {
+  per_sample_grad = "perilune.per_sample", help = "perilune.help", clip_grad_value_ = "perilune.optim.clip_values",
+}
 
 -- Functions of tensors that are no ops of the table: they return lists of views.
 local loaded = setmetatable(peri, {

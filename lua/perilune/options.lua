@@ -127,6 +127,26 @@ function M.integer(default, range, doc)
     function(v) return type(v) == "number" and math.tointeger(v) ~= nil and inside(v) end)
 end
 
+--- A list of so many numbers, each in an interval.
+--- @param default any
+--- @param count integer
+--- @param range string
+--- @param doc string?
+--- @return perilune.options.Rule
+function M.numbers(default, count, range, doc)
+  local inside = interval(range)
+  return rule(default, ("list of %d numbers in %s"):format(count, range), doc, function(v)
+    if type(v) ~= "table" then return false end
+    for k in pairs(v) do
+      if math.type(k) ~= "integer" or k < 1 or k > count then return false end
+    end
+    for i = 1, count do
+      if type(v[i]) ~= "number" or not inside(v[i]) then return false end
+    end
+    return true
+  end)
+end
+
 --- @param default any
 --- @param doc string?
 --- @return perilune.options.Rule

@@ -377,16 +377,5 @@ function Module.describe(self)
   return table.concat(lines, "\n")
 end
 
---- The tensors that something trains: a module, a published model, an adapter (whatever has
---- parameters()), or a list of tensors as it is. Also whether it was such an object.
---- @param v any
---- @return perilune.Tensor[]? list
---- @return boolean? is_object
-function Module.parameters_of(v)
-  if type(v) ~= "table" then return nil end
-  if is_module(v) or type(walk.method(v, "parameters")) == "function" then return v:parameters(), true end
-  return v, false
-end
-
 Module.is_tensor, Module.is_module, Module.is_parameter = is_tensor, is_module, walk.is_parameter
 return Module

@@ -1,0 +1,261 @@
+-- optimizer.lua - what all optimizers share: groups, one step over the fused list ops, their state. One
+-- call of C moves every tensor of a group that has taken as many steps as the others.
+
+local peri = require "perilune"
+local options = require "perilune.options"
+local params = require "perilune.optim.params"
+
+--- @class perilune.optim.Optimizer
+--- @field lr number  the common rate of the last step
+--- @field grad_norm number?  of the last step's gradients together, before clipping; NaN or inf where they were
+--- @field skipped integer  steps left out because their gradients were not finite
+--- @field was_skipped boolean  whether the last step was one of them
+local Optimizer = { __name = "optimizer" }
+Optimizer.__index = Optimizer
+
+local M = { Optimizer = Optimizer }
+
+--- An optimizer of a kind { name, rules, slots, run, check, check_tensor }; errors point at the caller's
+--- caller.
+--- @param kind table
+--- @param given_params any
+--- @param given table?
+--- @return perilune.optim.Optimizer
+function M.new(kind, given_params, given)
+  local o = options.fill(kind.name, given, kind.rules, 4)
+  return setmetatable({ name = kind.name, lr = o.lr, skipped = 0, was_skipped = false, _kind = kind,
+    groups = params.open(kind, kind.name, given_params, o) }, Optimizer)
+end
+
+--- Every parameter of every group, in order.
+--- @return perilune.Tensor[]
+function Optimizer:parameters()
+  local list = {}
+  for _, g in ipairs(self.groups) do table.move(g.params, 1, #g.params, #list + 1, list) end
+  return list
+end
+
+-- The moments of parameter i, made at its first step; they outlive every scope.
+local function slots_of(group, i)
+  local state = group.state[i]
+  for _, slot in ipairs(group.slots) do
+    if not state[slot] then state[slot] = peri.keep(peri.zeros_like(group.params[i])) end
+  end
+  return state
+end
+
+-- Lists for the fused op, one for each number of steps taken and dtype: usually just one.
+local function batches(group)
+  local list, by_key = {}, {}
+  for i, p in ipairs(group.params) do
+    local grad = p.grad
+    if grad then
+      local step = group.steps[i] + 1
+      local key = step .. p.dtype
+      local b = by_key[key]
+      if not b then
+        b = { step = step, params = {}, grads = {}, index = {} }
+        for _, slot in ipairs(group.slots) do b[slot] = {} end
+        by_key[key], list[#list + 1] = b, b
+      end
+      local at, state = #b.params + 1, slots_of(group, i)
+      b.params[at], b.grads[at], b.index[at] = p, grad, i
+      for _, slot in ipairs(group.slots) do b[slot][at] = state[slot] end
+    end
+  end
+  return list
+end
+
+-- "parameter 3 of group 2 (head.weight)".
+local function label(self, g, i)
+  local text = ("parameter %d"):format(i)
+  if #self.groups > 1 then text = text .. (" of group %d"):format(g) end
+  local name = self.groups[g].names[i]
+  return name and ("%s (%s)"):format(text, name) or text
+end
+
+-- Gradients by dtype; raises for one that does not fit its parameter.
+local function gradients(self, who)
+  local by_dtype = {}
+  for g, group in ipairs(self.groups) do
+    for i, p in ipairs(group.params) do
+      local grad = p.grad
+      if grad then
+        if grad.dtype ~= p.dtype then
+          error(("%s: the gradient of %s is %s, the parameter %s"):format(who, label(self, g, i), grad.dtype,
+            p.dtype), 3)
+        end
+        local list = by_dtype[p.dtype] or {}
+        by_dtype[p.dtype], list[#list + 1] = list, grad
+      end
+    end
+  end
+  return by_dtype
+end
+
+local function norm_of(by_dtype)
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  if not (by_dtype.f32 and by_dtype.f64) then
+    local list = by_dtype.f32 or by_dtype.f64
+    return list and peri.global_norm(list):item() or 0
+  end
+  return math.sqrt(peri.global_norm(by_dtype.f32):item() ^ 2 + peri.global_norm(by_dtype.f64):item() ^ 2)
+end
+
+--- Euclidean norm of all gradients together; 0 when there are none.
+--- @return number
+function Optimizer:norm()
+  local by_dtype = gradients(self, "norm")
+  return norm_of(by_dtype)
+end
+
+local step_rules = {
+  lr = options.number(options.none, "[0, inf)", "common rate from now on; left out: the last one"),
+  clip = options.number(options.none, "(0, inf]", "largest norm of all gradients together"),
+  grad_scale = options.number(1, "(0, inf)", "factor of the gradients, before clip"),
+  nonfinite = options.choice("skip", { "skip", "error", "apply" },
+    "what becomes of a step whose gradients hold NaN or inf: left out and counted, an error, or taken"),
+}
+
+local function is_finite(v) return v == v and v < math.huge end
+
+--- Move every parameter that has a gradient. A group with a rate of its own keeps its ratio to the common
+--- one; where the common rate was 0 when the optimizer was made, there is no ratio and the group keeps its
+--- rate. A step whose gradients hold NaN or inf moves nothing unless nonfinite = "apply": it is counted in
+--- `skipped`, and `was_skipped` is true until the next one; with or without clip, `grad_norm` tells.
+--- @param opts table?
+--- @return self
+function Optimizer:step(opts)
+  local o = options.fill("step", opts, step_rules)
+  local scale = o.grad_scale
+  if not self._kind.takes_scale and (o.clip or scale ~= 1) then
+    error(("step: %s clips by its own max_grad_norm and takes no clip or grad_scale"):format(self.name), 2)
+  end
+  local by_dtype = gradients(self, "step")
+  local _ <close> = peri.no_grad()
+  local norm = norm_of(by_dtype) * scale
+  local finite = is_finite(norm)
+  if not finite and o.nonfinite == "error" then
+    error(("step: the norm of the gradients is %s"):format(norm ~= norm and "nan" or "inf"), 2)
+  end
+  self.lr, self.grad_norm = o.lr or self.lr, norm
+  self.was_skipped = not finite and o.nonfinite == "skip"
+  if self.was_skipped then
+    self.skipped = self.skipped + 1
+    return self
+  end
+  if o.clip and norm > o.clip then scale = scale * o.clip / (norm + 1e-6) end
+  for _, group in ipairs(self.groups) do
+    local rate = group.rate.own or self.lr * group.rate.factor
+    for _, b in ipairs(batches(group)) do
+      self._kind.run(group.options, b, rate, b.step, scale)
+      for _, i in ipairs(b.index) do group.steps[i] = b.step end
+    end
+  end
+  return self
+end
+options.declare(Optimizer.step, {}, step_rules)
+
+--- Forget the gradients of all parameters.
+--- @return self
+function Optimizer:zero_grad()
+  for _, g in ipairs(self.groups) do
+    for _, p in ipairs(g.params) do p:zero_grad() end
+  end
+  return self
+end
+
+-- ---- state ----
+
+-- visit(n, group, i, label) for every parameter, n counting from 0.
+local function each(self, visit)
+  local n = 0
+  for g, group in ipairs(self.groups) do
+    for i in ipairs(group.params) do
+      visit(n, group, i, label(self, g, i))
+      n = n + 1
+    end
+  end
+end
+
+--- What a checkpoint keeps: tensors by name ("0.m": parameters count from 0), and a plain table.
+--- @return table<string, perilune.Tensor>
+--- @return table
+function Optimizer:state_dict()
+  local tensors, steps, sizes, names = {}, {}, {}, {}
+  for g, group in ipairs(self.groups) do sizes[g] = #group.params end
+  each(self, function(n, group, i)
+    for slot, t in pairs(group.state[i]) do tensors[n .. "." .. slot] = t end
+    steps[n + 1], names[n + 1] = group.steps[i], group.names[i] or ""
+  end)
+  return tensors, { name = self.name, lr = self.lr, skipped = self.skipped, groups = sizes, names = names,
+    steps = steps }
+end
+
+local function is_count(v) return type(v) == "number" and math.tointeger(v) ~= nil and v >= 0 end
+
+-- What does not fit, of the plain table alone.
+local function plain_problem(self, plain)
+  if type(plain) ~= "table" then
+    return ("the second argument is a %s, expected the plain table of state_dict()"):format(type(plain))
+  end
+  local count, steps = #self:parameters(), type(plain.steps) == "table" and plain.steps or {}
+  if plain.name ~= self.name or #steps ~= count then
+    return ("state of %s for %d parameters, expected %s for %d"):format(tostring(plain.name), #steps, self.name, count)
+  end
+  for n, v in ipairs(steps) do
+    if not is_count(v) then return ("the steps of parameter %d are %s"):format(n, tostring(v)) end
+  end
+  if type(plain.lr) ~= "number" or not (plain.lr >= 0 and plain.lr < math.huge) then
+    return ("lr is %s, expected a number in [0, inf)"):format(tostring(plain.lr))
+  end
+  for g, n in ipairs(type(plain.groups) == "table" and plain.groups or {}) do
+    local here = self.groups[g] and #self.groups[g].params or 0
+    if n ~= here then return ("group %d had %s parameters, has %d"):format(g, tostring(n), here) end
+  end
+end
+
+--- Take the state of an optimizer of the same kind, groups and parameters. What does not fit is named,
+--- and then nothing changed.
+--- @param tensors table<string, perilune.Tensor>
+--- @param plain table
+--- @return self
+function Optimizer:load_state_dict(tensors, plain)
+  if type(tensors) ~= "table" then
+    error(("load_state_dict: the tensors are a %s, expected a table"):format(type(tensors)), 2)
+  end
+  local problem = plain_problem(self, plain)
+  if problem then error("load_state_dict: " .. problem, 2) end
+  local problems, known = {}, {}
+  local function report(...) problems[#problems + 1] = (...):format(select(2, ...)) end
+  each(self, function(n, group, i, what)
+    local was, is = plain.names and plain.names[n + 1] or "", group.names[i] or ""
+    if was ~= is and was ~= "" and is ~= "" then report("%s was %s", what, was) end
+    for _, slot in ipairs(plain.steps[n + 1] > 0 and group.slots or {}) do
+      local key, p = n .. "." .. slot, group.params[i]
+      local t = tensors[key]
+      known[key] = true
+      if t == nil then report("missing %s of %s", key, what)
+      elseif not peri.is_tensor(t) then report("%s is a %s, expected a tensor", key, type(t))
+      elseif table.concat(t.shape, ", ") ~= table.concat(p.shape, ", ") or t.dtype ~= p.dtype then
+        report("%s has (%s) %s, %s has (%s) %s", key, table.concat(t.shape, ", "), t.dtype, what,
+          table.concat(p.shape, ", "), p.dtype)
+      end
+    end
+  end)
+  for key in pairs(tensors) do if not known[key] then report("unexpected %s", tostring(key)) end end
+  if #problems > 0 then
+    table.sort(problems)
+    error("load_state_dict: " .. table.concat(problems, "; "), 2)
+  end
+  each(self, function(n, group, i)
+    group.steps[i] = math.tointeger(plain.steps[n + 1])
+    if group.steps[i] == 0 then group.state[i] = {} return end
+    local state = slots_of(group, i)
+    for _, slot in ipairs(group.slots) do state[slot]:copy_(tensors[n .. "." .. slot]) end
+  end)
+  self.lr, self.skipped, self.was_skipped = plain.lr, math.tointeger(plain.skipped or 0) or 0, false
+  return self
+end
+
+return M

@@ -1,0 +1,196 @@
+-- params.lua - what an optimizer is given, checked: groups, and in them tensors that can get a gradient,
+-- each once. Messages name a tensor by its group, place and, where it is known, its name.
+
+local peri = require "perilune"
+local options = require "perilune.options"
+local Module = require "perilune.nn.module"
+local walk = require "perilune.nn.walk"
+
+local M = {}
+
+-- ---- lists of tensors ----
+
+local function is_object(v)
+  return type(v) == "table" and (Module.is_module(v) or type(walk.method(v, "parameters")) == "function")
+end
+
+-- { { tensor, name? }, ... } of a module, a model, an adapter, or a list of these and of tensors.
+local function flatten(who, given)
+  local list = {}
+  local function add_object(object, prefix)
+    if type(walk.method(object, "named_parameters")) == "function" then
+      for _, pair in ipairs(object:named_parameters()) do list[#list + 1] = { pair[2], prefix .. pair[1], true } end
+    else
+      for _, t in ipairs(object:parameters()) do list[#list + 1] = { t, nil, true } end
+    end
+  end
+  if is_object(given) then
+    add_object(given, "")
+    return list
+  end
+  if type(given) ~= "table" then
+    walk.raise(("%s: parameters are a %s, expected a list of tensors or a module"):format(who,
+      peri.is_tensor(given) and "tensor" or type(given)))
+  end
+  for i, v in ipairs(given) do
+    if is_object(v) then add_object(v, i - 1 .. ".")
+    elseif peri.is_tensor(v) then list[#list + 1] = { v }
+    else walk.raise(("%s: parameter %d is a %s, expected a tensor"):format(who, i, type(v))) end
+  end
+  for k in pairs(given) do
+    if math.type(k) ~= "integer" or k < 1 or k > #given then
+      walk.raise(("%s: the list of parameters has the key %q: it should have the numbers from 1 to %d")
+        :format(who, tostring(k), #given))
+    end
+  end
+  return list
+end
+
+-- Why a tensor can never get a gradient, or nil.
+local function refusal(t, of_object)
+  if t.dtype ~= "f32" and t.dtype ~= "f64" then
+    local hint = t.dtype:find "^b?f" and "load or make it in f32" or "train an adapter beside it (peri.peft.lora)"
+    return ("is %s, and only f32 and f64 are moved: %s"):format(t.dtype, hint)
+  end
+  if t.packed then return "is packed, which takes no gradient" end
+  if t.requires_grad then
+    if not t.is_leaf then
+      return "is the result of operations, which never gets a gradient: give the tensors that it was made from"
+    end
+  elseif not of_object and not Module.is_parameter(t) then
+    return "takes no gradients: make it nn.parameter(x), or x:requires_grad_()"
+  end
+end
+
+-- ---- each once ----
+
+local size_of = { f32 = 4, f64 = 8 }
+
+local function address(t) return tonumber((("%p"):format(t:data_ptr()):gsub("^0x", "")), 16) end
+
+-- Raises for two parameters that are one tensor, or that have memory in common.
+local function check_once(who, all)
+  local first, by_place = {}, {}
+  for _, e in ipairs(all) do
+    if first[e.tensor] then
+      walk.raise(("%s: %s is %s once more: it would be moved twice"):format(who, e.label, first[e.tensor].label))
+    end
+    first[e.tensor] = e
+    local n = e.tensor:numel()
+    if n > 0 then
+      local from = address(e.tensor)
+      by_place[#by_place + 1] = { from = from, to = from + n * size_of[e.tensor.dtype], label = e.label }
+    end
+  end
+  table.sort(by_place, function(a, b) return a.from < b.from end)
+  for i = 2, #by_place do
+    local a, b = by_place[i - 1], by_place[i]
+    if b.from < a.to then
+      walk.raise(("%s: %s and %s share memory: it would be moved twice"):format(who, a.label, b.label))
+    end
+    b.to = math.max(a.to, b.to)
+  end
+end
+
+-- ---- groups ----
+
+local scale_rule = options.number(1, "[0, inf)", "times the common rate, in place of lr")
+
+local function check_options(kind, who, o)
+  local problem = kind.check and kind.check(o)
+  if problem then walk.raise(("%s: %s"):format(who, problem)) end
+end
+
+-- A group's own options over the common ones.
+local function own_options(kind, who, given, common)
+  local own = {}
+  for k, v in pairs(common) do own[k] = v end
+  for k, v in pairs(given) do
+    if k ~= "params" then
+      local rule = k == "lr_scale" and scale_rule or kind.rules[k]
+      if not rule then
+        local names = options.names(kind.rules)
+        table.move({ "lr_scale", "params" }, 1, 2, #names + 1, names)
+        walk.raise(("%s: %s"):format(who, options.unknown("option", k, names)))
+      end
+      local problem = options.problem(k, v, rule)
+      if problem then walk.raise(("%s: %s"):format(who, problem)) end
+      own[k] = v
+    end
+  end
+  if given.lr and given.lr_scale then walk.raise(who .. ": give either lr or lr_scale") end
+  check_options(kind, who, own)
+  return own
+end
+
+-- How a group's rate follows from the common one: rate = common * factor, or its own in any case.
+local function rate_of(given, common)
+  if given.lr_scale then return { factor = given.lr_scale } end
+  if given.lr == nil then return { factor = 1 } end
+  if common == 0 then return { own = given.lr } end
+  return { factor = given.lr / common }
+end
+
+local function groups_of(who, params)
+  if is_object(params) or type(params) ~= "table" then return { { params = params } }, false end
+  local first = params[1]
+  if type(first) ~= "table" or is_object(first) then return { { params = params } }, false end
+  for i, g in ipairs(params) do
+    if type(g) ~= "table" or is_object(g) or g.params == nil then
+      walk.raise(("%s: group %d is a %s%s, expected { params = ..., its own options }"):format(who, i,
+        peri.is_tensor(g) and "tensor" or type(g), type(g) == "table" and " without params" or ""))
+    end
+  end
+  return params, true
+end
+
+--- Groups { options, rate, params, names, state, steps, slots } of what a user gave.
+--- @param kind table  rules, slots(options), check(options), check_tensor(t)
+--- @param who string
+--- @param params any
+--- @param common table  checked options
+--- @return table[]
+function M.open(kind, who, params, common)
+  check_options(kind, who, common)
+  local groups, all, live = {}, {}, false
+  local list, several = groups_of(who, params)
+  for i, given in ipairs(list) do
+    local name = several and ("%s: group %d"):format(who, i) or who
+    local own = own_options(kind, name, given, common)
+    local group = { options = own, rate = rate_of(given, common.lr), params = {}, names = {}, state = {}, steps = {},
+      slots = kind.slots(own) }
+    for k, entry in ipairs(flatten(name, given.params)) do
+      local t, label = entry[1], ("parameter %d"):format(k)
+      if several then label = label .. (" of group %d"):format(i) end
+      if entry[2] then label = ("%s (%s)"):format(label, entry[2]) end
+      local problem = refusal(t, entry[3]) or kind.check_tensor and kind.check_tensor(t)
+      if problem then walk.raise(("%s: %s %s"):format(who, label, problem)) end
+      all[#all + 1] = { tensor = t, label = label }
+      live = live or t.requires_grad
+      group.params[k], group.names[k], group.state[k], group.steps[k] = t, entry[2] or false, {}, 0
+    end
+    groups[i] = group
+  end
+  if #all == 0 then walk.raise(who .. ": no parameters") end
+  if not live then
+    walk.raise(("%s: none of the %d parameters takes gradients, all are frozen; those of an adapter are "
+      .. "adapter:parameters()"):format(who, #all))
+  end
+  check_once(who, all)
+  return groups
+end
+
+--- All tensors of a module, a model, an adapter or a list, as a list; frozen ones among them.
+--- @param who string
+--- @param given any
+--- @return perilune.Tensor[]
+function M.list(who, given)
+  local list = flatten(who, given)
+  for i, entry in ipairs(list) do
+    if entry[3] and entry[1].dtype:find "^b?f" then walk.note_parameter(entry[1]) end
+    list[i] = entry[1]
+  end
+  return list
+end
+
+return M

@@ -1,0 +1,423 @@
+-- Laws over every optimizer and schedule: what is out of range is refused where it is given, what can
+-- never be trained too, and nothing is changed by what is refused.
+local lu = require "luaunit"
+local bounds = require "bounds"
+local peri = require "perilune"
+local models, nn, optim, options = require "perilune.models", require "perilune.nn", require "perilune.optim", require "perilune.options"
+local peft, sched = require "perilune.peft", require "perilune.sched"
+
+local kinds = { "SGD", "Adam", "AdamW", "RMSprop", "Lamb", "Muon" }
+
+local function param(v) return nn.parameter(peri.full({ 1, 1 }, v or 1)) end
+local function required(name) return name == "SGD" and { lr = 0.1 } or {} end
+
+local function refused(text, fn, file)
+  local ok, message = pcall(fn)
+  lu.assertFalse(ok, text)
+  lu.assertStrContains(message, text)
+  lu.assertStrContains(message, file or "test_optim_laws.lua") -- blames the caller
+end
+
+TestOptimLaws = {}
+
+function TestOptimLaws:test_every_option_out_of_range_is_refused_in_the_constructor_and_in_a_group()
+  local n = 0
+  for _, name in ipairs(kinds) do
+    local known = options.declared(optim[name])
+    lu.assertTrue(#known.options >= 4, name)
+    for _, o in ipairs(known.options) do
+      lu.assertNotEquals(o.doc, "", name .. "." .. o.name)
+      for _, bad in ipairs(bounds.bad(o.kind)) do
+        n = n + 1
+        local text = ("%s is"):format(o.name)
+        local given = required(name)
+        given[o.name] = bad
+        refused(text, function() optim[name]({ param() }, given) end)
+        refused("group 2: " .. text, function()
+          optim[name]({ { params = { param() } }, { params = { param() }, [o.name] = bad } }, required(name))
+        end)
+      end
+      local good = bounds.good(o.kind)
+      if good ~= nil then
+        local given = required(name)
+        given[o.name] = good
+        optim[name]({ param() }, given)
+      end
+    end
+    refused("unknown option", function() optim[name]({ param() }, { lr = 1, foo = 2 }) end)
+    refused("group 1: unknown option", function() optim[name]({ { params = { param() }, foo = 2 } }, required(name)) end)
+    refused("options are 3", function() optim[name]({ param() }, 3) end)
+  end
+  lu.assertTrue(n > 150)
+  refused("nesterov needs momentum", function() optim.SGD({ param() }, { lr = 1, nesterov = true }) end)
+  refused("group 1: nesterov needs", function()
+    optim.SGD({ { params = { param() }, momentum = 0 } }, { lr = 1, momentum = 0.9, nesterov = true })
+  end)
+end
+
+function TestOptimLaws:test_every_option_of_a_step_out_of_range_is_refused_and_moves_nothing()
+  for _, name in ipairs(kinds) do
+    local p = param()
+    local opt = optim[name]({ p }, required(name))
+    p.grad = peri.full({ 1, 1 }, 5)
+    local _, plain = opt:state_dict()
+    for _, o in ipairs(options.declared(opt.step).options) do
+      for _, bad in ipairs(bounds.bad(o.kind)) do refused(o.name .. " is", function() opt:step { [o.name] = bad } end) end
+    end
+    refused("unknown option", function() opt:step { lrr = 1 } end)
+    refused("options are 0.1", function() opt:step(0.1) end)
+    lu.assertEquals(p:item(), 1)
+    lu.assertEquals(select(2, opt:state_dict()), plain)
+  end
+  local p = param()
+  local lamb = optim.Lamb({ p })
+  refused("takes no clip", function() lamb:step { clip = 1 } end)
+end
+
+-- A clip may only shorten: the direction stays that of descent.
+function TestOptimLaws:test_a_clip_never_turns_the_gradient_round()
+  for _, clip in ipairs { 1e-8, 0.5, 5, 1e8, math.huge } do
+    local p = param()
+    p.grad = peri.full({ 1, 1 }, 5)
+    optim.SGD({ p }, { lr = 0.1 }):step { clip = clip }
+    lu.assertTrue(p:item() <= 1 and p:item() >= 0.5 - 1e-6, tostring(clip))
+  end
+end
+
+-- ---- each once ----
+
+function TestOptimLaws:test_a_parameter_given_twice_is_refused_in_every_way()
+  for _, name in ipairs(kinds) do
+    local function new(list) return function() optim[name](list, required(name)) end end
+    local p, q = param(), param()
+    refused("parameter 3 is parameter 1 once more", new { p, q, p })
+    refused("parameter 1 of group 2 is parameter 2 of group 1 once more", new { { params = { q, p } }, { params = { p } } })
+    refused("share memory", new { p, nn.parameter(p:detach()) })
+  end
+  local w = nn.parameter(peri.zeros { 4, 2 })
+  local rows = nn.parameter(w:detach():narrow(1, 2, 2))
+  refused("parameter 1 and parameter 2 share memory", function() optim.AdamW { w, rows } end)
+  local top, bottom = nn.parameter(w:detach():narrow(1, 1, 2)), nn.parameter(w:detach():narrow(1, 3, 2))
+  optim.AdamW { top, bottom } -- side by side is not the same
+  local net = nn.Linear(2, 2)
+  refused("parameter 1 of group 2 (weight) is parameter 1 of group 1 once more", function()
+    optim.AdamW { { params = { net.weight } }, { params = net } }
+  end)
+end
+
+function TestOptimLaws:test_tied_weights_of_a_module_are_one()
+  local net = nn.class("Tied", function(tied)
+    tied.a = nn.Linear(2, 2)
+    tied.b = tied.a.weight
+  end)()
+  lu.assertEquals(#optim.AdamW(net):parameters(), 2)
+end
+
+-- ---- what can never get a gradient ----
+
+function TestOptimLaws:test_tensors_that_can_never_get_a_gradient_are_refused_by_place_and_name()
+  local p = param()
+  local q4 = peri.ones({ 2, 32 }):to "q8_0"
+  for _, case in ipairs {
+    { "parameter 2 takes no gradients", { p, peri.ones { 1, 1 } } },
+    { "parameter 2 is the result of operations", { p, p:mul(2) } },
+    { "parameter 1 is the result of operations", { p:transpose(1, 2) } },
+    { "parameter 2 is i64", { p, peri.ones({ 1, 1 }, "i64") } },
+    { "parameter 2 is bool", { p, peri.ones({ 1, 1 }, "bool") } },
+    { "parameter 2 is q8_0", { p, q4 } },
+    { "parameter 2 is f16", { p, peri.ones({ 1, 1 }, "f16"):requires_grad_() } },
+    { "parameter 2 is bf16", { p, nn.parameter(peri.ones({ 1, 1 }, "bf16")) } },
+    { "parameter 1 of group 2 takes no gradients", { { params = { p } }, { params = { peri.ones { 1, 1 } } } } },
+    { "parameter 2 is a number", { p, 3 } }, { "parameters are a tensor", p }, { "parameters are a nil", nil },
+    { "parameters are a string", "x" }, { "has the key \"w\"", { p, w = p } }, { "no parameters", {} },
+    { "group 2 is a tensor", { { params = { p } }, p } }, { "group 1 is a table without params", { { p } } },
+    { "no parameters", { { params = {} } } }, { "group 1: parameters are a number", { { params = 3 } } },
+  } do
+    refused(case[1], function() optim.SGD(case[2], { lr = 1 }) end)
+  end
+  refused("expected a matrix", function() optim.Muon { nn.parameter(peri.ones { 3 }) } end)
+  refused("parameter 2 (bias) has 1 dims, expected a matrix", function() optim.Muon(nn.Linear(2, 2)) end)
+  refused("parameter 1 (weight) is f16", function() optim.SGD(nn.Linear(2, 2):to "f16", { lr = 1 }) end)
+end
+
+function TestOptimLaws:test_frozen_parameters_wait_and_all_frozen_are_refused()
+  local net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+  net:freeze "^0%."
+  local lists = { function() return net end, function() return net:parameters() end,
+    function() return optim.decay_groups(net, 0.1) end }
+  for _, list in ipairs(lists) do lu.assertEquals(#optim.AdamW(list()):parameters(), 4) end
+  local opt = optim.SGD(net, { lr = 1 })
+  local before = net[1].weight:tolist()
+  local function step() net(peri.ones { 1, 2 }):sum():backward() opt:step():zero_grad() end
+  step()
+  lu.assertEquals(net[1].weight:tolist(), before)
+  net:unfreeze()
+  step()
+  lu.assertNotEquals(net[1].weight:tolist(), before)
+  net:freeze()
+  for _, list in ipairs(lists) do refused("all are frozen", function() optim.AdamW(list()) end) end
+end
+
+function TestOptimLaws:test_everything_with_parameters_is_taken()
+  local model = assert(models.load "tests/data/hf_tiny/llama")
+  lu.assertEquals(#optim.AdamW(model):parameters(), #model:parameters())
+  lu.assertEquals(#optim.AdamW(optim.decay_groups(model, 0.1)):parameters(), #model:parameters())
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    local adapter = peft[kind](model)
+    local head = nn.Linear(2, 2)
+    lu.assertEquals(#optim.AdamW(adapter):parameters(), #adapter:parameters(), kind)
+    lu.assertEquals(#optim.AdamW({ adapter, head }):parameters(), #adapter:parameters() + 2)
+    lu.assertEquals(#optim.AdamW({ { params = adapter }, { params = head, lr = 1 } }):parameters(), #adapter:parameters() + 2)
+    refused("those of an adapter are adapter:parameters()", function() optim.AdamW(model) end)
+    if adapter.remove then adapter:remove() end
+  end
+  local quantised = assert(models.load("tests/data/hf_tiny/llama", { dtype = "f16" }))
+  refused("is f16", function() optim.AdamW(quantised) end)
+  refused("parameter 1 (embed)", function() optim.AdamW(quantised) end)
+end
+
+-- ---- rates ----
+
+function TestOptimLaws:test_groups_keep_their_ratio_or_with_a_common_rate_of_0_their_rate()
+  local function go(groups, common, ...)
+    local a, b = param(), param()
+    groups[1].params, groups[2].params = { a }, { b }
+    local opt = optim.SGD(groups, { lr = common })
+    local out = {}
+    for _, lr in ipairs { ... } do
+      local x, y = a:item(), b:item()
+      a.grad, b.grad = peri.ones { 1, 1 }, peri.ones { 1, 1 }
+      opt:step { lr = lr ~= "own" and lr or nil }:zero_grad()
+      out[#out + 1] = math.floor((x - a:item()) * 1e5 + 0.5) / 1e5
+      out[#out + 1] = math.floor((y - b:item()) * 1e5 + 0.5) / 1e5
+    end
+    return out
+  end
+  lu.assertEquals(go({ { lr = 1 }, {} }, 0.1, "own", 0.05, 0, 0.1), { 1, 0.1, 0.5, 0.05, 0, 0, 1, 0.1 })
+  lu.assertEquals(go({ { lr = 1 }, {} }, 0, "own", 0.1, 0), { 1, 0, 1, 0.1, 1, 0 })
+  lu.assertEquals(go({ { lr_scale = 10 }, {} }, 0, "own", 0.1, 0.02), { 0, 0, 1, 0.1, 0.2, 0.02 })
+  lu.assertEquals(go({ { lr = 0 }, {} }, 0.1, "own", 1), { 0, 0.1, 0, 1 })
+  refused("either lr or lr_scale", function() go({ { lr = 1, lr_scale = 2 }, {} }, 1) end)
+  refused("lr_scale is -1", function() go({ { lr_scale = -1 }, {} }, 1) end)
+end
+
+-- ---- gradients that are not finite ----
+
+function TestOptimLaws:test_a_step_that_is_not_finite_moves_nothing_and_is_counted()
+  for _, name in ipairs(kinds) do
+    for _, bad in ipairs { 0 / 0, math.huge, -math.huge } do
+      local p, q = param(), param()
+      local opt = optim[name]({ { params = { p } }, { params = { q } } }, required(name))
+      local function step(g, o)
+        p.grad, q.grad = peri.ones { 1, 1 }, peri.full({ 1, 1 }, g)
+        opt:step(o):zero_grad()
+      end
+      step(bad)
+      lu.assertEquals({ p:item(), q:item(), opt.skipped, opt.was_skipped }, { 1, 1, 1, true }, name)
+      lu.assertTrue(opt.grad_norm ~= opt.grad_norm or opt.grad_norm == math.huge)
+      refused("the norm of the gradients is", function() step(bad, { nonfinite = "error" }) end)
+      if name ~= "Lamb" then step(bad, { clip = 1 }) else step(bad) end
+      lu.assertEquals({ p:item(), q:item(), opt.skipped }, { 1, 1, 2 }, name)
+      step(1)
+      lu.assertEquals({ opt.skipped, opt.was_skipped }, { 2, false }, name)
+      lu.assertAlmostEquals(opt.grad_norm, math.sqrt(2), 1e-6)
+      lu.assertTrue(p:item() < 1, name)
+      step(bad, { nonfinite = "apply" })
+      lu.assertEquals(opt.skipped, 2)
+    end
+  end
+end
+
+function TestOptimLaws:test_dtypes_of_parameters_may_differ_and_gradients_follow_them()
+  local p, q = param(), nn.parameter(peri.ones({ 1, 1 }, "f64"))
+  local opt = optim.SGD({ p, q }, { lr = 1 })
+  p.grad, q.grad = peri.full({ 1, 1 }, 3), peri.full({ 1, 1 }, 4, "f64")
+  lu.assertAlmostEquals(opt:norm(), 5, 1e-6)
+  opt:step { clip = 1 }
+  lu.assertAlmostEquals(p:item(), 0.4, 1e-5)
+  lu.assertAlmostEquals(q:item(), 0.2, 1e-5)
+  if pcall(function() p.grad = peri.ones({ 1, 1 }, "f64") end) then
+    refused("the gradient of parameter 1 is f64, the parameter f32", function() opt:step() end)
+  end
+end
+
+-- ---- states ----
+
+function TestOptimLaws:test_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing()
+  local function make(groups)
+    local opt = optim.AdamW(groups)
+    for _, p in ipairs(opt:parameters()) do p.grad = peri.ones_like(p) end
+    return opt:step()
+  end
+  local a, b = nn.parameter(peri.ones { 2 }), nn.parameter(peri.ones { 3 })
+  local opt = make { { params = { a } }, { params = { b } } }
+  local tensors, plain = opt:state_dict()
+  local kept = { tensors["0.m"]:tolist(), plain.steps }
+  local function but(t, changes)
+    local out = {}
+    for k, v in pairs(t) do out[k] = v end
+    for k, v in pairs(changes) do out[k] = v ~= "nil" and v or nil end
+    return out
+  end
+  for _, case in ipairs {
+    { "missing 1.v of parameter 1 of group 2", but(tensors, { ["1.v"] = "nil" }), plain },
+    { "unexpected 7.m", but(tensors, { ["7.m"] = peri.ones { 1 } }), plain },
+    { "0.m has (3) f32, parameter 1 of group 1 has (2) f32", but(tensors, { ["0.m"] = peri.ones { 3 } }), plain },
+    { "0.m has (2) f64", but(tensors, { ["0.m"] = peri.ones({ 2 }, "f64") }), plain },
+    { "0.m is a number", but(tensors, { ["0.m"] = 3 }), plain },
+    { "expected AdamW for 2", tensors, but(plain, { name = "SGD" }) }, { "for 1 parameters", tensors, but(plain, { steps = { 1 } }) },
+    { "steps of parameter 2 are -1", tensors, but(plain, { steps = { 1, -1 } }) }, { "lr is -1", tensors, but(plain, { lr = -1 }) },
+    { "group 1 had 2 parameters, has 1", tensors, but(plain, { groups = { 2 } }) }, { "second argument is a nil", tensors, nil },
+    { "the tensors are a nil", nil, plain },
+  } do
+    refused(case[1], function() opt:load_state_dict(case[2], case[3]) end)
+    lu.assertEquals({ (opt:state_dict())["0.m"]:tolist(), select(2, opt:state_dict()).steps }, kept)
+  end
+  local net, other = nn.class("N", function(s) s.a = param() s.b = param() end)(), nn.class("N", function(s) s.b = param() s.a = param() end)()
+  local t, s = make(net):state_dict()
+  refused("parameter 1 (b) was a", function() optim.AdamW(other):load_state_dict(t, s) end)
+end
+
+-- ---- clipping by hand ----
+
+function TestOptimLaws:test_clipping_by_hand_takes_modules_and_checks_its_limit()
+  local net = nn.Linear(2, 1)
+  local function fill()
+    net.weight.grad, net.bias.grad = peri.tensor { { 3.0, 0.0 } }, peri.tensor { -4.0 }
+  end
+  fill()
+  lu.assertAlmostEquals(optim.clip_grad_norm_(net, 1), 5, 1e-6)
+  lu.assertAlmostEquals(net.weight.grad:at(1, 1), 0.6, 1e-5)
+  fill()
+  optim.clip_grad_value_(net:parameters(), 0.5)
+  lu.assertEquals({ net.weight.grad:at(1, 1), net.weight.grad:at(1, 2), net.bias.grad:at(1) }, { 0.5, 0, -0.5 })
+  local g = peri.tensor { -3.0, 0 / 0, 0.5 }
+  peri.clip_grad_value_({ g }, 2)
+  lu.assertEquals({ g:at(1), g:at(3) }, { -2, 0.5 })
+  lu.assertTrue(g:at(2) ~= g:at(2))
+  for _, f in ipairs { optim.clip_grad_norm_, optim.clip_grad_value_, peri.clip_grad_value_ } do
+    for _, bad in ipairs { -1, 0, 0 / 0, "1" } do
+      refused(" is ", function() f({}, bad) end)
+    end
+    refused("3", function() f({ 3 }, "3") end)
+  end
+  refused("it is a parameter", function() peri.clip_grad_value_({ net.weight }, 1) end)
+  refused("parameter 1 is a number", function() optim.clip_grad_norm_({ 3 }, 1) end)
+  lu.assertEquals(optim.clip_grad_norm_({}, 1), 0)
+end
+
+-- ---- schedules ----
+
+TestSchedLaws = {}
+
+-- Each schedule with options that hold, and the positional names of those that take them so.
+local schedules = {
+  constant = { value = 1 }, linear = { from = 1, steps = 5 }, cosine = { from = 1, steps = 5 },
+  polynomial = { from = 1, steps = 5 }, step = { from = 1, every = 2 }, exponential = { from = 1, factor = 0.5 },
+  one_cycle = { peak = 1, steps = 10 }, plateau = { from = 1 }, warmup = { n = 3, after = sched.constant(1) },
+  scale = { schedule = sched.constant(1), by = 2 },
+}
+
+local function make(name, given)
+  local known = options.declared(sched[name])
+  local args = { given }
+  for i, key in ipairs(known.positional) do args[i] = given[key] end
+  local s = sched[name](table.unpack(args, 1, math.max(#known.positional, 1)))
+  return s
+end
+
+local function with(given, key, value)
+  local out = {}
+  for k, v in pairs(given) do out[k] = v end
+  out[key] = value
+  return out
+end
+
+function TestSchedLaws:test_every_option_out_of_range_is_refused()
+  local n = 0
+  for name, given in pairs(schedules) do
+    for _, o in ipairs(options.declared(sched[name]).options) do
+      lu.assertNotEquals(o.doc, "", name .. "." .. o.name)
+      for _, bad in ipairs(bounds.bad(o.kind)) do
+        n = n + 1
+        if type(bad) ~= "table" then
+          refused(("sched.%s: %s is"):format(name, o.name), function() make(name, with(given, o.name, bad)) end)
+        end
+      end
+      local good = bounds.good(o.kind)
+      if good ~= nil and o.name ~= "every" then make(name, with(given, o.name, good)) end
+    end
+  end
+  lu.assertTrue(n > 100)
+  refused("after is 3", function() sched.warmup(3, 3) end)
+  refused("by is nan", function() sched.scale(sched.constant(1), 0 / 0) end)
+  refused("at[2] is 3, expected an integer above 3", function() sched.step { from = 1, at = { 3, 3 } } end)
+  refused("at[1] is a string", function() sched.step { from = 1, at = { "x" } } end)
+  for _, parts in ipairs { { 3 }, { { 3 } }, { { sched.constant(1) }, { sched.constant(1) } }, { { 0, sched.constant(1) }, { sched.constant(1) } },
+    { { 2.5, sched.constant(1) }, { sched.constant(1) } }, {} } do
+    refused("sched.chain: ", function() sched.chain(parts) end)
+  end
+end
+
+function TestSchedLaws:test_every_schedule_refuses_steps_that_are_none_and_is_finite_at_all_others()
+  local all = { chain = sched.chain { { 2, sched.constant(1) }, { sched.linear { from = 1, steps = 3 } } } }
+  for name, given in pairs(schedules) do if name ~= "plateau" then all[name] = make(name, given) end end
+  all.late_warmup = sched.warmup(0, sched.one_cycle { peak = 1, steps = 4 })
+  for name, s in pairs(all) do
+    for _, bad in ipairs { 0, -1, 1.5, 0 / 0, math.huge, -math.huge, "1", {}, true } do
+      refused("the step is", function() s(bad) end)
+    end
+    refused("the step is a nil", function() s() end)
+    for _, step in ipairs { 1, 2, 3.0, 5, 6, 10, 11, 1000, 1 << 40 } do
+      local v = s(step)
+      lu.assertTrue(v == v and math.abs(v) < math.huge, name)
+    end
+  end
+  refused("the value at step 400 is inf", function() sched.exponential({ from = 1e300, factor = 1e300 })(400) end)
+  refused("the value at step 1 is nan", function() sched.warmup(2, function() return 0 / 0 end)(1) end)
+  refused("the value at step 1 is a nil", function() sched.chain({ { function() end } })(1) end)
+end
+
+function TestSchedLaws:test_a_metric_that_is_not_finite_is_never_better()
+  for _, mode in ipairs { "min", "max" } do
+    for _, bad in ipairs { 0 / 0, math.huge, -math.huge } do
+      local p = sched.plateau { from = 1, factor = 0.5, patience = 1, mode = mode }
+      p:observe(bad)
+      lu.assertNil(p.best)
+      p:observe(2)
+      lu.assertEquals(p.best, 2)
+      p:observe(bad)
+      lu.assertEquals({ p.best, p(), p.nonfinite }, { 2, 1, 2 })
+      p:observe(peri.tensor(bad, "f32"))
+      lu.assertEquals(p(), 0.5) -- two observations without a better one
+      p:observe(mode == "min" and 1 or 3)
+      lu.assertEquals(p.best, mode == "min" and 1 or 3)
+      local q = sched.plateau({ from = 1, factor = 0.5, patience = 1, mode = mode })
+      q:set_state(peri.json.decode(peri.json.encode(p:state())))
+      lu.assertEquals(q:state(), p:state())
+    end
+  end
+  local p = sched.plateau { from = 1 }
+  lu.assertEquals(p:observe(peri.tensor { 0.5 }), 1)
+  lu.assertEquals(p.best, 0.5)
+  refused("a tensor of several elements", function() p:observe(peri.ones { 2 }) end)
+  refused("the metric is a nil", function() p:observe() end)
+  refused("the metric is a string", function() p:observe "1" end)
+  for _, s in ipairs { {}, { value = 0 / 0, bad = 0, wait = 0 }, { value = 1, bad = -1, wait = 0 },
+    { value = 1, bad = 0, wait = 0, best = 0 / 0 } } do
+    refused("not the state of a plateau", function() p:set_state(s) end)
+  end
+end
+
+-- Figures by the formula of torch.optim.lr_scheduler.OneCycleLR(max_lr = 1, total_steps = 10).
+function TestSchedLaws:test_one_cycle_and_polynomial()
+  local s = sched.one_cycle { peak = 1, steps = 10 }
+  lu.assertAlmostEquals(s(1), 0.04, 1e-9)
+  lu.assertAlmostEquals(s(2), 0.52, 1e-9)
+  lu.assertAlmostEquals(s(3), 1, 1e-9)
+  lu.assertAlmostEquals(s(4), 0.950484, 1e-6)
+  lu.assertAlmostEquals(s(10), 4e-6, 1e-9)
+  lu.assertAlmostEquals(s(99), 4e-6, 1e-9)
+  local p = sched.polynomial { from = 1, to = 0, steps = 5, power = 2 }
+  lu.assertEquals({ p(1), p(3), p(5), p(9) }, { 1, 0.25, 0, 0 })
+end
