@@ -257,7 +257,11 @@ static int64_t *take_attr (lua_State *L, const peri_param *p, int arg, int64_t *
   case PERI_K_INT:
   case PERI_K_DIM:
   case PERI_K_POS: attr->i = from_one(p->kind, lua_tointeger(L, arg)); break;
-  case PERI_K_NUM: attr->f = lua_tonumber(L, arg); break;
+  case PERI_K_NUM:
+    attr->f = lua_tonumber(L, arg);
+    attr->whole = lua_isinteger(L, arg);
+    if (attr->whole) attr->i = lua_tointeger(L, arg);
+    break;
   case PERI_K_BOOL: attr->i = lua_toboolean(L, arg); break;
   case PERI_K_STR: attr->s = lua_tostring(L, arg); break;
   case PERI_K_DTYPE: {

@@ -56,7 +56,8 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
   bool fits = ok && (d != PERI_U8 || (i >= 0 && i <= UINT8_MAX)) &&
               (d != PERI_I32 || (i >= INT32_MIN && i <= INT32_MAX));
   if ((d == PERI_U8 || d == PERI_I32 || d == PERI_I64) && !fits)
-    luaL_error(L, "%s: %f does not fit into %s", fn, v, peri_dtype_name(d));
+    luaL_error(L, "%s: %s does not fit into %s", fn, v != v ? "nan" : lua_pushfstring(L, "%f", v),
+               peri_dtype_name(d));
   switch (d) { /* ORDER dtype */
   case PERI_BOOL: *(uint8_t *)p = v != 0; break;
   case PERI_U8: *(uint8_t *)p = (uint8_t)i; break;

@@ -169,6 +169,7 @@ PERI_API peri_dtype peri_dtype_promote (peri_dtype a, peri_dtype b);
 /* Uninitialised dense tensor. shape may be NULL when ndim is 0. */
 PERI_API peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                  peri_tensor **out);
+/* PERI_EINVAL when d is an integer dtype that does not hold value. */
 PERI_API peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor **out);
 /* Bytes of a tensor's elements laid out densely. */
 PERI_API size_t peri_nbytes (const peri_tensor *t);
@@ -198,13 +199,15 @@ PERI_API peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes); /*
 
 /* ---- ops ---------------------------------------------------------------------------------- */
 
-/* One attribute of an op call, in the order of the op's signature. */
+/* One attribute of an op call, in the order of the op's signature. A num is a double, f. An integer
+** that a double may not hold (beyond 2^53) is given as i with whole set, and f nearest to it. */
 typedef struct peri_attr {
-  int64_t i;        /* int, dim, bool, dtype */
+  int64_t i;        /* int, dim, bool, dtype; num where whole */
   double f;         /* num */
   const char *s;    /* str; borrowed during the call */
   const int64_t *v; /* shape, dims, ints: n values; borrowed during the call */
   int n;
+  bool whole; /* of a num: i is its exact value */
 } peri_attr;
 
 PERI_API int peri_op_count (void);

@@ -331,20 +331,20 @@ function tensor:ceil() end
 ---@return perilune.Tensor
 function tensor:ceil_() end
 
---- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.
+--- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside. Integers stay in their dtype.
 ---@param x perilune.Tensor|number
 ---@param min? number
 ---@param max? number
 ---@return perilune.Tensor
 function peri.clamp(x, min, max) end
 
---- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.
+--- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside. Integers stay in their dtype.
 ---@param min? number
 ---@param max? number
 ---@return perilune.Tensor
 function tensor:clamp(min, max) end
 
---- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.
+--- x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside. Integers stay in their dtype.
 ---@param min? number
 ---@param max? number
 ---@return perilune.Tensor
@@ -1049,7 +1049,7 @@ function peri.linear(x, weight, bias, act) end
 ---@return perilune.Tensor
 function tensor:linear(weight, bias, act) end
 
---- n numbers at equal distances from start to stop, both included.
+--- n numbers at equal distances from start to stop, both included; integers are cut toward 0.
 ---@param start number
 ---@param stop number
 ---@param n integer

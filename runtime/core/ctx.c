@@ -1,4 +1,5 @@
 /* ctx.c - contexts: options, error messages, the log callback, interruption. */
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -71,12 +72,22 @@ const char *peri_status_name (peri_status s) {
   return (unsigned)s < sizeof names / sizeof *names ? names[s] : "unknown";
 }
 
+/* A C library writes the sign of a NaN, which means nothing. */
+static void unsign_nan (char *text) {
+  for (char *p = text; (p = strstr(p, "-nan")) != NULL;)
+    if ((p == text || !isalnum((unsigned char)p[-1])) && !isalnum((unsigned char)p[4]))
+      memmove(p, p + 1, strlen(p));
+    else
+      p++;
+}
+
 peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
   char text[PERI_MESSAGE_MAX]; /* aside first: an argument may be the present message */
   va_list ap;
   va_start(ap, fmt);
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
+  unsign_nan(text);
   memcpy(ctx->message, text, sizeof text);
   ctx->failed = s;
   return s;

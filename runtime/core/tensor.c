@@ -260,7 +260,12 @@ static double get_double (peri_dtype d, const void *p) {
 }
 
 peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor **out) {
+  static const double low[] = { [PERI_U8] = 0, [PERI_I32] = INT32_MIN, [PERI_I64] = -0x1p63 };
+  static const double end[] = { [PERI_U8] = 256, [PERI_I32] = 0x1p31, [PERI_I64] = 0x1p63 };
   peri_tensor *t = NULL;
+  if (d > PERI_BOOL && d <= PERI_I64 &&
+      !(value >= low[d] && value < end[d] && value == (double)(int64_t)value))
+    return peri__fail(ctx, PERI_EINVAL, "%g does not fit into %s", value, peri_dtype_name(d));
   TRY(peri__new(ctx, d, 0, NULL, &t));
   put_double(d, t->data, value);
   *out = t;

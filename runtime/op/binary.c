@@ -1,10 +1,12 @@
 /*
 ** binary.c - elementwise functions of two and three tensors with broadcasting: arithmetic,
-** comparisons, logic, selection, and the fused gradients of the hot activations.
+** comparisons, logic, and the fused gradients of the hot activations.
 */
 #include <math.h>
+#include <string.h>
 
 #include "op/elementwise.h"
+#include "op/move.h"
 
 /* ---- f64 and i64 kernels ---- */
 
@@ -120,13 +122,8 @@ static const peri__kernel compare_i64[PERI_N_COMPARE] = { PERI_COMPARE(I) };
 
 /* ---- running them ---- */
 
-static int wide_type (int dtype) {
-  peri_dtype type = peri__compute_type(dtype);
-  return type == PERI_BOOL ? PERI_I64 : (int)type;
-}
-
 static peri_status run (peri_call *c, int id) {
-  int type = wide_type(c->out[0]->dtype);
+  int type = peri__wide_type(c->out[0]->dtype);
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->binary[id]
                     : type == PERI_F64 ? binary_f64[id]
                                        : binary_i64[id];
@@ -139,18 +136,18 @@ static peri_status run (peri_call *c, int id) {
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
 
-static int promoted (const peri_call *c, int first, int n) {
-  const peri_tensor *a = c->in[first], *b = c->in[first + n - 1];
-  if (n == 2 && a->dtype == b->dtype && !((a->flags | b->flags) & PERI_T_WEAK)) return a->dtype;
-  return peri__promote(n, c->in + first);
-}
-static int float_of (int dtype) { return peri__is_float(dtype) ? dtype : PERI_F32; }
-
 static peri_status same_infer (peri_call *c) {
-  return peri__infer_broadcast(c, 2, promoted(c, 0, 2));
+  int d = peri__promoted(c, 0, 2);
+  for (int i = 0; i < 2; i++) TRY(peri__number_fits(c, i, d));
+  return peri__infer_broadcast(c, 2, d);
+}
+static peri_status pow_infer (peri_call *c) { /* an exponent is no element */
+  int d = peri__promoted(c, 0, 2);
+  TRY(peri__number_fits(c, 0, d));
+  return peri__infer_broadcast(c, 2, d);
 }
 static peri_status float_infer (peri_call *c) {
-  return peri__infer_broadcast(c, 2, float_of(promoted(c, 0, 2)));
+  return peri__infer_broadcast(c, 2, peri__float_of(peri__promoted(c, 0, 2)));
 }
 
 #define RULE(name) static void name##_vjp(peri_vjp *v)
@@ -263,7 +260,7 @@ RULE(pow) {
     v->gin[1] = B(BB, mul, G, B(BB, where, flat, zero, d));
   }
 }
-CHECKED(pow, true, same_infer,
+CHECKED(pow, true, pow_infer,
         .doc = "x to the power of y, broadcast; integers take no negative exponents.",
         .vjp = pow_vjp, .domain = "x=0.3..2");
 
@@ -302,11 +299,33 @@ BINARY(atan2, float_infer, .doc = "The angle of the point (y, x), in (-pi, pi], 
 
 static peri_status bool_infer (peri_call *c) { return peri__infer_broadcast(c, 2, PERI_BOOL); }
 
+/* A plain number beside integers: a double does not hold every one of them, so a whole number is
+** compared as an integer, and one beyond them all as an infinity. */
+static peri_tensor *as_integer (peri_tensor *t, const peri_tensor *beside, peri_tensor *own,
+                                int64_t *value) {
+  if (!(t->flags & PERI_T_WEAK) || t->dtype != PERI_F64 || t->numel != 1 ||
+      peri__is_float(beside->dtype))
+    return t;
+  double f = *(const double *)t->data;
+  *own = *t;
+  own->data = value;
+  if (peri__whole(NUM_ATTR(f), value))
+    own->dtype = PERI_I64;
+  else {
+    if (fabs(f) >= 0x1p63) f = f > 0 ? (double)INFINITY : -(double)INFINITY;
+    memcpy(value, &f, sizeof f);
+  }
+  return own;
+}
 static peri_status compare (peri_call *c, int id) {
-  int type = wide_type(promoted(c, 0, 2));
+  peri_tensor own[2];
+  int64_t value[2];
+  peri_tensor *in[2] = { as_integer(c->in[0], c->in[1], &own[0], &value[0]),
+                         as_integer(c->in[1], c->in[0], &own[1], &value[1]) };
+  int type = peri__wide_type(peri__promote(2, in));
   for (int i = 0; i < 2; i++) /* f32 does not hold every integer */
-    if (type == PERI_F32 && (c->in[i]->dtype == PERI_I32 || c->in[i]->dtype == PERI_I64) &&
-        !(c->in[i]->flags & PERI_T_WEAK))
+    if (type == PERI_F32 && (in[i]->dtype == PERI_I32 || in[i]->dtype == PERI_I64) &&
+        !(in[i]->flags & PERI_T_WEAK))
       type = PERI_F64;
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->compare[id]
                     : type == PERI_F64 ? compare_f64[id]
@@ -314,7 +333,7 @@ static peri_status compare (peri_call *c, int id) {
   peri__loop l = {
     .fn = fn, .nin = 2, .in_type = { type, type }, .out_type = PERI_BOOL, .grain = PERI_GRAIN_CHEAP
   };
-  return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
+  return peri__elementwise(c->ctx, &l, in, c->out[0]);
 }
 #define COMPARISON(id, text)                                                       \
   static peri_status id##_cpu(peri_call *c) { return compare(c, PERI_MATH_##id); } \
@@ -344,111 +363,6 @@ static peri_status logical (peri_call *c, peri__kernel fn) {
 LOGICAL(and, "True where x and y are both not 0, broadcast.");
 LOGICAL(or, "True where x or y is not 0, broadcast.");
 LOGICAL(xor, "True where exactly one of x and y is not 0, broadcast.");
-
-/* ---- selection and mixing ---- */
-
-#define WHERE(name, type)                                                                    \
-  static void name(int64_t n, const void *const *in, const int64_t *step, void *out,         \
-                   const double *p) {                                                        \
-    const uint8_t *m = in[0];                                                                \
-    const type *a = in[1], *b = in[2];                                                       \
-    type *y = out;                                                                           \
-    (void)p;                                                                                 \
-    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[0]] ? a[i * step[1]] : b[i * step[2]]; \
-  }
-WHERE(d_where, double)
-WHERE(i_where, int64_t)
-
-static peri_status where_infer (peri_call *c) {
-  return peri__infer_broadcast(c, 3, promoted(c, 1, 2));
-}
-static peri_status where_cpu (peri_call *c) {
-  int type = wide_type(c->out[0]->dtype);
-  peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->where
-                    : type == PERI_F64 ? d_where
-                                       : i_where;
-  peri__loop l = { .fn = fn,
-                   .nin = 3,
-                   .in_type = { PERI_BOOL, type, type },
-                   .out_type = type,
-                   .grain = PERI_GRAIN_CHEAP };
-  return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
-}
-RULE(where) {
-  GIN(1, B(BB, where, X, G, NUM(0)));
-  GIN(2, B(BB, where, X, NUM(0), G));
-}
-OP(where, .sig = "cond, x, y", .flags = PERI_OP_STRIDED,
-   .doc = "x where cond is not 0, else y; all three broadcast.", .infer = where_infer,
-   .cpu = where_cpu, .unread = 2 | 4, .vjp = where_vjp, .domain = "cond=int:0..1");
-
-#define FILL(name, type)                                                             \
-  static void name(int64_t n, const void *const *in, const int64_t *step, void *out, \
-                   const double *p) {                                                \
-    const type *a = in[0];                                                           \
-    const uint8_t *m = in[1];                                                        \
-    type *y = out, value = (type)*p;                                                 \
-    for (int64_t i = 0; i < n; i++) y[i] = m[i * step[1]] ? value : a[i * step[0]];  \
-  }
-FILL(f_fill, float)
-FILL(d_fill, double)
-FILL(i_fill, int64_t)
-
-static peri_status masked_fill_infer (peri_call *c) {
-  double v = c->attr[0].f;
-  if (!peri__is_float(c->in[0]->dtype) && !(v >= -0x1p63 && v < 0x1p63))
-    return peri__fail(c->ctx, PERI_EINVAL, "%g does not fit into %s", v,
-                      peri_dtype_name((peri_dtype)c->in[0]->dtype));
-  return peri__infer_broadcast(c, 2, c->in[0]->dtype);
-}
-static peri_status masked_fill_cpu (peri_call *c) {
-  int type = wide_type(c->out[0]->dtype);
-  peri__loop l = { .fn = type == PERI_F32   ? f_fill
-                         : type == PERI_F64 ? d_fill
-                                            : i_fill,
-                   .nin = 2,
-                   .in_type = { type, PERI_BOOL },
-                   .out_type = type,
-                   .grain = PERI_GRAIN_CHEAP,
-                   .p = &c->attr[0].f };
-  return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
-}
-RULE(masked_fill) { v->gin[0] = BA(BB, masked_fill, ATTR(A_NUM(0)), G, Y); }
-OP(masked_fill, .sig = "x, mask, value:num", .flags = ELEMENTWISE,
-   .doc = "value where mask is not 0, else x; broadcast.", .infer = masked_fill_infer,
-   .cpu = masked_fill_cpu, .unread = 1, .vjp = masked_fill_vjp,
-   .domain = "mask=int:0..1; attr value=0.5");
-
-static void d_lerp (int64_t n, const void *const *in, const int64_t *step, void *out,
-                    const double *p) {
-  const double *a = in[0], *b = in[1], *w = in[2];
-  double *y = out;
-  (void)p;
-  for (int64_t i = 0; i < n; i++) {
-    double from = a[i * step[0]];
-    y[i] = from + w[i * step[2]] * (b[i * step[1]] - from);
-  }
-}
-static peri_status lerp_infer (peri_call *c) {
-  return peri__infer_broadcast(c, 3, float_of(promoted(c, 0, 3)));
-}
-static peri_status lerp_cpu (peri_call *c) {
-  int type = wide_type(c->out[0]->dtype);
-  peri__loop l = { .fn = type == PERI_F64 ? d_lerp : c->ctx->cpu->math->lerp,
-                   .nin = 3,
-                   .in_type = { type, type, type },
-                   .out_type = type,
-                   .grain = PERI_GRAIN_CHEAP };
-  return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
-}
-RULE(lerp) {
-  peri_tensor *w = v->c->in[2];
-  GIN(0, B(BB, mul, G, B(BB, sub, NUM(1), w)));
-  GIN(1, B(BB, mul, G, w));
-  GIN(2, B(BB, mul, G, B(BB, sub, Y, X)));
-}
-OP(lerp, .sig = "x, y, weight", .flags = ELEMENTWISE, .doc = "x + weight * (y - x); broadcast.",
-   .infer = lerp_infer, .cpu = lerp_cpu, .vjp = lerp_vjp);
 
 /* ---- fused gradients of activations ---- */
 

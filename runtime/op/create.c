@@ -10,7 +10,7 @@
 
 /* ---- constant values ---- */
 
-static peri_status fill_out (peri_call *c, double value) {
+static peri_status fill_out (peri_call *c, const peri_attr *value) {
   uint64_t element = 0;
   TRY(peri__element(c->ctx, c->out[0]->dtype, value, &element));
   peri__fill(c->ctx, peri__size(c->out[0]), c->out[0]->data, c->out[0]->numel, &element);
@@ -30,10 +30,10 @@ static peri_status shape_dtype_infer (peri_call *c) { return shaped(c, &c->attr[
 static peri_status full_infer (peri_call *c) { return shaped(c, &c->attr[0], &c->attr[2]); }
 static peri_status like_infer (peri_call *c) { return like(c, &c->attr[0]); }
 static peri_status full_like_infer (peri_call *c) { return like(c, &c->attr[1]); }
-static peri_status zeros_cpu (peri_call *c) { return fill_out(c, 0); }
-static peri_status ones_cpu (peri_call *c) { return fill_out(c, 1); }
-static peri_status full_cpu (peri_call *c) { return fill_out(c, c->attr[1].f); }
-static peri_status full_like_cpu (peri_call *c) { return fill_out(c, c->attr[0].f); }
+static peri_status zeros_cpu (peri_call *c) { return fill_out(c, NUM_ATTR(0)); }
+static peri_status ones_cpu (peri_call *c) { return fill_out(c, NUM_ATTR(1)); }
+static peri_status full_cpu (peri_call *c) { return fill_out(c, &c->attr[1]); }
+static peri_status full_like_cpu (peri_call *c) { return fill_out(c, &c->attr[0]); }
 static peri_status empty_cpu (peri_call *c) {
   (void)c;
   return PERI_OK;
@@ -63,47 +63,81 @@ OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
 
 /* ---- arange, linspace, eye ---- */
 
-/* One argument is the stop. */
-static double arange_start (const peri_attr *a) { return isnan(a[1].f) ? 0 : a[0].f; }
-static double arange_stop (const peri_attr *a) { return isnan(a[1].f) ? a[0].f : a[1].f; }
+/* Of arange: one number is the stop. whole: all three are integers, and what they give is exact. */
+typedef struct range {
+  double start, stop, step;
+  bool whole;
+  int64_t first, end, by;
+} range;
+
+static range range_of (const peri_attr *a) {
+  static const peri_attr zero = A_NUM(0);
+  bool one = !a[1].whole && isnan(a[1].f);
+  const peri_attr *start = one ? &zero : &a[0], *stop = one ? &a[0] : &a[1], *step = &a[2];
+  range r = { .start = start->f, .stop = stop->f, .step = step->f };
+  r.whole = peri__whole(start, &r.first) && peri__whole(stop, &r.end) && peri__whole(step, &r.by);
+  return r;
+}
+
+/* Elements of whole numbers, as far as 2^64 - 1. */
+static uint64_t whole_count (const range *r) {
+  bool up = r->by > 0;
+  if (up ? r->end <= r->first : r->end >= r->first) return 0;
+  uint64_t way = up ? (uint64_t)r->end - (uint64_t)r->first : (uint64_t)r->first - (uint64_t)r->end;
+  uint64_t by = up ? (uint64_t)r->by : 0 - (uint64_t)r->by;
+  return way / by + (way % by != 0);
+}
 
 static peri_status arange_infer (peri_call *c) {
-  double start = arange_start(c->attr), stop = arange_stop(c->attr), step = c->attr[2].f;
+  range r = range_of(c->attr);
   int64_t n = 0, dtype = c->attr[3].i;
-  if (!(step != 0) || !isfinite(start) || !isfinite(stop) || !isfinite(step))
+  if (r.whole ? r.by == 0
+              : !(r.step != 0) || !isfinite(r.start) || !isfinite(r.stop) || !isfinite(r.step))
     return peri__fail(c->ctx, PERI_EINVAL,
                       "start %g, stop %g, step %g: wanted finite numbers and a "
                       "step that is not 0",
-                      start, stop, step);
-  double count = ceil((stop - start) / step);
+                      r.start, r.stop, r.step);
+  double count = r.whole ? (double)whole_count(&r) : ceil((r.stop - r.start) / r.step);
   if (!(count < 0x1p53))
-    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g make %g elements", start,
-                      stop, step, count);
+    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g make %g elements", r.start,
+                      r.stop, r.step, count);
   if (count > 0) n = (int64_t)count;
-  if (dtype < 0)
-    dtype =
-        start == trunc(start) && stop == trunc(stop) && step == trunc(step) ? PERI_I64 : PERI_F32;
+  if (dtype < 0) dtype = r.whole ? PERI_I64 : PERI_F32;
+  if (!r.whole && dtype <= PERI_I64)
+    return peri__fail(c->ctx, PERI_EINVAL, "start %g, stop %g, step %g are not all whole, as %s is",
+                      r.start, r.stop, r.step, peri_dtype_name((peri_dtype)dtype));
   return peri__new(c->ctx, (peri_dtype)dtype, 1, &n, &c->out[0]);
 }
 
-/* out[i] = at(i), each computed in f64 and rounded once. */
+static char *element_at (peri_tensor *t, int64_t i) {
+  return (char *)t->data + i * (int64_t)peri__size(t);
+}
+
+/* out[i] = at(i), each computed in f64 and rounded once. Integers are cut toward 0. */
 static peri_status sequence (peri_call *c, double start, double step, double stop, bool from_both) {
   peri_tensor *out = c->out[0];
-  char *p = out->data;
-  size_t size = peri__size(out);
-  for (int64_t i = 0; i < out->numel; i++, p += size) {
+  for (int64_t i = 0; i < out->numel; i++) {
     bool late = from_both && i >= out->numel / 2;
     double v = late ? stop - step * (double)(out->numel - 1 - i) : start + step * (double)i;
-    if (out->dtype == PERI_F32)
-      *(float *)(void *)p = (float)v;
-    else
-      TRY(peri__element(c->ctx, out->dtype, v, p));
+    if (out->dtype <= PERI_I64 && out->dtype != PERI_BOOL) v = trunc(v);
+    TRY(peri__element(c->ctx, out->dtype, NUM_ATTR(v), element_at(out, i)));
   }
   return PERI_OK;
 }
 
 static peri_status arange_cpu (peri_call *c) {
-  return sequence(c, arange_start(c->attr), c->attr[2].f, 0, false);
+  peri_tensor *out = c->out[0];
+  range r = range_of(c->attr);
+  if (!r.whole) return sequence(c, r.start, r.step, 0, false);
+  for (int64_t i = 0; i < out->numel; i++) { /* wraps only behind the last element */
+    int64_t v = (int64_t)((uint64_t)r.first + (uint64_t)i * (uint64_t)r.by);
+    if (out->dtype == PERI_I64)
+      ((int64_t *)out->data)[i] = v;
+    else
+      TRY(peri__element(c->ctx, out->dtype, &(peri_attr){ .i = v, .whole = true },
+                        element_at(out, i)));
+  }
+  return PERI_OK;
 }
 
 OP(arange, .sig = "start:num, stop:num=none, step:num=1, dtype:dtype=none",
@@ -118,15 +152,42 @@ static peri_status linspace_infer (peri_call *c) {
   return peri__new(c->ctx, (peri_dtype)c->attr[3].i, 1, &n, &c->out[0]);
 }
 
+/* Between integers, in integers: the place of element i is first + way i / parts, kept as a whole
+** number and a rest below parts. */
+static peri_status whole_steps (peri_call *c, int64_t first, int64_t last) {
+  peri_tensor *out = c->out[0];
+  bool up = last >= first;
+  uint64_t way = up ? (uint64_t)last - (uint64_t)first : (uint64_t)first - (uint64_t)last;
+  uint64_t parts = out->numel > 1 ? (uint64_t)out->numel - 1 : 1, gone = 0, rest = 0;
+  for (int64_t i = 0; i < out->numel; i++) {
+    int64_t v = (int64_t)(up ? (uint64_t)first + gone : (uint64_t)first - gone);
+    if (rest > 0 && up && v < 0) v++; /* cut toward 0 */
+    if (rest > 0 && !up && v > 0) v--;
+    TRY(peri__element(c->ctx, out->dtype, &(peri_attr){ .i = v, .whole = true },
+                      element_at(out, i)));
+    gone += way / parts;
+    rest += way % parts;
+    if (rest >= parts) {
+      rest -= parts;
+      gone++;
+    }
+  }
+  return PERI_OK;
+}
+
 static peri_status linspace_cpu (peri_call *c) {
   double start = c->attr[0].f, stop = c->attr[1].f;
-  int64_t n = c->attr[2].i;
+  int64_t n = c->attr[2].i, first, last;
+  if (c->out[0]->dtype <= PERI_I64 && c->out[0]->dtype != PERI_BOOL &&
+      peri__whole(&c->attr[0], &first) && peri__whole(&c->attr[1], &last))
+    return whole_steps(c, first, last);
   if (n == 1) return sequence(c, start, 0, 0, false);
   return sequence(c, start, (stop - start) / (double)(n - 1), stop, true);
 }
 
 OP(linspace, .sig = "start:num, stop:num, n:int, dtype:dtype=f32",
-   .doc = "n numbers at equal distances from start to stop, both included.",
+   .doc = "n numbers at equal distances from start to stop, both included; integers are cut "
+          "toward 0.",
    .infer = linspace_infer, .cpu = linspace_cpu, .domain = "attr start=0; attr stop=1; attr n=5");
 
 static peri_status eye_infer (peri_call *c) {
@@ -139,8 +200,8 @@ static peri_status eye_cpu (peri_call *c) {
   uint64_t one = 0;
   size_t size = peri__size(out);
   char *p = out->data;
-  TRY(fill_out(c, 0));
-  TRY(peri__element(c->ctx, out->dtype, 1, &one));
+  TRY(fill_out(c, NUM_ATTR(0)));
+  TRY(peri__element(c->ctx, out->dtype, NUM_ATTR(1), &one));
   for (int64_t i = 0; i < out->shape[0] && i < out->shape[1]; i++)
     memcpy(p + i * (out->shape[1] + 1) * (int64_t)size, &one, size);
   return PERI_OK;
@@ -170,8 +231,8 @@ static peri_status one_hot_cpu (peri_call *c) {
   uint64_t one = 0;
   size_t size = peri__size(out);
   char *p = out->data;
-  TRY(peri__element(c->ctx, out->dtype, 1, &one));
-  TRY(fill_out(c, 0));
+  TRY(peri__element(c->ctx, out->dtype, NUM_ATTR(1), &one));
+  TRY(fill_out(c, NUM_ATTR(0)));
   TRY(peri__indices(c->ctx, c->in[0], "x", c->attr[0].i, &x));
   for (int64_t i = 0; i < x.n; i++)
     memcpy(p + (i * c->attr[0].i + x.v[i]) * (int64_t)size, &one, size);

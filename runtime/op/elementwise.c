@@ -478,7 +478,7 @@ static peri_status copy_into_infer (peri_call *c) {
     TRY(peri__broadcast(c->ctx, dst, src, &ndim, shape));
     good = ndim == dst->ndim && memcmp(shape, dst->shape, (size_t)ndim * sizeof *shape) == 0;
   }
-  if (good) return PERI_OK;
+  if (good) return peri__number_fits(c, 1, dst->dtype);
   return peri__fail(c->ctx, PERI_ESHAPE, "%s does not broadcast to %s",
                     peri__shape_text(src, a, sizeof a), peri__shape_text(dst, b, sizeof b));
 }
@@ -490,7 +490,7 @@ static peri_status fill_cpu (peri_call *c) {
   peri_tensor *x = c->in[0];
   uint64_t value = 0;
   int64_t none[PERI_MAX_DIMS] = { 0 };
-  TRY(peri__element(c->ctx, x->dtype, c->attr[0].f, &value));
+  TRY(peri__element(c->ctx, x->dtype, &c->attr[0], &value));
   peri__move(c->ctx, peri__size(x), x->ndim, x->shape, x->data, x->stride, &value, none);
   return PERI_OK;
 }

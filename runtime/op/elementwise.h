@@ -30,6 +30,12 @@ peri_status peri__elementwise (peri_ctx *ctx, const peri__loop *l, peri_tensor *
                                peri_tensor *out);
 /* c->out[0] of dtype d and the broadcast shape of the first n inputs. */
 peri_status peri__infer_broadcast (peri_call *c, int n, int d);
+/* The compute type of ops that have kernels for f32, f64 and i64. */
+static inline int peri__wide_type (int dtype) {
+  peri_dtype type = peri__compute_type(dtype);
+  return type == PERI_BOOL ? PERI_I64 : (int)type;
+}
+static inline int peri__float_of (int dtype) { return peri__is_float(dtype) ? dtype : PERI_F32; }
 /* Values of src, broadcast to dst's shape and converted to its dtype, into dst. */
 peri_status peri__copy (peri_tensor *src, peri_tensor *dst);
 

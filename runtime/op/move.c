@@ -151,31 +151,58 @@ void peri__fill (peri_ctx *ctx, size_t size, void *dst, int64_t n, const void *v
   peri__move(ctx, size, 1, &n, dst, &one, value, &none);
 }
 
-peri_status peri__element (peri_ctx *ctx, int d, double value, void *out) {
-  static const double top[] = {
-    [PERI_BOOL] = 1, [PERI_U8] = 255, [PERI_I32] = 2147483647.0, [PERI_I64] = 9223372036854774784.0
+bool peri__whole (const peri_attr *a, int64_t *out) {
+  bool fits = a->whole || (a->f >= -0x1p63 && a->f < 0x1p63 && a->f == trunc(a->f));
+  *out = a->whole ? a->i : fits ? (int64_t)a->f : 0;
+  return fits;
+}
+
+const char *peri__num_text (const peri_attr *a, char *buf, size_t size) {
+  int64_t i;
+  if (peri__whole(a, &i))
+    snprintf(buf, size, "%" PRId64, i);
+  else if (a->f != a->f)
+    snprintf(buf, size, "nan");
+  else
+    snprintf(buf, size, "%g", a->f);
+  return buf;
+}
+
+peri_status peri__element (peri_ctx *ctx, int d, const peri_attr *a, void *out) {
+  static const int64_t top[] = {
+    [PERI_U8] = UINT8_MAX, [PERI_I32] = INT32_MAX, [PERI_I64] = INT64_MAX
   };
-  static const double low[] = {
-    [PERI_BOOL] = 0, [PERI_U8] = 0, [PERI_I32] = -2147483648.0, [PERI_I64] = -9223372036854775808.0
-  };
-  if (d <= PERI_I64) {
-    double v = d == PERI_BOOL ? (value != 0) : trunc(value);
-    if (!(v >= low[d] && v <= top[d]))
-      return peri__fail(ctx, PERI_EINVAL, "%g does not fit into %s", value,
-                        peri_dtype_name((peri_dtype)d));
-    value = v;
-  }
+  static const int64_t low[] = { [PERI_U8] = 0, [PERI_I32] = INT32_MIN, [PERI_I64] = INT64_MIN };
+  char text[32];
+  int64_t i;
+  double f = a->whole ? (double)a->i : a->f;
+  if (d > PERI_BOOL && d <= PERI_I64 && !(peri__whole(a, &i) && i >= low[d] && i <= top[d]))
+    return peri__fail(ctx, PERI_EINVAL, "%s does not fit into %s",
+                      peri__num_text(a, text, sizeof text), peri_dtype_name((peri_dtype)d));
   switch (d) {
-  case PERI_BOOL:
-  case PERI_U8: *(uint8_t *)out = (uint8_t)value; break;
-  case PERI_I32: *(int32_t *)out = (int32_t)value; break;
-  case PERI_I64: *(int64_t *)out = (int64_t)value; break;
-  case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)value); break;
-  case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)value); break;
-  case PERI_F32: *(float *)out = (float)value; break;
-  default: *(double *)out = value;
+  case PERI_BOOL: *(uint8_t *)out = f != 0; break;
+  case PERI_U8: *(uint8_t *)out = (uint8_t)i; break;
+  case PERI_I32: *(int32_t *)out = (int32_t)i; break;
+  case PERI_I64: *(int64_t *)out = i; break;
+  case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)f); break;
+  case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)f); break;
+  case PERI_F32: *(float *)out = a->whole ? (float)a->i : (float)f; break;
+  default: *(double *)out = f;
   }
   return PERI_OK;
+}
+
+peri_status peri__number_fits (const peri_call *c, int i, int d) {
+  const peri_tensor *t = c->in[i];
+  uint64_t element;
+  if (!t || !(t->flags & PERI_T_WEAK) || t->numel != 1 || peri__is_float(d)) return PERI_OK;
+  peri_attr a = { 0 };
+  if (t->dtype == PERI_I64) {
+    a.whole = true;
+    a.i = *(const int64_t *)t->data;
+  } else
+    a.f = *(const double *)t->data;
+  return peri__element(c->ctx, d, &a, &element);
 }
 
 void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride) {

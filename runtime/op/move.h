@@ -15,8 +15,16 @@ void peri__move (peri_ctx *ctx, size_t size, int ndim, const int64_t *shape, voi
                  const int64_t *dstride, const void *src, const int64_t *sstride);
 /* n elements of dst become the element at value. */
 void peri__fill (peri_ctx *ctx, size_t size, void *dst, int64_t n, const void *value);
-/* The element of dtype d that is nearest to value; integers refuse what they cannot hold. */
-peri_status peri__element (peri_ctx *ctx, int d, double value, void *out);
+/* The integer that a num attribute is; false where it has a fraction or needs more than 64 bits. */
+bool peri__whole (const peri_attr *a, int64_t *out);
+/* A num attribute in a caller's buffer; for messages. */
+const char *peri__num_text (const peri_attr *a, char *buf, size_t size);
+/* The element of dtype d that a num attribute is, at out (8 bytes). Floats take the nearest one,
+** bool whether it is not 0; other integers refuse what they do not hold. */
+peri_status peri__element (peri_ctx *ctx, int d, const peri_attr *a, void *out);
+/* PERI_EINVAL when input i is a plain number (weak, i64 or f64) that dtype d does not hold. */
+peri_status peri__number_fits (const peri_call *c, int i, int d);
+#define NUM_ATTR(x) (&(const peri_attr){ .f = (x) })
 /* Dense row-major strides of a shape. */
 void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride);
 /* "(2, 3, -1)" in a caller's buffer; for messages. */

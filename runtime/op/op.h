@@ -172,6 +172,7 @@ peri_status peri__broadcast (peri_ctx *ctx, const peri_tensor *a, const peri_ten
 int64_t peri__bstride (const peri_tensor *t, int ndim, int i);
 /* Dtype of mixing the given tensors, weak ones by category only. */
 peri_dtype peri__promote (int n, peri_tensor *const *in);
+int peri__promoted (const peri_call *c, int first, int n); /* of inputs first, first + 1, ... */
 /* Borrow-free helpers that return new references. */
 peri_status peri__contiguous (peri_tensor *t, peri_tensor **out);         /* t itself when dense */
 peri_status peri__cast (peri_tensor *t, peri_dtype d, peri_tensor **out); /* t itself when equal */

@@ -227,8 +227,8 @@ static peri_status randint_infer (peri_call *c) {
     return peri__fail(c->ctx, PERI_EINVAL, "bool holds 0 and 1, not %" PRId64 " to %" PRId64, low,
                       high - 1);
   if (dtype != PERI_I64) {
-    TRY(peri__element(c->ctx, (int)dtype, (double)low, &ends[0]));
-    TRY(peri__element(c->ctx, (int)dtype, (double)(high - 1), &ends[1]));
+    TRY(peri__element(c->ctx, (int)dtype, &(peri_attr){ .i = low, .whole = true }, &ends[0]));
+    TRY(peri__element(c->ctx, (int)dtype, &(peri_attr){ .i = high - 1, .whole = true }, &ends[1]));
   }
   return peri__new(c->ctx, (peri_dtype)dtype, c->attr[2].n, c->attr[2].v, &c->out[0]);
 }

@@ -139,7 +139,8 @@ static peri_status want_addable (peri_call *c, const peri_tensor *x) {
 /* src has x's dtype, or is a plain number. */
 static peri_status want_source (peri_call *c) {
   const peri_tensor *x = c->in[0], *src = c->in[2];
-  if (src->dtype == x->dtype || (src->flags & PERI_T_WEAK) != 0) return PERI_OK;
+  if (src->flags & PERI_T_WEAK) return peri__number_fits(c, 2, x->dtype);
+  if (src->dtype == x->dtype) return PERI_OK;
   return peri__fail(c->ctx, PERI_EDTYPE, "src is %s but x is %s",
                     peri_dtype_name((peri_dtype)src->dtype), peri_dtype_name((peri_dtype)x->dtype));
 }
@@ -387,6 +388,7 @@ static peri_status masked_scatter_infer (peri_call *c) {
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "src has %" PRId64 " elements; mask is true %" PRId64 " times",
                       c->in[2]->numel, n);
+  TRY(peri__number_fits(c, 2, c->in[0]->dtype));
   return peri__infer_same(c);
 }
 

@@ -148,7 +148,7 @@ static peri_status pad_cpu (peri_call *c) {
   size_t size = peri__size(x);
   int64_t shape[PERI_MAX_DIMS], from = 0, to = 0, kept = 1;
   uint64_t value = 0;
-  TRY(peri__element(c->ctx, x->dtype, c->attr[1].f, &value));
+  TRY(peri__element(c->ctx, x->dtype, &c->attr[1], &value));
   for (int d = 0; d < x->ndim; d++) { /* the part of x that stays; negative pads cut */
     int i = 2 * (x->ndim - 1 - d);
     int64_t before = i < a->n ? a->v[i] : 0, after = i < a->n ? a->v[i + 1] : 0;

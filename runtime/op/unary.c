@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "op/elementwise.h"
+#include "op/move.h"
 
 /* ---- f64 and i64 kernels ---- */
 
@@ -76,7 +77,17 @@ I64(sign, (x > 0) - (x < 0))
 I64(square, (uint64_t)x *(uint64_t)x)
 I64(relu, x > 0 ? x : 0)
 I64(floor, x) /* ceil and round as well */
-I64(clamp, (double)x > p[1] ? (int64_t)floor(p[1]) : (double)x < p[0] ? (int64_t)ceil(p[0]) : x)
+/* The bounds are integers in p. */
+static void i_clamp (int64_t n, const void *const *in, const int64_t *step, void *out,
+                     const double *p) {
+  const int64_t *a = in[0];
+  int64_t *y = out, bound[2];
+  memcpy(bound, p, sizeof bound);
+  for (int64_t i = 0; i < n; i++) {
+    int64_t x = a[i * step[0]];
+    y[i] = x > bound[1] ? bound[1] : x < bound[0] ? bound[0] : x;
+  }
+}
 
 static const peri__kernel unary_i64[PERI_N_UNARY] = {
   [PERI_MATH_neg] = i_neg,       [PERI_MATH_abs] = i_abs,    [PERI_MATH_sign] = i_sign,
@@ -247,13 +258,47 @@ OP(softplus, .sig = "x, beta:num=1, threshold:num=20", .flags = ELEMENTWISE | FL
    .doc = "log(1 + e^(beta x)) / beta; x itself where beta x is above threshold.",
    .infer = softplus_infer, .cpu = softplus_cpu, .vjp = softplus_vjp);
 
+/* The integers of x's dtype that lie between the bounds: there has to be one. */
+static peri_status whole_bounds (peri_call *c, int64_t bound[2]) {
+  int d = c->in[0]->dtype;
+  const peri_attr *a = c->attr;
+  char lo[32], hi[32];
+  bound[0] = d == PERI_I64 ? INT64_MIN : d == PERI_I32 ? INT32_MIN : 0;
+  bound[1] = d == PERI_I64 ? INT64_MAX : d == PERI_I32 ? INT32_MAX : d == PERI_U8 ? UINT8_MAX : 1;
+  bool none = false;
+  for (int k = 0; k < 2; k++) {
+    int64_t v;
+    const peri_attr edge = A_NUM(k == 0 ? ceil(a[k].f) : floor(a[k].f));
+    if (!a[k].whole && isnan(a[k].f)) continue;
+    if (!peri__whole(&a[k], &v) && !peri__whole(&edge, &v)) /* beyond every integer */
+      none = none || (a[k].f > 0) == (k == 0);
+    else {
+      none = none || (k == 0 ? v > bound[1] : v < bound[0]);
+      if (k == 0 ? v > bound[0] : v < bound[1]) bound[k] = v;
+    }
+  }
+  if (!none && bound[0] <= bound[1]) return PERI_OK;
+  bool open = !a[1].whole && isnan(a[1].f);
+  return peri__fail(c->ctx, PERI_EINVAL, "no %s lies between min %s and max %s",
+                    peri_dtype_name((peri_dtype)d),
+                    !a[0].whole && isnan(a[0].f) ? "none" : peri__num_text(&a[0], lo, sizeof lo),
+                    open ? "none" : peri__num_text(&a[1], hi, sizeof hi));
+}
 static peri_status clamp_infer (peri_call *c) {
   double lo = c->attr[0].f, hi = c->attr[1].f;
+  int64_t bound[2];
   if (lo > hi) return peri__fail(c->ctx, PERI_EINVAL, "min %g is above max %g", lo, hi);
+  if (!peri__is_float(c->in[0]->dtype)) TRY(whole_bounds(c, bound));
   return peri__infer_same(c);
 }
 static peri_status clamp_cpu (peri_call *c) {
-  return run(c, PERI_MATH_clamp, (double[]){ c->attr[0].f, c->attr[1].f });
+  double p[2] = { c->attr[0].f, c->attr[1].f };
+  int64_t bound[2];
+  if (!peri__is_float(c->in[0]->dtype)) {
+    TRY(whole_bounds(c, bound));
+    memcpy(p, bound, sizeof p);
+  }
+  return run(c, PERI_MATH_clamp, p);
 }
 RULE(clamp) { /* the bounds themselves pass the gradient */
   double lo = v->c->attr[0].f, hi = v->c->attr[1].f;
@@ -264,7 +309,8 @@ RULE(clamp) { /* the bounds themselves pass the gradient */
 }
 OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
    .doc =
-       "x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside.",
+       "x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside. "
+       "Integers stay in their dtype.",
    .infer = clamp_infer, .cpu = clamp_cpu, .vjp = clamp_vjp,
    .domain = "attr min=-1; attr max=1.5; kinks=-1,1.5");
 
