@@ -780,6 +780,58 @@ for a, x, y in itertools.product(["+", "-", "*", "/", "//", "%", "**", "==", "<"
     case("{{ %s %s %s }}" % (x, a, y))
 
 
+# ---- markup: what comes of "safe" and "escape" is text that escapes what it meets ----
+MARKUP = ["('<b>'|safe)", "('<'|e)", "(q|e)", "(' a<b c \\n d'|safe)", "('%s'|safe)", "('{}'|safe)", "''|safe", "('42'|safe)"]
+ON_MARKUP = """X|X + '<'|'<' + X|X + X|X * 2|2 * X|X + none|X + 1|X ~ '<'|'<' ~ X|X[0]|X[1:]|X[::-1]|X[:2]|X[99]|-X|X % '<'|X % X
+X % ('<',)|X % ['<']|X % {'a': '<'}|X % 5|X % none|'%s' % X|'%r' % (X,)|'{}'.format(X)|'{!r}'.format(X)|'{:>5}'.format(X)
+X.upper()|X.lower()|X.title()|X.capitalize()|X.swapcase()|X.casefold()|X.strip()|X.lstrip()|X.rstrip()|X.strip('<')|X.zfill(9)
+X.center(9)|X.ljust(9, '.')|X.rjust(9, '<')|X.center(9, '<')|X.expandtabs()|X.removeprefix('<')|X.removesuffix('>')
+X.replace('b', '<')|X.replace('<', '>', 1)|X.replace('<', '<'|safe)|'<b>'.replace('b', X)|'<b>'.replace(X, 'y')|X.split()|X.split('b')
+X.split('b')[0]|X.rsplit('b', 1)[0]|X.splitlines()[0]|X.partition('b')|X.rpartition('b')[0]|X.join(['<', 1, q|e])|X.join('<>')
+'<'.join([X, 'a'])|X.format('<')|X.format(X)|X.format(5)|X.format([q])|X.format_map({})|X.find('b')|X.count('<')|X.index('b')|X.startswith('<')
+X.endswith(('x', '>'))|'<b>'.startswith(X)|X.isalpha()|X.isdigit()|X.islower()|X.striptags()|X.unescape()|X.escape('<')|X.nope|X.nope is defined
+X|upper|X|lower|X|title|X|capitalize|X|trim|X|trim('<')|X|replace('b', '<')|X|replace('<', X)|'<b>'|replace('b', X)|X|string|X|safe|X|e
+X|escape|X|forceescape|X|e|e|X|safe|e|X|e|forceescape|X|striptags|X|center(9)|X|indent|X|indent(2, true)|X|truncate(3)|X|truncate(3, true, '<', 0)
+X|truncate(3, true, '', 0)|'<b>abc'|truncate(3, true, X, 0)|X|wordcount|X|length|X|count|X|list|X|first|X|last|X|reverse|X|urlencode|X|int|X|float
+X|tojson|[X]|tojson|{X: X}|tojson|X|default('a')|''|default(X, true)|nope|default(X)|X|join('<')|[X, '<']|join('<')|[X, '<']|join(X)|[X]|list|[X]|first
+[X, 'a']|sort|[X, X]|unique|list|[X]|map('upper')|first|[X]|map('string')|first|['<']|map('e')|first|['<']|map('safe')|list|[X]|select('string')|list
+[X]|reject('escaped')|list|[[X]]|map(attribute=0)|list|[X]|batch(2, X)|list|X|format('<')|X|format(X)|X|format(a='<')|'%s<'|format(X)|X|filesizeformat
+X|select|list|X|items|X|abs|X|round|X|attr('upper')|X|dictsort|X|sum|X|min|X|groupby('a')|X == '<b>'|'<b>' == X|X != '&lt;'|X < 'z'|X > '<'|X <= X
+X in ['<b>', '&lt;']|'<b>' in [X]|'b' in X|X in '<b>&lt;'|X in {X: 1}|{X: 1}['<b>']|{'<b>': 1}[X]|{'<b>': 1}.get(X)|{'<b>': 1}.get('q', X)
+X is string|X is escaped|X is iterable|X is sequence|X is mapping|X is defined|X is lower|X is upper|X is sameas('<b>')|X is eq('<b>')|X is in(['<b>'])
+X is number|X is none|X is callable|X is filter|not X|X and 1|X or 1|X if X else 2|X ~ X|[X]|(X,)|{'k': X}|dict(k=X)|namespace(k=X).k|cycler(X, 1).next()
+joiner(X)()|range(X)|[X] + ['<']|[X] * 2|X if 1 else 2|(X ~ 'a') is escaped|(X + 'a') is escaped|(X|upper) is escaped|(X|string) is escaped
+(X|title) is escaped|(X|replace('a', 'b')) is escaped|(X|join) is escaped|(X|tojson) is escaped|(X|first) is escaped|(X|reverse) is escaped
+(X.split()|first) is escaped|X[0] is escaped|(X % 1) is escaped|X.format(1) is escaped|(X|indent) is escaped|(X|truncate(2, true, '.', 0)) is escaped
+('a' % X) is escaped|(X|default) is escaped|(X|striptags) is escaped|(X|center) is escaped|(X|trim) is escaped|(X|list|first) is escaped"""
+for x in MARKUP:
+    for line in ON_MARKUP.split("\n"):
+        for expression in line.replace("|X", "\0X").replace("|'", "\0'").replace("|[", "\0[").replace("|(", "\0(").replace(
+                "|-", "\0-").replace("|{", "\0{").replace("|2 *", "\0002 *").replace("|nope|", "\0nope|").replace(
+                "|not X", "\0not X").replace("|dict(", "\0dict(").replace("|namespace", "\0namespace").replace(
+                "|cycler", "\0cycler").replace("|joiner", "\0joiner").replace("|range", "\0range").split("\0"):
+            case("{{ " + expression.replace("X", x) + " }}")
+for spec in ["%s", "%r", "%5s|", "%-5s|", "%.2s", "%d", "%5.1f", "%x", "%c", "%%", "%(a)s", "%s %s"]:
+    for value in ["'<'", "('<'|safe)", "5", "2.5", "['<']", "('<', 1)", "{'a': '<'}", "none", "'7'", "nope"]:
+        case("{{ ('<%s'|safe) %% %s }}" % (spec, value))
+for spec in ["{}", "{:5}|", "{!r}", "{!s}", "{0} {0}", "{a}", "{0[0]}", "{0.upper}", "{:{}}", "{{}}"]:
+    for value in ["'<'", "('<'|safe)", "5", "['<']", "a='<'", "'<', 6"]:
+        case("{{ ('<%s'|safe).format(%s) }}" % (spec, value))
+for text in [
+    "{% set x = '<'|safe %}{{ x + '<' }}", "{% set x %}<{% endset %}{{ x is escaped }}{{ x|e }}", "{% set x | e %}<{% endset %}{{ x is escaped }}{{ x + '<' }}",
+    "{% set x | upper %}<a>{% endset %}{{ x is escaped }}", "{% filter e %}<{% endfilter %}", "{% filter safe|upper %}<a{% endfilter %}",
+    "{% macro m(a) %}{{ a }}<{% endmacro %}{{ m('<'|safe) is escaped }}{{ m('<'|safe)|e }}", "{% macro m(a) %}{{ a is escaped }}{% endmacro %}{{ m('<'|safe) }}",
+    "{% macro m() %}{{ caller() is escaped }}{% endmacro %}{% call m() %}<{% endcall %}", "{% for c in '<b'|safe %}{{ c is escaped }}{{ c|e }}{% endfor %}",
+    "{% for c in ['<'|safe] %}{{ c + '<' }}{% endfor %}", "{% set a, b = 'xy'|safe %}{{ a is escaped }}", "{{ \"Use '\"|safe + 'f' + \"': \" + {'a': 1}|tojson }}",
+    "{% set ns = namespace(x='<'|safe) %}{% set ns.x = ns.x + '<' %}{{ ns.x }}", "{{ ['<', '>']|map('e')|join }}", "{{ ['<', '>']|map('e')|list }}",
+    "{{ '<'|e|string|e }}", "{{ '<'|escape|escape }}", "{{ '<'|forceescape|forceescape }}", "{{ ('<'|e|string) ~ '<' }}", "{{ (['<'|safe]|first) + '<' }}",
+    "{{ ('a'|safe) is sameas 'a' }}", "{% set x = 'a'|safe %}{{ x is sameas x }}", "{{ 'a,b'|safe|replace(',', '<') }}", "{{ messages[0].content|safe + '<' }}",
+    "{{ q|safe ~ q }}", "{{ q|e ~ q }}", "{{ (q|e) + q }}", "{{ {'a': q|e}|tojson }}", "{{ [q|e] }}", "{{ d|string|safe + '<' }}", "{{ 5|safe + '<' }}", "{{ none|safe + '<' }}",
+    "{{ nope|safe + '<' }}", "{{ nope|e + '<' }}", "{{ l|e + '<' }}", "{{ ('%s and %s'|safe)|format('<', '>'|safe) }}", "{{ ('<a href=\"%s\">'|safe) % q }}",
+]:
+    case(text)
+
+
 def run(text):
     try:
         return [text, env.from_string(text).render(**copy.deepcopy(VARS))]  # the filter indent changes lists

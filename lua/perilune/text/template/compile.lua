@@ -425,7 +425,7 @@ compile["filterblock"] = function(c, node)
     local s = capture(body, inside, out)
     state.line = line
     inside[expressions.BODY] = s
-    local v = filter(inside)
+    local v = values.plain(filter(inside))
     if type(v) ~= "string" then raise("a filter block must give a string, not %s", values.type_name(v)) end
     emit(out, v)
   end

@@ -217,6 +217,7 @@ local function arguments(c, args)
         charge(from.n)
         for i = 1, from.n do
           local key, value = values.pair(from, i)
+          key = values.plain(key)
           if type(key) ~= "string" then raise "keywords must be strings" end
           if values.get(names, key) ~= nil then raise("argument '%s' is given twice", key) end
           values.put(names, key, value)

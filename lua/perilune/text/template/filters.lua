@@ -1,6 +1,6 @@
 -- filters.lua - what may stand behind "|" for single values: name to function (value, args, names).
--- Those that work over sequences are in sequences.lua. Texts are never escaped on output, so "safe"
--- gives the text and "escape" escapes once.
+-- Those that work over sequences are in sequences.lua. Texts are not escaped on output; "safe" and
+-- "escape" make markup, which escapes what it is put together with, as MarkupSafe's does.
 
 local format = require "perilune.text.template.format"
 local methods = require "perilune.text.template.methods"
@@ -15,18 +15,20 @@ local filters = {}
 local raise, charge, charge_text = values.raise, values.charge, values.charge_text
 local type_of, truth, None = values.type, values.truth, values.None
 
-local function def(names, spec, fn)
-  for name in names:gmatch "%S+" do filters[name] = params.bind("filter " .. name, spec, fn) end
+local function def(names, spec, fn, raw)
+  for name in names:gmatch "%S+" do filters[name] = params.bind("filter " .. name, spec, fn, raw) end
 end
 
--- A filter of a text: whatever comes is turned into one, and paid for.
-local function text_def(names, spec, fn)
+-- A filter of a text: whatever comes is turned into one, and paid for. keeps: of markup it makes markup.
+local function text_def(names, spec, fn, keeps)
   def(names, spec, function(v, ...)
     local s = text.str(v)
     charge_text(#s)
-    return fn(s, ...)
-  end)
+    local result = fn(s, ...)
+    return keeps and values.is_markup(v) and values.markup(result) or result
+  end, "first")
 end
+local KEEPS <const> = true
 
 local function flag(v) return v ~= nil and truth(v) end
 
@@ -34,12 +36,13 @@ def("default d", "default_value boolean", function(v, default, boolean)
   if default == nil then default = "" end
   if type_of(v) == "undef" or flag(boolean) and not truth(v) then return default end
   return v
-end)
+end, "all")
 
-text_def("string safe", "", function(s) return s end)
-text_def("upper", "", methods.upper)
-text_def("lower", "", methods.lower)
-text_def("capitalize", "", methods.capitalize)
+text_def("string", "", function(s) return s end, KEEPS)
+text_def("safe", "", values.markup)
+text_def("upper", "", methods.upper, KEEPS)
+text_def("lower", "", methods.lower, KEEPS)
+text_def("capitalize", "", methods.capitalize, KEEPS)
 
 text_def("title", "", function(s)
   charge(#s)
@@ -56,42 +59,19 @@ text_def("trim", "chars", function(s, chars)
   if chars == nil or chars == None then return strings.strip(s) end
   values.charge_chars(s)
   return strings.strip(s, nil, values.str_arg(chars, "trim: chars"))
-end)
+end, KEEPS)
 
 def("replace", "old! new! count", function(v, old, new, count)
   return methods.replace(text.str(v), text.str(old), text.str(new), count)
 end)
 
-local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ["'"] = "&#39;", ['"'] = "&#34;" }
+def("escape e", "", function(v)
+  if values.is_markup(v) then return v end
+  return values.markup(text.escape(v))
+end, "first")
+def("forceescape", "", function(v) return values.markup(text.escape_text(text.str(v))) end)
 
-text_def("escape e forceescape", "", function(s)
-  charge_text(#s * 5)
-  values.charge_chars(s)
-  return (s:gsub("[&<>'\"]", entities))
-end)
-
--- The text without what lies between two marks; an open mark without its end stays.
-local function without(s, open, close)
-  local out, i = {}, 1
-  while true do
-    local a = s:find(open, i, true)
-    local _, b = nil, nil
-    if a then _, b = s:find(close, a + #open, true) end
-    if not b then break end
-    out[#out + 1] = s:sub(i, a - 1)
-    i = b + 1
-  end
-  return table.concat(out) .. s:sub(i)
-end
-
-local plain_entities = { amp = "&", lt = "<", gt = ">", quot = '"', ["#39"] = "'", ["#34"] = '"' }
-
-text_def("striptags", "", function(s)
-  values.charge_chars(s)
-  s = without(without(s, "<!--", "-->"), "<", ">")
-  local words = methods.str.split(s, { n = 0 })
-  return (table.concat(words, " ", 1, words.n):gsub("&(#?%w%w?%w?%w?);", plain_entities))
-end)
+text_def("striptags", "", methods.striptags)
 
 text_def("wordcount", "", function(s)
   local n = 0
@@ -102,10 +82,10 @@ end)
 
 text_def("center", "width", function(s, width)
   return methods.str.center(s, { n = 1, width == nil and 80 or width })
-end)
+end, KEEPS)
 
 def("indent", "width first blank", function(v, width, first, blank)
-  local s = values.str_arg(values.defined(v), "indent: the value")
+  local s = values.str_arg(values.plain(values.defined(v)), "indent: the value")
   if width == nil then width = 4 end
   if type(width) ~= "string" then
     width = values.int(width, "indent: width")
@@ -119,29 +99,30 @@ def("indent", "width first blank", function(v, width, first, blank)
   for i = 2, lines.n do
     if lines[i] ~= "" or flag(blank) then lines[i] = width .. lines[i] end
   end
-  return (flag(first) and width or "") .. table.concat(lines, "\n", 1, lines.n)
-end)
+  local result = (flag(first) and width or "") .. table.concat(lines, "\n", 1, lines.n)
+  return values.is_markup(v) and values.markup(result) or result
+end, "first")
 
 def("truncate", "length killwords end leeway", function(v, length, kill, mark, leeway)
   length = length == nil and 255 or values.int(length, "truncate: length")
-  mark = mark == nil and "..." or values.str_arg(mark, "truncate: end")
+  mark = mark == nil and "..." or mark
+  values.str_arg(values.plain(mark), "truncate: end")
   leeway = (leeway == nil or leeway == None) and 5 or values.int(leeway, "truncate: leeway")
-  local n, dots = values.len(v), strings.len(mark)
+  local n, dots = values.len(v), values.len(mark)
   if length < dots then raise("truncate: expected length >= %d, got %d", dots, length) end
   if leeway < 0 then raise("truncate: expected leeway >= 0, got %d", leeway) end
   if n <= length + leeway then return v end
-  local s = values.str_arg(v, "truncate: the value")
+  local s = values.str_arg(values.plain(v), "truncate: the value")
   charge_text(#s)
   local head = strings.sub(s, 0, length - dots)
-  if flag(kill) then return head .. mark end
-  return (head:match "^(.*) [^ ]*$" or head) .. mark
-end)
+  if not flag(kill) then head = head:match "^(.*) [^ ]*$" or head end
+  return operators.binary["+"](values.is_markup(v) and values.markup(head) or head, mark)
+end, "all")
 
 filters.format = function(v, args, names)
-  local s = text.str(v)
   if names and args and args.n > 0 then raise "format: arguments by position or by name, not both" end
-  if names then return format.percent(s, names) end
-  return format.percent(s, values.tuple(values.copy(args or {}, args and args.n or 0)))
+  local given = names or values.tuple(values.copy(args or {}, args and args.n or 0))
+  return operators.binary["%"](values.is_markup(v) and v or text.str(v), given)
 end
 
 local function quoted(v, slash)
@@ -325,6 +306,6 @@ def("from_json fromjson", "", function(v)
   return text.read_json(s)
 end)
 
-def("attr", "name!", function(v, name) return operators.only_attr(v, text.str(name)) end)
+def("attr", "name!", function(v, name) return operators.only_attr(v, text.str(name)) end, "first")
 
 return filters

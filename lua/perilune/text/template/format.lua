@@ -66,11 +66,23 @@ M.pad = pad
 
 -- ---- "%" ----
 
+-- What MarkupSafe's wrapper of an argument says that it is as a number: texts of numbers, too, and none for %x.
+local function markup_number(kind, x, number)
+  if kind:find "^[xXo]$" then raise("%%%s format: an integer is required, not _MarkupEscapeHelper", kind) end
+  x = values.plain(x)
+  if number == nil and type(x) == "string" and x:find "^%s*[+-]?%d" then
+    number = tonumber(x)
+    if kind:find "^[diu]$" then number = math.tointeger(number) end
+  end
+  return number
+end
+
 --- The text with the conversions filled from a value, a tuple or a dict.
 --- @param s string
 --- @param v any
+--- @param escape function?  of markup: what %s and %r write is escaped
 --- @return string
-function M.percent(s, v)
+function M.percent(s, v, escape)
   values.charge_chars(s)
   local out, n, i, used = {}, 0, 1, 0
   local is_tuple = type(v) == "table" and v.t == "tuple"
@@ -122,15 +134,20 @@ function M.percent(s, v)
       local align = flags:find("-", 1, true) and "<" or ">"
       local body
       if kind == "s" or kind == "r" or kind == "a" then
-        body = kind == "s" and text.str(x) or text.repr(x)
+        if kind == "s" then body = escape and escape(x) or text.str(x)
+        else body = text.repr(x) end
+        if escape and kind ~= "s" then body = escape(body) end
         if precision then body = strings.sub(body, 0, math.min(precision, strings.len(body))) end
         put(pad(body, width, align, " ", ""))
       elseif kind == "c" then
+        if escape then raise "%c requires int or char" end
+        x = values.plain(x)
         if type(x) == "number" then body = character(values.int(x, "%c"))
         else body = values.str_arg(x, "%c") end
         put(pad(body, width, align, " ", ""))
       else
         local number = values.num(values.defined(x))
+        if escape then number = markup_number(kind, x, number) end
         if not number then raise("%%%s format: a real number is required, not %s", kind, values.type_name(x)) end
         if kind:find "^[diu]$" then
           number = M.truncate(number)
@@ -193,6 +210,7 @@ function M.value(v, spec)
   precision = precision and count(precision, "precision")
   width = width == "" and 0 or count(width, "width")
   if zero == "0" and not align then fill, align = fill or "0", "=" end
+  v = values.plain(v)
   local t, number = values.type(v), values.num(v)
   if not number then
     if t ~= "str" then
@@ -235,9 +253,16 @@ function M.value(v, spec)
   return pad(body, width, align or ">", fill or " ", minus and "-" or sign == "-" and "" or sign)
 end
 
---- str.format: args a table with n, names a dict or nil; attr and item are the operators.
+-- One value as markup's format writes it.
+local function markup_value(v, spec, escape)
+  if not values.is_markup(v) then return escape(M.value(v, spec)) end
+  if spec ~= "" then raise "unsupported format specification for Markup" end
+  return v.s
+end
+
+--- str.format: args a table with n, names a dict or nil; attr and item are the operators; escape: of markup.
 --- @return string
-function M.braces(s, args, names, attr, item)
+function M.braces(s, args, names, attr, item, escape)
   local auto = 0
   local function field(path)
     local first, rest = path:match "^([^.%[]*)(.*)$"
@@ -297,7 +322,8 @@ function M.braces(s, args, names, attr, item)
         if conversion == "r" or conversion == "a" then v = text.repr(v)
         elseif conversion == "s" then v = text.str(v)
         elseif conversion then raise("format: a bad conversion '!%s'", conversion:sub(1, 20)) end
-        put(M.value(v, spec and spec:find("{", 1, true) and fill(spec, depth + 1) or spec or ""))
+        spec = spec and spec:find("{", 1, true) and fill(spec, depth + 1) or spec or ""
+        put(escape and markup_value(v, spec, escape) or M.value(v, spec))
         i = j
       end
     end

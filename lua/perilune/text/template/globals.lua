@@ -14,8 +14,8 @@ local raise, charge = values.raise, values.charge
 
 local RANGE_MAX = 100000
 
-local function func(name, spec, fn)
-  local bound = params.bind(name, spec, function(_, ...) return fn(...) end)
+local function func(name, spec, fn, raw)
+  local bound = params.bind(name, spec, function(_, ...) return fn(...) end, raw)
   names_of[name] = values.func(name, function(args, names) return bound(nil, args, names) end)
 end
 
@@ -97,7 +97,7 @@ function cycler.reset(v)
   return values.None
 end
 
-func("joiner", "sep", function(sep) return { t = "joiner", sep = sep == nil and ", " or sep, used = false } end)
+func("joiner", "sep", function(sep) return { t = "joiner", sep = sep == nil and ", " or sep, used = false } end, "all")
 
 func("raise_exception", "message", function(message)
   raise("%s", message == nil and "raise_exception" or text.str(message))
@@ -169,7 +169,7 @@ conversions = {
 --- @param now function
 function M.clock(now)
   return values.func("strftime_now", function(args, names)
-    local form = args[1]
+    local form = values.plain(args[1])
     if names or args.n ~= 1 or type(form) ~= "string" then raise "strftime_now takes one format text" end
     charge(8 + #form * 4)
     return strftime(form, now())

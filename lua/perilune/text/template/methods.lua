@@ -13,8 +13,8 @@ local raise, charge, charge_text = values.raise, values.charge, values.charge_te
 local None = values.None
 
 local str, list, dict, float, int = {}, {}, {}, {}, {}
-local by_type = { str = str, list = list, tuple = list, range = list, dict = dict, float = float, int = int,
-  bool = int }
+local by_type = { str = str, markup = {}, list = list, tuple = list, range = list, dict = dict, float = float,
+  int = int, bool = int }
 
 --- Name to function (value, args, names) of a type's methods, or nil.
 --- @param t string
@@ -27,7 +27,7 @@ function M.add(t)
   return by_type[t]
 end
 
-local function def(where, name, spec, fn) where[name] = params.bind(name, spec, fn) end
+local function def(where, name, spec, fn, raw) where[name] = params.bind(name, spec, fn, raw) end
 
 -- Every method of a text is paid by the text's length.
 local function text_def(name, spec, fn)
@@ -168,7 +168,7 @@ local function edge(name, test)
   text_def(name, "/prefix! start end", function(s, part, first, last)
     local within = range_of(s, first, last)
     local function one(each)
-      values.str_arg(each, name .. ": the argument")
+      each = values.str_arg(values.plain(each), name .. ": the argument")
       charge(1)
       return within ~= nil and test(within, each)
     end
@@ -271,16 +271,17 @@ end)
 
 text_def("join", "/iterable!", function(sep, over)
   local items, n = values.iterate(over)
-  local bytes = 0
+  local bytes, out = 0, {}
   for i = 1, n do
-    if type(items[i]) ~= "string" then
+    out[i] = values.plain(items[i])
+    if type(out[i]) ~= "string" then
       raise("sequence item %d: expected str instance, %s found", i - 1, values.type_name(items[i]))
     end
-    bytes = bytes + #items[i] + #sep
+    bytes = bytes + #out[i] + #sep
   end
   charge(n)
   charge_text(bytes)
-  return table.concat(items, sep, 1, n)
+  return table.concat(out, sep, 1, n)
 end)
 
 -- Whether every character (of at least one) passes.
@@ -420,7 +421,7 @@ def(dict, "get", "/key! default", function(v, key, default)
   local value = values.get(v, key)
   if value == nil then return default == nil and None or default end
   return value
-end)
+end, "all")
 def(dict, "keys", "", function(v) return values.view("dict_keys", values.copy(v.keys, v.n), v.n) end)
 def(dict, "values", "", function(v)
   charge(v.n)
@@ -454,5 +455,74 @@ def(int, "bit_length", "", function(v)
 end)
 
 M.str = str
+
+-- ---- markup ----
+
+-- The text without what lies between two marks; an open mark without its end stays.
+local function without(s, open, close)
+  local out, i = {}, 1
+  while true do
+    local a = s:find(open, i, true)
+    local _, b = nil, nil
+    if a then _, b = s:find(close, a + #open, true) end
+    if not b then break end
+    out[#out + 1] = s:sub(i, a - 1)
+    i = b + 1
+  end
+  return table.concat(out) .. s:sub(i)
+end
+
+local plain_entities = { amp = "&", lt = "<", gt = ">", quot = '"', ["#39"] = "'", ["#34"] = '"' }
+
+local function unescape(s)
+  charge_text(#s)
+  return (s:gsub("&(#?%w%w?%w?%w?);", plain_entities))
+end
+
+--- The text without tags and comments, its white space single blanks.
+function M.striptags(s)
+  values.charge_chars(s)
+  s = without(without(s, "<!--", "-->"), "<", ">")
+  local list_of = str.split(s, { n = 0 })
+  return unescape(table.concat(list_of, " ", 1, list_of.n))
+end
+
+local markup = by_type.markup
+
+-- Methods of a text whose result is markup, and which of their arguments is escaped.
+for name, escaped in pairs { capitalize = 0, title = 0, lower = 0, upper = 0, swapcase = 0, casefold = 0, strip = 0,
+  lstrip = 0, rstrip = 0, expandtabs = 0, zfill = 0, removeprefix = 0, removesuffix = 0, replace = 2, ljust = 2,
+  rjust = 2, center = 2, split = 0, rsplit = 0, splitlines = 0, partition = 0, rpartition = 0 } do
+  local method = str[name]
+  markup[name] = function(v, args, names)
+    if args and args.n >= escaped and escaped > 0 then
+      args = values.copy(args, args.n)
+      args[escaped] = text.escape(args[escaped])
+    end
+    local result = method(v.s, args, names)
+    if type(result) == "string" then return values.markup(result) end
+    for i = 1, result.n do result[i] = values.markup(result[i]) end
+    return result
+  end
+end
+
+def(markup, "join", "/iterable!", function(v, over)
+  local items, n = values.iterate(over)
+  local out = {}
+  for i = 1, n do out[i] = text.escape(items[i]) end
+  return values.markup(str.join(v.s, { n = 1, values.list(out, n) }))
+end, "first")
+
+def(markup, "escape", "/s!", function(_, s) return values.markup(text.escape(s)) end, "all")
+def(markup, "striptags", "", M.striptags)
+def(markup, "unescape", "", unescape)
+
+-- All other methods are those of the text.
+setmetatable(markup, { __index = function(_, name)
+  local method = str[name]
+  return method and function(v, args, names) return method(v.s, args, names) end
+end })
+
+M.markup = markup
 
 return M

@@ -4,12 +4,16 @@
 local format = require "perilune.text.template.format"
 local methods = require "perilune.text.template.methods"
 local strings = require "perilune.text.template.strings"
+local text = require "perilune.text.template.text"
 local values = require "perilune.text.template.values"
 
 local M = {}
 
 local raise, charge, charge_text = values.raise, values.charge, values.charge_text
 local num, type_of, defined, undef = values.num, values.type, values.defined, values.undef
+
+local is_markup = values.is_markup
+local function is_text(v) return type(v) == "string" or is_markup(v) end
 
 local function unsupported(op, a, b)
   defined(a)
@@ -97,6 +101,11 @@ M.binary["+"] = function(a, b)
     charge_text(#a + #b)
     return a .. b
   end
+  if is_markup(a) and is_text(b) or is_text(a) and is_markup(b) then
+    local left, right = text.escape(a), text.escape(b)
+    charge_text(#left + #right)
+    return values.markup(left .. right)
+  end
   if type(a) == "table" and type(b) == "table" and a.t == b.t then
     if a.t == "list" then return both(values.list, a, b) end
     if a.t == "tuple" then return both(values.tuple, a, b) end
@@ -115,6 +124,8 @@ end
 M.binary["*"] = function(a, b)
   local x, y = num(a), num(b)
   if x and y then return multiply(x, y) end
+  if is_markup(a) and math.type(y) == "integer" then return values.markup(repeated(a.s, y)) end
+  if is_markup(b) and math.type(x) == "integer" then return values.markup(repeated(b.s, x)) end
   if sequence(a) and math.type(y) == "integer" then return repeated(a, y) end
   if sequence(b) and math.type(x) == "integer" then return repeated(b, x) end
   unsupported("*", a, b)
@@ -137,6 +148,7 @@ end
 
 M.binary["%"] = function(a, b)
   if type(a) == "string" then return format.percent(a, b) end
+  if is_markup(a) then return values.markup(format.percent(a.s, b, text.escape)) end
   local x, y = num(a), num(b)
   if not (x and y) then unsupported("%", a, b) end
   if y == 0 then raise "modulo by zero" end
@@ -240,16 +252,18 @@ function M.item(v, key)
     local value
     if hashed then value = values.get(v, key) end
     if value ~= nil then return value end
-  elseif t == "list" or t == "tuple" or t == "range" or t == "str" then
+  elseif t == "list" or t == "tuple" or t == "range" or t == "str" or t == "markup" then
     local i = num(key)
     if math.type(i) == "integer" then
       local n = values.len(v)
       if i < 0 then i = i + n end
       if i < 0 or i >= n then return undef("%s has no element %d", t, num(key)) end
       if t == "str" then return strings.sub(v, i, i + 1) end
+      if t == "markup" then return values.markup(strings.sub(v.s, i, i + 1)) end
       return v[i + 1]
     end
   end
+  key = values.plain(key)
   if type(key) == "string" then
     local value = attribute(v, key)
     if value ~= nil then return value end
@@ -273,6 +287,7 @@ end
 function M.slice(v, first, last, step)
   defined(v)
   local t = type_of(v)
+  if t == "markup" then return values.markup(M.slice(v.s, first, last, step)) end
   local sliced = t == "str" or t == "list" or t == "tuple" or t == "range"
   local parts = { first, last, step }
   for k = 1, 3 do
@@ -325,10 +340,24 @@ function methods.str.format(s, args, names)
   return format.braces(s, args, names, safe_attr, M.item)
 end
 
-function methods.str.format_map(s, args, names)
+local function mapping_of(args, names)
   if names or args.n ~= 1 or type_of(args[1]) ~= "dict" then raise "format_map takes one mapping" end
+  return args[1]
+end
+
+function methods.str.format_map(s, args, names)
   charge(#s)
-  return format.braces(s, { n = 0 }, args[1], safe_attr, M.item)
+  return format.braces(s, { n = 0 }, mapping_of(args, names), safe_attr, M.item)
+end
+
+function methods.markup.format(v, args, names)
+  charge(#v.s)
+  return values.markup(format.braces(v.s, args, names, safe_attr, M.item, text.escape))
+end
+
+function methods.markup.format_map(v, args, names)
+  charge(#v.s)
+  return values.markup(format.braces(v.s, { n = 0 }, mapping_of(args, names), safe_attr, M.item, text.escape))
 end
 
 return M

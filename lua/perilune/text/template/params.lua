@@ -10,8 +10,10 @@ local M = {}
 --- @param who string
 --- @param spec string  parameter names in order, "!" behind those that must be given
 --- @param fn function  (first, ...)
+--- @param raw string?  "first" or "all": what comes as markup where it is markup; the rest as plain text
 --- @return function
-function M.bind(who, spec, fn)
+function M.bind(who, spec, fn, raw)
+  local plain = values.plain
   local list, required, index = {}, 0, {}
   local by_position = spec:find("^/") ~= nil
   for name, must in spec:gmatch "([%w_]+)(!?)" do
@@ -23,6 +25,7 @@ function M.bind(who, spec, fn)
   return function(first, args, names)
     local n = args and args.n or 0
     if n > count then values.raise("%s takes at most %d arguments, got %d", who, count, n) end
+    if not raw then first = plain(first) end
     if n == 0 and required == 0 and not names then return fn(first) end
     local a, b, c, d, e = nil, nil, nil, nil, nil
     if n > 0 then a, b, c, d, e = args[1], args[2], args[3], args[4], args[5] end
@@ -44,6 +47,7 @@ function M.bind(who, spec, fn)
         if have[k] == nil then values.raise("%s: argument '%s' is missing", who, list[k]) end
       end
     end
+    if raw ~= "all" then a, b, c, d, e = plain(a), plain(b), plain(c), plain(d), plain(e) end
     return fn(first, a, b, c, d, e)
   end
 end

@@ -12,8 +12,8 @@ local values = require "perilune.text.template.values"
 local raise, charge, charge_text = values.raise, values.charge, values.charge_text
 local type_of, truth, None = values.type, values.truth, values.None
 
-local function def(names, spec, fn)
-  for name in names:gmatch "%S+" do filters[name] = params.bind("filter " .. name, spec, fn) end
+local function def(names, spec, fn, raw)
+  for name in names:gmatch "%S+" do filters[name] = params.bind("filter " .. name, spec, fn, raw) end
 end
 
 local function flag(v) return v ~= nil and truth(v) end
@@ -23,6 +23,7 @@ local function flag(v) return v ~= nil and truth(v) end
 -- "a.b.0" to a function that gets it; default for what is undefined.
 local function getter(attribute, default)
   local path = {}
+  attribute = values.plain(attribute)
   if type(attribute) == "string" then
     for part in (attribute .. "."):gmatch "([^.]*)%." do
       path[#path + 1] = part:find "^%d+$" and math.tointeger(tonumber(part)) or part
@@ -41,6 +42,7 @@ local function getter(attribute, default)
 end
 
 local function fold_case(v)
+  v = values.plain(v)
   if type(v) ~= "string" then return v end
   charge_text(#v)
   return methods.lower(v)
@@ -122,9 +124,10 @@ def("reverse", "", function(v)
   charge(n)
   local out = {}
   for i = 1, n do out[i] = items[n + 1 - i] end
+  if values.is_markup(v) then return values.markup(table.concat(out)) end
   if type(v) == "string" then return table.concat(out) end
   return values.gen(out, n)
-end)
+end, "first")
 
 def("sort", "reverse case_sensitive attribute", function(v, reverse, case_sensitive, attribute)
   local rows, n = sorted(v, keys_of(attribute, case_sensitive), flag(reverse))
@@ -218,7 +221,7 @@ def("groupby", "attribute! default case_sensitive", function(v, attribute, defau
     group[group.n] = rows[i][2]
   end
   return values.list(out, #out)
-end)
+end, "all")
 
 def("batch", "linecount! fill_with", function(v, size, fill)
   size = values.int(size, "batch: linecount")
@@ -241,7 +244,7 @@ def("batch", "linecount! fill_with", function(v, size, fill)
     end
   end
   return values.gen(out, #out)
-end)
+end, "all")
 
 def("slice", "slices! fill_with", function(v, slices, fill)
   slices = values.int(slices, "slice: slices")
@@ -262,7 +265,7 @@ def("slice", "slices! fill_with", function(v, slices, fill)
     out[#out + 1] = row
   end
   return values.gen(out, #out)
-end)
+end, "all")
 
 -- ---- each element ----
 
@@ -274,6 +277,7 @@ local function rest(args, from)
 end
 
 local function named(where, what, name)
+  name = values.plain(name)
   if type(name) ~= "string" then raise("the name of a %s must be a string, not %s", what, values.type_name(name)) end
   local fn = where[name]
   if not fn then raise("no %s named '%s'", what, name) end

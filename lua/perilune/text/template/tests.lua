@@ -9,8 +9,8 @@ local tests = {}
 
 local type_of = values.type
 
-local function def(names, spec, fn)
-  for name in names:gmatch "%S+" do tests[name] = params.bind("test " .. name, spec, fn) end
+local function def(names, spec, fn, raw)
+  for name in names:gmatch "%S+" do tests[name] = params.bind("test " .. name, spec, fn, raw) end
 end
 
 local function of_types(names, ...)
@@ -33,7 +33,7 @@ of_types("callable", "func", "macro", "cycler", "joiner", "loop", "undef")
 def("iterable", "", values.iterable)
 def("true", "", function(v) return v == true end)
 def("false", "", function(v) return v == false end)
-def("escaped", "", function() return false end)
+def("escaped", "", values.is_markup, "first")
 
 local function cased(name, change)
   def(name, "", function(v)
@@ -73,6 +73,6 @@ def(">= ge", "other!", function(a, b) return values.le(b, a) end)
 def("in", "seq!", function(v, container) return values.contains(container, v) end)
 def("sameas", "other!", function(a, b)
   return a == b and type_of(a) == type_of(b)
-end)
+end, "all")
 
 return tests

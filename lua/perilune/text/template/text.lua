@@ -90,6 +90,7 @@ function write(v, put, depth)
   local t = values.type(v)
   depth = depth + 1
   if t == "str" then put(M.quote(v))
+  elseif t == "markup" then put("Markup(" .. M.quote(v.s) .. ")")
   elseif t == "list" then
     put "["
     write_items(v, put, depth, v.n)
@@ -133,6 +134,7 @@ function M.str(v)
   end
   if kind == "boolean" then return v and "True" or "False" end
   local t = v.t
+  if t == "markup" then return v.s end
   if t == "none" then return "None" end
   if t == "undef" then return "" end
   if t == "range" then
@@ -144,6 +146,24 @@ function M.str(v)
   if t == "func" then return ("<function %s>"):format(v.name) end
   if t == "gen" or t == "cycler" or t == "joiner" then return ("<%s object>"):format(values.type_name(v)) end
   return M.repr(v)
+end
+
+local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ["'"] = "&#39;", ['"'] = "&#34;" }
+
+--- The text of a value as HTML writes it.
+--- @param s string
+--- @return string
+function M.escape_text(s)
+  charge_text(#s * 5)
+  values.charge_chars(s)
+  return (s:gsub("[&<>'\"]", entities))
+end
+
+--- The text of a value, escaped unless it is markup.
+--- @return string
+function M.escape(v)
+  if values.is_markup(v) then return v.s end
+  return M.escape_text(M.str(v))
 end
 
 -- ---- JSON ----
@@ -174,6 +194,7 @@ local function json_float(x)
 end
 
 local function json_key(key)
+  key = values.plain(key)
   local t = values.type(key)
   if t == "str" then return key end
   if t == "int" then return ("%d"):format(key) end
@@ -212,6 +233,7 @@ function M.json(v, opts)
   end
   function encode(x, depth)
     charge(1)
+    x = values.plain(x)
     if depth > DEPTH_MAX then raise("values are nested deeper than %d", DEPTH_MAX) end
     local t = values.type(x)
     if t == "str" then put(json_string(x, opts.ascii))

@@ -2,6 +2,7 @@
 -- floats and booleans are Lua's own; everything else is a table made here whose field t names its
 -- type, so no template ever holds a table, a metatable or a function of Lua:
 --   none, undef { message }, list / tuple / range { n, [1..n] }, dict { n, keys, map, seen },
+--   markup { s } (MarkupSafe's: a text that is escaped already),
 --   ns { dict }, gen (an iterator: its values are gone once read) and view (of a dict) { n, [1..n] },
 --   func { name, fn }, macro, loop, cycler, joiner
 -- Everything that can grow is charged to the budget of the running rendering.
@@ -71,6 +72,21 @@ M.None = None
 
 function M.undef(fmt, ...) return { t = "undef", message = select("#", ...) > 0 and fmt:format(...) or fmt } end
 
+--- A text that escaping leaves as it is, and that escapes what is added to it.
+--- @param s string
+function M.markup(s) return { t = "markup", s = s } end
+
+--- @return boolean
+local function is_markup(v) return type(v) == "table" and v.t == "markup" end
+M.is_markup = is_markup
+
+--- The text of markup, any other value as it is.
+local function plain(v)
+  if type(v) == "table" and v.t == "markup" then return v.s end
+  return v
+end
+M.plain = plain
+
 --- A list of the n values of a table, which becomes it.
 function M.list(items, n)
   items.t, items.n = "list", n or items.n or #items
@@ -104,6 +120,7 @@ function hash(v)
   if kind == "string" then return v:byte(1) == 0 and "\0s" .. v or v end
   if kind == "number" then return v ~= v and "\0nan" or v end
   if kind == "boolean" then return v and 1 or 0 end
+  if v.t == "markup" then return hash(v.s) end
   if v.t == "tuple" then
     local parts = { "\0t" }
     for i = 1, v.n do
@@ -140,8 +157,8 @@ function M.pair(dict, i) return dict.keys[i], dict.map[dict.seen[i]] end
 
 -- ---- types ----
 
-local names = { none = "NoneType", undef = "Undefined", ns = "Namespace", gen = "generator", macro = "Macro",
-  loop = "LoopContext", func = "function", cycler = "Cycler", joiner = "Joiner" }
+local names = { none = "NoneType", markup = "Markup", undef = "Undefined", ns = "Namespace", gen = "generator",
+  macro = "Macro", loop = "LoopContext", func = "function", cycler = "Cycler", joiner = "Joiner" }
 
 --- "str", "int", "float", "bool" or the t of a table.
 local function type_of(v)
@@ -186,6 +203,7 @@ function M.truth(v)
   if kind == "number" then return v ~= 0 end
   local t = v.t
   if t == "none" or t == "undef" then return false end
+  if t == "markup" then return v.s ~= "" end
   if t == "list" or t == "tuple" or t == "dict" or t == "range" or t == "view" then return v.n > 0 end
   return true
 end
@@ -225,6 +243,7 @@ end
 
 function eq(a, b, depth)
   charge(1)
+  a, b = plain(a), plain(b)
   local ta, tb = type(a), type(b)
   if ta == "table" and tb == "table" then return eq_tables(a, b, depth or 0) end
   if ta == tb then
@@ -258,6 +277,7 @@ end
 --- a < b, or an error that names op.
 local function lt(a, b, op, depth)
   charge(1)
+  a, b = plain(a), plain(b)
   local x, y = num(a), num(b)
   if x and y then return x < y end
   if type(a) == "string" and type(b) == "string" then return text_lt(a, b) end
@@ -283,6 +303,7 @@ end
 
 --- The values that iterating gives: a table (not to be changed) and how many.
 function M.iterate(v)
+  v = plain(v)
   local kind = type(v)
   if kind == "string" then
     charge(#v)
@@ -305,11 +326,12 @@ end
 --- Whether M.iterate takes the value.
 function M.iterable(v)
   local t = type_of(v)
-  return t == "str" or t == "list" or t == "tuple" or t == "range" or t == "view" or t == "dict" or t == "undef"
-    or t == "gen" or t == "loop"
+  return t == "str" or t == "markup" or t == "list" or t == "tuple" or t == "range" or t == "view"
+    or t == "dict" or t == "undef" or t == "gen" or t == "loop"
 end
 
 function M.len(v)
+  v = plain(v)
   local t = type_of(v)
   if t == "str" then
     charge_text(#v)
@@ -322,9 +344,10 @@ function M.len(v)
 end
 
 function M.contains(container, item)
+  container = plain(container)
   local t = type_of(container)
   if t == "str" then
-    defined(item)
+    item = plain(defined(item))
     if type(item) ~= "string" then
       raise("'in <string>' requires string as left operand, not %s", M.type_name(item))
     end
