@@ -94,7 +94,7 @@ static void check_integer (lua_State *L, const peri__op_binding *o, int arg, int
   if (lua_type(L, idx) != LUA_TNUMBER || !ok) {
     if (lua_type(L, idx) == LUA_TNUMBER)
       luaL_error(L, "%s: argument %d (%s): %f is not an integer", o->op->name, arg, p->name,
-                 lua_tonumber(L, idx));
+                 isnan(lua_tonumber(L, idx)) ? (double)NAN : lua_tonumber(L, idx));
     luaL_error(L, "%s: argument %d (%s) must be %s, got %s", o->op->name, arg, p->name,
                kind_text(p->kind), luaL_typename(L, idx));
   }
@@ -366,15 +366,6 @@ void peri__push_shape (lua_State *L, int ndim, const int64_t *shape) {
 }
 
 void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape) {
-  luaL_Buffer s;
-  luaL_buffinit(L, &s);
-  luaL_addchar(&s, '(');
-  for (int i = 0; i < ndim; i++) {
-    char one[24];
-    int len = lua_integer2str(one, sizeof one, (LUAI_UACINT)shape[i]);
-    if (i) luaL_addstring(&s, ", ");
-    luaL_addlstring(&s, one, (size_t)len);
-  }
-  luaL_addchar(&s, ')');
-  luaL_pushresult(&s);
+  char text[24 * PERI_MAX_DIMS];
+  lua_pushstring(L, peri__sizes_text(ndim, shape, text, sizeof text));
 }

@@ -2,7 +2,7 @@
 ** main.c - the perilune program: commands, the Lua files it uses. What it does to the
 ** process (signals, locale, standard streams) no library file does.
 */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700 /* realpath */
 
 #include <limits.h>
 #include <locale.h>

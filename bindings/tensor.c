@@ -2,6 +2,7 @@
 ** tensor.c - the metatable of tensors: fields, and the methods that are no ops. Making tensors and
 ** listing them is in make.c, printing in print.c, gradients in grad.c.
 */
+#include <math.h>
 #include <string.h>
 
 #include "bind.h"
@@ -17,15 +18,18 @@ static peri_tensor *self (lua_State *L, const char *fn) {
 /* ---- single elements ---- */
 
 /* Push one element at p as the Lua value of its dtype. */
+/* NaN has no sign that means anything, but Lua would print it. */
+static void push_number (lua_State *L, double v) { lua_pushnumber(L, isnan(v) ? (double)NAN : v); }
+
 void peri__push_element (lua_State *L, peri_dtype d, const void *p) {
   switch (d) { /* ORDER dtype */
   case PERI_BOOL: lua_pushboolean(L, *(const uint8_t *)p != 0); break;
   case PERI_U8: lua_pushinteger(L, *(const uint8_t *)p); break;
   case PERI_I32: lua_pushinteger(L, *(const int32_t *)p); break;
   case PERI_I64: lua_pushinteger(L, *(const int64_t *)p); break;
-  case PERI_F32: lua_pushnumber(L, (lua_Number) * (const float *)p); break;
-  case PERI_F64: lua_pushnumber(L, *(const double *)p); break;
-  default: lua_pushnumber(L, peri__half_to_double(d, *(const uint16_t *)p));
+  case PERI_F32: push_number(L, (double)*(const float *)p); break;
+  case PERI_F64: push_number(L, *(const double *)p); break;
+  default: push_number(L, peri__half_to_double(d, *(const uint16_t *)p));
   }
 }
 

@@ -114,7 +114,7 @@ function M.new(ids, mask)
   local rows, time = ids:size(1), ids:size(2)
   mask = (mask or peri.ones(ids.shape, "bool")):to("bool")
   if mask.ndim ~= 2 or mask:size(1) ~= rows or mask:size(2) ~= time then
-    error(("batch.new: mask has shape (%s), expected (%d, %d)"):format(table.concat(mask.shape, ", "), rows, time), 2)
+    error(("batch.new: mask has shape %s, expected (%d, %d)"):format(options.shape(mask), rows, time), 2)
   end
   local count = mask:to("i64"):cumsum(2)
   local lengths, start = count:select(2, time):contiguous(), count:eq(0):to("i64"):sum(2)

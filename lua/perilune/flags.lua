@@ -1,8 +1,9 @@
 -- flags.lua - the parameters of a recipe: a table of defaults becomes --help, overrides and the
 -- saved config.
 --   local flags = peri.flags {
---     steps = { 1000, "updates", range = "[0, inf)" }, lr = { 1e-3, "learning rate", range = "(0, inf)" },
---     task = { "digits", "what to learn", choices = { "digits", "sums" } }, name = "demo", verbose = false }
+--     steps = { 1000, "updates", range = "[0, inf)" }, lr = { 1e-3, "learning rate" },
+--     task = { "digits", "what to learn", choices = { "digits", "sums" } },
+--     name = "demo", verbose = false }
 -- A value's type is its default's, its range an interval as in perilune.options. --flag value,
 -- --flag=value, --flag and --no-flag for booleans, --config FILE.json first, then the command line.
 

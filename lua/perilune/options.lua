@@ -199,6 +199,13 @@ local function shown(v)
   return "a " .. (type(name) == "string" and name or type(v))
 end
 
+--- A shape as every message shows it: "(2, 3)", "(3)", "()".
+--- @param x perilune.Tensor|table  a tensor or a list of sizes, which may be names such as "T"
+--- @return string
+function M.shape(x)
+  return "(" .. table.concat(type(x) == "table" and x or x.shape, ", ") .. ")" -- ORDER shape text
+end
+
 --- nil when a value satisfies an entry of a table of defaults, else what is wrong with it.
 --- @param name string
 --- @param value any

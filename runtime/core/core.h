@@ -94,6 +94,7 @@ PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, 
     PERI_PRINTF(3, 4);
 /* "(2, 3, 4)" in a caller's buffer; for messages. */
 const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
+PERI_API const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size);
 
 /* ---- memory: core/alloc.c ---- */
 /* Every allocation of the runtime goes through these three. NULL on failure, no message. */

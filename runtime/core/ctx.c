@@ -100,6 +100,7 @@ void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) {
   va_start(ap, fmt);
   vsnprintf(line, sizeof line, fmt, ap);
   va_end(ap);
+  unsign_nan(line);
   ctx->log(ctx->log_ud, level, line);
 }
 

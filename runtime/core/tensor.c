@@ -5,13 +5,17 @@
 #include "core/core.h"
 #include "op/op.h"
 
-const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size) {
-  size_t n = 0;
-  n += (size_t)snprintf(buf, size, "(");
-  for (int i = 0; i < t->ndim && n < size; i++)
-    n += (size_t)snprintf(buf + n, size - n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-  if (n < size) snprintf(buf + n, size - n, t->ndim == 1 ? ",)" : ")");
+/* The one form of a shape in messages and prints: (2, 3), (3), (). ORDER shape text: options.shape in Lua. */
+const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size) {
+  size_t at = (size_t)snprintf(buf, size, "(");
+  for (int i = 0; i < n && at < size; i++)
+    at += (size_t)snprintf(buf + at, size - at, i ? ", %lld" : "%lld", (long long)v[i]);
+  if (at < size) snprintf(buf + at, size - at, ")");
   return buf;
+}
+
+const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size) {
+  return peri__sizes_text(t->ndim, t->shape, buf, size);
 }
 
 peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,

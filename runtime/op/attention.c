@@ -62,7 +62,7 @@ static peri_status attn_check (peri_call *c, const peri_tensor *mask, const peri
   if (start &&
       (start->dtype != PERI_I64 || start->ndim < 1 || start->ndim > 2 ||
        start->shape[0] != q->shape[0] || (start->ndim == 2 && start->shape[1] != q->shape[1])))
-    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,) or (%lld, %lld)",
+    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld) or (%lld, %lld)",
                       peri_dtype_name((peri_dtype)start->dtype),
                       peri__shape_text(start, a, sizeof a), (long long)q->shape[0],
                       (long long)q->shape[0], (long long)q->shape[1]);

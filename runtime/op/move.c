@@ -213,14 +213,6 @@ void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride) {
   }
 }
 
-const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size) {
-  size_t at = (size_t)snprintf(buf, size, "(");
-  for (int i = 0; i < n && at < size; i++)
-    at += (size_t)snprintf(buf + at, size - at, i ? ", %" PRId64 : "%" PRId64, v[i]);
-  if (at < size) snprintf(buf + at, size - at, n == 1 ? ",)" : ")");
-  return buf;
-}
-
 peri_status peri__indices (peri_ctx *ctx, peri_tensor *t, const char *name, int64_t limit,
                            peri_indices *out) {
   peri_indices x = { .n = t->numel };

@@ -27,8 +27,6 @@ peri_status peri__number_fits (const peri_call *c, int i, int d);
 #define NUM_ATTR(x) (&(const peri_attr){ .f = (x) })
 /* Dense row-major strides of a shape. */
 void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride);
-/* "(2, 3, -1)" in a caller's buffer; for messages. */
-const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size);
 
 /* The values of an integer tensor as dense int64, checked to lie in 0..limit-1. Everything is
 ** released by peri__indices_free, which takes a zeroed struct too. */

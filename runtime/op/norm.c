@@ -16,7 +16,7 @@ static peri_status want_row (peri_call *c, int i, const char *name, int64_t n) {
   char a[128], b[128];
   const peri_tensor *w = c->in[i];
   if (!w || (w->ndim == 1 && w->shape[0] == n)) return PERI_OK;
-  return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s and %s %s; expected (%lld,)",
+  return peri__fail(c->ctx, PERI_ESHAPE, "x has shape %s and %s %s; expected (%lld)",
                     peri__shape_text(c->in[0], a, sizeof a), name, peri__shape_text(w, b, sizeof b),
                     (long long)n);
 }

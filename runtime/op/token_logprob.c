@@ -52,7 +52,7 @@ static peri_status check (peri_call *c, int first) {
   if (bias) {
     TRY(peri__want_dtype(c, first + 3, "bias", h->dtype));
     if (bias->ndim != 1 || bias->shape[0] != w->shape[0])
-      return peri__fail(c->ctx, PERI_ESHAPE, "bias has shape %s, expected (%" PRId64 ",)",
+      return peri__fail(c->ctx, PERI_ESHAPE, "bias has shape %s, expected (%" PRId64 ")",
                         peri__shape_text(bias, a, sizeof a), w->shape[0]);
   }
   if (!(temperature > 0) || isinf(temperature))

@@ -549,7 +549,7 @@ static void the_writer_refuses_what_no_reader_takes (void **state) {
   want_failure(C, peri_gguf_commit(w), PERI_EINVAL, "two values are named \"k\"");
   assert_int_equal(peri_gguf_create(C, Path, &w), PERI_OK);
   assert_int_equal(peri_gguf_declare(w, "t", PERI_F16, 1, shape), PERI_OK);
-  want_failure(C, peri_gguf_write(w, t), PERI_EINVAL, "another dtype or shape than f32 (2,)");
+  want_failure(C, peri_gguf_write(w, t), PERI_EINVAL, "another dtype or shape than f32 (2)");
   peri_gguf_abort(w);
   assert_int_equal(peri_gguf_create(C, Path, &w), PERI_OK);
   assert_int_equal(peri_gguf_declare(w, "t", PERI_F32, 1, shape), PERI_OK);

@@ -89,7 +89,7 @@ static void cross_entropy_of_nothing_is_nan_and_bad_targets_are_named (void **st
   peri_tensor *y = run("cross_entropy", IN(x, none), NULL);
   assert_true(isnan(at(y, 0)));
   refuse("position 1 (from 0) is 7, expected 0 to 3", "cross_entropy", IN(x, high), NULL);
-  refuse("(2,)", "cross_entropy", IN(x, wide), NULL);
+  refuse("(2)", "cross_entropy", IN(x, wide), NULL);
   refuse("f32", "cross_entropy", IN(x, x), NULL);
   refuse("median", "cross_entropy", IN(x, none), CE(-100, 0, "median"));
   refuse("1.5", "cross_entropy", IN(x, none), CE(-100, 1.5, "mean"));
@@ -305,7 +305,7 @@ static void short_losses_match_their_formulas (void **state) {
     batch += exp(b) * (b - a) / 3;
   }
   close_to(at(kl_log, 0), batch, 1e-13);
-  refuse("(3, 4) and y (12,)", "mse", IN(x, flat), NULL);
+  refuse("(3, 4) and y (12)", "mse", IN(x, flat), NULL);
   check_gradients("huber", IN(x, y), ATTRS(F(0.8), S("mean")), 2, (peri_tensor *[]){ x, y });
   check_gradients("mse", IN(x, y), ATTRS(S("sum")), 2, (peri_tensor *[]){ x, y });
   check_gradients("bce_with_logits", 3, (peri_tensor *[]){ x, p, y }, NULL, 3,

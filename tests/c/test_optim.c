@@ -199,7 +199,7 @@ static void steps_refuse_lists_that_do_not_fit (void **state) {
   assert_int_equal(try_op("ema_", IN(a, tr), half, out), PERI_OK); /* a view is read from a copy */
   refuse("momentum_bufs 1 is missing", "sgd_", 3, (peri_tensor *[]){ a, a, NULL },
          ATTRS(F(1), F(0.9), F(0), F(0), I(0), I(0), F(1)));
-  refuse("params 1 has shape (6,)", "muon_", IN(v, v, w),
+  refuse("params 1 has shape (6)", "muon_", IN(v, v, w),
          ATTRS(F(1), F(0.9), I(1), F(0), I(5), F(1)));
   peri_tensor *m = run("clone", IN(a), NULL), *n = run("clone", IN(a), NULL);
   refuse("step is 0", "adamw_", IN(a, a, m, n),

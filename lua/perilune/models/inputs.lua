@@ -59,7 +59,7 @@ local function known(rules)
   return list
 end
 
-local function shape_of(t) return "(" .. table.concat(t.shape, ", ") .. ")" end
+local shape_of = options.shape
 
 --- Options by their own names; raises for one that the rules lack.
 --- @param who string

@@ -85,7 +85,7 @@ function Seq2seq:forward(ids, opts)
   for _, name in ipairs { "labels", "decoder_ids" } do
     local t = o[name]
     if t and (t.ndim ~= 2 or t:size(1) ~= ids:size(1) or t:size(2) == 0) then
-      error(("%s: %s has shape (%s), expected (%d, T)"):format(who, name, table.concat(t.shape, ", "), ids:size(1)), 2)
+      error(("%s: %s has shape %s, expected (%d, T)"):format(who, name, options.shape(t), ids:size(1)), 2)
     end
   end
   local mask = inputs.rows(who, ids, o, 2).mask

@@ -1,6 +1,7 @@
 -- weights.lua - the weights of a model: declared once as what we hold (q, k, v in one matrix) and what is
 -- published (one matrix each); filling them from a source, cast, and taking them apart again.
 local peri = require "perilune"
+local options = require "perilune.options"
 local Projection = require "perilune.models.projection"
 
 local M = {}
@@ -165,7 +166,7 @@ local function misfit(p, part, t)
   local same = t.ndim == #p.shape
   for i = 1, #p.shape do same = same and t:size(i) == want[i] end
   if same then return nil end
-  return ("%s has shape (%s), expected (%s)"):format(part[1], table.concat(t.shape, ", "), table.concat(want, ", "))
+  return ("%s has shape %s, expected %s"):format(part[1], options.shape(t), options.shape(want))
 end
 
 --- Fill every weight.

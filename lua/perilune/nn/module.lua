@@ -131,7 +131,7 @@ function Module:state_dict()
   return out
 end
 
-local function shape_text(t) return "(" .. table.concat(t.shape, ", ") .. ")" end
+local shape_text = options.shape
 
 local function same_shape(a, b)
   if a.ndim ~= b.ndim then return false end

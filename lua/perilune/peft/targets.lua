@@ -102,9 +102,8 @@ function M.load(named, state, who)
     local given = state[name]
     known[name] = true
     if not given then problems[#problems + 1] = name .. " is missing"
-    elseif table.concat(given.shape, ", ") ~= table.concat(t.shape, ", ") then
-      problems[#problems + 1] = ("%s has shape (%s), expected (%s)"):format(name, table.concat(given.shape, ", "),
-        table.concat(t.shape, ", "))
+    elseif options.shape(given) ~= options.shape(t) then
+      problems[#problems + 1] = ("%s has shape %s, expected %s"):format(name, options.shape(given), options.shape(t))
     end
   end
   for name in pairs(state) do

@@ -82,8 +82,7 @@ local function want_shape(name, t, like)
   local same = #a == #b
   for i = 1, #a do same = same and a[i] == b[i] end
   if not same then
-    error(("rl.clipped: %s has shape (%s), logp has (%s)"):format(name, table.concat(a, ", "),
-      table.concat(b, ", ")), 3)
+    error(("rl.clipped: %s has shape %s, logp has %s"):format(name, options.shape(a), options.shape(b)), 3)
   end
 end
 
