@@ -9,7 +9,9 @@ local base = require "perilune.models.base"
 local batching = require "perilune.models.batching"
 local constraint = require "perilune.models.constraint"
 local prefix_cache = require "perilune.models.prefix_cache"
+local prompts = require "perilune.lm.prompt"
 local sampler = require "perilune.models.sampler"
+local stop_texts = require "perilune.models.stops"
 
 local M = {}
 
@@ -25,17 +27,19 @@ LM.__index = LM
 
 -- Settings of a request; those of perilune.models.sampler come on top.
 local request_defaults = {
-  max_new_tokens = 512, samples = 1,
-  stop = {},                   -- texts that end the completion and are no part of it (or one); ids, too
-  suffix = options.none,       -- fill-in-the-middle: the text behind the gap
-  regex = options.none,        -- the completion matches this pattern: see perilune.models.regex
-  choices = options.none,      -- the completion is one of these texts
-  template = {},               -- further variables of the chat template
-  tools = options.none,        -- of the chat template
-  add_generation_prompt = true,
-  ignore_stop = false,         -- go on behind stop tokens
-  on_text = options.none,      -- on_text(piece, result), whole characters, as they come
-  remember = true,
+  max_new_tokens = options.integer(512, "[1, inf)", "most tokens of an answer"),
+  samples = options.integer(1, "[1, inf)", "answers to make"),
+  stop = options.value({}, "string or table or number",
+    "texts that end the answer and are no part of it, also special tokens; ids, too"),
+  suffix = options.value(options.none, "string", "fill-in-the-middle: the text behind the gap"),
+  regex = options.value(options.none, "string", "the answer matches this pattern: see perilune.models.regex"),
+  choices = options.value(options.none, "table", "the answer is one of these texts"),
+  template = options.value({}, "table", "further variables of the chat template"),
+  tools = options.value(options.none, "table", "of the chat template"),
+  add_generation_prompt = options.boolean(true, "of the chat template"),
+  ignore_stop = options.boolean(false, "go on behind stop tokens"),
+  on_text = options.value(options.none, "callable", "on_text(piece, result), whole characters, as they come"),
+  remember = options.boolean(true, "keep what was read for prompts that begin alike"),
 }
 for name, value in pairs(sampler.defaults) do
   if name ~= "constraint" then request_defaults[name] = value end
@@ -151,107 +155,19 @@ options.declare(M.load, { "path" }, load_rules)
 
 -- ---- prompts ------------------------------------------------------------------------------------
 
-local function is_messages(prompt)
-  return type(prompt) == "table" and type(prompt[1]) == "table"
-end
-
--- Ids of a text none of which is one of the given tokens, even where the text spells one.
-local function ids_without(tok, text, tokens)
-  local plain, ids, at = { add_special = false, parse_special = false }, {}, 1
-  while at <= #text do
-    local cut = #text
-    for _, id in pairs(tokens) do -- a token that is spelled is cut behind its first character
-      local name = tok:token(id)
-      local from = name and text:find(name, at, true)
-      if from then cut = math.min(cut, utf8.offset(text, 2, from) - 1) end
-    end
-    for _, id in ipairs(tok:encode(text:sub(at, cut), plain)) do ids[#ids + 1] = id end
-    at = cut + 1
-  end
-  return ids
-end
-
--- Fill-in-the-middle: prefix, suffix, then the model writes the middle (arXiv:2207.14255, PSM).
-local function fill_in(self, prefix, suffix)
-  local tok, fim = self.tok, self.tok.fim
-  if not (fim and fim.prefix and fim.suffix and fim.middle) then
-    error("complete: this tokenizer has no tokens for fill-in-the-middle, so a suffix cannot be taken in", 0)
-  end
-  local ids = {}
-  local empty = tok:encode("", { add_special = true })
-  if empty[1] and empty[1] == tok.bos then ids[1] = tok.bos end
-  ids[#ids + 1] = fim.prefix
-  for _, id in ipairs(ids_without(tok, prefix, fim)) do ids[#ids + 1] = id end
-  ids[#ids + 1] = fim.suffix
-  for _, id in ipairs(ids_without(tok, suffix, fim)) do ids[#ids + 1] = id end
-  ids[#ids + 1] = fim.middle
-  return ids
-end
-
 --- The ids that a prompt is for the model.
 --- @param prompt string|table  text, list of messages { role =, content = }, or list of ids
 --- @param opts table?  suffix, tools, template, add_generation_prompt
 --- @return integer[]
-function LM:ids(prompt, opts)
-  local o = opts or {}
-  if type(prompt) == "string" then
-    if o.suffix then return fill_in(self, prompt, o.suffix) end
-    return self.tok:encode(prompt, { add_special = true, parse_special = true })
-  elseif is_messages(prompt) then
-    local text = self:render(prompt, o)
-    return self.tok:encode(text, { add_special = false, parse_special = true })
-  elseif type(prompt) == "table" then
-    return table.move(prompt, 1, #prompt, 1, {})
-  end
-  error(("lm: a prompt is a text, a list of messages or a list of ids, not a %s"):format(type(prompt)), 2)
-end
+function LM:ids(prompt, opts) return prompts.ids(self.tok, prompt, opts or {}) end
 
 --- The text that the chat template makes of messages.
 --- @param messages table[]
 --- @param opts table?  tools, template, add_generation_prompt (true)
 --- @return string
-function LM:render(messages, opts)
-  local o, vars = opts or {}, {}
-  if not self.tok.chat_template then
-    error("chat: this model has no chat template; use complete", 0)
-  end
-  for k, v in pairs(o.template or {}) do vars[k] = v end
-  vars.tools, vars.add_generation_prompt = o.tools, o.add_generation_prompt ~= false
-  return self.tok:chat(messages, vars)
-end
+function LM:render(messages, opts) return prompts.render(self.tok, messages, opts or {}) end
 
 -- ---- texts as they grow -------------------------------------------------------------------------
-
--- How many bytes at the end of a text may be the begin of a stop string.
-local function held_back(text, stops)
-  local most = 0
-  for _, stop in ipairs(stops) do
-    for n = math.min(#stop - 1, #text), most + 1, -1 do
-      if text:sub(-n) == stop:sub(1, n) then
-        most = n
-        break
-      end
-    end
-  end
-  return most
-end
-
--- Text that became certain with a piece, and whether a stop string ended it.
-local function grow(result, piece)
-  local text = result._held .. piece
-  local cut
-  for _, stop in ipairs(result._stops) do
-    local at = text:find(stop, 1, true)
-    if at and (not cut or at < cut) then cut = at end
-  end
-  if cut then
-    result._held = ""
-    return text:sub(1, cut - 1), true
-  end
-  local keep = held_back(text, result._stops)
-  result._held = keep > 0 and text:sub(-keep) or ""
-  return text:sub(1, #text - keep), false
-end
 
 local function emit(result, text)
   if text == "" then return end
@@ -265,13 +181,39 @@ local function open_stream(tok)
   return { push = function (_, id) return tok:decode { id } end, finish = function () return "" end }
 end
 
---- One completion. reason as in perilune.models.batching, and "stop" also at a stop string.
+local neutral_of = setmetatable({}, { __mode = "k" })
+
+-- Ids of a token that is whole text of its own: what stands before an answer, so that a space that its first word
+-- begins with is a space. The prompt's own last token will not do: it may end within a character.
+local function neutral(tok)
+  if not tok.stream then return {} end
+  local ids = neutral_of[tok]
+  if ids then return ids end
+  local plain, shown = { add_special = false }, { skip_special = false }
+  ids = tok:encode("a", plain)
+  if tok:decode(ids, shown) ~= "a" then
+    ids = {}
+    for id = 0, tok.size - 1 do
+      local text = not tok:is_special(id) and tok:decode({ id }, shown) or ""
+      if text:find "%w" and not text:find "\u{FFFD}" and #tok:encode(text, plain) > 0 then
+        ids = { id }
+        break
+      end
+    end
+  end
+  neutral_of[tok] = ids
+  return ids
+end
+
+--- One completion. reason as in perilune.models.batching, and "stop" also at a stop text; "error" where a request of
+--- batch failed, with what it failed as error.
 --- @class perilune.lm.Result
 --- @field text string
 --- @field tokens integer[]
 --- @field logprobs number[]
 --- @field top table[]?
 --- @field reason string
+--- @field error any?
 --- @field prompt_tokens integer
 --- @field cached_tokens integer  prompt tokens that had been read before
 --- @field message table?  of a chat: { role = "assistant", content =, reasoning_content = }
@@ -313,45 +255,76 @@ local function sampler_options(self, o)
   return out
 end
 
+--- Whether a request with these options takes the likeliest token each time, so that samples are equal.
+--- @param opts table?
+--- @return boolean
+function LM:is_greedy(opts)
+  local o = sampler_options(self, options.fill("lm", opts, request_defaults))
+  return o.greedy or o.temperature == 0
+end
+
 local Generation = {}
 Generation.__index = Generation
 
---- Ask for completions of a prompt; step() or wait() makes them.
---- @param prompt string|table  text, list of messages, or list of ids
---- @param opts table?  see the top of this file
---- @return table generation  results (a list), done
-function LM:submit(prompt, opts)
-  local o = options.fill("lm", opts, request_defaults, 4)
-  local stop_ids, stops, have = {}, {}, {}
-  if not o.ignore_stop then add_ids(stop_ids, have, self.stop_ids) end
-  for _, stop in ipairs(type(o.stop) == "table" and o.stop or { o.stop }) do
-    if type(stop) == "string" and stop ~= "" then stops[#stops + 1] = stop
-    elseif math.tointeger(stop) then add_ids(stop_ids, have, stop)
-    else error(("lm: %s is no stop text or id"):format(tostring(stop)), 3) end
+-- Stop texts and ids of a request. Ids that the model lacks, of a tokenizer with more tokens, cannot come.
+local function stops_of(self, o, level)
+  local ids, texts, have, own = {}, {}, {}, {}
+  if not o.ignore_stop then
+    add_ids(own, {}, self.stop_ids)
+    local most = (self.model.settings or {}).vocab or math.huge
+    for _, id in ipairs(own) do if id < most then add_ids(ids, have, id) end end
   end
+  for _, stop in ipairs(type(o.stop) == "table" and o.stop or { o.stop }) do
+    if type(stop) == "string" and stop ~= "" then texts[#texts + 1] = stop
+    elseif math.type(stop) and math.tointeger(stop) then add_ids(ids, have, stop)
+    else error(("lm: %s is no stop text or id"):format(stop == "" and "an empty text" or tostring(stop)), level + 1) end
+  end
+  return ids, texts, have
+end
+
+-- Our own messages of submission without the place in our sources, raised where the user called.
+local function raise(message, level)
+  if type(message) == "string" then message = message:gsub("^[^%s:]+%.lua:%d+: ", "") end
+  error(message, level + 1)
+end
+
+-- A token of a result came: its text goes out up to a stop text. True ends the result.
+local function hear(self, result, id, have)
+  result.tokens[#result.tokens + 1] = id
+  if have[id] then return false end
+  local tok, stream = self.tok, result._stream
+  local special = tok.is_special and tok:is_special(id) and tok:token(id) or nil
+  local text, ended = result._stops:push(stream:push(id), special)
+  result._cut = ended
+  emit(result, text)
+  return ended
+end
+
+local function submit(self, prompt, opts, level)
+  local o = options.fill("lm", opts, request_defaults, level + 2)
+  local stop_ids, stops, have = stops_of(self, o, level + 1)
   local request = sampler_options(self, o)
-  request.constraint = constraint.from(o, self.tok)
+  local made, ids = pcall(function ()
+    request.constraint = constraint.from(o, self.tok)
+    return self:ids(prompt, o)
+  end)
+  if not made then raise(ids, level + 1) end
   request.max_new_tokens, request.samples, request.stop, request.remember =
     o.max_new_tokens, o.samples, stop_ids, o.remember
-  local ids = self:ids(prompt, o)
-  local chat, by_sequence = is_messages(prompt), {}
+  local chat, by_sequence = prompts.is_messages(prompt), {}
   local generation = setmetatable({ lm = self, results = {}, done = false, chat = chat, prompt_ids = ids }, Generation)
-  function request.on_token(sequence, id)
-    local result = by_sequence[sequence.index]
-    result.tokens[#result.tokens + 1] = id
-    if have[id] then return false end
-    local text, ended = grow(result, result._stream:push(id))
-    emit(result, text)
-    result._cut = ended
-    return ended
-  end
-  generation.request = self.scheduler:submit(ids, request)
+  function request.on_token(sequence, id) return hear(self, by_sequence[sequence.index], id, have) end
+  local ok, message = pcall(self.scheduler.submit, self.scheduler, ids, request)
+  if not ok then raise(message, level + 1) end
+  generation.request = message
+  local last = ids[#ids]
+  local within = not chat and not (self.tok.is_special and self.tok:is_special(last)) and neutral(self.tok) or {}
   for k, sequence in ipairs(generation.request.sequences) do
     local result = setmetatable({ tokens = {}, logprobs = sequence.logprobs, top = sequence.top, index = k,
-      prompt_tokens = #ids, _held = "", _stops = stops, _parts = {}, _on_text = o.on_text,
+      prompt_tokens = #ids, _stops = stop_texts.new(stops, self.tok), _parts = {}, _on_text = o.on_text,
       _stream = open_stream(self.tok), _sequence = sequence }, Result)
     -- a space that a word begins with stands there unless the word is the text's first
-    if not chat then result._stream:push(ids[#ids]) end
+    for _, id in ipairs(within) do result._stream:push(id) end
     by_sequence[k], generation.results[k] = result, result
   end
   if chat then
@@ -362,39 +335,52 @@ function LM:submit(prompt, opts)
   return generation
 end
 
+--- Ask for completions of a prompt; step() or wait() makes them. What is wrong with the request raises here.
+--- @param prompt string|table  text, list of messages, or list of ids
+--- @param opts table?  see the top of this file
+--- @return table generation  results (a list), done, error
+function LM:submit(prompt, opts)
+  local generation = submit(self, prompt, opts, 2)
+  return generation
+end
+options.declare(LM.submit, { "prompt" }, request_defaults)
+
 -- A sequence has ended: what was held back is text after all.
 local function complete(generation, result)
   local sequence = result._sequence
-  if not result._cut then
-    local text, ended = grow(result, result._stream:finish())
-    emit(result, ended and text or text .. result._held)
+  result._sequence = nil
+  if not result._cut and sequence.reason ~= "error" then
+    local ok, message = pcall(function () emit(result, (result._stops:finish(result._stream:finish()))) end)
+    if not ok then
+      if type(message) == "string" and message:find "interrupted$" then error(message, 0) end
+      result.reason, result.error, generation.error = "error", message, message
+    end
   end
-  result.text, result.reason = table.concat(result._parts), sequence.reason
+  result.text, result.reason = table.concat(result._parts), result.reason or sequence.reason
   result.cached_tokens = sequence.request.cached_tokens or 0
+  if sequence.reason == "error" then result.error, generation.error = sequence.request.error, sequence.request.error end
   if generation.chat then
     local content, reasoning = M.split_reasoning(result.text, generation.thinking)
     result.message = { role = "assistant", content = content, reasoning_content = reasoning }
   end
-  for _, name in ipairs { "_held", "_stops", "_parts", "_on_text", "_stream", "_sequence", "_cut" } do
-    result[name] = nil
-  end
+  for _, name in ipairs { "_stops", "_parts", "_on_text", "_stream", "_cut" } do result[name] = nil end
 end
 
 --- Let every running sequence make one token.
 --- @return boolean more  whether there is anything left to do
 function LM:step()
   local more = self.scheduler:step()
-  local live = {}
-  for _, generation in ipairs(self.live) do
+  for _, generation in ipairs(table.move(self.live, 1, #self.live, 1, {})) do -- callbacks may submit more
     local open = 0
     for _, result in ipairs(generation.results) do
       if result._sequence then
         if result._sequence.reason then complete(generation, result) else open = open + 1 end
       end
     end
-    generation.done = open == 0
-    if open > 0 then live[#live + 1] = generation end
+    generation.done = generation.done or open == 0
   end
+  local live = {}
+  for _, generation in ipairs(self.live) do if not generation.done then live[#live + 1] = generation end end
   self.live = live
   return more
 end
@@ -403,6 +389,13 @@ end
 --- @param generation table?
 function LM:wait(generation)
   while not (generation and generation.done) and #self.live > 0 do self:step() end
+end
+
+--- Raise what a generation failed with, as it was raised.
+--- @return self
+function Generation:check()
+  if self.error ~= nil then error(self.error, 0) end
+  return self
 end
 
 --- End a generation with what it has; its results have reason "cancelled".
@@ -434,10 +427,10 @@ local function first_of(generation)
 end
 
 -- Run a request of our own to its end; what else runs goes on meanwhile.
-local function finish(self, prompt, opts)
-  local generation = self:submit(prompt, opts)
+local function finish(self, prompt, opts, level)
+  local generation = submit(self, prompt, opts, level + 1)
   self:wait(generation)
-  return first_of(generation)
+  return first_of(generation:check())
 end
 
 --- Continue a text.
@@ -447,26 +440,38 @@ end
 --- top_logprobs, on_text, ...
 --- @return perilune.lm.Result
 function LM:complete(prompt, opts)
-  if is_messages(prompt) then error("complete: takes a text or ids; messages are for chat", 2) end
-  return finish(self, prompt, opts)
+  if prompts.is_messages(prompt) then error("complete: takes a text or ids; messages are for chat", 2) end
+  local result = finish(self, prompt, opts, 2)
+  return result
 end
+options.declare(LM.complete, { "prompt" }, request_defaults)
 
 --- Answer a conversation.
 --- @param messages table[]  { role =, content = } each
 --- @param opts table?  as for complete, and tools, template (further variables), add_generation_prompt
 --- @return perilune.lm.Result  with .message
 function LM:chat(messages, opts)
-  if not is_messages(messages) then error("chat: takes a list of messages { role =, content = }", 2) end
-  return finish(self, messages, opts)
+  if not prompts.is_messages(messages) then error("chat: takes a list of messages { role =, content = }", 2) end
+  local result = finish(self, messages, opts, 2)
+  return result
 end
+options.declare(LM.chat, { "messages" }, request_defaults)
 
---- Complete or answer many prompts in one batch.
---- @param prompts table  list of texts, of lists of messages or of lists of ids
+--- Complete or answer many prompts in one batch. A prompt that is refused raises before any is read; one that fails
+--- later has a result with reason "error" and what it failed with as error, and the others go on.
+--- @param list table  of texts, of lists of messages or of lists of ids
 --- @param opts table?
 --- @return perilune.lm.Result[]
-function LM:batch(prompts, opts)
+function LM:batch(list, opts)
   local generations, out = {}, {}
-  for i, prompt in ipairs(prompts) do generations[i] = self:submit(prompt, opts) end
+  for i, prompt in ipairs(list) do
+    local ok, generation = pcall(submit, self, prompt, opts, 1)
+    if not ok then
+      for _, other in ipairs(generations) do other:cancel() end
+      raise(type(generation) == "string" and ("prompt %d: %s"):format(i, generation) or generation, 2)
+    end
+    generations[i] = generation
+  end
   for i, generation in ipairs(generations) do
     self:wait(generation)
     out[i] = first_of(generation)
@@ -482,21 +487,26 @@ end
 function LM:stream(prompt, opts)
   local o = {}
   for k, v in pairs(opts or {}) do o[k] = v end
-  if (o.samples or 1) ~= 1 then error("stream: takes one sample", 2) end
+  if (o.samples or 1) ~= 1 then error(("stream: samples is %s, a stream is of one"):format(tostring(o.samples)), 2) end
   local pieces, stream = {}, {}
   local given = o.on_text
+  local problem = given ~= nil and options.problem("on_text", given, request_defaults.on_text)
+  if problem then error("stream: " .. problem, 2) end
   function o.on_text(piece, result)
     pieces[#pieces + 1] = piece
     if given then given(piece, result) end
   end
-  local generation = self:submit(prompt, o)
+  local generation = submit(self, prompt, o, 2)
   stream.result, stream.generation = generation.results[1], generation
   local function stop()
     if not generation.done then generation:cancel() end
   end
   local meta = { __close = stop, __call = function ()
     while #pieces == 0 and not generation.done do self:step() end
-    if #pieces == 0 then return nil end
+    if #pieces == 0 then
+      generation:check()
+      return nil
+    end
     local text = table.concat(pieces)
     pieces = {}
     return text

@@ -32,6 +32,29 @@ local function distance(a, b, limit)
   return last[#b]
 end
 
+-- Whether every word of a is one of b's: "max_tokens" and "max_new_tokens".
+local function within(a, b)
+  local have, n = {}, 0
+  for part in b:gmatch "[^_%-]+" do have[part] = true end
+  for part in a:gmatch "[^_%-]+" do
+    if not have[part] then return false end
+    n = n + #part
+  end
+  return n >= 4
+end
+
+-- The only name that has all words of a word, or whose words it has all.
+local function related(word, names)
+  local found
+  for _, name in ipairs(names) do
+    if within(word, name) or within(name, word) then
+      if found then return nil end
+      found = name
+    end
+  end
+  return found
+end
+
 --- The name of the list that is nearest to word, or nil when none is near.
 --- @param word string
 --- @param names string[]
@@ -42,7 +65,7 @@ function M.nearest(word, names)
     local d = distance(word:lower(), name:lower(), least)
     if d < least then best, least = name, d end
   end
-  return best
+  return best or related(word:lower(), names)
 end
 
 --- "unknown WHAT "word"", with the nearest name when there is one, with all of them when there is not.

@@ -50,7 +50,7 @@ function TestPipe:setUp() self.folder = make_folder() end
 function TestPipe:tearDown() peri.files.remove_tree(self.folder) end
 
 function TestPipe:test_every_line_is_a_message_and_gets_an_answer()
-  local out, err, status = run(("chat %s --max-tokens 4 --temperature 0"):format(self.folder), "hi there\nbe nice\n")
+  local out, err, status = run(("chat %s --max-new-tokens 4 --temperature 0"):format(self.folder), "hi there\nbe nice\n")
   lu.assertEquals(status, 0, err)
   local answers = {}
   for answer in out:gmatch "([^\n]*)\n" do answers[#answers + 1] = answer end
@@ -81,7 +81,7 @@ function TestPipe:test_system_prompts_seeds_and_stops_are_taken()
 end
 
 function TestPipe:test_complete_prints_the_continuation()
-  local out, err, status = run(("complete %s 'hi there' --max-tokens 5 --temperature 0"):format(self.folder))
+  local out, err, status = run(("complete %s 'hi there' --max_new_tokens 5 --temperature 0"):format(self.folder))
   lu.assertEquals(status, 0, err)
   local lm = assert(peri.lm.load(self.folder, { dtype = "f32", pack = false, prefix_cache_bytes = 0 }))
   local text = lm:complete("hi there", { max_new_tokens = 5 }).text
@@ -100,6 +100,12 @@ function TestPipe:test_complete_prints_the_continuation()
   lu.assertEquals(n, 3)
   lu.assertEquals((run(("complete --echo --temperature 0 %s --max-tokens 5 'hi there'"):format(self.folder))),
     "hi there" .. text .. "\n")
+  out, err = run(("complete %s hi --n 3 --max_new_tokens 2 --json"):format(self.folder))
+  lu.assertStrContains(err, "without --temperature answers are greedy: all 3 are the same")
+  lu.assertEquals(select(2, out:gsub("\n", "")), 3)
+  out, err = run(("complete %s hi --samples 2 --max_new_tokens 2 --temperature 1"):format(self.folder))
+  lu.assertEquals(err, "")
+  lu.assertStrContains(out, "--- 2 ---")
   out = run(("complete %s hi --max-tokens 9 --regex '( w1[0-9]){3}'"):format(self.folder))
   lu.assertStrMatches(out, " ?w1%d w1%d w1%d\n")
 end

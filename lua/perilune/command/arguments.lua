@@ -11,7 +11,7 @@ local M = {}
 --- @return table
 function M.generation_flags(more)
   local spec = {
-    max_tokens = { 512, "most tokens of an answer" },
+    max_new_tokens = { 512, "most tokens of an answer (--max_tokens is the same)" },
     temperature = { -1.0, "0 takes the likeliest token; -1: the model's own setting" },
     top_k = { -1, "draw from the k likeliest tokens; 0: all" },
     top_p = { -1.0, "draw from the likeliest tokens that have this probability together" },
@@ -29,13 +29,16 @@ end
 --- @param values table
 --- @return table
 function M.generation_options(values)
-  local o = { max_new_tokens = values.max_tokens }
+  local o = { max_new_tokens = values.max_new_tokens }
   for _, name in ipairs { "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed" } do
     if values[name] >= 0 then o[name] = values[name] end
   end
   if values.stop ~= "" then o.stop = values.stop end
   return o
 end
+
+-- Flags as other programs call them.
+local other_names = { max_tokens = "max_new_tokens", n = "samples" }
 
 -- Words that are no flags, and the rest. A flag that is no boolean takes the word behind it.
 local function separate(spec, args)
@@ -46,8 +49,12 @@ local function separate(spec, args)
       table.move(args, i + 1, #args, #words + 1, words)
       break
     elseif word:find "^%-%-." or word == "-h" then
+      local name = word:match "^%-%-([^=]+)"
+      name = name and name:gsub("%-", "_")
+      local own = name and not spec[name] and other_names[name]
+      if own and spec[own] then word, name = "--" .. own .. word:sub(#name + 3), own end
       rest[#rest + 1] = word
-      local entry = spec[word:sub(3):gsub("%-", "_")]
+      local entry = spec[name]
       local default = entry
       if type(entry) == "table" then default = entry[1] end
       local takes = entry ~= nil and type(default) ~= "boolean" or word == "--config"
@@ -111,7 +118,12 @@ function M.load(command, path, values, opts)
     lm, message = nil, M.plain(lm)
     if message:find "interrupted$" then error("interrupted", 0) end
   end
-  if not lm then io.stderr:write(("perilune %s: %s\n"):format(command, message)) end
+  if not lm then
+    io.stderr:write(("perilune %s: %s\n"):format(command, message))
+  elseif lm.widened then
+    io.stderr:write(("perilune %s: the weights are %s and run as f32; --dtype file is faster and takes less memory\n")
+      :format(command, lm.widened))
+  end
   return lm
 end
 

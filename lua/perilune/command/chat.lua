@@ -97,6 +97,7 @@ local function answer(lm, screen, messages, opts)
       lm:step()
       first = first or peri.time()
     end
+    if generation.error ~= nil then error(generation.error, 0) end
   end, function (m) return m end) -- a Ctrl-C ends here
   if not ok then
     lm:reset()
@@ -190,7 +191,7 @@ end
 return function (args)
   local spec = arguments.generation_flags {
     system = { "", "system prompt" },
-    max_tokens = { 2048, "most tokens of an answer" },
+    max_new_tokens = { 2048, "most tokens of an answer (--max_tokens is the same)" },
     template = { "", "JSON object of further variables of the chat template" },
   }
   local values, words = arguments.read("chat", "MODEL", 1, 1, spec, args, about)

@@ -16,27 +16,31 @@ end
 
 return function (args)
   local spec = arguments.generation_flags {
-    n = { 1, "completions to make" }, suffix = { "", "text behind the gap" },
+    samples = { 1, "completions to make (--n is the same)" }, suffix = { "", "text behind the gap" },
     echo = { false, "print the text before its completion" },
     regex = { "", "the completion matches this regular expression" },
     json = { false, "one JSON object a completion: text, tokens, logprobs, reason" },
   }
   local values, words = arguments.read("complete", "MODEL TEXT", 2, 2, spec, args, about)
   if not values then return words end
-  local lm = arguments.load("complete", words[1], values, { rows = math.max(1, math.min(values.n, 32)) })
+  local lm = arguments.load("complete", words[1], values, { rows = math.max(1, math.min(values.samples, 32)) })
   if not lm then return 1 end
   local text = words[2] == "-" and io.read "a" or words[2]
   local o = arguments.generation_options(values)
-  o.samples = values.n
+  o.samples = values.samples
   if values.suffix ~= "" then o.suffix = values.suffix end
   if values.regex ~= "" then o.regex = values.regex end
-  local streams = values.n == 1 and not values.json
+  local streams = values.samples == 1 and not values.json
   if streams then
     if values.echo then io.write(text) end
     function o.on_text(piece)
       io.write(piece)
       io.flush()
     end
+  end
+  if values.samples > 1 and lm:is_greedy(o) then
+    io.stderr:write(("perilune complete: without --temperature answers are greedy: all %d are the same\n")
+      :format(values.samples))
   end
   local ok, result = pcall(lm.complete, lm, text, o)
   if not ok then

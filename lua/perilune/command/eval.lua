@@ -117,6 +117,7 @@ local function run(lm, task, rows, shots, values, ks, out)
     for i, row in ipairs(rows) do
       local generation = generations[i]
       if generation and generation.done then
+        if generation.error ~= nil then error(generation.error, 0) end
         local s = score(task, row, generation, ks)
         s.index = i
         for _, sample in ipairs(s.samples) do tokens = tokens + sample.tokens end

@@ -1,6 +1,7 @@
 -- batching.lua - continuous batching: requests of any length come and go, all that run take each step
 -- together, and a row that is done is taken by the next request at once. Every sequence gets the
--- tokens that it would get alone, bit for bit where the model computes in f32.
+-- tokens that it would get alone, bit for bit where the model computes in f32. What can be wrong with a
+-- request is checked when it is submitted; one that fails later leaves with its error, the others go on.
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
@@ -10,15 +11,16 @@ local prefix_cache = require "perilune.models.prefix_cache"
 local M = {}
 
 local request_defaults = {
-  max_new_tokens = 16, samples = 1,
-  stop = {},                -- ids that end a sequence
-  on_token = options.none,  -- on_token(sequence, id, logprob, top): true ends the sequence
-  remember = true,          -- keep what was read in the prefix cache
+  max_new_tokens = options.integer(16, "[1, inf)", "of each sequence, the stop token included"),
+  samples = options.integer(1, "[1, inf)", "completions of the prompt"),
+  stop = options.value({}, "table", "ids that end a sequence"),
+  on_token = options.value(options.none, "callable", "on_token(sequence, id, logprob, top): true ends the sequence"),
+  remember = options.boolean(true, "keep what was read in the prefix cache"),
 }
 for name, value in pairs(sampler.defaults) do request_defaults[name] = value end
 
 --- One completion being made. reason: nil while it runs, then "stop" (a stop token, on_token or the
---- end of a constraint), "length" (max_new_tokens or the model's context) or "cancelled".
+--- end of a constraint), "length" (max_new_tokens or the model's context), "cancelled" or "error".
 --- @class perilune.models.Sequence
 --- @field request perilune.models.Request
 --- @field index integer  which sample of the request
@@ -31,6 +33,7 @@ for name, value in pairs(sampler.defaults) do request_defaults[name] = value end
 --- @field ids integer[]  the prompt
 --- @field sequences perilune.models.Sequence[]
 --- @field done boolean
+--- @field error any?  what it failed with
 --- @field cached_tokens integer?  prompt tokens that the prefix cache had; nil before it was read
 
 --- @class perilune.models.Scheduler
@@ -54,10 +57,24 @@ function M.new(model, opts)
   if why then error("batching: " .. why, 2) end
   return setmetatable({ model = model, rows = o.rows, prefix_cache = o.prefix_cache, chunk = o.prefill_chunk,
                         context = context_length(model.config or {}), queue = {}, first = 1, last = 0, running = 0,
-                        slots = {} }, Scheduler)
+                        slots = {}, new = {}, taken = {}, stepping = false }, Scheduler)
 end
 
---- Ask for completions of a prompt. Nothing happens before step().
+-- Ids that the model has an embedding for; nil for models that do not say.
+local function vocabulary(model) return (model.settings or {}).vocab or (model.config or {}).vocab_size end
+
+local function check_ids(self, what, list, level)
+  local most = vocabulary(self.model) or math.huge
+  for i, id in ipairs(list) do
+    if type(id) ~= "number" or not math.tointeger(id) then
+      error(("submit: entry %d of %s is %s, expected the id of a token"):format(i, what, tostring(id)), level + 1)
+    elseif id < 0 or id >= most then
+      error(("submit: entry %d of %s is %d, the model has %s tokens"):format(i, what, id, tostring(most)), level + 1)
+    end
+  end
+end
+
+--- Ask for completions of a prompt. Nothing happens before step(); what is wrong with it raises here.
 --- @param ids integer[]  the prompt, at least one token
 --- @param opts table?  max_new_tokens (16), samples (1), stop, on_token, remember (true), and those of
 --- perilune.models.sampler
@@ -70,11 +87,11 @@ function Scheduler:submit(ids, opts)
   if #ids >= self.context then
     error(("submit: the prompt has %d tokens, the model's context is %d"):format(#ids, self.context), 2)
   end
-  for _, name in ipairs { "max_new_tokens", "samples" } do
-    if not math.tointeger(o[name]) or o[name] < 1 then
-      error(("submit: %s is %s, expected an integer of at least 1"):format(name, tostring(o[name])), 2)
-    end
-  end
+  check_ids(self, "the prompt", ids, 2)
+  check_ids(self, "stop", o.stop, 2)
+  local biased = {}
+  for id in pairs(o.logit_bias or {}) do biased[#biased + 1] = id end
+  check_ids(self, "logit_bias", biased, 2)
   local request = { ids = ids, opts = o, sequences = {}, done = false, left = o.samples, waiting = o.samples }
   for k = 1, o.samples do
     local s = { request = request, index = k, tokens = {}, logprobs = {}, top = o.top_logprobs > 0 and {} or nil }
@@ -89,9 +106,25 @@ end
 -- ---- the life of a sequence ---------------------------------------------------------------------
 
 local function finish(s, reason)
+  if s.ended then return end
   s.reason, s.ended = reason, true
   s.request.left = s.request.left - 1
   s.request.done = s.request.left == 0
+end
+
+-- A request fails with all its sequences.
+local function fail(request, message)
+  request.error = message
+  for _, s in ipairs(request.sequences) do finish(s, "error") end
+end
+
+-- fn(...), whose errors are those of one request; an interrupt is everyone's.
+local function attempt(request, fn, ...)
+  local ok, message = pcall(fn, ...)
+  if ok then return true end
+  if type(message) == "string" and message:find "interrupted$" then error(message, 0) end
+  fail(request, message)
+  return false
 end
 
 -- A token was drawn. Ends the sequence where it has to.
@@ -105,12 +138,29 @@ local function take(self, s, id, logp, top)
   elseif #s.tokens >= o.max_new_tokens or #s.request.ids + #s.tokens >= self.context then finish(s, "length") end
 end
 
+-- Draw and take the next token of sequences. logits (#list, V). Where a draw fails each row is drawn alone (the
+-- same tokens: rows do not depend on each other), so that its error is its own.
+local function advance(self, logits, list)
+  local rows = {}
+  for i, s in ipairs(list) do rows[i] = s.row end
+  local ok, got, logp, top = pcall(sampler.draw, logits, rows)
+  if not ok and type(got) == "string" and got:find "interrupted$" then error(got, 0) end
+  for i, s in ipairs(list) do
+    if ok then
+      if not s.ended then attempt(s.request, take, self, s, got[i], logp[i], top[i]) end
+    else
+      attempt(s.request, function ()
+        local id, p, t = sampler.draw(logits:narrow(1, i, 1), { s.row })
+        if not s.ended then take(self, s, id[1], p[1], t[1]) end
+      end)
+    end
+  end
+end
+
 --- End a request's sequences as they are. Their rows are freed with the next step.
 --- @param request perilune.models.Request
-function Scheduler:cancel(request)
-  for _, s in ipairs(request.sequences) do
-    if not s.ended then finish(s, "cancelled") end
-  end
+function Scheduler:cancel(request) -- luacheck: ignore 212
+  for _, s in ipairs(request.sequences) do finish(s, "cancelled") end
 end
 
 -- The prompt's keys and values are no longer needed here.
@@ -136,19 +186,19 @@ end
 --- Forget all requests and give the memory of the batch back; the prefix cache stays.
 function Scheduler:reset()
   for i = self.first, self.last do
-    local s = self.queue[i]
-    if not s.ended then finish(s, "cancelled") end
-    let_go(self, s.request)
+    finish(self.queue[i], "cancelled")
+    let_go(self, self.queue[i].request)
   end
-  for _, s in ipairs(self.slots) do
-    if not s.ended then finish(s, "cancelled") end
-    let_go(self, s.request)
+  for _, list in ipairs { self.slots, self.new } do
+    for _, s in ipairs(list) do
+      finish(s, "cancelled")
+      let_go(self, s.request)
+    end
   end
-  self.queue, self.first, self.last, self.slots, self.running = {}, 1, 0, {}, 0
+  self.queue, self.first, self.last, self.slots, self.new, self.running = {}, 1, 0, {}, {}, 0
   if self.cache then self.cache:release() end
   self.cache = nil
 end
-
 
 -- Keep what a sequence has read beyond its prompt for what may continue it.
 local function remember(self, s, row)
@@ -162,25 +212,21 @@ end
 
 -- ---- rows ---------------------------------------------------------------------------------------
 
--- Take sequences from the queue, read their prompts and draw their first tokens. Returns those that
--- go on and the requests whose last sequence was taken.
+-- Take sequences from the queue into self.new, read their prompts and draw their first tokens.
 local function admit(self, free)
-  local new, taken = {}, {}
-  while self.first <= self.last and #new < free do
+  while self.first <= self.last and #self.new < free do
     local s = self.queue[self.first]
     local request = s.request
-    if not s.ended then
-      if not request.cache then prefill(self, request) end
-      local ids, logp, top = sampler.draw(self.model:logits(request.last), { s.row })
-      take(self, s, ids[1], logp[1], top[1])
-      if not s.ended then new[#new + 1] = s end
+    if not s.ended and not request.cache then attempt(request, prefill, self, request) end
+    if not s.ended and attempt(request, function () advance(self, self.model:logits(request.last), { s }) end)
+      and not s.ended then
+      self.new[#self.new + 1] = s
     end
     self.queue[self.first] = nil
     self.first = self.first + 1
     request.waiting = request.waiting - 1
-    if request.waiting == 0 then taken[#taken + 1] = request end
+    if request.waiting == 0 then self.taken[#self.taken + 1] = request end
   end
-  return new, taken
 end
 
 -- How many more columns a batch may want, to make room for them at once.
@@ -248,34 +294,56 @@ end
 -- All rows read the token drawn last and draw the next.
 local function decode(self)
   make_room(self)
-  local ids, rows, places = {}, {}, {}
+  local ids, live, places = {}, {}, {}
   for row, s in ipairs(self.slots) do
     ids[row] = { s.ended and 0 or s.tokens[#s.tokens] }
-    if not s.ended then rows[#rows + 1], places[#places + 1] = s.row, row end
+    if not s.ended then live[#live + 1], places[#places + 1] = s, row end
   end
+  if #live == 0 then return end
   local cache = self.cache
   local hidden = self.model:forward(peri.tensor(ids, "i64"), { cache = cache, start = cache.start }):select(2, -1)
   local logits = self.model:logits(hidden)
-  if #rows < #self.slots then logits = logits:index_select(peri.tensor(places, "i64"):sub(1), 1) end
-  local got, logp, top = sampler.draw(logits, rows)
-  for i, row in ipairs(places) do
-    local s = self.slots[row]
-    take(self, s, got[i], logp[i], top[i])
-    if s.ended then remember(self, s, row) end
+  if #live < #self.slots then logits = logits:index_select(peri.tensor(places, "i64"):sub(1), 1) end
+  advance(self, logits, live)
+  for i, s in ipairs(live) do
+    if s.ended and s.reason ~= "error" then remember(self, s, places[i]) end
   end
 end
+
+-- What all share has failed: nobody who runs can go on, those who wait can.
+local function give_up(self, message)
+  for _, list in ipairs { self.slots, self.new } do
+    for _, s in ipairs(list) do fail(s.request, message) end
+  end
+  self.slots, self.new, self.running = {}, {}, 0
+  if self.cache then self.cache:release() end
+  self.cache = nil
+end
+
+local Running = { __close = function (self) self.scheduler.stepping = false end }
 
 --- Read waiting prompts into free rows and let every running sequence make one token.
 --- @return boolean more  whether there is anything left to do
 function Scheduler:step()
+  if self.stepping then error("step: a step is running; a callback cannot wait for answers of the same model", 2) end
+  self.stepping = true
+  local running <close> = setmetatable({ scheduler = self }, Running) -- luacheck: ignore 211
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local live = 0
   for _, s in ipairs(self.slots) do if not s.ended then live = live + 1 end end
-  local new, taken = admit(self, self.rows - live)
-  arrange(self, new)
-  for _, request in ipairs(taken) do let_go(self, request) end
-  if self.running > 0 then decode(self) end
+  admit(self, self.rows - live)
+  local ok, message = pcall(function ()
+    arrange(self, self.new)
+    self.new = {}
+    for _, request in ipairs(self.taken) do let_go(self, request) end
+    self.taken = {}
+    if self.running > 0 then decode(self) end
+  end)
+  if not ok then
+    if type(message) == "string" and message:find "interrupted$" then error(message, 0) end
+    give_up(self, message)
+  end
   local ended = true
   for _, s in ipairs(self.slots) do ended = ended and s.ended end
   if ended and self.cache then arrange(self, {}) end

@@ -79,7 +79,7 @@ end
 -- their tensor.
 local function is_uniform(o)
   return o.repetition_penalty == 1 and o.frequency_penalty == 0 and o.presence_penalty == 0
-    and o.min_new_tokens == 0 and not o.seed and not o.constraint and o.top_logprobs == 0
+    and o.min_new_tokens == 0 and not o.seed and not o.constraint and not o.logit_bias and o.top_logprobs == 0
 end
 
 -- One state for each output row.

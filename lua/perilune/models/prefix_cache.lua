@@ -132,15 +132,22 @@ function M.read(self, model, ids, chunk)
   local cache = model:cache(1, #ids)
   local scope <close> = peri.scope()
   local n, from = 0, nil
-  if self then n, from = self:find(model, ids) end
-  if n > 0 then cache:copy_from(from, 1, n) end
-  local last
-  for at = n + 1, #ids, chunk do
-    local step <close> = peri.scope()
-    local part = peri.tensor({ table.move(ids, at, math.min(at + chunk - 1, #ids), 1, {}) }, "i64") -- (1, T)
-    last = step:keep(model:forward(part, { cache = cache }):select(2, -1))
+  local ok, last = pcall(function ()
+    if self then n, from = self:find(model, ids) end
+    if n > 0 then cache:copy_from(from, 1, n) end
+    local last
+    for at = n + 1, #ids, chunk do
+      local step <close> = peri.scope()
+      local part = peri.tensor({ table.move(ids, at, math.min(at + chunk - 1, #ids), 1, {}) }, "i64") -- (1, T)
+      last = step:keep(model:forward(part, { cache = cache }):select(2, -1))
+    end
+    return last:clone()
+  end)
+  if not ok then
+    cache:release()
+    error(last, 0)
   end
-  return cache, scope:keep(last:clone()), n
+  return cache, scope:keep(last), n
 end
 
 return M

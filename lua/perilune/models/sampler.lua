@@ -17,6 +17,7 @@ M.defaults = {
   presence_penalty = 0,    -- taken off the logit of every token that occurs in the completion
   min_new_tokens = 0,      -- stop tokens cannot be drawn before
   seed = options.none,     -- integer; without one it is drawn from the generator that peri.seed sets
+  logit_bias = options.none, -- id -> number added to its logit
   constraint = options.none, -- of perilune.models.constraint
   top_logprobs = 0,        -- how many of the likeliest tokens are reported with each token
 }
@@ -45,6 +46,12 @@ function M.check(o)
   want(math.tointeger(o.top_logprobs) and o.top_logprobs >= 0 and o.top_logprobs <= 1000, "top_logprobs",
     o.top_logprobs, "an integer from 0 to 1000")
   want(o.seed == nil or math.tointeger(o.seed), "seed", o.seed, "an integer")
+  want(o.logit_bias == nil or type(o.logit_bias) == "table", "logit_bias", o.logit_bias, "a table of ids and numbers")
+  for id, bias in pairs(o.logit_bias or {}) do
+    want(math.tointeger(id) and id >= 0, "an id of logit_bias", id, "an id of a token")
+    want(type(bias) == "number" and bias == bias and bias >= -1e4 and bias <= 1e4, "logit_bias of " .. id, bias,
+      "a number from -10000 to 10000")
+  end
   want(o.constraint == nil or type(o.constraint) == "table" and o.constraint.start, "constraint", o.constraint,
     "a constraint of perilune.models.constraint")
 end
@@ -78,7 +85,13 @@ function M.row(o, prompt, stop, sample)
     for _, id in ipairs(prompt) do self:see(id) end
   end
   if o.constraint then self.state = o.constraint:start() end
-  self.plain = not (self.penalised or self.counted or self.state or o.min_new_tokens > 0)
+  if o.logit_bias and next(o.logit_bias) ~= nil then
+    self.bias_ids, self.bias = {}, {}
+    for id in pairs(o.logit_bias) do self.bias_ids[#self.bias_ids + 1] = id end
+    table.sort(self.bias_ids)
+    for k, id in ipairs(self.bias_ids) do self.bias[k] = o.logit_bias[id] end
+  end
+  self.plain = not (self.penalised or self.counted or self.state or self.bias or o.min_new_tokens > 0)
   self.how = { temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
                greedy = o.greedy or o.temperature == 0 }
   if self.how.greedy then self.how.temperature, self.how.top_k, self.how.top_p, self.how.min_p = 1, 0, 1, 0 end
@@ -153,6 +166,21 @@ local function frequency(x, rows)
   return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, "f32", 0), 2)
 end
 
+-- logit + logit_bias.
+local function biased(x, rows)
+  local lists, deltas, any = {}, {}, false
+  for b, row in ipairs(rows) do
+    lists[b], deltas[b] = { 0 }, { 0 } -- what padding repeats adds nothing
+    for k, id in ipairs(row.bias_ids or {}) do
+      table.insert(lists[b], k, id)
+      table.insert(deltas[b], k, row.bias[k])
+    end
+    any = any or row.bias ~= nil
+  end
+  if not any then return x end
+  return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, "f32", 0), 2)
+end
+
 -- Stop tokens are out of reach for a while.
 local function minimum_length(x, rows)
   local lists, any = {}, false
@@ -188,7 +216,7 @@ end
 --- @param rows perilune.models.sampler.Row[]
 --- @return perilune.Tensor  (B, V)
 function M.process(logits, rows)
-  return constrain(minimum_length(frequency(repetition(logits, rows), rows), rows), rows)
+  return constrain(minimum_length(biased(frequency(repetition(logits, rows), rows), rows), rows), rows)
 end
 
 -- Rows that share settings. -- (B, V) -> ids, logprobs, tops (lists)
