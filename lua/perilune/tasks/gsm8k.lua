@@ -40,11 +40,12 @@ local function next_number(text, at)
   return digit
 end
 
--- The number that a text begins with, spaces, signs and $ aside.
+-- The number that a text begins with, spaces, signs and $ aside; the first part of a fraction is none.
 local function first_number(text)
   local from = next_number(text, 1)
   if not from or text:sub(1, from - 1):find "[^%s%$%-%+%*]" then return nil end
-  local _, value = number_at(text, from)
+  local last, value = number_at(text, from)
+  if text:find("^%s*/%s*%d", last + 1) then return nil end
   return value
 end
 
@@ -123,14 +124,16 @@ local function boxed(text)
   end
 end
 
---- The answer in the form that was asked for: behind the last "####", or in the last \boxed{}.
+--- The answer in the form that was asked for: the number behind the first "####" that has one, as in
+--- lm-evaluation-harness (its strict-match takes the first "#### number"), or in the last \boxed{}. Commas, a $ in
+--- front and a point behind do not count; a fraction is not a number.
 --- @param text string
 --- @return string?  a number as text: "1234", "-0.5"
 function M.strict(text)
-  local marked
-  for rest in text:gmatch "####([^\n]*)" do marked = rest end
-  local value = marked and first_number(marked)
-  if value then return value end
+  for at in text:gmatch "####+()" do
+    local value = first_number(text:match("^[^\n]*", at))
+    if value then return value end
+  end
   local inner = boxed(text)
   if not inner then return nil end
   inner = inner:gsub("\\text%s*%b{}", ""):gsub("\\[,;!%$%s]", ""):gsub("{,}", ",")
