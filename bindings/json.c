@@ -2,31 +2,18 @@
 ** json.c - peri.json: JSON text to Lua values and back. Objects are tables that carry the order of
 ** their keys, arrays are tables that carry a mark (each in a metatable, which does nothing else),
 ** null is one value of its own, integers stay integers.
-**
-** The metatable of an object lists its keys: [1], [2], ... in the order of the text. Objects with the
-** same keys in the same order, as the rows of a file are, share one: a tree of key sequences finds it.
-** A node of the tree holds the next nodes by key (a string) and, by integer, what is below.
 */
 #include "core/json.h"
 
 #include <string.h>
 
+#include "json_order.h"
 #include "keep.h"
 
 #define NULL_NAME "perilune.json.null"
 #define ARRAY_NAME "perilune.json.array"
-#define OBJECT_NAME "perilune.json.object"
 
-enum {
-  NODE_ORDER = 1,
-  NODE_BEFORE,
-  NODE_KEY,
-  NODE_COUNT
-};                     /* NODE_COUNT: of the tree, in its root */
-#define NODES_MAX 4096 /* a tree with more is left for a new one */
-#define SHARED_MAX 64  /* objects with more keys share no order */
-
-static const char key_null = 0, key_array = 0, key_object = 0, key_root = 0;
+static const char key_null = 0, key_array = 0;
 
 /* ---- decode ---- */
 
@@ -37,89 +24,6 @@ static void drop_parser (peri_ctx *ctx, void *p, size_t n) {
 }
 
 static void push_mark (lua_State *L) { lua_rawgetp(L, LUA_REGISTRYINDEX, &key_array); }
-
-/* ---- order of keys ---- */
-
-/* Push a new list of keys, empty. */
-static void new_order (lua_State *L) {
-  lua_newtable(L);
-  lua_pushlightuserdata(L, (void *)&key_object);
-  lua_rawseti(L, -2, 0);
-  lua_pushliteral(L, OBJECT_NAME);
-  lua_setfield(L, -2, "__name");
-}
-
-/* Push the list of keys of the table at idx and return true, or push nothing. */
-static bool get_order (lua_State *L, int idx) {
-  if (!lua_getmetatable(L, idx)) return false;
-  lua_rawgeti(L, -1, 0);
-  bool is = lua_touserdata(L, -1) == (const void *)&key_object;
-  lua_pop(L, is ? 1 : 2);
-  return is;
-}
-
-static void new_root (lua_State *L) {
-  lua_newtable(L);
-  lua_pushinteger(L, 0);
-  lua_rawseti(L, -2, NODE_COUNT);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &key_root);
-}
-
-/* Push the list of the n keys on the way to a node. */
-static void push_order (lua_State *L, int node, lua_Integer n) {
-  if (lua_rawgeti(L, node, NODE_ORDER) != LUA_TNIL) return;
-  lua_pop(L, 1);
-  new_order(L);
-  lua_pushvalue(L, node);
-  for (; n > 0; n--) {
-    lua_rawgeti(L, -1, NODE_KEY);
-    lua_rawseti(L, -3, n);
-    lua_rawgeti(L, -1, NODE_BEFORE);
-    lua_remove(L, -2);
-  }
-  lua_pop(L, 1);
-  lua_pushvalue(L, -1);
-  lua_rawseti(L, node, NODE_ORDER);
-}
-
-/* The key on top is the n-th of its object: the node at the stack index becomes the next one. */
-static void step (lua_State *L, int node, lua_Integer n) {
-  if (n == SHARED_MAX + 1) { /* too many to be shared: a list of its own takes the node's place */
-    new_order(L);
-    push_order(L, node, SHARED_MAX);
-    for (lua_Integer i = 1; i <= SHARED_MAX; i++) {
-      lua_rawgeti(L, -1, i);
-      lua_rawseti(L, -3, i);
-    }
-    lua_pop(L, 1);
-    lua_replace(L, node);
-  }
-  lua_pushvalue(L, -1);
-  if (n > SHARED_MAX) {
-    lua_rawseti(L, node, n);
-    return;
-  }
-  if (lua_rawget(L, node) == LUA_TNIL) {
-    lua_pop(L, 1);
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &key_root);
-    lua_rawgeti(L, -1, NODE_COUNT);
-    lua_Integer count = lua_tointeger(L, -1) + 1;
-    lua_pop(L, 1);
-    lua_pushinteger(L, count);
-    lua_rawseti(L, -2, NODE_COUNT);
-    lua_pop(L, 1);
-    if (count > NODES_MAX) new_root(L); /* what is open goes on in the old one */
-    lua_createtable(L, 3, 1);
-    lua_pushvalue(L, node);
-    lua_rawseti(L, -2, NODE_BEFORE);
-    lua_pushvalue(L, -2);
-    lua_rawseti(L, -2, NODE_KEY);
-    lua_pushvalue(L, -2);
-    lua_pushvalue(L, -2);
-    lua_rawset(L, node);
-  }
-  lua_replace(L, node);
-}
 
 /* ---- values ---- */
 
@@ -144,10 +48,10 @@ static peri_status decode (lua_State *L, peri_json *p) {
     case PERI_JSON_END: return PERI_OK;
     case PERI_JSON_KEY:
       lua_pushlstring(L, v.s, v.n);
-      step(L, lua_absindex(L, -3), ++count[p->depth - 1]);
+      peri__json_step(L, lua_absindex(L, -3), ++count[p->depth - 1]);
       continue;
     case PERI_JSON_OBJECT:
-      lua_rawgetp(L, LUA_REGISTRYINDEX, &key_root);
+      peri__json_push_root(L);
       lua_newtable(L);
       count[p->depth - 1] = 0;
       continue;
@@ -160,8 +64,8 @@ static peri_status decode (lua_State *L, peri_json *p) {
     case PERI_JSON_CLOSE:
       if (p->object[p->depth]) { /* the level that was closed */
         lua_Integer n = count[p->depth];
-        if (n <= SHARED_MAX)
-          push_order(L, lua_absindex(L, -2), n);
+        if (n <= PERI__JSON_SHARED_MAX)
+          peri__json_push_order(L, lua_absindex(L, -2), n);
         else
           lua_pushvalue(L, -2);
         lua_setmetatable(L, -2);
@@ -274,7 +178,7 @@ static void encode_member (lua_State *L, encoder *e, int value, const char *key,
 static void encode_members (lua_State *L, encoder *e, int idx, lua_Integer members) {
   lua_Integer found = 0;
   int top = lua_gettop(L);
-  bool ordered = get_order(L, idx);
+  bool ordered = peri__json_order(L, idx);
   if (ordered) {
     int order = lua_gettop(L);
     for (lua_Integer i = 1; found < members && lua_rawgeti(L, order, i) == LUA_TSTRING; i++) {
@@ -413,7 +317,7 @@ static int l_array (lua_State *L) {
   }
   if (lua_type(L, 1) != LUA_TTABLE) peri__type_error(L, "json.array", 1, "t", "a table");
   push_mark(L);
-  if (get_order(L, 1))
+  if (peri__json_order(L, 1))
     lua_pop(L, 1); /* an object becomes an array */
   else if (lua_getmetatable(L, 1) && !lua_rawequal(L, -1, -2))
     luaL_error(L, "json.array: the table has a metatable already");
@@ -429,7 +333,7 @@ static int l_keys (lua_State *L) {
   lua_Integer n = 0, strings = 0, others = 0;
   lua_newtable(L); /* 2: the result */
   lua_newtable(L); /* 3: the set of what it has */
-  if (get_order(L, 1))
+  if (peri__json_order(L, 1))
     for (lua_Integer i = 1; lua_rawgeti(L, 4, i) == LUA_TSTRING; i++) {
       lua_pushvalue(L, -1);
       if (lua_rawget(L, 1) != LUA_TNIL) {
@@ -472,10 +376,10 @@ static int l_object (lua_State *L) {
   if (lua_type(L, 2) != LUA_TTABLE)
     peri__type_error(L, "json.object", 2, "keys", "a list of names");
   push_mark(L);
-  if (!get_order(L, 1) && lua_getmetatable(L, 1) && !lua_rawequal(L, -1, 3))
+  if (!peri__json_order(L, 1) && lua_getmetatable(L, 1) && !lua_rawequal(L, -1, 3))
     luaL_error(L, "json.object: the table has a metatable already");
   lua_settop(L, 2);
-  new_order(L);
+  peri__json_new_order(L);
   for (lua_Integer i = 1; lua_rawgeti(L, 2, i) != LUA_TNIL; i++) {
     if (lua_type(L, -1) != LUA_TSTRING)
       peri__type_error(L, "json.object", 2, "keys", "a list of names");
@@ -524,7 +428,7 @@ const peri_reg *const peri__json_functions = functions;
 int peri__open_json (lua_State *L) {
   lua_newtable(L);
   peri__register(L, functions);
-  new_root(L);
+  peri__json_open_orders(L);
   lua_createtable(L, 0, 1); /* the mark of arrays */
   lua_pushliteral(L, ARRAY_NAME);
   lua_setfield(L, -2, "__name");

@@ -101,7 +101,7 @@ for step in run:steps() do
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   local row = rl.summary(batch)
-  row["clip_ratio/region_mean"], row.grad_norm = clipped, opt.grad_norm
+  row["clip_ratio/region_mean"], row.grad_norm, row.skipped = clipped, opt.grad_norm, opt.was_skipped and opt.skipped or nil
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     local shown, exact, mean = evaluate()
     row.held_out_exact, row.train_reward, row.kl, last = exact, mean, rl.kl_to(start, batch, cfg.temperature), row

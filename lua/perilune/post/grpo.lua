@@ -12,7 +12,7 @@ local M = {}
 local rules = {
   model = options.value(options.required, "table", "the policy that is trained, a causal model of perilune.models"),
   tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
-  rows = options.value(options.required, "table", "list of { prompt = ... } to draw from, or an rl.curriculum of them"),
+  rows = options.value(options.required, "table", "{ prompt = ... } each: a list, a stream, or an rl.curriculum"),
   reward = options.value(options.required, "callable or table", "see rl.score"),
   optimizer = options.value(options.required, "table", "over the parameters that learn"),
   schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
@@ -38,6 +38,7 @@ local rules = {
 function M.new(opts)
   local self = options.fill("grpo", opts, rules)
   if self.beta > 0 and not self.reference then error("grpo: beta > 0 needs a reference model", 2) end
+  if type(self.rows.collect) == "function" then self.rows = self.rows:collect() end -- a stream of perilune.data
   if self.rows.draw then
     self.curriculum = self.rows
   elseif #self.rows == 0 then
@@ -98,13 +99,13 @@ function Stepper:step()
   for part in rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro) do
     self:_part(part, tokens, #batch.rows, metrics)
   end
-  local optimizer, before = self.optimizer, self.optimizer.skipped
+  local optimizer = self.optimizer
   local lr = self.schedule and self.schedule(self.at) or optimizer.lr
   optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
   metrics.step, metrics.grad_norm, metrics.learning_rate = self.at, optimizer.grad_norm, lr
   self.seen = self.seen + tokens_of(batch)
   metrics.num_tokens = self.seen
-  if optimizer.skipped ~= before then metrics.skipped = optimizer.skipped end
+  if optimizer.was_skipped then metrics.skipped = optimizer.skipped end
   return metrics
 end
 

@@ -230,13 +230,13 @@ function Stepper:step()
     sum, entropy = sum + loss:item(), entropy + h:item()
   end
   self.at = self.at + 1
-  local optimizer, before = self.optimizer, self.optimizer.skipped
+  local optimizer = self.optimizer
   local lr = self.schedule and self.schedule(self.at) or optimizer.lr
   optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
   return { step = self.at, loss = sum / tokens, entropy = entropy / tokens, num_tokens = self.seen,
            learning_rate = lr, grad_norm = optimizer.grad_norm,
            epoch = self.epoch - 1 + self.used / #self.units,
-           skipped = optimizer.skipped ~= before and optimizer.skipped or nil }
+           skipped = optimizer.was_skipped and optimizer.skipped or nil }
 end
 
 -- Schedules are functions of the step, but for those that watch a metric.

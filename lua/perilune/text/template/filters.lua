@@ -3,6 +3,7 @@
 -- "escape" make markup, which escapes what it is put together with, as MarkupSafe's does.
 
 local format = require "perilune.text.template.format"
+local markup = require "perilune.text.template.markup"
 local methods = require "perilune.text.template.methods"
 local operators = require "perilune.text.template.operators"
 local params = require "perilune.text.template.params"
@@ -71,7 +72,7 @@ def("escape e", "", function(v)
 end, "first")
 def("forceescape", "", function(v) return values.markup(text.escape_text(text.str(v))) end)
 
-text_def("striptags", "", methods.striptags)
+text_def("striptags", "", markup.striptags)
 
 text_def("wordcount", "", function(s)
   local n = 0

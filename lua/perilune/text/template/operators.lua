@@ -2,6 +2,7 @@
 -- slice. Integers have 64 bits: what does not fit is an error, never a wrong number.
 
 local format = require "perilune.text.template.format"
+local markup = require "perilune.text.template.markup"
 local methods = require "perilune.text.template.methods"
 local strings = require "perilune.text.template.strings"
 local text = require "perilune.text.template.text"
@@ -350,12 +351,12 @@ function methods.str.format_map(s, args, names)
   return format.braces(s, { n = 0 }, mapping_of(args, names), safe_attr, M.item)
 end
 
-function methods.markup.format(v, args, names)
+function markup.methods.format(v, args, names)
   charge(#v.s)
   return values.markup(format.braces(v.s, args, names, safe_attr, M.item, text.escape))
 end
 
-function methods.markup.format_map(v, args, names)
+function markup.methods.format_map(v, args, names)
   charge(#v.s)
   return values.markup(format.braces(v.s, { n = 0 }, mapping_of(args, names), safe_attr, M.item, text.escape))
 end
