@@ -90,7 +90,8 @@ for step in run:steps() do
     prompt:backward()
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
-  row["clip_ratio/region_mean"], row.grad_norm, row.skipped = clipped, opt.grad_norm, opt.was_skipped and opt.skipped or nil
+  row["clip_ratio/region_mean"], row.grad_norm = clipped, opt.grad_norm
+  if opt.was_skipped then row.skipped = opt.skipped end
   local took = peri.time() - began
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     row.held_out_accuracy, row.held_out_lenient = evaluate(step)

@@ -94,14 +94,14 @@ for step in run:steps() do
   local tokens, clipped = math.max(weight:sum():item(), 1), 0
   for part in rl.parts(rl.with_signal(batch, advantage, weight), cfg.micro) do
     local logp = model:token_logprobs(part.ids, part.from, { temperature = cfg.temperature, start = part.start })
-    local how = { clip = cfg.clip, tokens = tokens }
-    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, how)
+    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, { clip = cfg.clip, tokens = tokens })
     loss:backward()
     clipped = clipped + stats.clip_fraction:item()
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   local row = rl.summary(batch)
-  row["clip_ratio/region_mean"], row.grad_norm, row.skipped = clipped, opt.grad_norm, opt.was_skipped and opt.skipped or nil
+  row["clip_ratio/region_mean"], row.grad_norm = clipped, opt.grad_norm
+  if opt.was_skipped then row.skipped = opt.skipped end
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     local shown, exact, mean = evaluate()
     row.held_out_exact, row.train_reward, row.kl, last = exact, mean, rl.kl_to(start, batch, cfg.temperature), row
