@@ -91,10 +91,10 @@ for step in run:steps() do
   local batch = rl.rollout(model, tok, rows, reward, sampling)
   prompts:update(batch)
   local advantage, weight = rl.advantages(batch)
-  local tokens, clipped = math.max(weight:sum():item(), 1), 0
+  local how, clipped = { clip = cfg.clip, tokens = math.max(weight:sum():item(), 1) }, 0
   for part in rl.parts(rl.with_signal(batch, advantage, weight), cfg.micro) do
     local logp = model:token_logprobs(part.ids, part.from, { temperature = cfg.temperature, start = part.start })
-    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, { clip = cfg.clip, tokens = tokens })
+    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, how)
     loss:backward()
     clipped = clipped + stats.clip_fraction:item()
   end
