@@ -208,7 +208,7 @@ function tensor:atan2(y) end
 ---@return perilune.Tensor
 function tensor:atan2_(y) end
 
---- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
+--- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added (-inf = hidden), (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118). A hidden key and its value may hold anything, NaN too: they change no result and no gradient. A query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
 ---@param q perilune.Tensor|number
 ---@param k perilune.Tensor|number
 ---@param v perilune.Tensor|number
@@ -222,7 +222,7 @@ function tensor:atan2_(y) end
 ---@return perilune.Tensor
 function peri.attention(q, k, v, mask, start, causal, scale, window, offset, softcap) end
 
---- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
+--- softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool (true = visible) or added (-inf = hidden), (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118). A hidden key and its value may hold anything, NaN too: they change no result and no gradient. A query that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).
 ---@param k perilune.Tensor|number
 ---@param v perilune.Tensor|number
 ---@param mask? perilune.Tensor|number

@@ -229,6 +229,30 @@ static inline void mix (const float *p, const float *v, int64_t stride, int R, c
     for (int r = 0; r < R; r++) mix_one(p + r * KB, v, stride, lo[r], hi[r], o[r], Dp);
 }
 
+/* What a mask hides has weight 0, and contributes nothing as long as 0 times its value is 0: are n
+** packed rows all finite? */
+static inline bool all_finite (const float *x, int64_t stride, int64_t n, int64_t D) {
+  vf bad = v_set(0);
+  for (int64_t j = 0; j < n; j++, x += stride) {
+    int64_t d = 0;
+    for (; d + W <= D; d += W) bad += v_load(x + d) * 0.0f;
+    if (d < D) bad += v_load_tail(x + d, D - d, 0) * 0.0f;
+  }
+  return v_sum(bad) == 0;
+}
+
+/* o += p V over the keys of [lo, hi) with another weight than 0: the bits of mix_one where all of V
+** is finite, and junk of no weight is not read. */
+static inline void mix_seen (const float *p, const float *v, int64_t stride, int64_t lo, int64_t hi,
+                             float *o, int64_t Dp) {
+  while (lo < hi) {
+    int64_t end = lo;
+    while (end < hi && p[end] != 0) end++;
+    mix_one(p, v, stride, lo, end, o, Dp);
+    lo = end + 1;
+  }
+}
+
 /* Ask for the lines of one row ahead of its use: rows of one head lie far apart, which hardware
 ** does not foresee. */
 INLINE void fetch_row (const float *x, int64_t D, int write) {
@@ -239,7 +263,7 @@ INLINE void fetch_row (const float *x, int64_t D, int write) {
       __builtin_prefetch(x + d, 0, 2);
 }
 
-/* Additive form of the mask for one row: keys [first, first + n). */
+/* Additive form of the mask for one row: keys [first, first + n); -inf hides. */
 static inline void mask_row (const struct peri__attn *a, int64_t b, int64_t h, int64_t i,
                              int64_t first, int64_t n, float *bias) {
   int64_t at = b * a->ms[0] + h * a->ms[1] + i * a->ms[2] + first * a->ms[3];
@@ -250,6 +274,11 @@ static inline void mask_row (const struct peri__attn *a, int64_t b, int64_t h, i
     const float *m = (const float *)a->mask + at;
     for (int64_t j = 0; j < n; j++) bias[j] = m[j * a->ms[3]];
   }
+}
+
+/* A biased score; -inf where the bias hides it, whatever it is. */
+INLINE vf with_bias (vf x, vf bias) {
+  return v_select((vi)(bias == v_set(-INFINITY)), bias, x + bias);
 }
 
 /* All ones in the lanes of columns c.. that lie in [lo, hi). */

@@ -39,7 +39,7 @@ static void soften (const struct peri__attn *a, struct row *row, float *s, int64
   for (int64_t c = c0; c < hi; c += W) {
     vf x = v_load(s + c) * f;
     if (a->cap > 0) x = v_tanh(x * (1 / a->cap)) * a->cap;
-    if (bias) x += v_load(bias + c);
+    if (bias) x = with_bias(x, v_load(bias + c));
     if (c < lo || c + W > hi) x = v_select(in_range(c, lo, hi), x, v_set(-INFINITY));
     top = v_max(top, x);
     v_store(s + c, x);
@@ -169,6 +169,7 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
   clear(row, o, a->Hq, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0), c0 = first / W * W;
+    bool finite = true;
     for (int64_t hk = 0; hk < a->Hkv; hk++) {
       const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
       fetch_cache(a, b, j0, n, hk);
@@ -184,21 +185,25 @@ static void one_query (const struct peri__attn *a, int64_t b, float *scratch) {
                   vp + hk * KB * Dp);
     }
     if (a->ks[3] != 1) one_query_columns(a, b, j0, c0, n, s);
+    const float *v[RT], *v0 = Dp == D ? a->v + b * a->vs[0] + j0 * a->vs[1] : vp;
+    float *to[RT];
+    int64_t stride = Dp == D ? a->vs[1] : Dp, apart = Dp == D ? a->vs[2] : KB * Dp;
     for (int64_t h = 0; h < a->Hq; h++) {
       if (a->mask_kind) mask_row(a, b, h, 0, j0, n, bias);
       soften(a, &row[h], s + h * KB, first, n, a->mask_kind ? bias : NULL, o + h * Dp, Dp);
+      for (int64_t j = first; a->mask_kind && j < n && finite; j++) /* only what is hidden */
+        if (s[h * KB + j] == 0) finite = all_finite(v0 + h / G * apart + j * stride, 0, 1, Dp);
     }
-    const float *v[RT];
-    float *to[RT];
-    int64_t h = 0, stride = Dp == D ? a->vs[1] : Dp;
-    for (; h < a->Hq; h++) {
-      int64_t hk = h / G;
+    for (int64_t h = 0; h < a->Hq; h++) {
       int r = (int)(h % RT);
-      v[r] = Dp == D ? a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2] : vp + hk * KB * Dp;
+      v[r] = v0 + h / G * apart;
       to[r] = o + h * Dp;
-      if (r == RT - 1) mix_apart(s + (h - r) * KB, v, stride, first, n, to, Dp);
+      if (!finite)
+        mix_seen(s + h * KB, v[r], stride, first, n, to[r], Dp);
+      else if (r == RT - 1)
+        mix_apart(s + (h - r) * KB, v, stride, first, n, to, Dp);
     }
-    for (int64_t r = 0; r < a->Hq % RT; r++)
+    for (int64_t r = 0; finite && r < a->Hq % RT; r++)
       mix_one(s + (a->Hq / RT * RT + r) * KB, v[r], stride, first, n, to[r], Dp);
   }
   for (int64_t h = 0; h < a->Hq; h++) finish(a, b, 0, h, &row[h], o + h * Dp);
@@ -239,6 +244,7 @@ static void queries (const struct peri__attn *a, int64_t b, int64_t hk, int64_t 
     else
       pack_rows(k, a->ks[3], D, n, KB, panel);
     pack_rows(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], n, D, Dp, vp);
+    bool finite = !a->mask_kind || all_finite(vp, Dp, n, Dp);
     for (int64_t r0 = 0; r0 < n_rows; r0 += RT) {
       int R = (int)min64(RT, n_rows - r0);
       int64_t from[RT], to[RT], c0 = n, c1 = 0;
@@ -261,7 +267,10 @@ static void queries (const struct peri__attn *a, int64_t b, int64_t hk, int64_t 
         if (a->mask_kind) mask_row(a, b, hk * G + (r0 + r) % G, i0 + (r0 + r) / G, j0, n, bias);
         soften(a, &row[r0 + r], s + r * KB, from[r], to[r], a->mask_kind ? bias : NULL, y[r], Dp);
       }
-      mix(s, vp, Dp, R, from, to, y, Dp);
+      if (finite)
+        mix(s, vp, Dp, R, from, to, y, Dp);
+      else
+        for (int r = 0; r < R; r++) mix_seen(s + r * KB, vp, Dp, from[r], to[r], y[r], Dp);
     }
   }
   for (int64_t r = 0; r < n_rows; r++)

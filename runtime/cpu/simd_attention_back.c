@@ -58,10 +58,16 @@ static void differentiate (const struct peri__attn *a, float *s, float *t, int64
         x = y * a->cap;
         slope = f * (1 - y * y);
       }
-      if (bias) x += v_load(bias + c);
+      if (bias) x = with_bias(x, v_load(bias + c));
       p = v_exp(x - l);
       vf dx = p * (v_load(t + c) - d);
       ds = dx * slope;
+      if (bias) {
+        vi hidden = (vi)(v_load(bias + c) == v_set(-INFINITY));
+        p = v_select(hidden, zero, p);
+        dx = v_select(hidden, zero, dx);
+        ds = v_select(hidden, zero, ds);
+      }
       for (int64_t i = max64(lo - c, 0); dmask && i < min64(hi - c, W); i++) dmask[c + i] = dx[i];
       if (c < lo || c + W > hi) {
         vi seen = in_range(c, lo, hi);
@@ -76,6 +82,7 @@ static void differentiate (const struct peri__attn *a, float *s, float *t, int64
 
 struct work { /* scratch of a unit */
   float *kt, *vt, *kp, *dk, *dv, *qp, *gp, *p, *ds, *bias, *dq, *delta;
+  bool finite; /* the block of keys, or nothing is masked */
 };
 
 /* Row r of the unit behind (b, hk). */
@@ -112,6 +119,12 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
   c1 = round_up(c1, W);
   for (int64_t r = 0; r < n; r++) {
     int64_t i = (r0 + r) / G, h = hk * G + (r0 + r) % G;
+    if (a->lse[(b * a->Hq + h) * a->Tq + i] == -INFINITY) to[r] = from[r]; /* every key is masked */
+    if (from[r] == to[r]) { /* whatever it holds, it is no part of any sum */
+      memset(w->qp + r * Dp, 0, (size_t)Dp * sizeof(float));
+      memset(w->gp + r * Dp, 0, (size_t)Dp * sizeof(float));
+      continue;
+    }
     pack_rows(a->q + b * a->qs[0] + i * a->qs[1] + h * a->qs[2], 0, 1, D, Dp, w->qp + r * Dp);
     pack_rows(a->g + ((b * a->Tq + i) * a->Hq + h) * D, 0, 1, D, Dp, w->gp + r * Dp);
   }
@@ -135,13 +148,16 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
     for (int r = 0; r < R; r++) {
       int64_t i = (r0 + t + r) / G, h = hk * G + (r0 + t + r) % G;
       float lse = a->lse[(b * a->Hq + h) * a->Tq + i];
-      if (lse == -INFINITY) to[t + r] = from[t + r]; /* every key is masked */
       if (a->mask_kind && from[t + r] < to[t + r]) mask_row(a, b, h, i, j0, n_keys, w->bias);
       differentiate(a, p + r * KB, ds + r * KB, c0, c1, from[t + r], to[t + r],
                     a->mask_kind ? w->bias : NULL, lse, w->delta[r0 + t + r],
                     a->dmask ? a->dmask + ((b * a->Hq + h) * a->Tq + i) * a->Tk + j0 : NULL);
     }
-    mix(ds, w->kp, Dp, R, from + t, to + t, dq, Dp);
+    if (w->finite)
+      mix(ds, w->kp, Dp, R, from + t, to + t, dq, Dp);
+    else
+      for (int r = 0; r < R; r++)
+        mix_seen(ds + r * KB, w->kp, Dp, from[t + r], to[t + r], dq[r], Dp);
   }
   for (int64_t j = c0; j < c1; j += 4) {
     int64_t first = 0, last = n; /* rows between see some of the four keys */
@@ -153,8 +169,8 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
 }
 
 /* Queries [i0, i1) of one start. */
-static void queries (const struct peri__attn *a, const struct work *w, int64_t b, int64_t hk,
-                     int64_t i0, int64_t i1) {
+static void queries (const struct peri__attn *a, struct work *w, int64_t b, int64_t hk, int64_t i0,
+                     int64_t i1) {
   int64_t D = a->D, Dp = round_up(D, W), G = a->Hq / a->Hkv;
   int64_t start = start_of(a, b, i0), lo, hi, ignore;
   visible(a, start, i0, &lo, &ignore);
@@ -165,6 +181,7 @@ static void queries (const struct peri__attn *a, const struct work *w, int64_t b
     transpose(k, a->ks[1], 0, n, D, w->kt);
     transpose(a->v + b * a->vs[0] + j0 * a->vs[1] + hk * a->vs[2], a->vs[1], 0, n, D, w->vt);
     pack_rows(k, a->ks[1], n, D, Dp, w->kp);
+    w->finite = !a->mask_kind || all_finite(w->kp, Dp, n, Dp);
     memset(w->dk, 0, (size_t)(2 * KB * Dp) * sizeof(float)); /* dk and dv */
     for (int64_t r0 = i0 * G; r0 < i1 * G; r0 += RB)
       chunk(a, w, b, hk, start, r0, min64(RB, i1 * G - r0), j0, n);

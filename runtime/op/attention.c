@@ -311,9 +311,11 @@ OPN(attention, 2,
     .doc = "softmax(q k^T scale) v for q (B, Tq, Hq, D), k and v (B, Tk, Hkv, D), Hq a multiple "
            "of Hkv; causal: query i sees keys j <= i + offset (default Tk - Tq), of these the "
            "last window; keys before start, (B) or for each query (B, Tq), are hidden; mask: bool "
-           "(true = visible) or added, (B, Tk) or (B, Hq, Tq, Tk), sizes may be 1; softcap > 0 "
-           "makes scores softcap tanh(score / softcap) before the mask (arXiv:2408.00118); a query "
-           "that sees nothing gives zeros (arXiv:1706.03762, arXiv:2205.14135).",
+           "(true = visible) or added (-inf = hidden), (B, Tk) or (B, Hq, Tq, Tk), sizes may be "
+           "1; softcap > 0 makes scores softcap tanh(score / softcap) before the mask "
+           "(arXiv:2408.00118). A hidden key and its value may hold anything, NaN too: they change "
+           "no result and no gradient. A query that sees nothing gives zeros (arXiv:1706.03762, "
+           "arXiv:2205.14135).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1,
     .infer = attention_infer, .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
     .domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true");

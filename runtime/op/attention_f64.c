@@ -30,7 +30,16 @@ static void range (const struct head *x, int64_t i, int64_t *lo, int64_t *hi) {
 static double score (const struct head *x, int64_t i, int64_t j, double *slope) {
   const struct peri__attn *a = x->a;
   const double *q = at(a->q, a->qs, x->b, i, x->h), *k = at(a->k, a->ks, x->b, j, x->hk);
-  double s = 0;
+  double s = 0, bias = 0;
+  if (a->mask_kind) {
+    int64_t m = x->b * a->ms[0] + x->h * a->ms[1] + i * a->ms[2] + j * a->ms[3];
+    if (a->mask_kind == PERI_ATTN_ADD)
+      bias = ((const double *)a->mask)[m];
+    else if (!((const uint8_t *)a->mask)[m])
+      bias = -INFINITY;
+    if (slope) *slope = 0;
+    if (bias == -INFINITY) return bias; /* hidden, whatever q and k hold */
+  }
   for (int64_t d = 0; d < a->D; d++) s += q[d] * k[d];
   s *= a->scale_f64;
   if (slope) *slope = a->scale_f64;
@@ -39,14 +48,7 @@ static double score (const struct head *x, int64_t i, int64_t j, double *slope) 
     s = a->cap_f64 * y;
     if (slope) *slope *= 1 - y * y;
   }
-  if (a->mask_kind) {
-    int64_t m = x->b * a->ms[0] + x->h * a->ms[1] + i * a->ms[2] + j * a->ms[3];
-    if (a->mask_kind == PERI_ATTN_BOOL)
-      s = ((const uint8_t *)a->mask)[m] ? s : -INFINITY;
-    else
-      s += ((const double *)a->mask)[m];
-  }
-  return s;
+  return s + bias;
 }
 
 static struct head head_of (const struct peri__attn *a, int64_t unit) {
@@ -66,6 +68,7 @@ void peri__attn_f64 (const struct peri__attn *a, int64_t unit) {
       for (int64_t j = lo; j < hi && max > -INFINITY; j++) {
         const double *v = at(a->v, a->vs, x.b, j, x.hk);
         double p = exp(score(&x, i, j, NULL) - max);
+        if (p == 0 && a->mask_kind) continue;
         sum += p;
         for (int64_t d = 0; d < a->D; d++) out[d] += p * v[d];
       }
@@ -99,6 +102,7 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
         double *dk = dk0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D,
                *dv = dv0 + ((x.b * a->Tk + j) * a->Hkv + x.hk) * D;
         double slope, p = exp(score(&x, i, j, &slope) - lse), dp = 0;
+        if (p == 0 && a->mask_kind) continue;
         for (int64_t d = 0; d < D; d++) dp += g[d] * v[d];
         double dx = p * (dp - delta), ds = dx * slope;
         if (dmask) dmask[((x.b * a->Hq + x.h) * a->Tq + i) * a->Tk + j] = dx;
