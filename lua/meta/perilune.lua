@@ -192,18 +192,18 @@ function peri.argsort(x, dim, descending) end
 ---@return perilune.Tensor
 function tensor:argsort(dim, descending) end
 
---- The angle of the point (y, x), in (-pi, pi], broadcast.
+--- The angle of the point (y, x), in (-pi, pi], broadcast; its gradient at (0, 0) is 0.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.atan2(x, y) end
 
---- The angle of the point (y, x), in (-pi, pi], broadcast.
+--- The angle of the point (y, x), in (-pi, pi], broadcast; its gradient at (0, 0) is 0.
 ---@param y perilune.Tensor|number
 ---@return perilune.Tensor
 function tensor:atan2(y) end
 
---- The angle of the point (y, x), in (-pi, pi], broadcast.
+--- The angle of the point (y, x), in (-pi, pi], broadcast; its gradient at (0, 0) is 0.
 ---@param y perilune.Tensor|number
 ---@return perilune.Tensor
 function tensor:atan2_(y) end
@@ -1227,14 +1227,14 @@ function peri.matmul(a, b) end
 ---@return perilune.Tensor
 function tensor:matmul(b) end
 
---- Largest element over dims; NaN wins. Equal ones share the gradient.
+--- Largest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.
 ---@param x perilune.Tensor|number
 ---@param dims? integer|integer[]
 ---@param keep? boolean default false
 ---@return perilune.Tensor
 function peri.max(x, dims, keep) end
 
---- Largest element over dims; NaN wins. Equal ones share the gradient.
+--- Largest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.
 ---@param dims? integer|integer[]
 ---@param keep? boolean default false
 ---@return perilune.Tensor
@@ -1269,14 +1269,14 @@ function peri.mean(x, dims, keep) end
 ---@return perilune.Tensor
 function tensor:mean(dims, keep) end
 
---- Smallest element over dims; NaN wins. Equal ones share the gradient.
+--- Smallest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.
 ---@param x perilune.Tensor|number
 ---@param dims? integer|integer[]
 ---@param keep? boolean default false
 ---@return perilune.Tensor
 function peri.min(x, dims, keep) end
 
---- Smallest element over dims; NaN wins. Equal ones share the gradient.
+--- Smallest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.
 ---@param dims? integer|integer[]
 ---@param keep? boolean default false
 ---@return perilune.Tensor
@@ -1403,7 +1403,7 @@ function peri.nonzero(x) end
 ---@return perilune.Tensor
 function tensor:nonzero() end
 
---- p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0.
+--- p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0. The gradient is 0 where the norm is 0, and, for p below 1, at elements that are 0.
 ---@param x perilune.Tensor|number
 ---@param p? number default 2.0
 ---@param dims? integer|integer[]
@@ -1411,7 +1411,7 @@ function tensor:nonzero() end
 ---@return perilune.Tensor
 function peri.norm(x, p, dims, keep) end
 
---- p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0.
+--- p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0. The gradient is 0 where the norm is 0, and, for p below 1, at elements that are 0.
 ---@param p? number default 2.0
 ---@param dims? integer|integer[]
 ---@param keep? boolean default false
@@ -1909,16 +1909,16 @@ function peri.sort(x, dim, descending) end
 ---@return perilune.Tensor, perilune.Tensor
 function tensor:sort(dim, descending) end
 
---- Square root; NaN below 0.
+--- Square root; NaN below 0. The gradient at 0 is inf.
 ---@param x perilune.Tensor|number
 ---@return perilune.Tensor
 function peri.sqrt(x) end
 
---- Square root; NaN below 0.
+--- Square root; NaN below 0. The gradient at 0 is inf.
 ---@return perilune.Tensor
 function tensor:sqrt() end
 
---- Square root; NaN below 0.
+--- Square root; NaN below 0. The gradient at 0 is inf.
 ---@return perilune.Tensor
 function tensor:sqrt_() end
 

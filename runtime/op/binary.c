@@ -269,10 +269,16 @@ static peri_tensor *winner (peri_build *b, peri_tensor *wins, peri_tensor *ties,
   peri_tensor *half = B(b, mul, g, peri__build_scalar(b, 0.5));
   return B(b, where, wins, g, B(b, where, ties, half, peri__build_scalar(b, 0)));
 }
+/* A NaN wins, the one of x before the one of y. */
+static peri_tensor *or_nan (peri_vjp *v, peri_tensor *wins, bool second) {
+  peri_tensor *nan = B(BB, isnan, second ? Y : X);
+  if (second) nan = B(BB, logical_and, nan, B(BB, logical_not, B(BB, isnan, X)));
+  return B(BB, logical_or, wins, nan);
+}
 RULE(maximum) {
   peri_tensor *ties = B(BB, eq, X, Y);
-  GIN(0, winner(BB, B(BB, gt, X, Y), ties, G));
-  GIN(1, winner(BB, B(BB, lt, X, Y), ties, G));
+  GIN(0, winner(BB, or_nan(v, B(BB, gt, X, Y), false), ties, G));
+  GIN(1, winner(BB, or_nan(v, B(BB, lt, X, Y), true), ties, G));
 }
 BINARY(maximum, same_infer,
        .doc = "The larger of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
@@ -280,20 +286,24 @@ BINARY(maximum, same_infer,
 
 RULE(minimum) {
   peri_tensor *ties = B(BB, eq, X, Y);
-  GIN(0, winner(BB, B(BB, lt, X, Y), ties, G));
-  GIN(1, winner(BB, B(BB, gt, X, Y), ties, G));
+  GIN(0, winner(BB, or_nan(v, B(BB, lt, X, Y), false), ties, G));
+  GIN(1, winner(BB, or_nan(v, B(BB, gt, X, Y), true), ties, G));
 }
 BINARY(minimum, same_infer,
        .doc = "The smaller of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
        .vjp = minimum_vjp);
 
-RULE(atan2) {
-  peri_tensor *t = B(BB, div, G, B(BB, add, B(BB, square, X), B(BB, square, Y)));
+RULE(atan2) { /* 0 at the origin, where no direction is the steepest */
+  peri_tensor *d = B(BB, add, B(BB, square, X), B(BB, square, Y)), *at0 = B(BB, eq, d, NUM(0));
+  peri_tensor *t = B(BB, div, G, BA(BB, masked_fill, ATTR(A_NUM(1)), d, at0));
+  t = BA(BB, masked_fill, ATTR(A_NUM(0)), t, at0);
   GIN(0, B(BB, mul, t, Y));
   GIN(1, B(BB, neg, B(BB, mul, t, X)));
 }
-BINARY(atan2, float_infer, .doc = "The angle of the point (y, x), in (-pi, pi], broadcast.",
-       .vjp = atan2_vjp, .domain = "x=0.3..2");
+BINARY(
+    atan2, float_infer,
+    .doc = "The angle of the point (y, x), in (-pi, pi], broadcast; its gradient at (0, 0) is 0.",
+    .vjp = atan2_vjp, .domain = "x=0.3..2");
 
 /* ---- comparisons and logic ---- */
 

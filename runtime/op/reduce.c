@@ -253,18 +253,18 @@ static peri_status min_cpu (peri_call *c) {
                    .columns_first = INFINITY };
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
 }
-/* Equal ones share the gradient. */
+/* Equal ones share the gradient. A NaN is equal to nothing, but where there is one it was chosen. */
 RULE(max) {
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  peri_tensor *hit = B(BB, eq, X, peri__unfold_in(v, OUT));
+  peri_tensor *hit = B(BB, logical_or, B(BB, eq, X, peri__unfold_in(v, OUT)), B(BB, isnan, X));
   peri_tensor *share = B(BB, div, peri__unfold_in(v, G), BA(BB, sum, keep, hit));
   GIN = B(BB, where, hit, share, NUM(0));
 }
 OP(max, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
-   .doc = "Largest element over dims; NaN wins. Equal ones share the gradient.",
+   .doc = "Largest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.",
    .infer = extreme_infer, .cpu = max_cpu, .vjp = max_vjp);
 OP(min, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
-   .doc = "Smallest element over dims; NaN wins. Equal ones share the gradient.",
+   .doc = "Smallest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.",
    .infer = extreme_infer, .cpu = min_cpu, .vjp = max_vjp);
 
 /* ---- argmax, argmin ---- */

@@ -62,16 +62,24 @@ static void softmax_run (void *ud, int64_t begin, int64_t end, int worker) {
   }
 }
 
+/* A tensor without dims is a row of one. */
+static peri_status dim_of (peri_call *c, int *dim) {
+  int64_t d = c->attr[0].i;
+  *dim = 0;
+  return c->in[0]->ndim == 0 && (d == 0 || d == -1) ? PERI_OK
+                                                    : peri__dim(c->ctx, d, c->in[0]->ndim, dim);
+}
+
 static peri_status softmax_cpu (peri_call *c, const peri_tensor *g, bool logs) {
   const peri_tensor *x = c->in[0];
   int dim;
-  TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, &dim));
+  TRY(dim_of(c, &dim));
   if (x->numel == 0) return PERI_OK;
   softmax_job s = { .k = c->ctx->cpu->nn,
                     .a = x->data,
                     .g = g ? g->data : NULL,
                     .out = c->out[0]->data,
-                    .n = x->shape[dim],
+                    .n = x->ndim > 0 ? x->shape[dim] : 1,
                     .inner = 1,
                     .f64 = x->dtype == PERI_F64,
                     .logs = logs };
@@ -83,7 +91,7 @@ static peri_status softmax_cpu (peri_call *c, const peri_tensor *g, bool logs) {
 static peri_status softmax_infer (peri_call *c) {
   int dim;
   TRY(peri__want_float(c, 0, "x"));
-  TRY(peri__dim(c->ctx, c->attr[0].i, c->in[0]->ndim, &dim));
+  TRY(dim_of(c, &dim));
   return peri__infer_same(c);
 }
 
@@ -105,6 +113,7 @@ static void softmax_cost (const peri_call *c, double *flops, double *bytes) {
 
 /* sum over the dim of the call, kept */
 static peri_tensor *dim_sum (peri_vjp *v, peri_tensor *t) {
+  if (v->c->in[0]->ndim == 0) return t;
   return BA(&v->b, sum, ATTR(A_DIMS(&v->c->attr[0].i, 1), A_INT(1)), t);
 }
 

@@ -164,8 +164,10 @@ static peri_status logsumexp_cpu (peri_call *c) {
   };
   return fold_twice(c, &max, &sum);
 }
-RULE(logsumexp) {
-  GIN = B(BB, mul, peri__unfold_in(v, G), B(BB, exp, B(BB, sub, X, peri__unfold_in(v, OUT))));
+RULE(logsumexp) { /* 0 where all are -inf, as each of them alone has */
+  peri_tensor *y = peri__unfold_in(v, OUT), *none = B(BB, eq, y, NUM(-INFINITY));
+  y = BA(BB, masked_fill, ATTR(A_NUM(0)), y, none);
+  GIN = B(BB, mul, peri__unfold_in(v, G), B(BB, exp, B(BB, sub, X, y)));
 }
 OP(logsumexp, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
@@ -227,21 +229,27 @@ static peri_status norm_cpu (peri_call *c) {
   }
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
 }
-/* 0 where the norm is 0, as at the tip of the cone any subgradient will do. */
+/* 0 where the norm is 0, as at the tip of the cone any subgradient will do, and by the same right
+** for elements that are 0 in a norm with p below 1, whose slope there has no bound. */
 RULE(norm) {
   bool flags[PERI_MAX_DIMS];
   double p = v->c->attr[0].f;
   peri_status s = peri__dims(v->c->ctx, &v->c->attr[1], X->ndim, flags);
   peri__build_fail(BB, s);
-  peri_tensor *g = peri__unfold(BB, G, X, flags), *y = peri__unfold(BB, OUT, X, flags);
-  if (p == 0) return;
+  if (s != PERI_OK) return;
+  peri_tensor *g = peri__unfold(BB, G, X, flags);
+  if (p == 0) {
+    GIN = BA(BB, zeros_like, ATTR(A_INT(-1)), X);
+    return;
+  }
   if (p == 1) {
     GIN = B(BB, mul, g, B(BB, sign, X));
     return;
   }
+  peri_tensor *y = peri__unfold(BB, OUT, X, flags);
   if (isinf(p)) {
     const peri_attr keep[] = { v->c->attr[1], A_INT(1) };
-    peri_tensor *hit = B(BB, eq, B(BB, abs, X), y);
+    peri_tensor *hit = B(BB, logical_or, B(BB, eq, B(BB, abs, X), y), B(BB, isnan, X));
     peri_tensor *share = B(BB, div, g, BA(BB, sum, keep, hit));
     GIN = B(BB, mul, B(BB, sign, X), B(BB, where, hit, share, NUM(0)));
     return;
@@ -249,7 +257,7 @@ RULE(norm) {
   peri_tensor *zero = B(BB, eq, y, NUM(0)), *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), y, zero);
   peri_tensor *top = X;
   if (p != 2) {
-    peri_tensor *a = B(BB, abs, X);
+    peri_tensor *a = BA(BB, masked_fill, ATTR(A_NUM(1)), B(BB, abs, X), B(BB, eq, X, NUM(0)));
     top = B(BB, mul, B(BB, sign, X), B(BB, pow, a, NUM(p - 1)));
     safe = B(BB, pow, safe, NUM(p - 1));
   }
@@ -258,5 +266,6 @@ RULE(norm) {
 OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc =
-       "p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0.",
+       "p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0. "
+       "The gradient is 0 where the norm is 0, and, for p below 1, at elements that are 0.",
    .infer = norm_infer, .cpu = norm_cpu, .vjp = norm_vjp);

@@ -174,7 +174,8 @@ RULE(log2) { GIN = B(BB, div, G, B(BB, mul, X, NUM(PERI_LN2))); }
 UNARY(log2, FLOAT, .doc = "Logarithm to base 2.", .vjp = log2_vjp, .domain = "x=0.2..3");
 
 RULE(sqrt) { GIN = B(BB, div, G, B(BB, mul, Y, NUM(2))); }
-UNARY(sqrt, FLOAT, .doc = "Square root; NaN below 0.", .vjp = sqrt_vjp, .domain = "x=0.2..3");
+UNARY(sqrt, FLOAT, .doc = "Square root; NaN below 0. The gradient at 0 is inf.", .vjp = sqrt_vjp,
+      .domain = "x=0.2..3");
 
 RULE(rsqrt) { GIN = B(BB, mul, B(BB, mul, G, NUM(-0.5)), B(BB, mul, Y, B(BB, square, Y))); }
 UNARY(rsqrt, FLOAT, .doc = "1 / sqrt(x).", .vjp = rsqrt_vjp, .domain = "x=0.2..3");
