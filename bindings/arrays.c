@@ -35,6 +35,30 @@ static void drop_npz (peri_ctx *ctx, void *p, size_t n) {
   peri_npz_close((peri_npz *)p);
 }
 
+/* A member that could not be read says why when it is asked for. */
+static int npz_index (lua_State *L) {
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TSTRING) return 0;
+  luaL_where(L, 1);
+  lua_insert(L, -2);
+  lua_concat(L, 2);
+  return lua_error(L);
+}
+
+/* Arrays at -1 answer for those in problems; both are results. */
+static int npz_result (lua_State *L, int problems) {
+  lua_pushnil(L);
+  if (!lua_next(L, problems)) return 1;
+  lua_pop(L, 2);
+  lua_createtable(L, 0, 1);
+  lua_pushvalue(L, problems);
+  lua_pushcclosure(L, npz_index, 1);
+  lua_setfield(L, -2, "__index");
+  lua_setmetatable(L, -2);
+  lua_pushvalue(L, problems);
+  return 2;
+}
+
 static int l_npz_load (lua_State *L) {
   static const char fn[] = "npz.load";
   const char *path = peri__want_path(L, 1, fn);
@@ -42,6 +66,8 @@ static int l_npz_load (lua_State *L) {
   peri_npz *z;
   if (peri_npz_open(peri_lua_ctx(L), path, &z) != PERI_OK) return peri__fail_soft(L, fn);
   k->p = z;
+  lua_newtable(L);
+  int problems = lua_gettop(L);
   lua_newtable(L);
   for (int64_t i = 0; i < peri_npz_count(z); i++) {
     size_t n;
@@ -52,6 +78,12 @@ static int l_npz_load (lua_State *L) {
     peri_tensor **box = peri__box_new(L);
     do s = peri_npz_tensor(z, i, box);
     while (peri__retry(L, s, &tries));
+    if (s == PERI_ENOSUP) {
+      lua_pop(L, 1);
+      lua_pushfstring(L, "%s: %s", fn, peri_message(peri_lua_ctx(L)));
+      lua_rawset(L, problems);
+      continue;
+    }
     if (s != PERI_OK) {
       peri__keep_drop(L, k);
       return peri__fail_soft(L, fn);
@@ -60,7 +92,7 @@ static int l_npz_load (lua_State *L) {
   }
   peri__keep_drop(L, k);
   peri__charge(L);
-  return 1;
+  return npz_result(L, problems);
 }
 
 static int l_npz_save (lua_State *L) {
@@ -90,7 +122,11 @@ static const peri_reg npy[] = {
 };
 
 static const peri_reg npz[] = {
-  { "load", "path", "Arrays by name of a .npz file, or nil and a message.", l_npz_load },
+  { "load", "path",
+    "Arrays by name of a .npz file, or nil and a message; of members that are not read the "
+    "messages by "
+    "name come second, and asking for one raises its message.",
+    l_npz_load },
   { "save", "path, tensors",
     "Write tensors by name as a .npz file in one step; true, or nil and a message.", l_npz_save },
   { NULL, NULL, NULL, NULL }

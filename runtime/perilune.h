@@ -452,8 +452,8 @@ PERI_API peri_status peri_gguf_commit (peri_gguf_writer *w);
 /* Remove what was written, close. NULL is a no-op. */
 PERI_API void peri_gguf_abort (peri_gguf_writer *w);
 
-/* NumPy's .npy files, versions 1 to 3, little-endian, of our dtypes (bf16 excepted), gzipped ones too;
-** other dtypes are refused by name. An array in Fortran's order becomes a strided tensor. Compressed
+/* NumPy's .npy files, versions 1 to 3, gzipped ones too, in either byte order: of our dtypes (bf16
+** excepted), and i8, i16, u16 as i32, u32 as i64. Other dtypes are PERI_ENOSUP, by name. An array in Fortran's order becomes a strided tensor. Compressed
 ** data may hold 1032 times the file's size, of which the header says how much is used. */
 PERI_API peri_status peri_npy_load (peri_ctx *ctx, const char *path, peri_tensor **out);
 PERI_API peri_status peri_npy_save (peri_ctx *ctx, const char *path, peri_tensor *t);
@@ -464,7 +464,7 @@ PERI_API void peri_npz_close (peri_npz *z); /* before its context; NULL is a no-
 PERI_API int64_t peri_npz_count (const peri_npz *z);
 /* Name of an array, n bytes without ".npy", by byte order; borrowed, not terminated. */
 PERI_API const char *peri_npz_name (const peri_npz *z, int64_t i, size_t *n);
-/* Checks sizes and checksum. */
+/* Checks sizes and checksum. PERI_ENOSUP: this one is not for us, the others may be. */
 PERI_API peri_status peri_npz_tensor (peri_npz *z, int64_t i, peri_tensor **out);
 /* Stored, not compressed. names: 1 to 1000 bytes, distinct. */
 PERI_API peri_status peri_npz_save (peri_ctx *ctx, const char *path, int64_t n,

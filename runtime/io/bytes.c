@@ -1,4 +1,5 @@
-/* bytes.c - hashes of byte ranges and a sort that allocates nothing; for the file formats of io/. */
+/* bytes.c - hashes of byte ranges, byte order, a sort that allocates nothing; for the file formats of
+** io/. */
 #include <string.h>
 
 #include "io/files.h"
@@ -85,6 +86,18 @@ uint32_t peri__crc32c (const void *data, size_t n) {
     for (int k = 0; k < 8; k++) crc = crc >> 1 ^ (0x82F63B78u & (0 - (crc & 1)));
   }
   return ~crc;
+}
+
+/* ---- byte order ---- */
+
+void peri__swap_bytes (void *data, int64_t n, size_t size) {
+  unsigned char *p = data;
+  for (int64_t i = 0; i < n; i++, p += size)
+    for (size_t a = 0, b = size - 1; a < b; a++, b--) {
+      unsigned char t = p[a];
+      p[a] = p[b];
+      p[b] = t;
+    }
 }
 
 /* ---- sorting ---- */

@@ -71,6 +71,8 @@ void peri__xxh64_init (peri__xxh64 *h);
 void peri__xxh64_add (peri__xxh64 *h, const void *data, size_t n);
 uint64_t peri__xxh64_end (const peri__xxh64 *h);
 uint32_t peri__crc32c (const void *data, size_t n);
+/* Turn the bytes of n elements of `size` bytes around. */
+void peri__swap_bytes (void *data, int64_t n, size_t size);
 /* Heap sort in place: no memory, no worst case. compare(ud, a, b) < 0: a comes first. */
 void peri__sort (void *base, size_t n, size_t size,
                  int (*compare)(void *ud, const void *a, const void *b), void *ud);

@@ -4,17 +4,6 @@
 */
 #include "io/stream.h"
 
-/* Elements of up to 8 bytes from big-endian to this machine's order. */
-static void swap (void *data, int64_t n, size_t size) {
-  unsigned char *p = data;
-  for (int64_t i = 0; i < n; i++, p += size)
-    for (size_t a = 0, b = size - 1; a < b; a++, b--) {
-      unsigned char t = p[a];
-      p[a] = p[b];
-      p[b] = t;
-    }
-}
-
 static peri_status read_type (peri__stream *st, unsigned type, peri_dtype *d) {
   static const struct {
     uint8_t type;
@@ -59,7 +48,7 @@ static peri_status read_array (peri_ctx *ctx, peri__stream *st, peri_tensor **ou
     peri_release(t);
     return s;
   }
-  swap(t->data, numel, peri_dtype_size(d));
+  peri__swap_bytes(t->data, numel, peri_dtype_size(d));
   *out = t;
   return PERI_OK;
 }

@@ -9,14 +9,29 @@
 
 #define MAX_HEADER ((size_t)64 << 10)
 
-/* ORDER dtype */
+/* What is written. ORDER dtype */
 static const char *const descr[PERI_NDTYPE] = { "|b1", "|u1", "<i4", "<i8",
                                                 "<f2", NULL,  "<f4", "<f8" };
+
+/* What elements may be in a file: NumPy's kind and size, and the dtype that holds them. What has none
+** of its own is widened. */
+typedef struct element {
+  char kind;
+  uint8_t size;
+  uint8_t dtype;
+} element;
+
+static const element elements[] = {
+  { 'b', 1, PERI_BOOL }, { 'u', 1, PERI_U8 },  { 'i', 4, PERI_I32 }, { 'i', 8, PERI_I64 },
+  { 'f', 2, PERI_F16 },  { 'f', 4, PERI_F32 }, { 'f', 8, PERI_F64 }, { 'i', 1, PERI_I32 },
+  { 'i', 2, PERI_I32 },  { 'u', 2, PERI_I32 }, { 'u', 4, PERI_I64 }
+};
 
 typedef struct header {
   const char *s;
   size_t at, n;
-  int dtype; /* -1: not given yet */
+  const element *element; /* NULL: not given yet */
+  bool swapped;           /* elements are in the other byte order */
   int fortran, ndim;
   int64_t shape[PERI_MAX_DIMS];
 } header;
@@ -54,21 +69,44 @@ static bool take_string (header *h, const char **s, size_t *n) {
   return memchr(*s, '\\', *n) == NULL;
 }
 
+/* A file that may be right and that we have no dtype for. */
+#define unsupported(st, ...) peri__stream_refuse(st, PERI_ENOSUP, __VA_ARGS__)
+
+/* Why a kind of NumPy is not read. */
+static const struct {
+  char kind;
+  const char *what;
+} strangers[] = { { 'u', "unsigned integers of 64 bits do not fit into i64" },
+                  { 'c', "complex numbers" },
+                  { 'U', "texts" },
+                  { 'S', "texts" },
+                  { 'a', "texts" },
+                  { 'O', "Python objects" },
+                  { 'M', "dates" },
+                  { 'm', "spans of time" },
+                  { 'V', "raw bytes" },
+                  { 'f', "floats of more than 64 bits" } };
+
 static peri_status read_descr (peri__stream *st, header *h) {
-  const char *s;
+  const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  const char *s, *what = "no number that we have";
   size_t n;
   skip_spaces(h);
   if (h->at < h->n && h->s[h->at] == '[')
-    return peri__stream_fail(st, "descr: structured dtypes are not supported");
+    return unsupported(st, "descr: structured dtypes are not supported");
   if (!take_string(h, &s, &n)) return peri__stream_fail(st, "descr: a string is expected");
-  for (int d = 0; d < PERI_NDTYPE; d++)
-    if (descr[d] != NULL && n == 3 && memcmp(s + 1, descr[d] + 1, 2) == 0 &&
-        (s[0] == descr[d][0] || (s[0] == '<' && s[2] == '1')))
-      h->dtype = d;
-  if (h->dtype < 0)
-    return peri__stream_fail(st, "descr: dtype '%.*s' is not supported%s", n > 40 ? 40 : (int)n, s,
-                             n > 0 && s[0] == '>' ? " (big-endian)" : "");
-  return PERI_OK;
+  for (size_t k = 0; k < sizeof elements / sizeof *elements && n == 3; k++) {
+    const element *e = &elements[k];
+    if (s[1] != e->kind || s[2] != '0' + e->size) continue;
+    if (s[0] == 0 || strchr(e->size == 1 ? "<>=|" : "<>=", s[0]) == NULL) continue;
+    h->element = e;
+    h->swapped = e->size > 1 && s[0] == (little ? '>' : '<');
+  }
+  if (h->element != NULL) return PERI_OK;
+  for (size_t k = 0; n > 1 && k < sizeof strangers / sizeof *strangers; k++)
+    if (s[1] == strangers[k].kind) what = strangers[k].what;
+  return unsupported(st, "descr: dtype '%.*s' is not supported (%s)", n > 40 ? 40 : (int)n, s,
+                     what);
 }
 
 static peri_status read_shape (peri__stream *st, header *h) {
@@ -97,14 +135,14 @@ static peri_status read_shape (peri__stream *st, header *h) {
 
 static peri_status read_header (peri__stream *st, header *h) {
   bool comma = true, shape = false;
-  h->dtype = h->fortran = -1;
+  h->fortran = -1;
   if (!take(h, '{')) return peri__stream_fail(st, "the header is no dictionary");
   while (!take(h, '}')) {
     const char *key;
     size_t n;
     if (!comma || !take_string(h, &key, &n) || !take(h, ':'))
       return peri__stream_fail(st, "the header is malformed at its byte %zu", h->at);
-    if (n == 5 && memcmp(key, "descr", 5) == 0 && h->dtype < 0) {
+    if (n == 5 && memcmp(key, "descr", 5) == 0 && h->element == NULL) {
       TRY(read_descr(st, h));
     } else if (n == 13 && memcmp(key, "fortran_order", 13) == 0 && h->fortran < 0) {
       h->fortran = take_word(h, "True") ? 1 : take_word(h, "False") ? 0 : -1;
@@ -120,7 +158,7 @@ static peri_status read_header (peri__stream *st, header *h) {
   }
   skip_spaces(h);
   if (h->at < h->n) return peri__stream_fail(st, "something follows the header's dictionary");
-  if (h->dtype < 0 || h->fortran < 0 || !shape)
+  if (h->element == NULL || h->fortran < 0 || !shape)
     return peri__stream_fail(st, "the header lacks descr, fortran_order or shape");
   return PERI_OK;
 }
@@ -152,19 +190,57 @@ static peri_status check_bools (peri__stream *st, const peri_tensor *t) {
   return PERI_OK;
 }
 
+/* Elements of `size` bytes at the end of a tensor's memory, in this machine's order, to its dtype from
+** the front on: each is written where those before it were read. */
+static void widen (peri_tensor *t, const unsigned char *from, const element *e) {
+  for (int64_t i = 0; i < t->numel; i++, from += e->size) {
+    uint8_t u1;
+    uint16_t u2;
+    uint32_t u4;
+    int64_t v;
+    if (e->size == 1) {
+      memcpy(&u1, from, 1);
+      v = e->kind == 'i' ? (int8_t)u1 : u1;
+    } else if (e->size == 2) {
+      memcpy(&u2, from, 2);
+      v = e->kind == 'i' ? (int16_t)u2 : u2;
+    } else {
+      memcpy(&u4, from, 4);
+      v = u4;
+    }
+    if (t->dtype == PERI_I32)
+      ((int32_t *)t->data)[i] = (int32_t)v;
+    else
+      ((int64_t *)t->data)[i] = v;
+  }
+}
+
+/* The elements into a dense tensor. */
+static peri_status read_elements (peri__stream *st, const header *h, peri_tensor *t) {
+  const element *e = h->element;
+  size_t wide = peri_dtype_size(t->dtype), raw = (size_t)t->numel * e->size;
+  unsigned char *from = (unsigned char *)t->data + (size_t)t->numel * (wide - e->size);
+  if (t->numel == 0) return PERI_OK;
+  TRY(peri__stream_need(st, from, raw, "the array"));
+  if (h->swapped) peri__swap_bytes(from, t->numel, e->size);
+  if (e->size < wide) widen(t, from, e);
+  return check_bools(st, t);
+}
+
 static peri_status read_data (peri__stream *st, peri_ctx *ctx, const header *h, peri_tensor **out) {
   int64_t numel, shape[PERI_MAX_DIMS], stride[PERI_MAX_DIMS];
+  peri_dtype dtype = (peri_dtype)h->element->dtype;
   size_t bytes;
   peri_tensor *t;
   for (int i = 0; i < h->ndim; i++) shape[i] = h->shape[h->fortran ? h->ndim - 1 - i : i];
-  if (peri__check_shape(ctx, (peri_dtype)h->dtype, h->ndim, shape, &numel, &bytes) != PERI_OK)
+  if (peri__check_shape(ctx, dtype, h->ndim, shape, &numel, &bytes) != PERI_OK)
     return peri__stream_fail(st, "shape: the number of elements overflows 64 bits");
+  bytes = (size_t)numel * h->element->size;
   if (bytes > peri__stream_most(st) - peri__stream_at(st))
     return peri__stream_fail(st, "shape: %zu bytes of elements are more than the file can hold",
                              bytes);
-  TRY(peri_empty(ctx, (peri_dtype)h->dtype, h->ndim, shape, &t));
-  peri_status s = peri__stream_need(st, t->data, bytes, "the array");
-  if (s == PERI_OK) s = check_bools(st, t);
+  TRY(peri_empty(ctx, dtype, h->ndim, shape, &t));
+  peri_status s = read_elements(st, h, t);
   if (s == PERI_OK && h->fortran && h->ndim > 1) {
     for (int i = 0; i < h->ndim; i++) stride[i] = t->stride[h->ndim - 1 - i];
     s = peri__view(t, t->data, h->ndim, h->shape, stride, out);

@@ -235,6 +235,10 @@ peri_status peri_npz_tensor (peri_npz *z, int64_t i, peri_tensor **out) {
   TRY(peri__stream_range(z->ctx, z->path, z->fd, data, e->packed,
                          e->method == 0 ? PERI__RAW : PERI__DEFLATE, &st));
   peri_status s = peri__npy_read(z->ctx, st, out);
+  const char *name = (const char *)z->directory + e->name;
+  if (s == PERI_EFORMAT && peri__stream_at(st) <= 12 &&
+      (e->name_size < 4 || memcmp(name + e->name_size - 4, ".npy", 4) != 0))
+    s = PERI_ENOSUP; /* a file of another kind beside the arrays */
   if (s == PERI_OK && peri__stream_at(st) != e->size)
     s = bad(z, e->at, "the array has another size than the entry says");
   if (s == PERI_OK && peri__stream_crc(st) != e->crc)
@@ -244,5 +248,5 @@ peri_status peri_npz_tensor (peri_npz *z, int64_t i, peri_tensor **out) {
   peri_release(*out);
   *out = NULL;
   return peri__fail(z->ctx, s, "%s (entry \"%.*s\")", z->ctx->message,
-                    e->name_size > 100 ? 100 : e->name_size, (const char *)z->directory + e->name);
+                    e->name_size > 100 ? 100 : e->name_size, name);
 }

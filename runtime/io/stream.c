@@ -42,15 +42,28 @@ static void z_free (void *ud, void *p) {
   peri__free(ud, start, *start);
 }
 
-peri_status peri__stream_fail (peri__stream *s, const char *fmt, ...) {
+static peri_status fail_with (peri__stream *s, peri_status status, const char *fmt, va_list args) {
   char text[400];
-  va_list args;
-  va_start(args, fmt);
   vsnprintf(text, sizeof text, fmt, args);
-  va_end(args);
-  return peri__fail(s->ctx, PERI_EFORMAT, "%s: byte %llu%s: %s", s->path,
+  return peri__fail(s->ctx, status, "%s: byte %llu%s: %s", s->path,
                     (unsigned long long)s->delivered,
                     s->codec == PERI__RAW ? "" : " (decompressed)", text);
+}
+
+peri_status peri__stream_fail (peri__stream *s, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  peri_status status = fail_with(s, PERI_EFORMAT, fmt, args);
+  va_end(args);
+  return status;
+}
+
+peri_status peri__stream_refuse (peri__stream *s, peri_status status, const char *fmt, ...) {
+  va_list args;
+  va_start(args, fmt);
+  status = fail_with(s, status, fmt, args);
+  va_end(args);
+  return status;
 }
 
 static peri_status start (peri__stream *s) {

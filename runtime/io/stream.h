@@ -29,6 +29,8 @@ uint64_t peri__stream_at (const peri__stream *s);   /* bytes delivered so far */
 uint64_t peri__stream_most (const peri__stream *s); /* the most that it can deliver in all */
 uint32_t peri__stream_crc (const peri__stream *s);  /* CRC-32 of what was delivered */
 peri_status peri__stream_fail (peri__stream *s, const char *fmt, ...) PERI_PRINTF(2, 3);
+peri_status peri__stream_refuse (peri__stream *s, peri_status status, const char *fmt, ...)
+    PERI_PRINTF(3, 4);                     /* the same with another status than PERI_EFORMAT */
 void peri__stream_close (peri__stream *s); /* NULL is a no-op */
 
 /* ---- io/npy.c ---- */

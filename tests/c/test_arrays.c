@@ -22,8 +22,9 @@ static void arrays_of_numpy_are_read (void **state) {
   assert_int_equal(peri_item(t, 13, &x), PERI_OK);
   assert_true(x == 13);
   peri_release(t);
-  want_failure(C, peri_npy_load(C, DATA "big.npy", &t), PERI_EFORMAT, "dtype '>f4'");
-  assert_null(t);
+  assert_int_equal(peri_npy_load(C, DATA "big.npy", &t), PERI_OK);
+  assert_int_equal(peri_dtype_of(t), PERI_F32);
+  peri_release(t);
 }
 
 static void archives_are_read (void **state) {

@@ -10,7 +10,7 @@
 
 static const char *verdict (peri_status s, peri_tensor *t) {
   double last;
-  if (s == PERI_EFORMAT) return NULL;
+  if (s == PERI_EFORMAT || s == PERI_ENOSUP) return NULL;
   if (s != PERI_OK) return peri_message(fuzz_ctx());
   if (peri_numel(t) > 0 && peri_item(t, peri_numel(t) - 1, &last) != PERI_OK) return "unreadable";
   peri_release(t);

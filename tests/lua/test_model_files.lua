@@ -27,7 +27,6 @@ function tests.test_numpy_files_are_read()
   lu.assertAlmostEquals(peri.npy.load(data .. "f4.npy"):tolist()[2][3], 1.3040000200271606, 1e-12)
   lu.assertEquals(peri.npy.load(data .. "fortran.npy"):tolist()[2], { { 12, 13, 14, 15 }, { 16, 17, 18, 19 },
     { 20, 21, 22, 23 } })
-  fails("dtype '>f4' is not supported (big-endian)", peri.npy.load(data .. "big.npy"))
   local z = assert(peri.npz.load(data .. "stored.npz"))
   lu.assertEquals(z.a:tolist(), { { 0, 1, 2 }, { 3, 4, 5 } })
   lu.assertEquals(z.F:tolist(), { { 0, 1, 2 }, { 3, 4, 5 } })
@@ -51,6 +50,100 @@ function tests.test_numpy_files_are_written_as_numpy_writes_them()
     lu.assertEquals(back[name]:tolist(), x:tolist())
   end
   lu.assertErrorMsgContains("NumPy has no dtype for bf16", peri.npy.save, dir .. "/x", t:to "bf16")
+end
+
+-- The bytes of a .npy file.
+local function npy_bytes(descr, shape, fortran, elements)
+  local header = ("{'descr': '%s', 'fortran_order': %s, 'shape': %s, }"):format(descr, fortran and "True" or "False", shape)
+  return "\x93NUMPY\1\0" .. string.pack("<s2", header .. (" "):rep(63 - (10 + #header) % 64) .. "\n") .. elements
+end
+
+-- Kinds of numbers as NumPy writes them: Lua's format, our dtype, values.
+local numpy_kinds = {
+  i1 = { "i1", "i32", { -128, -1, 0, 1, 2, 127 } }, i2 = { "i2", "i32", { -32768, -1, 0, 1, 2, 32767 } },
+  i4 = { "i4", "i32", { -1 << 31, -1, 0, 1, 2, (1 << 31) - 1 } },
+  i8 = { "i8", "i64", { math.mininteger, -1, 0, 1, 2, math.maxinteger } },
+  u1 = { "I1", "u8", { 0, 1, 2, 127, 128, 255 } }, u2 = { "I2", "i32", { 0, 1, 2, 32767, 32768, 65535 } },
+  u4 = { "I4", "i64", { 0, 1, 2, (1 << 31) - 1, 1 << 31, (1 << 32) - 1 } },
+  f4 = { "f", "f32", { -1.5, 0, 0.25, 1e10, 3, 5 } }, f8 = { "d", "f64", { -1.5, 0, 0.1, 1e300, 3, 5 } },
+}
+
+function tests.test_every_number_of_numpy_is_read_in_either_byte_order_and_layout()
+  for kind, entry in pairs(numpy_kinds) do
+    local orders = kind:sub(2) == "1" and { "<", ">", "|", "=" } or { "<", ">", "=" }
+    for _, order in ipairs(orders) do
+      local parts = {}
+      for i, v in ipairs(entry[3]) do parts[i] = string.pack((order == ">" and ">" or "<") .. entry[1], v) end
+      local v = entry[3]
+      for _, case in ipairs { { "(6,)", false, v }, { "(2, 3)", false, { { v[1], v[2], v[3] }, { v[4], v[5], v[6] } } },
+                              { "(2, 3)", true, { { v[1], v[3], v[5] }, { v[2], v[4], v[6] } } } } do
+        write("n.npy", npy_bytes(order .. kind, case[1], case[2], table.concat(parts)))
+        local t = assert(peri.npy.load(dir .. "/n.npy"))
+        lu.assertEquals(t.dtype, entry[2], order .. kind)
+        lu.assertEquals(t:contiguous():tolist(), case[3], order .. kind)
+      end
+      write("n.npy", npy_bytes(order .. kind, "(0, 3)", false, ""))
+      lu.assertEquals(assert(peri.npy.load(dir .. "/n.npy")).shape, { 0, 3 })
+    end
+  end
+  write("n.npy", npy_bytes(">f2", "(2,)", false, "\x3c\0\xc0\0"))
+  lu.assertEquals(assert(peri.npy.load(dir .. "/n.npy")):tolist(), { 1, -2 })
+end
+
+function tests.test_what_numpy_has_and_we_have_not_is_refused_by_name()
+  for descr, why in pairs { ["<u8"] = "unsigned integers of 64 bits", ["<c8"] = "complex", ["<U3"] = "texts", ["|S4"] = "texts",
+      ["|O"] = "Python objects", ["<M8[ns]"] = "dates", ["<m8[s]"] = "spans", ["|V4"] = "raw bytes", ["<f16"] = "more than 64 bits",
+      ["|i4"] = "no number that we have", ["<q3"] = "no number", ["\0i4"] = "not supported" } do
+    write("n.npy", npy_bytes(descr, "(1,)", false, ("\0"):rep(64)))
+    fails("dtype '", peri.npy.load(dir .. "/n.npy"))
+    fails(why, peri.npy.load(dir .. "/n.npy"))
+  end
+end
+
+-- A zip archive of stored files.
+local function zip(files)
+  local function crc(text)
+    local c = 0xFFFFFFFF
+    for i = 1, #text do
+      c = c ~ text:byte(i)
+      for _ = 1, 8 do c = c >> 1 ~ (0xEDB88320 & -(c & 1)) end
+    end
+    return c ~ 0xFFFFFFFF
+  end
+  local body, directory, at = {}, {}, 0
+  for _, file in ipairs(files) do
+    local name, text = file[1], file[2]
+    local common = string.pack("<I2I2I2I2I2I4I4I4I2I2", 20, 0, 0, 0, 0, crc(text), #text, #text, #name, 0)
+    body[#body + 1] = "PK\3\4" .. common .. name .. text
+    directory[#directory + 1] = "PK\1\2" .. string.pack("<I2", 20) .. common .. string.pack("<I2I2I2I4I4", 0, 0, 0, 0, at) .. name
+    at = at + #body[#body]
+  end
+  local list = table.concat(directory)
+  return table.concat(body) .. list .. "PK\5\6" .. string.pack("<I2I2I2I2I4I4I2", 0, 0, #files, #files, #list, at, 0)
+end
+
+function tests.test_one_odd_member_does_not_spoil_an_archive()
+  local good = npy_bytes(">i2", "(2,)", false, "\0\1\0\2")
+  write("z.npz", zip { { "a.npy", good }, { "names.npy", npy_bytes("<U2", "(1,)", false, ("a\0\0\0"):rep(2)) },
+    { "readme.txt", "what this is about" }, { "o.npy", npy_bytes("|O", "(1,)", false, "junk") }, { "z.npy", good } })
+  local z, problems = assert(peri.npz.load(dir .. "/z.npz"))
+  lu.assertEquals({ z.a:tolist(), z.z:tolist() }, { { 1, 2 }, { 1, 2 } })
+  local seen = {}
+  for name in pairs(z) do seen[#seen + 1] = name end
+  table.sort(seen)
+  lu.assertEquals(seen, { "a", "z" })
+  for name, part in pairs { names = "dtype '<U2' is not supported (texts)", o = "Python objects", ["readme.txt"] = "readme.txt" } do
+    lu.assertStrContains(problems[name], part)
+    local ok, message = pcall(function () return z[name] end)
+    lu.assertFalse(ok)
+    lu.assertStrContains(message, part)
+    lu.assertStrContains(message, "test_model_files.lua")
+  end
+  lu.assertNil(z.nothing)
+  -- what is damaged is not odd
+  write("z.npz", zip { { "a.npy", good }, { "b.npy", "no array at all" } })
+  fails("no .npy file begins like this", peri.npz.load(dir .. "/z.npz"))
+  lu.assertNil(select(2, peri.npz.load(data .. "stored.npz")))
 end
 
 function tests.test_damaged_arrays_are_refused()

@@ -220,7 +220,13 @@ local function show(path, all)
     return source and show_arrays("NumPy .npy", { array = source }, all), err
   elseif path:find "%.npz$" then
     source, err = peri.npz.load(path)
-    return source and show_arrays("NumPy .npz", source, all), err
+    if not source then return nil, err end
+    local strange = {}
+    for name, why in pairs(err or {}) do strange[#strange + 1] = { name, why } end
+    table.sort(strange, function(a, b) return a[1] < b[1] end)
+    show_arrays("NumPy .npz", source, all)
+    for _, entry in ipairs(strange) do row("not read", clean(entry[1], 40) .. ": " .. clean(entry[2], 160)) end
+    return true
   elseif path:find "%.bin$" then source, err = require("perilune.models.llama2c").open(path)
   elseif path:find "ubyte" or path:find "idx" then
     source, err = peri.idx.load(path)
