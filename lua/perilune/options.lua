@@ -286,15 +286,21 @@ function M.declare(object, positional, rules)
 end
 
 --- What declare noted: { positional = { "dim" }, more = true, options = { { name, kind, default, doc }, ... } }
---- with the options sorted by name, more when there are others than the positional ones; nil when nothing
---- was noted. A default is shown as text, "required" or nil.
+--- with the positional options first and the others sorted by name, more when there are others; nil when
+--- nothing was noted. A default is shown as text, "required" or nil.
 --- @param object any
 --- @return table?
 function M.declared(object)
   local known = declared[object]
   if not known then return nil end
-  local list = {}
+  local list, names, positional = {}, {}, {}
+  for i, name in ipairs(known.positional) do names[i], positional[name] = name, true end
+  local others = {}
   for _, name in ipairs(M.names(known.rules)) do
+    if not positional[name] then others[#others + 1] = name end
+  end
+  table.move(others, 1, #others, #names + 1, names)
+  for _, name in ipairs(names) do
     local entry = known.rules[name]
     local default = default_of(entry)
     local text = shown(default)
@@ -307,10 +313,7 @@ function M.declared(object)
     list[#list + 1] = { name = name, default = text, kind = is_rule(entry) and entry.kind or "",
       doc = is_rule(entry) and entry.doc or "" }
   end
-  local positional, more = {}, false
-  for _, name in ipairs(known.positional) do positional[name] = true end
-  for name in pairs(known.rules) do more = more or not positional[name] end
-  return { positional = known.positional, options = list, more = more }
+  return { positional = known.positional, options = list, more = #others > 0 }
 end
 
 --- Options of a constructor that takes its first values by position, or everything in one table:
