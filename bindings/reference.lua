@@ -2,11 +2,22 @@
 --   <!-- generated from lua/perilune/data.lua as data -->   and   <!-- end -->
 -- stands what the file's `---` comments and the rules of its options say. A sentence has one place, the
 -- source; help() shows the same. Returns function(page text, read) -> page text.
-local peri = require "perilune" -- luacheck: ignore 211
+local peri = require "perilune"
 local comments = require "perilune.comments"
 local options = require "perilune.options"
 
 local function code(text) return "`" .. text .. "`" end
+
+-- The table that readers know by a prefix such as nn.init, when there is one.
+local function public(prefix)
+  local t = peri
+  for part in prefix:gmatch "[^.]+" do
+    local ok, field = pcall(function() return t[part] end) -- an unknown field raises
+    t = ok and field or nil
+    if type(t) ~= "table" then return nil end
+  end
+  return t
+end
 
 local function cell(text) return (text:gsub("%s*\n%s*", " "):gsub("|", "\\|")) end
 
@@ -102,10 +113,12 @@ return function(page, read)
     function(first, path, prefix, last)
       local source = read(path) or error("no " .. path .. ": a page of docs/ is generated from it")
       local name = path:gsub("^lua/", ""):gsub("%.lua$", ""):gsub("/init$", ""):gsub("/", ".")
-      local out, module = {}, require(name)
+      local out, module, known = {}, require(name), public(prefix)
       for _, item in ipairs(comments.items(source)) do
+        -- a file of a room may hold what the room keeps to itself
+        local own = item.owner == "M" and known and rawget(known, item.name) == nil
         if is_shown(item) and item.kind == "class" then class_section(out, item)
-        elseif is_shown(item) then section(out, item, prefix, module) end
+        elseif is_shown(item) and not own then section(out, item, prefix, module) end
       end
       return first .. "\n" .. table.concat(out, "\n") .. "\n" .. last
     end))

@@ -184,6 +184,7 @@ function M.parse(spec, args, about)
   return out
 end
 
+--- The values of a JSON file of flags, as --config reads it.
 --- @param path string
 --- @return table|nil
 --- @return string? message

@@ -16,6 +16,7 @@ Chars.__index = Chars
 
 local M = {}
 
+--- A tokenizer of single characters: special ids 0 to 3, then those of the alphabet in their order.
 --- @param alphabet string  UTF-8, each character once
 --- @param opts table?  separator (false): :batch ends each prompt with the separator
 --- @return perilune.text.Chars

@@ -100,14 +100,53 @@ end
 function TestHelp:test_no_line_is_wider_than_the_terminal()
   local width = require("perilune.terminal").width()
   for name in pairs(peri._submodules) do
-    for line in (shown(name) .. "\n"):gmatch "(.-)\n" do
-      if line:find "^  " and not line:find "^   *%S+$" then -- code of a head and one long word stay as they are
-        lu.assertTrue(utf8.len(line) <= math.max(width, 100), name .. ": " .. line)
-      elseif not line:find "^  " then
-        lu.assertTrue(utf8.len(line) <= width, name .. ": " .. line)
+    local code, file = {}, assert(io.open(assert(package.searchpath("perilune." .. name, package.path)), "rb"))
+    for line in (comments.head(file:read "a") .. "\n"):gmatch "(.-)\n" do code[line] = true end
+    file:close()
+    for line in (shown(name) .. "\n"):gmatch "(.-)\n" do -- the code of a head and one long word stay as they are
+      local whole = line:find "^  " and code[line] or line:find "^ *%S+$"
+      lu.assertEvalToTrue(whole or utf8.len(line) <= width, name .. ": " .. line)
+    end
+  end
+end
+
+-- fn(path, name, function) for what a module and the classes in it offer.
+local function each_function(t, path, seen, fn)
+  if seen[t] then return end
+  seen[t] = true
+  for key, value in pairs(t) do
+    if type(key) == "string" and key:sub(1, 1) ~= "_" then
+      if type(value) == "function" and not seen[value] then
+        seen[value] = true
+        fn(path, key, value)
+      elseif type(value) == "table" and rawget(value, "__index") then
+        each_function(value, path .. "." .. key, seen, fn)
       end
     end
   end
+end
+
+function TestHelp:test_everything_public_has_a_sentence()
+  local missing, seen, items = {}, {}, {}
+  local modules = { "post.grpo", "post.sft", "tasks.gsm8k", "log", "text.chat", "text.template" }
+  for name in pairs(peri._submodules) do modules[#modules + 1] = name end
+  for _, name in ipairs(modules) do
+    each_function(require("perilune." .. name), name, seen, function(path, key, f)
+      local info = debug.getinfo(f, "S")
+      if info.what == "C" or peri.describe(f) then return end
+      if (key == "forward" or key == "extra") and path:find "%.%u" then return end -- the class says it
+      if not items[info.source] then
+        items[info.source] = {}
+        local file = assert(io.open(info.source:sub(2), "rb"))
+        for _, item in ipairs(comments.items(file:read "a")) do items[info.source][item.line] = item end
+        file:close()
+      end
+      local item = items[info.source][info.linedefined]
+      if not item or item.text == "" then missing[#missing + 1] = path .. "." .. key end
+    end)
+  end
+  table.sort(missing)
+  lu.assertEquals(missing, {})
 end
 
 if arg and arg[0] and arg[0]:find "test_help" then os.exit(lu.LuaUnit.run()) end

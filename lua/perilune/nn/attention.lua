@@ -147,6 +147,7 @@ function M.MultiHeadAttention:forward(x, opts)
   return y
 end
 
+--- A cache for decoding with this layer: room for `length` positions of `batch` sequences.
 --- @return table KVCache
 function M.MultiHeadAttention:cache(batch, length)
   return M.KVCache(batch, length, self.kv_heads, self.head_dim, self.qkv.weight.dtype)

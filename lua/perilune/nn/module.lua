@@ -96,6 +96,7 @@ function Module:named_parameters()
   return list
 end
 
+--- The tensors of named_parameters.
 --- @return perilune.Tensor[]
 function Module:parameters()
   local list = self:named_parameters()
@@ -103,6 +104,7 @@ function Module:parameters()
   return list
 end
 
+--- Elements of all parameters together; tied ones count once.
 --- @return integer
 function Module:num_parameters()
   local n = 0
@@ -251,6 +253,7 @@ function Module:train(on)
   return self
 end
 
+--- Evaluation mode of this module and all below: dropout is off.
 --- @return self
 function Module:eval() return self:train(false) end
 

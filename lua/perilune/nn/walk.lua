@@ -16,10 +16,12 @@ local M = {}
 
 local tensor_type = getmetatable(peri.zeros { 1 })
 
+--- Whether a value is a tensor.
 --- @return boolean
 function M.is_tensor(v) return type(v) == "userdata" and getmetatable(v) == tensor_type end
 local is_tensor = M.is_tensor
 
+--- Whether a value is an instance of a class of nn.class.
 --- @return boolean
 function M.is_module(v) return type(v) == "table" and rawget(v, "_names") ~= nil end
 local is_module = M.is_module
