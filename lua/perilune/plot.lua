@@ -1,89 +1,19 @@
 -- plot.lua - curves for the terminal (braille dots) and as SVG with axes, grid and legend.
 --   print(plot.terminal { title = "loss", series = { { name = "train", y = losses } } })
 --   plot.save("loss.svg", { chart, chart, ... })
--- A chart is { title, xlabel, ylabel, series = { { name, x, y, smooth }, ... } }. x defaults to
--- 1..n; smooth in [0, 1) draws an exponential average over the faint raw curve; values that are not
--- finite leave gaps.
+-- A chart is { title, xlabel, ylabel, yscale = "linear" or "log", ymin, ymax, series = { { name, x, y, smooth },
+-- ... } }. x defaults to 1..n; values that are not finite leave gaps. Curves are drawn as they are; smooth =
+-- "auto" draws a smoothed curve over a noisy one, a number in [0, 1) over any.
+
+local peri = require "perilune"
+local options = require "perilune.options"
+local data = require "perilune.plot.data"
+local svg = require "perilune.plot.svg"
 
 local M = {}
 
-local function finite(v) return type(v) == "number" and v == v and v > -math.huge and v < math.huge end
-
---- Exponential average, corrected for its start (Kingma and Ba 2015); gaps stay gaps.
---- @param y number[]
---- @param weight number  in [0, 1)
---- @return number[]
-function M.smooth(y, weight)
-  local out, mean, norm = {}, 0, 0
-  for i = 1, #y do
-    if finite(y[i]) then
-      mean = weight * mean + (1 - weight) * y[i]
-      norm = weight * norm + (1 - weight)
-      out[i] = mean / norm
-    else
-      out[i] = 0 / 0
-    end
-  end
-  return out
-end
-
---- Round numbers that cover [low, high]: about n of them.
---- @return number[] ticks
---- @return integer digits  after the point
-function M.ticks(low, high, n)
-  if high <= low then
-    local pad = low == 0 and 1 or math.abs(low) * 0.5
-    low, high = low - pad, high + pad
-  end
-  local raw = (high - low) / math.max(n, 1)
-  local power = 10.0 ^ math.floor(math.log(raw, 10))
-  local step = power
-  for _, f in ipairs { 1, 2, 5, 10 } do
-    step = f * power
-    if step >= raw * 0.999 then break end
-  end
-  local list = {}
-  for k = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) do list[#list + 1] = k * step end
-  return list, math.max(0, -math.floor(math.log(step, 10) + 1e-9))
-end
-
-local function label(v, digits)
-  local a = math.abs(v)
-  if a >= 1e5 or (a > 0 and digits > 4) then return (("%.2g"):format(v):gsub("e([+-])0+", "e%1")) end
-  return ("%." .. digits .. "f"):format(v + 0.0)
-end
-
--- The curves of a chart with their ranges: { name, x, y, raw }.
-local function prepare(chart)
-  local curves = {}
-  local r = { xmin = math.huge, xmax = -math.huge, ymin = math.huge, ymax = -math.huge }
-  for i, s in ipairs(chart.series) do
-    local x = s.x
-    if not x then
-      x = {}
-      for k = 1, #s.y do x[k] = k end
-    end
-    local smooth = s.smooth and s.smooth > 0
-    local c = { name = s.name or "", x = x, raw = smooth and s.y or nil,
-                y = smooth and M.smooth(s.y, s.smooth) or s.y }
-    curves[i] = c
-    for k = 1, #s.y do
-      if finite(s.y[k]) and finite(x[k]) then
-        r.xmin, r.xmax = math.min(r.xmin, x[k]), math.max(r.xmax, x[k])
-        r.ymin, r.ymax = math.min(r.ymin, s.y[k]), math.max(r.ymax, s.y[k])
-      end
-    end
-  end
-  if r.xmin > r.xmax then r.xmin, r.xmax, r.ymin, r.ymax = 0, 1, 0, 1 end
-  if r.xmin == r.xmax then r.xmin, r.xmax = r.xmin - 0.5, r.xmax + 0.5 end
-  if r.ymin == r.ymax then
-    local pad = r.ymin == 0 and 1 or math.abs(r.ymin) * 0.1
-    r.ymin, r.ymax = r.ymin - pad, r.ymax + pad
-  end
-  if finite(chart.ymin) then r.ymin = chart.ymin end
-  if finite(chart.ymax) then r.ymax = chart.ymax end
-  return curves, r
-end
+M.smooth, M.noisy, M.ticks = data.smooth, data.noisy, data.ticks
+local finite = data.finite
 
 -- ---- terminal --------------------------------------------------------------------------------
 
@@ -101,18 +31,24 @@ local function line_dots(x0, y0, x1, y1, set)
   end
 end
 
+local terminal_rules = {
+  width = options.integer(72, "[16, inf)", "in characters"),
+  height = options.integer(12, "[3, inf)", "in lines"),
+  color = options.boolean(false, "with escapes"),
+}
+
 --- Curves as lines of text.
 --- @param chart table
---- @param opts table?  width (72), height (12) in characters, color (false)
+--- @param opts table?
 --- @return string
 function M.terminal(chart, opts)
-  local o = opts or {}
-  local height = o.height or 12
-  local curves, r = prepare(chart)
-  local ticks, digits = M.ticks(r.ymin, r.ymax, height // 3)
+  local o = options.fill("plot.terminal", opts, terminal_rules, 3)
+  local height = o.height
+  local curves, r = data.prepare(chart)
+  local ticks = data.axis(r.ymin, r.ymax, height // 3, r.log)
   local margin = 0
-  for _, t in ipairs(ticks) do margin = math.max(margin, #label(t, digits)) end
-  local width = math.max((o.width or 72) - margin - 2, 8)
+  for _, t in ipairs(ticks) do margin = math.max(margin, #t[2]) end
+  local width = math.max(o.width - margin - 2, 8)
   local cells, owner = {}, {}
   for i, c in ipairs(curves) do
     local last
@@ -135,7 +71,7 @@ function M.terminal(chart, opts)
   end
   local at_row = {}
   for _, t in ipairs(ticks) do
-    at_row[math.floor((r.ymax - t) / (r.ymax - r.ymin) * (height - 1) + 0.5)] = label(t, digits)
+    at_row[math.floor((r.ymax - t[1]) / (r.ymax - r.ymin) * (height - 1) + 0.5)] = t[2]
   end
   local out = {}
   if chart.title then out[1] = (" "):rep(margin + 2) .. chart.title end
@@ -150,7 +86,7 @@ function M.terminal(chart, opts)
     end
     out[#out + 1] = (table.concat(parts):gsub(" +$", ""))
   end
-  local first, last = label(r.xmin, 0), label(r.xmax, 0)
+  local first, last = ("%.6g"):format(r.xmin), ("%.6g"):format(r.xmax)
   out[#out + 1] = (" "):rep(margin + 1) .. "└" .. ("─"):rep(width)
   out[#out + 1] = (" "):rep(margin + 2) .. first .. (" "):rep(math.max(width - #first - #last, 1)) .. last
   if #curves > 1 then
@@ -162,140 +98,40 @@ function M.terminal(chart, opts)
   end
   return table.concat(out, "\n")
 end
+options.declare(M.terminal, { "chart" }, terminal_rules)
 
 -- ---- SVG -------------------------------------------------------------------------------------
 
--- Okabe and Ito's colours: told apart by colour-blind readers too.
-local palette = { "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9" }
-
-local function escape(s)
-  return (tostring(s):gsub("[&<>\"]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;" }))
-end
-
--- Path data of a curve; at most one point a half pixel, the extremes of each kept.
-local function path(c, y, px, py, columns)
-  local points, last, lo, hi = {}, nil, nil, nil
-  local d, pen = {}, "M"
-  local function flush()
-    if last then
-      points[#points + 1] = { last, lo }
-      if hi ~= lo then points[#points + 1] = { last, hi } end
-    end
-    last, lo, hi = nil, nil, nil
-  end
-  local function stroke()
-    flush()
-    for _, p in ipairs(points) do
-      d[#d + 1] = ("%s%.1f %.1f"):format(pen, p[1], p[2])
-      pen = "L"
-    end
-    points, pen = {}, "M"
-  end
-  for k = 1, #y do
-    if finite(y[k]) and finite(c.x[k]) then
-      local x, v = math.floor(px(c.x[k]) * columns + 0.5) / columns, py(y[k])
-      if x ~= last then
-        flush()
-        last, lo, hi = x, v, v
-      else
-        lo, hi = math.min(lo, v), math.max(hi, v)
-      end
-    else
-      stroke()
-    end
-  end
-  stroke()
-  return table.concat(d)
-end
-
-local function draw(out, chart, left, top, w, h)
-  local function add(...) out[#out + 1] = (...):format(select(2, ...)) end
-  local curves, r = prepare(chart)
-  local x0, y0, x1, y1 = left + 62, top + 34, left + w - 16, top + h - 46
-  local function px(x) return x0 + (x - r.xmin) / (r.xmax - r.xmin) * (x1 - x0) end
-  local function py(y)
-    y = math.min(math.max(y, r.ymin), r.ymax)
-    return y1 - (y - r.ymin) / (r.ymax - r.ymin) * (y1 - y0)
-  end
-  local yticks, ydigits = M.ticks(r.ymin, r.ymax, math.max((y1 - y0) // 40, 2))
-  local xticks, xdigits = M.ticks(r.xmin, r.xmax, math.max((x1 - x0) // 80, 2))
-  for _, t in ipairs(yticks) do
-    add('<path class="grid" d="M%.1f %.1fH%.1f"/><text class="y" x="%.1f" y="%.1f">%s</text>',
-      x0, py(t), x1, x0 - 6, py(t) + 4, label(t, ydigits))
-  end
-  for _, t in ipairs(xticks) do
-    add('<path class="grid" d="M%.1f %.1fV%.1f"/><text class="x" x="%.1f" y="%.1f">%s</text>',
-      px(t), y0, y1, px(t), y1 + 16, label(t, xdigits))
-  end
-  add('<path class="axis" d="M%.1f %.1fV%.1fH%.1f"/>', x0, y0, y1, x1)
-  for i, c in ipairs(curves) do
-    local color = palette[(i - 1) % #palette + 1]
-    if c.raw then
-      add('<path class="raw" stroke="%s" d="%s"/>', color, path(c, c.raw, px, py, 2))
-    end
-    add('<path class="curve" stroke="%s" d="%s"/>', color, path(c, c.y, px, py, 2))
-  end
-  if chart.title then
-    add('<text class="title" x="%.1f" y="%.1f">%s</text>', (x0 + x1) / 2, top + 20, escape(chart.title))
-  end
-  if chart.xlabel then
-    add('<text class="x" x="%.1f" y="%.1f">%s</text>', (x0 + x1) / 2, y1 + 36, escape(chart.xlabel))
-  end
-  if chart.ylabel then
-    local x, y = left + 14, (y0 + y1) / 2
-    add('<text class="x" transform="translate(%.1f %.1f) rotate(-90)">%s</text>', x, y, escape(chart.ylabel))
-  end
-  if #curves > 1 then
-    for i, c in ipairs(curves) do
-      local y = y0 + 4 + i * 15
-      add('<path stroke="%s" stroke-width="3" d="M%.1f %.1fh16"/><text x="%.1f" y="%.1f">%s</text>',
-        palette[(i - 1) % #palette + 1], x0 + 10, y - 4, x0 + 32, y, escape(c.name))
-    end
-  end
-end
-
-local style = [[<style>
-text { font: 12px sans-serif; fill: #333 } .title { font-size: 14px; font-weight: bold; text-anchor: middle }
-.x { text-anchor: middle } .y { text-anchor: end }
-path { fill: none } .grid { stroke: #e4e4e4 } .axis { stroke: #333 }
-.curve { stroke-width: 1.6; stroke-linejoin: round } .raw { stroke-width: 1; opacity: .3 }
-</style>]]
+local svg_rules = {
+  width = options.integer(480, "[100, inf)", "of a chart, in pixels"),
+  height = options.integer(300, "[80, inf)", "of a chart, in pixels"),
+  columns = options.integer(options.none, "[1, inf)", "charts beside each other; default 1 for one chart, else 2"),
+}
 
 --- Charts as one SVG document.
 --- @param charts table  a chart or a list of charts
---- @param opts table?  width (480), height (300) of a chart, columns (1 for one chart, else 2)
+--- @param opts table?
 --- @return string
 function M.svg(charts, opts)
-  if charts.series then charts = { charts } end
-  local o = opts or {}
-  local w, h = o.width or 480, o.height or 300
-  local columns = o.columns or math.min(#charts, 2)
-  local rows = (#charts + columns - 1) // columns
-  local out = {
-    ('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d">')
-      :format(w * columns, h * rows, w * columns, h * rows),
-    style, '<rect width="100%" height="100%" fill="#fff"/>',
-  }
-  for i, chart in ipairs(charts) do
-    draw(out, chart, (i - 1) % columns * w, (i - 1) // columns * h, w, h)
-  end
-  out[#out + 1] = "</svg>\n"
-  return table.concat(out, "\n")
+  local o = options.fill("plot.svg", opts, svg_rules, 3)
+  local text = svg.document(charts.series and { charts } or charts, o)
+  return text
 end
+options.declare(M.svg, { "charts" }, svg_rules)
 
 --- Write charts to an SVG file.
---- @param path_ string
+--- @param path string
 --- @param charts table
---- @param opts table?
+--- @param opts table?  as plot.svg
 --- @return boolean|nil
 --- @return string? message
-function M.save(path_, charts, opts)
-  local file, err = io.open(path_, "wb")
-  if not file then return nil, err end
-  local ok, message = file:write(M.svg(charts, opts))
-  file:close()
-  if not ok then return nil, message end
+function M.save(path, charts, opts)
+  local o = options.fill("plot.save", opts, svg_rules, 3)
+  local text = svg.document(charts.series and { charts } or charts, o)
+  local ok, message = peri.files.write(path, text)
+  if not ok then return nil, ("%s: %s"):format(path, message) end
   return true
 end
+options.declare(M.save, { "path", "charts" }, svg_rules)
 
 return M

@@ -4,11 +4,73 @@ local plot = require "perilune.plot"
 
 TestPlot = {}
 
-function TestPlot:test_smoothing_starts_at_the_first_value_and_keeps_gaps()
-  local s = plot.smooth({ 2, 2, 0 / 0, 4 }, 0.5)
+function TestPlot:test_smoothing_has_no_lag_and_keeps_gaps()
+  local s = plot.smooth({ 2, 2, 0 / 0, 2 }, 0.5)
   lu.assertAlmostEquals(s[1], 2, 1e-12)
   lu.assertTrue(s[3] ~= s[3])
-  lu.assertTrue(s[4] > 2 and s[4] < 4)
+  lu.assertAlmostEquals(s[4], 2, 1e-12)
+  local peak = {}
+  for i = 1, 41 do peak[i] = -math.abs(i - 21) end
+  s = plot.smooth(peak, 0.8)
+  for i = 1, 20 do lu.assertAlmostEquals(s[i], s[42 - i], 1e-12) end -- what is symmetric stays so
+  lu.assertTrue(s[21] > s[20] and s[21] > s[22])
+end
+
+-- Deterministic curves are drawn as they are, whatever their form; noise gets a smoothed one.
+function TestPlot:test_only_noise_is_smoothed()
+  local rng = require("perilune").rng(1)
+  local forms = {
+    constant = function() return 3 end,
+    line = function(i) return i end,
+    warmup_cosine = function(i) return math.min(i / 20, 1) * 0.5 * (1 + math.cos(math.pi * i / 400)) end,
+    steps = function(i) return 0.5 ^ (i // 50) end,
+    restarts = function(i) return 0.5 * (1 + math.cos(math.pi * (i % 80) / 80)) end,
+    decay = function(i) return math.exp(-i / 60) end,
+    rounding = function(i) return math.exp(-i / 60) + (i % 2) * 1e-9 end,
+    sine = function(i) return math.sin(i / 10) end,
+  }
+  for name, form in pairs(forms) do
+    local y = {}
+    for i = 1, 400 do y[i] = form(i) end
+    lu.assertFalse(plot.noisy(y), name)
+    for i = 1, 400 do y[i] = form(i) + 0.2 * rng:normal() * (name == "line" and 100 or 1) end
+    lu.assertTrue(plot.noisy(y), name .. " with noise")
+  end
+  lu.assertFalse(plot.noisy { 1, 2, 1, 2, 1 })
+  local y = {}
+  for i = 1, 100 do y[i] = rng:uniform() end
+  local noisy = plot.svg { series = { { name = "a", y = y, smooth = "auto" } } }
+  lu.assertStrContains(noisy, 'class="smooth"')
+  local smooth = plot.svg { series = { { name = "a", y = { 1, 2, 3 }, smooth = "auto" } } }
+  lu.assertNil(smooth:find 'class="smooth"')
+  lu.assertStrContains(smooth, 'class="curve"')
+end
+
+function TestPlot:test_a_chart_has_a_legend_axes_and_points_where_they_are_few()
+  local dense, x = {}, {}
+  for i = 1, 200 do dense[i], x[i] = i, i * 100 end
+  local svg = plot.svg { title = "t", xlabel = "step", ylabel = "nats a token",
+    series = { { name = "loss", x = x, y = dense }, { name = "val_loss", x = { 5000, 10000 }, y = { 3, 2 } } } }
+  for _, want in ipairs { ">t<", ">step<", ">nats a token<", ">loss<", ">val_loss<", ">10k<" } do
+    lu.assertStrContains(svg, want)
+  end
+  lu.assertEquals(select(2, svg:gsub("<circle", "")), 2)
+  lu.assertStrContains(plot.svg { series = { { y = {} } } }, "no values")
+end
+
+function TestPlot:test_a_logarithmic_axis_leaves_out_what_has_no_logarithm()
+  local svg = plot.svg { yscale = "log", series = { { y = { 1000, 0, -1, 0.01 } } } }
+  for _, want in ipairs { ">1000<", ">1<", ">0.01<" } do lu.assertStrContains(svg, want) end
+  lu.assertNil(svg:find "nan")
+  lu.assertEquals(select(2, svg:gsub("<circle", "")), 2)
+end
+
+function TestPlot:test_charts_and_series_refuse_what_they_do_not_know()
+  lu.assertErrorMsgContains('did you mean "title"', plot.svg, { titel = "x", series = {} })
+  lu.assertErrorMsgContains("unknown option", plot.svg, { series = { { y = {}, z = 1 } } })
+  lu.assertErrorMsgContains("expected a number in [0, 1)", plot.svg, { series = { { y = { 1 }, smooth = 2 } } })
+  lu.assertErrorMsgContains("one of", plot.svg, { yscale = "cube", series = {} })
+  lu.assertErrorMsgContains("not below", plot.svg, { ymin = 2, ymax = 1, series = {} })
 end
 
 function TestPlot:test_ticks_are_round_and_inside()
