@@ -257,10 +257,10 @@ static int prepare (lua_State *L) {
   return 0;
 }
 
-/* The message handler: after Ctrl-C the place is enough. */
+/* The message handler: after Ctrl-C the place is enough, unless an object says more. */
 static int explain (lua_State *L) {
   lua_Debug ar;
-  if (!peri__interrupt_pending()) return peri__traceback(L);
+  if (!peri__interrupt_pending() || lua_type(L, 1) == LUA_TTABLE) return peri__traceback(L);
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);
     if (ar.currentline <= 0) continue;

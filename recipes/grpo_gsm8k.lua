@@ -16,7 +16,7 @@ local gsm8k = require "perilune.tasks.gsm8k"
 local cfg = peri.flags(recipe.with_flags {
   model       = { "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "model with a chat template" },
   data        = { "gsm8k/train.jsonl", "rows with question and answer" },
-  updates     = { 40, "optimizer steps", range = "[0, inf)" },
+  updates     = { 40, "optimizer steps", range = "[0, inf)", budget = true },
   prompts     = { 4, "problems an update", range = "[1, inf)" },
   group       = { 8, "answers to each", range = "[2, inf)" },
   micro       = { 2, "answers in one forward and backward pass", range = "[1, inf)" },
@@ -49,7 +49,8 @@ local train, held_out = dataset(recipe.find(cfg.data, "GSM8K's training rows: --
 -- Model.
 local tok = assert(peri.tokenizer.load(path))
 local model = assert(models.load(path, { pack = true }))
-local run = recipe.start { name = "grpo_gsm8k", flags = cfg, total = cfg.updates }
+local run = recipe.start { name = "grpo_gsm8k", flags = cfg, total = cfg.updates,
+  columns = { "reward", "held_out_accuracy", "held_out_lenient", "accuracy/mean", "format/mean" } }
 local adapter = peft.lora(model, { r = cfg.rank, alpha = 2 * cfg.rank })
 local opt = optim.AdamW(adapter:parameters(), { lr = cfg.lr, weight_decay = 0 })
 local schedule, rng = sched.warmup(3, sched.constant(cfg.lr)), peri.rng(cfg.seed)
@@ -91,7 +92,6 @@ for step in run:steps() do
   end
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   row["clip_ratio/region_mean"], row.grad_norm = clipped, opt.grad_norm
-  if opt.was_skipped then row.skipped = opt.skipped end
   local took = peri.time() - began
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     row.held_out_accuracy, row.held_out_lenient = evaluate(step)
@@ -100,6 +100,7 @@ for step in run:steps() do
 end
 
 assert(adapter:save(run:path "adapter"))
-run:plot("curves.svg", { "reward", "rewards/accuracy/mean", "rewards/format/mean", "held_out_accuracy" })
+run:plot("curves.svg", { "reward", { "rewards/accuracy/mean", "rewards/format/mean", title = "rewards" },
+  { "held_out_accuracy", "held_out_lenient", title = "held out", ylabel = "share of problems" } })
 run:text("curves, samples and the adapter are in %s", run.folder)
 run:finish()

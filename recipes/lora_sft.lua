@@ -16,7 +16,7 @@ local cfg = peri.flags(recipe.with_flags {
   model      = { "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "model with a chat template" },
   data       = { "gsm8k/train.jsonl", "rows with question and answer" },
   dtype      = { "f32", "of the frozen weights: f32, bf16, f16, or file: as stored" },
-  steps      = { 60, "optimizer steps", range = "[0, inf)" },
+  steps      = { 60, "optimizer steps", range = "[0, inf)", budget = true },
   batch      = { 2, "packed rows of a forward and backward pass", range = "[1, inf)" },
   accumulate = { 1, "passes of a step", range = "[1, inf)" },
   length     = { 1024, "tokens of a packed row", range = "[2, inf)" },
@@ -43,7 +43,8 @@ local path = recipe.find(cfg.model, "a model: --model FILE")
 local train, held_out = dataset(recipe.find(cfg.data, "GSM8K's training rows: --data FILE"))
 local tok = assert(peri.tokenizer.load(path))
 local model = assert(models.load(path, { dtype = cfg.dtype, pack = true }))
-local run = recipe.start { name = "lora_sft", flags = cfg, total = cfg.steps }
+local run = recipe.start { name = "lora_sft", flags = cfg, total = cfg.steps,
+  columns = { "loss", "eval_loss", "learning_rate", "grad_norm", "epoch" } }
 local measured, report = rows.examples(tok, held_out, { max_length = cfg.length })
 
 -- Model.
@@ -61,7 +62,6 @@ run:text("%d parameters, %d trained; held-out loss %.3f nats a token before", mo
   adapter:num_parameters(), before)
 
 -- Loop.
-local last
 for step in run:steps() do
   local began, seen = peri.time(), stepper.seen
   local row = stepper:step()
@@ -69,13 +69,13 @@ for step in run:steps() do
     adapter:eval()
     row.eval_loss = sft.evaluate(model, measured)
     adapter:train()
-    last = row.eval_loss
   end
   row.step = nil
   run:log(step, row, { tok_s = (stepper.seen - seen) / (peri.time() - began) })
 end
 
 assert(adapter:save(run:path "adapter"))
-run:plot("curves.svg", { "loss", "eval_loss" })
-run:text("held-out loss %.3f before, %.3f after; the adapter is in %s/adapter", before, last or 0 / 0, run.folder)
+run:plot("curves.svg", { { "loss", "eval_loss", ylabel = "nats a token" }, "learning_rate" })
+run:text("held-out loss %.3f before, %.3f after; the adapter is in %s/adapter", before, run:last "eval_loss" or before,
+  run.folder)
 run:finish()

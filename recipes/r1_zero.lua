@@ -7,8 +7,7 @@
 --       original task, --model FOLDER starts from a Hugging Face folder
 -- Departs from the paper: a dense rule reward instead of 0/1; one on-policy epoch, so the clip is
 -- idle; no KL penalty (beta 0); credit by process supervision (2402.03300, 4.1.3) unless --whole;
--- prompts that are solved are drawn less often (--uniform: all alike), so "reward" is of hard ones
--- and "train_reward" of all.
+-- prompts that are solved are drawn less often (--uniform: all alike): "reward" is of hard ones, "train_reward" of all.
 local peri = require "perilune"
 local models, optim, sched = require "perilune.models", require "perilune.optim", require "perilune.sched"
 local rl, recipe, text = require "perilune.rl", require "perilune.recipe", require "perilune.text"
@@ -17,7 +16,7 @@ local cfg = peri.flags(recipe.with_flags {
   terms       = { 4, "most numbers to complete (verl: 9)", range = "[1, inf)" },
   model       = { "", "Hugging Face folder to start from; empty = random weights" },
   std         = { 0.08, "standard deviation of the random weights", range = "(0, inf)" },
-  updates     = { 800, "optimizer steps", range = "[0, inf)" },
+  updates     = { 800, "optimizer steps", range = "[0, inf)", budget = true },
   prompts     = { 32, "prompts an update", range = "[1, inf)" },
   group       = { 16, "completions of each prompt", range = "[2, inf)" },
   micro       = { 512, "completions in one forward and backward pass", range = "[1, inf)" },
@@ -61,7 +60,8 @@ local function reward(row, _, tokens)
 end
 
 -- Model.
-local run = recipe.start { name = "r1_zero", flags = cfg, total = cfg.updates }
+local run = recipe.start { name = "r1_zero", flags = cfg, total = cfg.updates,
+  columns = { "reward", "held_out_exact", "train_reward", "kl", "entropy" } }
 local train, held_out = dataset(peri.rng(0))
 local shape = { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = tok.size, hidden_size = 128,
   intermediate_size = 344, num_hidden_layers = 4, num_attention_heads = 4, num_key_value_heads = 4, rms_norm_eps = 1e-6,
@@ -70,7 +70,7 @@ local model = cfg.model == "" and models.llama.new(shape, { std = cfg.std }) or 
 local start, rng = model:copy(), peri.rng(cfg.seed)
 local opt = optim.AdamW(model:parameters(), { lr = cfg.lr, betas = { 0.9, 0.95 }, weight_decay = 0 })
 local schedule, longest = sched.warmup(cfg.warmup, sched.constant(cfg.lr)), 2 * cfg.terms + 1
-local last, sampling = {}, { group = cfg.group, max_new_tokens = longest, temperature = cfg.temperature }
+local sampling = { group = cfg.group, max_new_tokens = longest, temperature = cfg.temperature }
 local prompts = rl.curriculum(train, { floor = cfg.uniform and 1e9 or 0.1 })
 run:track("model", model):track("optimizer", opt):track("rng", rng):track("prompts", prompts)
 
@@ -101,10 +101,9 @@ for step in run:steps() do
   opt:step { lr = schedule(step), clip = 1 }:zero_grad()
   local row = rl.summary(batch)
   row["clip_ratio/region_mean"], row.grad_norm = clipped, opt.grad_norm
-  if opt.was_skipped then row.skipped = opt.skipped end
   if step == 1 or step % cfg.eval_every == 0 or step == cfg.updates then
     local shown, exact, mean = evaluate()
-    row.held_out_exact, row.train_reward, row.kl, last = exact, mean, rl.kl_to(start, batch, cfg.temperature), row
+    row.held_out_exact, row.train_reward, row.kl = exact, mean, rl.kl_to(start, batch, cfg.temperature)
     for i = 1, 3 do
       run:sample(step, { prompt = held_out[i].prompt, answer = held_out[i].answer, completion = shown.texts[i] },
         ("  %s -> %s (right: %s)"):format(held_out[i].prompt, shown.texts[i], held_out[i].answer))
@@ -114,7 +113,7 @@ for step in run:steps() do
 end
 
 assert(model:save(run:path "model"))
-run:plot("curves.svg", { "train_reward", "held_out_exact", "entropy", "kl" })
+run:plot("curves.svg", { "reward", { "train_reward", "held_out_exact" }, "entropy", { "kl", ylabel = "nats a token" } })
 run:text("held-out exact %.2f, mean train reward %.2f (verl's bar for it is 0.2); curves, samples and model are in %s",
-  last.held_out_exact or 0 / 0, last.train_reward or 0 / 0, run.folder)
+  run:last "held_out_exact" or 0, run:last "train_reward" or 0, run.folder)
 run:finish()

@@ -6,6 +6,7 @@
 --     name = "demo", verbose = false }
 -- A value's type is its default's, its range an interval as in perilune.options. --flag value,
 -- --flag=value, --flag and --no-flag for booleans, --config FILE.json first, then the command line.
+-- perilune.recipe knows two fields more: budget = true, free = true.
 
 local peri = require "perilune"
 local options = require "perilune.options"
@@ -42,14 +43,16 @@ local function convert(value, default)
   return nil, math.type(default) == "integer" and "an integer" or "a " .. type(default)
 end
 
+local fields = { choices = true, range = true, budget = true, free = true }
+
 local function read_spec(spec)
   local flags = {}
   for _, name in ipairs(options.names(spec)) do
     local entry = spec[name]
     if type(entry) ~= "table" then entry = { entry } end
     for key in pairs(entry) do
-      if not (key == 1 or key == 2 or key == "choices" or key == "range") then
-        error(("flags: %s: %s"):format(name, options.unknown("field", key, { "choices", "range" })), 3)
+      if not (key == 1 or key == 2 or fields[key]) then
+        error(("flags: %s: %s"):format(name, options.unknown("field", key, options.names(fields))), 3)
       end
     end
     if type(entry[1]) == "table" or entry[1] == nil then
@@ -135,14 +138,15 @@ end
 
 --- Parse without leaving the program: values, or nil and a message; with --help nil and the text
 --- and true.
---- @param spec table  name = default, or name = { default, "help", choices = { ... }, range = "[0, inf)" }
+--- @param spec table  name = default, or name = { default, "help", choices = { ... }, range = "[0, inf)" };
+--- a metatable's finish(values, given) has the last word: the values, or nil and a message
 --- @param args string[]
 --- @param about string?
 --- @return table|nil values
 --- @return string? message
 --- @return boolean? is_help
 function M.parse(spec, args, about)
-  local flags, by_name, out = read_spec(spec), {}, {}
+  local flags, by_name, out, given = read_spec(spec), {}, {}, {}
   for _, f in ipairs(flags) do by_name[f.name], out[f.name] = f, f.default end
   local function set(f, value)
     if f.choices then
@@ -154,7 +158,7 @@ function M.parse(spec, args, about)
     end
     local problem = f.rule and options.problem("--" .. f.name, value, f.rule)
     if problem then return nil, problem end
-    out[f.name] = value
+    out[f.name], given[f.name] = value, true
     return true
   end
   for i, word in ipairs(args) do
@@ -181,6 +185,8 @@ function M.parse(spec, args, about)
   end
   local ok, message = read_args(flags, by_name, args, set)
   if not ok then return nil, message end
+  local meta = getmetatable(spec)
+  if meta and meta.finish then return meta.finish(out, given) end
   return out
 end
 

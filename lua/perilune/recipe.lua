@@ -1,37 +1,21 @@
--- recipe.lua - the folder of a run: runs/NAME/ with config.json, metrics.jsonl, samples.jsonl,
--- events for TensorBoard and checkpoints. A run that was stopped at any moment and is resumed ends
--- with the same bytes as one that was not: checkpoints hold model, optimizer, generator, data
--- position; metrics and samples after the checkpoint are dropped and made again.
---   local run = recipe.start { name = "demo", flags = flags, total = flags.steps }
+-- recipe.lua - the folder of a run: runs/NAME/ with config.json (its flags), metrics.jsonl, samples.jsonl,
+-- log.txt, events for TensorBoard and checkpoints, and what resumes it.
+--   local cfg = peri.flags(recipe.with_flags { steps = { 1000, "optimizer steps", budget = true }, lr = 1e-3 })
+--   local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps, columns = { "loss", "val_loss" } }
 --   run:track("model", net):track("optimizer", opt):track("data", rows)
 --   for step in run:steps() do ...; run:log(step, { loss = loss }); end
 --   run:finish()
+-- The second run of a name gets NAME-2; `--resume` goes on with the newest. A folder has one writer.
 
 local peri = require "perilune"
-local log = require "perilune.log"
 local options = require "perilune.options"
-local plot = require "perilune.plot"
+local folders = require "perilune.recipe.folder"
+local flags_of = require "perilune.recipe.flags"
+local Run = require "perilune.recipe.run"
 
 local M = {}
 
---- Flags that every recipe has; merge them into its own.
-M.flags = {
-  run = { "", "name of the run folder (default: the recipe's name)" },
-  runs = { "runs", "folder of all runs" },
-  resume = { false, "go on from the last checkpoint of the run" },
-  save_every = { 100, "steps between checkpoints, 0 = only the last", range = "[0, inf)" },
-  seed = { 1, "of everything random" },
-}
-
---- A recipe's flags together with those of every recipe.
---- @param spec table
---- @return table
-function M.with_flags(spec)
-  local out = {}
-  for k, v in pairs(M.flags) do out[k] = v end
-  for k, v in pairs(spec) do out[k] = v end
-  return out
-end
+M.flags, M.with_flags = flags_of.common, flags_of.with_flags
 
 --- A file or folder that a recipe needs: the path itself, or its place under data/ of the folder that
 --- the environment variable PERILUNE_DATA names (default ../shared). Ends the recipe when there is none.
@@ -43,267 +27,98 @@ function M.find(path, what)
   for _, place in ipairs { path, ("%s/data/%s"):format(root, path) } do
     if peri.files.exists(place) then return place end
   end
-  return error(("no %s, and none in %s/data (PERILUNE_DATA); the recipe needs %s"):format(path, root, what), 0)
+  return folders.refuse("no %s, and none in %s/data (PERILUNE_DATA); it needs %s", path, root, what)
 end
 
--- May differ between a run and its continuation.
-local free = { resume = true, run = true, runs = true, save_every = true }
+local rules = {
+  name = options.value(options.required, "string", "of the run folder, unless --run says another"),
+  flags = options.value({}, "table",
+    "values; run, runs, resume, save_every, log_every, columns and seed are used when there"),
+  total = options.integer(options.none, "[0, inf)", "steps; default: no end"),
+  budget = options.value(options.none, "table",
+    "names of the flags that say how long the run is; default: those that with_flags knows, steps, updates, epochs, "
+    .. "episodes"),
+  columns = options.value(options.none, "table", "names of the metrics that come first in a row, the judged ones"),
+  keep = options.integer(2, "[1, inf)", "checkpoints"),
+  console = options.boolean(true, "rows on standard output"),
+  live = options.boolean(options.none, "with a progress bar; default: on a terminal"),
+  every = options.integer(options.none, "[1, inf)", "steps between rows; default: the flag log_every, or 1"),
+  width = options.integer(options.none, "[1, inf)", "of a row; default: the terminal's"),
+  csv = options.boolean(false, "metrics.csv besides"),
+  tensorboard = options.boolean(true, "an event file"),
+}
 
---- @class perilune.recipe.Run
---- @field folder string
---- @field logger perilune.log.Logger
-local Run = {}
-Run.__index = Run
-
-local function read_file(path)
-  local file = io.open(path, "rb")
-  if not file then return nil end
-  local text = file:read "a"
-  file:close()
-  return text
-end
-
-local function must(value, message)
-  if value == nil or value == false then error("recipe: " .. tostring(message), 0) end
-  return value
-end
-
--- What config.json says and the flags of now do not.
-local function differences(before, now)
-  local list = {}
-  for _, name in ipairs(options.names(before)) do
-    if not free[name] and before[name] ~= now[name] then
-      list[#list + 1] = ("%s was %s, is %s"):format(name, tostring(before[name]), tostring(now[name]))
-    end
+-- The folder of the run to go on with, and what is in it.
+local function resumed(o, root, name, info)
+  local flags = o.flags
+  if info and info.name and (flags.run or "") == "" and info.name ~= o.name then
+    folders.refuse("--resume took the flags of %s, after the script's name, but the recipe is called %q: "
+      .. "recipe.with_flags(spec, %q)", info.folder, o.name, o.name)
   end
-  return list
+  local folder, count, config = info and info.folder, info and info.count, info and info.config
+  if folder then return folder, count, config, info.checkpoint end
+  folder, count = folders.newest(root, name)
+  if not folder then folders.refuse("there is no run %s/%s to resume", root, name) end
+  config = folders.must(folders.load_config(folder))
+  return folder, count, config
 end
 
--- The first of NAME, NAME-2, NAME-3 ... that has no run in it.
-local function fresh_folder(root, name)
-  local folder, n = root .. "/" .. name, 1
-  while read_file(folder .. "/config.json") do
-    n = n + 1
-    folder = ("%s/%s-%d"):format(root, name, n)
-  end
-  return folder
+-- The first flag of the budget, for messages: the one that the recipe has.
+local function budget_flag(budget) return options.names(budget)[1] end
+
+local function save_config(self, name)
+  local config = {}
+  for k, v in pairs(self.flags) do config[k] = v end
+  config.run = name
+  folders.must(folders.save_config(self.folder, config))
 end
 
---- Open a run folder. Options: name, flags (values; run, runs, resume, save_every and seed are used
---- when there), total (steps), keep (2 checkpoints), console, live, every, csv, tensorboard (of the
---- logger: true or false).
+--- Open a run folder: a new one, or with flags.resume the newest of that name. Ends the recipe with a
+--- message, and leaves every file as it is, when the run to resume has no whole checkpoint, was begun with
+--- other flags, or is being written by another process.
 --- @param given table
 --- @return perilune.recipe.Run
 function M.start(given)
-  local o = options.fill("recipe.start", given, { name = options.required, flags = {}, total = options.none,
-    keep = 2, console = true, live = options.none, every = 1, csv = false, tensorboard = true }, 3)
+  local o = options.fill("recipe.start", given, rules, 3)
   local flags = o.flags
-  local root = flags.runs or "runs"
-  local name = flags.run and flags.run ~= "" and flags.run or o.name
-  local folder = flags.resume and root .. "/" .. name or fresh_folder(root, name)
-  must(peri.files.make_folder(folder))
-  local config = read_file(folder .. "/config.json")
-  if config then
-    local changed = differences(must(peri.json.decode(config)), flags)
-    if #changed > 0 then
-      error(("recipe: %s was begun with other flags: %s"):format(folder, table.concat(changed, "; ")), 2)
+  local root, name = flags.runs or "runs", flags.run
+  if name == nil or name == "" then name = o.name end
+  local info = flags_of.info(flags)
+  local budget, free
+  if info and not o.budget then budget, free = info.budget, info.free
+  else budget, free = flags_of.plain_kinds(flags, o.budget) end
+  if type(flags.columns) == "string" and flags.columns ~= "" then
+    o.columns = {}
+    for metric in flags.columns:gmatch "[^,%s]+" do o.columns[#o.columns + 1] = metric end
+  end
+  if not o.every then o.every = math.tointeger(flags.log_every) or 1 end
+  local self = setmetatable({ flags = flags, total = o.total, save_every = flags.save_every or 0, step = 0,
+    _objects = {}, _order = {}, _bests = {}, _options = o, _count = 1, _skipped = 0,
+    _budget = budget_flag(budget), _unlearnt = free }, Run)
+  if flags.resume then
+    local folder, count, config, checkpoint = resumed(o, root, name, info)
+    local changed = info and info.config and {} or folders.differences(config, flags, free)
+    if #changed > 0 then folders.refuse("%s was begun with other flags: %s", folder, table.concat(changed, "; ")) end
+    self.folder, self._count, self._resumed = folder, count, true
+    self._lock = folders.must(folders.lock(folder))
+    if not (checkpoint and peri.files.checkpoint.verify(checkpoint)) then
+      checkpoint = folders.must(flags_of.checkpoint(folder))
+    end
+    self._checkpoint = checkpoint
+    for flag in pairs(budget) do
+      if config[flag] ~= nil and not folders.same(config[flag], flags[flag]) then self._prolonged = true end
+    end
+    if #folders.differences(config, flags, { run = true, runs = true, resume = true }) > 0 then
+      save_config(self, config.run ~= "" and config.run or name)
     end
   else
-    local saved = {}
-    for k, v in pairs(flags) do if k ~= "resume" then saved[k] = v end end
-    must(peri.files.write(folder .. "/config.json", peri.json.encode(saved, { indent = 2 }) .. "\n"))
+    self.folder, self._lock = folders.fresh(root, name)
+    save_config(self, name)
   end
   if flags.seed then peri.seed(flags.seed) end
-  local self = setmetatable({
-    folder = folder, total = o.total, save_every = flags.save_every or 0, _keep = o.keep,
-    _objects = {}, _order = {}, _options = o, step = 0,
-  }, Run)
   return self
 end
-
---- Put an object into the checkpoints: something with state_dict() and load_state_dict() (tensors,
---- or tensors and a plain table), or with state() and set_state() (a plain table).
---- @param name string
---- @param object table
---- @return self
-function Run:track(name, object)
-  if not (object.state_dict or object.state) then
-    error(("track: %s has neither state_dict nor state"):format(name), 2)
-  end
-  self._objects[name] = object
-  self._order[#self._order + 1] = name
-  return self
-end
-
-local function checkpoints(self) return self.folder .. "/checkpoints" end
-
-local function open_logger(self)
-  local o = self._options
-  log.truncate_jsonl(self.folder .. "/samples.jsonl", self.step)
-  self.logger = log.new {
-    total = self.total, console = o.console, live = o.live, every = o.every, resume = self.step,
-    jsonl = self.folder .. "/metrics.jsonl", csv = o.csv and self.folder .. "/metrics.csv" or nil,
-    tensorboard = o.tensorboard and self.folder or nil,
-  }
-  self.logger:text(self.step > 0 and "resuming %s after step %d" or "run folder %s", self.folder, self.step)
-end
-
--- The logger, for who writes before the first step.
-local function opened(self)
-  if self.logger then return end
-  if self._options.flags.resume then
-    error("recipe: the run resumes: call restore() (or steps()) before anything is written", 3)
-  end
-  open_logger(self)
-end
-
---- Load the newest checkpoint, if the run resumes and has one. Call it after every track; steps()
---- does when it was not.
---- @return integer step  0 when there is none
-function Run:restore()
-  if self.logger then return self.step end
-  local path = self._options.flags.resume and peri.files.checkpoint.latest(checkpoints(self))
-  if path and path ~= "" then
-    local state = must(peri.json.decode(must(read_file(path .. "/state.json"), path .. ": no state.json")))
-    for _, name in ipairs(self._order) do
-      local object, plain = self._objects[name], state.objects[name]
-      if object.state_dict then
-        local tensors, err = peri.safetensors.load(("%s/%s.safetensors"):format(path, name))
-        object:load_state_dict(must(tensors, err), plain)
-      else
-        object:set_state(plain)
-      end
-    end
-    peri.set_rng_state(state.rng)
-    self.step = state.step
-  end
-  open_logger(self)
-  return self.step
-end
-
---- Write a checkpoint of everything tracked.
---- @param step integer
---- @return self
-function Run:save(step)
-  local writer = must(peri.files.checkpoint.begin(checkpoints(self)))
-  local state = { step = step, rng = peri.rng_state(), objects = {} }
-  for _, name in ipairs(self._order) do
-    local object = self._objects[name]
-    if object.state_dict then
-      local tensors, plain = object:state_dict()
-      must(peri.safetensors.save(("%s/%s.safetensors"):format(writer.path, name), tensors))
-      state.objects[name] = plain
-    else
-      state.objects[name] = object:state()
-    end
-  end
-  must(peri.files.write(writer.path .. "/state.json", peri.json.encode(state)))
-  must(writer:commit(("step-%08d"):format(step), self._keep))
-  return self
-end
-
---- The steps that are left, each a memory scope: for step in run:steps() do. Saves every save_every
---- steps and after the last, when the turn is over.
-function Run:steps()
-  local first = self:restore() + 1
-  local next_step, state, control, closer = peri.steps(self.total or math.huge, { from = first })
-  local last
-  return function(s, c)
-    if last and self:due(last) then self:save(last) end
-    last = next_step(s, c)
-    if last then self.step = last end
-    return last, self.total
-  end, state, control, closer
-end
-
---- Is a checkpoint due after this step?
---- @param step integer
---- @return boolean
-function Run:due(step)
-  return step == self.total or (self.save_every > 0 and step % self.save_every == 0)
-end
-
---- Metrics of a step to console and files; live: for people only (times, rates).
---- @param step integer
---- @param values table
---- @param live table?
---- @return self
-function Run:log(step, values, live)
-  opened(self)
-  self.logger:step(step, values, live)
-  return self
-end
-
---- Something that the model made, to samples.jsonl; shown on the console when show is given.
---- @param step integer
---- @param sample table  text and numbers
---- @param show string?
---- @return self
-function Run:sample(step, sample, show)
-  opened(self)
-  local file, err = io.open(self.folder .. "/samples.jsonl", "ab")
-  must(file, err)
-  file:write(log.json_line(step, sample))
-  file:close()
-  if show then self.logger:text("%s", show) end
-  return self
-end
-
---- A line of text on the console.
-function Run:text(...)
-  opened(self)
-  self.logger:text(...)
-  return self
-end
-
---- The metrics so far as columns: { step = { 1, 2, ... }, loss = { ... }, ... }, NaN where missing.
---- @return table<string, number[]>
-function Run:history()
-  local rows, columns = {}, { step = {} }
-  local file = io.open(self.folder .. "/metrics.jsonl", "rb")
-  if not file then return columns end
-  for line in file:lines() do
-    local row = peri.json.decode(line)
-    rows[#rows + 1] = row
-    for name in pairs(row) do columns[name] = columns[name] or {} end
-  end
-  file:close()
-  for name, column in pairs(columns) do
-    for i, row in ipairs(rows) do
-      local v = row[name]
-      column[i] = type(v) == "number" and v or 0 / 0
-    end
-  end
-  return columns
-end
-
---- Curves of metrics against the step as one SVG in the run folder.
---- @param name string  file name
---- @param metrics string[]
---- @return string path
-function Run:plot(name, metrics)
-  local columns, charts = self:history(), {}
-  for i, metric in ipairs(metrics) do
-    local x, y = {}, {}
-    for k, v in ipairs(columns[metric] or {}) do
-      if v == v then x[#x + 1], y[#y + 1] = columns.step[k], v end
-    end
-    charts[i] = { title = metric, xlabel = "step",
-      series = { { name = metric, x = x, y = y, smooth = #y > 200 and 0.9 or nil } } }
-  end
-  must(plot.save(self:path(name), charts))
-  return self:path(name)
-end
-
---- Path of a file in the run folder.
---- @param name string
---- @return string
-function Run:path(name) return self.folder .. "/" .. name end
-
---- Close the files.
-function Run:finish()
-  if self.logger then self.logger:close() end
-end
+options.declare(M.start, {}, rules)
 
 M.Run = Run
 return M

@@ -42,12 +42,14 @@ function M.assert_same(recipe, flags, files, kills)
   local _, lines = assert(peri.files.read(whole .. "/r/metrics.jsonl")):gsub("\n", "")
   local rng = peri.rng(os.time())
   local seed, hit = rng:state().seed, 0
-  -- By its progress, not by time, which a busy machine stretches: some while after a line of its metrics.
-  local KILL = "%s & p=$!; while kill -0 $p 2>/dev/null && [ $(cat %s/r/metrics.jsonl 2>/dev/null | wc -l) -lt %d ]; "
-    .. "do sleep 0.005; done; sleep %.3f; kill -KILL $p 2>/dev/null; wait $p 2>/dev/null"
+  -- By its progress, not by time, which a busy machine stretches: some while after a line of its metrics and
+  -- its first checkpoint, without which there is nothing to go on from.
+  local KILL = "%s & p=$!; cd %s/r 2>/dev/null; while kill -0 $p 2>/dev/null && { ! ls -d checkpoints/step-* "
+    .. ">/dev/null 2>&1 || [ $(cat metrics.jsonl 2>/dev/null | wc -l) -lt %d ]; }; do cd %s/r 2>/dev/null; "
+    .. "sleep 0.005; done; sleep %.3f; kill -KILL $p 2>/dev/null; wait $p 2>/dev/null"
   for attempt = 1, kills do
     local line = math.floor(lines * (attempt - rng:uniform()) / (kills + 1)) + 1
-    local killing = KILL:format(command(cut, attempt > 1 and "--resume" or ""), cut, line, rng:uniform(0, 0.02))
+    local killing = KILL:format(command(cut, attempt > 1 and "--resume" or ""), cut, line, cut, rng:uniform(0, 0.02))
     if os.execute(killing) ~= true then hit = hit + 1 end
   end
   lu.assertTrue(os.execute(command(cut, "--resume")) == true, log_of(cut))

@@ -1,0 +1,368 @@
+-- run.lua - one run and its folder: what is tracked, checkpoints, metrics and samples, the best weights. A
+-- run that was stopped at any moment and is resumed ends with the same bytes as one that was not:
+-- checkpoints hold model, optimizer, generator and data position; metrics and samples after the
+-- checkpoint are dropped and made again.
+
+local peri = require "perilune"
+local log = require "perilune.log"
+local options = require "perilune.options"
+local files = require "perilune.log.files"
+local folders = require "perilune.recipe.folder"
+local curves = require "perilune.recipe.curves"
+local loops = require "perilune.recipe.loop"
+local Best = require "perilune.recipe.best"
+
+local must = folders.must
+
+--- A run, as recipe.start gives it.
+--- @class perilune.recipe.Run
+--- @field folder string
+--- @field flags table
+--- @field total integer?  steps
+--- @field step integer  the last one begun; 0 before the first
+--- @field saved integer?  step of the newest checkpoint
+--- @field stopped string?  why the loop ended before its last step
+--- @field logger perilune.log.Logger
+local Run = {}
+Run.__index = Run
+
+-- Of whoever must call before the first step, or before a restore.
+local function before_restore(self, what)
+  if self.logger then error(("%s: call it before restore(), steps() and the first line of the run"):format(what), 3) end
+end
+
+--- Put an object into the checkpoints: something with state_dict() and load_state_dict() (tensors,
+--- or tensors and a plain table), or with state() and set_state() (a plain table). Call it before
+--- restore() and steps().
+--- @param name string  of its file
+--- @param object table
+--- @return self
+function Run:track(name, object)
+  before_restore(self, "track")
+  if type(name) ~= "string" or not name:find "^[%w_-]+$" then
+    error(("track: %s cannot name a file: letters, digits, _ and - are expected"):format(tostring(name)), 2)
+  end
+  if self._objects[name] ~= nil then error(("track: there is a %q already"):format(name), 2) end
+  local ok, fits = pcall(function() return object.state_dict or object.state end)
+  if not (ok and fits) then error(("track: %s has neither state_dict nor state"):format(name), 2) end
+  self._objects[name] = object
+  self._order[#self._order + 1] = name
+  return self
+end
+
+--- Keep the weights of the best measurement of a logged metric in best/ of the run folder; load_best()
+--- brings them back. With `patience` the loop ends when that many measurements in a row were no better:
+---   run:best("val_loss", { patience = 5, min_delta = 1e-3 })
+--- Call it before restore() and steps(). NaN is never better. What is kept and when the loop ends are part
+--- of the checkpoints.
+--- @param metric string  as it is logged
+--- @param opts table?
+--- @return self
+function Run:best(metric, opts)
+  before_restore(self, "best")
+  local o = options.fill("best", opts, Best.rules, 3)
+  if type(metric) ~= "string" then error("best: the metric is a " .. type(metric) .. ", expected its name", 2) end
+  for _, other in ipairs(self._bests) do
+    if other.metric == metric then error(("best: %q is watched already"):format(metric), 2) end
+  end
+  self._bests[#self._bests + 1] = Best.new(metric, o, self.folder)
+  return self
+end
+options.declare(Run.best, { "metric" }, Best.rules)
+
+local function best_of(self, metric, level)
+  if metric == nil and #self._bests == 1 then return self._bests[1] end
+  for _, best in ipairs(self._bests) do if best.metric == metric then return best end end
+  local names = {}
+  for i, best in ipairs(self._bests) do names[i] = best.metric end
+  error(("load_best: %s"):format(#names == 0 and "run:best() was not called" or metric == nil
+    and "which of " .. table.concat(names, ", ") .. "?" or options.unknown("metric", metric, names)), level)
+end
+
+--- Put the best weights so far into the tracked objects, after the loop or in it.
+--- @param metric string?  needed when several are watched
+--- @return integer? step  of the measurement; nil when there was none yet
+--- @return number? value
+function Run:load_best(metric)
+  local best = best_of(self, metric, 3)
+  if not best.step then return nil end
+  best:load(self)
+  return best.step, best.value
+end
+
+--- End the loop after this step, with a checkpoint; what follows the loop goes on. A resumed run stays
+--- stopped unless its budget is prolonged.
+--- @param reason string?  default "asked to"
+--- @return self
+function Run:stop(reason)
+  self.stopped = reason or "asked to"
+  return self
+end
+
+local function checkpoints(self) return self.folder .. "/checkpoints" end
+
+-- Warnings of the library, which the terminal has seen, into the run's log.
+local function note_warnings(self)
+  for _, line in ipairs(peri.warnings()) do self.logger:note("warning: " .. line) end
+end
+
+-- A warning to both.
+local function warning(self, line)
+  warn(line)
+  self.logger:note("warning: " .. line)
+end
+
+local function announce(self)
+  local of = self.total and (" of %d"):format(self.total) or ""
+  if not self._resumed then return self.logger:text("run folder %s", self.folder) end
+  local which = self._count > 1 and (" (the newest of %d runs of that name)"):format(self._count) or ""
+  self.logger:text("resuming %s after step %d%s%s", self.folder, self.step, of, which)
+  local longer = self._budget and ("%s --%s N"):format(loops.command(self), self._budget)
+    or loops.command(self) .. " with a larger total"
+  if self.total and self.step >= self.total then
+    self.logger:text("%s is finished; prolong it, beyond %d steps, with: %s", self.folder, self.step, longer)
+  elseif self.stopped then
+    self.logger:text("%s is finished: it stopped after step %d: %s; prolong it with: %s", self.folder, self.step,
+      self.stopped, longer)
+  end
+end
+
+-- Flags that say what is learnt, for TensorBoard.
+local function hparams(self)
+  local out = {}
+  for name, v in pairs(self.flags) do if not self._unlearnt[name] then out[name] = v end end
+  return out
+end
+
+local function open_logger(self)
+  local o = self._options
+  files.truncate_jsonl(self.folder .. "/samples.jsonl", self.step)
+  self.logger = log.new {
+    total = self.total, console = o.console, live = o.live, every = o.every, width = o.width, columns = o.columns,
+    resume = self.step, jsonl = self.folder .. "/metrics.jsonl", csv = o.csv and self.folder .. "/metrics.csv" or nil,
+    tensorboard = o.tensorboard and self.folder or nil, text = self.folder .. "/log.txt",
+  }
+  note_warnings(self)
+  announce(self)
+  self.logger:hparams(hparams(self), o.columns or {})
+  self._skipped = self:skipped()
+end
+
+-- The logger, for who writes before the first step.
+local function opened(self)
+  if self.logger then return end
+  if self._resumed then
+    error("recipe: the run resumes: call restore() (or steps()) before anything is written", 3)
+  end
+  open_logger(self)
+end
+
+local function load_checkpoint(self)
+  local path = self._checkpoint
+  local state, why = peri.json.decode(must(peri.files.read(path .. "/state.json")))
+  if type(state) ~= "table" then folders.refuse("%s/state.json: %s", path, tostring(why or "is not an object")) end
+  for _, name in ipairs(self._order) do
+    local object, plain = self._objects[name], state.objects[name]
+    if object.state_dict then
+      object:load_state_dict(must(peri.safetensors.load(("%s/%s.safetensors"):format(path, name))), plain)
+    elseif plain == nil then
+      folders.refuse("%s has no %q: it was not tracked then", path, name)
+    else
+      object:set_state(plain)
+    end
+  end
+  peri.set_rng_state(state.rng)
+  self.step, self.saved = state.step, state.step
+  if not self._prolonged then self.stopped = state.stopped end
+  for _, best in ipairs(self._bests) do
+    local before = state.best and state.best[best.metric]
+    if before then best:set_state(before) end
+    if self._prolonged then best.bad = 0 end
+    best:rewind(state.step)
+  end
+end
+
+--- Load the newest checkpoint, if the run resumes. Call it after every track() and best(); steps()
+--- does when it was not.
+--- @return integer step  0 when the run is new
+function Run:restore()
+  if self.logger then return self.step end
+  if self._resumed then load_checkpoint(self) end
+  open_logger(self)
+  return self.step
+end
+
+--- Write a checkpoint of everything tracked.
+--- @param step integer
+--- @return self
+function Run:save(step)
+  local writer <close> = must(peri.files.checkpoint.begin(checkpoints(self)))
+  local state = { step = step, rng = peri.rng_state(), objects = {}, stopped = self.stopped, best = {} }
+  for _, name in ipairs(self._order) do
+    local object = self._objects[name]
+    if object.state_dict then
+      local tensors, plain = object:state_dict()
+      must(peri.safetensors.save(("%s/%s.safetensors"):format(writer.path, name), tensors))
+      state.objects[name] = plain
+    else
+      state.objects[name] = object:state()
+    end
+  end
+  for _, best in ipairs(self._bests) do state.best[best.metric] = best:state() end
+  must(peri.files.write(writer.path .. "/state.json", peri.json.encode(state)))
+  must(writer:commit(("step-%08d"):format(step), self._options.keep))
+  self.saved = step
+  for _, best in ipairs(self._bests) do best:prune() end
+  return self
+end
+
+--- The steps that are left, each a memory scope: for step, total in run:steps() do.
+--- A checkpoint is written every save_every steps, after the last, after Ctrl-C (which waits for the end of
+--- the step; a second one does not), after break and return (the turn counts: break at its end), and after
+--- run:stop() and early stopping. An error writes none and says which is the last.
+function Run:steps() return loops.steps(self) end
+
+--- Is a checkpoint due after this step?
+--- @param step integer
+--- @return boolean
+function Run:due(step)
+  return step == self.total or (self.save_every > 0 and step % self.save_every == 0)
+end
+
+--- Steps that the tracked optimizers have left out because the gradients' norm was not finite.
+--- @return integer
+function Run:skipped()
+  local count, counted = 0, {}
+  for _, object in pairs(self._objects) do
+    local opt = type(object) == "table" and (type(object.skipped) == "number" and object or object.optimizer)
+    if type(opt) == "table" and type(opt.skipped) == "number" and not counted[opt] then
+      counted[opt], count = true, count + opt.skipped
+    end
+  end
+  return count
+end
+
+--- Metrics of a step to console and files; live: for people only (times, rates). A step that an optimizer
+--- skipped is said in the row, in the bar, and as `skipped` (how many so far) in the files.
+--- @param step integer
+--- @param values table<string, number|string|boolean|perilune.Tensor>
+--- @param live table?
+--- @return self
+function Run:log(step, values, live)
+  opened(self)
+  local row = {}
+  for k, v in pairs(values) do row[k] = peri.is_tensor(v) and v:item() or v end
+  local skipped, remark, standing = self:skipped(), nil, nil
+  local more = skipped - self._skipped
+  if skipped > 0 then standing = ("%d skipped"):format(skipped) end
+  if more > 0 then
+    row.skipped = skipped
+    remark = more == 1 and "step skipped: gradients not finite"
+      or ("%d steps skipped: gradients not finite"):format(more)
+  end
+  self._skipped = skipped
+  self.logger:step(step, row, live, remark, standing)
+  if remark then self.logger:note(("step %d: %s"):format(step, remark)) end
+  for _, best in ipairs(self._bests) do
+    if row[best.metric] ~= nil then
+      local reason = best:observe(self, step, row[best.metric])
+      if reason then self:stop(reason) end
+    end
+  end
+  note_warnings(self)
+  return self
+end
+
+local function markdown(sample)
+  local lines = {}
+  for _, name in ipairs(options.names(sample)) do
+    lines[#lines + 1] = ("**%s**\n\n    %s\n"):format(name, (tostring(sample[name]):gsub("\n", "\n    ")))
+  end
+  return table.concat(lines, "\n")
+end
+
+--- Something that the model made, to samples.jsonl and TensorBoard's text; shown on the console when show is
+--- given.
+--- @param step integer
+--- @param sample table  text and numbers
+--- @param show string?
+--- @return self
+function Run:sample(step, sample, show)
+  opened(self)
+  must(peri.files.append(self.folder .. "/samples.jsonl", log.json_line(step, sample)))
+  self.logger:markdown(step, "samples", markdown(sample))
+  if show then self.logger:text("%s", show) end
+  return self
+end
+
+--- Distributions for TensorBoard: run:histogram(step, { ["grad/fc1"] = net[1].weight.grad }). Values that are
+--- not finite are counted in a warning.
+--- @param step integer
+--- @param tensors table<string, perilune.Tensor|number[]>
+--- @return self
+function Run:histogram(step, tensors)
+  opened(self)
+  for _, name in ipairs(options.names(tensors)) do
+    local left_out = self.logger:histogram(step, name, tensors[name])
+    if left_out > 0 then
+      warning(self, ("histogram %s, step %d: %d values are not finite and in no bucket"):format(name, step, left_out))
+    end
+  end
+  return self
+end
+
+--- A line of text on the console and in log.txt.
+--- @param format string  as string.format when more arguments follow
+--- @return self
+function Run:text(format, ...)
+  opened(self)
+  self.logger:text(format, ...)
+  return self
+end
+
+--- The metrics so far as columns: { step = { 1, 2, ... }, loss = { ... }, ... }, NaN where missing.
+--- @return table<string, number[]>
+function Run:history() return curves.columns(self:path "metrics.jsonl") end
+
+--- The last logged value of a metric, whether this process or one before it logged it.
+--- @param metric string
+--- @return number? value  nil when there is none
+--- @return integer? step
+function Run:last(metric)
+  local columns = self:history()
+  for i = #columns.step, 1, -1 do
+    local v = columns[metric] and columns[metric][i]
+    if v == v and v ~= nil then return v, math.tointeger(columns.step[i]) end
+  end
+end
+
+--- Curves of metrics against the step as one SVG in the run folder. Each entry is a chart: a metric, or a
+--- list of metrics that share axes, such as { "loss", "val_loss", ylabel = "nats a token" }, with title,
+--- xlabel ("step"), ylabel, yscale ("linear" or "log"), ymin and ymax. Noisy curves have a smoothed one
+--- drawn over them.
+---   run:plot("curves.svg", { { "loss", "val_loss" }, "lr" })
+--- @param name string  file name
+--- @param metrics (string|table)[]
+--- @return string path
+function Run:plot(name, metrics)
+  curves.save(self:path(name), self:history(), metrics)
+  return self:path(name)
+end
+
+--- Path of a file in the run folder.
+--- @param name string
+--- @return string
+function Run:path(name) return self.folder .. "/" .. name end
+
+--- Close the files and let others write the run.
+--- @param ok boolean?  false: it did not end as it should, for TensorBoard; default true
+function Run:finish(ok)
+  if self.logger then
+    note_warnings(self)
+    self.logger:close(ok)
+  end
+  if self._lock then self._lock:drop() end
+  self._lock = nil
+end
+
+return Run

@@ -1,0 +1,235 @@
+-- A run as its user meets it, in a process of its own: Ctrl-C, kills, full disks, two writers, errors, what
+-- stands on the terminal.
+local lu = require "luaunit"
+local peri = require "perilune"
+local child = require "child"
+
+-- Steps that take as long as a test lets them: each waits for the file "go" or, with --slow, 20 ms.
+local SOURCE = [[
+local peri = require "perilune"
+local recipe, nn, optim = require "perilune.recipe", require "perilune.nn", require "perilune.optim"
+local cfg = peri.flags(recipe.with_flags({ steps = { 9, "steps", budget = true }, lr = 0.5, slow = false,
+  crash = 0, leave = 0, talk = false, fill = "", catch = false }, "demo"))
+local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps, columns = { "loss" } }
+local w = nn.parameter(peri.ones { 2 })
+local opt = optim.SGD({ w }, { lr = 0.01 })
+run:track("optimizer", opt):track("rng", peri.rng(1))
+local function loop()
+  for step in run:steps() do
+    local loss = w:square():sum()
+    if cfg.talk and step == 4 then loss = loss * (1 / 0) end
+    loss:backward()
+    opt:step { lr = 0.01, clip = 1 }:zero_grad()
+    local until_time = peri.time() + (cfg.slow and 0.02 or 0)
+    while peri.time() < until_time do local _ = w + 1 end
+    if cfg.talk then print("printed " .. step) io.write("written ", step, "\n") io.stderr:write("error line ", step, "\n") end
+    if cfg.talk and step == 2 then io.write("half a line") warn("careful") end
+    if step == cfg.crash then error("a bug at step " .. step) end
+    run:log(step, { loss = loss, step_twice = 2 * step }, { tok_s = 100.0 })
+    run:sample(step, { text = "sample" })
+    if step == cfg.leave then break end
+  end
+end
+if cfg.catch then print(pcall(loop)) else loop() end
+run:plot("curves.svg", { "loss" })
+run:text("done, loss %.3f", run:last "loss")
+run:finish()
+]]
+
+TestRun = {}
+local demo
+function TestRun:setUp() demo = child.recipe(SOURCE) end -- luacheck: ignore 212
+function TestRun:tearDown() demo.remove() end            -- luacheck: ignore 212
+
+local function lines(name)
+  local _, n = (demo.read(name) or ""):gsub("\n", "")
+  return n
+end
+
+function TestRun:test_rows_and_text_without_a_terminal()
+  local status, text = demo.run "--steps 3"
+  lu.assertEquals(status, 0)
+  lu.assertEquals(text:gsub("%S+ *\n", "%0"), text)
+  lu.assertStrContains(text, "run folder runs/demo\nstep     loss    tok_s  step_twice\n   1    2.000    100.0           2\n")
+  lu.assertStrContains(text, "done, loss ")
+  lu.assertNil(text:find "\27")
+end
+
+function TestRun:test_log_every_and_columns()
+  local _, text = demo.run "--steps 25 --log_every 10 --columns step_twice"
+  local steps = {}
+  for step in text:gmatch "\n *(%d+) " do steps[#steps + 1] = step end
+  lu.assertEquals(steps, { "1", "10", "20", "25" })
+  lu.assertStrContains(text, "step  step_twice     loss")
+  lu.assertEquals(lines "runs/demo/metrics.jsonl", 25) -- the files have every step
+end
+
+-- SIGINT at a moment of the run: once, and again when it is to stop at once.
+local function interrupt(flags, times)
+  return child.shell(("%s & p=$!; while [ $(cat %s/runs/demo/metrics.jsonl 2>/dev/null | wc -l) -lt 5 ]; do sleep 0.01; done; "
+    .. "for i in %s; do kill -INT $p; sleep 0.001; done; wait $p"):format("exec 3>&1; sh -c '" .. demo.command(flags)
+    :gsub("COLUMNS=100 ", "exec env COLUMNS=100 "):gsub("'", "'\\''") .. "'", demo.folder, times == 1 and "1" or "1 2"))
+end
+
+function TestRun:test_ctrl_c_stops_after_the_step_and_says_how_to_go_on()
+  local status, text = interrupt("--steps 500 --slow --save_every 100", 1)
+  lu.assertEquals(status, 130)
+  lu.assertNil(text:find "traceback")
+  local step, saved = text:match("perilune: stopped after step (%d+) of 500; checkpoint (%d+) is saved; "
+    .. "go on with: %./perilune run demo%.lua %-%-resume\n")
+  lu.assertNotNil(step, text)
+  lu.assertEquals(step, saved)
+  lu.assertEquals(lines "runs/demo/metrics.jsonl", math.tointeger(tonumber(step)))
+  lu.assertEquals(lines "runs/demo/samples.jsonl", math.tointeger(tonumber(step)))
+  status, text = demo.run(("--resume --steps %d"):format(step + 2))
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, ("resuming runs/demo after step %s of %d\n"):format(step, step + 2))
+  lu.assertEquals(lines "runs/demo/metrics.jsonl", step + 2)
+end
+
+function TestRun:test_a_second_ctrl_c_stops_at_once()
+  local status, text = interrupt("--steps 500 --slow --save_every 2", 2)
+  lu.assertEquals(status, 130)
+  lu.assertNil(text:find "traceback")
+  lu.assertStrContains(text, "before its end; the last checkpoint is of step ")
+end
+
+function TestRun:test_an_error_says_its_place_first_and_where_to_go_on()
+  local status, text = demo.run "--crash 7 --save_every 3"
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, "perilune: demo.lua:19: a bug at step 7\nthe last checkpoint is of step 6; go on with: "
+    .. "./perilune run demo.lua --resume\nstack traceback:\n")
+  status, text = demo.run "--crash 1 --save_every 3"
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, "there is no checkpoint yet")
+  text = select(2, demo.run "--crash 2 --catch") -- who catches it gets it as it was
+  lu.assertStrContains(text, "false\tdemo.lua:19: a bug at step 2\n")
+  lu.assertNil(text:find "last checkpoint")
+  status, text = demo.run "--resume --run demo-2"
+  lu.assertEquals(status, 2)
+  lu.assertStrContains(text, "--resume: runs/demo-2 has no whole checkpoint to go on from (it was stopped before the first was due)")
+end
+
+function TestRun:test_break_leaves_a_checkpoint()
+  lu.assertEquals(demo.run "--leave 4 --save_every 0", 0)
+  local status, text = demo.run "--resume --leave 0"
+  lu.assertEquals(status, 2)
+  lu.assertStrContains(text, "--leave is 0, was 4")
+  lu.assertEquals(peri.files.list(demo.folder .. "/runs/demo/checkpoints"), { "step-00000004" })
+end
+
+function TestRun:test_a_finished_run_says_so()
+  demo.run "--steps 3"
+  local status, text = demo.run "--resume"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, "runs/demo is finished; prolong it, beyond 3 steps, with: ./perilune run demo.lua --resume --steps N\n")
+  lu.assertStrContains(text, "done, loss ")
+  lu.assertNil(text:find "nan")
+end
+
+function TestRun:test_a_damaged_checkpoint_is_warned_of_on_the_console()
+  demo.run "--steps 6 --save_every 2"
+  assert(peri.files.append(demo.folder .. "/runs/demo/checkpoints/step-00000006/state.json", " "))
+  local status, text = demo.run "--resume"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, "perilune: warning: checkpoint passed over: ")
+  local _, warnings = text:gsub("passed over", "")
+  lu.assertEquals(warnings, 1)
+  lu.assertStrContains(text, "resuming runs/demo after step 4 of 6")
+  lu.assertEquals(lines "runs/demo/metrics.jsonl", 6)
+end
+
+function TestRun:test_a_second_writer_is_refused_with_the_first_ones_number_and_a_killed_one_is_no_obstacle()
+  demo.run "--steps 4 --save_every 2"
+  local status, text = child.shell(([[
+    sh -c '%s' >first 2>&1 & p=$!
+    until grep -q resuming %s/runs/demo/log.txt; do sleep 0.01; done
+    %s; echo status $?; echo number $p; kill -9 $p; wait $p 2>/dev/null
+    %s]]):format(demo.command "--resume --steps 100000":gsub("COLUMNS=100 ", "exec env COLUMNS=100 "), demo.folder,
+    demo.command "--resume --steps 6", "timeout 2 sh -c '" .. demo.command "--resume" .. " | head -1'"))
+  lu.assertEquals(status, 0)
+  local number = text:match "number (%d+)"
+  lu.assertStrContains(text, ("perilune: recipe: runs/demo: another process (%s) is writing this run"):format(number))
+  lu.assertStrContains(text, "status 1\n")
+  lu.assertNil(text:find "traceback")
+  lu.assertStrContains(text, "resuming runs/demo after step ") -- once it is killed
+end
+
+-- Every file of a run on a disk that is full from some size on: an error that names the file, no signal.
+function TestRun:test_a_full_disk_is_an_error_whatever_file_meets_it()
+  local named = {}
+  for blocks = 0, 12 do
+    local status, text = child.shell(("ulimit -f %d; %s"):format(blocks,
+      demo.command(("--steps 400 --save_every 0 --log_every 1000 --runs runs%d"):format(blocks))))
+    if status ~= 0 then
+      lu.assertEquals(status, 1, text)
+      lu.assertStrContains(text, "File too large")
+      named[text:match "([%w._]+): cannot write" or "?"] = true
+      lu.assertNil(text:find "done, loss")
+    end
+  end
+  lu.assertNil(named["?"])
+  for _, name in ipairs { "config.json", "metrics.jsonl" } do
+    local found = false
+    for seen in pairs(named) do found = found or seen:find(name, 1, true) ~= nil end
+    lu.assertTrue(found, name .. " was never the one")
+  end
+end
+
+-- ---- a terminal ----
+
+-- What a terminal of 100 columns shows in the end, line by line; only what the bar and rows use is understood.
+local function screen(bytes)
+  local rows, row, col = { {} }, 1, 1
+  local i = 1
+  while i <= #bytes do
+    local escape, after = bytes:match("^\27%[([%d;]*%a)()", i)
+    if escape then
+      if escape == "K" then for c = col, #rows[row] do rows[row][c] = nil end end
+      i = after
+    else
+      local char = bytes:match("^" .. utf8.charpattern, i)
+      if char == "\r" then col = 1
+      elseif char == "\n" then row = row + 1 rows[row] = rows[row] or {}
+      else
+        while #rows[row] < col - 1 do rows[row][#rows[row] + 1] = " " end
+        rows[row][col], col = char, col + 1
+      end
+      i = i + #char
+    end
+  end
+  local out = {}
+  for r, cells in ipairs(rows) do out[r] = table.concat(cells) end
+  return table.concat(out, "\n")
+end
+
+local function on_terminal(flags)
+  local command = demo.command(flags):gsub("'", "'\\''")
+  local status, bytes = child.shell(("TERM=xterm script -qec '%s' /dev/null </dev/null"):format(command))
+  return status, bytes, screen(bytes:gsub("\r\n", "\n"):gsub("\n", "\r\n"))
+end
+
+function TestRun:test_nothing_sticks_to_the_bar()
+  if child.shell "command -v script" ~= 0 then lu.skip "no program called script" end
+  local status, bytes, text = on_terminal "--steps 6 --talk --slow"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(bytes, "step/s")
+  for line in text:gmatch "[^\n]+" do
+    if line:find "step/s" then lu.fail("a bar stayed: " .. line) end
+  end
+  for step = 1, 6 do
+    for _, want in ipairs { "printed ", "written ", "error line " } do
+      lu.assertStrContains("\n" .. text .. "\n", "\n" .. want .. step .. "\n")
+    end
+  end
+  lu.assertStrContains(text, "half a line")
+  lu.assertStrContains(text, "perilune: warning: careful")
+  lu.assertStrContains(bytes, "1 skipped")
+  lu.assertStrContains(text, "step skipped: gradients not finite")
+  local _
+  status, _, text = on_terminal "--crash 4 --slow"
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, "\nperilune: demo.lua:19: a bug at step 4\n")
+end
+
+os.exit(lu.LuaUnit.run())
