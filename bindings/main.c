@@ -260,6 +260,7 @@ static int prepare (lua_State *L) {
 /* The message handler: after Ctrl-C the place is enough, unless an object says more. */
 static int explain (lua_State *L) {
   lua_Debug ar;
+  peri__interrupt_raised();
   if (!peri__interrupt_pending() || lua_type(L, 1) == LUA_TTABLE) return peri__traceback(L);
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);

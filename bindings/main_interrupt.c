@@ -80,6 +80,13 @@ static void on_signal (int sig) {
 }
 
 bool peri__interrupt_pending (void) { return signal_at != 0; }
+/* An op has raised for it before the hook could: what closes on the way up gets the same time. */
+void peri__interrupt_raised (void) {
+  if (!signal_at || signal_raised) return;
+  signal_raised = 1;
+  set_hooks();
+}
+
 bool peri__interrupt_seen (void) { return signal_seen != 0; }
 
 void peri__interrupt_done (void) {

@@ -19,6 +19,8 @@ void peri__interrupt_open (lua_State *L);
 void peri__interrupt_close (void);
 /* Whether a SIGINT interrupts what runs; it does so again and again until it has been dealt with. */
 bool peri__interrupt_pending (void);
+/* An error for it is on its way up: called by message handlers. */
+void peri__interrupt_raised (void);
 /* Whether there was any since the last peri__interrupt_done, deferred ones included. */
 bool peri__interrupt_seen (void);
 /* Forget a Ctrl-C that has been dealt with; nothing defers the next one. */

@@ -240,7 +240,9 @@ function TestRecipe:test_resuming_without_a_whole_checkpoint_changes_nothing()
     train({ seed = 3, runs = root, run = "r", save_every = 2, resume = false }, 7)
     change()
     local before = snapshot(root .. "/r")
+    warn "@off"
     lu.assertErrorMsgContains(want, train, { seed = 3, runs = root, run = "r", save_every = 2, resume = true })
+    warn "@on"
     lu.assertEquals(snapshot(root .. "/r"), before)
   end
 end
@@ -376,7 +378,7 @@ function TestRecipe:test_a_recipe_declares_its_budget_and_what_is_free()
   train(own_parse("--save_every", "2"), 4)
   lu.assertNotNil(own_parse("--resume", "--rounds", "8", "--device", "b"))
   lu.assertStrContains(select(2, own_parse("--resume", "--steps", "8")), "--steps is 8, was 9")
-  lu.assertStrContains(select(2, own_parse("--rounds", "-1")), "expected a number in [0, inf)")
+  lu.assertStrContains(select(2, own_parse("--rounds", "-1")), "--rounds is -1, expected an integer in [0, inf)")
   lu.assertStrContains(select(2, own_parse("--log_every", "0")), "--log_every is 0")
 end
 
