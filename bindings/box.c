@@ -99,6 +99,8 @@ void peri_lua_push (lua_State *L, peri_tensor *t) {
     lua_pushnil(L);
     return;
   }
+  if (t->ctx != peri__bind(L)->ctx)
+    luaL_error(L, t->ctx ? "the tensor belongs to another context" : "the tensor was released");
   peri__box_share(L, t);
   peri__box_unlink((peri_box *)lua_touserdata(L, -1));
 }

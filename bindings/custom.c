@@ -3,6 +3,7 @@
 */
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "custom.h"
 
 /* ---- records ---- */

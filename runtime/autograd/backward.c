@@ -119,14 +119,33 @@ peri_tensor *peri__saved (peri_vjp *v, int k) {
   return NULL;
 }
 
+/* A host's vjp: its status is one of ours with a message, its gradients are live tensors of the
+** context, or that is said. */
+static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin) {
+  p->ctx->message[0] = 0;
+  peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
+  if ((int)s < PERI_OK || s > PERI_EHOST)
+    s = peri__fail(p->ctx, PERI_EHOST, "the vjp of %s failed with status %d%s%s", n->name, (int)s,
+                   p->ctx->message[0] ? ": " : "", p->ctx->message);
+  if (s != PERI_OK && !p->ctx->message[0])
+    peri__fail(p->ctx, s, "the vjp of %s failed (%s) without a message", n->name,
+               peri_status_name(s));
+  for (int i = 0; i < n->nin; i++) {
+    if (gin[i] && gin[i]->ctx != p->ctx) {
+      if (s == PERI_OK)
+        s = peri__fail(p->ctx, PERI_EINVAL, "the vjp of %s: gradient %d %s", n->name, i + 1,
+                       gin[i]->ctx ? "is a tensor of another context" : "was released");
+      gin[i] = NULL; /* nobody here can release it */
+    }
+    gin[i] = peri__build_own(&v->b, gin[i]);
+  }
+  return s;
+}
+
 static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin,
                             const bool *need) {
   peri_call c = { .ctx = p->ctx, .op = n->op, .nin = n->nin, .in = n->in, .attr = n->attr };
-  if (!n->op) {
-    peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
-    for (int i = 0; i < n->nin; i++) gin[i] = peri__build_own(&v->b, gin[i]);
-    return s;
-  }
+  if (!n->op) return run_custom(p, n, v, gin);
   if (p->create_graph && (n->op->flags & PERI_OP_NO_GRAD2))
     return peri__fail(p->ctx, PERI_ENOSUP, "%s has no second derivative", n->name);
   memcpy(c.list, n->list, sizeof c.list);
@@ -302,7 +321,9 @@ static peri_status run (pass *p, peri_tensor *root, peri_tensor *seed) {
   ctx->grad_enabled = p->create_graph;
   ctx->in_backward = true;
   peri_status s = PERI_OK;
-  if (seed)
+  if (seed && seed->dtype != root->dtype)
+    s = peri__apply(ctx, &peri__op_to, 1, &seed, ATTR(A_INT(root->dtype)), &one);
+  else if (seed)
     one = peri_retain(seed);
   else if ((s = peri__new_like(root, (peri_dtype)root->dtype, &one)) == PERI_OK) {
     if (root->dtype == PERI_F64)
@@ -333,48 +354,64 @@ static void finish (pass *p) {
 
 peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, bool retain_graph) {
   pass p = { .ctx = ctx, .retain = retain_graph };
+  NEED(ctx, ctx);
+  TRY(peri__belongs(ctx, root, "root"));
+  if (seed) TRY(peri__belongs(ctx, seed, "seed"));
   TRY(check_root(ctx, root, seed));
   peri_retain(root);
   peri_status s = run(&p, root, seed);
   finish(&p);
+  peri_release(root);
+  return s;
+}
+
+static peri_status gradients (pass *p, peri_tensor *root, peri_tensor *seed) {
+  TRY(check_root(p->ctx, root, seed));
+  peri_retain(root);
+  for (int i = 0; i < p->nwrt; i++) p->wrt[i]->flags |= PERI_T_WRT;
+  mark_paths(p);
+  peri_status s = run(p, root, seed);
+  for (int i = 0; i < p->nwrt; i++) {
+    p->wrt[i]->flags &= (uint8_t)~PERI_T_WRT;
+    if (s == PERI_OK && !p->found[i] && p->wrt[i]->pending)
+      p->found[i] = peri_retain(p->wrt[i]->pending);
+  }
+  finish(p);
+  bool was = peri_set_grad_enabled(p->ctx, p->create_graph);
+  for (int i = 0; i < p->nwrt && s == PERI_OK; i++) s = peri__own(&p->found[i]);
+  peri_set_grad_enabled(p->ctx, was);
   peri_release(root);
   return s;
 }
 
 peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, int n,
                             peri_tensor *const *wrt, bool create_graph, peri_tensor **out) {
-  pass p = { .ctx = ctx,
-             .create_graph = create_graph,
-             .retain = true,
-             .wanting = true,
-             .nwrt = n,
-             .wrt = wrt,
-             .found = out };
-  TRY(check_root(ctx, root, seed));
-  peri_retain(root);
-  for (int i = 0; i < n; i++) {
-    out[i] = NULL;
-    wrt[i]->flags |= PERI_T_WRT;
-  }
-  mark_paths(&p);
-  peri_status s = run(&p, root, seed);
-  for (int i = 0; i < n; i++) {
-    wrt[i]->flags &= (uint8_t)~PERI_T_WRT;
-    if (s == PERI_OK && !out[i] && wrt[i]->pending) out[i] = peri_retain(wrt[i]->pending);
-  }
-  finish(&p);
-  bool was = peri_set_grad_enabled(ctx, create_graph);
-  for (int i = 0; i < n && s == PERI_OK; i++) s = peri__own(&out[i]);
-  peri_set_grad_enabled(ctx, was);
-  for (int i = 0; i < n && s != PERI_OK; i++) {
-    peri_release(out[i]);
-    out[i] = NULL;
-  }
-  peri_release(root);
+  pass p = {
+    .ctx = ctx, .create_graph = create_graph, .retain = true, .wanting = true, .nwrt = n, .wrt = wrt
+  };
+  NEED(ctx, ctx);
+  TRY(peri__belongs(ctx, root, "root"));
+  if (seed) TRY(peri__belongs(ctx, seed, "seed"));
+  if (n < 0) return peri__fail(ctx, PERI_EINVAL, "%d gradients wanted", n);
+  if (n > 0) NEED(ctx, wrt);
+  if (n > 0) NEED(ctx, out);
+  for (int i = 0; i < n; i++) TRY(peri__belongs(ctx, wrt[i], "a tensor of wrt"));
+  size_t bytes = (size_t)n * sizeof *p.found;
+  p.found = peri__block_get(ctx, bytes);
+  if (!p.found) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %d gradients", n);
+  memset(p.found, 0, bytes);
+  peri_status s = gradients(&p, root, seed);
+  for (int i = 0; i < n; i++)
+    if (s == PERI_OK)
+      out[i] = p.found[i];
+    else
+      peri_release(p.found[i]);
+  peri__block_put(ctx, p.found);
   return s;
 }
 
 peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
+  if (!peri__alive(t)) return PERI_EINVAL;
   if (t->node)
     return peri__fail(t->ctx, PERI_EINVAL,
                       "only a leaf can be told whether it requires a gradient");
@@ -387,17 +424,25 @@ peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
   return PERI_OK;
 }
 
-bool peri_requires_grad (const peri_tensor *t) { return peri__tracked(t); }
-bool peri_is_leaf (const peri_tensor *t) { return t->node == NULL || !peri__is_float(t->dtype); }
-peri_tensor *peri_grad (const peri_tensor *t) { return t->grad; }
+bool peri_requires_grad (const peri_tensor *t) { return t && peri__tracked(t); }
+bool peri_is_leaf (const peri_tensor *t) {
+  return t && (t->node == NULL || !peri__is_float(t->dtype));
+}
+peri_tensor *peri_grad (const peri_tensor *t) { return t ? t->grad : NULL; }
 
 peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
   char a[128], b[128];
+  if (!peri__alive(t)) return PERI_EINVAL;
+  if (grad) TRY(peri__belongs(t->ctx, grad, "grad"));
+  if (grad == t) return peri__fail(t->ctx, PERI_EINVAL, "a tensor cannot be its own gradient");
+  if (grad && (!peri__is_float(t->dtype) || t->storage->packed))
+    return peri__fail(t->ctx, PERI_EDTYPE, "a %s%s tensor has no gradient",
+                      t->storage->packed ? "packed " : "", peri_dtype_name((peri_dtype)t->dtype));
   if (grad &&
       (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
     return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
                       peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
-  if (grad && grad->dtype != t->dtype)
+  if (grad && (grad->dtype != t->dtype || grad->storage->packed))
     return peri__fail(t->ctx, PERI_EDTYPE, "a gradient of dtype %s for a tensor of dtype %s",
                       peri_dtype_name((peri_dtype)grad->dtype),
                       peri_dtype_name((peri_dtype)t->dtype));

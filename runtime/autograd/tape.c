@@ -94,10 +94,27 @@ peri_status peri__record (peri_ctx *ctx, const peri_call *c) {
 peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
                                 int nout, peri_tensor *const *out, peri_vjp_fn vjp,
                                 void (*release)(void *ud), void *ud) {
-  for (int k = 0; k < nout; k++)
+  NEED(ctx, ctx);
+  NEED(ctx, name);
+  NEED(ctx, vjp);
+  if (nout < 1 || nout > 255) return peri__fail(ctx, PERI_EINVAL, "%s: %d outputs", name, nout);
+  if (nin < 0) return peri__fail(ctx, PERI_EINVAL, "%s: %d inputs", name, nin);
+  NEED(ctx, out);
+  if (nin > 0) NEED(ctx, in);
+  for (int i = 0; i < nin; i++)
+    if (in[i]) TRY(peri__belongs(ctx, in[i], "an input"));
+  for (int k = 0; k < nout; k++) {
+    TRY(peri__belongs(ctx, out[k], "an output"));
     if (out[k]->node || (out[k]->flags & PERI_T_REQUIRES_GRAD))
       return peri__fail(ctx, PERI_EINVAL, "%s: output %d is already part of a graph", name, k + 1);
-  if (nout < 1 || nout > 255) return peri__fail(ctx, PERI_EINVAL, "%s: %d outputs", name, nout);
+    for (int j = 0; j < k; j++)
+      if (out[j] == out[k])
+        return peri__fail(ctx, PERI_EINVAL, "%s: outputs %d and %d are one tensor", name, j + 1,
+                          k + 1);
+    for (int i = 0; i < nin; i++)
+      if (in[i] == out[k])
+        return peri__fail(ctx, PERI_EINVAL, "%s: output %d is input %d itself", name, k + 1, i + 1);
+  }
   peri_attr held = { .s = name }; /* the node keeps a copy */
   peri_node *n = node_new(ctx, nin, nout, 1, &held);
   if (!n) return PERI_ENOMEM;

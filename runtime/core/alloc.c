@@ -9,6 +9,26 @@
 #include "core/core.h"
 #include "core/slab.h"
 
+/* Under the address sanitizer what is beyond the bytes asked for, and all of a free block but its first
+** 64 bytes (its link; what peri__alive looks at), is out of bounds. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+static void *opened (void *p, size_t bytes, size_t size) {
+  ASAN_UNPOISON_MEMORY_REGION(p, size);
+  ASAN_POISON_MEMORY_REGION((char *)p + bytes, size - bytes);
+  return p;
+}
+static void shut (void *p, size_t size) {
+  ASAN_UNPOISON_MEMORY_REGION(p, 64);
+  ASAN_POISON_MEMORY_REGION((char *)p + 64, size - 64);
+}
+static void given_back (void *p, size_t size) { ASAN_UNPOISON_MEMORY_REGION(p, size); }
+#else
+#define opened(p, bytes, size) ((void)(size), (p))
+#define shut(p, size) ((void)(size))
+#define given_back(p, size) ((void)(size))
+#endif
+
 /* Classes: multiples of 64 up to 1024, then 8 steps an octave (at most 12.5 % is lost). A request
 ** whose own list is empty takes a block of the next NEAR classes (twice the size at most) when it is
 ** large: batches whose sizes vary share their blocks. */
@@ -180,10 +200,10 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
   if (k < 0 || injected(ctx)) return NULL;
   peri_pool *pool = ctx->pool;
   void *b = take(pool, k);
-  if (b) return b;
+  if (b) return opened(b, bytes, size);
   if (size >= LARGE) {
     for (int near = k + 1; near <= k + NEAR && near < CLASSES && !b; near++) b = take(pool, near);
-    if (b) return b;
+    if (b) return opened(b, bytes, class_size(head_of(b)->k));
     if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri_memory_trim(ctx);
   }
   if (over_limit(ctx, raw_size(size))) return NULL;
@@ -197,25 +217,28 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
   char *p = (char *)(((uintptr_t)raw + sizeof(block_head) + PERI_ALIGN - 1) &
                      ~(uintptr_t)(PERI_ALIGN - 1));
   *head_of(p) = (block_head){ raw, (size_t)k };
-  return p;
+  return opened(p, bytes, size);
 }
 
 void peri__block_put (peri_ctx *ctx, void *p) {
   if (!p) return;
   free_block *b = p;
   size_t k = head_of(p)->k;
+  shut(p, class_size(k));
   b->next = ctx->pool->first[k];
   ctx->pool->first[k] = b;
   ctx->pool->spare += raw_size(class_size(k));
 }
 
 void peri_memory_trim (peri_ctx *ctx) {
+  if (!ctx) return;
   peri_pool *pool = ctx->pool;
   for (size_t k = 1; k < CLASSES; k++) {
     size_t size = raw_size(class_size(k));
     while (pool->first[k]) {
       free_block *b = pool->first[k];
       pool->first[k] = b->next;
+      given_back(b, class_size(k));
       raw_put(ctx, head_of(b)->raw, size);
       pool->reserved -= size;
       pool->spare -= size;
@@ -224,6 +247,7 @@ void peri_memory_trim (peri_ctx *ctx) {
 }
 
 peri_memory peri_memory_stats (const peri_ctx *ctx) {
+  if (!ctx) return (peri_memory){ 0 };
   return (peri_memory){ .live_bytes = ctx->live,
                         .peak_bytes = ctx->peak,
                         .reserved_bytes = ctx->pool->reserved,
@@ -231,4 +255,6 @@ peri_memory peri_memory_stats (const peri_ctx *ctx) {
                         .max_bytes = ctx->max_bytes };
 }
 
-void peri_memory_reset_peak (peri_ctx *ctx) { ctx->peak = ctx->live; }
+void peri_memory_reset_peak (peri_ctx *ctx) {
+  if (ctx) ctx->peak = ctx->live;
+}

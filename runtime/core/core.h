@@ -27,6 +27,8 @@ struct peri_storage {
   peri_ctx *ctx;
   void *data;   /* PERI_ALIGN-aligned unless imported */
   size_t bytes; /* as asked for */
+  char *low;    /* what views may reach: room bytes from low on */
+  size_t room;
   int32_t refs;
   bool packed;      /* a weight laid out for this processor by the op pack: no strides apply */
   uint32_t version; /* bumped by every in-place write; the tape checks it */
@@ -92,6 +94,13 @@ struct peri_ctx {
 /* Set the message, return s. */
 PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...)
     PERI_PRINTF(3, 4);
+/* Misuse of the public functions: "NAME is NULL" where a pointer may not be; without a context the
+** status alone. */
+peri_status peri__null (peri_ctx *ctx, const char *name);
+#define NEED(ctx, p)                          \
+  do {                                        \
+    if (!(p)) return peri__null((ctx), (#p)); \
+  } while (0)
 /* "(2, 3, 4)" in a caller's buffer; for messages. */
 const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
 PERI_API const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size);
@@ -127,12 +136,20 @@ peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *sha
 peri_status peri__new_packed (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                               size_t bytes, peri_tensor **out);
 peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **out); /* dense */
-/* A view of base's storage. data points at its first element. */
-peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *shape,
+/* A view of base's storage that begins offset elements after base's first. Refused when it does not
+** lie in the storage; an empty one gets dense strides and no offset. */
+peri_status peri__view (peri_tensor *base, int64_t offset, int ndim, const int64_t *shape,
                         const int64_t *stride, peri_tensor **out);
+/* The same memory as another dtype, from base's first element on. */
+peri_status peri__view_as (peri_tensor *base, peri_dtype d, int ndim, const int64_t *shape,
+                           const int64_t *stride, peri_tensor **out);
 peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t *numel, size_t *bytes); /* checked products */
 bool peri__dense (const peri_tensor *t);
+/* Not NULL and, as far as can be seen, not released. */
+static inline bool peri__alive (const peri_tensor *t) { return t && t->ctx; }
+/* A tensor argument: alive, of this context; name is for the message. */
+peri_status peri__belongs (peri_ctx *ctx, const peri_tensor *t, const char *name);
 /* PERI_EDTYPE with a message when the elements of t cannot be read one by one. */
 PERI_API peri_status peri__readable (const peri_tensor *t);
 static inline size_t peri__size (const peri_tensor *t) {

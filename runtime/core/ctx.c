@@ -6,18 +6,34 @@
 #include "core/core.h"
 #include "cpu/cpu.h"
 
+/* Sizes that peri_options has had: it ends behind one of its fields. */
+static bool whole_fields (size_t n) {
+#define END(field) (offsetof(peri_options, field) + sizeof((peri_options *)0)->field)
+  static const size_t ends[] = { END(seed), END(max_bytes), END(alloc),        END(alloc_ud),
+                                 END(log),  END(log_ud),    END(parallel_for), END(parallel_ud) };
+#undef END
+  for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+    if (n == ends[i]) return true;
+  return n == sizeof(peri_options);
+}
+
 void peri_options_init (peri_options *o) {
+  if (!o) return;
   *o = (peri_options){ .struct_size = sizeof *o, .log_level = PERI_LOG_INFO };
 }
 
 peri_status peri_open (const peri_options *given, peri_ctx **out) {
   peri_options o;
   peri_options_init(&o);
+  if (!out) return PERI_EINVAL;
   *out = NULL;
   if (given) {
-    if (given->struct_size == 0 || given->struct_size > sizeof o) return PERI_EINVAL;
+    if (!whole_fields(given->struct_size)) return PERI_EINVAL;
     memcpy(&o, given, given->struct_size); /* an older host's struct is a prefix of ours */
+    o.struct_size = sizeof o;
   }
+  if (o.threads < 0 || o.log_level < PERI_LOG_DEBUG || o.log_level > PERI_LOG_ERROR)
+    return PERI_EINVAL;
   const struct peri__cpu *cpu = peri__cpu_level(o.simd);
   if (!cpu) return PERI_ENOSUP;
   peri_ctx seed = { .alloc = o.alloc, .alloc_ud = o.alloc_ud };
@@ -61,8 +77,8 @@ void peri_close (peri_ctx *ctx) {
 }
 
 const char *peri_version (void) { return PERI_VERSION; }
-const char *peri_message (const peri_ctx *ctx) { return ctx->message; }
-const char *peri_simd_name (const peri_ctx *ctx) { return ctx->cpu->name; }
+const char *peri_message (const peri_ctx *ctx) { return ctx ? ctx->message : "no context"; }
+const char *peri_simd_name (const peri_ctx *ctx) { return ctx ? ctx->cpu->name : ""; }
 
 const char *peri_status_name (peri_status s) {
   static const char *const names[] = { "ok",           "out of memory",    "shape",
@@ -93,8 +109,12 @@ peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
   return s;
 }
 
+peri_status peri__null (peri_ctx *ctx, const char *name) {
+  return ctx ? peri__fail(ctx, PERI_EINVAL, "%s is NULL", name) : PERI_EINVAL;
+}
+
 void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) {
-  if (!ctx->log || level < ctx->log_level) return;
+  if (!ctx || !fmt || !ctx->log || level < ctx->log_level) return;
   char line[PERI_MESSAGE_MAX];
   va_list ap;
   va_start(ap, fmt);
@@ -105,29 +125,36 @@ void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ...) {
 }
 
 void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud) {
-  *fn = ctx->alloc;
-  *ud = ctx->alloc_ud;
+  if (fn) *fn = ctx ? ctx->alloc : NULL;
+  if (ud) *ud = ctx ? ctx->alloc_ud : NULL;
 }
 
-void peri_interrupt (peri_ctx *ctx) { atomic_store(&ctx->interrupted, 1); }
+void peri_interrupt (peri_ctx *ctx) {
+  if (ctx) atomic_store(&ctx->interrupted, 1);
+}
 
 bool peri_interrupt_request (peri_ctx *ctx) {
+  if (!ctx) return false;
   if (atomic_load(&ctx->deferring) && !atomic_exchange(&ctx->requested, 1)) return true;
   peri_interrupt(ctx);
   return false;
 }
 
 void peri_interrupt_clear (peri_ctx *ctx) {
+  if (!ctx) return;
   atomic_store(&ctx->requested, 0);
   atomic_store(&ctx->interrupted, 0);
 }
 
-bool peri_grad_enabled (const peri_ctx *ctx) { return ctx->grad_enabled; }
+bool peri_grad_enabled (const peri_ctx *ctx) { return ctx && ctx->grad_enabled; }
 
 bool peri_set_grad_enabled (peri_ctx *ctx, bool on) {
+  if (!ctx) return false;
   bool was = ctx->grad_enabled;
   ctx->grad_enabled = on;
   return was;
 }
 
-void peri_set_anomaly (peri_ctx *ctx, bool on) { ctx->anomaly = on; }
+void peri_set_anomaly (peri_ctx *ctx, bool on) {
+  if (ctx) ctx->anomaly = on;
+}

@@ -24,6 +24,8 @@ static const struct {
 size_t peri_dtype_size (peri_dtype d) { return (unsigned)d < PERI_NDTYPE ? types[d].size : 0; }
 
 int peri_dtype_block (peri_dtype d, size_t *bytes) {
+  size_t unused;
+  if (!bytes) bytes = &unused;
   *bytes = peri__is_quantised(d) ? blocks[d - PERI_Q8_0].bytes : peri_dtype_size(d);
   return peri__is_quantised(d) ? blocks[d - PERI_Q8_0].elements : 1;
 }
@@ -34,6 +36,7 @@ const char *peri_dtype_name (peri_dtype d) {
 }
 
 bool peri_dtype_parse (const char *name, peri_dtype *out) {
+  if (!name || !out) return false;
   for (int i = 0; i < PERI_NDTYPE; i++)
     if (strcmp(name, types[i].name) == 0 || strcmp(name, types[i].alias) == 0) {
       *out = (peri_dtype)i;

@@ -20,6 +20,7 @@ double peri__now (void) {
 }
 
 void peri_profile_start (peri_ctx *ctx) {
+  if (!ctx) return;
   if (!ctx->profile) ctx->profile = peri__malloc(ctx, sizeof *ctx->profile);
   if (ctx->profile)
     ctx->profile->n = 0;
@@ -27,7 +28,9 @@ void peri_profile_start (peri_ctx *ctx) {
     peri_log(ctx, PERI_LOG_WARN, "no memory for the profiler: it stays off");
 }
 
-void peri_profile_stop (peri_ctx *ctx) { peri__profile_close(ctx); }
+void peri_profile_stop (peri_ctx *ctx) {
+  if (ctx) peri__profile_close(ctx);
+}
 
 void peri__profile_close (peri_ctx *ctx) {
   peri__free(ctx, ctx->profile, sizeof *ctx->profile);
@@ -49,9 +52,9 @@ void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double 
 }
 
 int peri_profile_rows (const peri_ctx *ctx, peri_profile_row *rows, int max) {
-  const peri_profile *p = ctx->profile;
+  const peri_profile *p = ctx ? ctx->profile : NULL;
   int n = 0;
-  if (!p) return 0;
+  if (!p || !rows || max <= 0) return 0;
   for (int i = 0; i < p->n; i++) { /* insertion by time: a profile has tens of rows */
     int at = n < max ? n++ : max;
     for (; at > 0 && rows[at - 1].seconds < p->row[i].seconds; at--)

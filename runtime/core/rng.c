@@ -6,6 +6,7 @@
 #include "core/core.h"
 
 void peri_philox (const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+  if (!counter || !key || !out) return;
   uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
   uint32_t k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; round++) {
@@ -37,5 +38,7 @@ peri_rng peri__rng_next (peri_ctx *ctx) {
   return r;
 }
 
-void peri_rng_set (peri_ctx *ctx, peri_rng state) { ctx->rng = state; }
-peri_rng peri_rng_get (const peri_ctx *ctx) { return ctx->rng; }
+void peri_rng_set (peri_ctx *ctx, peri_rng state) {
+  if (ctx) ctx->rng = state;
+}
+peri_rng peri_rng_get (const peri_ctx *ctx) { return ctx ? ctx->rng : (peri_rng){ 0 }; }

@@ -88,6 +88,7 @@ static void storage_release (peri_storage *s) {
 void peri__tensor_free (peri_tensor *t) {
   peri_ctx *ctx = t->ctx;
   peri_tensor *grad = t->grad;
+  t->ctx = NULL; /* what a second release of it sees */
   storage_release(t->storage);
   if (t->prev)
     t->prev->next = t->next;
@@ -121,9 +122,14 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
   if (!s)
     return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu in use", bytes,
                       ctx->live);
-  *s = (peri_storage){
-    .ctx = ctx, .data = data, .bytes = bytes, .refs = 1, .release = release, .ud = ud
-  };
+  *s = (peri_storage){ .ctx = ctx,
+                       .data = data,
+                       .bytes = bytes,
+                       .low = data,
+                       .room = bytes,
+                       .refs = 1,
+                       .release = release,
+                       .ud = ud };
   if (!release) {
     ctx->live += bytes;
     if (ctx->live > ctx->peak) ctx->peak = ctx->live;
@@ -173,37 +179,119 @@ peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **ou
   return peri__new(t->ctx, d, t->ndim, t->shape, out);
 }
 
-peri_status peri__view (peri_tensor *base, void *data, int ndim, const int64_t *shape,
-                        const int64_t *stride, peri_tensor **out) {
+/* Lowest and highest element that shape and stride reach, from 0; false: beyond int64. */
+static bool extent (int ndim, const int64_t *shape, const int64_t *stride, int64_t *low,
+                    int64_t *high) {
+  *low = *high = 0;
+  for (int i = 0; i < ndim; i++) {
+    int64_t step;
+    if (__builtin_mul_overflow(shape[i] - 1, stride[i], &step)) return false;
+    int64_t *end = step < 0 ? low : high;
+    if (__builtin_add_overflow(*end, step, end)) return false;
+  }
+  return true;
+}
+
+/* Does a view of numel > 0 elements, offset elements after base's first, lie in its storage? */
+static bool lies_inside (const peri_tensor *base, peri_dtype d, int64_t offset, size_t bytes,
+                         int ndim, const int64_t *shape, const int64_t *stride) {
+  const peri_storage *s = base->storage;
+  int64_t size = (int64_t)peri_dtype_size(d), first = (const char *)base->data - s->low, low, high;
+  if (size == 0 || s->packed) /* no strides apply: all of it from its first block on */
+    return offset == 0 && (s->packed || bytes <= s->room - (size_t)first);
+  if (!extent(ndim, shape, stride, &low, &high)) return false;
+  if (__builtin_add_overflow(low, offset, &low) || __builtin_add_overflow(high, offset, &high) ||
+      __builtin_add_overflow(high, 1, &high) || __builtin_mul_overflow(low, size, &low) ||
+      __builtin_mul_overflow(high, size, &high) || __builtin_add_overflow(low, first, &low) ||
+      __builtin_add_overflow(high, first, &high))
+    return false;
+  return low >= 0 && (uint64_t)high <= s->room;
+}
+
+static peri_status view (peri_tensor *base, peri_dtype d, int64_t offset, int ndim,
+                         const int64_t *shape, const int64_t *stride, peri_tensor **out) {
   peri_ctx *ctx = base->ctx;
+  int64_t numel;
+  size_t bytes;
+  TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
+  if (numel > 0 && !lies_inside(base, d, offset, bytes, ndim, shape, stride))
+    return peri__fail(ctx, PERI_ESHAPE, "the view would reach beyond its storage");
   peri_tensor *t = tensor_alloc(ctx);
   if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a view");
-  t->dtype = base->dtype;
+  t->dtype = (uint8_t)d;
   t->ndim = (uint8_t)ndim;
-  t->data = data;
+  t->data = base->data;
   t->storage = base->storage;
   t->storage->refs++;
-  t->numel = 1;
-  for (int i = 0; i < ndim; i++) {
-    t->shape[i] = shape[i];
-    t->stride[i] = stride[i];
-    t->numel *= shape[i];
-  }
+  t->numel = numel;
+  for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
+  if (numel > 0) {
+    if (offset != 0) t->data = (char *)base->data + offset * (int64_t)peri_dtype_size(d);
+    for (int i = 0; i < ndim; i++) t->stride[i] = stride[i];
+  } else
+    dense_strides(t);
   *out = t;
+  return PERI_OK;
+}
+
+peri_status peri__view (peri_tensor *base, int64_t offset, int ndim, const int64_t *shape,
+                        const int64_t *stride, peri_tensor **out) {
+  return view(base, (peri_dtype)base->dtype, offset, ndim, shape, stride, out);
+}
+
+peri_status peri__view_as (peri_tensor *base, peri_dtype d, int ndim, const int64_t *shape,
+                           const int64_t *stride, peri_tensor **out) {
+  return view(base, d, 0, ndim, shape, stride, out);
+}
+
+/* ---- the public functions ---- */
+
+peri_status peri__belongs (peri_ctx *ctx, const peri_tensor *t, const char *name) {
+  if (!t) return peri__null(ctx, name);
+  if (t->ctx == ctx) return PERI_OK;
+  return peri__fail(ctx, PERI_EINVAL,
+                    t->ctx ? "%s is a tensor of another context" : "%s was released before", name);
+}
+
+static peri_status check_new (peri_ctx *ctx, int ndim, const int64_t *shape, peri_tensor **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  if (ndim > 0) NEED(ctx, shape);
   return PERI_OK;
 }
 
 peri_status peri_empty (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                         peri_tensor **out) {
+  TRY(check_new(ctx, ndim, shape, out));
   return peri__new(ctx, d, ndim, shape, out);
 }
 
 peri_status peri_from (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                        const void *data, peri_tensor **out) {
   peri_tensor *t = NULL;
+  int64_t numel;
+  size_t bytes;
+  TRY(check_new(ctx, ndim, shape, out));
+  TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
+  if (bytes > 0) NEED(ctx, data);
   TRY(peri__new(ctx, d, ndim, shape, &t));
-  if (t->storage->bytes) memcpy(t->data, data, t->storage->bytes);
+  if (bytes > 0) memcpy(t->data, data, bytes);
   *out = t;
+  return PERI_OK;
+}
+
+/* What strided memory of the host reaches: room bytes from low on. */
+static peri_status reach (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
+                          const int64_t *strides, void *data, char **from, size_t *room) {
+  int64_t low, high, size = (int64_t)peri_dtype_size(d), bytes;
+  if (size == 0) return peri__fail(ctx, PERI_EDTYPE, "%s has no strides", peri_dtype_name(d));
+  if (!extent(ndim, shape, strides, &low, &high) || __builtin_sub_overflow(high, low, &bytes) ||
+      __builtin_add_overflow(bytes, 1, &bytes) || __builtin_mul_overflow(bytes, size, &bytes) ||
+      __builtin_mul_overflow(low, size, &low) || (uintptr_t)-low > (uintptr_t)data ||
+      (uintptr_t)bytes > UINTPTR_MAX - ((uintptr_t)data - (uintptr_t)-low))
+    return peri__fail(ctx, PERI_EINVAL, "the strides reach beyond all memory");
+  *from = (char *)data + low;
+  *room = (size_t)bytes;
   return PERI_OK;
 }
 
@@ -211,8 +299,16 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
                          const int64_t *strides, void *data, void (*release)(void *ud, void *data),
                          void *ud, peri_tensor **out) {
   int64_t numel;
-  size_t bytes;
+  size_t bytes, room;
+  char *low = data;
+  TRY(check_new(ctx, ndim, shape, out));
   TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
+  room = bytes;
+  if (numel > 0) NEED(ctx, data);
+  size_t size = peri_dtype_size(d);
+  if (size > 0 && (uintptr_t)data % size != 0)
+    return peri__fail(ctx, PERI_EINVAL, "data is not aligned for %s", peri_dtype_name(d));
+  if (numel > 0 && strides) TRY(reach(ctx, d, ndim, shape, strides, data, &low, &room));
   peri_tensor *t = tensor_alloc(ctx);
   if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a tensor");
   peri_status s = storage_new(ctx, bytes, data, no_release, NULL, &t->storage);
@@ -220,6 +316,8 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
     peri__tensor_free(t);
     return s;
   }
+  t->storage->low = low;
+  t->storage->room = room;
   if (release) {
     t->storage->release = release;
     t->storage->ud = ud;
@@ -229,10 +327,9 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
   t->numel = numel;
   t->data = data;
   for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
-  if (strides)
-    memcpy(t->stride, strides, (size_t)ndim * sizeof *strides);
-  else
-    dense_strides(t);
+  dense_strides(t);
+  for (int i = 0; numel > 0 && strides && i < ndim; i++)
+    if (shape[i] > 1) t->stride[i] = strides[i];
   *out = t;
   return PERI_OK;
 }
@@ -267,6 +364,9 @@ peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor 
   static const double low[] = { [PERI_U8] = 0, [PERI_I32] = INT32_MIN, [PERI_I64] = -0x1p63 };
   static const double end[] = { [PERI_U8] = 256, [PERI_I32] = 0x1p31, [PERI_I64] = 0x1p63 };
   peri_tensor *t = NULL;
+  TRY(check_new(ctx, 0, NULL, out));
+  if (peri_dtype_size(d) == 0)
+    return peri__fail(ctx, PERI_EDTYPE, "dtype %d has no single elements", (int)d);
   if (d > PERI_BOOL && d <= PERI_I64 &&
       !(value >= low[d] && value < end[d] && value == (double)(int64_t)value))
     return peri__fail(ctx, PERI_EINVAL, "%g does not fit into %s", value, peri_dtype_name(d));
@@ -282,21 +382,23 @@ peri_tensor *peri_retain (peri_tensor *t) {
 }
 
 void peri_release (peri_tensor *t) {
-  if (!t || --t->refs > 0) return;
+  if (!peri__alive(t) || t->refs <= 0 || --t->refs > 0) return;
   if (t->node)
     peri__node_output_died(t);
   else
     peri__tensor_free(t);
 }
 
-peri_ctx *peri_ctx_of (const peri_tensor *t) { return t->ctx; }
-int peri_ndim (const peri_tensor *t) { return t->ndim; }
-const int64_t *peri_shape (const peri_tensor *t) { return t->shape; }
-const int64_t *peri_strides (const peri_tensor *t) { return t->stride; }
-peri_dtype peri_dtype_of (const peri_tensor *t) { return (peri_dtype)t->dtype; }
-int64_t peri_numel (const peri_tensor *t) { return t->numel; }
-bool peri_is_dense (const peri_tensor *t) { return peri__dense(t); }
-void *peri_data (const peri_tensor *t) { return t->data; }
+peri_ctx *peri_ctx_of (const peri_tensor *t) { return t ? t->ctx : NULL; }
+int peri_ndim (const peri_tensor *t) { return t ? t->ndim : 0; }
+const int64_t *peri_shape (const peri_tensor *t) { return t ? t->shape : NULL; }
+const int64_t *peri_strides (const peri_tensor *t) { return t ? t->stride : NULL; }
+peri_dtype peri_dtype_of (const peri_tensor *t) {
+  return t ? (peri_dtype)t->dtype : PERI_DTYPE_END;
+}
+int64_t peri_numel (const peri_tensor *t) { return t ? t->numel : 0; }
+bool peri_is_dense (const peri_tensor *t) { return t && peri__dense(t); }
+void *peri_data (const peri_tensor *t) { return t ? t->data : NULL; }
 
 bool peri__dense (const peri_tensor *t) {
   int64_t step = 1;
@@ -310,6 +412,7 @@ bool peri__dense (const peri_tensor *t) {
 
 size_t peri_nbytes (const peri_tensor *t) {
   size_t bytes;
+  if (!t) return 0;
   int block = peri_dtype_block((peri_dtype)t->dtype, &bytes);
   return (size_t)(t->numel / block) * bytes;
 }
@@ -321,6 +424,8 @@ peri_status peri__readable (const peri_tensor *t) {
 }
 
 peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
+  if (!peri__alive(t)) return PERI_EINVAL;
+  NEED(t->ctx, out);
   TRY(peri__readable(t));
   if (flat < 0 || flat >= t->numel)
     return peri__fail(t->ctx, PERI_EINVAL, "element %lld of a tensor of %lld", (long long)flat,
@@ -335,7 +440,9 @@ peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
 }
 
 peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes) {
+  if (!peri__alive(t)) return PERI_EINVAL;
   size_t want = peri_nbytes(t);
+  if (want > 0) NEED(t->ctx, dst);
   if (t->storage->packed) TRY(peri__readable(t));
   if (bytes != want)
     return peri__fail(t->ctx, PERI_EINVAL, "%zu bytes given for a tensor of %zu", bytes, want);
@@ -347,5 +454,7 @@ peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes) {
 }
 
 peri_status peri_detach (peri_tensor *t, peri_tensor **out) {
-  return peri__view(t, t->data, t->ndim, t->shape, t->stride, out);
+  if (!peri__alive(t)) return PERI_EINVAL;
+  NEED(t->ctx, out);
+  return peri__view(t, 0, t->ndim, t->shape, t->stride, out);
 }

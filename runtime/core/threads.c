@@ -260,7 +260,7 @@ void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, 
   t->running = false;
 }
 
-int peri_threads (const peri_ctx *ctx) { return ctx->threads != NULL ? ctx->threads->n : 1; }
+int peri_threads (const peri_ctx *ctx) { return ctx && ctx->threads != NULL ? ctx->threads->n : 1; }
 
 static size_t pool_bytes (int n) {
   return sizeof(struct peri_threads) + (size_t)n * sizeof(struct worker);

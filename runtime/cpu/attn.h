@@ -27,7 +27,7 @@ static inline void visible (const struct peri__attn *a, int64_t start, int64_t i
                             int64_t *hi) {
   int64_t last = i + a->offset + 1;
   *hi = a->causal ? min64(a->Tk, last) : a->Tk;
-  *lo = a->window > 0 ? max64(start, last - a->window) : start;
+  *lo = a->window > 0 ? min64(max64(start, last - a->window), a->Tk) : start;
   if (*hi < *lo) *hi = *lo;
 }
 

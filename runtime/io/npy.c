@@ -243,7 +243,7 @@ static peri_status read_data (peri__stream *st, peri_ctx *ctx, const header *h, 
   peri_status s = read_elements(st, h, t);
   if (s == PERI_OK && h->fortran && h->ndim > 1) {
     for (int i = 0; i < h->ndim; i++) stride[i] = t->stride[h->ndim - 1 - i];
-    s = peri__view(t, t->data, h->ndim, h->shape, stride, out);
+    s = peri__view(t, 0, h->ndim, h->shape, stride, out);
     peri_release(t);
     return s;
   }

@@ -14,6 +14,19 @@ static void default_attrs (const peri_sig *sig, peri_attr *attr) {
   for (int i = 0; i < sig->nattr; i++) attr[i] = sig->p[sig->ntensor + i].def;
 }
 
+/* A list is given as a whole or, but for the first, left out as a whole. */
+static peri_status check_list (const peri_call *c, const peri_param *p, int k) {
+  int given = 0, gap = -1;
+  for (int i = 0; i < c->list[k].count; i++) {
+    if (c->in[c->list[k].start + i])
+      given++;
+    else if (gap < 0)
+      gap = i;
+  }
+  if (gap < 0 || (given == 0 && k > 0)) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EINVAL, "%s %d is missing", p->name, gap + 1);
+}
+
 /* in[] is laid out as the signature says; several lists share one length. */
 static peri_status split_lists (peri_call *c, const peri_sig *sig) {
   int single = sig->ntensor - sig->nlist, each, at = 0, k = 0;
@@ -26,8 +39,10 @@ static peri_status split_lists (peri_call *c, const peri_sig *sig) {
     int n = sig->p[i].kind == PERI_K_TENSORS ? each : 1;
     if (sig->p[i].kind == PERI_K_TENSORS) {
       c->list[k].start = at;
-      c->list[k++].count = n;
-    }
+      c->list[k].count = n;
+      TRY(check_list(c, &sig->p[i], k++));
+    } else if (!c->in[at] && sig->p[i].kind == PERI_K_TENSOR)
+      return peri__fail(c->ctx, PERI_EINVAL, "%s is missing", sig->p[i].name);
     at += n;
   }
   return PERI_OK;
@@ -154,18 +169,11 @@ static peri_status apply_compose (peri_call *c, peri_tensor **out) {
   int n = peri_op_outputs(c->op);
   peri__build_begin(&b, c->ctx);
   c->op->compose(&b, c);
-  for (int k = 0; k < n; k++) {
-    if (b.status == PERI_OK && !c->out[k])
+  for (int k = 0; k < n && b.status == PERI_OK; k++)
+    if (!c->out[k])
       b.status = peri__fail(c->ctx, PERI_EINVAL, "composite without output %d", k + 1);
-    out[k] = b.status == PERI_OK ? peri_retain(c->out[k]) : NULL;
-  }
-  peri_status s = peri__build_end(&b);
-  if (s != PERI_OK)
-    for (int k = 0; k < n; k++) {
-      peri_release(out[k]);
-      out[k] = NULL;
-    }
-  return s;
+  for (int k = 0; k < n && b.status == PERI_OK; k++) out[k] = peri_retain(c->out[k]);
+  return peri__build_end(&b);
 }
 
 /* The dtype that the float inputs should have, or -1 when they may stay as they are. */
@@ -191,7 +199,7 @@ static int wanted_float (const peri_op *op, int nin, peri_tensor *const *in) {
 static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                                const peri_attr *attr, int want, peri_tensor **out) {
   peri_build b;
-  peri_tensor *cast[MAX_IN_STACK];
+  peri_tensor *cast[MAX_IN_STACK], *made[PERI_MAX_OUT] = { NULL };
   int n = peri_op_outputs(op), first = nin > 0 && in[0] ? in[0]->dtype : PERI_F32;
   bool back = (op->flags & PERI_OP_UPCAST) && (first == PERI_F16 || first == PERI_BF16);
   if (nin > MAX_IN_STACK) return peri__fail(ctx, PERI_EDTYPE, "give all %d tensors one dtype", nin);
@@ -202,15 +210,22 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
     if (peri__is_float(in[i]->dtype) || (op->flags & PERI_OP_FLOAT))
       cast[i] = BA(&b, to, ATTR(A_INT(want)), in[i]);
   }
-  peri__build_all(&b, op, nin, cast, attr, out);
+  peri__build_all(&b, op, nin, cast, attr, made);
   for (int k = 0; k < n; k++)
-    if (back && out[k] && peri__is_float(out[k]->dtype))
-      out[k] = BA(&b, to, ATTR(A_INT(first)), out[k]);
-  for (int k = 0; k < n; k++) out[k] = b.status == PERI_OK ? peri_retain(out[k]) : NULL;
+    if (back && made[k] && peri__is_float(made[k]->dtype))
+      made[k] = BA(&b, to, ATTR(A_INT(first)), made[k]);
+  for (int k = 0; k < n && b.status == PERI_OK; k++) out[k] = peri_retain(made[k]);
   return peri__build_end(&b);
 }
 
 /* ---- the way in ---- */
+
+/* Results without elements need no kernel, however large the inputs' other sizes are. */
+static bool nothing_to_do (const peri_call *c) {
+  bool empty = c->op->nout > 0 && !(c->op->flags & PERI_OP_INPLACE);
+  for (int k = 0; k < c->op->nout && empty; k++) empty = c->out[k] && c->out[k]->numel == 0;
+  return empty;
+}
 
 /* Shape rule and kernel. */
 static peri_status run (peri_call *c) {
@@ -221,7 +236,8 @@ static peri_status run (peri_call *c) {
     s = peri__fail(c->ctx, PERI_EDTYPE, "cannot make %s: make f32, then :to(\"%s\")",
                    peri_dtype_name((peri_dtype)c->out[0]->dtype),
                    peri_dtype_name((peri_dtype)c->out[0]->dtype));
-  if (s == PERI_OK && op->cpu) s = op->flags & PERI_OP_STRIDED ? peri__run_kernel(c) : run_dense(c);
+  if (s == PERI_OK && op->cpu && !nothing_to_do(c))
+    s = op->flags & PERI_OP_STRIDED ? peri__run_kernel(c) : run_dense(c);
   return s;
 }
 
@@ -229,7 +245,7 @@ static peri_status run_writing (peri_call *c) {
   bool collides;
   TRY(peri__check_writes(c, &collides));
   peri_status s = collides ? peri__without_collisions(c, run) : run(c);
-  peri__wrote(c); /* also when it was interrupted half-way */
+  if (s == PERI_OK || s == PERI_EINTR) peri__wrote(c); /* half of it when interrupted */
   return s;
 }
 
@@ -251,7 +267,8 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   }
   if (op->compose) return apply_compose(&c, out);
   peri_status s = op->flags & PERI_OP_INPLACE ? run_writing(&c) : run(&c);
-  if (s == PERI_OK && ctx->anomaly && !(op->flags & PERI_OP_VIEW)) s = check_anomaly(&c);
+  if (s == PERI_OK && ctx->anomaly && !(op->flags & (PERI_OP_VIEW | PERI_OP_UNSET)))
+    s = check_anomaly(&c);
   if (s == PERI_OK && ctx->grad_enabled && op->vjp) {
     bool track = false;
     for (int i = 0; i < nin && !track; i++) track = in[i] && peri__tracked(in[i]);
@@ -271,8 +288,53 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
   return PERI_OK;
 }
 
+/* What kernels and shape rules may rely on. */
+static peri_status check_attr (peri_ctx *ctx, const peri_param *p, const peri_attr *a) {
+  switch (p->kind) {
+  case PERI_K_DIMS:
+  case PERI_K_SHAPE:
+  case PERI_K_INTS:
+    if (a->n < -1 || (a->n > 0 && !a->v) || (a->n == -1 && !(p->has_default && p->def.n == -1)))
+      return peri__fail(ctx, PERI_EINVAL, a->n > 0 ? "%s is NULL" : "%s has %d entries", p->name,
+                        a->n);
+    return PERI_OK;
+  case PERI_K_STR:
+    if (!a->s && !(p->has_default && !p->def.s))
+      return peri__fail(ctx, PERI_EINVAL, "%s is NULL", p->name);
+    return PERI_OK;
+  case PERI_K_DTYPE:
+    if (a->i == -1 && p->has_default && p->def.i == -1) return PERI_OK;
+    if (a->i < 0 || a->i >= PERI_DTYPE_END || (a->i >= PERI_NDTYPE && a->i < PERI_Q8_0))
+      return peri__fail(ctx, PERI_EDTYPE, "dtype number %lld does not exist", (long long)a->i);
+    return PERI_OK;
+  default: return PERI_OK;
+  }
+}
+
+peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                              const peri_attr *attr) {
+  NEED(ctx, ctx);
+  NEED(ctx, op);
+  const peri_sig *sig = peri__sig(op);
+  if (!sig) return peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
+  if (nin < 0) return peri__fail(ctx, PERI_EINVAL, "%d tensors given", nin);
+  if (nin > 0) NEED(ctx, in);
+  for (int i = 0; i < nin; i++)
+    if (in[i] && in[i]->ctx != ctx) {
+      bool one = nin == sig->ntensor && sig->nlist == 0;
+      return peri__fail(ctx, PERI_EINVAL, "input %d%s%s%s %s", i + 1, one ? " (" : "",
+                        one ? sig->p[i].name : "", one ? ")" : "",
+                        in[i]->ctx ? "is a tensor of another context" : "was released before");
+    }
+  for (int i = 0; attr && i < sig->nattr; i++)
+    TRY(check_attr(ctx, &sig->p[sig->ntensor + i], &attr[i]));
+  return PERI_OK;
+}
+
 peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                         const peri_attr *attr, peri_tensor **out) {
+  TRY(peri__check_call(ctx, op, nin, in, attr));
+  if (peri_op_outputs(op) > 0) NEED(ctx, out);
   const peri_sig *sig = peri__sig(op);
   peri_attr defaults[PERI_MAX_PARAM];
   if (!attr && sig->nattr) {

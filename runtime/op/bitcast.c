@@ -11,7 +11,9 @@ static peri_status bitcast_infer (peri_call *c) {
   if (x->ndim == 0) return peri__fail(c->ctx, PERI_ESHAPE, "x has no dim");
   int from = peri_dtype_block((peri_dtype)x->dtype, &from_bytes);
   int to = peri_dtype_block((peri_dtype)d, &to_bytes);
-  if (to_bytes == 0) return peri__fail(c->ctx, PERI_EDTYPE, "dtype is missing");
+  if (d == PERI_BOOL && x->dtype != PERI_BOOL)
+    return peri__fail(c->ctx, PERI_EDTYPE, "bytes of %s are no bools: compare with 0 instead",
+                      peri_dtype_name((peri_dtype)x->dtype));
   memcpy(shape, x->shape, sizeof shape);
   bytes = shape[x->ndim - 1] / from * (int64_t)from_bytes;
   if (bytes % (int64_t)to_bytes != 0)
@@ -27,8 +29,7 @@ static peri_status bitcast_infer (peri_call *c) {
     step *= shape[i] > 1 ? shape[i] : 1;
   }
   TRY(peri__contiguous(x, &x));
-  peri_status s = peri__view(x, x->data, x->ndim, shape, stride, &c->out[0]);
-  if (s == PERI_OK) c->out[0]->dtype = (uint8_t)d;
+  peri_status s = peri__view_as(x, (peri_dtype)d, x->ndim, shape, stride, &c->out[0]);
   peri_release(x);
   return s;
 }

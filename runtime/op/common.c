@@ -5,12 +5,9 @@
 
 peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out) {
   int64_t k = d < 0 ? d + ndim : d;
-  if (k < 0 || k >= ndim) {
-    if (d >= 0)
-      return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims", (long long)d + 1,
-                        ndim);
-    return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims", (long long)d, ndim);
-  }
+  if (k < 0 || k >= ndim)
+    return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims",
+                      (long long)peri__from_one(d), ndim);
   *out = (int)k;
   return PERI_OK;
 }
@@ -18,7 +15,7 @@ peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out) {
 peri_status peri__dims (peri_ctx *ctx, const peri_attr *a, int ndim, bool flags[PERI_MAX_DIMS]) {
   for (int i = 0; i < PERI_MAX_DIMS; i++) flags[i] = a->n < 0 && i < ndim;
   for (int i = 0; i < a->n; i++) {
-    int k;
+    int k = 0;
     TRY(peri__dim(ctx, a->v[i], ndim, &k));
     if (flags[k]) return peri__fail(ctx, PERI_EINVAL, "dim %d is listed twice", k + 1);
     flags[k] = true;
@@ -106,6 +103,13 @@ peri_status peri__want_dtype (peri_call *c, int i, const char *name, int dtype) 
 peri_status peri__want_float (peri_call *c, int i, const char *name) {
   if (peri__is_float(c->in[i]->dtype)) return PERI_OK;
   return peri__fail(c->ctx, PERI_EDTYPE, "%s is %s, expected a float dtype", name,
+                    peri_dtype_name((peri_dtype)c->in[i]->dtype));
+}
+
+peri_status peri__want_wide (peri_call *c, int i, const char *name) {
+  TRY(peri__want_float(c, i, name));
+  if (c->in[i]->dtype == PERI_F32 || c->in[i]->dtype == PERI_F64) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EDTYPE, "%s is %s, expected f32 or f64", name,
                     peri_dtype_name((peri_dtype)c->in[i]->dtype));
 }
 

@@ -34,9 +34,8 @@ static peri_status zeros_cpu (peri_call *c) { return fill_out(c, NUM_ATTR(0)); }
 static peri_status ones_cpu (peri_call *c) { return fill_out(c, NUM_ATTR(1)); }
 static peri_status full_cpu (peri_call *c) { return fill_out(c, &c->attr[1]); }
 static peri_status full_like_cpu (peri_call *c) { return fill_out(c, &c->attr[0]); }
-static peri_status empty_cpu (peri_call *c) {
-  (void)c;
-  return PERI_OK;
+static peri_status empty_cpu (peri_call *c) { /* no byte is left that is no bool */
+  return c->out[0]->dtype == PERI_BOOL ? zeros_cpu(c) : PERI_OK;
 }
 
 OP(zeros, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of zeros.",
@@ -45,7 +44,7 @@ OP(ones, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of ones.",
    .infer = shape_dtype_infer, .cpu = ones_cpu, .domain = "attr shape=2,3");
 OP(full, .sig = "shape:shape, value:num, dtype:dtype=f32", .doc = "A tensor filled with value.",
    .infer = full_infer, .cpu = full_cpu, .domain = "attr shape=2,3; attr value=1.5");
-OP(empty, .sig = "shape:shape, dtype:dtype=f32",
+OP(empty, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_UNSET,
    .doc = "A tensor whose elements are whatever the memory held.", .infer = shape_dtype_infer,
    .cpu = empty_cpu, .domain = "attr shape=2,3");
 OP(zeros_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
@@ -57,7 +56,7 @@ OP(ones_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
 OP(full_like, .sig = "x, value:num, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "value everywhere in x's shape, and dtype unless one is given.", .infer = full_like_infer,
    .cpu = full_like_cpu, .domain = "attr value=2");
-OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
+OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED | PERI_OP_UNSET,
    .doc = "An uninitialised tensor of x's shape, and dtype unless one is given.",
    .infer = like_infer, .cpu = empty_cpu);
 

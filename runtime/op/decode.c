@@ -38,11 +38,17 @@ static void append_range (void *ud, int64_t begin, int64_t end, int worker) {
     }
 }
 
+static peri_status check_place (peri_ctx *ctx, int64_t T, int64_t pos, int64_t room) {
+  if (pos >= 0 && pos <= room && T <= room - pos) return PERI_OK;
+  return peri__fail(ctx, PERI_EINVAL,
+                    "%lld tokens at position %lld do not fit into a cache of %lld", (long long)T,
+                    (long long)peri__from_one(pos), (long long)room);
+}
+
 static peri_status append_infer (peri_call *c) {
   const peri_tensor *cache = c->in[0], *k = c->in[2];
   static const char *const names[] = { "cache_k", "cache_v", "k", "v" };
   char a[128], b[128];
-  int64_t pos = c->attr[0].i;
   for (int i = 0; i < 4; i++) {
     const peri_tensor *t = c->in[i], *like = i < 2 ? cache : k;
     TRY(peri__want_ndim(c, i, names[i], 4));
@@ -55,11 +61,7 @@ static peri_status append_infer (peri_call *c) {
                         peri__shape_text(t, b, sizeof b), i < 2 ? "Tmax" : "T");
     TRY(peri__want_dtype(c, i, names[i], cache->dtype));
   }
-  if (pos < 0 || pos > cache->shape[1] || k->shape[1] > cache->shape[1] - pos)
-    return peri__fail(c->ctx, PERI_EINVAL,
-                      "%lld tokens at position %lld do not fit into a cache of %lld",
-                      (long long)k->shape[1], (long long)pos, (long long)cache->shape[1]);
-  return PERI_OK;
+  return check_place(c->ctx, k->shape[1], c->attr[0].i, cache->shape[1]);
 }
 
 static peri_status append_cpu (peri_call *c) {
@@ -81,18 +83,35 @@ OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:pos",
 
 /* ---- attention_step_ ---- */
 
+/* All that the parts would refuse after the caches were written is refused here. */
 static peri_status step_check (peri_call *c) {
-  const peri_tensor *cache = c->in[0], *x = c->in[2];
+  const peri_tensor *cache = c->in[0], *x = c->in[2], *start = c->in[5];
   char a[128], b[128];
   TRY(peri__want_ndim(c, 0, "cache_k", 4));
   TRY(peri__want_ndim(c, 2, "qkv", 4));
-  if (x->shape[2] <= 2 * cache->shape[2])
+  TRY(peri__want_float(c, 2, "qkv"));
+  if (cache->shape[2] < 1 || (x->shape[2] - 1) / 2 < cache->shape[2] ||
+      x->shape[2] % cache->shape[2] != 0)
     return peri__fail(
         c->ctx, PERI_ESHAPE,
-        "cache_k (B, Tmax, Hkv, D) has shape %s and qkv %s; expected (B, T, Hq + 2 Hkv, D)",
+        "cache_k (B, Tmax, Hkv, D) has shape %s and qkv %s; expected (B, T, Hq + 2 Hkv, D), "
+        "Hq a multiple of Hkv",
         peri__shape_text(cache, a, sizeof a), peri__shape_text(x, b, sizeof b));
   if ((c->in[3] == NULL) != (c->in[4] == NULL))
     return peri__fail(c->ctx, PERI_EINVAL, "positions and inv_freq go together");
+  TRY(check_place(c->ctx, x->shape[1], c->attr[0].i, cache->shape[1]));
+  if (c->attr[4].i < 0)
+    return peri__fail(c->ctx, PERI_EINVAL, "window = %lld, expected 0 or more",
+                      (long long)c->attr[4].i);
+  if (!(c->attr[5].f >= 0 && isfinite(c->attr[5].f)))
+    return peri__fail(c->ctx, PERI_EINVAL, "softcap = %g, expected 0 (none) or more", c->attr[5].f);
+  if (start &&
+      (start->dtype != PERI_I64 || start->ndim < 1 || start->ndim > 2 ||
+       start->shape[0] != x->shape[0] || (start->ndim == 2 && start->shape[1] != x->shape[1])))
+    return peri__fail(c->ctx, PERI_ESHAPE, "start is %s %s, expected i64 (%lld,) or (%lld, %lld)",
+                      peri_dtype_name((peri_dtype)start->dtype),
+                      peri__shape_text(start, a, sizeof a), (long long)x->shape[0],
+                      (long long)x->shape[0], (long long)x->shape[1]);
   return PERI_OK;
 }
 

@@ -83,7 +83,7 @@ static peri_status dropout_infer (peri_call *c) {
   TRY(peri__want_float(c, 0, "x"));
   if (!(p >= 0 && p <= 1)) return peri__fail(c->ctx, PERI_EINVAL, "p = %g, expected 0 to 1", p);
   if (dropout_is_identity(c)) {
-    TRY(peri__view(x, x->data, x->ndim, x->shape, x->stride, &c->out[0]));
+    TRY(peri__view(x, 0, x->ndim, x->shape, x->stride, &c->out[0]));
     return peri__new(c->ctx, PERI_U8, 1, &none, &c->out[1]);
   }
   TRY(peri__infer_same(c));

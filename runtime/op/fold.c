@@ -54,7 +54,7 @@ peri_status peri__rows (peri_tensor *x, const bool flags[PERI_MAX_DIMS], peri_te
       else
         *rows *= x->shape[i];
     }
-  TRY(peri__view(x, x->data, x->ndim, shape, stride, &view));
+  TRY(peri__view(x, 0, x->ndim, shape, stride, &view));
   peri_status s = peri__contiguous(view, out);
   peri_release(view);
   return s;

@@ -1,11 +1,16 @@
 /* heads.c - taking a fused query-key-value projection apart, without copies. */
 #include "op/op.h"
 
+bool peri__heads_fit (int64_t size, int64_t heads, int64_t kv_heads) {
+  return heads >= 1 && kv_heads >= 1 && heads < size && kv_heads <= (size - heads) / 2 &&
+         size - heads == 2 * kv_heads;
+}
+
 static peri_status infer_unpack_qkv (peri_call *c) {
   peri_tensor *x = c->in[0];
   int64_t q = c->attr[0].i, kv = c->attr[1].i, shape[PERI_MAX_DIMS];
   char buf[128];
-  if (x->ndim < 2 || q < 1 || kv < 1 || x->shape[x->ndim - 2] != q + 2 * kv)
+  if (x->ndim < 2 || !peri__heads_fit(x->shape[x->ndim - 2], q, kv))
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "x has shape %s, expected (..., %lld heads + 2 * %lld kv_heads, D)",
                       peri__shape_text(x, buf, sizeof buf), (long long)q, (long long)kv);
@@ -13,9 +18,8 @@ static peri_status infer_unpack_qkv (peri_call *c) {
   for (int i = 0; i < x->ndim; i++) shape[i] = x->shape[i];
   int64_t first[3] = { 0, q, q + kv }, count[3] = { q, kv, kv };
   for (int k = 0; k < 3; k++) {
-    char *data = (char *)x->data + first[k] * x->stride[d] * (int64_t)peri__size(x);
     shape[d] = count[k];
-    TRY(peri__view(x, data, x->ndim, shape, x->stride, &c->out[k]));
+    TRY(peri__view(x, first[k] * x->stride[d], x->ndim, shape, x->stride, &c->out[k]));
   }
   return PERI_OK;
 }

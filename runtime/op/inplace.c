@@ -279,7 +279,7 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
   if (s == PERI_OK) s = take_place(&c, x);
   if (s == PERI_OK) {
     s = peri__run_kernel(&c);
-    x->storage->version++;
+    if (s == PERI_OK || s == PERI_EINTR) x->storage->version++;
   }
   for (int k = 0; k < PERI_MAX_OUT; k++) peri_release(c.out[k]);
   for (int i = 0; i < nin; i++) peri_release(src[i]);

@@ -176,12 +176,12 @@ int peri_op_count (void) { return NOPS; }
 const peri_op *peri_op_at (int i) { return i >= 0 && i < NOPS ? peri__ops[i] : NULL; }
 
 const peri_op *peri_op_find (const char *name) {
-  for (int i = 0; i < NOPS; i++)
+  for (int i = 0; name && i < NOPS; i++)
     if (strcmp(peri__ops[i]->name, name) == 0) return peri__ops[i];
   return NULL;
 }
 
-const char *peri_op_name (const peri_op *op) { return op->name; }
-const char *peri_op_signature (const peri_op *op) { return op->sig; }
-const char *peri_op_doc (const peri_op *op) { return op->doc; }
-int peri_op_outputs (const peri_op *op) { return op->nret ? op->nret : op->nout; }
+const char *peri_op_name (const peri_op *op) { return op ? op->name : ""; }
+const char *peri_op_signature (const peri_op *op) { return op ? op->sig : ""; }
+const char *peri_op_doc (const peri_op *op) { return op ? op->doc : ""; }
+int peri_op_outputs (const peri_op *op) { return !op ? 0 : op->nret ? op->nret : op->nout; }

@@ -43,7 +43,7 @@ static peri_status ce_check (peri_call *c, int logits, int target, reduction *re
   const peri_tensor *x = c->in[logits];
   double smooth = c->attr[CE_SMOOTH].f;
   char a[128];
-  TRY(peri__want_float(c, logits, "logits"));
+  TRY(peri__want_wide(c, logits, "logits"));
   if (x->ndim < 1 || x->shape[x->ndim - 1] < 1)
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "logits have shape %s, expected (..., classes) with at least 1 class",

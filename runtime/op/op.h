@@ -129,7 +129,8 @@ enum {
   PERI_OP_FLOAT = 32,      /* inputs are promoted to one float dtype (ints to f32) before infer */
   PERI_OP_NO_GRAD2 = 64,   /* the vjp uses kernels without vjp: no second derivative */
   PERI_OP_UPCAST = 128,    /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
-  PERI_OP_WEIGHT = 256     /* takes or makes quantised and packed weights; others never see them */
+  PERI_OP_WEIGHT = 256,    /* takes or makes quantised and packed weights; others never see them */
+  PERI_OP_UNSET = 512      /* its elements mean nothing yet: no NaN among them is an anomaly */
 };
 
 struct peri_op {
@@ -161,6 +162,8 @@ PERI_API const peri_sig *
 peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
 
 /* ---- helpers for shape rules and kernels: op/common.c ---- */
+/* A dim or position as messages show it: from 1, as scripts count, or negative. */
+static inline int64_t peri__from_one (int64_t i) { return i >= 0 && i < INT64_MAX ? i + 1 : i; }
 /* A dim attribute (may be negative) -> 0..ndim-1, or a message that names both. */
 peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out);
 /* A dims attribute -> flags[0..ndim-1]; n == -1 means all. Repeats are refused. */
@@ -181,11 +184,17 @@ peri_status peri__infer_same (peri_call *c);
 peri_status peri__want_dtype (peri_call *c, int i, const char *name,
                               int dtype); /* message on mismatch */
 peri_status peri__want_float (peri_call *c, int i, const char *name);
+peri_status peri__want_wide (peri_call *c, int i, const char *name); /* f32 or f64 */
 peri_status peri__want_ndim (peri_call *c, int i, const char *name, int ndim);
+/* Are size heads heads of q and kv_heads of k and of v? For any numbers: heads.c */
+bool peri__heads_fit (int64_t size, int64_t heads, int64_t kv_heads);
 
 /* ---- dispatch: op/apply.c ---- */
 peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                          const peri_attr *attr, peri_tensor **out);
+/* What a caller from outside may get wrong: NULLs, other contexts, attributes of no meaning. */
+peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                              const peri_attr *attr);
 /* Run op into an existing tensor (name_): same shape as the result, not part of a graph. */
 PERI_API peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
                                           peri_tensor *const *in, const peri_attr *attr);

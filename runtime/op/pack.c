@@ -14,7 +14,7 @@ static peri_status pack_infer (peri_call *c) {
   peri_tensor *w = c->in[0];
   peri_dtype d = (peri_dtype)w->dtype;
   TRY(peri__want_ndim(c, 0, "weight", 2));
-  if (w->storage->packed) return peri__view(w, w->data, w->ndim, w->shape, w->stride, &c->out[0]);
+  if (w->storage->packed) return peri__view(w, 0, w->ndim, w->shape, w->stride, &c->out[0]);
   bool quantised = peri__is_quantised(d);
   if (!quantised && d != PERI_F32 && d != PERI_F16 && d != PERI_BF16)
     return peri__fail(c->ctx, PERI_EDTYPE,

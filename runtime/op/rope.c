@@ -155,6 +155,7 @@ static void rope_turn (peri_ctx *ctx, rope_job *r, const peri_tensor *x, void *y
   r->y = y;
   r->y_row = y_row;
   r->H = x->shape[2];
+  if (x->numel == 0) return; /* no heads */
   peri__parallel(ctx, r->B * r->T, 16384 / (r->H * r->D) + 1, rope_range, r);
 }
 
@@ -217,7 +218,7 @@ OP(rope, .sig = "x, positions, inv_freq, interleaved:bool=false, scale:num=1, in
 static peri_status rope_qkv_check (peri_call *c, const peri_tensor *x, int64_t heads,
                                    int64_t kv_heads) {
   char a[128];
-  if (x->ndim != 4 || heads < 1 || kv_heads < 1 || x->shape[2] != heads + 2 * kv_heads)
+  if (x->ndim != 4 || !peri__heads_fit(x->shape[2], heads, kv_heads))
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "x has shape %s, expected (B, T, %lld heads + 2 * %lld kv_heads, D)",
                       peri__shape_text(x, a, sizeof a), (long long)heads, (long long)kv_heads);
@@ -234,9 +235,7 @@ static peri_status rope_qkv_infer (peri_call *c) {
   TRY(peri__new(c->ctx, (peri_dtype)x->dtype, 4, shape, &c->out[0]));
   shape[2] = kv_heads;
   TRY(peri__new(c->ctx, (peri_dtype)x->dtype, 4, shape, &c->out[1]));
-  char *v = x->data;
-  if (x->numel > 0) v += (heads + kv_heads) * x->stride[2] * (int64_t)peri__size(x);
-  return peri__view(x, v, 4, shape, x->stride, &c->out[2]);
+  return peri__view(x, (heads + kv_heads) * x->stride[2], 4, shape, x->stride, &c->out[2]);
 }
 
 /* heads [first, first + n) of x (B, T, H, D) as a tensor struct without references */
@@ -327,7 +326,7 @@ static peri_status rope_qkv_backward_cpu (peri_call *c) {
     rope_turn(c->ctx, &r, c->in[i], (char *)out->data + at * size, row);
     at += c->in[i]->shape[2] * r.D;
   }
-  if (s == PERI_OK) {
+  if (s == PERI_OK && v->numel > 0) {
     copy_job j = { v, (char *)out->data + at * size, row, size };
     peri__parallel(c->ctx, v->shape[0] * v->shape[1], 16384 / (v->shape[2] * v->shape[3]) + 1,
                    copy_range, &j);

@@ -97,7 +97,7 @@ RULE(var) { /* 2 (x - mean) / (n - ddof) */
   bool flags[PERI_MAX_DIMS];
   peri__fold_flags(v, flags);
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  double left = (double)(peri__folded(X, flags) - v->c->attr[2].i);
+  double left = (double)peri__folded(X, flags) - (double)v->c->attr[2].i;
   peri_tensor *d = B(BB, sub, X, BA(BB, mean, keep, X));
   GIN = B(BB, mul, d, B(BB, mul, peri__unfold_in(v, G), NUM(left > 0 ? 2 / left : (double)NAN)));
 }

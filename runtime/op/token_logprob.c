@@ -39,7 +39,7 @@ static peri_status check (peri_call *c, int first) {
   const peri_tensor *h = c->in[first], *w = c->in[first + 1], *bias = c->in[first + 3];
   double temperature = c->attr[0].f;
   char a[128], b[128];
-  TRY(peri__want_float(c, first, "hidden"));
+  TRY(peri__want_wide(c, first, "hidden"));
   if (w->ndim != 2 || h->ndim < 1 || h->shape[h->ndim - 1] != w->shape[1] || w->shape[0] < 1)
     return peri__fail(c->ctx, PERI_ESHAPE,
                       "hidden %s x weight %s: expected (..., width) and (classes, width)",

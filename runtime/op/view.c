@@ -10,10 +10,7 @@
 /* A view of in[0] that begins at element offset. */
 static peri_status make_view (peri_call *c, int64_t offset, int ndim, const int64_t *shape,
                               const int64_t *stride) {
-  peri_tensor *x = c->in[0];
-  char *data = x->data;
-  if (x->numel > 0) data += offset * (int64_t)peri__size(x);
-  return peri__view(x, data, ndim, shape, stride, &c->out[0]);
+  return peri__view(c->in[0], offset, ndim, shape, stride, &c->out[0]);
 }
 
 /* gin of every op here that only renames dims: the gradient in the input's shape. */
@@ -55,7 +52,7 @@ static peri_status view_or_copy (peri_call *c, int ndim, const int64_t *shape) {
   if (view_strides(x, ndim, shape, stride)) return make_view(c, 0, ndim, shape, stride);
   TRY(peri__contiguous(x, &dense));
   peri__dense_strides(ndim, shape, stride);
-  peri_status s = peri__view(dense, dense->data, ndim, shape, stride, &c->out[0]);
+  peri_status s = peri__view(dense, 0, ndim, shape, stride, &c->out[0]);
   peri_release(dense);
   return s;
 }
@@ -193,7 +190,7 @@ static peri_status narrow_place (const peri_call *c, int *dim, int64_t *start) {
   if (length < 0 || *start < 0 || length > size || *start > size - length)
     return peri__fail(c->ctx, PERI_EINVAL,
                       "%" PRId64 " positions from %" PRId64 " on do not lie in a dim of %" PRId64,
-                      length, c->attr[1].i + (c->attr[1].i >= 0), size);
+                      length, peri__from_one(c->attr[1].i), size);
   return PERI_OK;
 }
 
@@ -227,7 +224,7 @@ static peri_status select_place (const peri_call *c, int *dim, int64_t *at) {
   *at = i < 0 ? i + size : i;
   if (*at < 0 || *at >= size)
     return peri__fail(c->ctx, PERI_EINVAL, "position %" PRId64 " of a dim of %" PRId64,
-                      i + (i >= 0), size);
+                      peri__from_one(i), size);
   return PERI_OK;
 }
 

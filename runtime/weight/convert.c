@@ -42,6 +42,8 @@ static void convert_range (void *ud, int64_t begin, int64_t end, int worker) {
     read_row(j, j->to->ctx->cpu, i, row);
     if (peri__is_quantised(d))
       peri__quantise(d, j->k, row, out);
+    else if (d == PERI_F64)
+      for (int64_t k = 0; k < j->k; k++) ((double *)(void *)out)[k] = row[k];
     else
       peri__store(j->to->ctx->cpu->math, d, out, 1, PERI_F32, row, j->k);
   }
