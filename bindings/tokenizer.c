@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "keep.h"
+#include "text/tokenizer.h"
 
 #define TOKENIZER "perilune.tokenizer"
 #define STREAM "perilune.token_stream"
@@ -330,6 +331,71 @@ static int l_facts (lua_State *L) {
   return 1;
 }
 
+static void set_flag (lua_State *L, const char *name, bool on) {
+  lua_pushboolean(L, on);
+  lua_setfield(L, -2, name);
+}
+
+static int l_added (lua_State *L) {
+  peri_tokenizer *t = self(L, "tokenizer:added");
+  peri_added_token a;
+  lua_newtable(L);
+  for (int64_t i = 0; peri_tokenizer_added(t, i, &a); i++) {
+    lua_createtable(L, 0, 7);
+    lua_pushinteger(L, (lua_Integer)a.id);
+    lua_setfield(L, -2, "id");
+    lua_pushlstring(L, a.text.s, a.text.n);
+    lua_setfield(L, -2, "content");
+    set_flag(L, "special", a.special);
+    set_flag(L, "normalized", a.normalized);
+    set_flag(L, "single_word", a.single_word);
+    set_flag(L, "lstrip", a.lstrip);
+    set_flag(L, "rstrip", a.rstrip);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+static int l_describe (lua_State *L) {
+  peri__described d;
+  peri__tokenizer_describe(self(L, "tokenizer:describe"), &d);
+  lua_newtable(L);
+  set_flag(L, "byte_level", d.byte_level);
+  set_flag(L, "prefix_space", d.prefix_space);
+  set_flag(L, "prepends", d.prepends);
+  if (!d.is_bert) return 1;
+  lua_newtable(L);
+  set_flag(L, "clean_text", d.bert.clean);
+  set_flag(L, "handle_chinese_chars", d.bert.chinese);
+  set_flag(L, "strip_accents", d.bert.accents);
+  set_flag(L, "lowercase", d.bert.lower);
+  lua_setfield(L, -2, "bert");
+  return 1;
+}
+
+static int l_pre_names (lua_State *L) {
+  peri__pre_name p;
+  lua_newtable(L);
+  for (size_t i = 0; peri__pre_name_at(i, &p); i++) {
+    lua_createtable(L, 0, 7);
+    lua_pushstring(L, p.name);
+    lua_setfield(L, -2, "name");
+    lua_createtable(L, p.n, 0);
+    for (int k = 0; k < p.n; k++) {
+      lua_pushstring(L, p.patterns[k]);
+      lua_rawseti(L, -2, k + 1);
+    }
+    lua_setfield(L, -2, "patterns");
+    set_flag(L, "byte_level", p.facts.byte_level);
+    set_flag(L, "ignore_merges", p.facts.ignore_merges);
+    set_flag(L, "escape_spaces", p.facts.escape_spaces);
+    set_flag(L, "whole_lines", p.facts.whole_lines);
+    set_flag(L, "add_bos", p.facts.add_bos);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
 /* ---- opening ---- */
 
 static const peri_reg tokenizer_meta[] = { { "__gc", NULL, NULL, tokenizer_gc },
@@ -350,6 +416,8 @@ static const peri_reg tokenizer_methods[] = {
   { "facts", "self", "Size, ids of special tokens, sides and length of batches, chat template.",
     l_facts },
   { "parts", "self, pair", "Special tokens around a text or a pair, in order.", l_parts },
+  { "describe", "self", "What it does to a text after all settings of its files.", l_describe },
+  { "added", "self", "Tokens that texts are searched for, with their flags.", l_added },
   { NULL, NULL, NULL, NULL }
 };
 
@@ -369,6 +437,7 @@ static const peri_reg functions[] = {
     l_parse },
   { "train_bpe", "texts, special_tokens, vocab_size, min_count, pattern?",
     "The text of a tokenizer.json with a byte-level BPE vocabulary of texts.", l_train },
+  { "pre_names", "", "Names of tokenizer.ggml.pre with their patterns.", l_pre_names },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -572,6 +572,14 @@ PERI_API const char *peri_tokenizer_template (const peri_tokenizer *t, size_t *n
 PERI_API int64_t peri_tokenizer_id (const peri_tokenizer *t, const char *token, size_t n);
 PERI_API const char *peri_tokenizer_token (const peri_tokenizer *t, int64_t id, size_t *n);
 PERI_API bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id);
+/* The i-th token that texts are searched for before anything else, in the order of the files; false:
+** there are no more. The text is borrowed. */
+typedef struct peri_added_token {
+  int64_t id;
+  peri_text text;
+  bool special, normalized, single_word, lstrip, rstrip; /* as in tokenizer.json */
+} peri_added_token;
+PERI_API bool peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out);
 typedef enum peri_side { PERI_SIDE_UNSAID, PERI_SIDE_LEFT, PERI_SIDE_RIGHT } peri_side;
 /* Where the files want batches padded, where they want texts cut that are too long. */
 PERI_API peri_side peri_tokenizer_padding (const peri_tokenizer *t);

@@ -192,12 +192,12 @@ local function write_config(self, folder)
   return peri.files.write(folder .. "/tokenizer_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
 end
 
-local function save_gguf(file, folder)
-  local json, config = require("perilune.gguf.tokenizer").json(file)
-  if not json then return nil, "tokenizer:save: " .. tostring(config) end
-  local ok, message = peri.files.write(folder .. "/tokenizer.json", peri.json.encode(json))
-  if not ok then return nil, message end
-  return peri.files.write(folder .. "/tokenizer_config.json", peri.json.encode(config, { indent = 2 }) .. "\n")
+local function save_gguf(path, folder)
+  local writer = require "perilune.gguf.tokenizer_json"
+  local text, config, losses = writer.json(path)
+  if not text then return nil, "tokenizer:save: " .. tostring(config) end
+  if #losses > 0 then return nil, "tokenizer:save: tokenizer.json would lose " .. table.concat(losses, "; ") end
+  return writer.write(folder, text, config)
 end
 
 --- Write the files of the vocabulary into a folder, so that it loads here and elsewhere.
@@ -222,8 +222,7 @@ function Tokenizer:save(folder)
     end
     return true
   end
-  local file = peri.gguf.open(source)
-  if file then return save_gguf(file, folder) end
+  if peri.gguf.open(source) then return save_gguf(source, folder) end
   local name = source:match("[^/]+$")
   for _, known in ipairs(FILES) do
     if name == known or (name:find "%.bin$" and known == "tokenizer.bin") then

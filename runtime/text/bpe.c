@@ -393,16 +393,23 @@ static peri_status scores_piece (const peri__model *m, peri__encoder *e, const c
   return PERI_OK;
 }
 
+static bool only_feeds (const char *s, size_t n) {
+  size_t i = 0;
+  while (i < n && s[i] == '\n') i++;
+  return i == n;
+}
+
 peri_status peri__bpe_piece (const peri__model *m, peri__encoder *e, const char *s, size_t n) {
   if (m->kind == PERI__MODEL_SPM) return scores_piece(m, e, s, n);
-  if (m->ignore_merges || !m->direct) {
+  bool merges = !m->ignore_merges && !(m->whole_lines && only_feeds(s, n));
+  if (!merges || !m->direct) {
     if (m->byte_level) {
       e->mapped.size = 0;
       if (!peri__byte_level_map(&e->mapped, s, n)) return PERI_ENOMEM;
     }
     const char *text = m->byte_level ? e->mapped.data : s;
     size_t size = m->byte_level ? e->mapped.size : n;
-    int32_t id = m->ignore_merges ? peri__vocab_find(&m->vocab, text, size) : -1;
+    int32_t id = merges ? -1 : peri__vocab_find(&m->vocab, text, size);
     if (id >= 0) return peri__ids_put(e, id) ? PERI_OK : PERI_ENOMEM;
     if (!m->direct) return characters_piece(m, e, text, size);
   }

@@ -189,6 +189,25 @@ peri_status peri__normalizer_bert_settings (peri__normalizer **z, int chinese, i
   return PERI_OK;
 }
 
+bool peri__normalizer_bert_facts (const peri__normalizer *z, peri__bert_facts *out) {
+  *out = (peri__bert_facts){ 0 };
+  if (z == NULL || !z->bert) return false;
+  for (int i = 0; i < z->n; i++) {
+    peri__normal_kind kind = z->step[i].kind;
+    out->clean = out->clean || kind == PERI__CLEAN;
+    out->chinese = out->chinese || kind == PERI__SPACE_CHINESE;
+    out->accents = out->accents || kind == PERI__STRIP_MN;
+    out->lower = out->lower || kind == PERI__LOWERCASE;
+  }
+  return true;
+}
+
+bool peri__normalizer_prepends (const peri__normalizer *z) {
+  int i = 0;
+  while (z != NULL && i < z->n && z->step[i].kind != PERI__PREPEND) i++;
+  return z != NULL && i < z->n;
+}
+
 bool peri__normalizer_drop_prepend (peri__normalizer *z) {
   int kept = 0;
   if (z == NULL) return false;

@@ -20,8 +20,14 @@ void peri__normalizer_free (peri__normalizer *z); /* NULL is a no-op */
 ** (usual: no accents where it lowercases), any other normaliser stays. */
 peri_status peri__normalizer_bert_settings (peri__normalizer **z, int chinese, int accents,
                                             int lower);
+/* Of a BertNormalizer alone, as it works after all settings; false: it is another. z may be NULL. */
+typedef struct peri__bert_facts {
+  bool clean, chinese, accents, lower; /* accents: they go */
+} peri__bert_facts;
+bool peri__normalizer_bert_facts (const peri__normalizer *z, peri__bert_facts *out);
 /* Take out every Prepend; false: there was none. z may be NULL. */
 bool peri__normalizer_drop_prepend (peri__normalizer *z);
+bool peri__normalizer_prepends (const peri__normalizer *z);
 
 /* text: valid UTF-8, at most PERI__TEXT_MAX bytes. The result is text itself where nothing changes,
 ** else memory of the state, valid until the state's next peri__normalize; peri__split does not

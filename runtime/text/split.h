@@ -34,6 +34,7 @@ typedef struct peri__pre_facts {
   bool byte_level;    /* tokens are written in the byte-level alphabet */
   bool ignore_merges; /* a piece that is a token is that token, whatever the merges */
   bool escape_spaces; /* U+2581 stands for every space: replace before splitting */
+  bool whole_lines;   /* a piece of line feeds alone that is a token is that token */
   bool add_bos;
   bool add_sep; /* a separator behind the text, as RoBERTa has */
 } peri__pre_facts;
@@ -42,9 +43,20 @@ typedef struct peri__pre_facts {
 ** unknown name is PERI_EFORMAT with the name. */
 peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
                                   peri__pre_facts *facts);
+/* All names, in an order that no program relies on; patterns: n of them, each cuts the pieces of the
+** one before it. False: there is no i-th. The bindings write tokenizer.json of it. */
+typedef struct peri__pre_name {
+  const char *name;
+  const char *const *patterns;
+  int n;
+  peri__pre_facts facts;
+} peri__pre_name;
+PERI_API bool peri__pre_name_at (size_t i, peri__pre_name *out);
 void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
 /* Give or take the add_prefix_space of ByteLevel, where there is one. s may be NULL. */
 peri_status peri__splitter_prefix_space (peri__splitter *s, bool add);
+bool peri__splitter_prefixes (
+    const peri__splitter *s); /* ByteLevel's add_prefix_space; s: or NULL */
 /* Metaspace prepends nothing any more; false: there is none. s may be NULL. */
 bool peri__splitter_no_prepend (peri__splitter *s);
 

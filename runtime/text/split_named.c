@@ -145,7 +145,7 @@ static const char *const lists[P_COUNT][PATTERNS] = {
 };
 
 /* What a name says besides its patterns. */
-enum { MERGELESS = 1, BOS = 2, SEP = 4, RAW = 8, ESCAPE = 16 };
+enum { MERGELESS = 1, BOS = 2, SEP = 4, RAW = 8, ESCAPE = 16, FEEDS = 32 };
 
 static const struct {
   const char *name;
@@ -235,8 +235,8 @@ static const struct {
   { "afmoe", P_AFMOE, 0 },
   { "laguna", P_LAGUNA, 0 },
   { "exaone-moe", P_EXAONE_MOE, 0 },
-  { "gemma4", P_LINES, RAW | ESCAPE },
-  { "granite-embed-multi-311m", P_LINES, RAW | ESCAPE },
+  { "gemma4", P_LINES, RAW | ESCAPE | FEEDS | BOS },
+  { "granite-embed-multi-311m", P_LINES, RAW | ESCAPE | FEEDS | BOS },
   { "sarvam-moe", P_LINES, RAW | ESCAPE },
   { "minicpm5", P_MINICPM5, MERGELESS },
   { "whitespace", P_WHITESPACE, RAW },
@@ -245,31 +245,41 @@ static const struct {
   { "youtu", P_YOUTU, MERGELESS },
 };
 
+bool peri__pre_name_at (size_t i, peri__pre_name *out) {
+  if (i >= sizeof names / sizeof *names) return false;
+  const char *const *patterns = lists[names[i].pre];
+  int flags = names[i].flags, n = 0;
+  while (n < PATTERNS && patterns[n] != NULL) n++;
+  *out = (peri__pre_name){ .name = names[i].name, .patterns = patterns, .n = n };
+  out->facts = (peri__pre_facts){ .byte_level = !(flags & RAW),
+                                  .ignore_merges = flags & MERGELESS,
+                                  .escape_spaces = flags & ESCAPE,
+                                  .whole_lines = flags & FEEDS,
+                                  .add_bos = flags & BOS,
+                                  .add_sep = flags & SEP };
+  return true;
+}
+
 peri_status peri__splitter_named (peri_ctx *ctx, const char *name, peri__splitter **out,
                                   peri__pre_facts *facts) {
-  size_t k = 0, count = sizeof names / sizeof *names;
-  while (k < count && strcmp(names[k].name, name) != 0) k++;
-  if (k == count)
+  peri__pre_name found;
+  size_t k = 0;
+  while (peri__pre_name_at(k, &found) && strcmp(found.name, name) != 0) k++;
+  if (!peri__pre_name_at(k, &found))
     return peri__fail(ctx, PERI_EFORMAT, "unknown pre-tokenizer \"%.100s\" (tokenizer.ggml.pre)",
                       name);
   peri__splitter *s;
   TRY(peri__splitter_new(ctx, &s));
-  for (int i = 0; i < PATTERNS && lists[names[k].pre][i] != NULL; i++) {
-    const char *pattern = lists[names[k].pre][i];
+  for (int i = 0; i < found.n; i++) {
+    const char *pattern = found.patterns[i];
     peri_status status = peri__add_pattern(s, pattern, strlen(pattern), PERI__ISOLATED, false);
     if (status != PERI_OK) {
       peri__splitter_free(s);
       return status;
     }
   }
-  int flags = names[k].flags;
-  s->byte_level = !(flags & RAW);
-  if (facts != NULL)
-    *facts = (peri__pre_facts){ .byte_level = s->byte_level,
-                                .ignore_merges = flags & MERGELESS,
-                                .escape_spaces = flags & ESCAPE,
-                                .add_bos = flags & BOS,
-                                .add_sep = flags & SEP };
+  s->byte_level = found.facts.byte_level;
+  if (facts != NULL) *facts = found.facts;
   *out = s;
   return PERI_OK;
 }

@@ -256,6 +256,11 @@ peri_status peri__splitter_prefix_space (peri__splitter *s, bool add) {
   return PERI_OK;
 }
 
+bool peri__splitter_prefixes (const peri__splitter *s) {
+  return s != NULL && s->prefix_at >= 0 && s->prefix_at < s->n &&
+         s->step[s->prefix_at].kind == PERI__PREFIX_SPACE;
+}
+
 bool peri__splitter_no_prepend (peri__splitter *s) {
   bool found = false;
   for (int i = 0; s != NULL && i < s->n; i++) {

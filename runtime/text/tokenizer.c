@@ -122,6 +122,26 @@ bool peri_tokenizer_part (const peri_tokenizer *t, bool pair, size_t i, int *typ
   return true;
 }
 
+void peri__tokenizer_describe (const peri_tokenizer *t, peri__described *out) {
+  *out = (peri__described){ .byte_level = t->model.byte_level,
+                            .prefix_space = peri__splitter_prefixes(t->splitter),
+                            .prepends = peri__normalizer_prepends(t->normalizer) };
+  out->is_bert = peri__normalizer_bert_facts(t->normalizer, &out->bert);
+}
+
+bool peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out) {
+  if (i < 0 || (size_t)i >= t->added.n) return false;
+  const peri__added_token *a = &t->added.token[i];
+  *out = (peri_added_token){ .id = a->id,
+                             .special = a->flags & PERI__ADDED_SPECIAL,
+                             .normalized = a->flags & PERI__ADDED_NORMALIZED,
+                             .single_word = a->flags & PERI__ADDED_SINGLE_WORD,
+                             .lstrip = a->flags & PERI__ADDED_LSTRIP,
+                             .rstrip = a->flags & PERI__ADDED_RSTRIP };
+  out->text.s = peri__vocab_text(&t->added.text, i, &out->text.n);
+  return true;
+}
+
 peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id) {
   size_t i = 0;
   if (id < 0) return PERI_OK;

@@ -169,6 +169,7 @@ typedef struct peri__model {
   bool byte_level;         /* pieces are bytes, tokens are written in the byte-level alphabet */
   bool direct;             /* byte-level without anything else: pieces need no mapping */
   bool byte_fallback, fuse_unk, ignore_merges;
+  bool whole_lines;      /* BPE: a piece of line feeds alone that is a token is that token */
   char *prefix, *suffix; /* continuing_subword_prefix, end_of_word_suffix; NULL: none */
   size_t prefix_size, suffix_size;
   bool prefix_known;  /* the file says what the prefix is, if only that there is none */
@@ -258,6 +259,12 @@ struct peri_tokenizer {
 
 /* An empty tokenizer for the readers to fill; peri_tokenizer_close frees it. */
 peri_status peri__tokenizer_new (peri_ctx *ctx, peri_tokenizer **out);
+/* What a tokenizer does after all settings of its files, for those who write them anew. */
+typedef struct peri__described {
+  bool byte_level, prefix_space, prepends, is_bert;
+  peri__bert_facts bert;
+} peri__described;
+PERI_API void peri__tokenizer_describe (const peri_tokenizer *t, peri__described *out);
 /* After the reader: build the indices, check that ids exist. */
 peri_status peri__tokenizer_ready (peri_tokenizer *t);
 peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id); /* one more id that ends a turn */

@@ -17,6 +17,7 @@ typedef struct reader {
   peri_gguf *f;
   peri_tokenizer *t;
   char pre[64], name[256], arch[64]; /* cut where longer */
+  bool gemma4;                       /* tokenizer.ggml.model: BPE of SentencePiece's pieces */
   peri__pre_facts facts;
 } reader;
 
@@ -261,12 +262,21 @@ peri_status peri__tokenizer_spaces (peri_tokenizer *t, int strip) {
 static peri_status read_gpt2 (reader *r) {
   peri_tokenizer *t = r->t;
   peri_ctx *ctx = t->ctx;
-  if (!get_name(r->f, KEY("pre"), r->pre, sizeof r->pre)) strcpy(r->pre, "default");
+  int nfc = 0, whole = -1;
+  if (r->gemma4)
+    strcpy(r->pre, "gemma4"); /* whatever the file says */
+  else if (!get_name(r->f, KEY("pre"), r->pre, sizeof r->pre))
+    strcpy(r->pre, "default");
   TRY(peri__splitter_named(ctx, r->pre, &t->splitter, &r->facts));
-  t->model.ignore_merges = r->facts.ignore_merges;
+  /* Two keys that llama.cpp does not read: what this library's converter cannot say otherwise. */
+  TRY(get_flag(r->f, KEY("ignore_merges"), &whole));
+  TRY(get_flag(r->f, KEY("normalizer.nfc"), &nfc));
+  t->model.ignore_merges = whole < 0 ? r->facts.ignore_merges : whole == 1;
+  t->model.whole_lines = r->facts.whole_lines;
   t->add_bos = r->facts.add_bos;
   t->add_eos = r->facts.add_sep;
   TRY(read_merges(r));
+  if (nfc == 1) TRY(peri__normalizer_parse(ctx, "{\"type\":\"NFC\"}", &t->normalizer));
   if (peri__splitter_byte_level(t->splitter))
     return peri__decoder_parse(ctx,
                                "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
@@ -277,7 +287,7 @@ static peri_status read_gpt2 (reader *r) {
     TRY(peri__normalizer_parse(
         ctx, "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}",
         &t->normalizer));
-  return peri__tokenizer_spaces(t, false);
+  return peri__tokenizer_spaces(t, 0);
 }
 
 static peri_status read_llama (reader *r, int64_t count) {
@@ -324,14 +334,29 @@ static peri_status read_t5 (reader *r, int64_t count) {
 
 static peri_status read_bert (reader *r) {
   peri_tokenizer *t = r->t;
+  int lower = 1, accents = -1;
+  TRY(get_flag(r->f, KEY("normalizer.lowercase"), &lower));
+  TRY(get_flag(r->f, KEY("normalizer.strip_accents"), &accents));
   TRY(peri__normalizer_parse(t->ctx,
                              "{\"type\":\"BertNormalizer\",\"clean_text\":true,"
-                             "\"handle_chinese_chars\":true,\"strip_accents\":true,"
+                             "\"handle_chinese_chars\":true,\"strip_accents\":null,"
                              "\"lowercase\":true}",
                              &t->normalizer));
+  TRY(peri__normalizer_bert_settings(&t->normalizer, 1, accents, lower));
   TRY(peri__splitter_parse(t->ctx, "{\"type\":\"BertPreTokenizer\"}", &t->splitter));
-  t->add_bos = t->add_eos = 1;
-  return peri__tokenizer_spaces(t, true);
+  return peri__tokenizer_spaces(t, 1);
+}
+
+/* Vocabularies of llama.cpp that are made otherwise than all of the kinds here. */
+static peri_status refuse_model (reader *r, const char *model) {
+  static const char *const none[] = { "no_vocab", "none", "" };
+  for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+    if (strcmp(model, none[i]) == 0)
+      return peri__fail(r->t->ctx, PERI_EFORMAT,
+                        "the file has no vocabulary (" KEY("model") " \"%s\")", model);
+  return peri__fail(r->t->ctx, PERI_EFORMAT,
+                    KEY("model") " \"%s\" is not supported; gpt2, gemma4, llama, t5 and bert are",
+                    model);
 }
 
 static peri_status read_all (reader *r) {
@@ -341,7 +366,8 @@ static peri_status read_all (reader *r) {
   } kinds[] = { { "gpt2", PERI__MODEL_BPE },
                 { "llama", PERI__MODEL_SPM },
                 { "t5", PERI__MODEL_UNIGRAM },
-                { "bert", PERI__MODEL_PHANTOM } };
+                { "bert", PERI__MODEL_PHANTOM },
+                { "gemma4", PERI__MODEL_BPE } };
   peri_tokenizer *t = r->t;
   char model[64];
   int64_t count = 0;
@@ -349,8 +375,8 @@ static peri_status read_all (reader *r) {
   if (!get_name(r->f, KEY("model"), model, sizeof model))
     return peri__fail(t->ctx, PERI_EFORMAT, "the file has no vocabulary (" KEY("model") ")");
   while (kind < sizeof kinds / sizeof *kinds && strcmp(model, kinds[kind].name) != 0) kind++;
-  if (kind == sizeof kinds / sizeof *kinds)
-    return peri__fail(t->ctx, PERI_EFORMAT, KEY("model") " \"%s\" is not supported", model);
+  if (kind == sizeof kinds / sizeof *kinds) return refuse_model(r, model);
+  r->gemma4 = strcmp(model, "gemma4") == 0;
   t->model.kind = kinds[kind].kind;
   get_name(r->f, "general.name", r->name, sizeof r->name);
   get_name(r->f, "general.architecture", r->arch, sizeof r->arch);
@@ -367,8 +393,13 @@ static peri_status read_all (reader *r) {
   TRY(read_roles(r));
   TRY(get_flag(r->f, KEY("add_bos_token"), &t->add_bos));
   TRY(get_flag(r->f, KEY("add_eos_token"), &t->add_eos));
+  if (r->facts.whole_lines)
+    t->add_bos = 1; /* as llama.cpp does for Gemma 4, whatever the file says */
   if (t->model.kind == PERI__MODEL_PHANTOM) {
-    t->role[PERI_TOKEN_BOS] = t->role[PERI_TOKEN_CLS];
+    /* Always around a text, whatever add_bos_token and add_eos_token say. */
+    t->add_bos = t->add_eos = 1;
+    if (peri_gguf_find(r->f, KEY("bos_token_id")) < 0)
+      t->role[PERI_TOKEN_BOS] = t->role[PERI_TOKEN_CLS];
     t->role[PERI_TOKEN_EOS] = t->role[PERI_TOKEN_SEP];
   } else if (r->facts.add_sep && t->role[PERI_TOKEN_SEP] >= 0) {
     t->role[PERI_TOKEN_EOS] = t->role[PERI_TOKEN_SEP];

@@ -119,6 +119,83 @@ function tests.test_mistakes_have_a_status_and_a_message()
   lu.assertStrContains(err, "there is no such file")
 end
 
+function tests.test_nothing_is_overwritten_unless_that_is_asked_for()
+  assert(peri.files.write(dir .. "/m.gguf", "mine"))
+  local status, _, err = quiet(convert, { tiny .. "llama", dir .. "/m.gguf" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(err, "m.gguf exists; --force overwrites it")
+  lu.assertEquals(peri.files.read(dir .. "/m.gguf"), "mine")
+  lu.assertEquals((quiet(convert, { tiny .. "llama", dir .. "/m.gguf", "--force" })), 0)
+  assert(peri.files.make_folder(dir .. "/f"))
+  assert(peri.files.write(dir .. "/f/added_tokens.json", "{}"))
+  status, _, err = quiet(convert, { dir .. "/m.gguf", dir .. "/f" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(err, "/f exists; --force overwrites it")
+  lu.assertEquals((quiet(convert, { dir .. "/m.gguf", dir .. "/f", "--overwrite" })), 0)
+  lu.assertFalse(peri.files.exists(dir .. "/f/added_tokens.json"), "of another tokenizer")
+  assert(peri.files.make_folder(dir .. "/empty"))
+  lu.assertEquals((quiet(convert, { dir .. "/m.gguf", dir .. "/empty" })), 0)
+  for _, pair in ipairs { { dir .. "/f", dir .. "/f/" }, { dir .. "/m.gguf", dir .. "/m.gguf" } } do
+    status, _, err = quiet(convert, { pair[1], pair[2], "--force" })
+    lu.assertEquals(status, 1)
+    lu.assertStrContains(err, "FROM and TO are the same")
+  end
+end
+
+function tests.test_what_is_written_is_said()
+  local status, out = quiet(convert, { tiny .. "llama", dir .. "/m.gguf", "--type", "q4_K" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "/m.gguf: 30 tensors, 27,168 parameters, 26.4 kB, ")
+  lu.assertStrContains(out, " bits a parameter")
+  lu.assertStrContains(out, "types: ")
+  -- 32 columns: no blocks of 256, but those of 32. 48 columns: neither.
+  lu.assertStrContains(out, "tensors are q5_0 and not q4_K, whose blocks do not divide rows of 32: token_embd.weight ...")
+  local bytes = tonumber(out:match "([%d.]+) bits a parameter") * 27168 / 8
+  local tensors = 0
+  for _, t in ipairs(assert(peri.gguf.open(dir .. "/m.gguf")):tensors()) do tensors = tensors + t.bytes end
+  lu.assertAlmostEquals(bytes, tensors, 27168 / 8 * 0.005)
+  status, out = quiet(convert, { dir .. "/m.gguf", dir .. "/f" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(out, "f32 27, f16 3")
+end
+
+function tests.test_a_tokenizer_that_would_change_is_an_error()
+  local folder = dir .. "/f"
+  assert(hf.write(folder, hf.config(tiny .. "llama"), {}, {}))
+  assert(peri.files.write(folder .. "/model.safetensors", assert(peri.files.read(tiny .. "llama/model.safetensors"))))
+  local json = assert(peri.json.decode(assert(peri.files.read "tests/data/tokenizers/unigram.json")))
+  assert(peri.files.write(folder .. "/tokenizer.json", peri.json.encode(json)))
+  local config = hf.config(tiny .. "llama")
+  config.vocab_size = nil
+  assert(peri.files.write(folder .. "/config.json", peri.json.encode(config)))
+  local status, _, err = quiet(convert, { folder, dir .. "/m.gguf" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(err, "normalizer NFKC")
+  lu.assertStrContains(err, "--allow-loss")
+  lu.assertFalse(peri.files.exists(dir .. "/m.gguf"))
+  status, _, err = quiet(convert, { folder, dir .. "/m.gguf", "--allow-loss" })
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(err, "lost of the tokenizer: normalizer NFKC")
+  status, _, err = quiet(convert, { folder, dir .. "/n.gguf", "--no-tokenizer" })
+  lu.assertEquals({ status, err }, { 0, "" })
+  -- And back: what has no form is named, not left out in silence.
+  local values = { { key = "general.architecture", type = "text", value = "llama" } }
+  local file = assert(peri.gguf.open(dir .. "/n.gguf"))
+  for _, v in ipairs(file:keys()) do
+    if v.key ~= "general.architecture" and v.key ~= "general.alignment" then
+      values[#values + 1] = { key = v.key, type = v.type, value = (file:get(v.key)) }
+    end
+  end
+  values[#values + 1] = { key = "tokenizer.ggml.model", type = "text", value = "rwkv" }
+  local tensors = {}
+  for _, t in ipairs(file:tensors()) do tensors[t.name] = assert(file:tensor(t.name)) end
+  assert(peri.gguf.save(dir .. "/r.gguf", values, tensors))
+  status, _, err = quiet(convert, { dir .. "/r.gguf", dir .. "/back" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(err, '"rwkv" is not supported')
+  lu.assertEquals((quiet(convert, { dir .. "/r.gguf", dir .. "/back", "--allow-loss" })), 0)
+end
+
 function tests.test_info_says_what_a_file_holds()
   local status, out = quiet(info, { tiny .. "llama" })
   lu.assertEquals(status, 0)
@@ -132,31 +209,6 @@ function tests.test_info_says_what_a_file_holds()
   status, out = quiet(info, { "tests/data/files/stored.npz" })
   lu.assertEquals(status, 0)
   lu.assertStrContains(out, "f64 1 (48 bytes)")
-end
-
--- A tokenizer goes to GGUF and back and encodes as before.
-function tests.test_tokenizers_travel()
-  local tokenizer = require "perilune.tokenizer"
-  for _, name in ipairs { "qwen3", "deepseek_v3", "gpt2", "llama2" } do
-    local folder = shared.need("data/tokenizers/" .. name)
-    if peri.files.exists(folder .. "/tokenizer.json") then
-      local config = hf.config(tiny .. "llama")
-      config.vocab_size = nil
-      local values, err = require("perilune.gguf.tokenizer").values(folder, config)
-      if not values then error(err) end
-      table.insert(values, 1, { key = "general.architecture", type = "text", value = "llama" })
-      assert(assert(peri.gguf.create(dir .. "/t.gguf", values, {})):commit())
-      local text = "Hello world, it's 12345 o'clock!\n\n  Grüße — 你好 \t x"
-      local a, b = assert(tokenizer.load(folder)), assert(tokenizer.load(dir .. "/t.gguf"))
-      local opts = { add_special = false }
-      lu.assertEquals(b:encode(text, opts), a:encode(text, opts), name)
-      if name ~= "llama2" then
-        local tok = assert(require("perilune.gguf.tokenizer").json(assert(peri.gguf.open(dir .. "/t.gguf"))))
-        local c = assert(tokenizer.parse(peri.json.encode(tok)))
-        lu.assertEquals(c:encode(text, opts), a:encode(text, opts), name)
-      end
-    end
-  end
 end
 
 -- The real model: weights of the file itself are the measure.

@@ -14,6 +14,13 @@ local blocks = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 2
 local file_types = { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 7, q5_0 = 8, q5_1 = 9, q4_K = 15, q5_K = 17,
   q6_K = 18, bf16 = 32 }
 
+-- Bytes of one element, or of a block.
+local sizes = { bool = 1, u8 = 1, i32 = 4, i64 = 8, f16 = 2, bf16 = 2, f32 = 4, f64 = 8, q8_0 = 34, q4_0 = 18,
+  q4_1 = 20, q5_0 = 22, q5_1 = 24, q4_K = 144, q5_K = 176, q6_K = 210 }
+
+--- Bytes of n elements of a dtype.
+function M.bytes(dtype, n) return n // (blocks[dtype] or 1) * (sizes[dtype] or 0) end
+
 --- general.file_type of a dtype.
 function M.file_type(dtype) return file_types[dtype] end
 
@@ -43,6 +50,7 @@ local smaller = { q4_K = "q5_0", q5_K = "q5_1", q6_K = "q8_0" } -- where 256 doe
 --- @param dtype string  of the file
 --- @param model table  layers, tied
 --- @return string
+--- @return string? wanted  the type that its rows are too short for, or no multiple of its blocks
 function M.dtype(name, shape, dtype, model)
   if stays_float(name, shape) then return "f32" end
   if not blocks[dtype] then return dtype end
@@ -53,8 +61,9 @@ function M.dtype(name, shape, dtype, model)
     if output or (mixed and more_bits(layer, model.layers)) then want = "q6_K" end
   end
   local columns = shape[#shape]
-  if columns % blocks[want] ~= 0 then want = smaller[want] or "f16" end
-  return (not blocks[want] or columns % blocks[want] == 0) and want or "f16"
+  if columns % blocks[want] == 0 then return want end
+  local other = smaller[want]
+  return other and columns % blocks[other] == 0 and other or "f16", want
 end
 
 -- ---- tensors -------------------------------------------------------------------------------------

@@ -1,130 +1,62 @@
--- tokenizer.lua - tokenizers of Hugging Face folders as values of a GGUF file, and byte-level ones back
--- (conversion/base.py and gguf-py/gguf/vocab.py of llama.cpp). Nothing is tokenized here.
+-- tokenizer.lua - tokenizers of Hugging Face folders as values of a GGUF file, with llama.cpp's meaning of every key
+-- (conversion/base.py and gguf-py/gguf/vocab.py of llama.cpp). What the keys cannot say is a loss, by name.
+-- tokenizer_json.lua is the way back.
 local peri = require "perilune"
+local tokenizers = require "perilune.tokenizer"
+local base64 = require "perilune.gguf.base64"
+local pre_names = require "perilune.gguf.pre"
+local same_ids = require "perilune.gguf.same_ids"
+local sentencepiece = require "perilune.gguf.sentencepiece"
 
 local M = {}
 
--- ---- pre-tokenizers ------------------------------------------------------------------------------
-
-local suffix = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-local spaces = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-local word, signs = "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+", " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-local high, low = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-local function cased(ending, digits)
-  local lead = "[^\\r\\n\\p{L}\\p{N}]?"
-  return lead .. high .. "*" .. low .. "+" .. ending .. "|" .. lead .. high .. "+" .. low .. "*" .. ending .. "|"
-    .. digits .. "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" .. spaces
-end
-local deepseek_tail = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-  .. "| ?[\\p{P}\\p{S}]+[\r\n]*|" .. spaces
-
--- Steps: a string is the pattern of a Split, "digits" single digits, "gpt-2" ByteLevel's own pattern.
-local families = {
-  { "gpt-2", { gpt2 = true } },
-  { "llama-bpe", { suffix .. "|" .. word .. "|\\p{N}{1,3}|" .. signs .. "|" .. spaces } },
-  { "qwen2", { suffix .. "|" .. word .. "|\\p{N}|" .. signs .. "|" .. spaces } },
-  { "smollm", { digits = true, gpt2 = true } },
-  { "deepseek-v3", { "\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", deepseek_tail } },
-  { "gpt-4o", { cased(suffix .. "?", "\\p{N}{1,3}") } },
-  { "tekken", { cased("", "\\p{N}") } },
-}
-
--- Other names with the same patterns.
-local same = {
-  ["phi-2"] = "gpt-2", mpt = "gpt-2", olmo = "gpt-2", jais = "gpt-2", exaone4 = "gpt-2", gigachat = "gpt-2",
-  llama3 = "llama-bpe", ["llama-v3"] = "llama-bpe", falcon3 = "llama-bpe", ["smaug-bpe"] = "llama-bpe",
-  dbrx = "llama-bpe", ["deepseek-r1-qwen"] = "qwen2", megrez = "qwen2", stablelm2 = "qwen2", hunyuan = "qwen2",
-  starcoder = "smollm", refact = "smollm", ["command-r"] = "smollm", codeshell = "smollm", llama4 = "gpt-4o",
-}
-
--- JSON writes a line feed in a class as \n or as the character: both mean the same.
-local function plain(pattern) return (pattern:gsub("\\r", "\r"):gsub("\\n", "\n")) end
-
-local function signature(steps)
-  local parts = {}
-  for i, pattern in ipairs(steps) do parts[i] = plain(pattern) end
-  return table.concat(parts, "\0") .. (steps.digits and "\0digits" or "") .. (steps.gpt2 and "\0gpt2" or "")
-end
-
--- What a pre_tokenizer of tokenizer.json does, or nil when it does something else.
-local function steps_of(pre)
-  local steps, byte_level = {}, false
-  for _, p in ipairs(pre.type == "Sequence" and pre.pretokenizers or { pre }) do
-    if p.type == "Split" and p.pattern and p.pattern.Regex then steps[#steps + 1] = p.pattern.Regex
-    elseif p.type == "Digits" and p.individual_digits then steps.digits = true
-    elseif p.type == "ByteLevel" then
-      byte_level = true
-      if p.use_regex ~= false then steps.gpt2 = true end
-    else return nil, p.type end
-  end
-  return steps, byte_level
-end
-
--- Name of tokenizer.ggml.pre.
-local function pre_name(pre)
-  local steps, what = steps_of(pre)
-  if not steps then return nil, ("a pre-tokenizer of type %q has no name in GGUF"):format(tostring(what)) end
-  local wanted = signature(steps)
-  for _, family in ipairs(families) do
-    if signature(family[2]) == wanted then return family[1] end
-  end
-  return nil, "no name of tokenizer.ggml.pre is known for its pre-tokenizer's pattern"
-end
-
--- The pre_tokenizer of a name.
-local function pre_of(name)
-  name = same[name] or name
-  for _, family in ipairs(families) do
-    if family[1] == name then
-      local list = {}
-      for _, pattern in ipairs(family[2]) do
-        list[#list + 1] = { type = "Split", pattern = { Regex = pattern }, behavior = "Isolated", invert = false }
-      end
-      if family[2].digits then list[#list + 1] = { type = "Digits", individual_digits = true } end
-      list[#list + 1] = { type = "ByteLevel", add_prefix_space = false, trim_offsets = true,
-                          use_regex = family[2].gpt2 == true }
-      return #list == 1 and list[1] or { type = "Sequence", pretokenizers = list }
-    end
-  end
-end
-
--- ---- Hugging Face to GGUF ------------------------------------------------------------------------
-
+-- ORDER ggml token type: runtime/text/tokenizer_gguf.c
 local NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+local SPACE = "\u{2581}"
+
+local function is_table(v) return type(v) == "table" and v ~= peri.json.null end
 
 local function read_json(path)
-  if peri.files.exists(path) ~= "file" then return nil end
   local text, err = peri.files.read(path)
   if not text then return nil, err end
   local value, message = peri.json.decode(text, { foreign = true })
-  if type(value) ~= "table" then return nil, ("%s: %s"):format(path, message or "an object is expected") end
+  if not is_table(value) then return nil, ("%s: %s"):format(path, message or "an object is expected") end
   return value
 end
 
--- Tokens and types by id (from 1), and ids by token.
-local function vocabulary(tok, size)
-  local tokens, types, ids, largest = {}, {}, {}, -1
-  local function set(token, id, kind)
-    if math.type(id) ~= "integer" or id < 0 or id > 1 << 24 then return end
-    tokens[id + 1], types[id + 1], ids[token] = token, kind, id
-    largest = math.max(largest, id)
-  end
-  if tok.model.type == "Unigram" then
-    for i, pair in ipairs(tok.model.vocab) do set(pair[1], i - 1, i - 1 == tok.model.unk_id and UNKNOWN or NORMAL) end
-  else
-    for token, id in pairs(tok.model.vocab) do
-      local byte = tok.model.byte_fallback and token:find "^<0x%x%x>$"
-      set(token, id, byte and BYTE or token == tok.model.unk_token and UNKNOWN or NORMAL)
+-- ---- the vocabulary as GGUF has it ---------------------------------------------------------------
+
+-- Texts and types by id (from 1): every token has one, so that ids stay what they are.
+local function vocabulary(b)
+  local tok, tokens, types = b.tok, {}, {}
+  local bytes = b.kind ~= "bert" and not b.byte_level
+  for id = 0, tok.size - 1 do
+    local text = tok:token(id)
+    if text then
+      tokens[id + 1] = text
+      types[id + 1] = b.types and b.types[id + 1] or bytes and text:find "^<0x%x%x>$" and BYTE
+        or id == b.unk and b.kind ~= "bert" and b.kind ~= "gpt2" and UNKNOWN or NORMAL
     end
   end
-  for _, added in ipairs(tok.added_tokens or {}) do
-    local unknown = added.content == tok.model.unk_token and tok.model.type ~= "WordPiece"
-    set(added.content, added.id, unknown and UNKNOWN or added.special and CONTROL or USER)
+  for _, a in ipairs(tok._c:added()) do
+    local unknown = types[a.id + 1] == UNKNOWN
+    types[a.id + 1] = unknown and UNKNOWN or a.special and CONTROL or USER
   end
-  for id = 0, math.max(size or 0, largest + 1) - 1 do
-    if not tokens[id + 1] then tokens[id + 1], types[id + 1] = ("[PAD%d]"):format(id), UNUSED end
+  local taken = {}
+  for _, text in pairs(tokens) do taken[text] = true end
+  local count = math.max(tok.size, b.rows or 0)
+  for id = 0, count - 1 do
+    if not tokens[id + 1] then
+      local text = ("[PAD%d]"):format(id)
+      while taken[text] do text = text .. "_" end
+      tokens[id + 1], types[id + 1], taken[text] = text, UNUSED, true
+    end
   end
-  return tokens, types, ids
+  if b.rows and tok.size > b.rows then
+    b.lose(("tokens from id %d on: the embedding has %d rows and the tokenizer %d tokens"):format(b.rows, b.rows,
+      tok.size))
+  end
+  return tokens, types
 end
 
 local function merges_of(model)
@@ -134,77 +66,15 @@ local function merges_of(model)
 end
 
 -- Scores under which SentencePiece merges in the order of the merges.
-local function scores_of(tok, tokens, ids)
+local function scores_of_merges(merges, tokens, tok)
   local scores = {}
   for i = 1, #tokens do scores[i] = 0.0 end
-  if tok.model.type == "Unigram" then
-    for i, pair in ipairs(tok.model.vocab) do scores[i] = pair[2] + 0.0 end
-    return scores
-  end
-  for rank, merge in ipairs(merges_of(tok.model)) do
+  for rank, merge in ipairs(merges) do
     local a, b = merge:match "^(.-) (.+)$"
-    local id = a and ids[a .. b]
+    local id = a and tok:id(a .. b)
     if id and scores[id + 1] == 0 then scores[id + 1] = -rank + 0.0 end
   end
   return scores
-end
-
-local function content(v) return type(v) == "table" and v.content or type(v) == "string" and v or nil end
-
--- Whether the post-processor puts a token first (or last).
-local function template_has(tok, token, last)
-  local function look(p)
-    if type(p) ~= "table" then return nil end
-    if p.type == "Sequence" then
-      for _, q in ipairs(p.processors or {}) do
-        local found = look(q)
-        if found ~= nil then return found end
-      end
-      return nil
-    end
-    if p.type ~= "TemplateProcessing" or type(p.single) ~= "table" then return nil end
-    local piece = p.single[last and #p.single or 1]
-    return type(piece) == "table" and piece.SpecialToken ~= nil and piece.SpecialToken.id == token
-  end
-  return look(tok.post_processor)
-end
-
-local specials = { { "bos", "bos_token" }, { "eos", "eos_token" }, { "unknown", "unk_token" },
-  { "seperator", "sep_token" }, { "padding", "pad_token" }, { "cls", "cls_token" }, { "mask", "mask_token" } }
-
--- Special ids, whether they are added, and the chat template.
-local function put_specials(put, folder, tok, ids, config)
-  local settings, err = read_json(folder .. "/tokenizer_config.json")
-  if err then return err end
-  settings = settings or {}
-  for _, s in ipairs(specials) do
-    local id = ids[content(settings[s[2]]) or false]
-    local fallback = config[s[2] .. "_id"]
-    if type(fallback) == "table" then fallback = fallback[1] end
-    id = id or math.type(fallback) == "integer" and fallback or nil
-    if id then put(("tokenizer.ggml.%s_token_id"):format(s[1]), "u32", id) end
-  end
-  for _, s in ipairs { { "bos", false }, { "eos", true } } do
-    local add = settings["add_" .. s[1] .. "_token"]
-    if type(add) ~= "boolean" then add = template_has(tok, content(settings[s[1] .. "_token"]), s[2]) end
-    if type(add) == "boolean" then put(("tokenizer.ggml.add_%s_token"):format(s[1]), "bool", add) end
-  end
-  local template = settings.chat_template
-  if peri.files.exists(folder .. "/chat_template.jinja") then
-    template, err = peri.files.read(folder .. "/chat_template.jinja")
-    if not template then return err end
-  end
-  if type(template) == "table" then -- several by name
-    local default
-    for _, t in ipairs(template) do if t.name == "default" then default = t.template end end
-    template = default
-  end
-  if type(template) == "string" then put("tokenizer.chat_template", "text", template) end
-end
-
-local function is_byte_level(tok)
-  local _, byte_level = steps_of(type(tok.pre_tokenizer) == "table" and tok.pre_tokenizer or {})
-  return byte_level == true
 end
 
 -- Words begin with U+2581, what continues one has no ##.
@@ -213,109 +83,346 @@ local function phantom(tokens, types)
   for i, token in ipairs(tokens) do
     if types[i] == CONTROL or types[i] == UNUSED then out[i] = token
     elseif token:find "^##" then out[i] = token:sub(3)
-    else out[i] = "\u{2581}" .. token end
+    else out[i] = SPACE .. token end
   end
   return out
 end
 
---- Values {key, type, value} of the tokenizer of a folder.
---- @param folder string
---- @param config table  Hugging Face config
---- @return table[]|nil
---- @return string? message
-function M.values(folder, config)
-  local path = folder .. "/tokenizer.json"
-  local tok, err = read_json(path)
-  if not tok then return nil, err or folder .. ": there is no tokenizer.json" end
-  if type(tok.model) ~= "table" or type(tok.model.vocab) ~= "table" then
-    return nil, path .. ": model.vocab is missing"
+-- ---- parts of tokenizer.json ---------------------------------------------------------------------
+
+-- A component and those of its sequences, laid flat.
+local function flat(component, key, out)
+  out = out or {}
+  if not is_table(component) then return out end
+  if component.type == "Sequence" then
+    for _, part in ipairs(component[key] or {}) do flat(part, key, out) end
+  else
+    out[#out + 1] = component
   end
-  local out = {}
-  local function put(key, kind, value) out[#out + 1] = { key = key, type = kind, value = value } end
-  local kind, tokens, types, ids = tok.model.type or "BPE", vocabulary(tok, config.vocab_size)
-  local byte_level = is_byte_level(tok)
-  local model = kind == "BPE" and (byte_level and "gpt2" or tok.model.byte_fallback and "llama")
-    or kind == "Unigram" and "t5" or kind == "WordPiece" and "bert"
-  if not model then return nil, ("%s: a %s model of this kind has no name in GGUF"):format(path, kind) end
-  local pre = model == "bert" and "jina-v2-en" or "default"
-  if model == "gpt2" then
-    pre, err = pre_name(tok.pre_tokenizer)
-    if not pre then return nil, path .. ": " .. err end
-  end
-  put("tokenizer.ggml.model", "text", model)
-  put("tokenizer.ggml.pre", "text", pre)
-  put("tokenizer.ggml.tokens", "text", model == "bert" and phantom(tokens, types) or tokens)
-  if model == "llama" or model == "t5" then put("tokenizer.ggml.scores", "f32", scores_of(tok, tokens, ids)) end
-  put("tokenizer.ggml.token_type", "i32", types)
-  if model == "gpt2" then put("tokenizer.ggml.merges", "text", merges_of(tok.model)) end
-  if model == "bert" then put("tokenizer.ggml.token_type_count", "u32", config.type_vocab_size or 1) end
-  err = put_specials(put, folder, tok, ids, config)
-  if err then return nil, err end
   return out
 end
 
--- ---- GGUF to Hugging Face ------------------------------------------------------------------------
+-- How messages call a component: its type and what tells it from others of the type.
+local function called(what, part)
+  local detail = ""
+  local pattern = is_table(part.pattern) and (part.pattern.Regex or part.pattern.String)
+  if pattern then detail = (" (%q)"):format(pattern) end
+  if part.prepend then detail = (" (%q)"):format(part.prepend) end
+  return ("%s %s%s"):format(what, tostring(part.type), detail)
+end
 
---- tokenizer.json and tokenizer_config.json of a GGUF file with a byte-level vocabulary.
---- @param file perilune.gguf.File
---- @return table|nil tokenizer
---- @return table|string config or message
-function M.json(file)
-  local model = file:get "tokenizer.ggml.model"
-  if not model then return nil, "the file has no tokenizer" end
-  if model ~= "gpt2" then
-    return nil, ("a tokenizer of kind %q cannot be written as tokenizer.json, only byte-level ones (gpt2)")
-      :format(tostring(model))
+local function escapes_spaces(part)
+  return part.type == "Replace" and is_table(part.pattern) and part.pattern.String == " " and part.content == SPACE
+end
+
+local function squeezes_spaces(part)
+  local regex = part.type == "Replace" and is_table(part.pattern) and part.pattern.Regex
+  return regex and (regex == " {2,}" or regex == " +" or regex == "\\s{2,}" or regex == "\\s+")
+    and (part.content == " " or part.content == SPACE)
+end
+
+local function prepends(metaspace) -- older files say add_prefix_space
+  if metaspace.prepend_scheme then return metaspace.prepend_scheme ~= "never" end
+  return metaspace.add_prefix_space ~= false
+end
+
+-- ---- kinds ---------------------------------------------------------------------------------------
+
+local kinds = {}
+
+-- Byte-level BPE: the pre-tokenizer has a name; normalisers have no key but one that is not llama.cpp's.
+function kinds.gpt2(b, json)
+  local wholes = json.model.ignore_merges == true
+  local entry, err = pre_names.name(is_table(json.pre_tokenizer) and json.pre_tokenizer or {}, wholes)
+  if not entry then return err end
+  b.put("tokenizer.ggml.pre", "text", entry.name)
+  if entry.ignore_merges ~= wholes then
+    b.put("tokenizer.ggml.ignore_merges", "bool", wholes)
+    b.note(("ignore_merges = %s is written as tokenizer.ggml.ignore_merges, which llama.cpp does not read")
+      :format(wholes))
   end
-  local name = file:get "tokenizer.ggml.pre" or "gpt-2"
-  local pre = pre_of(name)
-  if not pre then return nil, ("the pattern of pre-tokenizer %q is not known here"):format(tostring(name)) end
-  local tokens, types, merges = file:get "tokenizer.ggml.tokens", file:get "tokenizer.ggml.token_type" or {},
-    file:get "tokenizer.ggml.merges"
-  if type(tokens) ~= "table" or type(merges) ~= "table" then return nil, "tokens or merges are missing" end
-  local vocab, added = {}, {}
-  for i, token in ipairs(tokens) do
-    if types[i] == CONTROL or types[i] == USER or types[i] == UNKNOWN then
-      added[#added + 1] = { id = i - 1, content = token, single_word = false, lstrip = false, rstrip = false,
-                            normalized = false, special = types[i] ~= USER }
+  for _, part in ipairs(flat(json.normalizer, "normalizers")) do
+    if part.type == "NFC" then
+      b.put("tokenizer.ggml.normalizer.nfc", "bool", true)
+      b.note "normalizer NFC is written as tokenizer.ggml.normalizer.nfc, which llama.cpp does not read"
+    else
+      b.lose(called("normalizer", part))
     end
-    if types[i] ~= UNUSED then vocab[token] = i - 1 end
   end
-  local pairs_of = {}
-  for i, merge in ipairs(merges) do
-    local a, b = merge:match "^(.-) (.+)$"
-    if not a then return nil, ("merge %d is no pair: %q"):format(i, merge) end
-    pairs_of[i] = { a, b }
+  if b.tok._c:describe().prefix_space then b.lose "add_prefix_space of the pre_tokenizer ByteLevel" end
+  for _, key in ipairs { "continuing_subword_prefix", "end_of_word_suffix" } do
+    local v = json.model[key]
+    if type(v) == "string" and v ~= "" then b.lose(("%s %q of the model"):format(key, v)) end
   end
-  local function token_of(key)
-    local id = file:get(("tokenizer.ggml.%s_token_id"):format(key))
-    return math.type(id) == "integer" and tokens[id + 1] or nil
+end
+
+-- SentencePiece's BPE, told by merges: spaces are U+2581, unknown characters are bytes.
+function kinds.llama(b, json)
+  local escaped, prefix = false, b.tok._c:describe().prepends
+  for _, part in ipairs(flat(json.normalizer, "normalizers")) do
+    if escapes_spaces(part) then escaped = true
+    elseif not (part.type == "Prepend" and part.prepend == SPACE) then b.lose(called("normalizer", part)) end
   end
-  local bos, byte_level = token_of "bos", { type = "ByteLevel", add_prefix_space = false, trim_offsets = true,
-    use_regex = true }
-  local add_bos = file:get "tokenizer.ggml.add_bos_token"
-  if add_bos == nil then add_bos = name == "llama-bpe" or name == "llama3" or name == "llama-v3" end
-  local post = byte_level
-  if add_bos and bos then
-    post = { type = "TemplateProcessing",
-      single = { { SpecialToken = { id = bos, type_id = 0 } }, { Sequence = { id = "A", type_id = 0 } } },
-      pair = { { SpecialToken = { id = bos, type_id = 0 } }, { Sequence = { id = "A", type_id = 0 } },
-               { SpecialToken = { id = bos, type_id = 1 } }, { Sequence = { id = "B", type_id = 1 } } },
-      special_tokens = { [bos] = { id = bos, ids = { (file:get "tokenizer.ggml.bos_token_id") }, tokens = { bos } } } }
+  for _, part in ipairs(flat(json.pre_tokenizer, "pretokenizers")) do
+    if part.type == "Metaspace" and (part.replacement or SPACE) == SPACE and not escaped then
+      escaped, prefix = true, prepends(part)
+    elseif not (part.type == "Split" and is_table(part.pattern) and part.pattern.String == " " and escaped) then
+      b.lose(called("pre_tokenizer", part))
+    end
   end
-  local null = peri.json.null
-  local tokenizer = { version = "1.0", truncation = null, padding = null, added_tokens = peri.json.array(added),
-    normalizer = (same[name] or name) == "qwen2" and { type = "NFC" } or null,
-    pre_tokenizer = pre, post_processor = post, decoder = byte_level,
-    model = { type = "BPE", dropout = null, unk_token = null, continuing_subword_prefix = "",
-              end_of_word_suffix = "", fuse_unk = false, byte_fallback = false,
-              ignore_merges = (same[name] or name) == "llama-bpe", vocab = vocab, merges = peri.json.array(pairs_of) } }
-  local config = { tokenizer_class = "PreTrainedTokenizerFast", clean_up_tokenization_spaces = false,
-    bos_token = bos, eos_token = token_of "eos", unk_token = token_of "unknown", pad_token = token_of "padding",
-    add_bos_token = add_bos,
-    model_max_length = file:get(tostring(file:get "general.architecture") .. ".context_length"),
-    chat_template = file:get "tokenizer.chat_template" }
-  return tokenizer, config
+  if not escaped then b.lose "spaces that stay spaces: vocabularies of this kind write U+2581" end
+  b.put("tokenizer.ggml.pre", "text", "default")
+  b.put("tokenizer.ggml.add_space_prefix", "bool", prefix)
+end
+
+function kinds.t5(b, json)
+  local prefix, merge, strip = false, false, false
+  for _, part in ipairs(flat(json.normalizer, "normalizers")) do
+    local table64 = part.type == "Precompiled" and part.precompiled_charsmap
+    if type(table64) == "string" then
+      b.charsmap = base64.decode(table64)
+      if not b.charsmap then return "precompiled_charsmap is no base64" end
+    elseif squeezes_spaces(part) then merge = true
+    elseif part.type == "Prepend" and part.prepend == SPACE then prefix = true
+    elseif part.type == "Strip" then strip = true
+    elseif not escapes_spaces(part) and part.type ~= "Precompiled" then b.lose(called("normalizer", part)) end
+  end
+  for _, part in ipairs(flat(json.pre_tokenizer, "pretokenizers")) do
+    if part.type == "Metaspace" then prefix = prepends(part)
+    elseif part.type == "WhitespaceSplit" then merge = true
+    else b.lose(called("pre_tokenizer", part)) end
+  end
+  b.put("tokenizer.ggml.pre", "text", "default")
+  b.put("tokenizer.ggml.add_space_prefix", "bool", prefix)
+  b.put("tokenizer.ggml.remove_extra_whitespaces", "bool", merge)
+  if strip and not merge then b.lose "normalizer Strip" end
+  if json.model.byte_fallback == true then b.lose "byte_fallback of a Unigram model" end
+end
+
+function kinds.bert(b, json)
+  local facts = b.tok._c:describe().bert
+  for _, part in ipairs(flat(json.normalizer, "normalizers")) do
+    if part.type ~= "BertNormalizer" then b.lose(called("normalizer", part)) end
+  end
+  for _, part in ipairs(flat(json.pre_tokenizer, "pretokenizers")) do
+    if part.type ~= "BertPreTokenizer" then b.lose(called("pre_tokenizer", part)) end
+  end
+  if not facts then b.lose "a normalizer that is no BertNormalizer"
+  elseif not facts.clean_text then b.lose "clean_text = false of the normalizer BertNormalizer"
+  elseif not facts.handle_chinese_chars then b.lose "handle_chinese_chars = false of the normalizer BertNormalizer" end
+  local prefix = json.model.continuing_subword_prefix
+  if type(prefix) == "string" and prefix ~= "##" then b.lose(("continuing_subword_prefix %q"):format(prefix)) end
+  b.put("tokenizer.ggml.pre", "text", "jina-v2-en") -- llama.cpp's converter's name for [CLS] text [SEP]
+  b.put("tokenizer.ggml.normalizer.lowercase", "bool", facts ~= nil and facts.lowercase)
+  b.put("tokenizer.ggml.normalizer.strip_accents", "bool", facts ~= nil and facts.strip_accents)
+end
+
+-- ---- files of a vocabulary -----------------------------------------------------------------------
+
+-- tokenizer.json
+local function from_json(b, path)
+  local json, err = read_json(path)
+  if not json then return err end
+  local model = json.model
+  if not is_table(model) or not is_table(model.vocab) then return path .. ": model.vocab is missing" end
+  local kind = model.type or model.merges and "BPE" or "WordPiece"
+  if kind == "BPE" then b.kind = b.byte_level and "gpt2" or model.byte_fallback == true and "llama" or nil
+  elseif kind == "Unigram" then b.kind = not b.byte_level and "t5" or nil
+  elseif kind == "WordPiece" then b.kind = not b.byte_level and "bert" or nil end
+  if not b.kind then return ("%s: a %s model of this kind has no name in GGUF"):format(path, tostring(kind)) end
+  err = kinds[b.kind](b, json)
+  if err then return ("%s: %s"):format(path, err) end
+  b.merges = merges_of(model)
+  if type(model.unk_token) == "string" then b.unk = b.tok:id(model.unk_token) or b.unk end
+  if math.type(model.unk_id) == "integer" then b.unk = model.unk_id end
+  if b.kind == "t5" then
+    b.scores = {}
+    for i, pair in ipairs(model.vocab) do b.scores[i] = pair[2] + 0.0 end
+  end
+end
+
+-- tokenizer.model, spiece.model
+local function from_sentencepiece(b, path)
+  local bytes, err = peri.files.read(path)
+  if not bytes then return err end
+  local m = sentencepiece.read(bytes)
+  b.kind, b.scores, b.types, b.charsmap = m.unigram and "t5" or "llama", {}, {}, m.charsmap
+  for i, piece in ipairs(m.pieces) do b.scores[i], b.types[i] = piece.score, piece.type end
+  if not m.escape then b.lose "escape_whitespaces = false of the normalizer_spec" end
+  if m.suffix then b.lose "treat_whitespace_as_suffix of the trainer_spec" end
+  if not m.unigram then
+    local alone = " of the normalizer_spec, which only unigram models have in GGUF"
+    if m.charsmap ~= "" then b.lose("precompiled_charsmap" .. alone) end
+    if m.merge then b.lose("remove_extra_whitespaces" .. alone) end
+  elseif m.byte_fallback then
+    b.lose "byte_fallback of a unigram model"
+  end
+  b.put("tokenizer.ggml.pre", "text", "default")
+  b.put("tokenizer.ggml.add_space_prefix", "bool", m.prefix)
+  if m.unigram then b.put("tokenizer.ggml.remove_extra_whitespaces", "bool", m.merge) end
+end
+
+-- vocab.json + merges.txt: what the class puts around them is known to the tokenizer alone.
+local function from_pair(b, path)
+  local text, err = peri.files.read(path)
+  if not text then return err end
+  local config = peri.files.exists(b.folder .. "/tokenizer_config.json") and
+    read_json(b.folder .. "/tokenizer_config.json") or {}
+  local qwen2 = type(config.tokenizer_class) == "string" and config.tokenizer_class:find "^Qwen2Tokenizer"
+  local merges = {}
+  for line in text:gmatch "[^\r\n]+" do
+    if not (#merges == 0 and line:find "^#version") then merges[#merges + 1] = line end
+  end
+  b.kind, b.merges = "gpt2", merges
+  local byte_level = pre_names.json(pre_names.entry(qwen2 and "qwen2" or "gpt-2"))
+  return kinds.gpt2(b, { model = {}, pre_tokenizer = byte_level, normalizer = qwen2 and { type = "NFC" } or nil })
+end
+
+local function from_words(b)
+  b.kind = "bert"
+  local json = { model = {} }
+  if not b.tok._c:describe().bert then json.normalizer = { type = "do_basic_tokenize = false" } end
+  return kinds.bert(b, json)
+end
+
+-- In the order in which the tokenizer itself looks for them.
+local sources = {
+  { "tokenizer.json", from_json }, { "tokenizer.model", from_sentencepiece }, { "spiece.model", from_sentencepiece },
+  { "vocab.json", from_pair, "merges.txt" }, { "encoder.json", from_pair, "vocab.bpe" }, { "vocab.txt", from_words },
+}
+
+-- ---- what goes around a text ---------------------------------------------------------------------
+
+-- Ids before and behind a text.
+local function around(tok)
+  local whole, plain = tok:encode "a", tok:encode("a", { add_special = false })
+  for at = 0, #whole - #plain do
+    local same = true
+    for i, id in ipairs(plain) do same = same and whole[at + i] == id end
+    if same then
+      return table.move(whole, 1, at, 1, {}), table.move(whole, at + #plain + 1, #whole, 1, {})
+    end
+  end
+  return {}, {}
+end
+
+local function quoted(tok, ids)
+  local out = {}
+  for i, id in ipairs(ids) do out[i] = tostring(tok:token(id)) end
+  return table.concat(out, " ")
+end
+
+local specials = { { "bos", "bos" }, { "eos", "eos" }, { "unk", "unknown" }, { "sep", "seperator" },
+  { "pad", "padding" }, { "cls", "cls" }, { "mask", "mask" } }
+
+local function put_specials(b, config)
+  local tok, ids = b.tok, {}
+  for _, s in ipairs(specials) do
+    local fallback = config[s[1] .. "_token_id"]
+    if is_table(fallback) then fallback = fallback[1] end
+    ids[s[1]] = b[s[1]] or tok[s[1]] or math.type(fallback) == "integer" and fallback or nil
+  end
+  local before, behind = around(tok)
+  if b.kind == "bert" then
+    ids.cls, ids.sep = ids.cls or before[1], ids.sep or behind[1]
+    ids.bos, ids.eos = ids.cls, nil
+    if #before ~= 1 or before[1] ~= ids.cls or #behind ~= 1 or behind[1] ~= ids.sep then
+      b.lose(("what the post_processor puts around a text (%s text %s): llama.cpp puts [CLS] and [SEP]")
+        :format(quoted(tok, before), quoted(tok, behind)))
+    end
+  else
+    if #before == 1 then ids.bos = ids.bos or before[1] end
+    if #behind == 1 then ids.eos = ids.eos or behind[1] end
+    for _, side in ipairs { { before, ids.bos, "before", "bos" }, { behind, ids.eos, "behind", "eos" } } do
+      local there = #side[1] > 0
+      if #side[1] > 1 or there and side[1][1] ~= side[2] then
+        b.lose(("%s, which the post_processor puts %s a text"):format(quoted(tok, side[1]), side[3]))
+      end
+      b.put(("tokenizer.ggml.add_%s_token"):format(side[4]), "bool", there)
+    end
+  end
+  for _, s in ipairs(specials) do
+    if ids[s[1]] then b.put(("tokenizer.ggml.%s_token_id"):format(s[2]), "u32", ids[s[1]]) end
+  end
+end
+
+-- One template, or several by name as tokenizer_config.json lists them.
+local function put_templates(b)
+  local tok, names = b.tok, {}
+  if tok.chat_template then b.put("tokenizer.chat_template", "text", tok.chat_template) end
+  local config = peri.files.exists(b.folder .. "/tokenizer_config.json") == "file" and
+    read_json(b.folder .. "/tokenizer_config.json")
+  if not config or not is_table(config.chat_template) or peri.files.exists(b.folder .. "/chat_template.jinja") then
+    return
+  end
+  for _, t in ipairs(config.chat_template) do
+    if is_table(t) and type(t.name) == "string" and type(t.template) == "string" and t.name ~= "default" then
+      names[#names + 1] = t.name
+      b.put("tokenizer.chat_template." .. t.name, "text", t.template)
+    end
+  end
+  if #names > 0 then b.put("tokenizer.chat_templates", "text", names) end
+end
+
+-- ---- all of it -----------------------------------------------------------------------------------
+
+-- A file with these values alone, for a tokenizer to read. Its name counts: llama.cpp has rules for Phi-3's.
+local function compared(values, tok, name)
+  local path = os.tmpname()
+  local list = { { key = "general.architecture", type = "text", value = "none" },
+    { key = "general.name", type = "text", value = name or "none" } }
+  local ok, err = peri.gguf.save(path, table.move(values, 1, #values, 3, list), {})
+  local back
+  if ok then back, err = tokenizers.load(path) end
+  os.remove(path)
+  if not back then return nil, "the tokenizer that was written does not load: " .. tostring(err) end
+  return true, same_ids.report(tok, back)
+end
+
+--- Values {key, type, value} of the tokenizer of a folder, compared with the folder's own ids.
+--- @param folder string
+--- @param config table  Hugging Face config: vocab_size, type_vocab_size, ids of special tokens
+--- @param name string?  general.name of the file
+--- @return table[]|nil values
+--- @return string[]|string losses  what of the tokenizer the file cannot say, by name; or a message
+--- @return string[]? notes  what only this library's reader understands
+function M.values(folder, config, name)
+  local tok, err = tokenizers.load(folder)
+  if not tok then return nil, err end
+  local out, losses, notes = {}, {}, {}
+  local b = {
+    tok = tok, unk = tok.unk, folder = folder, byte_level = tok._c:describe().byte_level, rows = config.vocab_size,
+    put = function(key, kind, value) out[#out + 1] = { key = key, type = kind, value = value } end,
+    lose = function(what) losses[#losses + 1] = what end,
+    note = function(what) notes[#notes + 1] = what end,
+  }
+  local source
+  for _, s in ipairs(sources) do
+    if not source and peri.files.exists(folder .. "/" .. s[1]) == "file" then source = s end
+  end
+  if not source then return nil, folder .. ": its tokenizer has no form in GGUF" end
+  err = source[2](b, folder .. "/" .. (source[3] or source[1]))
+  if err then return nil, err end
+  local tokens, types = vocabulary(b)
+  table.insert(out, 1, { key = "tokenizer.ggml.model", type = "text", value = b.kind })
+  b.put("tokenizer.ggml.tokens", "text", b.kind == "bert" and phantom(tokens, types) or tokens)
+  if b.kind == "llama" and not b.scores then b.scores = scores_of_merges(b.merges, tokens, tok) end
+  if b.scores then
+    for i = #b.scores + 1, #tokens do b.scores[i] = 0.0 end
+    b.put("tokenizer.ggml.scores", "f32", b.scores)
+  end
+  b.put("tokenizer.ggml.token_type", "i32", types)
+  if b.kind == "gpt2" then b.put("tokenizer.ggml.merges", "text", b.merges) end
+  if b.kind == "bert" then b.put("tokenizer.ggml.token_type_count", "u32", config.type_vocab_size or 1) end
+  if b.charsmap and #b.charsmap > 0 and b.kind == "t5" then
+    b.put("tokenizer.ggml.precompiled_charsmap", "u8", { b.charsmap:byte(1, -1) })
+  end
+  put_specials(b, config)
+  put_templates(b)
+  local ok, report = compared(out, tok, name)
+  if not ok then return nil, report end
+  losses[#losses + 1] = report
+  return out, losses, notes
 end
 
 return M

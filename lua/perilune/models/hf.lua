@@ -253,6 +253,14 @@ function M.copy_tokenizer(from, folder)
   return true
 end
 
+--- Take the files of a tokenizer out of a folder: what an earlier one left would be read with the next one's.
+--- @param folder string
+function M.remove_tokenizer(folder)
+  for _, name in ipairs(tokenizer_files) do
+    if peri.files.exists(folder .. "/" .. name) == "file" then peri.files.remove_tree(folder .. "/" .. name) end
+  end
+end
+
 -- Weights of an earlier save that readers would take for these.
 local function remove_stale(folder, written)
   for _, name in ipairs(peri.files.list(folder) or {}) do
