@@ -43,14 +43,15 @@ typedef struct peri_bind {
   size_t collect_at;     /* live bytes above which the collector is told: box.c */
   size_t after_full;     /* live bytes after the last full collection that growth caused */
   peri_tensor *scalar[PERI_NSCALAR];
-  size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
-  struct peri_record *records; /* custom functions alive in the tape: grad.c */
-  struct peri_record *dead;    /* those to free at the next safe point */
-  lua_State *main;             /* the main thread */
-  lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
-  bool intercept;              /* linear and embedding go through a Lua function: call.c */
-  bool bar;                    /* the terminal's last line is a progress bar without an end */
-  unsigned warnings, told;     /* how many there were, and of them given by peri.warnings() */
+  size_t scalar_bytes;            /* of all of them, left out of peri.memory() */
+  struct peri_record *records;    /* custom functions alive in the tape: grad.c */
+  struct peri_record *dead;       /* those to free at the next safe point */
+  lua_State *main;                /* the main thread */
+  lua_State *L;                   /* the coroutine that runs a backward pass; NULL outside */
+  bool intercept;                 /* linear and embedding go through a Lua function: call.c */
+  char notice[PERI_WARNING_SIZE]; /* what a Ctrl-C that is only noted says: main_interrupt.c */
+  bool bar;                       /* the terminal's last line is a progress bar without an end */
+  unsigned warnings, told;        /* how many there were, and of them given by peri.warnings() */
   char warning[PERI_NWARNING][PERI_WARNING_SIZE]; /* the last ones, in turn */
 } peri_bind;
 

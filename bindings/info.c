@@ -280,6 +280,10 @@ static int l_on_interrupt (lua_State *L) {
   peri_ctx *ctx = BIND(L)->ctx;
   if (lua_type(L, 1) != LUA_TBOOLEAN)
     return peri__type_error(L, "on_interrupt", 1, "defer", "true or false");
+  if (!lua_isnoneornil(L, 2) && lua_type(L, 2) != LUA_TSTRING)
+    return peri__type_error(L, "on_interrupt", 2, "notice", "a string");
+  atomic_store(&ctx->deferring, 0); /* nobody reads the notice while it changes */
+  snprintf(BIND(L)->notice, PERI_WARNING_SIZE, "%s", luaL_optstring(L, 2, ""));
   atomic_store(&ctx->deferring, lua_toboolean(L, 1));
   lua_pushboolean(L, atomic_exchange(&ctx->requested, 0));
   return 1;
@@ -433,10 +437,11 @@ static const peri_reg functions[] = {
     "that "
     "is pending.",
     l_interrupted },
-  { "on_interrupt", "defer",
+  { "on_interrupt", "defer, notice?",
     "With true the first Ctrl-C of the program (a host's peri_interrupt_request) only makes "
-    "interrupted() true, and a second one interrupts; with false every one does. Returns whether a "
-    "request was noted, and forgets it.",
+    "interrupted() true and shows the notice on a terminal, and a second one interrupts; with "
+    "false "
+    "every one does. Returns whether a request was noted, and forgets it.",
     l_on_interrupt },
   { "warnings", "",
     "Warnings of the library since the last call, the newest eight: a list of lines. The program "

@@ -109,13 +109,20 @@ static void find_library (lua_State *L) {
   lua_pop(L, 2);
 }
 
-/* Load the package; help is global in the program. */
+/* Load the package; help is global in the program. On a terminal print and the others know of progress
+** bars before a script takes copies of them. */
 static void open_perilune (lua_State *L) {
   lua_getglobal(L, "require");
   lua_pushliteral(L, "perilune");
   lua_call(L, 1, 1);
   lua_getfield(L, -1, "help");
   lua_setglobal(L, "help");
+  if (!isatty(STDOUT_FILENO)) return;
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "perilune.log.bar");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, "install");
+  lua_call(L, 0, 0);
 }
 
 /* ---- commands ---- */

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <lualib.h>
 
@@ -25,6 +26,8 @@ typedef struct running {
 static running main_state;                 /* the bottom of the list */
 static running *volatile innermost = NULL; /* NULL: no handler */
 static peri_ctx *signal_ctx;               /* set before the handler is installed */
+static const peri_bind *signal_bind;       /* its state */
+static bool on_terminal;                   /* the standard error */
 static pthread_t signal_thread;            /* the one that runs Lua */
 static volatile sig_atomic_t signal_at;    /* second of the last Ctrl-C that interrupts, 0 = none */
 static volatile sig_atomic_t signal_seen;  /* any, deferred ones included */
@@ -57,6 +60,17 @@ static void stop_hook (lua_State *L, lua_Debug *ar) {
   luaL_error(L, "interrupted");
 }
 
+/* On a line of its own; with what a handler of a signal may call. */
+static void show_notice (const peri_bind *b) {
+  static const char wipe[] = "\r\033[K";
+  ssize_t put = 0;
+  if (!on_terminal || !b->notice[0]) return;
+  put += write(STDERR_FILENO, b->bar ? wipe : "\n", b->bar ? sizeof wipe - 1 : 1);
+  put += write(STDERR_FILENO, b->notice, strlen(b->notice));
+  put += write(STDERR_FILENO, "\n", 1);
+  (void)put; /* there is nobody to tell */
+}
+
 /* Where a script defers it, the first Ctrl-C is only noted. One that interrupts reaches the running op
 ** and Lua; a second within two seconds ends the process, should neither come to a piece's end. */
 static void on_signal (int sig) {
@@ -66,7 +80,10 @@ static void on_signal (int sig) {
     return;
   }
   signal_seen = 1;
-  if (!signal_at && peri_interrupt_request(signal_ctx)) return;
+  if (!signal_at && peri_interrupt_request(signal_ctx)) {
+    show_notice(signal_bind);
+    return;
+  }
   clock_gettime(CLOCK_MONOTONIC, &t);
   sig_atomic_t now = (sig_atomic_t)(t.tv_sec % 1000000) + 1;
   if (signal_at && now - signal_at <= 2) {
@@ -213,7 +230,9 @@ void peri__interrupt_open (lua_State *L) {
   struct sigaction sa;
   main_state = (running){ L, NULL };
   innermost = &main_state;
-  signal_ctx = peri_lua_ctx(L);
+  signal_bind = peri__bind(L);
+  signal_ctx = signal_bind->ctx;
+  on_terminal = isatty(STDERR_FILENO) == 1;
   signal_thread = pthread_self();
   memset(&sa, 0, sizeof sa);
   sa.sa_handler = on_signal;

@@ -2299,10 +2299,11 @@ function peri.time() end
 ---@return any ...
 function peri.interrupted() end
 
---- With true the first Ctrl-C of the program (a host's peri_interrupt_request) only makes interrupted() true, and a second one interrupts; with false every one does. Returns whether a request was noted, and forgets it.
+--- With true the first Ctrl-C of the program (a host's peri_interrupt_request) only makes interrupted() true and shows the notice on a terminal, and a second one interrupts; with false every one does. Returns whether a request was noted, and forgets it.
 ---@param defer any
+---@param notice? any
 ---@return any ...
-function peri.on_interrupt(defer) end
+function peri.on_interrupt(defer, notice) end
 
 --- Warnings of the library since the last call, the newest eight: a list of lines. The program has shown them on the standard error, stock Lua does with -W.
 ---@return any ...

@@ -14,8 +14,7 @@ local Console = require "perilune.log.console"
 
 local M = {}
 
-M.format, M.duration = numbers.format, numbers.duration
-M.short_name = Console.short_name
+M.format, M.duration, M.short_name = numbers.format, numbers.duration, numbers.short_name
 M.truncate_jsonl, M.json_line = files.truncate_jsonl, files.json_line
 
 --- @class perilune.log.Logger

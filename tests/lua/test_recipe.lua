@@ -210,6 +210,17 @@ function TestRecipe:test_a_budget_may_be_prolonged()
   r:finish()
 end
 
+function TestRecipe:test_what_stopped_early_goes_on_with_a_longer_budget()
+  local function flags(steps, resume) return { seed = 3, runs = root, steps = steps, save_every = 2, resume = resume } end
+  local best = { patience = 1 }
+  lu.assertEquals(train(flags(8, false), nil, { total = 8, best = best }).saved, 5)
+  lu.assertEquals(train(flags(8, true), nil, { total = 8, best = best }).saved, 5) -- is over
+  lu.assertEquals(train(flags(9, true), nil, { total = 9, best = best }).saved, 6) -- one more that is no better
+  lu.assertEquals(train(flags(9, false), 3, { leave = "stop" }).saved, 3)
+  lu.assertEquals(train(flags(9, true)).saved, 3)
+  lu.assertEquals(train(flags(10, true), nil, { total = 9 }).saved, 9)
+end
+
 -- ---- what cannot be resumed ----
 
 -- Every file below a folder with its content, but the lock.

@@ -6,10 +6,11 @@ local child = require "child"
 
 -- Steps take --pace seconds, and end, fail and speak where the flags say.
 local SOURCE = [[
+local print = print -- a copy from before anything was loaded
 local peri = require "perilune"
 local recipe, nn, optim = require "perilune.recipe", require "perilune.nn", require "perilune.optim"
 local cfg = peri.flags(recipe.with_flags({ steps = { 9, "steps", budget = true }, lr = 0.5, pace = 0.0,
-  crash = 0, leave = 0, talk = false, events = true, catch = false }, "demo"))
+  crash = 0, leave = 0, exit = 0, talk = false, events = true, catch = false }, "demo"))
 local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps, columns = { "loss" }, tensorboard = cfg.events }
 local w = nn.parameter(peri.ones { 2 })
 local opt = optim.SGD({ w }, { lr = 0.01 })
@@ -23,11 +24,13 @@ local function loop()
     local until_time = peri.time() + cfg.pace
     while peri.time() < until_time do local _ = w + 1 end
     if cfg.talk then print("printed " .. step) io.write("written ", step, "\n") io.stderr:write("error line ", step, "\n") end
+    if cfg.talk then os.execute("echo echoed " .. step) end
     if cfg.talk and step == 2 then io.write("half a line") warn("careful") end
     if step == cfg.crash then error("a bug at step " .. step) end
     run:log(step, { loss = loss, step_twice = 2 * step }, { tok_s = 100.0 })
     run:sample(step, { text = "sample" })
     if step == cfg.leave then break end
+    if step == cfg.exit then os.exit(3) end
   end
 end
 if cfg.catch then print(pcall(loop)) else loop() end
@@ -97,13 +100,13 @@ end
 function TestRun:test_an_error_says_its_place_first_and_where_to_go_on()
   local status, text = demo.run "--crash 7 --save_every 3"
   lu.assertEquals(status, 1)
-  lu.assertStrContains(text, "perilune: demo.lua:19: a bug at step 7\nthe last checkpoint is of step 6; go on with: "
+  lu.assertStrContains(text, "perilune: demo.lua:21: a bug at step 7\nthe last checkpoint is of step 6; go on with: "
     .. "./perilune run demo.lua --resume\nstack traceback:\n")
   status, text = demo.run "--crash 1 --save_every 3"
   lu.assertEquals(status, 1)
   lu.assertStrContains(text, "there is no checkpoint yet")
   text = select(2, demo.run "--crash 2 --catch") -- who catches it gets it as it was
-  lu.assertStrContains(text, "false\tdemo.lua:19: a bug at step 2\n")
+  lu.assertStrContains(text, "false\tdemo.lua:21: a bug at step 2\n")
   lu.assertNil(text:find "last checkpoint")
   status, text = demo.run "--resume --run demo-2"
   lu.assertEquals(status, 2)
@@ -218,7 +221,7 @@ function TestRun:test_nothing_sticks_to_the_bar()
     if line:find "step/s" then lu.fail("a bar stayed: " .. line) end
   end
   for step = 1, 6 do
-    for _, want in ipairs { "printed ", "written ", "error line " } do
+    for _, want in ipairs { "printed ", "written ", "error line ", "echoed " } do
       lu.assertStrContains("\n" .. text .. "\n", "\n" .. want .. step .. "\n")
     end
   end
@@ -229,7 +232,10 @@ function TestRun:test_nothing_sticks_to_the_bar()
   local _
   status, _, text = on_terminal "--crash 4 --pace 0.02"
   lu.assertEquals(status, 1)
-  lu.assertStrContains(text, "\nperilune: demo.lua:19: a bug at step 4\n")
+  lu.assertStrContains(text, "\nperilune: demo.lua:21: a bug at step 4\n")
+  status, _, text = on_terminal "--exit 4 --pace 0.02"
+  lu.assertEquals(status, 3)
+  lu.assertNil(text:find "step/s")
 end
 
 os.exit(lu.LuaUnit.run())

@@ -1,6 +1,6 @@
 -- bar.lua - one line at the bottom of a terminal that nothing sticks to. While it stands there, print,
 -- io.write and the standard files wipe it first and draw it again below; warnings and messages of the
--- program, which no Lua code writes, ask peri._bar.
+-- program, which no Lua code writes, know of it by peri._bar.
 
 local peri = require "perilune"
 
@@ -28,36 +28,35 @@ local function ends_line(...)
     local text = tostring((select(i, ...)))
     if text ~= "" then return text:sub(-1) == "\n" end
   end
-  return not (guarded and guarded.partial)
+  return not guarded.partial
 end
 
--- The functions that write on the terminal, and what they are while a bar stands there.
+-- The functions that write on the terminal or leave it, as they were.
 local methods = getmetatable(io.stdout).__index
-local plain = { print = print, io_write = io.write, write = methods.write }
+local plain
 
 local function guard_write(file, ...)
-  if file ~= io.stdout and file ~= io.stderr then return plain.write(file, ...) end
+  if not guarded or file ~= io.stdout and file ~= io.stderr then return plain.write(file, ...) end
   return aside(ends_line(...), plain.write, file, ...)
 end
-local function guard_print(...) return aside(true, plain.print, ...) end
-local function guard_io_write(...)
-  if io.output() ~= io.stdout and io.output() ~= io.stderr then return plain.io_write(...) end
-  return aside(ends_line(...), plain.io_write, ...)
-end
 
--- What somebody put in place of them since stays.
-local function guard(bar)
-  guarded = bar
-  if print == guard_print then return end
-  plain.print, plain.io_write, plain.write = print, io.write, methods.write
-  print, io.write, methods.write = guard_print, guard_io_write, guard_write -- luacheck: ignore 121 122
-end
-
-local function unguard()
-  guarded = nil
-  if print == guard_print then print = plain.print end                      -- luacheck: ignore 121
-  if io.write == guard_io_write then io.write = plain.io_write end          -- luacheck: ignore 122
-  if methods.write == guard_write then methods.write = plain.write end
+--- Put print, io.write, os.execute, os.exit and the write of files in charge of the bar. The program does it
+--- at its start on a terminal, before a script takes copies of them; else the first bar does.
+function Bar.install()
+  if plain then return end
+  plain = { print = print, io_write = io.write, write = methods.write, execute = os.execute, exit = os.exit }
+  methods.write = guard_write
+  function print(...) return aside(true, plain.print, ...) end -- luacheck: ignore 121
+  function io.write(...) -- luacheck: ignore 122
+    local file = guarded and io.output()
+    if not file or file ~= io.stdout and file ~= io.stderr then return plain.io_write(...) end
+    return aside(ends_line(...), plain.io_write, ...)
+  end
+  function os.execute(...) return aside(true, plain.execute, ...) end -- luacheck: ignore 122
+  function os.exit(...) -- luacheck: ignore 122
+    if guarded then guarded:close() end
+    return plain.exit(...)
+  end
 end
 
 --- @param out file*  or a table with write and flush
@@ -68,7 +67,8 @@ function Bar.new(out, live) return setmetatable({ out = out, live = live, partia
 -- Standard output on a full disk is an error as any other file is.
 function Bar:put(...)
   local ok, message
-  if self.out == io.stdout then ok, message = plain.write(self.out, ...) else ok, message = self.out:write(...) end
+  if self.out == io.stdout and plain then ok, message = plain.write(self.out, ...)
+  else ok, message = self.out:write(...) end
   if not ok and message then error("log: standard output: " .. message, 0) end
 end
 
@@ -94,7 +94,10 @@ function Bar:show(text)
   if not self.live then return end
   self.text = text
   if not text then return self:wipe() end
-  if self.out == io.stdout then guard(self) end
+  if self.out == io.stdout then
+    Bar.install()
+    guarded = self
+  end
   self:draw()
 end
 
@@ -110,11 +113,11 @@ function Bar:line(text)
   if not ok and message then error("log: standard output: " .. message, 0) end
 end
 
---- No bar any more; print and the others are what they were.
+--- No bar any more.
 function Bar:close()
   self:wipe()
   self.text = nil
-  if guarded == self then unguard() end
+  if guarded == self then guarded = nil end
   self.out:flush()
 end
 

@@ -8,6 +8,8 @@ local terminal = require "perilune.terminal"
 local numbers = require "perilune.log.numbers"
 local Bar = require "perilune.log.bar"
 
+local short_name = numbers.short_name
+
 local HEADER_EVERY = 20 -- lines between two headers
 local WIDEST_TEXT = 24  -- of a value that is text
 
@@ -23,19 +25,13 @@ function Console.new(o)
   local width = o.width or live and terminal.width() or columns and columns > 20 and columns or 80
   return setmetatable({
     bar = Bar.new(out, live), live = live, total = o.total, every = o.every, width = width,
+    fixed = not live or o.width ~= nil,
     color = live and not os.getenv "NO_COLOR", wanted = o.columns or {}, begin = peri.time(),
     seen = {}, names = {}, widths = {}, lines = HEADER_EVERY,
   }, Console)
 end
 
 -- ---- which columns ----
-
--- The end of a metric's name, which says enough on the console: "rewards/accuracy/mean" is accuracy/mean.
-local statistics = { mean = true, std = true, min = true, max = true }
-local function short_name(name)
-  local last = name:match "[^/]*$"
-  return statistics[last] and name:match "[^/]*/[^/]*$" or last
-end
 
 -- Names that runs are most often judged by; a smaller rank comes first.
 local judged = {
@@ -157,6 +153,10 @@ end
 
 function Console:row(step, values, live, remark)
   local texts = self:texts(values, live)
+  if self.lines >= HEADER_EVERY and not self.fixed then -- the window may have another size by now
+    local width = terminal.width()
+    self.width, self.changed = width, self.changed or width ~= self.width
+  end
   if self.changed or not self.columns then
     local before = self.columns
     self:choose()
@@ -222,5 +222,4 @@ end
 
 function Console:close() self.bar:close() end
 
-Console.short_name = short_name
 return Console

@@ -1,4 +1,4 @@
--- numbers.lua - numbers and times as the console shows them.
+-- numbers.lua - numbers, times and names as the console shows them.
 
 local M = {}
 
@@ -25,6 +25,17 @@ function M.duration(seconds)
   local s = math.floor(seconds + 0.5)
   if s >= 3600 then return ("%d:%02d:%02d"):format(s // 3600, s // 60 % 60, s % 60) end
   return ("%d:%02d"):format(s // 60, s % 60)
+end
+
+local statistics = { mean = true, std = true, min = true, max = true }
+
+--- The end of a metric's name, which says enough on the console: "completions/mean_length" is mean_length, but
+--- a statistic keeps what it is of: "rewards/accuracy/mean" is accuracy/mean.
+--- @param name string
+--- @return string
+function M.short_name(name)
+  local last = name:match "[^/]*$"
+  return statistics[last:match "[^_]*$"] and name:match "[^/]*/[^/]*$" or last
 end
 
 return M

@@ -30,7 +30,7 @@ function M.smooth(y, weight)
   return out
 end
 
-local FEW = 20        -- points: too few to call them noisy
+local FEW = 40        -- points: too few to need it
 local TURNS = 0.25    -- of all points are turns; white noise has 2/3, a schedule nearly none
 local ROUGH = 0.005   -- of the range is a usual step; less is no noise that one sees
 

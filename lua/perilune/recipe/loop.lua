@@ -31,7 +31,7 @@ end
 local function place(run, step) return run.total and ("step %d of %d"):format(step, run.total) or "step " .. step end
 
 local function last_checkpoint(run)
-  if not run.saved then return "there is no checkpoint yet: the run begins anew" end
+  if not run.saved then return "there is no checkpoint yet: begin a new run" end
   return ("the last checkpoint is of step %d; go on with: %s"):format(run.saved, M.command(run))
 end
 
@@ -91,7 +91,7 @@ function M.steps(run)
   local last = over and 0 or run.total or math.huge
   local next_step, state, control, inner = peri.steps(last, { from = over and 1 or first })
   local loop = setmetatable({ run = run, inner = inner }, Loop)
-  peri.on_interrupt(true)
+  peri.on_interrupt(true, "stopping after this step; Ctrl-C again stops at once")
   return function(s, c)
     if loop.last then turn_over(loop, loop.last) end
     if not run.stopped then loop.last = next_step(s, c) else loop.last = nil end
