@@ -47,6 +47,11 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
     v = lua_tonumber(L, idx);
     i = lua_tointegerx(L, idx, &ok);
   } else if (one && one->numel == 1) {
+    if (one->ctx->grad_enabled && peri__tracked(one))
+      luaL_error(L,
+                 "%s: an element takes part in a graph, and would lose its gradient: use stack or "
+                 "where, or detach",
+                 fn);
     peri__check(L, fn, peri_item(one, 0, &v));
     i = one->dtype == PERI_I64                     ? *(int64_t *)one->data
         : (ok = v == floor(v) && fabs(v) < 0x1p63) ? (lua_Integer)v

@@ -536,7 +536,7 @@ function peri.dropout(x, p, training) end
 ---@return perilune.Tensor
 function tensor:dropout(p, training) end
 
---- Sum of products over the letters that the result lacks: einsum({a, b}, "ij,jk->ik"); without -> the result has the letters that stand once, in alphabetical order.
+--- Sum of products over the letters that the result lacks: einsum({a, b}, "ij,jk->ik"); without -> the result has the letters that stand once, in alphabetical order. A letter twice in a term is its diagonal: "ii" is the trace.
 ---@param xs perilune.Tensor[]
 ---@param equation string
 ---@return perilune.Tensor

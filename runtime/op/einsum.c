@@ -31,16 +31,14 @@ static bool has (const term *t, int label) {
   return false;
 }
 
-static peri_status add_label (peri_ctx *ctx, term *t, const char *text, int at) {
+static peri_status add_label (peri_ctx *ctx, term *t, const char *text, int at, bool result) {
   int label = label_of(text[at]);
   if (label < 0)
     return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %d is not a letter", text,
                       text[at], at + 1);
-  if (has(t, label))
-    return peri__fail(ctx, PERI_ENOSUP,
-                      "equation \"%s\": %c stands twice in one term; take its "
-                      "diagonal first",
-                      text, text[at]);
+  if (result && has(t, label))
+    return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": %c stands twice in the result", text,
+                      text[at]);
   if (t->n == PERI_MAX_DIMS)
     return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": a term has more than %d letters", text,
                       PERI_MAX_DIMS);
@@ -61,13 +59,13 @@ static peri_status parse (peri_ctx *ctx, const char *text, equation *e) {
       e->nterms++;
       continue;
     }
-    TRY(add_label(ctx, &e->in[e->nterms - 1], text, i));
+    TRY(add_label(ctx, &e->in[e->nterms - 1], text, i, false));
     count[label_of(text[i])]++;
   }
   if (arrow != NULL) {
     for (int i = end + 2; i < length; i++)
       if (text[i] != ' ') {
-        TRY(add_label(ctx, &e->out, text, i));
+        TRY(add_label(ctx, &e->out, text, i, true));
         if (count[label_of(text[i])] == 0)
           return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": %c is in no term", text, text[i]);
       }
@@ -188,6 +186,29 @@ static peri_tensor *contract (peri_build *b, const equation *e, int next, term *
   return BA(b, reshape, ATTR(A_DIMS(shape, out.n)), B(b, matmul, x, y));
 }
 
+/* A letter twice in a term is its diagonal, which comes last. */
+static peri_tensor *diagonals (peri_build *b, term *t, peri_tensor *x) {
+  for (int i = 0; i < t->n; i++)
+    for (int k = i + 1; k < t->n; k++) {
+      if (t->label[k] != t->label[i]) continue;
+      int64_t dims[PERI_MAX_DIMS];
+      term kept = { 0 };
+      for (int d = 0; d < t->n; d++)
+        if (d != i && d != k) {
+          dims[kept.n] = d;
+          kept.label[kept.n++] = t->label[d];
+        }
+      dims[kept.n] = i;
+      dims[kept.n + 1] = k;
+      kept.label[kept.n++] = t->label[i];
+      x = BA(b, permute, ATTR(A_DIMS(dims, t->n)), x);
+      x = BA(b, diagonal, ATTR(A_INT(0)), x);
+      *t = kept;
+      return diagonals(b, t, x);
+    }
+  return x;
+}
+
 static void einsum_compose (peri_build *b, peri_call *c) {
   equation e;
   peri_status s = parse(c->ctx, c->attr[0].s, &e);
@@ -198,10 +219,12 @@ static void einsum_compose (peri_build *b, peri_call *c) {
   }
   peri_tensor **in = c->in + c->list[0].start, *x = in[0];
   term t = e.in[0];
+  x = diagonals(b, &t, x);
   for (int i = 1; i < e.nterms; i++) {
     term u = e.in[i];
+    peri_tensor *next = diagonals(b, &u, in[i]);
     x = sum_unneeded(b, &e, i, NULL, &t, x); /* term i itself counts as needed */
-    peri_tensor *y = sum_unneeded(b, &e, i + 1, &t, &u, in[i]);
+    peri_tensor *y = sum_unneeded(b, &e, i + 1, &t, &u, next);
     x = contract(b, &e, i + 1, &t, x, &u, y);
   }
   x = sum_unneeded(b, &e, e.nterms, NULL, &t, x);
@@ -210,5 +233,6 @@ static void einsum_compose (peri_build *b, peri_call *c) {
 
 OP(einsum, .sig = "xs:tensors, equation:str",
    .doc = "Sum of products over the letters that the result lacks: einsum({a, b}, \"ij,jk->ik\"); "
-          "without -> the result has the letters that stand once, in alphabetical order.",
+          "without -> the result has the letters that stand once, in alphabetical order. A letter "
+          "twice in a term is its diagonal: \"ii\" is the trace.",
    .compose = einsum_compose, .domain = "shape=3,3; attr equation=ij,jk->ik");

@@ -434,8 +434,10 @@ static void misuse_is_named (void **state) {
   refused("outer", 2, (peri_tensor *[]){ a, v }, NULL, PERI_ESHAPE, "two vectors");
   refused("einsum", 2, (peri_tensor *[]){ a, b }, &(peri_attr){ .s = "ij,jk->ik" }, PERI_ESHAPE,
           "j is 8 and, in tensor 2, 7");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ii->i" }, PERI_ENOSUP,
-          "diagonal");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ii->i" }, PERI_ESHAPE,
+          "i is 4 and, in tensor 1, 8");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->ii" }, PERI_EINVAL,
+          "twice in the result");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->k" }, PERI_EINVAL,
           "no term");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i->i" }, PERI_ESHAPE,

@@ -137,6 +137,19 @@ function TestEdges.test_softmax_of_a_tensor_without_dims()
   lu.assertErrorMsgContains("dim -2", peri.log_softmax, peri.full({}, 3), -2)
 end
 
+-- ---- a letter twice ----
+
+function TestEdges.test_einsum_takes_diagonals()
+  local m = peri.arange(9):to("f64"):reshape { 3, 3 }
+  local b = peri.arange(16):to("f64"):reshape { 2, 2, 2, 2 }
+  lu.assertEquals(peri.einsum({ m }, "ii"):item(), 12)
+  lu.assertEquals(peri.einsum({ m }, "ii->i"):tolist(), { 0, 4, 8 })
+  lu.assertEquals(peri.einsum({ b }, "ijij->ij"):tolist(), { { 0, 5 }, { 10, 15 } })
+  lu.assertEquals(peri.einsum({ b }, "iiij->j"):tolist(), { 14, 16 })
+  lu.assertEquals(peri.einsum({ m, m }, "ii,ij->j"):tolist(), m:transpose():matmul(m:diagonal()):tolist())
+  lu.assertErrorMsgContains("i is 2 and, in tensor 1, 3", peri.einsum, { peri.ones { 2, 3 } }, "ii")
+end
+
 function TestEdges.test_messages_have_nan_without_a_sign()
   for _, fn in ipairs { function () peri.full({ 1 }, 0 / 0, "i64") end, function () peri.full({ 1 }, -(0 / 0), "u8") end,
     function () peri.ones({ 1 }, "i64"):set(1, 0 / 0) end, function () peri.tensor({ 0 / 0 }, "i32") end,

@@ -161,6 +161,8 @@ local variants = {
     "shape=3,3; attr equation=ij,ij->",
     "xs1.shape=3; xs2.shape=4; attr equation=i,j->ji",
     "shape=2,3; xs2.shape=4,3; attr equation=bi,oi->bo",
+    "shape=3,3; attr equation=ii,ij->ij",
+    "shape=3,3; attr equation=ii,jj",
   },
   softmax = { "shape=3,4; attr dim=1" },
   log_softmax = { "shape=2,3,2; attr dim=2" },

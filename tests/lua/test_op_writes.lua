@@ -186,6 +186,16 @@ function TestWrites.test_steps_take_leaves_and_no_tracked_gradients()
   peri.no_grad(peri.ema_, { peri.zeros { 2 } }, { w }, 0.5)
 end
 
+-- Elements given as tensors: set and tensor make no graph.
+function TestWrites.test_elements_of_a_graph_are_refused()
+  local w = peri.tensor({ 1, 2 }, "f32"):requires_grad_()
+  local t = peri.zeros { 2 }
+  lu.assertErrorMsgContains("set: an element takes part in a graph", t.set, t, 1, w:sum())
+  lu.assertErrorMsgContains("tensor: an element takes part in a graph", peri.tensor, { w:sum(), w:sum() })
+  lu.assertEquals(t:tolist(), { 0, 0 })
+  lu.assertEquals(t:set(1, w:sum():detach()):tolist(), { 3, 0 })
+end
+
 function TestWrites.test_a_source_without_a_gradient_may_be_written()
   local w = peri.tensor({ 1.5, 2.5 }, "f32"):requires_grad_()
   lu.assertEquals(peri.zeros({ 2 }, "i64"):copy_(w):tolist(), { 1, 2 })
