@@ -94,7 +94,7 @@ function TestPEFT.test_lora_counts_r_times_in_plus_out()
   lu.assertEquals(peft.lora(model, { r = 5 }):num_parameters(), want)
 end
 
--- 1e-6: the sum of one product more, rounded once.
+-- 5e-6: the sum of one product more, rounded once.
 function TestPEFT.test_merged_computes_the_same_and_comes_out_again()
   local ids = input()
   local model = assert(models.load(BASE))
@@ -103,11 +103,171 @@ function TestPEFT.test_merged_computes_the_same_and_comes_out_again()
   local apart = logits_of(model, ids)
   lu.assertTrue(difference(apart, before) > 0.1)
   adapter:merge()
+  lu.assertTrue(adapter:is_merged())
   lu.assertTrue(difference(logits_of(model, ids), apart) < 5e-6)
   lu.assertErrorMsgContains("merged already", function () adapter:merge() end)
   adapter:unmerge()
+  lu.assertErrorMsgContains("is not merged", function () adapter:unmerge() end)
+  lu.assertEquals(difference(logits_of(model, ids), apart), 0)
   adapter:remove()
-  lu.assertTrue(difference(logits_of(model, ids), before) < 5e-6)
+  lu.assertEquals(difference(logits_of(model, ids), before), 0)
+end
+
+local function bits(model)
+  local out = {}
+  for name, t in pairs(model:state_dict()) do out[name] = t:clone() end
+  return out
+end
+
+local function same_bits(model, want, what)
+  for name, t in pairs(model:state_dict()) do lu.assertEquals(difference(t, want[name]), 0, what .. ": " .. name) end
+end
+
+-- What can happen to a LoRA while it is merged; the ones that the model follows, and the ones it refuses to.
+local changes = {
+  nothing = { function () end },
+  loaded = { function (adapter)
+    local state = {}
+    for name, t in pairs(adapter:state_dict()) do state[name] = peri.randn_like(t):mul(0.2) end
+    adapter:load_state_dict(state)
+  end },
+  scaled = { function (adapter) adapter:set_scale(0.25) end },
+  scaled_to_nothing = { function (adapter) adapter:set_scale(0) end },
+  saved = { function (adapter) temporary(function (folder) assert(adapter:save(folder)) end) end },
+  turned = { function (adapter) adapter:train():eval() end },
+  moved = { function (adapter) moved(adapter, 0.3) end, "was changed while it is merged" },
+  stepped = { function (adapter)
+    for _, p in ipairs(adapter:parameters()) do p.grad = peri.ones_like(p) end
+    optim.SGD(adapter, { lr = 0.1 }):step():zero_grad()
+  end, "was changed while it is merged" },
+}
+
+for _, name in ipairs { "llama", "gpt2", "bert", "t5", "deepseek_v3", "gemma2" } do
+  TestPEFT["test_a_lora_changed_while_merged_gives_the_weights_back_" .. name] = function ()
+    local folder = "tests/data/hf_tiny/" .. name
+    local io = assert(peri.safetensors.load(folder .. "/io.safetensors"))
+    local given = { mask = io.attention_mask, labels = io.labels }
+    for what, change in pairs(changes) do
+      local model = assert(models.load(folder))
+      local function run()
+        return peri.no_grad(function ()
+          return model:forward(io.input_ids, (io.labels or not model.generate) and given or nil)
+        end)
+      end
+      local before, plain = bits(model), run()
+      local adapter = moved(peft.lora(model, { r = 3, alpha = 6 }), 0.1):eval()
+      adapter:merge()
+      change[1](adapter)
+      if change[2] then lu.assertErrorMsgContains(change[2], run) end
+      local merged = not change[2] and run()
+      adapter:unmerge()
+      same_bits(model, before, what)
+      local apart = run()
+      if merged then
+        lu.assertTrue(difference(merged, apart) < 3e-5 * math.max(1, apart:abs():max():item()), what)
+      end
+      adapter:merge():unmerge()
+      lu.assertEquals(difference(run(), apart), 0, what)
+      adapter:remove()
+      lu.assertEquals(difference(run(), plain), 0, what)
+    end
+  end
+end
+
+function TestPEFT.test_adapters_come_out_in_the_order_in_which_they_can()
+  local model = assert(models.load(BASE))
+  local before, ids = bits(model), input()
+  local a, b = moved(peft.lora(model, { r = 2 }), 0.1), moved(peft.lora(model, { r = 3, targets = { "q_proj" } }), 0.1)
+  local apart = logits_of(model, ids)
+  a:merge()
+  b:merge()
+  lu.assertTrue(difference(logits_of(model, ids), apart) < 1e-5)
+  for _, refused in ipairs { function () a:unmerge() end, function () a:set_scale(2) end,
+    function () a:load_state_dict(a:state_dict()) end } do
+    lu.assertErrorMsgContains("was merged into model.layers.0.self_attn.q_proj after this one", refused)
+  end
+  lu.assertEquals(a.scale, 1)
+  b:unmerge()
+  a:unmerge()
+  same_bits(model, before, "both")
+  a:merge()
+  b:merge()
+  b:remove() -- for good
+  lu.assertErrorMsgContains("after this one", function () a:unmerge() end)
+end
+
+function TestPEFT.test_an_unmerge_that_would_undo_something_else_is_refused()
+  local model = assert(models.load(BASE))
+  local adapter = moved(peft.lora(model, { r = 2 }), 0.1):merge()
+  model:projections()[1].weight:detach():mul_(0.5)
+  local before = bits(model)
+  lu.assertErrorMsgContains("was changed after the merge", function () adapter:unmerge() end)
+  same_bits(model, before, "nothing changed")
+  lu.assertTrue(adapter:is_merged())
+  model = assert(models.load(BASE))
+  adapter = moved(peft.lora(model, { r = 2 }), 0.1):merge { keep = false }
+  lu.assertErrorMsgContains("merged for good", function () adapter:unmerge() end)
+  lu.assertErrorMsgContains("merged for good", function () adapter:set_scale(2) end)
+  lu.assertErrorMsgContains('did you mean "keep"', function () peft.lora(model):merge { kep = true } end)
+  adapter:remove()
+  lu.assertErrorMsgContains("taken off", function () adapter:unmerge() end)
+end
+
+function TestPEFT.test_kinds_that_are_no_products_say_that_they_cannot_be_merged()
+  for _, kind in ipairs { "bottleneck", "prefix" } do
+    local model = assert(models.load(BASE))
+    local before = bits(model)
+    local adapter = peft[kind](model)
+    for _, call in ipairs { "merge", "unmerge" } do
+      local ok, message = pcall(function () adapter[call](adapter) end)
+      lu.assertFalse(ok)
+      lu.assertStrContains(message, kind .. ": adapters of this kind cannot be merged")
+      lu.assertStrContains(message, "test_peft.lua")
+    end
+    lu.assertFalse(adapter:is_merged())
+    same_bits(model, before, kind)
+  end
+end
+
+function TestPEFT.test_a_merged_model_is_saved_merged_and_the_adapter_as_it_is()
+  local model, ids = assert(models.load(BASE)), input()
+  local adapter = moved(peft.lora(model, { r = 2, alpha_pattern = { q_proj = 4 } }), 0.1)
+  adapter:set_scale(0.5)
+  local want = logits_of(model, ids)
+  adapter:merge()
+  temporary(function (folder)
+    assert(model:save(folder))
+    lu.assertTrue(difference(logits_of(assert(models.load(folder)), ids), want) < 5e-6)
+  end)
+  temporary(function (folder) -- the factor of set_scale is in alpha then
+    assert(adapter:save(folder))
+    local other = assert(models.load(BASE))
+    assert(peft.load(other, folder)):eval()
+    lu.assertTrue(difference(logits_of(other, ids), want) < 1e-6)
+  end)
+  lu.assertErrorMsgContains("factor is nan", function () adapter:set_scale(0 / 0) end)
+  lu.assertErrorMsgContains("alpha was fixed when the adapter was made", function () adapter.config.alpha = 3 end)
+end
+
+function TestPEFT.test_every_option_out_of_range_is_refused_and_freezes_nothing()
+  local bounds, options = require "bounds", require "perilune.options"
+  local model = assert(models.load(BASE))
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    for _, o in ipairs(options.declared(peft[kind]).options) do
+      lu.assertNotEquals(o.doc, "")
+      for _, bad in ipairs(bounds.bad(o.kind)) do
+        local ok, message = pcall(function () peft[kind](model, { [o.name] = bad }) end)
+        lu.assertFalse(ok, kind .. "." .. o.name)
+        lu.assertStrContains(message, ("%s: %s is"):format(kind, o.name))
+        lu.assertStrContains(message, "test_peft.lua")
+      end
+    end
+  end
+  for text, o in pairs { ['rank_pattern["q_proj"] is 0'] = { rank_pattern = { q_proj = 0 } },
+    ['alpha_pattern["q_proj"] is nan'] = { alpha_pattern = { q_proj = 0 / 0 } }, ["no layer is called"] = { targets = "nope" } } do
+    lu.assertErrorMsgContains(text, function () peft.lora(model, o) end)
+  end
+  for _, p in ipairs(model:parameters()) do lu.assertTrue(p.requires_grad) end
 end
 
 function TestPEFT.test_saved_and_loaded_is_bit_equal()

@@ -59,4 +59,20 @@ end
 --- @return self
 function Adapter:eval() return self:train(false) end
 
+-- Only what is a product beside a product can be added to the weights.
+local function refuse_merge(self)
+  error(("%s: adapters of this kind cannot be merged into the weights: only LoRA is a product like theirs")
+    :format(getmetatable(self).__name), 3)
+end
+
+--- Raises, except for LoRA.
+function Adapter:merge() refuse_merge(self) end
+
+--- Raises, except for LoRA.
+function Adapter:unmerge() refuse_merge(self) end
+
+--- Whether the adapter is part of the model's weights now.
+--- @return boolean
+function Adapter:is_merged() return false end -- luacheck: ignore 212
+
 return M

@@ -34,25 +34,25 @@ local function ends_with(name, list)
   return false
 end
 
+local rules = {
+  reduction = options.integer(16, "[1, inf)", "the middle has dim / reduction, at least 1"),
+  act = options.choice("relu", { "relu", "gelu", "silu", "swish", "tanh" }, "between down and up"),
+  where = options.choice("houlsby", { "houlsby", "pfeiffer" }, "after attention and feed-forward, or the latter alone"),
+  targets = options.value(options.none, "string or table", "names of layers in place of where"),
+  std = options.number(0.02, "[0, inf)", "of the initial weights on the way down"),
+}
+
 --- Put bottleneck adapters on a model, whose own weights are frozen.
 --- @param model table  of perilune.models
---- @param opts table?  reduction (16: the middle is dim / 16), act ("relu", "gelu", "silu", "tanh"), where
---- ("houlsby" or "pfeiffer"), targets (names of layers instead), std (0.02, of D)
+--- @param opts table?
 --- @return perilune.peft.Bottleneck
 function M.new(model, opts)
-  local config = options.fill("bottleneck", opts, { reduction = 16, act = "relu", where = "houlsby",
-    targets = options.none, std = 0.02 })
+  local config = options.fill("bottleneck", opts, rules)
   local act = activations[config.act]
-  if not act then
-    error(("bottleneck: act is %q, expected relu, gelu, silu or tanh"):format(tostring(config.act)), 2)
-  end
-  if config.where ~= "houlsby" and config.where ~= "pfeiffer" then
-    error(("bottleneck: where is %q, expected houlsby or pfeiffer"):format(tostring(config.where)), 2)
-  end
   local self = setmetatable({ kind = "BOTTLENECK", model = model, config = config, sites = {}, _named = {} },
     Bottleneck)
-  targets.freeze(model)
   local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
+  targets.freeze(model)
   for _, p in ipairs(model:projections()) do
     local name = p.parts[1][1]
     local on
@@ -79,6 +79,7 @@ function M.new(model, opts)
   if #self.sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
   return self
 end
+options.declare(M.new, { "model" }, rules)
 
 --- Take the adapters off the model.
 function Bottleneck:remove()

@@ -5,6 +5,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local adapter = require "perilune.peft.adapter"
+local merging = require "perilune.peft.merging"
 local targets = require "perilune.peft.targets"
 
 local M = {}
@@ -13,6 +14,7 @@ local M = {}
 --- @field config table  r, alpha, dropout, targets, rslora, init, rank_pattern, alpha_pattern
 --- @field model table  the model that it sits on
 --- @field training boolean  dropout is on
+--- @field scale number  of set_scale
 local LoRA = adapter.class "lora"
 
 -- What stands on one projection: an A and a B for each part of it that is a target.
@@ -43,16 +45,18 @@ local function matrices(self)
     for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
     return #list == 1 and list[1] or peri.cat(list, 1), stacked(self)
   end
-  local version = 0
-  for _, slot in ipairs(self.order) do version = version + slot.a:version() + slot.b:version() end
-  if self._version ~= version then
+  local version, scales = 0, 0
+  for _, slot in ipairs(self.order) do
+    version, scales = version + slot.a:version() + slot.b:version(), scales * 31 + slot.scale
+  end
+  if self._version ~= version or self._scales ~= scales then
     for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
     if self._a then
       self._a:release()
       self._b:release()
     end
     self._a, self._b = peri.keep(peri.cat(list, 1), stacked(self):clone())
-    self._version = version
+    self._version, self._scales = version, scales
   end
   return self._a, self._b
 end
@@ -62,7 +66,10 @@ end
 --- @param y perilune.Tensor  (..., out)
 --- @return perilune.Tensor  (..., out)
 function Site:apply(x, y)
-  if self.owner.merged then return y end
+  if self.owner.merged then
+    merging.check_unchanged(self)
+    return y
+  end
   local a, b = matrices(self)
   if self.owner.training and self.owner.config.dropout > 0 then x = x:dropout(self.owner.config.dropout) end
   return y:add(x:linear(a):linear(b))
@@ -74,36 +81,57 @@ local function initial(config, r, columns)
   return peri.rand { r, columns }:mul_(2 * bound):sub_(bound)
 end
 
+local rules = {
+  r = options.integer(8, "[1, inf)", "rank of the two matrices"),
+  alpha = options.number(16, nil, "the product counts alpha / r times, alpha / sqrt(r) with rslora"),
+  dropout = options.number(0, "[0, 1)", "of the adapter's input, while training"),
+  targets = options.value("all-linear", "string or table", "\"all-linear\", or names of layers: { \"q_proj\", "
+    .. "\"v_proj\" }, full ones, or Lua patterns that start with ^"),
+  rslora = options.boolean(false, "scale by the root of the rank (2312.03732)"),
+  init = options.choice("default", { "default", "gaussian" },
+    "of the first matrix: uniform as PEFT's, or N(0, 1/r^2)"),
+  rank_pattern = options.value({}, "table", "name of a layer -> its own r"),
+  alpha_pattern = options.value({}, "table", "name of a layer -> its own alpha"),
+}
+
+-- Options cannot be changed afterwards: matrices and scales were made by them.
+local function fixed(config)
+  return setmetatable({}, { __index = config, __pairs = function() return pairs(config) end, __newindex = function(_, k)
+    error(("lora: %s was fixed when the adapter was made; adapter:set_scale(factor) changes its strength")
+      :format(tostring(k)), 2)
+  end })
+end
+
+local function check_patterns(config)
+  for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+    local rule = key == "rank_pattern" and rules.r or rules.alpha
+    for name, value in pairs(config[key]) do
+      local problem = options.problem(("%s[%q]"):format(key, tostring(name)), value, rule)
+      if problem then error("lora: " .. problem, 3) end
+    end
+  end
+end
+
 --- Put a low-rank adapter on a model: every weight of the model is frozen, what can be trained is
 --- adapter:parameters().
 --- @param model table  of perilune.models, causal or not
---- @param opts table?  r (8), alpha (16), dropout (0), targets ("all-linear", or a list of names of layers
---- such as { "q_proj", "v_proj" }, full names, or a Lua pattern that starts with ^), rslora (false), init
---- ("default" or "gaussian"), rank_pattern, alpha_pattern (name -> number, for single layers)
+--- @param opts table?
 --- @return perilune.peft.LoRA
 function M.new(model, opts)
-  local config = options.fill("lora", opts, { r = 8, alpha = 16, dropout = 0, targets = "all-linear", rslora = false,
-    init = "default", rank_pattern = {}, alpha_pattern = {} })
-  if math.type(config.r) ~= "integer" or config.r < 1 then
-    error(("lora: r is %s, expected a positive integer"):format(tostring(config.r)), 2)
-  end
-  if config.dropout < 0 or config.dropout >= 1 then
-    error(("lora: dropout is %s, expected a number in [0, 1)"):format(config.dropout), 2)
-  end
-  if config.init ~= "default" and config.init ~= "gaussian" then
-    error(("lora: init is %q, expected default or gaussian"):format(tostring(config.init)), 2)
-  end
-  local self = setmetatable({ kind = "LORA", model = model, config = config, training = true, merged = false,
-                              sites = {}, _named = {} }, LoRA)
-  targets.freeze(model)
+  local config = options.fill("lora", opts, rules)
+  check_patterns(config)
+  local self = setmetatable({ kind = "LORA", model = model, config = fixed(config), training = true, merged = false,
+                              scale = 1, sites = {}, _named = {} }, LoRA)
   local chosen = targets.choose(model, config.targets, "lora")
+  targets.freeze(model)
   for _, p in ipairs(model:projections()) do
     local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 }, Site)
     for i, part in ipairs(p.parts) do
       if chosen[part[1]] then
         local r = targets.pattern(config.rank_pattern, part[1]) or config.r
         local alpha = targets.pattern(config.alpha_pattern, part[1]) or config.alpha
-        local slot = { name = part[1], r = r, scale = alpha / (config.rslora and math.sqrt(r) or r),
+        local scale = alpha / (config.rslora and math.sqrt(r) or r)
+        local slot = { name = part[1], r = r, scale = scale, trained_scale = scale,
                        a = initial(config, r, p.columns):requires_grad_(),
                        b = peri.zeros { part[2], r }:requires_grad_() }
         site.slots[i], site.rank = slot, site.rank + r
@@ -119,59 +147,77 @@ function M.new(model, opts)
   end
   return self
 end
+options.declare(M.new, { "model" }, rules)
 
--- Whether every weight can be written to, before any is.
-local function check_weights(self)
-  if #self.sites == 0 then error("lora: the adapter was taken off its model", 3) end
-  for _, site in ipairs(self.sites) do
-    local p = site.projection
-    if p.packed or not p.weight or p.weight.dtype ~= "f32" then
-      error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
-        :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), 3)
-    end
-  end
-end
+--- Whether the adapter is part of the model's weights now.
+--- @return boolean
+function LoRA:is_merged() return self.merged ~= false end
 
--- W += sign * s B A, for every part.
-local function add_product(self, sign)
-  local _ <close> = peri.no_grad()
-  for _, site in ipairs(self.sites) do
-    local scope <close> = peri.scope() -- luacheck: ignore 211
-    local p, at = site.projection, 1
-    for i, part in ipairs(p.parts) do
-      local slot = site.slots[i]
-      if slot then
-        p.weight:detach():narrow(1, at, part[2]):add_(slot.b:detach():matmul(slot.a:detach()):mul(sign * slot.scale))
-      end
-      at = at + part[2]
-    end
-  end
-end
+local merge_rules = {
+  keep = options.boolean(true, "hold copies of the weights, so that unmerge gives them back bit for bit; "
+    .. "false: no memory for them, and no way back"),
+}
 
 --- Add the adapter to the weights, so that the model computes the same without it. The weights have to be
---- f32 and not packed: in f16 or bf16 most of a small change would be rounded away.
+--- f32 and not packed: in f16 or bf16 most of a small change would be rounded away. What the adapter is
+--- loaded with or scaled by while it is merged is merged anew.
+--- @param opts table?
 --- @return self
-function LoRA:merge()
+function LoRA:merge(opts)
+  local o = options.fill("lora.merge", opts, merge_rules)
   if self.merged then error("lora: merged already", 2) end
-  check_weights(self)
-  add_product(self, 1)
-  self.merged = true
+  merging.merge(self, o.keep, 3)
   return self
 end
+options.declare(LoRA.merge, {}, merge_rules)
 
---- Take it out again; exact up to rounding.
+--- Take it out again: the weights are what they were before the merge, bit for bit, whatever the adapter
+--- is by now. Raises when that would undo something else: another adapter that was merged later, a change
+--- of the weights themselves.
 --- @return self
 function LoRA:unmerge()
   if not self.merged then error("lora: is not merged", 2) end
-  check_weights(self)
-  add_product(self, -1)
-  self.merged = false
+  merging.unmerge(self, 3)
   return self
 end
 
---- Take the adapter off the model. The model's weights stay frozen, and merged when they are.
+-- fn while the adapter is not merged; then it is again.
+local function apart(self, fn)
+  if not self.merged then return fn() end
+  merging.unmerge(self, 4)
+  local ok, message = pcall(fn)
+  merging.merge(self, true, 4)
+  if not ok then error(message, 0) end
+end
+
+--- Copy values in by name; the weights of a model that it is merged into follow.
+--- @param state table<string, perilune.Tensor>
+--- @return self
+function LoRA:load_state_dict(state)
+  apart(self, function() targets.load(self:named_parameters(), state, "lora") end)
+  return self
+end
+
+--- Make the adapter stronger or weaker: its product counts factor times as much as alpha says, also when it
+--- is merged, saved or merged already. 1 is as it was made, 0 is off.
+--- @param factor number
+--- @return self
+function LoRA:set_scale(factor)
+  local problem = options.problem("factor", factor, options.number(options.required))
+  if problem then error("lora.set_scale: " .. problem, 2) end
+  apart(self, function()
+    self.scale = factor
+    for _, site in ipairs(self.sites) do
+      for _, slot in ipairs(site.order) do slot.scale = slot.trained_scale * factor end
+    end
+  end)
+  return self
+end
+
+--- Take the adapter off the model. The model's weights stay frozen, and merged for good when they are.
 function LoRA:remove()
   for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
+  if self.merged then merging.forget(self) end
   self.sites = {}
 end
 
@@ -194,14 +240,16 @@ function LoRA:save(folder, base)
     end
   end
   table.sort(last)
+  local alphas = {} -- with the factor of set_scale, which PEFT has no place for
+  for name, alpha in pairs(config.alpha_pattern) do alphas[name] = alpha * self.scale end
   local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed
   local names = type(config.targets) == "table" and config.targets or last
   return targets.save(folder, tensors, {
-    peft_type = "LORA", task_type = targets.task(self.model), r = config.r, lora_alpha = config.alpha,
+    peft_type = "LORA", task_type = targets.task(self.model), r = config.r, lora_alpha = config.alpha * self.scale,
     lora_dropout = config.dropout, use_rslora = config.rslora, use_dora = false, fan_in_fan_out = transposed,
     init_lora_weights = config.init == "gaussian" and "gaussian" or true, bias = "none", inference_mode = true,
     target_modules = peri.json.array(names), rank_pattern = config.rank_pattern,
-    alpha_pattern = config.alpha_pattern, modules_to_save = peri.json.null,
+    alpha_pattern = alphas, modules_to_save = peri.json.null,
     base_model_name_or_path = base or self.model.source_path or peri.json.null,
   })
 end

@@ -29,19 +29,22 @@ local function split(self)
   return { k = k, v = v }
 end
 
+local rules = {
+  tokens = options.integer(16, "[1, inf)", "learned positions"),
+  projection = options.boolean(false, "through a small network while training"),
+  hidden = options.integer(options.none, "[1, inf)", "width of that network; default the model's"),
+  std = options.number(0.02, "[0, inf)", "of the initial values"),
+}
+
 --- Put a learned prefix on a causal model, whose weights are frozen.
 --- @param model table  of perilune.models with kv_heads and head_dim in its settings
---- @param opts table?  tokens (16), projection (false; true: through a network while training), hidden
---- (width of that network, default the model's), std (0.02)
+--- @param opts table?
 --- @return perilune.peft.Prefix
 function M.new(model, opts)
-  local config = options.fill("prefix", opts, { tokens = 16, projection = false, hidden = options.none, std = 0.02 })
+  local config = options.fill("prefix", opts, rules)
   local s = model.settings
   if not (model.kind == "causal" and s.kv_heads and s.head_dim) then
     error(("prefix: a model of class %s takes no prefix"):format(model.__name), 2)
-  end
-  if math.type(config.tokens) ~= "integer" or config.tokens < 1 then
-    error(("prefix: tokens is %s, expected a positive integer"):format(tostring(config.tokens)), 2)
   end
   local self = setmetatable({ kind = "PREFIX_TUNING", model = model, config = config, tokens = config.tokens }, Prefix)
   targets.freeze(model)
@@ -58,6 +61,7 @@ function M.new(model, opts)
   model.prefix = function () return split(self) end
   return self
 end
+options.declare(M.new, { "model" }, rules)
 
 --- @return table[]
 function Prefix:named_parameters()
