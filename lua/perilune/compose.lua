@@ -2,14 +2,27 @@
 -- { fn =, sig =, doc = }, so that the library registers them beside the ops of the table: as
 -- perilune.NAME, as methods, and in help.
 
+local options = require "perilune.options"
+
 local M = {}
+
+local tensor_rule = options.value(options.required, "tensor")
+local dim_rule = options.integer(options.required, "(-inf, inf)")
+local positive_rule = options.integer(options.required, "[1, inf)")
+local list_rule = options.value(options.required, "table")
+
+-- A value that its rule takes; level is that of the user.
+local function check(name, value, rule, level)
+  local problem = options.problem(name, value, rule)
+  if problem then error(problem, level + 1) end
+end
 
 -- Size of dim (1..ndim or -1..-ndim) of x and that dim as 1..ndim; level is that of the user.
 local function place(x, dim, level)
-  local d = dim < 0 and dim + x.ndim + 1 or dim
-  if math.type(d) ~= "integer" or d < 1 or d > x.ndim then
-    error(("dim %s of a tensor with %d dims"):format(dim, x.ndim), level + 1)
-  end
+  check("x", x, tensor_rule, level + 1)
+  check("dim", dim, dim_rule, level + 1)
+  local d = math.tointeger(dim < 0 and dim + x.ndim + 1 or dim)
+  if d < 1 or d > x.ndim then error(("dim %s of a tensor with %d dims"):format(dim, x.ndim), level + 1) end
   return x:size(d), d
 end
 
@@ -25,7 +38,7 @@ local function split(x, sizes, dim)
   if type(sizes) == "table" then
     for i, size in ipairs(sizes) do
       if math.type(size) ~= "integer" or size < 0 or size > n - at then
-        error(("size %s at position %d does not fit: %d of %d are left"):format(size, i, n - at, n), 2)
+        error(("size %s at position %d does not fit: %d of %d are left"):format(tostring(size), i, n - at, n), 2)
       end
       parts[i] = x:narrow(d, at + 1, size)
       at = at + size
@@ -33,9 +46,7 @@ local function split(x, sizes, dim)
     if at ~= n then error(("sizes add up to %d; dim %d has %d"):format(at, d, n), 2) end
     return parts
   end
-  if math.type(sizes) ~= "integer" or sizes < 1 then
-    error(("size %s; wanted an integer of at least 1"):format(sizes), 2)
-  end
+  check("sizes", sizes, positive_rule, 2)
   while at < n or #parts == 0 do
     local size = math.min(sizes, n - at)
     parts[#parts + 1] = x:narrow(d, at + 1, size)
@@ -52,9 +63,7 @@ end
 ---@return perilune.Tensor[]
 local function chunk(x, n, dim)
   local size, d = place(x, dim or 1, 2)
-  if math.type(n) ~= "integer" or n < 1 then
-    error(("n is %s; wanted an integer of at least 1"):format(n), 2)
-  end
+  check("n", n, positive_rule, 2)
   return split(x, math.max(1, (size + n - 1) // n), d)
 end
 
@@ -74,8 +83,10 @@ end
 ---@param xs perilune.Tensor[]  each (size i) or a 0-dim tensor
 ---@return perilune.Tensor[]
 local function meshgrid(xs)
+  check("xs", xs, list_rule, 2)
   local shape, grids = {}, {}
   for i, x in ipairs(xs) do
+    check(("xs[%d]"):format(i), x, tensor_rule, 2)
     if x.ndim > 1 then error(("tensor %d has %d dims; wanted vectors"):format(i, x.ndim), 2) end
     shape[i] = x:numel()
   end

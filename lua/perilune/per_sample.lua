@@ -2,6 +2,7 @@
 -- linear and embedding are vectorised over the batch: their weights' gradients are formed sample by
 -- sample from one backward pass. Parameters used in any other way go through a loop over samples.
 local peri = require "perilune.core"
+local options = require "perilune.options"
 
 local activations = {
   relu = function(x) return x:relu() end,
@@ -52,14 +53,18 @@ local function embedding_of(sums, n, padding)
 end
 
 -- Arguments by position from a call that may name some in a last table.
-local function positional(names, ...)
+local function positional(op, names, ...)
   local n, args = select("#", ...), { ... }
   local last = args[n]
   if type(last) == "table" then
     args[n] = nil
+    local left = {}
+    for name, value in pairs(last) do left[name] = value end
     for i, name in ipairs(names) do
-      if last[name] ~= nil then args[i] = last[name] end
+      if last[name] ~= nil then args[i], left[name] = last[name], nil end
     end
+    local name = next(left)
+    if name ~= nil then error(("%s: %s"):format(op, options.unknown("argument", name, names)), 0) end
   end
   return args
 end
@@ -67,7 +72,7 @@ end
 -- What linear and embedding do instead while the loss is computed.
 local function interceptor(sums, wanted, n)
   local function linear(...)
-    local a = positional({ "x", "weight", "bias", "act" }, ...)
+    local a = positional("linear", { "x", "weight", "bias", "act" }, ...)
     local x, weight, bias, act = a[1], a[2], a[3], a[4]
     local ours = wanted[weight] or (bias and wanted[bias])
     if not ours or (x:numel() // x:size(-1)) % n ~= 0 then return peri.linear(x, weight, bias, act) end
@@ -76,7 +81,7 @@ local function interceptor(sums, wanted, n)
     return y
   end
   local function embedding(...)
-    local a = positional({ "weight", "ids", "padding_idx" }, ...)
+    local a = positional("embedding", { "weight", "ids", "padding_idx" }, ...)
     if not wanted[a[1]] or a[2]:numel() % n ~= 0 then return peri.embedding(a[1], a[2], a[3]) end
     return embedding_of(sums, n, a[3])(a[1], a[2])
   end
@@ -114,10 +119,15 @@ local function loop(loss_fn, params, n, ...)
   return found
 end
 
--- per_sample_grad(loss_fn, params, batch...): loss_fn(batch...) gives one loss for each sample (B),
--- without mixing samples; batch tensors have the samples in dim 1. Returns a list of tensors, the
--- gradient of each sample's loss for each parameter: (B, shape of the parameter).
+--- The gradient of each sample's loss for each parameter: a list of tensors (B, shape of the parameter).
+--- @param loss_fn fun(...): perilune.Tensor  of the batch; one loss for each sample (B), without mixing samples
+--- @param params any  a list of tensors, a module, a model or an adapter
+--- @param ... perilune.Tensor  the batch: tensors have the samples in dim 1
+--- @return perilune.Tensor[]
 return function(loss_fn, params, ...)
+  local problem = options.problem("loss_fn", loss_fn, options.value(options.required, "callable"))
+  if problem then error("per_sample_grad: " .. problem, 2) end
+  params = require("perilune.optim.params").list("per_sample_grad", params)
   local n, wanted, sums = nil, {}, {}
   for i = 1, select("#", ...) do
     local t = select(i, ...)
@@ -126,6 +136,9 @@ return function(loss_fn, params, ...)
   if not n then error("per_sample_grad: no tensor in the batch", 2) end
   for _, param in ipairs(params) do wanted[param] = true end
   local losses = intercepted(interceptor(sums, wanted, n), loss_fn, ...)
+  if not peri.is_tensor(losses) then
+    error(("per_sample_grad: the function gave a %s, expected a tensor of %d losses"):format(type(losses), n), 2)
+  end
   if losses:numel() ~= n then
     error(("per_sample_grad: the function gave %d losses for %d samples"):format(losses:numel(), n), 2)
   end

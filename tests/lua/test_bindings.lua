@@ -387,6 +387,16 @@ function TestGradients:test_per_sample_gradients()
     for k = 1, 4 do close(all[k]:at(i), one[k], 1e-6) end
   end
   lu.assertEquals(all[5]:tolist(), peri.zeros { 6, 2 }:tolist())
+  local net = peri.nn.Linear(2, 1)
+  local x = peri.randn { 3, 2 }
+  local function of_net() return net(x):reshape { 3 } end
+  local by_module, by_list = peri.per_sample_grad(of_net, net, x), peri.per_sample_grad(of_net, net:parameters(), x)
+  for k, g in ipairs(by_list) do lu.assertEquals(by_module[k]:tolist(), g:tolist()) end
+  lu.assertStrContains(message(peri.per_sample_grad, 3, net, x), "loss_fn is 3")
+  lu.assertStrContains(message(peri.per_sample_grad, of_net, 3, x), "parameters are a number")
+  lu.assertStrContains(message(peri.per_sample_grad, function() return 1 end, net, x), "gave a number")
+  lu.assertStrContains(message(peri.per_sample_grad, function() return peri.linear(x, net.weight, { bais = 1 }) end, net, x),
+    'did you mean "bias"')
   lu.assertStrContains(message(peri.per_sample_grad, function() return y:narrow(1, 1, 2) * scale:sum() end, params, ids),
     "2 losses for 6 samples")
   lu.assertEquals(#peri.linear(peri.ones { 1, 4 }, w):tolist(), 1) -- nothing stays intercepted

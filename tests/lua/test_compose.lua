@@ -39,4 +39,20 @@ function TestCompose.test_meshgrid_lays_vectors_along_dims()
   lu.assertEquals(g[2]:tolist(), { { 0, 1, 2 }, { 0, 1, 2 } })
 end
 
+function TestCompose.test_arguments_are_checked()
+  local x = peri.zeros { 2, 3 }
+  for _, case in ipairs {
+    { 'dim is "1", expected an integer', peri.split, x, 2, "1" }, { "dim is 1.5", peri.unbind, x, 1.5 },
+    { "dim is nan", peri.chunk, x, 2, 0 / 0 }, { "x is 3, expected tensor", peri.unbind, 3 },
+    { "sizes is 0, expected an integer in [1, inf)", peri.split, x, 0 }, { "sizes is a nil", peri.split, x },
+    { "size x at position 1", peri.split, x, { "x" } }, { "n is -1", peri.chunk, x, -1 }, { "xs is 3", peri.meshgrid, 3 },
+    { "xs[1] is 3, expected tensor", peri.meshgrid, { 3 } }, { "dim 0 of a tensor", peri.unbind, x, 0 },
+  } do
+    local ok, message = pcall(function() case[2](table.unpack(case, 3, 5)) end)
+    lu.assertFalse(ok, case[1])
+    lu.assertStrContains(message, case[1])
+    lu.assertStrContains(message, "test_compose.lua")
+  end
+end
+
 os.exit(lu.LuaUnit.run())
