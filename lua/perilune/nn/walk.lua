@@ -8,7 +8,8 @@
 --   object with named_parameters, state_dict and load_state_dict (a published model, an adapter)
 --                              asked for its tensors
 --   table without metatable    entered: lists, tables by name, nested
---   anything else, and names that begin with an underscore      private
+--   object of another class    not entered, and refused when modules or parameters stand in its fields
+--   a name that begins with an underscore      private, whatever stands there
 
 local peri = require "perilune"
 
@@ -131,6 +132,20 @@ local function keys_of(t, label)
   return ints or names
 end
 
+-- An object of another class is not looked into; that it has something to train is said, not passed over.
+local function check_object(label, object)
+  for k, v in next, object do
+    local held = is_module(v) or parameters[v] or is_foreign(v)
+    if held and not is_private(k) then
+      local meta = getmetatable(object)
+      local class = type(meta) == "table" and type(meta.__name) == "string" and meta.__name or "object"
+      M.raise(("%s is a %s of its own class, and its %s would be neither trained nor saved: make the class with "
+        .. "nn.class, or give the field a private name such as _%s"):format(label, class, tostring(k),
+        label:match "[^%.]+$"))
+    end
+  end
+end
+
 --- Visit everything below a module, parents first. `on` has some of
 ---   module(label, module), tensor(label, tensor, owner, key), foreign(label, object) and
 ---   again(label, object, first) for what was met before under another name.
@@ -154,7 +169,7 @@ function M.walk(root, on)
       elseif is_foreign(value) then
         seen[value] = label
         if on.foreign then on.foreign(label, value) end
-      end
+      elseif on_tensor then check_object(label, value) end
     end
   end
 
