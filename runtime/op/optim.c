@@ -198,8 +198,15 @@ OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
           "fixed order -> ().",
    .infer = global_norm_infer, .cpu = global_norm_cpu);
 
+/* Parameters in place of their gradients would be scaled without a word. */
 static peri_status clip_infer (peri_call *c) {
   TRY(at_least(c, "max_norm", c->attr[0].f, 0));
+  for (int i = 0; i < c->list[0].count; i++) {
+    const peri_tensor *t = c->in[c->list[0].start + i];
+    if (t && !t->node && peri__tracked(t))
+      return peri__fail(c->ctx, PERI_EINVAL, "grads %d takes gradients itself: it is a parameter",
+                        i + 1);
+  }
   TRY(peri__multi_check(c, norm_names, 0));
   return norm_output(c);
 }

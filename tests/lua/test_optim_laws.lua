@@ -302,6 +302,9 @@ function TestOptimLaws:test_clipping_by_hand_takes_modules_and_checks_its_limit(
     refused("3", function() f({ 3 }, "3") end)
   end
   refused("it is a parameter", function() peri.clip_grad_value_({ net.weight }, 1) end)
+  refused("grads 2 takes gradients itself: it is a parameter", function()
+    peri.clip_grad_norm_({ peri.ones { 1 }, net.weight }, 1)
+  end)
   refused("parameter 1 is a number", function() optim.clip_grad_norm_({ 3 }, 1) end)
   lu.assertEquals(optim.clip_grad_norm_({}, 1), 0)
 end
