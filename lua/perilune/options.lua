@@ -294,7 +294,10 @@ function M.declared(object)
   local known = declared[object]
   if not known then return nil end
   local list, names, positional = {}, {}, {}
-  for i, name in ipairs(known.positional) do names[i], positional[name] = name, true end
+  for _, name in ipairs(known.positional) do
+    positional[name] = true
+    if known.rules[name] ~= nil then names[#names + 1] = name end -- others are in the comment alone
+  end
   local others = {}
   for _, name in ipairs(M.names(known.rules)) do
     if not positional[name] then others[#others + 1] = name end

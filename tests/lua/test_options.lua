@@ -52,6 +52,14 @@ function TestOptions:test_unknown_names_are_refused_with_the_nearest_or_all()
   refused({ lr = 1, zzzzzzzzz = 3 }, 'unknown option "zzzzzzzzz"; there are: call, lr, mask, on, plain, reduce, share, steps')
 end
 
+function TestOptions:test_a_positional_argument_without_a_rule_is_no_option()
+  local f = options.declare(function() end, { "params", "n" }, { lr = options.number(1), n = options.integer(2) })
+  local known, names = options.declared(f), {}
+  for i, o in ipairs(known.options) do names[i] = o.name end
+  lu.assertEquals(names, { "n", "lr" })
+  lu.assertEquals({ known.positional, known.more }, { { "params", "n" }, true })
+end
+
 function TestOptions:test_an_argument_too_many_is_not_swallowed()
   local few = { n = options.integer(options.required), on = options.boolean(false) }
   local function f(...) return (options.read("f", { "n" }, few, 3, ...)) end
