@@ -43,12 +43,13 @@ typedef struct peri_bind {
   size_t collect_at;     /* live bytes above which the collector is told: box.c */
   size_t after_full;     /* live bytes after the last full collection that growth caused */
   peri_tensor *scalar[PERI_NSCALAR];
-  size_t scalar_bytes;            /* of all of them, left out of peri.memory() */
-  struct peri_record *records;    /* custom functions alive in the tape: grad.c */
-  struct peri_record *dead;       /* those to free at the next safe point */
-  lua_State *main;                /* the main thread */
-  lua_State *L;                   /* the coroutine that runs a backward pass; NULL outside */
-  bool intercept;                 /* linear and embedding go through a Lua function: call.c */
+  size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
+  struct peri_record *records; /* custom functions alive in the tape: grad.c */
+  struct peri_record *dead;    /* those to free at the next safe point */
+  lua_State *main;             /* the main thread */
+  lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
+  char library[256]; /* what the sources of our own Lua files begin with; "": not known yet */
+  bool intercept;    /* linear and embedding go through a Lua function: call.c */
   char notice[PERI_WARNING_SIZE]; /* what a Ctrl-C that is only noted says: main_interrupt.c */
   bool bar;                       /* the terminal's last line is a progress bar without an end */
   unsigned warnings, told;        /* how many there were, and of them given by peri.warnings() */
@@ -102,6 +103,10 @@ bool peri__is_tensor (lua_State *L, int idx);
 peri_tensor *peri__want_tensor (lua_State *L, int arg, const char *fn, const char *name);
 
 /* ---- errors: state.c ---- */
+/* luaL_error, but the place in front of the message is that of whoever called into the library: the
+** innermost function that is neither C nor in one of its Lua files. As ORDER places: options.raise. */
+int peri__error (lua_State *L, const char *fmt, ...);
+#define luaL_error peri__error
 /* Raise "fn: message of the context" unless s is PERI_OK. */
 void peri__check (lua_State *L, const char *fn, peri_status s);
 /* Raise "fn: argument 2 (b) must be WHAT, got string". name may be NULL. */

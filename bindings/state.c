@@ -53,6 +53,47 @@ void peri__metatable (lua_State *L, const char *key, const peri_reg *meta,
 
 /* ---- errors ---- */
 
+static void push_place (lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  const peri_bind *b = (const peri_bind *)lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  const char *own = b ? b->library : "";
+  size_t n = strlen(own);
+  lua_Debug ar;
+  for (int level = 1; n > 0 && lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "Sl", &ar);
+    if (ar.currentline <= 0 || strncmp(ar.source, own, n) == 0) continue;
+    lua_pushfstring(L, "%s:%d: ", ar.short_src, ar.currentline);
+    return;
+  }
+  luaL_where(L, 1);
+}
+
+int peri__error (lua_State *L, const char *fmt, ...) {
+  va_list ap;
+  push_place(L);
+  va_start(ap, fmt);
+  lua_pushvfstring(L, fmt, ap);
+  va_end(ap);
+  lua_concat(L, 2);
+  return lua_error(L);
+}
+
+/* _library(prefix): sources that begin so are the library's own. */
+static int l_library (lua_State *L) {
+  size_t n;
+  const char *prefix = luaL_checklstring(L, 1, &n);
+  peri_bind *b = BIND(L);
+  if (n < sizeof b->library) memcpy(b->library, prefix, n + 1);
+  return 0;
+}
+
+static const peri_reg error_functions[] = {
+  { "_library", "prefix", "What the sources of the library's own Lua files begin with.",
+    l_library },
+  { NULL, NULL, NULL, NULL }
+};
+
 void peri__check (lua_State *L, const char *fn, peri_status s) {
   if (s != PERI_OK) luaL_error(L, "%s: %s", fn, peri_message(peri__bind(L)->ctx));
 }
@@ -281,6 +322,7 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_checkpoint(L);
   peri__open_rng(L);
   peri__open_info(L);
+  peri__register(L, error_functions);
   peri__open_json(L);
   lua_setfield(L, -2, "json");
   peri__open_files(L);

@@ -321,4 +321,4 @@ function M.texts(tok, texts, opts)
   return batch
 end
 
-return M
+return require "perilune.names"(M, "perilune.batch")

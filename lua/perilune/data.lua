@@ -181,4 +181,4 @@ function M.collate(rows, dtype)
   return out
 end
 
-return M
+return require "perilune.names"(M, "perilune.data")

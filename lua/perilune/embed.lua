@@ -104,6 +104,8 @@ end
 --- @return perilune.embed.Encoder
 function M.new(model, tok, opts)
   local o = options.fill("embed.new", opts, new_rules)
+  options.argument("embed.new", "model", model, "table")
+  options.argument("embed.new", "tok", tok, "table")
   local self = setmetatable({ model = model, tok = tok, normalize = o.normalize, prompts = o.prompts,
     prompt_name = o.prompt_name, dense = o.dense, lower = o.lower }, Encoder)
   self.pooling = pooling_list("embed.new", o.pooling, 2)
@@ -361,4 +363,4 @@ function M.load(path, opts)
 end
 options.declare(M.load, { "path" }, load_rules)
 
-return M
+return require "perilune.names"(M, "perilune.embed")

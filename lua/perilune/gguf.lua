@@ -91,4 +91,4 @@ function M.save(path, metadata, tensors)
   return writer:commit()
 end
 
-return M
+return require "perilune.names"(M, "perilune.gguf")

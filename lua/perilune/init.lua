@@ -1,6 +1,8 @@
 -- perilune: the module itself. The C part with submodules that load on first use, and help.
 local peri = require "perilune.core"
 
+peri._library(debug.getinfo(1, "S").source:match "^(.*)init") -- errors point past these files
+
 -- peri.log is the logarithm: the logger is require "perilune.log" alone.
 local submodules = {
   nn = true, optim = true, sched = true, data = true, flags = true, plot = true, gguf = true,
@@ -9,27 +11,33 @@ local submodules = {
 }
 peri._submodules = submodules
 
--- Folders of modules without one of their own: peri.models.llama is perilune.models.llama.
+local names = require "perilune.names"
+
+-- Folders of modules without one of their own: peri.post.grpo is perilune.post.grpo.
+local folders = {
+  post = { grpo = true, sft = true, rows = true },
+  tasks = { gsm8k = true, metrics = true },
+}
+
 local function folder(name)
-  return setmetatable({}, {
+  local known = folders[name]
+  return names(setmetatable({}, {
     __index = function(t, key)
-      if type(key) ~= "string" then return nil end
+      if not known[key] then return nil end
       local module = require("perilune." .. name .. "." .. key)
       rawset(t, key, module)
       return module
     end,
-  })
+  }), "perilune." .. name, known)
 end
-
-local folders = { post = true, tasks = true }
 
 -- Functions written in Lua: a file each, loaded on the first call.
 local functions = {
-  per_sample_grad = "perilune.per_sample", help = "perilune.help", clip_grad_value_ = "perilune.optim.clip_values",
+  per_sample_grad = "perilune.per_sample", help = "perilune.help", show = "perilune.show",
+  clip_grad_value_ = "perilune.optim.clip_values",
 }
 
--- Functions of tensors that are no ops of the table: they return lists of views.
-local loaded = setmetatable(peri, {
+setmetatable(peri, {
   __index = function(t, key)
     local value
     if submodules[key] then value = require("perilune." .. key)
@@ -41,9 +49,17 @@ local loaded = setmetatable(peri, {
   end,
 })
 
+-- Functions of tensors that are no ops of the table: they return lists of views.
 for name, entry in pairs(require "perilune.compose") do
-  rawset(loaded, name, entry.fn)
+  rawset(peri, name, entry.fn)
   if name ~= "meshgrid" then peri._method(name, entry.fn) end
 end
 
-return loaded
+for _, name in ipairs { "json", "files", "safetensors", "npy", "npz", "idx" } do
+  names(rawget(peri, name), "perilune." .. name)
+end
+local later = {}
+for _, list in ipairs { submodules, folders, functions } do
+  for name in pairs(list) do later[name] = true end
+end
+return names(peri, "perilune", later)

@@ -74,6 +74,8 @@ local new_rules = {
 --- @return perilune.lm.Model
 function M.new(model, tok, opts)
   local o = options.fill("lm.new", opts, new_rules)
+  options.argument("lm.new", "model", model, "table")
+  options.argument("lm.new", "tok", tok, "table")
   local why = base.no_causal(model)
   if why then error("lm.new: " .. why, 2) end
   local self = setmetatable({ model = model, tok = tok, stop_ids = {}, live = {} }, LM)
@@ -516,4 +518,4 @@ function LM:stream(prompt, opts)
   return stream, nil, nil, stream
 end
 
-return M
+return require "perilune.names"(M, "perilune.lm")

@@ -137,4 +137,4 @@ function Logger:close(ok)
 end
 
 M.Logger = Logger
-return M
+return require "perilune.names"(M, "perilune.log")

@@ -207,4 +207,4 @@ function M.decay_groups(params_of, weight_decay)
 end
 options.declare(M.decay_groups, { "params", "weight_decay" }, groups_rules)
 
-return M
+return require "perilune.names"(M, "perilune.optim")

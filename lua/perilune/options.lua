@@ -240,6 +240,37 @@ function M.problem(name, value, entry)
   return ("%s is %s, expected %s%s"):format(name, shown(value), article, entry.kind)
 end
 
+local library = debug.getinfo(1, "S").source:match "^(.*)options" -- "@.../perilune/", embedded "=perilune/"
+
+local function is_outside(level) -- of the caller; nil above the last
+  local info = debug.getinfo(level + 1, "S")
+  return info and info.what ~= "C" and info.source:sub(1, #library) ~= library
+end
+
+--- Raise an error that points at whoever called into the library, however deep that call went and whether or not
+--- calls on the way were tail calls. A function outside the library that calls this one, or fill or read, for its own
+--- arguments has the error point at level, as error() does.
+--- @param message string
+--- @param level integer?  1 (the default) is the function that calls raise
+function M.raise(message, level)
+  local at = 2 -- error() counts this function, so does debug.getinfo
+  while debug.getinfo(at, "S") and debug.getinfo(at, "S").source == debug.getinfo(1, "S").source do at = at + 1 end
+  if is_outside(at) then error(message, (level or 1) + 1) end -- of somebody's own function
+  while debug.getinfo(at, "S") and not is_outside(at) do at = at + 1 end
+  error(message, at)
+end
+
+--- Raise unless an argument is of one of the named types, as for value.
+--- @param who string  function named in the message
+--- @param name string
+--- @param given any
+--- @param types string  joined by " or "
+function M.argument(who, name, given, types)
+  if M.value(nil, types).accepts(given) then return end
+  M.raise(("%s: %s, expected %s"):format(who, given == nil and name .. " is missing"
+    or ("%s is %s"):format(name, shown(given)), types))
+end
+
 --- A copy of defaults with the given values in it; raises for a name that defaults lacks, a value
 --- that its rule refuses and a required one that is not there.
 --- @param who string  function named in the message
@@ -251,19 +282,19 @@ function M.fill(who, given, defaults, level)
   level = level or 3
   local out = {}
   if given ~= nil and type(given) ~= "table" then
-    error(("%s: options are %s, expected a table"):format(who, shown(given)), level)
+    M.raise(("%s: options are %s, expected a table"):format(who, shown(given)), level)
   end
   for k, v in pairs(given or {}) do
     local entry = defaults[k]
-    if entry == nil then error(who .. ": " .. M.unknown("option", k, M.names(defaults)), level) end
+    if entry == nil then M.raise(who .. ": " .. M.unknown("option", k, M.names(defaults)), level) end
     local problem = M.problem(k, v, entry)
-    if problem then error(who .. ": " .. problem, level) end
+    if problem then M.raise(who .. ": " .. problem, level) end
     out[k] = v
   end
   for _, k in ipairs(M.names(defaults)) do
     local v = default_of(defaults[k])
     if out[k] == nil then
-      if v == M.required then error(("%s: %s is missing"):format(who, k), level) end
+      if v == M.required then M.raise(("%s: %s is missing"):format(who, k), level) end
       if v ~= M.none then out[k] = v end
     end
   end
@@ -334,7 +365,7 @@ function M.read(who, positional, defaults, level, ...)
     given = first
   else
     if n > #positional + 1 then
-      error(("%s: %d arguments, expected at most %d and a table"):format(who, n, #positional), level)
+      M.raise(("%s: %d arguments, expected at most %d and a table"):format(who, n, #positional), level)
     end
     local last = n > 0 and select(n, ...) or nil
     if is_plain(last) then
@@ -345,7 +376,7 @@ function M.read(who, positional, defaults, level, ...)
       local value = select(i, ...)
       if positional[i] then given[positional[i]] = value
       elseif value ~= nil then
-        error(("%s: argument %d is %s, expected a table of options"):format(who, i, shown(value)), level)
+        M.raise(("%s: argument %d is %s, expected a table of options"):format(who, i, shown(value)), level)
       end
     end
   end

@@ -134,4 +134,4 @@ function M.save(path, charts, opts)
 end
 options.declare(M.save, { "path", "charts" }, svg_rules)
 
-return M
+return require "perilune.names"(M, "perilune.plot")

@@ -121,4 +121,4 @@ end
 options.declare(M.start, {}, rules)
 
 M.Run = Run
-return M
+return require "perilune.names"(M, "perilune.recipe")

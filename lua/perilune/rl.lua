@@ -94,6 +94,7 @@ local advantage_rules = {
 --- @return perilune.Tensor weight  (B, N) f32, 0 or 1
 function M.advantages(batch, opts)
   local o = options.fill("rl.advantages", opts, advantage_rules)
+  options.argument("rl.advantages", "batch", batch, "table")
   if batch.steps then
     local steps = loss.counted(batch.steps, batch.covered)
     local returns = steps:flip(2):cumsum(2):flip(2) -- (B, N)
@@ -269,4 +270,4 @@ end
 M.log_ratio_max, M.kl, M.kl_to, M.clipped = loss.log_ratio_max, loss.kl, loss.kl_to, loss.clipped
 M.score, M.summary, M.curriculum = score.score, summary.summary, curriculum.curriculum
 
-return M
+return require "perilune.names"(M, "perilune.rl")

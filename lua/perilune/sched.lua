@@ -314,4 +314,4 @@ function Plateau:set_state(s)
   return self
 end
 
-return M
+return require "perilune.names"(M, "perilune.sched")

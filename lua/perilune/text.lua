@@ -79,4 +79,4 @@ function Chars:batch(texts, opts)
   return batch
 end
 
-return M
+return require "perilune.names"(M, "perilune.text")

@@ -300,4 +300,4 @@ function Tokenizer:encode_chat(messages, opts)
   return ids, mask
 end
 
-return M
+return require "perilune.names"(M, "perilune.tokenizer")

@@ -73,12 +73,19 @@ function M.load(path, opts)
   return M.from_source(source, opts)
 end
 
--- peri.models.llama is perilune.models.llama.
-return setmetatable(M, {
+-- Files of this folder: peri.models.llama is perilune.models.llama.
+local files = {}
+for _, name in pairs(architectures) do files[name] = true end
+for name in ([[base batching beam cache constraint context generate gguf hf inputs llama2c moe pooling prefix_cache
+    projection regex relative rope sampler seq2seq weights]]):gmatch "%S+" do
+  files[name] = true
+end
+
+return require "perilune.names"(setmetatable(M, {
   __index = function (t, key)
-    if type(key) ~= "string" then return nil end
+    if not files[key] then return nil end
     local module = require("perilune.models." .. key)
     rawset(t, key, module)
     return module
   end,
-})
+}), "perilune.models", files)

@@ -15,4 +15,4 @@ for _, part in ipairs { "layers", "attention", "containers" } do
   for name, value in pairs(require("perilune.nn." .. part)) do M[name] = value end
 end
 
-return M
+return require "perilune.names"(M, "perilune.nn")

@@ -14,16 +14,16 @@ end
 
 -- The tensor and the numbers behind it, checked; errors point at the user.
 local function read(who, positional, rules, t, ...)
-  if not peri.is_tensor(t) then error(("init.%s: a %s, expected a tensor"):format(who, type(t)), 3) end
-  if not t.dtype:find "^b?f" then error(("init.%s: a tensor of %s, expected floats"):format(who, t.dtype), 3) end
+  if not peri.is_tensor(t) then options.raise(("init.%s: a %s, expected a tensor"):format(who, type(t))) end
+  if not t.dtype:find "^b?f" then options.raise(("init.%s: a tensor of %s, expected floats"):format(who, t.dtype)) end
   local given = {}
   for i, name in ipairs(positional) do given[name] = (select(i, ...)) end
   local o = options.fill("init." .. who, given, rules, 4)
   return o
 end
 
-local function fans(who, t, level)
-  if t.ndim < 2 then error(("init.%s: %d dims, expected at least 2"):format(who, t.ndim), level or 3) end
+local function fans(who, t)
+  if t.ndim < 2 then options.raise(("init.%s: %d dims, expected at least 2"):format(who, t.ndim)) end
   local field = t:numel() // (t:size(1) * t:size(2))
   return t:size(2) * field, t:size(1) * field -- in, out
 end
@@ -156,7 +156,7 @@ local kaiming_rules = {
 local function kaiming_std(who, t, opts)
   read(who, {}, {}, t)
   local o = options.fill("init." .. who, opts, kaiming_rules, 4)
-  local fan_in, fan_out = fans(who, t, 4)
+  local fan_in, fan_out = fans(who, t)
   return M.gain(o.activation, o.slope) / math.sqrt(o.fan == "out" and fan_out or fan_in)
 end
 

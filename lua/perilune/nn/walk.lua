@@ -12,6 +12,7 @@
 --   a name that begins with an underscore      private, whatever stands there
 
 local peri = require "perilune"
+local options = require "perilune.options"
 
 local M = {}
 
@@ -47,19 +48,7 @@ function M.is_foreign(v)
 end
 local is_foreign = M.is_foreign
 
-local library = debug.getinfo(1, "S").source:match "^(.*)nn/walk" -- "@.../perilune/"
-
---- Errors point at whoever called into the library, however deep the walk is.
---- @param message string
-function M.raise(message)
-  local level = 2
-  while true do
-    local info = debug.getinfo(level, "S")
-    if not info or info.what ~= "C" and info.source:sub(1, #library) ~= library then break end
-    level = level + 1
-  end
-  error(message, level)
-end
+M.raise = options.raise -- errors point at whoever called into the library, however deep the walk is
 
 -- ---- parameters ----
 

@@ -56,4 +56,4 @@ function M.load(model, folder)
   return adapter
 end
 
-return M
+return require "perilune.names"(M, "perilune.peft")

@@ -139,4 +139,4 @@ function Stepper:set_state(s)
   return self
 end
 
-return M
+return require "perilune.names"(M, "perilune.post.grpo")

@@ -401,6 +401,7 @@ end
 --- unread together), first_error, and text, which says it in a line
 function M.examples(tok, list, opts)
   local o, out = options.fill("rows.examples", opts, example_rules), {}
+  options.argument("rows.examples", "list", list, "table")
   local how = { assistant_only = o.assistant_only, completion_only = o.completion_only }
   if type(list) == "table" and type(list.collect) == "function" then list = list:collect() end
   local report = { rows = #list, kept = 0, empty = 0, unread = 0, cut = 0, max_length = o.max_length }
@@ -429,4 +430,4 @@ function M.examples(tok, list, opts)
 end
 options.declare(M.examples, { "tok", "list" }, example_rules)
 
-return M
+return require "perilune.names"(M, "perilune.post.rows")

@@ -103,6 +103,7 @@ local evaluate_rules = {
 --- @return number loss  nats a learned token
 function M.evaluate(model, examples, opts)
   local o = options.fill("sft.evaluate", opts, evaluate_rules)
+  options.argument("sft.evaluate", "examples", examples, "table")
   if #examples == 0 then error("sft.evaluate: there are no examples", 2) end
   local _ <close> = peri.no_grad()
   local sum, tokens = 0, 0
@@ -263,4 +264,4 @@ function Stepper:set_state(s)
   return self
 end
 
-return M
+return require "perilune.names"(M, "perilune.post.sft")

@@ -48,4 +48,4 @@ function M.mean(list)
   return mean, n > 1 and (square / (n - 1) / n) ^ 0.5 or 0 / 0
 end
 
-return M
+return require "perilune.names"(M, "perilune.tasks.metrics")
