@@ -250,14 +250,15 @@ static int l_completer (lua_State *L) {
   return 0;
 }
 
-/* call(fn, handler): xpcall where an interruption ends: whatever it became on its way up, the
+/* call(fn, handler, ...): xpcall where an interruption ends: whatever it became on its way up, the
 ** message is "interrupted" or ends with it. */
 static int l_call (lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   luaL_checktype(L, 2, LUA_TFUNCTION);
-  lua_settop(L, 2);
-  lua_insert(L, 1);
-  int rc = lua_pcall(L, 0, LUA_MULTRET, 1);
+  lua_pushvalue(L, 2);
+  lua_insert(L, 1); /* handler, fn, handler, ... */
+  lua_remove(L, 3);
+  int rc = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 1);
   bool interrupted = peri__interrupt_pending();
   peri__interrupt_done();
   lua_pushboolean(L, rc == LUA_OK);

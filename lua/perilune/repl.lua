@@ -1,7 +1,10 @@
--- perilune.repl: the prompt of the program. Reads a chunk, runs it, prints its values; the editing
--- of a line is perilune.line (C). Behaves as lua does: _PROMPT, _PROMPT2, results through print.
+-- perilune.repl: the prompt of the program. Reads a chunk, runs it, prints its values (those of its last
+-- expression) as perilune.show writes them; the editing of a line is perilune.line (C). Behaves as lua does:
+-- _PROMPT, _PROMPT2, results through print.
 local peri = require "perilune"
 local line = require "perilune.line"
+local show = require "perilune.show"
+local terminal = require "perilune.terminal"
 
 local keywords = {
   "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "goto", "if", "in",
@@ -24,8 +27,8 @@ local function resolve(path)
   return value
 end
 
-local lazy = { "nn", "optim", "sched", "data", "flags", "log", "plot", "recipe", "models", "rl", "post",
-               "text", "per_sample_grad", "help" }
+local lazy = { "post", "tasks", "per_sample_grad", "help", "show" }
+for name in pairs(peri._submodules) do lazy[#lazy + 1] = name end
 
 local function names_of(value)
   local names = {}
@@ -45,6 +48,7 @@ local function names_of(value)
     end
     local meta = getmetatable(value)
     value = type(meta) == "table" and rawget(meta, "__index") or nil
+    if type(value) == "function" then break end
   end
   return names
 end
@@ -118,17 +122,61 @@ local function prompt(first)
   return text ~= nil and tostring(text) or first and "> " or ">> "
 end
 
--- A whole chunk: as an expression when it is one, else lines until it is complete. Returns the
--- function, or nil and a message; false at Ctrl-C; nothing at the end of input.
+-- Places where a statement may end: behind a semicolon or at the end of a line, outside texts and comments; the
+-- last few of them, from the end.
+local function ends_of(text)
+  local places, at = {}, 1
+  while at <= #text do
+    local from, to = text:find("^%-%-%[(=*)%[.-%]%1%]", at)
+    if not from then from, to = text:find("^%[(=*)%[.-%]%1%]", at) end
+    if not from then from, to = text:find("^%-%-[^\n]*", at) end
+    if from then at = to + 1
+    else
+      local c = text:sub(at, at)
+      if c == '"' or c == "'" then
+        local stop = at + 1
+        while stop <= #text and text:sub(stop, stop) ~= c do
+          stop = stop + (text:sub(stop, stop) == "\\" and 2 or 1)
+        end
+        at = stop
+      elseif c == ";" or c == "\n" then table.insert(places, 1, at) end
+      at = at + 1
+    end
+  end
+  return table.move(places, 1, 8, 1, {})
+end
+
+-- An expression, its values collected by the function that the chunk gets: called so, nothing in it is a tail
+-- call, and an error can name this line.
+local function expression(before, text, skip)
+  if not load(skip .. "return " .. text, "=stdin", "t") then return nil end
+  return load(("%s return (...)(%s\n)"):format(before, text), "=stdin", "t")
+    or load(before .. " return " .. text, "=stdin", "t") -- one that ends with a semicolon
+end
+
+-- The chunk that a text is: an expression, statements with one at their end ("x = f(); x"), or statements.
+local function compile(text)
+  local chunk = expression("", text, "")
+  if chunk then return chunk end
+  for _, at in ipairs(ends_of(text)) do
+    local before, last = text:sub(1, at), text:sub(at + 1)
+    if last:find "%S" and not last:find "^%s*%-%-" and load(before, "=stdin", "t") then
+      local _, lines = before:gsub("\n", "")
+      chunk = expression(before, last, ("\n"):rep(lines))
+      if chunk then return chunk end
+    end
+  end
+  return load(text, "=stdin", "t")
+end
+
+-- A whole chunk, of more lines until it is complete. Returns the function, or nil and a message; false at Ctrl-C;
+-- nothing at the end of input.
 local function read_chunk()
   local text = line.read(prompt(true))
   if not text then return text end
   if text:find "%S" then line.remember(text) end
   while true do
-    local chunk = load("return " .. text, "=stdin", "t")
-    if chunk then return chunk end
-    local message
-    chunk, message = load(text, "=stdin", "t")
+    local chunk, message = compile(text)
     if chunk then return chunk end
     if not incomplete(message) then return nil, message end
     local more = line.read(prompt(false))
@@ -155,18 +203,41 @@ local function report(message)
   io.stderr:write(message, "\n")
 end
 
-local function show(ok, ...)
-  if not ok then return report((...)) end
-  if select("#", ...) == 0 then return end
+-- What the values of a chunk print as: in a line where they are short, else below each other.
+local function print_values(look, ...)
+  local n, texts, long = select("#", ...), {}, false
+  if n == 0 then return end
   _G._ = (...)
-  local good, message = pcall(print, ...)
+  for i = 1, n do
+    texts[i] = show((select(i, ...)), look)
+    long = long or texts[i]:find "\n" ~= nil
+  end
+  if long then for i = 1, n do print(texts[i]) end else print(table.unpack(texts, 1, n)) end
+end
+
+local function answer(look, ok, ...)
+  if not ok then return report((...)) end
+  local good, message = pcall(print_values, look, ...)
   if not good then report("error calling 'print' (" .. tostring(message) .. ")") end
 end
+
+-- exit and quit say how to leave, with and without parentheses.
+local leave = setmetatable({}, {
+  __tostring = function() return "Ctrl-D leaves." end,
+  __call = function(self) print(tostring(self)) end,
+})
+
+local function collect(...) return ... end
 
 -- Run the prompt until the end of input.
 local function run()
   _G.peri, _G.help = peri, peri.help
-  local interactive = line.interactive()
+  for _, name in ipairs { "exit", "quit" } do
+    if _G[name] == nil then _G[name] = leave end
+  end
+  local interactive, screen = line.interactive()
+  local no_colour, term = os.getenv "NO_COLOR", os.getenv "TERM"
+  local look = { colour = screen and (not no_colour or no_colour == "") and term ~= nil and term ~= "dumb" }
   local path, folder = history_path()
   if interactive then
     local info = peri.info()
@@ -177,7 +248,9 @@ local function run()
   end
   while true do
     local chunk, message = read_chunk()
-    if chunk then show(line.call(chunk, handler)) -- a Ctrl-C ends here
+    if chunk then
+      look.width = math.max(20, screen and terminal.width() or 80)
+      answer(look, line.call(chunk, handler, collect)) -- a Ctrl-C ends here
     elseif message then report(message)
     elseif chunk == nil then break end
     io.stdout:flush()

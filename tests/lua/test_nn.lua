@@ -67,7 +67,7 @@ function TestModules:test_own_classes_and_lists_of_modules()
   lu.assertEquals(names(net), { "first.weight", "first.bias", "blocks.0.weight", "blocks.1.weight",
     "last.weight", "last.bias" })
   lu.assertEquals(net(peri.ones { 5, 2 }).shape, { 5, 1 })
-  lu.assertStrContains(tostring(net), "blocks.1: Linear(4, 4, bias = false)")
+  lu.assertStrContains(tostring(net), "blocks[2]: Linear(4, 4, bias = false)")
 end
 
 function TestModules:test_tied_parameter_is_listed_once_and_saved_twice()

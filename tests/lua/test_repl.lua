@@ -30,6 +30,75 @@ function TestRepl:test_expressions_print_their_values()
   lu.assertEquals(typed "print('a')\n", "a\n")
 end
 
+function TestRepl:test_the_last_expression_of_a_line_prints()
+  for text, want in pairs {
+    ["x = 3; x"] = "3\n",
+    ["x = 1; y = 2; x + y, y"] = "3\t2\n",
+    ["local a = 5; a * 2"] = "10\n",
+    ["peri.seed(1); peri.ones{1}:item()"] = "1.0\n",
+    ["string.rep('a', 2); string.rep('b', 2)"] = "bb\n",
+    ["x = 'a; b'; x"] = "a; b\n",
+    ["x = [[a; b]]; #x"] = "4\n",
+    ["x = 3 -- as before; x"] = "",
+    ["x = 3; -- x"] = "",
+    ["x = 3 --[[ ; ]]; x"] = "3\n",
+    ["x = 'it\\'s; x'; #x"] = "7\n",
+    ["print('a;b'); print(2)"] = "a;b\n2\n",
+    ["for i = 1, 2 do x = i; print(x) end"] = "1\n2\n",
+    ["do local x = 1; x = 2 end"] = "",
+    ["(function() local a = 1; return a end)()"] = "1\n",
+    ["t = {1; 2; 3}; #t"] = "3\n",
+    ["5;"] = "5\n",
+    ["return 6"] = "6\n",
+    ["goto done; ::done::"] = "",
+    [";;"] = "",
+    [""] = "",
+    ["-- nothing"] = "",
+  } do
+    lu.assertEquals(typed(text .. "\n"), want, text)
+  end
+  lu.assertEquals(typed "x = 1; f = function()\nreturn 7\nend; f()\n", "7\n")
+  lu.assertStrContains(typed "x = 1;\nx = 2; error 'here'\n", "stdin:1: here")
+end
+
+function TestRepl:test_values_print_as_what_they_are()
+  lu.assertEquals(typed "peri.zeros{2, 3}.shape\n", "{2, 3}\n")
+  lu.assertEquals(typed "{1, 'two', {three = 4 > 3}}\n", '{1, "two", {three = true}}\n')
+  lu.assertEquals(typed "0/0, -(0/0), {0/0}\n", "nan\tnan\t{nan}\n")
+  lu.assertEquals(typed "1, {2}\n", "1\t{2}\n")
+  lu.assertEquals(typed "1, peri.ones{1}\n", "1\ntensor (1) f32 cpu\n[1.]\n")
+  lu.assertEquals(typed "'a\\nb'\n", "a\nb\n")
+  lu.assertStrContains(typed "peri.info()\n", '\n  version = "')
+  lu.assertStrContains(typed "peri.memory()\n", "tensors = 0")
+  lu.assertStrContains(typed "peri.nn\n", "module perilune.nn")
+  lu.assertEquals(typed "peri.softmax\n", "function softmax(x, dim?)\n")
+  lu.assertEquals(typed "t = {} t.t = t; t\n", "{t = (the table around it)}\n")
+  lu.assertEquals(typed "setmetatable({}, { __tostring = function() return 'mine' end })\n", "mine\n")
+  lu.assertStrContains(typed "setmetatable({}, { __tostring = function() error 'oops' end })\n", "__tostring fails: stdin:1: oops")
+  lu.assertNotStrContains(typed("{1, 'x', peri}\n", "TERM=xterm"), "\27") -- not on a terminal
+  lu.assertEquals(typed "print = function(...) io.write('<', ..., '>') end\n{1}\n", "<{1}>")
+  lu.assertEquals(typed "{1}\n_[1] + 1\n", "{1}\n2\n")
+end
+
+function TestRepl:test_exit_and_quit_say_how_to_leave()
+  for _, text in ipairs { "exit", "quit", "exit()", "quit()" } do
+    lu.assertEquals(typed(text .. "\n1\n"), "Ctrl-D leaves.\n1\n")
+  end
+  lu.assertEquals(typed "exit = 3; exit\n", "3\n")
+end
+
+function TestRepl:test_errors_blame_the_line_that_was_typed()
+  for text, want in pairs {
+    ["peri.softmx(1)"] = "stdin:1: perilune has no 'softmx'; did you mean 'softmax'?",
+    ["peri.optim.AdamW(peri.nn.Linear(1, 2), { foo = 3 })"] = 'stdin:1: AdamW: unknown option "foo"',
+    ["x = 1; peri.nn.Linear(1)"] = "stdin:1: Linear: out_features is missing",
+    ["peri.nn.Linear(2, 2)(peri.ones{3})"] = "stdin:1: linear: ",
+    ["peri.zeros{-1}"] = "stdin:1: zeros: ",
+  } do
+    lu.assertEquals(typed(text .. "\n"):match "^[^\n]*":sub(1, #want), want)
+  end
+end
+
 function TestRepl:test_a_statement_may_span_lines()
   lu.assertEquals(typed "for i = 1, 2 do\nprint(i)\nend\n'done'\n", "1\n2\ndone\n")
   lu.assertEquals(typed "x =\n5\nx\n", "5\n")

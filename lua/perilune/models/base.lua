@@ -8,6 +8,7 @@ local context = require "perilune.models.context"
 local generate = require "perilune.models.generate"
 local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
+local describe = require "perilune.models.describe"
 
 local M = {}
 
@@ -29,7 +30,7 @@ Model.prefixes = { "" } -- of published names: a checkpoint may lack the first o
 --- @param name string
 --- @param parent table?  M.Causal
 function M.class(name, parent)
-  local class = { __name = name }
+  local class = { __name = name, __tostring = describe }
   class.__index = class
   return setmetatable(class, { __index = parent or M.Causal })
 end

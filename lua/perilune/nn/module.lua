@@ -356,12 +356,16 @@ end
 --- @return string
 function Module.describe(self)
   local lines, depth_of = {}, { [""] = -1 }
+  -- Files count from 0, Lua from 1: what is net[1] is shown as [1], what is net.layers[2] as layers[2].
+  local function shown(label)
+    return (("." .. label):gsub("%.(%d+)%f[.\0]", function (n) return ("[%d]"):format(n + 1) end):gsub("^%.", ""))
+  end
   -- A label's depth is that of the module it stands in; its text is what follows that module's label.
   local function place(label)
     local parent = label
     repeat parent = parent:match "^(.*)%.[^%.]*$" or "" until depth_of[parent]
     depth_of[label] = depth_of[parent] + 1
-    return ("  "):rep(depth_of[label] + 1) .. (parent == "" and label or label:sub(#parent + 2)) .. ": "
+    return ("  "):rep(depth_of[label] + 1) .. shown(parent == "" and label or label:sub(#parent + 2)) .. ": "
   end
   walk.walk(self, {
     module = function(label, module)

@@ -27,6 +27,27 @@ function M.new(kind, given_params, given)
     groups = params.open(kind, kind.name, given_params, o) }, Optimizer)
 end
 
+--- What it is and has done: kind, parameters, options of each group, steps.
+function Optimizer:__tostring()
+  local tensors, numbers, steps, lines = 0, 0, 0, {}
+  for g, group in ipairs(self.groups) do
+    local here = 0
+    for i, p in ipairs(group.params) do
+      local ok, n = pcall(p.numel, p) -- a released one counts nothing
+      here, steps = here + (ok and n or 0), math.max(steps, group.steps[i])
+    end
+    tensors, numbers = tensors + #group.params, numbers + here
+    local own = {}
+    for _, name in ipairs(options.names(group.options)) do
+      own[#own + 1] = name .. " = " .. peri.show(group.options[name])
+    end
+    local title = #self.groups > 1 and ("group %d, %d tensors: "):format(g, #group.params) or ""
+    lines[g] = "\n  " .. title .. table.concat(own, ", ")
+  end
+  return ("%s, %d parameters in %d tensors, %d steps%s, last lr %s%s"):format(self.name, numbers, tensors, steps,
+    self.skipped > 0 and (" (%d skipped)"):format(self.skipped) or "", peri.show(self.lr), table.concat(lines))
+end
+
 --- Every parameter of every group, in order.
 --- @return perilune.Tensor[]
 function Optimizer:parameters()
