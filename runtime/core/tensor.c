@@ -106,6 +106,11 @@ static void no_release (void *ud, void *data) {
 }
 
 /* data NULL: allocate. Takes no tensor reference; the caller's t owns the storage. */
+static peri_status no_tensor (peri_ctx *ctx) {
+  return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes for a tensor wanted, %zu in use",
+                    sizeof(peri_tensor), ctx->live);
+}
+
 static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
                                 void (*release)(void *ud, void *data), void *ud,
                                 peri_storage **out) {
@@ -141,7 +146,7 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
 static peri_status new_tensor (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t numel, size_t bytes, peri_tensor **out) {
   peri_tensor *t = tensor_alloc(ctx);
-  if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a tensor");
+  if (!t) return no_tensor(ctx);
   peri_status s = storage_new(ctx, bytes, NULL, NULL, NULL, &t->storage);
   if (s != PERI_OK) {
     peri__tensor_free(t);
@@ -310,7 +315,7 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
     return peri__fail(ctx, PERI_EINVAL, "data is not aligned for %s", peri_dtype_name(d));
   if (numel > 0 && strides) TRY(reach(ctx, d, ndim, shape, strides, data, &low, &room));
   peri_tensor *t = tensor_alloc(ctx);
-  if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a tensor");
+  if (!t) return no_tensor(ctx);
   peri_status s = storage_new(ctx, bytes, data, no_release, NULL, &t->storage);
   if (s != PERI_OK) {
     peri__tensor_free(t);
