@@ -21,15 +21,20 @@ end
 
 local function cell(text) return (text:gsub("%s*\n%s*", " "):gsub("|", "\\|")) end
 
--- The value that an item of a module's file documents, for its declared options.
+-- The value that an item of a module's file documents, for its declared options: a field of the module, or
+-- of the class that it is or holds.
 local function value_of(item, module)
-  if item.owner == "M" and type(module) == "table" then return rawget(module, item.name) end
+  if type(module) ~= "table" or not item.owner then return nil end
+  if item.owner == "M" then return rawget(module, item.name) end
+  local class = rawget(module, item.owner)
+  if type(class) ~= "table" then class = module end
+  return rawget(class, item.name)
 end
 
 -- How a reader writes it: nn.Linear(in_features, out_features, options), stream:map(fn).
 local function call_of(item, prefix, value)
   local known, args = options.declared(value), item.args:gsub("^self,?%s*", "")
-  if known then
+  if known and item.kind ~= "method" then
     local names = table.move(known.positional, 1, #known.positional, 1, {})
     if known.more then names[#names + 1] = "options" end
     args = table.concat(names, ", ")

@@ -339,10 +339,10 @@ function M.declared(object)
     local default = default_of(entry)
     local text = shown(default)
     if default == M.none then text = nil elseif default == M.required then text = "required" end
-    if type(default) == "table" and #default > 0 then
+    if type(default) == "table" and getmetatable(default) == nil and (#default > 0 or next(default) == nil) then
       local items = {}
       for i, v in ipairs(default) do items[i] = shown(v) end
-      text = "{ " .. table.concat(items, ", ") .. " }"
+      text = #items > 0 and "{ " .. table.concat(items, ", ") .. " }" or "{}"
     end
     list[#list + 1] = { name = name, default = text, kind = is_rule(entry) and entry.kind or "",
       doc = is_rule(entry) and entry.doc or "" }
