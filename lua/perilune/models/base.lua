@@ -258,10 +258,53 @@ function M.gated(x, act)
   return gate:mul(up)
 end
 
---- Rows of a table of embeddings of any dtype, in f32. -- (..., D)
-function Model:embedded(table, ids) -- luacheck: ignore 212
+--- Rows of a table of embeddings of any dtype, in f32, and what an adapter on it adds. -- (..., D)
+function Model:embedded(table, ids)
   local x = table:embedding(ids)
-  return x.dtype == "f32" and x or x:to("f32")
+  if x.dtype ~= "f32" then x = x:to("f32") end
+  for key, module in pairs(self._modules or {}) do
+    if module.adapter and key ~= "head" and rawequal(self[key], table) then x = module.adapter:apply(ids, x, module) end
+  end
+  return x
+end
+
+--- What adapters sit on besides projections: "head" for the language-model head, else the key of a table of
+--- embeddings. It has the fields of a projection that adapters read, and no weight of its own.
+--- @param key string
+--- @param name string  published
+--- @param rows integer
+--- @param columns integer
+--- @return table module
+function Model:module(key, name, rows, columns)
+  self._modules = self._modules or {}
+  self._modules[key] = self._modules[key] or { parts = { { name, rows } }, rows = rows, columns = columns,
+    transposed = false, key = key }
+  return self._modules[key]
+end
+
+--- Scores of hidden states by the head, with what an adapter on it adds. -- (..., V)
+function M.scores(self, hidden)
+  local y = hidden:linear(self.head or self.embed)
+  local module = self._modules and self._modules.head
+  return module and module.adapter and module.adapter:apply(hidden, y, module) or y
+end
+
+--- Log-probabilities and entropies by scores(hidden), of a few positions at a time.
+--- @param scores fun(hidden: perilune.Tensor): perilune.Tensor
+function M.token_logprob_by(scores, hidden, targets, temperature)
+  local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
+  local function part(h, id)
+    local logp = scores(h):div(temperature or 1):log_softmax(-1)
+    local seen = id:ge(0)
+    return logp:gather(id:clamp(0):unsqueeze(2), 2):squeeze(2):mul(seen),
+      logp:exp():mul(logp):sum(-1):neg():mul(seen)
+  end
+  for at = 1, ids:size(1), step do
+    local n = math.min(step, ids:size(1) - at + 1)
+    local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
+    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n))
+  end
+  return peri.cat(logps, 1):reshape(targets.shape), peri.cat(entropies, 1):reshape(targets.shape)
 end
 
 --- Hidden states as forward returned them; raises for what logits cannot be made of.
@@ -332,7 +375,7 @@ function Causal:head_weight() return self.head or self.embed end
 
 --- @param hidden perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., V)
-function Causal:logits(hidden) return M.hidden(self, hidden):linear(self:head_weight()) end
+function Causal:logits(hidden) return M.scores(self, M.hidden(self, hidden)) end
 
 --- Log-probabilities and entropies of given tokens, without their logits ever being held together.
 --- @param hidden perilune.Tensor  (..., D): what forward returned for the positions before
@@ -341,6 +384,9 @@ function Causal:logits(hidden) return M.hidden(self, hidden):linear(self:head_we
 --- @return perilune.Tensor logp  (...) f32
 --- @return perilune.Tensor entropy  (...) f32, nats
 function Causal:token_logprob(hidden, targets, temperature)
+  if self._modules and self._modules.head and self._modules.head.adapter then
+    return M.token_logprob_by(function (h) return M.scores(self, h) end, hidden, targets, temperature)
+  end
   return hidden:token_logprob(self:head_weight(), targets, nil, temperature or 1)
 end
 

@@ -105,7 +105,7 @@ end
 options.declare(Gemma2.forward, { "ids" }, inputs.causal)
 
 local function capped(self, hidden)
-  local logits, cap = hidden:linear(self.embed), self.settings.logit_cap
+  local logits, cap = base.scores(self, hidden), self.settings.logit_cap
   return cap > 0 and logits:div(cap):tanh():mul(cap) or logits
 end
 
@@ -113,22 +113,10 @@ end
 --- @return perilune.Tensor  (..., V)
 function Gemma2:logits(hidden) return capped(self, base.hidden(self, hidden)) end
 
---- See perilune.models.base: the capped logits of a few positions at a time.
+--- See perilune.models.base: of capped logits.
 function Gemma2:token_logprob(hidden, targets, temperature)
   if self.settings.logit_cap == 0 then return base.Causal.token_logprob(self, hidden, targets, temperature) end
-  local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
-  local function part(h, id)
-    local logp = capped(self, h):div(temperature or 1):log_softmax(-1)
-    local seen = id:ge(0)
-    return logp:gather(id:clamp(0):unsqueeze(2), 2):squeeze(2):mul(seen),
-      logp:exp():mul(logp):sum(-1):neg():mul(seen)
-  end
-  for at = 1, ids:size(1), step do
-    local n = math.min(step, ids:size(1) - at + 1)
-    local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
-    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n))
-  end
-  return peri.cat(logps, 1):reshape(targets.shape), peri.cat(entropies, 1):reshape(targets.shape)
+  return base.token_logprob_by(function (h) return capped(self, h) end, hidden, targets, temperature)
 end
 
 return base.module(Gemma2)

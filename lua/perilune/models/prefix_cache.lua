@@ -51,6 +51,12 @@ local function stamp(model)
       parts[#parts + 1] = ("%p:%d"):format(p.adapter, versions(p.adapter, 3))
     end
   end
+  for _, module in pairs(model._modules or {}) do
+    if module.adapter and module.key ~= "head" then
+      held[#held + 1] = module.adapter
+      parts[#parts + 1] = ("%s %p:%d"):format(module.key, module.adapter, versions(module.adapter, 3))
+    end
+  end
   local prefix = model.prefix
   if type(prefix) == "function" then parts[#parts + 1] = ("%p"):format(held) -- made anew each time: never the same
   elseif prefix then parts[#parts + 1] = ("%p:%d"):format(prefix, versions(prefix, 2)) end

@@ -161,7 +161,7 @@ options.declare(T5.decode, { "ids", "encoded" }, inputs.decoder)
 function T5:logits(hidden)
   hidden = base.hidden(self, hidden)
   if self.settings.scaled then hidden = hidden:mul(self.settings.dim ^ -0.5) end
-  return hidden:linear(self.head or self.embed)
+  return base.scores(self, hidden)
 end
 
 return base.module(T5)

@@ -9,6 +9,7 @@ local peri = require "perilune"
 local lora = require "perilune.peft.lora"
 local bottleneck = require "perilune.peft.bottleneck"
 local prefix = require "perilune.peft.prefix"
+local peft_config = require "perilune.peft.config"
 
 local M = { lora = lora.new, bottleneck = bottleneck.new, prefix = prefix.new }
 
@@ -26,6 +27,9 @@ local function read_config(path)
   return config
 end
 
+-- A raised message without the place in our own source.
+local function plain(message) return (tostring(message):gsub("^[^%s:]+%.lua:%d+: ", "")) end
+
 --- Put an adapter that was saved (by PEFT or here) on a model.
 --- @param model table
 --- @param folder string  with adapter_config.json and adapter_model.safetensors
@@ -40,18 +44,27 @@ function M.load(model, folder)
     return nil, ("%s: peft_type %q is not supported; LORA, PREFIX_TUNING and BOTTLENECK are")
       :format(path, tostring(config.peft_type))
   end
-  local opts
-  opts, message = kind.read_config(config)
-  if not opts then return nil, ("%s: %s"):format(path, message) end
+  message = peft_config.problem(config)
+  if message then return nil, ("%s: %s"):format(path, message) end
   local tensors
   tensors, message = peri.safetensors.load(folder .. "/adapter_model.safetensors")
   if not tensors then return nil, message end
-  local ok, adapter = pcall(kind.new, model, opts)
-  if not ok then return nil, ("%s: %s"):format(path, adapter) end
+  local ok, adapter
+  if kind.open then -- LoRA has more in its folder than options
+    ok, adapter, message = pcall(kind.open, model, config, tensors)
+    if not ok then return nil, ("%s: %s"):format(path, plain(adapter)) end
+    if not adapter then return nil, ("%s: %s"):format(folder, plain(message)) end
+    return adapter
+  end
+  local opts
+  opts, message = kind.read_config(config)
+  if not opts then return nil, ("%s: %s"):format(path, message) end
+  ok, adapter = pcall(kind.new, model, opts)
+  if not ok then return nil, ("%s: %s"):format(path, plain(adapter)) end
   ok, message = pcall(adapter.load_state_dict, adapter, kind.read_tensors(tensors))
   if not ok then
     adapter:remove()
-    return nil, ("%s: %s"):format(folder, message)
+    return nil, ("%s: %s"):format(folder, plain(message))
   end
   return adapter
 end

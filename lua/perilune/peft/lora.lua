@@ -6,7 +6,9 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local adapter = require "perilune.peft.adapter"
 local merging = require "perilune.peft.merging"
+local peft_config = require "perilune.peft.config"
 local targets = require "perilune.peft.targets"
+local whole = require "perilune.peft.whole"
 
 local M = {}
 
@@ -86,7 +88,7 @@ local rules = {
   alpha = options.number(16, nil, "the product counts alpha / r times, alpha / sqrt(r) with rslora"),
   dropout = options.number(0, "[0, 1)", "of the adapter's input, while training"),
   targets = options.value("all-linear", "string or table", "\"all-linear\", or names of layers: { \"q_proj\", "
-    .. "\"v_proj\" }, full ones, or Lua patterns that start with ^"),
+    .. "\"v_proj\" }, full ones, also lm_head and tables of embeddings, or Lua patterns that start with ^"),
   rslora = options.boolean(false, "scale by the root of the rank (2312.03732)"),
   init = options.choice("default", { "default", "gaussian" },
     "of the first matrix: uniform as PEFT's, or N(0, 1/r^2)"),
@@ -112,6 +114,57 @@ local function check_patterns(config)
   end
 end
 
+-- What stands on a table of embeddings: the rows of A' of the ids, times B'. -- A (r, rows), B (columns, r)
+local Lookup = setmetatable({}, { __index = Site })
+Lookup.__index = Lookup
+
+--- Called by the model with ids and their rows.
+--- @param ids perilune.Tensor  (...) i64
+--- @param y perilune.Tensor  (..., D)
+--- @return perilune.Tensor  (..., D)
+function Lookup:apply(ids, y)
+  local slot = self.order[1]
+  return y:add(slot.a:transpose():contiguous():embedding(ids):linear(slot.b):mul(slot.scale))
+end
+
+-- A and B of a slot, which begin at nothing. PEFT begins tables of embeddings the other way round.
+local function matrices_for(config, kind, r, rows, columns)
+  if kind ~= "embedding" then return initial(config, r, columns), peri.zeros { rows, r } end
+  return peri.zeros { r, rows }, peri.randn { columns, r }
+end
+
+-- An adapter on the modules that `how` wants, at the ranks and alphas that it has for them.
+local function build(model, config, how)
+  local self = setmetatable({ kind = "LORA", model = model, config = fixed(config), training = true, merged = false,
+                              scale = 1, sites = {}, _named = {} }, LoRA)
+  targets.freeze(model)
+  for _, module in ipairs(targets.modules(model)) do
+    local p, kind = module.projection, module.kind
+    local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 },
+      kind == "embedding" and Lookup or Site)
+    for i, part in ipairs(p.parts) do
+      if how.wants(part[1], kind) then
+        local r = how.rank(part[1]) or config.r
+        local scale = (how.alpha(part[1]) or config.alpha) / (config.rslora and math.sqrt(r) or r)
+        local a, b = matrices_for(config, kind, r, part[2], p.columns)
+        local slot = { name = part[1], r = r, scale = scale, trained_scale = scale, a = a:requires_grad_(),
+                       b = b:requires_grad_() }
+        site.slots[i], site.rank = slot, site.rank + r
+        site.order[#site.order + 1] = slot
+        local first, second = ".lora_A.weight", ".lora_B.weight"
+        if kind == "embedding" then first, second = ".lora_embedding_A", ".lora_embedding_B" end
+        table.insert(self._named, { slot.name .. first, slot.a })
+        table.insert(self._named, { slot.name .. second, slot.b })
+      end
+    end
+    if #site.order > 0 then
+      targets.attach(p, site)
+      self.sites[#self.sites + 1] = site
+    end
+  end
+  return self
+end
+
 --- Put a low-rank adapter on a model: every weight of the model is frozen, what can be trained is
 --- adapter:parameters().
 --- @param model table  of perilune.models, causal or not
@@ -120,31 +173,12 @@ end
 function M.new(model, opts)
   local config = options.fill("lora", opts, rules)
   check_patterns(config)
-  local self = setmetatable({ kind = "LORA", model = model, config = fixed(config), training = true, merged = false,
-                              scale = 1, sites = {}, _named = {} }, LoRA)
-  local chosen = targets.choose(model, config.targets, "lora")
-  targets.freeze(model)
-  for _, p in ipairs(model:projections()) do
-    local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 }, Site)
-    for i, part in ipairs(p.parts) do
-      if chosen[part[1]] then
-        local r = targets.pattern(config.rank_pattern, part[1]) or config.r
-        local alpha = targets.pattern(config.alpha_pattern, part[1]) or config.alpha
-        local scale = alpha / (config.rslora and math.sqrt(r) or r)
-        local slot = { name = part[1], r = r, scale = scale, trained_scale = scale,
-                       a = initial(config, r, p.columns):requires_grad_(),
-                       b = peri.zeros { part[2], r }:requires_grad_() }
-        site.slots[i], site.rank = slot, site.rank + r
-        site.order[#site.order + 1] = slot
-        table.insert(self._named, { slot.name .. ".lora_A.weight", slot.a })
-        table.insert(self._named, { slot.name .. ".lora_B.weight", slot.b })
-      end
-    end
-    if #site.order > 0 then
-      targets.attach(p, site)
-      self.sites[#self.sites + 1] = site
-    end
-  end
+  local chosen = targets.choose(model, config.targets, "lora", targets.modules(model))
+  local self = build(model, config, {
+    wants = function (name) return chosen[name] end,
+    rank = function (name) return targets.pattern(config.rank_pattern, name) end,
+    alpha = function (name) return targets.pattern(config.alpha_pattern, name) end,
+  })
   return self
 end
 options.declare(M.new, { "model" }, rules)
@@ -217,6 +251,8 @@ end
 --- Take the adapter off the model. The model's weights stay frozen, and merged for good when they are.
 function LoRA:remove()
   for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
+  if self.whole then whole.remove(self.whole) end
+  self.whole = nil
   if self.merged then merging.forget(self) end
   self.sites = {}
 end
@@ -242,54 +278,79 @@ function LoRA:save(folder, base)
   table.sort(last)
   local alphas = {} -- with the factor of set_scale, which PEFT has no place for
   for name, alpha in pairs(config.alpha_pattern) do alphas[name] = alpha * self.scale end
+  if self.scale == 1 then alphas = config.alpha_pattern end -- in the order of the file that it came from
   local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed
   local names = type(config.targets) == "table" and config.targets or last
+  local c = self.published or {} -- of an adapter of PEFT: which layers are meant, as it says that
+  for name, t in pairs(self.whole and self.whole.tensors or {}) do tensors[self.whole_names[name]] = t end
   return targets.save(folder, tensors, {
     peft_type = "LORA", task_type = targets.task(self.model), r = config.r, lora_alpha = config.alpha * self.scale,
     lora_dropout = config.dropout, use_rslora = config.rslora, use_dora = false, fan_in_fan_out = transposed,
-    init_lora_weights = config.init == "gaussian" and "gaussian" or true, bias = "none", inference_mode = true,
-    target_modules = peri.json.array(names), rank_pattern = config.rank_pattern,
-    alpha_pattern = alphas, modules_to_save = peri.json.null,
+    init_lora_weights = config.init == "gaussian" and "gaussian" or true, bias = c.bias or "none",
+    inference_mode = true, target_modules = c.target_modules or peri.json.array(names),
+    exclude_modules = c.exclude_modules, layers_to_transform = c.layers_to_transform, layers_pattern = c.layers_pattern,
+    rank_pattern = config.rank_pattern, alpha_pattern = alphas, modules_to_save = c.modules_to_save or peri.json.null,
     base_model_name_or_path = base or self.model.source_path or peri.json.null,
   })
 end
 
--- What an adapter of PEFT may say that would change the result and is not done here.
-local refused = { "alora_invocation_tokens", "arrow_config", "exclude_modules", "kasa_config", "layer_replication",
-  "layers_to_transform", "lora_bias", "modules_to_save", "monteclora_config", "target_parameters",
-  "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config" }
-
---- The options of M.new that an adapter_config.json stands for.
---- @param c table
---- @return table|nil options
---- @return string? message
-function M.read_config(c)
-  for _, key in ipairs(refused) do
-    local v = c[key]
-    if v and v ~= peri.json.null and not (type(v) == "table" and next(v) == nil) then
-      return nil, ("%s is set, which is not supported"):format(key)
-    end
-  end
-  if c.bias and c.bias ~= "none" then return nil, ("bias is %q, only none is supported"):format(tostring(c.bias)) end
-  if math.type(c.r) ~= "integer" or c.r < 1 then return nil, ("r is %s"):format(tostring(c.r)) end
-  local wanted = c.target_modules
-  if type(wanted) == "string" and wanted ~= "all-linear" then
-    return nil, ("target_modules is the regular expression %q; expected a list of names"):format(wanted)
-  end
-  return { r = c.r, alpha = c.lora_alpha or 8, dropout = c.lora_dropout or 0, targets = wanted or "all-linear",
-           rslora = c.use_rslora == true, rank_pattern = c.rank_pattern, alpha_pattern = c.alpha_pattern }
-end
-
---- Names of an adapter_model.safetensors without what PEFT puts in front.
---- @param tensors table<string, perilune.Tensor>
---- @return table<string, perilune.Tensor>
-function M.read_tensors(tensors)
-  local out = {}
+-- Names of an adapter_model.safetensors without what PEFT puts in front and between: of A and B, and of tensors that
+-- came whole, whose own names are kept for saving.
+local function read_tensors(tensors)
+  local pairs_of, full, names = {}, {}, {}
   for name, t in pairs(tensors) do
     local short = name:sub(1, #PREFIX) == PREFIX and name:sub(#PREFIX + 1) or name
-    out[short:gsub("%.default%.weight$", ".weight")] = t
+    if short:find "%.lora_[%a_]+" then
+      pairs_of[short:gsub("%.default%.weight$", ".weight"):gsub("%.default$", "")] = t
+    else
+      short = short:gsub("%.modules_to_save%.default%.", "."):gsub("%.modules_to_save%.", ".")
+        :gsub("%.original_module%.", "."):gsub("%.base_layer%.", ".")
+      full[short], names[short] = t, name
+    end
   end
-  return out
+  return pairs_of, full, names
+end
+
+-- Tensors that come whole and may not, or that should and do not.
+local function check_whole(c, full, modules)
+  local embeddings = {}
+  for _, module in ipairs(modules) do
+    if module.kind ~= "linear" then embeddings[module.projection.parts[1][1]] = true end
+  end
+  for _, name in ipairs(options.names(full)) do
+    local module, last = name:match "^(.*)%.([^.]+)$"
+    local fine = module and (peft_config.is_saved(c, module) or embeddings[module]
+      or last == "bias" and c.bias ~= nil and c.bias ~= "none")
+    if not fine then return name .. " is unexpected" end
+  end
+end
+
+--- Put an adapter of PEFT on a model: what peft.load is for LoRA.
+--- @param model table
+--- @param c table  adapter_config.json, checked
+--- @param tensors table<string, perilune.Tensor>
+--- @return perilune.peft.LoRA|nil
+--- @return string? message
+function M.open(model, c, tensors)
+  local config = { r = c.r, alpha = c.lora_alpha or 8, dropout = c.lora_dropout or 0, targets = c.target_modules,
+    rslora = c.use_rslora == true, init = "default", rank_pattern = c.rank_pattern or {},
+    alpha_pattern = c.alpha_pattern or {} }
+  local low, full, names = read_tensors(tensors)
+  local problem = check_whole(c, full, targets.modules(model))
+  if problem then return nil, problem end
+  local self = build(model, config, { wants = peft_config.chooser(c), rank = peft_config.lookup(c.rank_pattern),
+    alpha = peft_config.lookup(c.alpha_pattern) })
+  self.published, self.whole_names = c, names
+  if #self.sites == 0 and next(full) == nil then
+    return nil, ("target_modules %s means no layer of this model"):format(peri.json.encode(c.target_modules))
+  end
+  local ok, message = pcall(self.load_state_dict, self, low)
+  if ok then
+    self.whole, message = whole.place(model, full)
+    if self.whole then return self end
+  end
+  self:remove()
+  return nil, message
 end
 
 return M

@@ -10,6 +10,10 @@ local function check_weights(self, level)
   if #self.sites == 0 then error("lora: the adapter was taken off its model", level + 1) end
   for _, site in ipairs(self.sites) do
     local p = site.projection
+    if p.key then
+      error(("lora: cannot merge into %s: only linear layers take an adapter into their weights"):format(p.parts[1][1]),
+        level + 1)
+    end
     if p.packed or not p.weight or p.weight.dtype ~= "f32" then
       error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
         :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), level + 1)

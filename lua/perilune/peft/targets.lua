@@ -24,13 +24,37 @@ function M.matches(name, want)
   return name == want or name:sub(-#want - 1) == "." .. want
 end
 
---- Published names of the linear layers that are meant. A name is that of a layer, the end of one behind
---- a dot, or a Lua pattern that starts with ^.
+--- What low-rank adapters may sit on: projections, the language-model head, tables of embeddings.
+--- @param model table
+--- @return table[]  { projection =, kind = "linear", "head" or "embedding" }
+function M.modules(model)
+  local list = {}
+  for i, p in ipairs(model:projections()) do list[i] = { projection = p, kind = "linear" } end
+  local vocabulary, columns
+  for _, p in ipairs(model._layout) do
+    local name = p.parts[1][1]:match "^(.*)%.weight$"
+    if p.kind == "embedding" and p.key == "head" then
+      list[#list + 1] = { projection = model:module("head", name, p.shape[1], p.shape[2]), kind = "head" }
+      vocabulary = nil
+    elseif p.kind == "embedding" then
+      list[#list + 1] = { projection = model:module(p.key, name, p.shape[1], p.shape[2]), kind = "embedding" }
+      if p.key == "embed" and not model.head then vocabulary, columns = p.shape[1], p.shape[2] end
+    end
+  end
+  if vocabulary and model.kind ~= "encoder" then -- a head that is tied to the embedding
+    list[#list + 1] = { projection = model:module("head", "lm_head", vocabulary, columns), kind = "head" }
+  end
+  return list
+end
+
+--- Published names of the layers that are meant. A name is that of a layer, the end of one behind a dot, or a
+--- Lua pattern that starts with ^.
 --- @param model table
 --- @param wanted string|string[]  "all-linear" or names
 --- @param who string  for messages
+--- @param modules table[]?  of M.modules; default: linear layers
 --- @return table<string, boolean>
-function M.choose(model, wanted, who)
+function M.choose(model, wanted, who, modules)
   local chosen, all = {}, {}
   for _, p in ipairs(model:projections()) do
     for _, part in ipairs(p.parts) do all[#all + 1] = part[1] end
@@ -38,6 +62,9 @@ function M.choose(model, wanted, who)
   if wanted == "all-linear" then
     for _, name in ipairs(all) do chosen[name] = true end
     return chosen
+  end
+  for _, module in ipairs(modules or {}) do
+    if module.kind ~= "linear" then all[#all + 1] = module.projection.parts[1][1] end
   end
   for _, want in ipairs(type(wanted) == "table" and wanted or { wanted }) do
     local any = false
