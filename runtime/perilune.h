@@ -11,8 +11,12 @@
 **   peri_interrupt_request may be called from any thread or signal.
 ** - Functions that make a tensor return a new reference owned by the caller; release it with
 **   peri_release. "Borrowed" is said where that is not so. Pointers may not be NULL unless said.
-** - In C everything counts from 0; negative dims count from the end. Sizes are in elements unless
-**   the name says bytes.
+** - What a caller gets wrong is answered: a NULL, a tensor of another context, an index or a number
+**   out of range give PERI_EINVAL or the status that fits with a message, and 0, false, -1, NULL or an
+**   empty struct from what has no status. Without a context there is no message.
+** - In C everything counts from 0; negative dims count from the end. Messages are made for scripts
+**   too and count dims, positions and inputs from 1. Sizes are in elements unless the name says
+**   bytes.
 */
 #ifndef perilune_h
 #define perilune_h
@@ -103,7 +107,8 @@ typedef void (*peri_log_fn)(void *ud, peri_log_level level, const char *line);
 typedef void (*peri_parallel_fn)(void *ud, int n, void (*task)(void *arg, int i), void *arg);
 
 typedef struct peri_options {
-  uint32_t struct_size;     /* sizeof(peri_options); set by peri_options_init */
+  uint32_t struct_size;     /* sizeof(peri_options); set by peri_options_init. Another size than
+                            ** one that the struct has had is PERI_EINVAL */
   int threads;              /* workers incl. the caller; 0 = one per processor allowed */
   peri_simd simd;           /* AUTO = the best that the processor has */
   peri_log_level log_level; /* lines below are not even formatted */
@@ -320,6 +325,7 @@ PERI_API peri_status peri_safetensors_parse (peri_ctx *ctx, const void *data, si
 /* Tensors loaded from it stay valid. Close it before its context. NULL is a no-op. */
 PERI_API void peri_safetensors_close (peri_safetensors *f);
 PERI_API int64_t peri_safetensors_count (const peri_safetensors *f);
+/* name NULL: i is out of range. */
 PERI_API peri_safetensors_entry peri_safetensors_at (const peri_safetensors *f, int64_t i);
 PERI_API int64_t peri_safetensors_find (const peri_safetensors *f, const char *name); /* -1: none */
 PERI_API int64_t peri_safetensors_pairs (const peri_safetensors *f); /* entries of __metadata__ */

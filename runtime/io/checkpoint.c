@@ -29,6 +29,8 @@ struct peri_checkpoint {
 /* ---- the folder of checkpoints ---- */
 
 peri_status peri_checkpoint_verify (peri_ctx *ctx, const char *path, int64_t *generation) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
   int64_t g = 0;
   TRY(peri__manifest_read(ctx, path, true, &g));
   if (generation != NULL) *generation = g;
@@ -118,6 +120,9 @@ static peri_status pick (peri_ctx *ctx, const char *dir, const char *names, cons
 }
 
 peri_status peri_checkpoint_latest (peri_ctx *ctx, const char *dir, char *path, size_t size) {
+  NEED(ctx, ctx);
+  NEED(ctx, dir);
+  NEED(ctx, path);
   struct stat st;
   char *names = NULL, *best = NULL;
   size_t names_size = 0, list_cap = 0, n = 0, best_size = 0;
@@ -186,6 +191,9 @@ static peri_status make_temp (peri_checkpoint *c) {
 }
 
 peri_status peri_checkpoint_begin (peri_ctx *ctx, const char *dir, peri_checkpoint **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, dir);
+  NEED(ctx, out);
   *out = NULL;
   TRY(peri_make_folder(ctx, dir));
   peri_checkpoint *c = peri__malloc(ctx, sizeof *c);
@@ -208,7 +216,7 @@ peri_status peri_checkpoint_begin (peri_ctx *ctx, const char *dir, peri_checkpoi
   return s;
 }
 
-const char *peri_checkpoint_path (const peri_checkpoint *c) { return c->temp; }
+const char *peri_checkpoint_path (const peri_checkpoint *c) { return c ? c->temp : NULL; }
 
 void peri_checkpoint_abort (peri_checkpoint *c) {
   if (c == NULL) return;
@@ -258,6 +266,8 @@ static peri_status publish (peri_checkpoint *c, const char *to, bool *exchanged)
 }
 
 peri_status peri_checkpoint_commit (peri_checkpoint *c, const char *name, int keep) {
+  if (!c) return PERI_EINVAL;
+  NEED(c->ctx, name);
   peri_ctx *ctx = c->ctx;
   int64_t generation;
   size_t size;

@@ -110,6 +110,10 @@ peri_status peri__map_file (peri_ctx *ctx, const char *path, int fd, uint64_t si
 
 peri_status peri_file_read (peri_ctx *ctx, const char *path, size_t max_bytes, void **data,
                             size_t *size) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, data);
+  NEED(ctx, size);
   int fd;
   uint64_t bytes;
   *data = NULL;
@@ -135,7 +139,9 @@ peri_status peri_file_read (peri_ctx *ctx, const char *path, size_t max_bytes, v
   return PERI_OK;
 }
 
-void peri_file_free (peri_ctx *ctx, void *data, size_t size) { peri__free(ctx, data, size); }
+void peri_file_free (peri_ctx *ctx, void *data, size_t size) {
+  if (ctx) peri__free(ctx, data, size);
+}
 
 /* ---- writing ---- */
 
@@ -293,6 +299,9 @@ void peri__output_abort (peri__output *o) {
 }
 
 peri_status peri_file_write (peri_ctx *ctx, const char *path, const void *data, size_t size) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  if (size > 0) NEED(ctx, data);
   peri__output o;
   TRY(peri__output_begin(ctx, path, &o));
   peri_status s = peri__output_write(&o, data, size);
@@ -302,12 +311,18 @@ peri_status peri_file_write (peri_ctx *ctx, const char *path, const void *data, 
 }
 
 peri_status peri_rename (peri_ctx *ctx, const char *from, const char *to) {
+  NEED(ctx, ctx);
+  NEED(ctx, from);
+  NEED(ctx, to);
   if (rename(from, to) != 0) return peri__io_fail(ctx, from, "rename");
   return sync_parent(ctx, to);
 }
 
 /* A device or a pipe cannot be shortened: what it took, it has. */
 peri_status peri_file_append (peri_ctx *ctx, const char *path, const void *data, size_t size) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  if (size > 0) NEED(ctx, data);
   int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0666);
   if (fd < 0) return peri__io_fail(ctx, path, "open");
   struct stat st;

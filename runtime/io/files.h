@@ -54,6 +54,9 @@ peri_status peri__output_commit (peri__output *o); /* on failure: as after abort
 void peri__output_abort (peri__output *o);         /* after commit or abort a no-op */
 /* The elements of t in row-major order (quantised ones as they are): io/tensor_out.c */
 peri_status peri__output_tensor (peri__output *o, const peri_tensor *t);
+/* n names and tensors of the context, none NULL, as a host gives them to be saved: same file. */
+peri_status peri__check_named (peri_ctx *ctx, const char *path, int64_t n, const char *const *names,
+                               peri_tensor *const *tensors);
 
 /* ---- io/manifest.c ---- */
 /* Hash and sync everything in a folder, write its manifest and sync the folder. */

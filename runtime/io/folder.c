@@ -14,6 +14,8 @@
 #define MAX_DEPTH 64 /* of a tree to remove */
 
 peri_status peri_make_folder (peri_ctx *ctx, const char *path) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
   struct stat st;
   size_t n = strlen(path), size = n + 1;
   if (n == 0) return peri__fail(ctx, PERI_EINVAL, "an empty path for a folder");
@@ -69,6 +71,8 @@ static int empty (int fd, int depth) {
 }
 
 peri_status peri_remove_tree (peri_ctx *ctx, const char *path) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
   size_t end = strlen(path), begin;
   while (end > 0 && path[end - 1] == '/') end--;
   for (begin = end; begin > 0 && path[begin - 1] != '/';) begin--;
@@ -119,6 +123,10 @@ static peri_status collect (peri_ctx *ctx, DIR *dir, const char *path, char **na
 }
 
 peri_status peri_list_folder (peri_ctx *ctx, const char *path, char **names, size_t *size) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, names);
+  NEED(ctx, size);
   char *raw = NULL, *sorted = NULL;
   size_t cap = 0, used = 0, count = 0, *at = NULL;
   *names = NULL;

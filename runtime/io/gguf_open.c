@@ -28,6 +28,9 @@ static peri_status new_handle (peri_ctx *ctx, const char *path, uint64_t size, p
 }
 
 peri_status peri_gguf_open (peri_ctx *ctx, const char *path, bool map, peri_gguf **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   int fd;
   uint64_t size;
   peri_gguf *f = NULL;
@@ -54,6 +57,9 @@ peri_status peri_gguf_open (peri_ctx *ctx, const char *path, bool map, peri_gguf
 }
 
 peri_status peri_gguf_parse (peri_ctx *ctx, const void *data, size_t size, peri_gguf **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  if (size > 0) NEED(ctx, data);
   peri_gguf *f;
   *out = NULL;
   TRY(new_handle(ctx, "memory", size, &f));

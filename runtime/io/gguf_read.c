@@ -6,18 +6,21 @@
 
 /* ---- values ---- */
 
-int peri_gguf_version (const peri_gguf *f) { return f->version; }
-int64_t peri_gguf_alignment (const peri_gguf *f) { return f->alignment; }
-int64_t peri_gguf_nvalues (const peri_gguf *f) { return f->nvalues; }
-int64_t peri_gguf_count (const peri_gguf *f) { return f->n; }
+int peri_gguf_version (const peri_gguf *f) { return f ? f->version : 0; }
+int64_t peri_gguf_alignment (const peri_gguf *f) { return f ? f->alignment : 0; }
+int64_t peri_gguf_nvalues (const peri_gguf *f) { return f ? f->nvalues : 0; }
+int64_t peri_gguf_count (const peri_gguf *f) { return f ? f->n : 0; }
 int64_t peri_gguf_find (const peri_gguf *f, const char *key) {
+  if (!f || !key) return -1;
   return peri__gguf_find(f, false, key);
 }
 int64_t peri_gguf_find_tensor (const peri_gguf *f, const char *name) {
+  if (!f || !name) return -1;
   return peri__gguf_find(f, true, name);
 }
 
 peri_gguf_entry peri_gguf_entry_at (const peri_gguf *f, int64_t i) {
+  if (!f || i < 0 || i >= f->n) return (peri_gguf_entry){ .supported = false };
   return peri__gguf_entry_at(f, &f->entries[i]);
 }
 
@@ -33,6 +36,7 @@ static peri_gguf_value value_at (const peri_gguf *f, peri_gguf_type type, uint64
 }
 
 peri_gguf_value peri_gguf_at (const peri_gguf *f, int64_t i) {
+  if (!f || i < 0 || i >= f->nvalues) return (peri_gguf_value){ .count = 0 };
   peri_gguf_text key = peri__gguf_text_at(f, f->values[i]);
   uint64_t at = f->values[i] + 8 + (uint64_t)key.n;
   peri_gguf_value v = value_at(f, (peri_gguf_type)peri__load32(f->header + at), at + 4);
@@ -47,6 +51,7 @@ static const unsigned char *element (const peri_gguf *f, const peri_gguf_value *
 }
 
 bool peri_gguf_int (const peri_gguf *f, const peri_gguf_value *v, int64_t i, int64_t *out) {
+  if (!f || !v || !out) return false;
   const unsigned char *p = element(f, v, i);
   if (p == NULL) return false;
   switch (v->type) {
@@ -64,6 +69,7 @@ bool peri_gguf_int (const peri_gguf *f, const peri_gguf_value *v, int64_t i, int
 }
 
 bool peri_gguf_num (const peri_gguf *f, const peri_gguf_value *v, int64_t i, double *out) {
+  if (!f || !v || !out) return false;
   const unsigned char *p = element(f, v, i);
   int64_t whole;
   float single;
@@ -83,6 +89,7 @@ bool peri_gguf_num (const peri_gguf *f, const peri_gguf_value *v, int64_t i, dou
 }
 
 bool peri_gguf_string (const peri_gguf *f, const peri_gguf_value *v, peri_gguf_text *out) {
+  if (!f || !v || !out) return false;
   if (v->array || v->type != PERI_GGUF_TEXT) return false;
   *out = peri__gguf_text_at(f, v->offset);
   return true;
@@ -106,6 +113,7 @@ static uint64_t end_of (const peri_gguf *f, const peri_gguf_value *v) {
 
 bool peri_gguf_next (const peri_gguf *f, const peri_gguf_value *array, peri_gguf_cursor *c,
                      peri_gguf_value *item) {
+  if (!f || !array || !c || !item || c->i < 0) return false;
   if (!array->array || c->i >= array->count) return false;
   if (c->i == 0) c->at = array->offset;
   *item = value_at(f, array->type, c->at);
@@ -133,7 +141,15 @@ static peri_status wrong (const peri_gguf *f, const peri_gguf_value *v, const ch
                     v->key.s, v->array ? "an array of " : "", peri__gguf_type_name(v->type), what);
 }
 
+static peri_status wanted (const peri_gguf *f, const char *key, const void *out) {
+  if (!f) return PERI_EINVAL;
+  NEED(f->ctx, key);
+  NEED(f->ctx, out);
+  return PERI_OK;
+}
+
 peri_status peri_gguf_get_int (const peri_gguf *f, const char *key, int64_t *out) {
+  TRY(wanted(f, key, out));
   peri_gguf_value v;
   TRY(get(f, key, false, "an integer", &v));
   return peri_gguf_int(f, &v, 0, out) && v.type != PERI_GGUF_BOOL ? PERI_OK
@@ -141,6 +157,7 @@ peri_status peri_gguf_get_int (const peri_gguf *f, const char *key, int64_t *out
 }
 
 peri_status peri_gguf_get_num (const peri_gguf *f, const char *key, double *out) {
+  TRY(wanted(f, key, out));
   peri_gguf_value v;
   TRY(get(f, key, false, "a number", &v));
   return peri_gguf_num(f, &v, 0, out) && v.type != PERI_GGUF_BOOL ? PERI_OK
@@ -148,6 +165,7 @@ peri_status peri_gguf_get_num (const peri_gguf *f, const char *key, double *out)
 }
 
 peri_status peri_gguf_get_bool (const peri_gguf *f, const char *key, bool *out) {
+  TRY(wanted(f, key, out));
   peri_gguf_value v;
   TRY(get(f, key, false, "a bool", &v));
   if (v.type != PERI_GGUF_BOOL) return wrong(f, &v, "a bool");
@@ -156,6 +174,7 @@ peri_status peri_gguf_get_bool (const peri_gguf *f, const char *key, bool *out) 
 }
 
 peri_status peri_gguf_get_text (const peri_gguf *f, const char *key, peri_gguf_text *out) {
+  TRY(wanted(f, key, out));
   peri_gguf_value v;
   TRY(get(f, key, false, "a text", &v));
   return peri_gguf_string(f, &v, out) ? PERI_OK : wrong(f, &v, "a text");
@@ -163,6 +182,7 @@ peri_status peri_gguf_get_text (const peri_gguf *f, const char *key, peri_gguf_t
 
 peri_status peri_gguf_get_array (const peri_gguf *f, const char *key, peri_gguf_type kind,
                                  peri_gguf_value *out) {
+  TRY(wanted(f, key, out));
   peri_gguf_value v;
   const char *what = kind == PERI_GGUF_TEXT  ? "an array of texts"
                      : kind == PERI_GGUF_F32 ? "an array of floats"
@@ -180,6 +200,8 @@ peri_status peri_gguf_get_array (const peri_gguf *f, const char *key, peri_gguf_
 /* ---- tensors ---- */
 
 peri_status peri_gguf_tensor (peri_gguf *f, int64_t i, peri_tensor **out) {
+  if (!f) return PERI_EINVAL;
+  NEED(f->ctx, out);
   *out = NULL;
   if (i < 0 || i >= f->n)
     return peri__fail(f->ctx, PERI_EINVAL, "%s: tensor %lld of %lld", f->path, (long long)i,

@@ -68,6 +68,9 @@ static peri_status put_text (peri_gguf_writer *w, buffer *b, const char *s, size
 }
 
 peri_status peri_gguf_create (peri_ctx *ctx, const char *path, peri_gguf_writer **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   size_t path_size = strlen(path) + 1;
   *out = NULL;
   peri_gguf_writer *w = peri__malloc(ctx, sizeof *w);
@@ -116,6 +119,8 @@ static peri_status put_element (peri_gguf_writer *w, peri_gguf_type type, const 
                                 int64_t i) {
   if (type == PERI_GGUF_TEXT) {
     const peri_gguf_text *t = (const peri_gguf_text *)data + i;
+    if (t->n > 0 && !t->s)
+      return peri__fail(w->ctx, PERI_EINVAL, "text %lld is NULL", (long long)i);
     return put_text(w, &w->values, t->s, t->n);
   }
   if (type == PERI_GGUF_F32) {
@@ -148,6 +153,9 @@ static peri_status put_value (peri_gguf_writer *w, const char *key, peri_gguf_ty
 
 peri_status peri_gguf_put (peri_gguf_writer *w, const char *key, peri_gguf_type type, bool array,
                            int64_t n, const void *data) {
+  if (!w) return PERI_EINVAL;
+  NEED(w->ctx, key);
+  if (n > 0) NEED(w->ctx, data);
   TRY(w->status);
   size_t before = w->values.n;
   peri_status s = w->begun ? peri__fail(w->ctx, PERI_EINVAL, "the data has begun")
@@ -206,6 +214,9 @@ static peri_status declare (peri_gguf_writer *w, const char *name, peri_dtype d,
 
 peri_status peri_gguf_declare (peri_gguf_writer *w, const char *name, peri_dtype d, int ndim,
                                const int64_t *shape) {
+  if (!w) return PERI_EINVAL;
+  NEED(w->ctx, name);
+  if (ndim > 0) NEED(w->ctx, shape);
   TRY(w->status);
   size_t before = w->tensors.n;
   peri_status s = w->begun ? peri__fail(w->ctx, PERI_EINVAL, "the data has begun")
@@ -274,12 +285,15 @@ static peri_status write_tensor (peri_gguf_writer *w, peri_tensor *t) {
 }
 
 peri_status peri_gguf_write (peri_gguf_writer *w, peri_tensor *t) {
+  if (!w) return PERI_EINVAL;
+  TRY(peri__belongs(w->ctx, t, "t"));
   TRY(w->status);
   peri_status s = write_tensor(w, t);
   return s == PERI_OK ? s : broken(w, s == PERI_EFORMAT ? PERI_EINVAL : s);
 }
 
 peri_status peri_gguf_commit (peri_gguf_writer *w) {
+  if (!w) return PERI_EINVAL;
   peri_status s = w->status;
   if (s == PERI_OK) {
     s = begin(w);

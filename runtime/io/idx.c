@@ -54,6 +54,9 @@ static peri_status read_array (peri_ctx *ctx, peri__stream *st, peri_tensor **ou
 }
 
 peri_status peri_idx_load (peri_ctx *ctx, const char *path, peri_tensor **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   peri__stream *st;
   *out = NULL;
   TRY(peri__stream_open(ctx, path, &st));

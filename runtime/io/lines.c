@@ -16,6 +16,9 @@ struct peri_lines {
 };
 
 peri_status peri_lines_open (peri_ctx *ctx, const char *path, size_t max_bytes, peri_lines **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   *out = NULL;
   peri_lines *l = peri__malloc(ctx, sizeof *l);
   if (l == NULL) return peri__fail(ctx, PERI_ENOMEM, "%s: no memory to read it", path);
@@ -59,6 +62,9 @@ static peri_status fill (peri_lines *l) {
 }
 
 peri_status peri_lines_next (peri_lines *l, const char **line, size_t *n) {
+  if (!l) return PERI_EINVAL;
+  NEED(l->ctx, line);
+  NEED(l->ctx, n);
   const char *newline = NULL;
   *line = NULL;
   *n = 0;
@@ -82,4 +88,4 @@ peri_status peri_lines_next (peri_lines *l, const char **line, size_t *n) {
   }
 }
 
-int64_t peri_lines_number (const peri_lines *l) { return l->number; }
+int64_t peri_lines_number (const peri_lines *l) { return l ? l->number : 0; }

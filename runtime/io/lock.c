@@ -54,6 +54,9 @@ static peri_status take (peri_ctx *ctx, int fd, const char *path) {
 }
 
 peri_status peri_lock_take (peri_ctx *ctx, const char *path, peri_lock **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   *out = NULL;
   peri_lock *l = peri__malloc(ctx, sizeof *l);
   if (l == NULL) return peri__fail(ctx, PERI_ENOMEM, "%s: no memory", path);

@@ -279,6 +279,9 @@ peri_status peri__npy_read (peri_ctx *ctx, peri__stream *st, peri_tensor **out) 
 }
 
 peri_status peri_npy_load (peri_ctx *ctx, const char *path, peri_tensor **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   peri__stream *st;
   *out = NULL;
   TRY(peri__stream_open(ctx, path, &st));
@@ -307,6 +310,9 @@ size_t peri__npy_header (const peri_tensor *t, char buf[PERI__NPY_HEADER]) {
 }
 
 peri_status peri_npy_save (peri_ctx *ctx, const char *path, peri_tensor *t) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  TRY(peri__belongs(ctx, t, "t"));
   char buf[PERI__NPY_HEADER];
   peri__output o;
   TRY(peri__readable(t));

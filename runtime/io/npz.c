@@ -166,6 +166,9 @@ static peri_status read_archive (peri_npz *z) {
 }
 
 peri_status peri_npz_open (peri_ctx *ctx, const char *path, peri_npz **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   size_t path_size = strlen(path) + 1;
   *out = NULL;
   peri_npz *z = peri__malloc(ctx, sizeof *z);
@@ -196,9 +199,13 @@ void peri_npz_close (peri_npz *z) {
   peri__free(z->ctx, z, sizeof *z);
 }
 
-int64_t peri_npz_count (const peri_npz *z) { return z->n; }
+int64_t peri_npz_count (const peri_npz *z) { return z ? z->n : 0; }
 
 const char *peri_npz_name (const peri_npz *z, int64_t i, size_t *n) {
+  size_t unused;
+  if (!n) n = &unused;
+  *n = 0;
+  if (!z || i < 0 || i >= z->n) return NULL;
   const entry *e = &z->entries[i];
   const char *s = (const char *)z->directory + e->name;
   *n = e->name_size;
@@ -224,6 +231,8 @@ static peri_status data_of (const peri_npz *z, const entry *e, uint64_t *data) {
 }
 
 peri_status peri_npz_tensor (peri_npz *z, int64_t i, peri_tensor **out) {
+  if (!z) return PERI_EINVAL;
+  NEED(z->ctx, out);
   uint64_t data = 0;
   peri__stream *st;
   *out = NULL;

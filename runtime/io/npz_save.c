@@ -160,6 +160,9 @@ static peri_status check (peri_ctx *ctx, const char *path, int64_t n, const char
 
 peri_status peri_npz_save (peri_ctx *ctx, const char *path, int64_t n, const char *const *names,
                            peri_tensor *const *tensors) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  TRY(peri__check_named(ctx, path, n, names, tensors));
   peri__output o;
   TRY(check(ctx, path, n, names, tensors));
   size_t bytes = (size_t)n * sizeof(record);

@@ -363,6 +363,9 @@ static peri_status read_header_of (peri_ctx *ctx, const char *path, int fd, uint
 
 peri_status peri_safetensors_open (peri_ctx *ctx, const char *path, bool map,
                                    peri_safetensors **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   int fd;
   uint64_t size;
   peri_safetensors *f = NULL;
@@ -385,6 +388,9 @@ peri_status peri_safetensors_open (peri_ctx *ctx, const char *path, bool map,
 
 peri_status peri_safetensors_parse (peri_ctx *ctx, const void *data, size_t size,
                                     peri_safetensors **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  if (size > 0) NEED(ctx, data);
   size_t n;
   *out = NULL;
   if (size < 8)
@@ -412,10 +418,11 @@ void peri_safetensors_close (peri_safetensors *f) {
 
 /* ---- reading ---- */
 
-int64_t peri_safetensors_count (const peri_safetensors *f) { return f->n; }
-int64_t peri_safetensors_pairs (const peri_safetensors *f) { return f->npairs; }
+int64_t peri_safetensors_count (const peri_safetensors *f) { return f ? f->n : 0; }
+int64_t peri_safetensors_pairs (const peri_safetensors *f) { return f ? f->npairs : 0; }
 
 peri_safetensors_entry peri_safetensors_at (const peri_safetensors *f, int64_t i) {
+  if (!f || i < 0 || i >= f->n) return (peri_safetensors_entry){ .name = NULL };
   const entry *e = &f->entries[i];
   peri_safetensors_entry v = { .name = f->header + e->name,
                                .dtype = (peri_dtype)e->dtype,
@@ -426,12 +433,14 @@ peri_safetensors_entry peri_safetensors_at (const peri_safetensors *f, int64_t i
 }
 
 int64_t peri_safetensors_find (const peri_safetensors *f, const char *name) {
+  if (!f || !name) return -1;
   for (int64_t i = 0; i < f->n; i++)
     if (strcmp(f->header + f->entries[i].name, name) == 0) return i;
   return -1;
 }
 
 peri_text_pair peri_safetensors_pair (const peri_safetensors *f, int64_t i) {
+  if (!f || i < 0 || i >= f->npairs) return (peri_text_pair){ NULL, NULL };
   return (peri_text_pair){ f->header + f->pairs[i].key, f->header + f->pairs[i].value };
 }
 
@@ -446,6 +455,8 @@ static peri_status check_bools (peri_safetensors *f, const peri_safetensors_entr
 }
 
 peri_status peri_safetensors_tensor (peri_safetensors *f, int64_t i, peri_tensor **out) {
+  if (!f) return PERI_EINVAL;
+  NEED(f->ctx, out);
   *out = NULL;
   if (i < 0 || i >= f->n)
     return peri__fail(f->ctx, PERI_EINVAL, "%s: tensor %lld of %lld", f->path, (long long)i,

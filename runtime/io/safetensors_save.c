@@ -110,9 +110,15 @@ static peri_status begin (peri_safetensors_writer *w, const peri_safetensors_ent
                           int64_t npairs, const peri_text_pair *pairs) {
   peri_json_writer json = { .ctx = NULL };
   for (int64_t i = 0; i < w->n; i++) {
+    if (!entries[i].name)
+      return peri__fail(w->ctx, PERI_EINVAL, "%s: tensor %lld has no name", w->path, (long long)i);
     w->entries[i] = entries[i];
     w->order[i] = i;
   }
+  for (int64_t i = 0; i < npairs; i++)
+    if (!pairs[i].key || !pairs[i].value)
+      return peri__fail(w->ctx, PERI_EINVAL, "%s: entry %lld of the metadata is NULL", w->path,
+                        (long long)i);
   peri__sort(w->order, (size_t)w->n, sizeof *w->order, by_layout, w->entries);
   peri_status s = make_header(w, npairs, pairs, &json);
   if (s != PERI_OK)
@@ -127,6 +133,11 @@ static peri_status begin (peri_safetensors_writer *w, const peri_safetensors_ent
 peri_status peri_safetensors_create (peri_ctx *ctx, const char *path, int64_t n,
                                      const peri_safetensors_entry *entries, int64_t npairs,
                                      const peri_text_pair *pairs, peri_safetensors_writer **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
+  if (n > 0) NEED(ctx, entries);
+  if (npairs > 0) NEED(ctx, pairs);
   size_t path_size = strlen(path) + 1;
   *out = NULL;
   if (n < 0 || n > ST_MAX_TENSORS || npairs < 0 || npairs > ST_MAX_PAIRS)
@@ -163,6 +174,7 @@ void peri_safetensors_abort (peri_safetensors_writer *w) {
 }
 
 int64_t peri_safetensors_next (const peri_safetensors_writer *w) {
+  if (!w) return -1;
   return w->written < w->n ? w->order[w->written] : -1;
 }
 
@@ -186,11 +198,14 @@ static peri_status write_tensor (peri_safetensors_writer *w, const peri_tensor *
 }
 
 peri_status peri_safetensors_write (peri_safetensors_writer *w, peri_tensor *t) {
+  if (!w) return PERI_EINVAL;
+  TRY(peri__belongs(w->ctx, t, "t"));
   TRY(w->status);
   return w->status = write_tensor(w, t);
 }
 
 peri_status peri_safetensors_commit (peri_safetensors_writer *w) {
+  if (!w) return PERI_EINVAL;
   peri_status s = w->status;
   if (s == PERI_OK && w->written < w->n)
     s = peri__fail(w->ctx, PERI_EINVAL, "%s: %lld of %lld tensors are missing", w->path,
@@ -203,6 +218,10 @@ peri_status peri_safetensors_commit (peri_safetensors_writer *w) {
 peri_status peri_safetensors_save (peri_ctx *ctx, const char *path, int64_t n,
                                    const char *const *names, peri_tensor *const *tensors,
                                    int64_t npairs, const peri_text_pair *pairs) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  if (npairs > 0) NEED(ctx, pairs);
+  TRY(peri__check_named(ctx, path, n, names, tensors));
   peri_safetensors_writer *w;
   size_t bytes = n > 0 && n <= ST_MAX_TENSORS ? (size_t)n * sizeof(peri_safetensors_entry) : 0;
   peri_safetensors_entry *entries = peri__malloc(ctx, bytes);

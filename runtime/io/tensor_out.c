@@ -37,3 +37,18 @@ peri_status peri__output_tensor (peri__output *o, const peri_tensor *t) {
   peri__block_put(o->ctx, chunk);
   return s;
 }
+
+peri_status peri__check_named (peri_ctx *ctx, const char *path, int64_t n, const char *const *names,
+                               peri_tensor *const *tensors) {
+  if (n < 0) return peri__fail(ctx, PERI_EINVAL, "%s: %lld tensors", path, (long long)n);
+  if (n > 0) NEED(ctx, names);
+  if (n > 0) NEED(ctx, tensors);
+  for (int64_t i = 0; i < n; i++)
+    if (!names[i] || !tensors[i] || tensors[i]->ctx != ctx)
+      return peri__fail(ctx, PERI_EINVAL, "%s: %s %lld %s", path, names[i] ? "tensor" : "name",
+                        (long long)i,
+                        !names[i] || !tensors[i] ? "is NULL"
+                        : tensors[i]->ctx        ? "is of another context"
+                                                 : "was released before");
+  return PERI_OK;
+}

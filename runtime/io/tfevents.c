@@ -146,6 +146,9 @@ static peri_status open_file (peri_tfevents *w) {
 }
 
 peri_status peri_tfevents_open (peri_ctx *ctx, const char *path, peri_tfevents **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   *out = NULL;
   peri_tfevents *w = peri__malloc(ctx, sizeof *w);
   if (w == NULL) return peri__fail(ctx, PERI_ENOMEM, "%s: no memory", path);
@@ -165,6 +168,8 @@ peri_status peri_tfevents_open (peri_ctx *ctx, const char *path, peri_tfevents *
 
 peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t step, double value,
                                   double wall_time) {
+  if (!w) return PERI_EINVAL;
+  NEED(w->ctx, tag);
   buffer event = { .n = 0 }, summary = { .n = 0 }, item = { .n = 0 };
   size_t n = strlen(tag);
   float f = (float)value;
@@ -187,6 +192,8 @@ peri_status peri_tfevents_scalar (peri_tfevents *w, const char *tag, int64_t ste
 }
 
 peri_status peri_tfevents_event (peri_tfevents *w, const void *event, size_t size) {
+  if (!w) return PERI_EINVAL;
+  NEED(w->ctx, event);
   if (size == 0 || size > MAX_RECORD)
     return peri__fail(w->ctx, PERI_EINVAL, "an event of %zu bytes: 1 to %llu are expected", size,
                       (unsigned long long)MAX_RECORD);

@@ -48,7 +48,9 @@ static bool view_strides (const peri_tensor *x, int ndim, const int64_t *shape, 
 
 static peri_status view_or_copy (peri_call *c, int ndim, const int64_t *shape) {
   peri_tensor *x = c->in[0], *dense = NULL;
-  int64_t stride[PERI_MAX_DIMS];
+  int64_t stride[PERI_MAX_DIMS], numel;
+  size_t bytes;
+  TRY(peri__check_shape(c->ctx, (peri_dtype)x->dtype, ndim, shape, &numel, &bytes));
   if (view_strides(x, ndim, shape, stride)) return make_view(c, 0, ndim, shape, stride);
   TRY(peri__contiguous(x, &dense));
   peri__dense_strides(ndim, shape, stride);

@@ -381,6 +381,10 @@ static int64_t block_of (const peri_text *text, int64_t n, size_t *bytes) {
 
 peri_status peri_tokenizer_encode (peri_tokenizer *t, int64_t n, const peri_text *text, int flags,
                                    const int32_t **ids, int64_t *ends) {
+  if (!t) return PERI_EINVAL;
+  NEED(t->ctx, ids);
+  if (n > 0) NEED(t->ctx, ends);
+  TRY(peri__check_texts(t->ctx, n, text, "text"));
   static const int32_t none = 0;
   peri_status s = encoders(t, 1);
   bool threads = n > 1 && peri_threads(t->ctx) > 1;

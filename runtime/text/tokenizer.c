@@ -71,47 +71,66 @@ char *peri__copy_text (peri_ctx *ctx, const char *s, size_t n) {
   return copy;
 }
 
+peri_status peri__check_texts (peri_ctx *ctx, int64_t n, const peri_text *text, const char *name) {
+  if (n < 0) return peri__fail(ctx, PERI_EINVAL, "%lld texts", (long long)n);
+  if (n > 0 && !text) return peri__null(ctx, name);
+  for (int64_t i = 0; i < n; i++)
+    if (text[i].n > 0 && !text[i].s)
+      return peri__fail(ctx, PERI_EINVAL, "%s %lld is NULL", name, (long long)i);
+  return PERI_OK;
+}
+
 /* ---- what it knows ---- */
 
-int64_t peri_tokenizer_size (const peri_tokenizer *t) { return (int64_t)t->size; }
+int64_t peri_tokenizer_size (const peri_tokenizer *t) { return t ? (int64_t)t->size : 0; }
 
 int64_t peri_tokenizer_role (const peri_tokenizer *t, peri_token_role role) {
+  if (!t) return -1;
   return (unsigned)role < PERI_TOKEN_NROLE ? t->role[role] : -1;
 }
 
-peri_side peri_tokenizer_padding (const peri_tokenizer *t) { return t->padding; }
+peri_side peri_tokenizer_padding (const peri_tokenizer *t) { return t ? t->padding : (peri_side)0; }
 
-peri_side peri_tokenizer_truncation (const peri_tokenizer *t) { return t->truncation; }
+peri_side peri_tokenizer_truncation (const peri_tokenizer *t) {
+  return t ? t->truncation : (peri_side)0;
+}
 
-int64_t peri_tokenizer_max_length (const peri_tokenizer *t) { return t->max_length; }
+int64_t peri_tokenizer_max_length (const peri_tokenizer *t) { return t ? t->max_length : 0; }
 
 const int32_t *peri_tokenizer_ends (const peri_tokenizer *t, size_t *n) {
-  *n = t->n_ends;
-  return t->ends;
+  if (n) *n = t ? t->n_ends : 0;
+  return t ? t->ends : NULL;
 }
 
 const char *peri_tokenizer_template (const peri_tokenizer *t, size_t *n) {
-  *n = t->template_size;
-  return t->template;
+  if (n) *n = t ? t->template_size : 0;
+  return t ? t->template : NULL;
 }
 
 int64_t peri_tokenizer_id (const peri_tokenizer *t, const char *token, size_t n) {
+  if (!t || !token) return -1;
   int32_t i = peri__vocab_find(&t->added.text, token, n);
   return i >= 0 ? t->added.token[i].id : peri__vocab_find(&t->model.vocab, token, n);
 }
 
 const char *peri_tokenizer_token (const peri_tokenizer *t, int64_t id, size_t *n) {
+  size_t unused;
+  if (!n) n = &unused;
+  *n = 0;
+  if (!t) return NULL;
   const char *s = peri__added_text(&t->added, id, n);
   return s != NULL ? s : peri__vocab_text(&t->model.vocab, id, n);
 }
 
 bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id) {
+  if (!t) return false;
   const peri__added_token *a = peri__added_at(&t->added, id);
   return a != NULL && (a->flags & PERI__ADDED_SPECIAL) != 0;
 }
 
 bool peri_tokenizer_part (const peri_tokenizer *t, bool pair, size_t i, int *type_id, int *which,
                           const int32_t **ids, size_t *n) {
+  if (!t || !type_id || !which || !ids || !n) return false;
   size_t count;
   const peri__part *part = peri__postprocessor_parts(t->post, pair, &count);
   if (t->post == NULL || i >= count) return false;
@@ -130,7 +149,7 @@ void peri__tokenizer_describe (const peri_tokenizer *t, peri__described *out) {
 }
 
 bool peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out) {
-  if (i < 0 || (size_t)i >= t->added.n) return false;
+  if (!t || !out || i < 0 || (size_t)i >= t->added.n) return false;
   const peri__added_token *a = &t->added.token[i];
   *out = (peri_added_token){ .id = a->id,
                              .special = a->flags & PERI__ADDED_SPECIAL,
@@ -330,6 +349,8 @@ struct peri_token_stream {
 };
 
 peri_status peri_token_stream_open (peri_tokenizer *t, bool skip_special, peri_token_stream **out) {
+  if (!t) return PERI_EINVAL;
+  NEED(t->ctx, out);
   peri_token_stream *s = peri__malloc(t->ctx, sizeof *s);
   *out = NULL;
   if (s == NULL) return peri__fail(t->ctx, PERI_ENOMEM, "no memory for a stream of tokens");
@@ -362,6 +383,8 @@ static peri_text taken (const peri_token_stream *s) {
 }
 
 peri_status peri_token_stream_push (peri_token_stream *s, int32_t id, peri_text *text) {
+  if (!s) return PERI_EINVAL;
+  NEED(s->t->ctx, text);
   s->out.size = 0;
   TRY(push(s, id));
   *text = taken(s);
@@ -369,6 +392,8 @@ peri_status peri_token_stream_push (peri_token_stream *s, int32_t id, peri_text 
 }
 
 peri_status peri_token_stream_finish (peri_token_stream *s, peri_text *text) {
+  if (!s) return PERI_EINVAL;
+  NEED(s->t->ctx, text);
   s->out.size = 0;
   TRY(peri__decoding_finish(s->decoding, &s->out));
   *text = taken(s);
@@ -377,6 +402,9 @@ peri_status peri_token_stream_finish (peri_token_stream *s, peri_text *text) {
 
 peri_status peri_tokenizer_decode (peri_tokenizer *t, const int32_t *ids, size_t n,
                                    bool skip_special, peri_text *text) {
+  if (!t) return PERI_EINVAL;
+  if (n > 0) NEED(t->ctx, ids);
+  NEED(t->ctx, text);
   peri_status s = PERI_OK;
   if (t->whole == NULL) TRY(peri_token_stream_open(t, skip_special, &t->whole));
   t->whole->skip_special = skip_special;
@@ -394,6 +422,9 @@ peri_status peri_tokenizer_decode (peri_tokenizer *t, const int32_t *ids, size_t
 
 peri_status peri_tokenizer_parse (peri_ctx *ctx, const void *json, size_t size,
                                   peri_tokenizer **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  if (size > 0) NEED(ctx, json);
   peri_tokenizer *t;
   *out = NULL;
   TRY(peri__tokenizer_new(ctx, &t));

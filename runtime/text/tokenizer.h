@@ -50,6 +50,8 @@ static inline const char *peri__vocab_text (const peri__vocab *v, int64_t id, si
 uint64_t peri__text_hash (uint64_t seed, const char *s, size_t n);
 uint64_t peri__hash_seed (const void *p); /* differs between runs */
 /* Make room for want items of the given size in an array of *cap items. */
+/* n texts as a host gives them: none NULL unless it is empty. tokenizer.c */
+peri_status peri__check_texts (peri_ctx *ctx, int64_t n, const peri_text *text, const char *name);
 peri_status peri__grow (peri_ctx *ctx, void *array, size_t *cap, size_t want, size_t item,
                         const char *what);
 

@@ -140,6 +140,9 @@ static peri_status load_file (peri_tokenizer *t, const char *path) {
 }
 
 peri_status peri_tokenizer_load (peri_ctx *ctx, const char *path, peri_tokenizer **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, path);
+  NEED(ctx, out);
   struct stat st;
   peri_tokenizer *t;
   *out = NULL;

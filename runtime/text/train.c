@@ -454,6 +454,8 @@ static peri_status check (peri_ctx *ctx, const peri_bpe_options *o) {
   if (o->n_special < 0 || o->n_special > 65536)
     return peri__fail(ctx, PERI_EINVAL, "%lld special tokens, must be in [0, 65536]",
                       (long long)o->n_special);
+  TRY(peri__check_texts(ctx, o->n_special, o->special, "special token"));
+  if (o->pattern.n > 0) NEED(ctx, o->pattern.s);
   if (o->vocab_size < 256 + o->n_special || o->vocab_size > PERI__TOKENS_MAX)
     return peri__fail(ctx, PERI_EINVAL,
                       "vocab_size %lld, must be in [%lld, %lld]: 256 bytes and the special tokens",
@@ -487,6 +489,11 @@ static peri_status train (trainer *t, int64_t n, const peri_text *text, peri_jso
 
 peri_status peri_tokenizer_train_bpe (peri_ctx *ctx, int64_t n, const peri_text *text,
                                       const peri_bpe_options *o, void **json, size_t *size) {
+  NEED(ctx, ctx);
+  NEED(ctx, o);
+  NEED(ctx, json);
+  NEED(ctx, size);
+  TRY(peri__check_texts(ctx, n, text, "text"));
   trainer t = { .ctx = ctx, .o = o, .bytes.ctx = ctx };
   peri_json_writer w;
   TRY(check(ctx, o));
