@@ -251,8 +251,9 @@ PERI_API peri_status peri_detach (peri_tensor *t, peri_tensor **out);   /* share
 PERI_API void peri_set_anomaly (peri_ctx *ctx, bool on);
 
 /* A function with its own vjp: out is recorded as made from in. vjp receives the gradients of the
-** outputs (NULL where none) and writes owned gradients of the inputs (NULL = none). release(ud)
-** runs when the record dies. */
+** outputs (NULL where none), which it may not write into, and writes owned gradients of the inputs
+** (NULL = none). Inputs that were changed in place since fail the pass before; outputs that vjp
+** reads are its own to keep safe. release(ud) runs when the record dies. */
 typedef peri_status (*peri_vjp_fn)(void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
                                    int nin, peri_tensor **gin);
 PERI_API peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin,
