@@ -196,11 +196,27 @@ function tests.test_a_tokenizer_that_would_change_is_an_error()
   lu.assertEquals((quiet(convert, { dir .. "/r.gguf", dir .. "/back", "--allow-loss" })), 0)
 end
 
+function tests.test_info_counts_weights_and_not_the_tables_beside_them()
+  local folder = dir .. "/bert"
+  local config, tensors = hf.config(tiny .. "bert"), assert(hf.tensors(tiny .. "bert"))
+  config.dtype, config.torch_dtype = nil, nil
+  tensors["embeddings.position_ids"] = peri.zeros({ 1, 512 }, "i64")
+  assert(hf.save(folder, config, tensors))
+  local model = assert(peri.models.load(folder))
+  local status, out = quiet(info, { folder })
+  lu.assertEquals(status, 0)
+  local n = tostring(model:num_parameters()):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", "")
+  lu.assertStrContains(out, ("parameters     %s\n"):format(n))
+  lu.assertStrContains(out, "dtype          f32\n")
+  lu.assertStrContains(out, ", 32.00 bits a parameter")
+end
+
 function tests.test_info_says_what_a_file_holds()
   local status, out = quiet(info, { tiny .. "llama" })
   lu.assertEquals(status, 0)
   lu.assertStrContains(out, "LlamaForCausalLM")
   lu.assertStrContains(out, "27,168")
+  lu.assertStrContains(out, "dtype          float32\n")
   quiet(convert, { tiny .. "llama", dir .. "/m.gguf" })
   status, out = quiet(info, { dir .. "/m.gguf", "--all" })
   lu.assertEquals(status, 0)

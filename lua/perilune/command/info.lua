@@ -39,11 +39,27 @@ local function numel(shape)
   return n
 end
 
--- tensors: { name, type, shape, bytes } each
-local function show_tensors(tensors, all)
-  local count, total, by_type, types = 0, 0, {}, {}
+-- Of tensors that are no weights: positions, masks, tables.
+local integers = { bool = true, u8 = true, i8 = true, i16 = true, i32 = true, i64 = true }
+
+-- The type that most weights have.
+local function main_type(tensors)
+  local counts, best = {}, nil
   for _, t in ipairs(tensors) do
-    count, total = count + numel(t.shape), total + t.bytes
+    if not integers[t.type] then
+      counts[t.type] = (counts[t.type] or 0) + numel(t.shape)
+      if not best or counts[t.type] > counts[best] then best = t.type end
+    end
+  end
+  return best
+end
+
+-- tensors: { name, type, shape, bytes } each. What: "parameters", of which integers are none, or "elements".
+local function show_tensors(tensors, all, what)
+  local count, total, weights, by_type, types = 0, 0, 0, {}, {}
+  for _, t in ipairs(tensors) do
+    total = total + t.bytes
+    if what or not integers[t.type] then count, weights = count + numel(t.shape), weights + t.bytes end
     if not by_type[t.type] then
       by_type[t.type] = { 0, 0 }
       types[#types + 1] = t.type
@@ -51,8 +67,8 @@ local function show_tensors(tensors, all)
     by_type[t.type] = { by_type[t.type][1] + 1, by_type[t.type][2] + t.bytes }
   end
   table.sort(types)
-  row("parameters", grouped(count))
-  local bits = count > 0 and (", %.2f bits a parameter"):format(8 * total / count) or ""
+  row(what or "parameters", grouped(count))
+  local bits = count > 0 and not what and (", %.2f bits a parameter"):format(8 * weights / count) or ""
   row("size", ("%s in %d tensors%s"):format(size(total), #tensors, bits))
   for i, kind in ipairs(types) do
     types[i] = ("%s %d (%s)"):format(kind, by_type[kind][1], size(by_type[kind][2]))
@@ -169,11 +185,12 @@ local function show_hf_tokenizer(folder)
   show_template(type(template) == "table" and template[1] and template[1].template or template)
 end
 
+local short = { float32 = "f32", float16 = "f16", bfloat16 = "bf16", float64 = "f64" }
+
 local function show_source(source, all)
   row("format", source.format == "hf" and "Hugging Face folder" or "llama2.c checkpoint")
   show_config(source.config)
   if source.format == "hf" then
-    row("dtype", hf.dtype(source.config) or "?")
     show_hf_tokenizer(source.path)
   else
     row("tokenizer", source.tokenizer_path or "none beside it")
@@ -183,6 +200,9 @@ local function show_source(source, all)
     local t = source:info(name)
     tensors[i] = { name = name, type = t.dtype, shape = t.shape, bytes = t.bytes }
   end
+  local said, stored = hf.dtype(source.config), main_type(tensors)
+  row("dtype", not (said or stored) and "none" or not said and stored or stored == short[said] and said
+    or ("%s, stored as %s"):format(said, stored or "none"))
   show_tensors(tensors, all)
   return true
 end
@@ -204,7 +224,7 @@ local function show_arrays(format, arrays, all)
     tensors[#tensors + 1] = { name = name, type = t.dtype, shape = t.shape, bytes = #t:contiguous():bytes() }
   end
   table.sort(tensors, function(a, b) return a.name < b.name end)
-  show_tensors(tensors, all)
+  show_tensors(tensors, all, "elements")
   return true
 end
 

@@ -37,10 +37,33 @@ local function llama3_of(factors, base, trained)
   return scaling
 end
 
+-- Factors as they stand: what has a name in Hugging Face's configs only where the name gives the same numbers.
+local function scaling_of(factors, base, trained)
+  local named = llama3_of(factors, base, trained)
+  local dim = 2 * #factors
+  local config = { rope_theta = base, max_position_embeddings = trained, rope_scaling = named }
+  local ok, freq = pcall(require("perilune.models.rope").frequencies, dim, config)
+  for i, f in ipairs(factors) do
+    local want = base ^ (-2 * (i - 1) / dim) / f
+    ok = ok and math.abs(freq[i] - want) <= 2e-7 * want -- 2^-22: rounding of f32
+  end
+  if ok then return named end
+  return { rope_type = "longrope", type = "longrope", short_factor = factors, long_factor = factors, factor = 1.0,
+    attention_factor = 1.0, original_max_position_embeddings = trained }
+end
+
 local function rope_scaling(get, arch, rope_freqs, base, trained)
   local p = arch .. ".rope.scaling."
   local kind = get(p .. "type")
-  if rope_freqs then return llama3_of(rope_freqs, base, trained) end
+  if rope_freqs then
+    if kind and kind ~= "none" then
+      return nil, ("rope scaling %q beside rope_freqs.weight is not supported"):format(kind)
+    end
+    for _, f in ipairs(rope_freqs) do
+      if not (f > 0 and f < math.huge) then return nil, ("rope_freqs.weight has the factor %g"):format(f) end
+    end
+    return scaling_of(rope_freqs, base, trained)
+  end
   if not kind or kind == "none" then return nil end
   local s = { rope_type = kind, type = kind, factor = get(p .. "factor") or get(arch .. ".rope.scale_linear") }
   if kind == "linear" then return s end
@@ -178,6 +201,37 @@ local needed = {
 local needed_decoder = { "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
   "num_key_value_heads", "max_position_embeddings", "rms_norm_eps" }
 
+-- Values that change what a model computes and that no config here holds, with the value that changes nothing.
+local neutral = {
+  ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, ["logit_scale"] = 1, ["residual_scale"] = 1,
+  ["embedding_scale"] = 1, ["attention.scale"] = 0, ["use_parallel_residual"] = false, ["rope.scaling.attn_factor"] = 1,
+  ["attn_logit_softcapping"] = 0, ["final_logit_softcapping"] = 0, ["attention.temperature_scale"] = 1,
+}
+local own = { gemma2 = { attn_logit_softcapping = true, final_logit_softcapping = true } }
+local rotated = { llama = true, qwen2 = true, qwen3 = true, gemma2 = true }
+
+-- The first value of a file that is not supported, as a message.
+local function foreign(arch, get, c)
+  local keys = {}
+  for key in pairs(neutral) do keys[#keys + 1] = key end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local v = get(arch .. "." .. key)
+    if v ~= nil and v ~= neutral[key] and not (own[arch] and own[arch][key]) then
+      return ("the value %s.%s = %s is not supported"):format(arch, key, tostring(v))
+    end
+  end
+  local causal = get(arch .. ".attention.causal")
+  if causal ~= nil and arch ~= "t5" and causal ~= (arch ~= "bert") then
+    return ("the value %s.attention.causal = %s is not supported"):format(arch, tostring(causal))
+  end
+  local turned = rotated[arch] and get(arch .. ".rope.dimension_count")
+  if turned and turned ~= c.head_dim then
+    return ("the value %s.rope.dimension_count = %s is not supported: heads have %s channels"):format(arch,
+      tostring(turned), tostring(c.head_dim))
+  end
+end
+
 --- A Hugging Face config.
 --- @param arch string  general.architecture
 --- @param get fun(key: string): any  a value of the file or nil
@@ -193,6 +247,7 @@ function M.read(arch, get, extra)
       err = ("the file has no number for %s (architecture %s)"):format(key, arch)
     end
   end
+  err = err or foreign(arch, get, c)
   if err then return nil, err end
   c.vocab_size = extra.rows "token_embd.weight" or get(arch .. ".vocab_size")
   c.tie_word_embeddings = not extra.has "output.weight"
@@ -237,7 +292,8 @@ local function decoder_values(put, c)
       put("rope.scaling.yarn_log_multiplier", "f32", 0.1 * p.mscale_all_dim)
     end
   end
-  if kind and kind ~= "default" and kind ~= "linear" and kind ~= "yarn" and kind ~= "llama3" then
+  local factors = kind == "llama3" or kind == "longrope" and (p.attention_factor or p.factor) == 1
+  if kind and kind ~= "default" and kind ~= "linear" and kind ~= "yarn" and not factors then
     return ("rope type %q has no place in GGUF here"):format(kind)
   end
 end
@@ -353,12 +409,13 @@ function M.write(arch, config)
   return values
 end
 
---- Divisors of the rotary frequencies of Llama 3 scaling, or nil.
+--- Divisors of the rotary frequencies of Llama 3 scaling and of factors one by one, or nil.
 --- @param config table
 --- @return number[]|nil  head_dim/2
 function M.rope_freqs(config)
   local p = config.rope_parameters or config.rope_scaling or {}
-  if (p.rope_type or p.type) ~= "llama3" then return nil end
+  local kind = p.rope_type or p.type
+  if kind ~= "llama3" and kind ~= "longrope" then return nil end
   local plain, scaled = {}, {}
   for k, v in pairs(config) do plain[k], scaled[k] = v, v end
   local dim = config.head_dim or config.hidden_size // config.num_attention_heads

@@ -123,6 +123,20 @@ local function shape_of(info, how)
   return s
 end
 
+-- The tensor that the embedding is, under whatever name of those tied to it.
+local function embedding_of(source, arch)
+  local there = {}
+  for _, name in ipairs(source.names) do there[name] = true end
+  for _, name in ipairs(names.embeddings(arch)) do if there[name] then return name end end
+end
+
+-- Of architectures that are tied unless the config says otherwise; for the others what the file holds counts.
+local tied_by_default = { gpt2 = true, t5 = true, gemma2 = true, bert = true }
+local function is_tied(c, arch)
+  if c.tie_word_embeddings == nil then return tied_by_default[arch] or false end
+  return c.tie_word_embeddings
+end
+
 --- Tensors {name, shape, dtype (as stored), get} of a source under the file's names, in the order of a
 --- model's layers, and the names of those that GGUF has no place for.
 --- @param source table
@@ -131,12 +145,15 @@ end
 --- @return string[] dropped
 function M.tensors(source, arch)
   local c, list, dropped, experts = source.config, {}, {}, {}
+  local embedding, copies = embedding_of(source, arch), {}
+  for _, name in ipairs(names.embeddings(arch)) do copies[name] = name ~= embedding end
   local layers = c.num_hidden_layers or c.n_layer or c.num_layers
   for _, name in ipairs(source.names) do
     local gguf, how, numbers = names.to_gguf(arch, name)
-    local tied = c.tie_word_embeddings and gguf == "output.weight"
+    if name == embedding then gguf = "token_embd.weight" end
+    local tied = is_tied(c, arch) and gguf == "output.weight"
     if not gguf or tied or (arch == "deepseek2" and numbers[1] and numbers[1] >= layers) then
-      if not tied then dropped[#dropped + 1] = name end
+      if not tied and not copies[name] then dropped[#dropped + 1] = name end
     elseif name:find "kv_b_proj%.weight$" then
       add_kv_b(list, source, name, c)
     elseif how == "experts" then

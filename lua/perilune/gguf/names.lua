@@ -110,6 +110,20 @@ local tables = {
   t5 = t5,
 }
 
+-- Names under which a checkpoint may hold the embedding when it is tied to others, in the order of choice.
+local twins = {
+  t5 = { "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight" },
+  bert = { "bert.embeddings.word_embeddings.weight", "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.weight" },
+  gpt2 = { "transformer.wte.weight", "wte.weight", "lm_head.weight" },
+}
+local twins_of_decoders = { "model.embed_tokens.weight", "lm_head.weight" }
+
+--- Hugging Face names of the embedding and of what may be there in its place.
+--- @param arch string
+--- @return string[]
+function M.embeddings(arch) return twins[arch] or twins_of_decoders end
+
 -- Tensors that a config or nothing is made of.
 local ignored = { ["rope_freqs.weight"] = true, ["blk.%d.attn_rot_embd.weight"] = true }
 

@@ -6,6 +6,7 @@ local hf = require "perilune.models.hf"
 local caches = require "perilune.models.cache"
 local context = require "perilune.models.context"
 local generate = require "perilune.models.generate"
+local settings = require "perilune.models.settings"
 local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
 local describe = require "perilune.models.describe"
@@ -44,6 +45,7 @@ function M.create(class, config, names)
                               _projections = {} }, class)
   local has = {}
   for _, name in ipairs(names or {}) do has[name] = true end
+  settings.check(config)
   self.settings = class.read(config, names and has)
   for i = 1, self.settings.layers do self.layers[i] = {} end
   self:declare(weights.declaration(self, names and #names))
@@ -86,6 +88,27 @@ function M.need_layers(config, key, has)
   for _ in pairs(has) do most = most + 1 end
   if n <= most then return n end
   error(("%s: %s is %d, and there are %d tensors"):format(config.model_type, key, n, most), 0)
+end
+
+--- Other published names of a tensor: of those that are tied to it, a checkpoint may hold any one.
+--- @param name string
+--- @return string[]
+function Model:twins(name) -- luacheck: ignore 212
+  return {}
+end
+
+--- Whether the head is the embedding: as the config says; where it says nothing and there is one of the two alone,
+--- it is both.
+--- @param config table
+--- @param has table?  the published names that there are
+--- @param embed string  names of the two
+--- @param head string
+--- @param default boolean  of the architecture
+--- @return boolean
+function M.tied(config, has, embed, head, default)
+  if config.tie_word_embeddings ~= nil then return config.tie_word_embeddings end
+  if has and not has[embed] ~= not has[head] then return true end
+  return default
 end
 
 --- Whether a published tensor is known and not needed.
@@ -247,7 +270,8 @@ local activations = {
 --- An activation of a config under the name that the op `linear` has for it.
 function M.activation(config, key, default)
   local name = config[key] or default
-  return activations[name] or error(("%s: %s %q is not known"):format(config.model_type or "model", key, name), 0)
+  return activations[name] or error(("%s: the setting %s = %q is not supported, expected gelu, gelu_new, relu, silu, "
+    .. "tanh or a name of the same"):format(config.model_type or "model", key, tostring(name)), 0)
 end
 
 --- act(gate) up of a product (..., 2 F) that has both one after the other (2002.05202). -- (..., F)

@@ -6,6 +6,7 @@ local base = require "perilune.models.base"
 local context = require "perilune.models.context"
 local inputs = require "perilune.models.inputs"
 local pooling = require "perilune.models.pooling"
+local settings = require "perilune.models.settings"
 
 local Bert = base.class("bert", base.Model)
 Bert.prefixes = { "bert." }
@@ -18,6 +19,8 @@ Bert.published = {
   transform = "cls.predictions.transform.dense", transform_norm = "cls.predictions.transform.LayerNorm",
   head_bias = "cls.predictions.bias",
 }
+-- Names of tensors that are tied to others, which may be there in their place.
+Bert.tied_names = { word_embeddings = "cls.predictions.decoder.weight", head_bias = "cls.predictions.decoder.bias" }
 
 -- Whether the checkpoint, or the class named in a config without one, has a part.
 local function has_part(config, has, name, class)
@@ -29,6 +32,8 @@ function Bert.read(config, has)
   local need = base.need
   local dim, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
   local mlm = has_part(config, has, Bert.published.head_bias, "MaskedLM")
+    or has and has[Bert.tied_names.head_bias] or false
+  if mlm then settings.check_tied_head(config) end
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
     layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, head_dim = dim // heads,
@@ -36,7 +41,7 @@ function Bert.read(config, has)
     eps = config.layer_norm_eps or 1e-12, act = base.activation(config, "hidden_act", "gelu"),
     dropout = config.hidden_dropout_prob or 0.1, attention_dropout = config.attention_probs_dropout_prob or 0.1,
     mlm = mlm, pooler = has_part(config, has, "pooler.dense.weight", "BertModel"),
-    prefix = (has and has["embeddings.word_embeddings.weight"] or not (has or mlm)) and "" or "bert.",
+    prefix = (has and has["embeddings.position_embeddings.weight"] or not (has or mlm)) and "" or "bert.",
   }
 end
 
@@ -64,6 +69,13 @@ function Bert:declare(d)
     d:layer_norm("transform_norm", n.transform_norm, s.dim)
     d:tensor("head_bias", n.head_bias, { s.vocab }, "zeros")
   end
+end
+
+function Bert:twins(name)
+  if name == self.settings.prefix .. "embeddings.word_embeddings.weight" then
+    return { self.tied_names.word_embeddings }
+  end
+  return name == self.published.head_bias and { self.tied_names.head_bias } or {}
 end
 
 --- Copies of tied weights, position numbers, and the next-sentence head.

@@ -13,7 +13,7 @@ local DeepSeek = base.class "deepseek_v3"
 function DeepSeek.read(config, has)
   local need = base.need
   if (config.hidden_act or "silu") ~= "silu" then
-    error(("deepseek_v3: hidden_act %q, only silu is known"):format(config.hidden_act), 0)
+    error(("deepseek_v3: the setting hidden_act = %q is not supported, expected silu"):format(config.hidden_act), 0)
   end
   local p = config.rope_parameters or config.rope_scaling or {}
   local heads, nope, turned = need(config, "num_attention_heads"), need(config, "qk_nope_head_dim"),
@@ -35,7 +35,7 @@ function DeepSeek.read(config, has)
     experts = experts, shared = config.n_shared_experts or 0,
     active = need(config, "num_experts_per_tok"), groups = groups, kept_groups = config.topk_group or 1,
     normalised = config.norm_topk_prob ~= false, route_scale = config.routed_scaling_factor or 1,
-    tied = config.tie_word_embeddings or false,
+    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
   }
 end
 
@@ -89,6 +89,10 @@ function DeepSeek:declare(d)
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.rope, self.config)
   self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
+end
+
+function DeepSeek:twins(name)
+  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
 end
 
 --- The layers behind the last are for multi-token prediction.

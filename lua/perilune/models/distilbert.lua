@@ -2,6 +2,7 @@
 -- pooler, under names of its own.
 local base = require "perilune.models.base"
 local bert = require "perilune.models.bert"
+local settings = require "perilune.models.settings"
 
 local DistilBert = base.class("distilbert", bert.Class)
 DistilBert.prefixes = { "distilbert." }
@@ -13,19 +14,22 @@ DistilBert.published = {
   head_bias = "vocab_projector.bias",
 }
 
+DistilBert.tied_names = { word_embeddings = "vocab_projector.weight" }
+
 function DistilBert.read(config, has)
   local need = base.need
   local dim, heads = need(config, "dim"), need(config, "n_heads")
   local mlm
   if has then mlm = has["vocab_projector.bias"] or false
   else mlm = (config.architectures and config.architectures[1] or ""):find "MaskedLM" ~= nil end
+  if mlm then settings.check_tied_head(config) end
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "hidden_dim"),
     layers = base.need_layers(config, "n_layers", has), heads = heads, head_dim = dim // heads,
     positions = need(config, "max_position_embeddings"), types = 0, eps = 1e-12,
     act = base.activation(config, "activation", "gelu"), dropout = config.dropout or 0.1,
     attention_dropout = config.attention_dropout or 0.1, mlm = mlm, pooler = false,
-    prefix = (has and has["embeddings.word_embeddings.weight"] or not (has or mlm)) and "" or "distilbert.",
+    prefix = (has and has["embeddings.position_embeddings.weight"] or not (has or mlm)) and "" or "distilbert.",
   }
 end
 

@@ -20,6 +20,7 @@ function Gemma2.read(config, has)
     head_dim = head_dim, eps = config.rms_norm_eps or 1e-6, bias = config.attention_bias or false,
     act = base.activation(config, config.hidden_activation and "hidden_activation" or "hidden_act", "gelu_new"),
     scale = (config.query_pre_attn_scalar or head_dim) ^ -0.5, cap = config.attn_logit_softcapping or 0,
+    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", true),
     logit_cap = config.final_logit_softcapping or 0, dropout = config.attention_dropout or 0, windows = {},
   }
   for i = 1, s.layers do
@@ -49,12 +50,20 @@ function Gemma2:declare(d)
   end
   d:at(self, "", "model.")
   d:tensor("norm", "norm.weight", { s.dim }, "zeros")
+  d:at(self, "", "")
+  if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.head_dim, self.config)
   self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
 end
 
---- The head is the embedding.
-function Gemma2:ignored(name) return name == "lm_head.weight" or base.Model.ignored(self, name) end
+function Gemma2:twins(name)
+  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
+end
+
+--- A checkpoint with tied embeddings may hold the head all the same.
+function Gemma2:ignored(name)
+  return name == "lm_head.weight" and self.settings.tied or base.Model.ignored(self, name)
+end
 
 -- 1 + w of a norm; remembered while no gradients are wanted.
 local function shifted(owner, key)

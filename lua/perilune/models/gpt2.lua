@@ -42,6 +42,10 @@ function Gpt2:declare(d)
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
 end
 
+function Gpt2:twins(name)
+  return self.settings.tied and name == "transformer.wte.weight" and { "lm_head.weight" } or {}
+end
+
 --- Old checkpoints hold the causal mask of every layer.
 function Gpt2:ignored(name)
   return name:find "attn%.bias$" ~= nil or name:find "attn%.masked_bias$" ~= nil

@@ -13,7 +13,8 @@ local Llama = base.class "llama"
 function Llama.read(config, has)
   local need = base.need
   if (config.hidden_act or "silu") ~= "silu" then
-    error(("llama: hidden_act %q, only silu is known"):format(config.hidden_act), 0)
+    error(("%s: the setting hidden_act = %q is not supported, expected silu"):format(config.model_type or "llama",
+      tostring(config.hidden_act)), 0)
   end
   local heads, dim = need(config, "num_attention_heads"), need(config, "hidden_size")
   local kv_heads = need(config, "num_key_value_heads", heads)
@@ -24,7 +25,8 @@ function Llama.read(config, has)
     head_dim = need(config, "head_dim", dim // heads), eps = config.rms_norm_eps or 1e-6,
     qkv_bias = config.attention_bias or false, out_bias = config.attention_bias or false,
     mlp_bias = config.mlp_bias or false, qk_norm = false,
-    tied = config.tie_word_embeddings or false, dropout = config.attention_dropout or 0,
+    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
+    dropout = config.attention_dropout or 0,
     windows = {}, -- of each layer: how many positions it sees, 0 = all
   }
   for i = 1, s.layers do s.windows[i] = 0 end
@@ -55,6 +57,10 @@ function Llama:declare(d)
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.head_dim, self.config)
   self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
+end
+
+function Llama:twins(name)
+  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
 end
 
 --- A checkpoint with tied embeddings may hold the head all the same.

@@ -1,5 +1,5 @@
 -- rope.lua - frequencies of rotary position embeddings from a Hugging Face config: default, linear,
--- llama3 and YaRN scaling. Pure numbers; the rotation itself is the op `rope`.
+-- llama3 and YaRN scaling, and factors one by one. Pure numbers; the rotation itself is the op `rope`.
 local M = {}
 
 -- theta_i = base^(-2i/dim), i = 0 .. dim/2-1 (Su et al., RoFormer, 2104.09864, eq. 15).
@@ -57,6 +57,24 @@ function scale.yarn(f, p, dim, base)
   return f, factor or M.yarn_mscale(p.factor, 1)
 end
 
+-- LongRoPE (Ding et al., 2402.13753): a factor for each frequency. The published form has one list for short texts
+-- and one for long ones; models where they differ would change frequencies while a text grows.
+function scale.longrope(f, p, _, _, most)
+  local short, long = p.short_factor, p.long_factor
+  if type(short) ~= "table" or type(long) ~= "table" or #short ~= #f or #long ~= #f then
+    error(("rope type \"longrope\" needs short_factor and long_factor of %d numbers"):format(#f), 0)
+  end
+  for i = 1, #f do
+    if short[i] ~= long[i] then
+      error("rope type \"longrope\" with other factors for long texts than for short ones is not supported", 0)
+    end
+    f[i] = f[i] / short[i]
+  end
+  local old = p.original_max_position_embeddings
+  local factor = p.factor or most and most / old or 1
+  return f, p.attention_factor or (factor <= 1 and 1 or math.sqrt(1 + math.log(factor) / math.log(old)))
+end
+
 --- Attention temperature of YaRN: 0.1 m ln(factor) + 1 (2309.00071, eq. 22).
 function M.yarn_mscale(factor, m)
   return factor <= 1 and 1 or 0.1 * m * math.log(factor) + 1
@@ -70,16 +88,23 @@ end
 function M.frequencies(dim, config)
   if dim > 65536 then error(("%d rotary channels, expected at most 65536"):format(dim), 0) end
   local p = config.rope_parameters or config.rope_scaling or {}
-  if type(p) ~= "table" then p = {} end
+  if type(p) ~= "table" then
+    error(("the setting rope_scaling = %s is not supported, expected a table"):format(tostring(p)), 0)
+  end
   local base = p.rope_theta or config.rope_theta or 10000
   local kind = p.rope_type or p.type or "default"
   local f = scale[kind]
-  if not f then error(("rope type %q is not known"):format(tostring(kind)), 0) end
-  if kind ~= "default" and not p.factor then error(("rope type %q lacks its factor"):format(kind), 0) end
+  if not f then
+    error(("rope type %q of rope_scaling is not supported, expected default, linear, llama3, yarn or longrope")
+      :format(tostring(kind)), 0)
+  end
+  if kind ~= "default" and kind ~= "longrope" and not p.factor then
+    error(("rope type %q lacks its factor"):format(kind), 0)
+  end
   if not p.original_max_position_embeddings then
     p = setmetatable({ original_max_position_embeddings = config.max_position_embeddings }, { __index = p })
   end
-  return f(plain(dim, base), p, dim, base)
+  return f(plain(dim, base), p, dim, base, config.max_position_embeddings)
 end
 
 return M

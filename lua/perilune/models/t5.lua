@@ -21,7 +21,7 @@ function T5.read(config, has)
     vocab = need(config, "vocab_size"), dim = need(config, "d_model"), ff = need(config, "d_ff"), layers = layers,
     decoder_layers = need(config, "num_decoder_layers", layers), heads = need(config, "num_heads"),
     head_dim = need(config, "d_kv"), eps = config.layer_norm_epsilon or 1e-6, gated = gated ~= nil,
-    act = base.activation({ act = act }, "act"),
+    act = base.activation({ model_type = "t5", feed_forward_proj = act }, "feed_forward_proj"),
     buckets = need(config, "relative_attention_num_buckets", 32), far = config.relative_attention_max_distance or 128,
     dropout = config.dropout_rate or 0.1, tied = tied, scaled = scaled, first = config.decoder_start_token_id or 0,
   }
@@ -67,6 +67,13 @@ function T5:declare(d)
   declare_stack(self, d, self.encoder, s.layers, false)
   declare_stack(self, d, self.decoder, s.decoder_layers, true)
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
+end
+
+--- The embedding is shared by both stacks, and by the head where that is tied.
+function T5:twins(name)
+  if name ~= "shared.weight" then return {} end
+  local head = self.settings.tied and "lm_head.weight" or nil
+  return { "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", head }
 end
 
 --- Copies of the shared embedding, and a bias that old checkpoints have and nobody reads.

@@ -78,6 +78,7 @@ local function candidates(self, name)
   local list = { name }
   local first = self.prefixes[1]
   if #first > 0 and name:sub(1, #first) == first then list[2] = name:sub(#first + 1) end
+  for _, twin in ipairs(self:twins(name)) do list[#list + 1] = twin end
   local n = #list
   for i = 1, n do
     local old = list[i]:gsub("LayerNorm%.weight$", "LayerNorm.gamma"):gsub("LayerNorm%.bias$", "LayerNorm.beta")
