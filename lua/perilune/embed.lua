@@ -20,6 +20,11 @@ local M = {}
 local Encoder = {}
 Encoder.__index = Encoder
 
+function Encoder:__tostring()
+  return ("encoder of texts up to %d tokens, pooled by %s%s: %s"):format(self.max_length, table.concat(self.pooling, ", "),
+    self.normalize and ", of length 1" or "", tostring(self.model):match "^[^\n]*")
+end
+
 -- ---- hidden states ----------------------------------------------------------------------------------
 
 local function pooling_list(who, given, level)

@@ -25,6 +25,11 @@ local M = {}
 local LM = {}
 LM.__index = LM
 
+function LM:__tostring()
+  local head = tostring(self.model):match "^[^\n]*"
+  return ("lm of %s; %s; %d sequences at once"):format(head, tostring(self.tok), self.scheduler.rows)
+end
+
 -- Settings of a request; those of perilune.models.sampler come on top.
 local request_defaults = {
   max_new_tokens = options.integer(512, "[1, inf)", "most tokens of an answer"),

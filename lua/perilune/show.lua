@@ -7,6 +7,7 @@ local options = require "perilune.options"
 local codes = { string = "32", number = "36", constant = "35", name = "1", faint = "2" }
 
 local KEYS <const> = 2000 -- of a table that are looked at and sorted
+local LINES <const> = 50  -- after which tables stay closed
 local TEXT <const> = 500  -- bytes of a text inside a table
 local NAMES <const> = { ["and"] = true, ["break"] = true, ["do"] = true, ["else"] = true, ["elseif"] = true,
   ["end"] = true, ["false"] = true, ["for"] = true, ["function"] = true, ["goto"] = true, ["if"] = true,
@@ -207,11 +208,25 @@ function Printer:row_of(v, n, depth, indent, room)
     used = used + widest + 2
   end
   lines[#lines + 1] = table.concat(line):gsub(" +$", "")
+  self.lines = self.lines + #lines
   return table.concat(lines, "\n" .. indent)
 end
 
--- Over as many lines as it takes; room is that of the first line from its column on.
+-- A text of several lines: whole where it is what was asked for, its beginning inside of something else.
+function Printer:block(text, depth, indent)
+  local lines = {}
+  for line in (text .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
+  local most = depth <= 1 and 12 or 1
+  if #lines > most and most == 1 then return lines[1] .. " ..." end
+  if #lines > most then lines = { table.unpack(lines, 1, most), [most + 1] = "..." } end
+  self.lines = self.lines + #lines
+  return table.concat(lines, "\n" .. indent .. "  ")
+end
+
+-- Over as many lines as it takes; room is that of the first line from its column on. Once a screen is full, what does
+-- not fit on a line stays closed.
 function Printer:full(v, depth, indent, room)
+  self.lines = self.lines + 1
   local flat = self:flat(v, depth, room)
   if flat then return flat end
   local text, style = self:leaf(v, depth)
@@ -223,15 +238,16 @@ function Printer:full(v, depth, indent, room)
       end
       return (self:paint(text, style))
     end
-    return (text:gsub("\n", "\n" .. indent .. "  "))
+    return self:block(text, depth, indent)
   end
+  if depth > 0 and self.lines > LINES then return (self:paint((class_name(v) or "") .. "{...}", "faint")) end
   local n, keys, more = keys_of(v)
   local inner = indent .. "  "
   local width = self.width - #inner - 1
   local name = class_name(v)
   local lines = { (name and self:paint(name, "name") .. " " or "") .. "{" }
   local function note(count) lines[#lines + 1] = inner .. self:paint(("... %d more"):format(count), "faint") end
-  local rows = depth == 0 and 40 or 12
+  local rows = depth == 0 and 40 or depth == 1 and 12 or 6
   self.path[v] = true
   local shown = math.min(n, 3 * rows)
   local side_by_side = shown > 0 and self:row_of(v, shown, depth, inner, width)
@@ -286,7 +302,7 @@ local rules = {
 --- @return string
 local function show(value, opts)
   local o = options.fill("show", opts, rules)
-  local printer = setmetatable({ width = o.width, depth = o.depth, colour = o.colour, path = {} }, Printer)
+  local printer = setmetatable({ width = o.width, depth = o.depth, colour = o.colour, path = {}, lines = 0 }, Printer)
   if type(value) == "string" then return value end
   if speaks(value) then return spoken(value) end
   if type(value) == "table" then

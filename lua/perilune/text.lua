@@ -14,6 +14,12 @@ local options = require "perilune.options"
 local Chars = {}
 Chars.__index = Chars
 
+function Chars:__tostring()
+  local list = {}
+  for id = 4, self.size - 1 do list[#list + 1] = self._char[id] end
+  return ("characters, %d tokens: 4 special ones and %q"):format(self.size, table.concat(list))
+end
+
 local M = {}
 
 --- A tokenizer of single characters: special ids 0 to 3, then those of the alphabet in their order.

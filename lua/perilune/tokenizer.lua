@@ -26,6 +26,16 @@ local core = peri._tokenizer
 local Tokenizer = {}
 Tokenizer.__index = Tokenizer
 
+function Tokenizer:__tostring()
+  local special = {}
+  for _, role in ipairs { "bos", "eos", "pad", "unk", "cls", "sep", "mask" } do
+    local text = self.special_tokens[role .. "_token"]
+    if text then special[#special + 1] = ("%s %q (%d)"):format(role, text, self[role]) end
+  end
+  return ("tokenizer, %d tokens%s%s%s"):format(self.size, #special > 0 and ": " or "", table.concat(special, ", "),
+    self.chat_template and "; with a chat template" or "")
+end
+
 local M = {}
 
 local ENCODE = { add_special = true, parse_special = true }

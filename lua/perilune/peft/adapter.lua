@@ -6,12 +6,21 @@ local targets = require "perilune.peft.targets"
 local Adapter = {}
 Adapter.__index = Adapter
 
+-- One line: what it is, how much of it is trained, on which model.
+function Adapter:describe()
+  local ok, n = pcall(self.num_parameters, self)
+  local model = self.model
+  return ("%s, %s parameters in %d tensors%s%s"):format(self.__name, ok and ("%d"):format(n) or "?",
+    ok and #self:named_parameters() or 0, type(model) == "table" and model.__name and " on " .. model.__name or "",
+    self.merged == true and ", merged" or "")
+end
+
 local M = {}
 
 --- A class of adapters. Its objects list their tensors in _named or offer named_parameters().
 --- @param name string  for messages
 function M.class(name)
-  local class = { __name = name }
+  local class = { __name = name, __tostring = Adapter.describe }
   class.__index = class
   return setmetatable(class, Adapter)
 end

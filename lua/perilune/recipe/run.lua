@@ -26,6 +26,10 @@ local must = folders.must
 local Run = {}
 Run.__index = Run
 
+function Run:__tostring()
+  return ("run %s, step %d%s"):format(self.folder, self.step, self.total and (" of %d"):format(self.total) or "")
+end
+
 -- Of whoever must call before the first step, or before a restore.
 local function before_restore(self, what)
   if self.logger then error(("%s: call it before restore(), steps() and the first line of the run"):format(what), 3) end
