@@ -31,7 +31,7 @@ source=$(package_source) || true
 
 leave () {
   [ -n "$root" ] || return 0
-  umount --lazy "$root/proc" "$root/dev" "$root/ccache" 2>/dev/null || true # a child may still hold /dev/null
+  umount --lazy --recursive "$root/proc" "$root/dev" "$root/ccache" 2>/dev/null || true # a child may hold /dev/null
   rm -rf --one-file-system "$root"
   root=
 }
@@ -57,7 +57,7 @@ enter () {
   fi
   mkdir -p "$cache" "$root/ccache"
   mount -t proc proc "$root/proc"
-  mount --bind /dev "$root/dev"
+  mount --rbind /dev "$root/dev" # with its terminals
   mount --bind "$cache" "$root/ccache"
   git -c safe.directory='*' clone -q "$repo" "$root/root/perilune"
 }

@@ -21,8 +21,8 @@ local Encoder = {}
 Encoder.__index = Encoder
 
 function Encoder:__tostring()
-  return ("encoder of texts up to %d tokens, pooled by %s%s: %s"):format(self.max_length, table.concat(self.pooling, ", "),
-    self.normalize and ", of length 1" or "", tostring(self.model):match "^[^\n]*")
+  return ("encoder of texts up to %d tokens, pooled by %s%s: %s"):format(self.max_length,
+    table.concat(self.pooling, ", "), self.normalize and ", of length 1" or "", tostring(self.model):match "^[^\n]*")
 end
 
 -- ---- hidden states ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ function M.new(kind, given_params, given)
     groups = params.open(kind, kind.name, given_params, o) }, Optimizer)
 end
 
-local function count(n, what) return ("%d %s%s"):format(n, what, n == 1 and "" or "s") end
+local function counted(n, what) return ("%d %s%s"):format(n, what, n == 1 and "" or "s") end
 
 --- What it is and has done: kind, parameters, options of each group, steps.
 function Optimizer:__tostring()
@@ -43,11 +43,12 @@ function Optimizer:__tostring()
     for _, name in ipairs(options.names(group.options)) do
       own[#own + 1] = name .. " = " .. peri.show(group.options[name])
     end
-    local title = #self.groups > 1 and ("group %d, %s: "):format(g, count(#group.params, "tensor")) or ""
+    local title = #self.groups > 1 and ("group %d, %s: "):format(g, counted(#group.params, "tensor")) or ""
     lines[g] = "\n  " .. title .. table.concat(own, ", ")
   end
-  return ("%s, %s in %s, %s%s, last lr %s%s"):format(self.name, count(numbers, "parameter"), count(tensors, "tensor"),
-    count(steps, "step"), self.skipped > 0 and (" (%d skipped)"):format(self.skipped) or "", peri.show(self.lr), table.concat(lines))
+  return ("%s, %s in %s, %s%s, last lr %s%s"):format(self.name, counted(numbers, "parameter"),
+    counted(tensors, "tensor"), counted(steps, "step"),
+    self.skipped > 0 and (" (%d skipped)"):format(self.skipped) or "", peri.show(self.lr), table.concat(lines))
 end
 
 --- Every parameter of every group, in order.
