@@ -52,7 +52,7 @@ local rules = {
 local function resumed(o, root, name, info)
   local flags = o.flags
   if info and info.name and (flags.run or "") == "" and info.name ~= o.name then
-    folders.refuse("--resume took the flags of %s, after the script's name, but the recipe is called %q: "
+    folders.refuse("--resume took the flags of %s, but the recipe is called %q: say --run NAME, or "
       .. "recipe.with_flags(spec, %q)", info.folder, o.name, o.name)
   end
   local folder, count, config = info and info.folder, info and info.count, info and info.config
@@ -113,6 +113,7 @@ function M.start(given)
     end
   else
     self.folder, self._lock = folders.fresh(root, name)
+    folders.save_origin(self.folder, o.name, flags_of.script_name())
     save_config(self, name)
   end
   if flags.seed then peri.seed(flags.seed) end

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "io/files.h"
@@ -20,15 +21,25 @@ struct peri_lock {
   int fd;
 };
 
-/* The holder wrote its number before or is about to: a lock without one is still a lock. */
-static peri_status refuse (peri_ctx *ctx, int fd, const char *path) {
-  char text[24];
-  long long pid = 0;
-  ssize_t n = pread(fd, text, sizeof text - 1, 0);
-  if (n > 0) {
-    text[n] = '\0';
-    if (sscanf(text, "%lld", &pid) != 1) pid = 0;
+/* The number in the file; 0 when none comes within a tenth of a second: the holder writes it right after
+** it has taken the lock. */
+static long long holder (int fd) {
+  const struct timespec wait = { 0, 2000000 };
+  for (int i = 0; i < 50; i++) {
+    char text[24];
+    long long pid;
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    if (n > 0) {
+      text[n] = '\0';
+      if (text[n - 1] == '\n' && sscanf(text, "%lld", &pid) == 1) return pid;
+    }
+    nanosleep(&wait, NULL);
   }
+  return 0;
+}
+
+static peri_status refuse (peri_ctx *ctx, int fd, const char *path) {
+  long long pid = holder(fd);
   if (pid == (long long)getpid())
     return peri__fail(ctx, PERI_EIO, "%s: this process (%lld) has locked it before", path, pid);
   if (pid > 0) return peri__fail(ctx, PERI_EIO, "%s: process %lld has locked it", path, pid);

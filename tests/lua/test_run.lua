@@ -152,8 +152,8 @@ function TestRun:test_a_second_writer_is_refused_with_the_first_ones_number_and_
     demo.command "--resume --steps 6", "timeout 2 sh -c '" .. demo.command "--resume" .. " | head -1'"))
   lu.assertEquals(status, 0)
   local number = text:match "number (%d+)"
-  lu.assertStrContains(text, ("perilune: recipe: runs/demo: another process (%s) is writing this run"):format(number))
-  lu.assertStrContains(text, "status 1\n")
+  lu.assertStrContains(text, ("--resume: runs/demo: another process (%s) is writing this run"):format(number))
+  lu.assertStrContains(text, "status 2\n")
   lu.assertNil(text:find "traceback")
   lu.assertStrContains(text, "resuming runs/demo after step ") -- once it is killed
 end
@@ -167,6 +167,8 @@ function TestRun:test_a_full_disk_is_an_error_whatever_file_meets_it()
     if status ~= 0 then
       lu.assertEquals(status, 1, text)
       lu.assertStrContains(text, "File too large")
+      lu.assertNil(text:find "traceback")
+      if text:find "step " then lu.assertStrContains(text, "\nthere is no checkpoint yet: begin a new run") end
       named[text:match "/([%w._]+): cannot write" or "?"] = true
       lu.assertNil(text:find "done, loss")
     end
@@ -177,6 +179,28 @@ function TestRun:test_a_full_disk_is_an_error_whatever_file_meets_it()
     for seen in pairs(named) do found = found or seen:find(name, 1, true) ~= nil end
     lu.assertTrue(found, name .. " was never the one")
   end
+end
+
+function TestRun:test_a_script_need_not_be_called_as_its_recipe()
+  demo.remove()
+  demo = child.recipe [[
+    local peri, recipe = require "perilune", require "perilune.recipe"
+    local cfg = peri.flags(recipe.with_flags { steps = { 3, "steps" }, lr = 0.5 })
+    local run = recipe.start { name = "classifier", flags = cfg, total = cfg.steps }
+    for step in run:steps() do run:log(step, { lr = cfg.lr }) end
+    run:finish()
+  ]]
+  local status, text = demo.run "--resume"
+  lu.assertEquals(status, 2)
+  lu.assertStrContains(text, "there is no run runs/demo; no runs are there")
+  lu.assertEquals(demo.run "--lr 0.25", 0)
+  status, text = demo.run "--resume --steps 4"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, "resuming runs/classifier after step 3 of 4\n")
+  lu.assertStrContains(text, "0.2500")
+  status, text = demo.run "--resume --run nobody"
+  lu.assertEquals(status, 2)
+  lu.assertStrContains(text, "there is no run runs/nobody; there are: classifier")
 end
 
 -- ---- a terminal ----

@@ -3,6 +3,7 @@
 -- program, which no Lua code writes, know of it by peri._bar.
 
 local peri = require "perilune"
+local refusal = require "perilune.refusal"
 
 local WIPE = "\r\27[K"
 
@@ -69,7 +70,7 @@ function Bar:put(...)
   local ok, message
   if self.out == io.stdout and plain then ok, message = plain.write(self.out, ...)
   else ok, message = self.out:write(...) end
-  if not ok and message then error("log: standard output: " .. message, 0) end
+  if not ok and message then refusal.raise("log: standard output: " .. message) end
 end
 
 function Bar:draw()
@@ -110,7 +111,7 @@ function Bar:line(text)
   self:put(text, "\n")
   if self.live and self.text then return self:draw() end
   local ok, message = self.out:flush()
-  if not ok and message then error("log: standard output: " .. message, 0) end
+  if not ok and message then refusal.raise("log: standard output: " .. message) end
 end
 
 --- No bar any more.

@@ -3,6 +3,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local refusal = require "perilune.refusal"
 
 local M = {}
 
@@ -13,7 +14,7 @@ local function finite(v) return v == v and v > -math.huge and v < math.huge end
 --- @param message string?
 --- @return any
 function M.must(value, message)
-  if not value then error("log: " .. tostring(message):gsub("^%w[%w_:]*%.%w+: ", ""), 0) end
+  if not value then refusal.raise("log: " .. refusal.bare(tostring(message))) end
   return value
 end
 local must = M.must

@@ -2,6 +2,7 @@
 
 local peri = require "perilune"
 local plot = require "perilune.plot"
+local refusal = require "perilune.refusal"
 local folders = require "perilune.recipe.folder"
 
 local M = {}
@@ -15,7 +16,7 @@ function M.columns(path)
   for line, number in folders.must(peri.files.lines(path)) do
     local row, why = peri.json.decode(line)
     if type(row) ~= "table" then
-      folders.refuse("%s: line %d: %s", path, number, why and why:gsub("^json%.decode: ", "") or "is not an object")
+      folders.refuse("%s: line %d: %s", path, number, why and refusal.bare(why) or "is not an object")
     end
     rows[#rows + 1] = row
     for name in pairs(row) do columns[name] = columns[name] or {} end

@@ -4,6 +4,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local refusal = require "perilune.refusal"
 local folders = require "perilune.recipe.folder"
 
 local M = {}
@@ -75,7 +76,7 @@ function M.checkpoint(folder)
   if path and path ~= "" then return path end
   local damaged = {}
   for _, name in ipairs(names) do if name:sub(1, 1) ~= "." then damaged[#damaged + 1] = name end end
-  local why = message and message:gsub("^checkpoint%.latest: ", "")
+  local why = message and refusal.bare(message)
     or #damaged > 0 and ("%d damaged: %s"):format(#damaged, table.concat(damaged, ", "))
     or "it was stopped before the first was due"
   return nil, ("%s has no whole checkpoint to go on from (%s); nothing was changed. "
@@ -115,24 +116,40 @@ local function merge(values, given, config, spec, folder, free, budget)
   return values
 end
 
+-- Name of the script that runs; nil when there is none.
+local function script_name()
+  return type(arg) == "table" and type(arg[0]) == "string" and arg[0]:match "([^/]+)$" or nil
+end
+M.script_name = script_name
+
+local function no_run(root, wanted)
+  local names = folders.list(root)
+  local there = #names == 0 and "no runs are there" or #names > 8 and ("%d others are there"):format(#names)
+    or "there are: " .. table.concat(names, ", ")
+  return ("--resume: there is no run %s/%s; %s (--run NAME, --runs FOLDER)"):format(root, wanted, there)
+end
+
 -- The last word on the values of a command line; called by perilune.flags.
 local function finish(values, given, spec, name)
   local budget, free = kinds(spec)
-  local info = { budget = budget, free = free, name = name }
+  local info = { budget = budget, free = free }
   known[values] = info
   if values.resume ~= true or type(values.run) ~= "string" or type(values.runs) ~= "string" then return values end
-  local wanted = values.run ~= "" and values.run or name
+  local script = script_name()
+  local own = name or script and folders.recipe_of(values.runs, script) or script and script:gsub("%.lua$", "")
+  local wanted = values.run ~= "" and values.run or own
   if not wanted then return values end
+  info.name = own
   local folder, count = folders.newest(values.runs, wanted)
-  if not folder then
-    return nil, ("--resume: there is no run %s/%s (--run NAME, --runs FOLDER say which one)")
-      :format(values.runs, wanted)
-  end
+  if not folder then return nil, no_run(values.runs, wanted) end
   local config, message = folders.load_config(folder)
   if not config then return nil, "--resume: " .. message end
   local merged, why = merge(values, given, config, spec, folder, free, budget)
   if not merged then return nil, "--resume: " .. why end
+  local lock, busy = folders.lock(folder) -- taken for good by recipe.start; said before anything is loaded
+  if not lock then return nil, "--resume: " .. busy end
   local checkpoint, none = M.checkpoint(folder)
+  lock:drop()
   if not checkpoint then return nil, "--resume: " .. none end
   info.folder, info.count, info.config, info.checkpoint = folder, count, config, checkpoint
   return values
@@ -144,7 +161,8 @@ end
 --- any, steps, updates, epochs and episodes are it). One with free = true may change when a run is resumed;
 --- every other keeps the value that it was begun with.
 --- @param spec table  as peri.flags takes it; its own entries replace the common ones
---- @param name string?  of the recipe, where --resume looks for its runs; default: the script's name
+--- @param name string?  of the recipe, where --resume looks for its runs; default: what the script's runs are
+--- called
 --- @return table
 function M.with_flags(spec, name)
   local out = {}
@@ -156,8 +174,6 @@ function M.with_flags(spec, name)
     if type(copy[1]) == "number" then copy.range = copy.range or "[0, inf)" end
     out[k] = copy
   end
-  local script = type(arg) == "table" and type(arg[0]) == "string" and arg[0]:match "([^/]*)$"
-  name = name or script and script:gsub("%.lua$", "") or nil
   return setmetatable(out, { finish = function(values, given) return finish(values, given, out, name) end })
 end
 

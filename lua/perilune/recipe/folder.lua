@@ -3,28 +3,20 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local refusal = require "perilune.refusal"
 
 local M = {}
 
--- What the outside world did wrong: a message without a traceback, since no line of a script is to blame.
-local Refusal = { __name = "perilune.recipe.refusal" }
-Refusal.__index = Refusal
-Refusal.__tostring = function(self) return self.message end
-
 --- End what is going on with a message for people.
---- @param message string
-function M.stop(message) error(setmetatable({ message = message }, Refusal), 0) end
-
---- The same for what cannot be begun.
 --- @param format string
-function M.refuse(format, ...) M.stop("recipe: " .. format:format(...)) end
+function M.refuse(format, ...) refusal.raise("recipe: " .. format:format(...)) end
 
 --- A value, or a refusal with the message that came in its place.
 --- @param value any
 --- @param message string?
 --- @return any
 function M.must(value, message)
-  if not value then M.refuse("%s", (tostring(message):gsub("^%w[%w_:]*%.[%w_]+: ", ""))) end
+  if not value then M.refuse("%s", refusal.bare(tostring(message))) end
   return value
 end
 
@@ -46,9 +38,9 @@ function M.load_config(folder)
   local path = M.config_path(folder)
   if not peri.files.exists(path) then return nil, path .. ": there is none" end
   local text, message = peri.files.read(path)
-  if not text then return nil, (message:gsub("^files%.read: ", "")) end
+  if not text then return nil, refusal.bare(message) end
   local config, why = peri.json.decode(text)
-  if config == nil then return nil, ("%s: %s"):format(path, (why:gsub("^json%.decode: ", ""))) end
+  if config == nil then return nil, ("%s: %s"):format(path, refusal.bare(why)) end
   if type(config) ~= "table" or #config > 0 or text:match "^%s*%[" then
     return nil, ("%s: is %s, expected an object of flags"):format(path,
       type(config) == "table" and "an array" or "a " .. type(config))
@@ -115,13 +107,17 @@ function M.differences(before, now, free)
   return list
 end
 
+-- Names in a folder, sorted; none when there is no such folder.
+local function entries(folder)
+  return peri.files.exists(folder) == "folder" and M.must(peri.files.list(folder)) or {}
+end
+
 -- The highest n for which NAME-n is a run of that name; 1 is NAME itself, 0 none. A run that was called
 -- "x-3" by its user is no third run of "x".
 local function last_number(root, name)
   local last = has_run(("%s/%s"):format(root, name)) and 1 or 0
-  if peri.files.exists(root) ~= "folder" then return last end
   local parent, leaf = ("%s/%s"):format(root, name):match "^(.*)/([^/]*)$"
-  for _, entry in ipairs(peri.files.exists(parent) == "folder" and peri.files.list(parent) or {}) do
+  for _, entry in ipairs(entries(parent)) do
     local n = entry:sub(1, #leaf + 1) == leaf .. "-" and entry:sub(#leaf + 2):match "^[1-9]%d*$"
     n = n and math.tointeger(tonumber(n))
     local folder = ("%s/%s"):format(parent, entry)
@@ -136,6 +132,38 @@ end
 
 local function numbered(root, name, n)
   return n == 1 and ("%s/%s"):format(root, name) or ("%s/%s-%d"):format(root, name, n)
+end
+
+--- The folders below root that hold runs.
+--- @param root string
+--- @return string[]
+function M.list(root)
+  local out = {}
+  for _, name in ipairs(entries(root)) do if has_run(("%s/%s"):format(root, name)) then out[#out + 1] = name end end
+  return out
+end
+
+--- Note which recipe a new run is of: a script may call its recipe otherwise than itself.
+--- @param folder string
+--- @param recipe string
+--- @param script string?
+function M.save_origin(folder, recipe, script)
+  M.must(peri.files.write(folder .. "/run.json", peri.json.encode({ recipe = recipe, script = script }) .. "\n"))
+end
+
+--- The name that a script's recipe gave to its runs below root; nil when it has none.
+--- @param root string
+--- @param script string
+--- @return string?
+function M.recipe_of(root, script)
+  for _, name in ipairs(M.list(root)) do
+    local path = ("%s/%s/run.json"):format(root, name)
+    local text = peri.files.exists(path) and peri.files.read(path)
+    local origin = text and peri.json.decode(text)
+    if type(origin) == "table" and origin.script == script and type(origin.recipe) == "string" then
+      return origin.recipe
+    end
+  end
 end
 
 --- The folder of the newest run of a name; NAME-1 is the first one. nil when there is none.
@@ -159,9 +187,11 @@ function M.lock(folder)
   local lock, message = peri.files.lock(folder .. "/.lock")
   if lock then return lock end
   local pid = message:match "process (%d+) has locked" or message:match "this process %((%d+)%)"
-  if not pid then return nil, (message:gsub("^files%.lock: ", "")) end
-  local who = message:find "this process" and "this process" or "another process"
-  return nil, ("%s: %s (%s) is writing this run; wait for it, or stop it"):format(folder, who, pid)
+  if not pid then return nil, refusal.bare(message) end
+  if message:find("this process", 1, true) then
+    return nil, ("%s: this process (%s) is writing this run; call its run:finish() first"):format(folder, pid)
+  end
+  return nil, ("%s: another process (%s) is writing this run; wait for it, or stop it"):format(folder, pid)
 end
 
 --- Make and lock the folder of a new run: the next of NAME, NAME-2, NAME-3 ... that nobody has.

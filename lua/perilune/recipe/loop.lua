@@ -3,7 +3,7 @@
 -- of the last step is there; after those the message says where to go on.
 
 local peri = require "perilune"
-local folders = require "perilune.recipe.folder"
+local refusal = require "perilune.refusal"
 
 local M = {}
 
@@ -43,7 +43,7 @@ local function stop_here(loop, step)
     M.command(run))
   run.logger:note(message)
   run:finish(false)
-  folders.stop(message)
+  refusal.raise(message, true)
 end
 
 -- A turn is over: whatever it made is in the objects.
@@ -64,6 +64,7 @@ end
 function Loop.__close(loop, err)
   local inner <close> = loop.inner -- luacheck: ignore 211
   local run = loop.run
+  refusal.hint = nil
   local asked = peri.on_interrupt(false)
   local at_once = peri.interrupted()
   run.logger:pause()
@@ -76,11 +77,12 @@ function Loop.__close(loop, err)
   end
   local hint = last_checkpoint(run)
   if at_once then -- the files are not written to: the runtime is interrupted
-    folders.stop(("stopped in %s before its end; %s"):format(place(run, loop.last or run.step), hint))
+    refusal.raise(("stopped in %s before its end; %s"):format(place(run, loop.last or run.step), hint), true)
   end
   pcall(run.logger.note, run.logger, ("failed in %s: %s"):format(place(run, loop.last or run.step),
     tostring(err):match "[^\n]*"))
-  error(with_hint(err, hint), 0)
+  local hinted = with_hint(err, hint)
+  if hinted ~= err then error(hinted, 0) end -- else it goes on as it is
 end
 
 --- The steps that are left, each a memory scope.
@@ -91,6 +93,7 @@ function M.steps(run)
   local last = over and 0 or run.total or math.huge
   local next_step, state, control, inner = peri.steps(last, { from = over and 1 or first })
   local loop = setmetatable({ run = run, inner = inner }, Loop)
+  refusal.hint = function() return last_checkpoint(run) end
   peri.on_interrupt(true, "stopping after this step; Ctrl-C again stops at once")
   return function(s, c)
     if loop.last then turn_over(loop, loop.last) end
