@@ -80,7 +80,8 @@ local function help_text(flags, about)
   for _, f in ipairs(flags) do width = math.max(width, #f.name) end
   for _, f in ipairs(flags) do
     local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
-    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or f.range and (f.help ~= "" and ", " or "") .. "in " .. f.range or ""
+    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or ""
+    if f.range then choices = (f.help ~= "" and ", in " or "in ") .. f.range end
     lines[#lines + 1] = ("  --%-" .. width .. "s  %s%s (%s)"):format(f.name, f.help, choices, default)
   end
   local plain = "  --%-" .. width .. "s  %s"
