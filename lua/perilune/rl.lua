@@ -3,6 +3,7 @@
 -- Rewards: rl/score.lua; the objective: rl/loss.lua; which rows are drawn: rl/curriculum.lua; what is
 -- logged: rl/summary.lua.
 local peri = require "perilune"
+local base = require "perilune.models.base"
 local curriculum = require "perilune.rl.curriculum"
 local data = require "perilune.data"
 local generate = require "perilune.models.generate"
@@ -51,6 +52,8 @@ for _, name in ipairs { "samples", "prompt_mask", "num_beams", "num_return_seque
 function M.rollout(model, tokenizer, rows, reward, opts)
   local o = options.fill("rl.rollout", opts, rollout_rules)
   if #rows == 0 then error("rl.rollout: there are no rows", 2) end
+  local why = base.no_causal(model)
+  if why then error("rl.rollout: " .. why, 2) end
   local ids, prompt_mask = prompt_batch(tokenizer, rows)
   local how = { samples = o.group, stop = tokenizer.eos_ids or tokenizer.eos, pad = tokenizer.pad or tokenizer.eos,
                 prompt_mask = prompt_mask }
@@ -166,6 +169,8 @@ Shared.__index = Shared
 --- @param prompt perilune.Tensor  (1, P) i64
 --- @return table shared  for completion_logprobs; :backward() once, after those of all completions
 function M.shared_prompt(model, prompt)
+  local why = base.no_causal(model)
+  if why then error("rl.shared_prompt: " .. why, 2) end
   local self = setmetatable({ length = prompt:size(2), k = {}, v = {}, _pairs = {} }, Shared)
   local seen = { k = {}, v = {} }
   local function leaf(t) -- the graph of what follows ends here

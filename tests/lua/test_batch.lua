@@ -227,6 +227,7 @@ function tests.test_a_cache_remembers_where_its_rows_begin()
     local third <close> = model:cache(4, WIDTH)
     local right, right_mask = padded "right"
     lu.assertErrorMsgContains("rows end together", model.forward, model, right, { cache = third, mask = right_mask })
+    lu.assertErrorMsgContains("cache is none that model:cache", model.forward, model, right, { cache = {} })
     lu.assertErrorMsgContains("3 rows, the cache has 4", model.forward, model, right:narrow(1, 1, 3), { cache = third })
   end
 end

@@ -31,7 +31,7 @@ Model.prefixes = { "" } -- of published names: a checkpoint may lack the first o
 --- @param name string
 --- @param parent table?  M.Causal
 function M.class(name, parent)
-  local class = { __name = name, __tostring = describe }
+  local class = { __name = name, __tostring = describe, forward_name = name .. ": forward" }
   class.__index = class
   return setmetatable(class, { __index = parent or M.Causal })
 end
@@ -350,7 +350,7 @@ end
 --- @param model table  a model of this library or anything that offers the same
 --- @return string?
 function M.no_causal(model)
-  local kind = model.kind
+  local kind = type(model) == "table" and model.kind
   if kind == "encoder" then
     return ("%s is an encoder: it cannot generate; perilune embed and perilune.embed make vectors of texts")
       :format(model.__name)
@@ -380,14 +380,24 @@ local Causal = setmetatable({}, { __index = Model })
 Causal.__index = Causal
 Causal.kind = "causal"
 
+-- Whether a call is what decoding asks for at every token, which needs no more checks.
+local function is_step(ids, given)
+  local cache = type(given) == "table" and rawget(given, "cache")
+  if type(cache) ~= "table" or (cache.length or 0) == 0 then return false end
+  if not peri.is_tensor(ids) or ids.ndim ~= 2 then return false end
+  for key in next, given do if key ~= "cache" and key ~= "start" then return false end end
+  return true
+end
+
 --- What a forward pass knows, and its ids: see perilune.models.context. `prefix` of the model is the default.
 --- @param ids perilune.Tensor|perilune.Batch
 --- @param given table?
 --- @return perilune.models.Context
 --- @return perilune.Tensor ids  (B, T)
 function Causal:context(ids, given)
-  local who, o = self.__name .. ": forward"
-  ids, o = inputs.read(who, ids, given, inputs.causal, 3)
+  local who, o = self.forward_name
+  if is_step(ids, given) then o = { cache = given.cache, start = given.start }
+  else ids, o = inputs.read(who, ids, given, inputs.causal, 3) end
   if self.prefix and not o.prefix then
     o.prefix = type(self.prefix) == "function" and self.prefix() or self.prefix
   end

@@ -62,6 +62,9 @@ function M.new(who, ids, o, level)
   local self = setmetatable({ cache = o.cache, prefix = o.prefix, collect = o.collect }, Context)
   self.batch, self.time = ids:size(1), ids:size(2)
   local cache = self.cache
+  if cache and not cache.append then
+    error(who .. ": cache is none that model:cache(rows, columns) makes", level + 1)
+  end
   self.past = cache and cache.length or 0
   if cache and cache.batch ~= self.batch then
     error(("%s: %d rows, the cache has %d"):format(who, self.batch, cache.batch), level + 1)

@@ -2,6 +2,7 @@
 -- time. One on-policy epoch an update; everything it does is in perilune.rl.
 local peri = require "perilune"
 local options = require "perilune.options"
+local base = require "perilune.models.base"
 local rl = require "perilune.rl"
 
 local Stepper = {}
@@ -37,6 +38,8 @@ local rules = {
 --- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints
 function M.new(opts)
   local self = options.fill("grpo", opts, rules)
+  local why = base.no_causal(self.model)
+  if why then error("grpo: " .. why, 2) end
   if self.beta > 0 and not self.reference then error("grpo: beta > 0 needs a reference model", 2) end
   if type(self.rows.collect) == "function" then self.rows = self.rows:collect() end -- a stream of perilune.data
   if self.rows.draw then

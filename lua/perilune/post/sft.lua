@@ -3,6 +3,7 @@
 -- changes nothing. The loss is cross-entropy over the learned tokens, in nats a token.
 local peri = require "perilune"
 local options = require "perilune.options"
+local base = require "perilune.models.base"
 local rows = require "perilune.post.rows"
 
 local M = {}
@@ -160,6 +161,8 @@ end
 --- rows: what was left out, see rows.examples)
 function M.new(opts)
   local self = options.fill("sft", opts, rules)
+  local why = base.no_causal(self.model)
+  if why then error("sft: " .. why, 2) end
   if self.examples then
     if self.rows then error("sft: give rows or examples, not both", 2) end
     check_examples(self.examples)
