@@ -126,6 +126,11 @@ PERI_API bool peri_test_fired (const peri_ctx *ctx);
 ** PERI_EINTR. fn may not allocate, fail, or touch the context. */
 typedef void (*peri_range_fn)(void *ud, int64_t begin, int64_t end, int worker);
 void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud);
+/* For loops inside a piece that may run for more than a tenth of a second: whether to give up at step i
+** (asked every 2^16 steps), the results being thrown away then. */
+static inline bool peri__give_up (const peri_ctx *ctx, int64_t i) {
+  return (i & 0xffff) == 0 && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed);
+}
 peri_status peri__threads_open (peri_ctx *ctx, int n, peri_parallel_fn host, void *host_ud);
 void peri__threads_close (peri_ctx *ctx);
 

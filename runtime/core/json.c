@@ -494,6 +494,8 @@ void peri__json_open_foreign (peri_json *p, peri_ctx *ctx, const void *text, siz
 peri_status peri_json_next (peri_json *p, peri_json_value *v) {
   memset(v, 0, sizeof *v);
   TRY(p->status);
+  if (peri__give_up(p->ctx, ++p->steps))
+    return p->status = peri__fail(p->ctx, PERI_EINTR, "interrupted");
   if (p->size > p->opt.max_bytes) {
     p->status = peri__fail(p->ctx, PERI_EFORMAT, "a text of %zu bytes, the limit is %zu", p->size,
                            p->opt.max_bytes);

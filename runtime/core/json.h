@@ -60,6 +60,7 @@ typedef struct peri_json {
   peri_json_options opt;
   peri_status status; /* sticky */
   int state, depth;
+  int64_t steps; /* pieces so far: now and then an interrupt is looked for */
   peri_json_keys keys;
   char *scratch; /* strings that have escapes */
   size_t scratch_cap;
@@ -100,6 +101,7 @@ typedef struct peri_json_writer {
   peri_json_nan nan;
   int indent; /* spaces per level; 0 = all on one line */
   int depth;
+  int64_t steps; /* values so far */
   bool comma, after_key, done;
   bool object[PERI_JSON_DEPTH_MAX];
 } peri_json_writer;

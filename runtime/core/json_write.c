@@ -41,6 +41,10 @@ static void line (peri_json_writer *w) {
 /* Punctuation before a value; false when no value may stand here. */
 static bool before_value (peri_json_writer *w) {
   if (w->status != PERI_OK) return false;
+  if (peri__give_up(w->ctx, ++w->steps)) {
+    fail(w, PERI_EINTR, "interrupted");
+    return false;
+  }
   if (w->done || (w->depth > 0 && w->object[w->depth - 1] && !w->after_key)) {
     fail(w, PERI_EINVAL, w->done ? "a second value behind the first" : "a value without a key");
     return false;
@@ -100,6 +104,10 @@ static void put_quoted (peri_json_writer *w, const char *s, size_t n) {
   }
   add(w, "\"", 1);
   for (size_t i = 0; i < n; i++) {
+    if (i > 0 && peri__give_up(w->ctx, (int64_t)i)) {
+      fail(w, PERI_EINTR, "interrupted");
+      return;
+    }
     unsigned char c = (unsigned char)s[i];
     if (c >= 0x20 && c != '"' && c != '\\') continue;
     add(w, s + from, i - from);

@@ -16,7 +16,8 @@
 enum {
   MAX_THREADS = 256,
   SPIN_NS = 40000,
-  SHARE = 2 /* a piece is 1/2 of a thread's share of what is left, so that all end together */
+  MOST = 64, /* pieces at least, so that an interrupt is soon seen */
+  SHARE = 2  /* a piece is 1/2 of a thread's share of what is left, so that all end together */
 };
 
 /*
@@ -81,8 +82,9 @@ static int processors (void) {
 }
 
 /* Size of the next piece when left items are left. */
-static int64_t piece_of (int64_t left, int threads, int64_t grain) {
+static int64_t piece_of (int64_t left, int64_t all, int threads, int64_t grain) {
   int64_t piece = left / ((int64_t)threads * SHARE);
+  if (piece > all / MOST) piece = all / MOST;
   piece = piece <= grain ? grain : (piece + grain - 1) / grain * grain;
   return piece < left ? piece : left;
 }
@@ -91,7 +93,7 @@ static int64_t piece_of (int64_t left, int threads, int64_t grain) {
 static void work (struct peri_threads *t, int worker) {
   int64_t begin = atomic_load_explicit(&t->next, memory_order_relaxed);
   while (begin < t->end && !atomic_load_explicit(t->interrupted, memory_order_relaxed)) {
-    int64_t end = begin + piece_of(t->end - begin, t->n, t->grain);
+    int64_t end = begin + piece_of(t->end - begin, t->end, t->n, t->grain);
     if (!atomic_compare_exchange_weak_explicit(&t->next, &begin, end, memory_order_relaxed,
                                                memory_order_relaxed))
       continue;
@@ -222,7 +224,7 @@ static void host_task (void *arg, int i) { work(arg, i); }
 
 /* In pieces on the calling thread too, so that an interrupt is seen. */
 static void run_inline (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud) {
-  int64_t piece = piece_of(n, 8, grain);
+  int64_t piece = piece_of(n, n, 8, grain);
   for (int64_t begin = 0; begin < n; begin += piece) {
     if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return;
     fn(ud, begin, n - begin > piece ? begin + piece : n, 0);

@@ -237,6 +237,7 @@ static void queries (const struct peri__attn *a, int64_t b, int64_t hk, int64_t 
   visible(a, start, i1 - 1, &ignore, &hi);
   clear(row, o, n_rows, Dp);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
+    if (peri__attn_stopped(a)) return;
     int64_t n = min64(KB, hi - j0), first = max64(lo - j0, 0);
     const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
     if (a->ks[3] == 1)

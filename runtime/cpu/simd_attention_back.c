@@ -176,6 +176,7 @@ static void queries (const struct peri__attn *a, struct work *w, int64_t b, int6
   visible(a, start, i0, &lo, &ignore);
   visible(a, start, i1 - 1, &ignore, &hi);
   for (int64_t j0 = start + (lo - start) / KB * KB; j0 < hi; j0 += KB) {
+    if (peri__attn_stopped(a)) return;
     int64_t n = min64(KB, hi - j0);
     const float *k = a->k + b * a->ks[0] + j0 * a->ks[1] + hk * a->ks[2];
     transpose(k, a->ks[1], 0, n, D, w->kt);

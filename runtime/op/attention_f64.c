@@ -60,6 +60,7 @@ void peri__attn_f64 (const struct peri__attn *a, int64_t unit) {
   int64_t G = a->Hq / a->Hkv, lo, hi;
   for (x.h = x.hk * G; x.h < (x.hk + 1) * G; x.h++)
     for (int64_t i = 0; i < a->Tq; i++) {
+      if (peri__attn_stopped(a)) return;
       double *out = (double *)(void *)a->out + ((x.b * a->Tq + i) * a->Hq + x.h) * a->D;
       double max = -INFINITY, sum = 0;
       range(&x, i, &lo, &hi);
@@ -88,6 +89,7 @@ void peri__attn_back_f64 (const struct peri__attn *a, int64_t unit) {
   }
   for (x.h = x.hk * G; x.h < (x.hk + 1) * G; x.h++)
     for (int64_t i = 0; i < a->Tq; i++) {
+      if (peri__attn_stopped(a)) return;
       int64_t row = ((x.b * a->Tq + i) * a->Hq + x.h) * D;
       const double *g = (const double *)(const void *)a->g + row,
                    *out = (const double *)(void *)a->out + row;

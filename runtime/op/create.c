@@ -116,6 +116,7 @@ static char *element_at (peri_tensor *t, int64_t i) {
 static peri_status sequence (peri_call *c, double start, double step, double stop, bool from_both) {
   peri_tensor *out = c->out[0];
   for (int64_t i = 0; i < out->numel; i++) {
+    if (peri__give_up(c->ctx, i)) return PERI_OK; /* what ran it says so */
     bool late = from_both && i >= out->numel / 2;
     double v = late ? stop - step * (double)(out->numel - 1 - i) : start + step * (double)i;
     if (out->dtype <= PERI_I64 && out->dtype != PERI_BOOL) v = trunc(v);
@@ -129,6 +130,7 @@ static peri_status arange_cpu (peri_call *c) {
   range r = range_of(c->attr);
   if (!r.whole) return sequence(c, r.start, r.step, 0, false);
   for (int64_t i = 0; i < out->numel; i++) { /* wraps only behind the last element */
+    if (peri__give_up(c->ctx, i)) return PERI_OK;
     int64_t v = (int64_t)((uint64_t)r.first + (uint64_t)i * (uint64_t)r.by);
     if (out->dtype == PERI_I64)
       ((int64_t *)out->data)[i] = v;

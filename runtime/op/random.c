@@ -263,6 +263,7 @@ static peri_status randperm_cpu (peri_call *c) {
   int32_t *p32 = c->out[0]->data;
   bool wide = c->out[0]->dtype == PERI_I64;
   for (int64_t i = 0; i < n; i++) {
+    if (peri__give_up(c->ctx, i)) return PERI_OK; /* what ran it says so */
     int64_t j = (int64_t)bounded(rng, (uint64_t)i, (uint64_t)i + 1);
     if (wide) {
       p64[i] = p64[j];

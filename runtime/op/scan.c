@@ -12,6 +12,7 @@
 #define LANES 64 /* neighbouring lanes that advance together */
 
 typedef struct scan {
+  const peri_ctx *ctx;
   int64_t n, inner, blocks; /* x is (outer, n, inner); blocks of LANES cover inner */
   const void *x;
   void *y;
@@ -34,6 +35,7 @@ static void scan_range (void *ud, int64_t begin, int64_t end, int worker) {
     wide acc[LANES];                                           \
     for (int64_t j = 0; j < lanes; j++) acc[j] = first;        \
     for (int64_t i = 0; i < s->n; i++, at += s->inner) {       \
+      if (peri__give_up(s->ctx, i)) return;                    \
       const type *x = (const type *)s->x + at;                 \
       type *y = (type *)s->y + at;                             \
       for (int64_t j = 0; j < lanes; j++) {                    \
@@ -55,6 +57,7 @@ SCAN(prod_i64, int64_t, uint64_t, 1, acc[j] * (uint64_t)x[j])
     type best[LANES];                                          \
     int64_t place[LANES];                                      \
     for (int64_t i = 0; i < s->n; i++, at += s->inner) {       \
+      if (peri__give_up(s->ctx, i)) return;                    \
       const type *x = (const type *)s->x + at;                 \
       for (int64_t j = 0; j < lanes; j++) {                    \
         type a = x[j], b = i ? best[j] : a;                    \
@@ -81,7 +84,7 @@ typedef void (*lanes_fn)(const scan *s, int64_t at, int64_t lanes);
 static peri_status scan_all (peri_call *c, lanes_fn f32, lanes_fn f64, lanes_fn i64) {
   peri_tensor *x = c->in[0], *wide = NULL, *y = NULL;
   int type = scan_type(x->dtype), dim = 0;
-  scan s = { .n = 1, .inner = 1 };
+  scan s = { .ctx = c->ctx, .n = 1, .inner = 1 };
   if (x->ndim > 0) {
     TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, &dim));
     s.n = x->shape[dim];

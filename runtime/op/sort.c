@@ -33,9 +33,10 @@ static uint64_t key_f32 (float x) { /* in the low half, so that the high digits 
 }
 static uint64_t key_i64 (int64_t x) { return (uint64_t)x ^ (uint64_t)1 << 63; }
 
-static void make_keys (int type, const void *x, int64_t n, int64_t stride, bool descending,
-                       pair *out) {
+static bool make_keys (const peri_ctx *ctx, int type, const void *x, int64_t n, int64_t stride,
+                       bool descending, pair *out) {
   for (int64_t i = 0; i < n; i++) {
+    if (peri__give_up(ctx, i)) return false;
     uint64_t k;
     if (type == PERI_F32)
       k = key_f32(((const float *)x)[i * stride]);
@@ -45,6 +46,7 @@ static void make_keys (int type, const void *x, int64_t n, int64_t stride, bool 
       k = key_i64(((const int64_t *)x)[i * stride]);
     out[i] = (pair){ descending ? ~k : k, i };
   }
+  return true;
 }
 
 /* ---- sorting ---- */
@@ -83,11 +85,13 @@ static void merge_sort (pair *a, int64_t n, pair *tmp) {
   if (from != a) memcpy(a, from, (size_t)n * sizeof *a);
 }
 
-/* By bytes from the lowest; bytes that are the same everywhere are skipped. */
-static void radix_sort (pair *a, int64_t n, pair *tmp) {
+/* By bytes from the lowest; bytes that are the same everywhere are skipped. False: interrupted. */
+static bool radix_sort (const peri_ctx *ctx, pair *a, int64_t n, pair *tmp) {
   int64_t count[8][256] = { { 0 } };
-  for (int64_t i = 0; i < n; i++)
+  for (int64_t i = 0; i < n; i++) {
+    if (peri__give_up(ctx, i)) return false;
     for (int d = 0; d < 8; d++) count[d][a[i].key >> (8 * d) & 255]++;
+  }
   pair *from = a, *to = tmp;
   for (int d = 0; d < 8; d++) {
     int64_t *c = count[d], at = 0;
@@ -97,21 +101,25 @@ static void radix_sort (pair *a, int64_t n, pair *tmp) {
       c[i] = at;
       at += k;
     }
-    for (int64_t i = 0; i < n; i++) to[c[from[i].key >> (8 * d) & 255]++] = from[i];
+    for (int64_t i = 0; i < n; i++) {
+      if (peri__give_up(ctx, i)) return false;
+      to[c[from[i].key >> (8 * d) & 255]++] = from[i];
+    }
     pair *swap = from;
     from = to;
     to = swap;
   }
   if (from != a) memcpy(a, from, (size_t)n * sizeof *a);
+  return true;
 }
 
-static void sort_pairs (pair *a, int64_t n, pair *tmp) {
+static bool sort_pairs (const peri_ctx *ctx, pair *a, int64_t n, pair *tmp) {
+  if (n >= 1024) return radix_sort(ctx, a, n, tmp);
   if (n <= SHORT)
     insertion(a, n);
-  else if (n < 1024)
-    merge_sort(a, n, tmp);
   else
-    radix_sort(a, n, tmp);
+    merge_sort(a, n, tmp);
+  return true;
 }
 
 /* ---- the k first of n: a heap of the k best so far, the worst on top ---- */
@@ -127,17 +135,15 @@ static void sift (pair *h, int64_t k, int64_t i) {
   }
   h[i] = p;
 }
-static void select_first (pair *a, int64_t n, int64_t k, pair *tmp) {
-  if (k > n / 8) {
-    sort_pairs(a, n, tmp);
-    return;
-  }
+static bool select_first (const peri_ctx *ctx, pair *a, int64_t n, int64_t k, pair *tmp) {
+  if (k > n / 8) return sort_pairs(ctx, a, n, tmp);
   for (int64_t i = k / 2; i-- > 0;) sift(a, k, i);
-  for (int64_t i = k; i < n; i++)
-    if (before(a[i], a[0])) {
-      a[0] = a[i];
-      sift(a, k, 0);
-    }
+  for (int64_t i = k; i < n; i++) {
+    if (peri__give_up(ctx, i)) return false;
+    if (!before(a[i], a[0])) continue;
+    a[0] = a[i];
+    sift(a, k, 0);
+  }
   for (int64_t i = 0; i < k; i++) /* equal keys are in the heap's order: places decide */
     tmp[i] = a[i];
   for (int64_t end = k - 1; end > 0; end--) {
@@ -145,13 +151,16 @@ static void select_first (pair *a, int64_t n, int64_t k, pair *tmp) {
     a[end] = tmp[0];
     tmp[0] = last;
     sift(tmp, end, 0);
+    if (peri__give_up(ctx, end)) return false;
   }
   a[0] = tmp[0];
+  return true;
 }
 
 /* ---- lanes ---- */
 
 typedef struct sorter {
+  const peri_ctx *ctx;
   int type;
   int64_t n, k, inner; /* x is (outer, n, inner), the results (outer, k, inner) */
   bool descending;
@@ -169,12 +178,12 @@ static void sort_range (void *ud, int64_t begin, int64_t end, int worker) {
   for (; begin < end; begin++) {
     int64_t from = begin / s->inner * s->n * s->inner + begin % s->inner;
     int64_t to = begin / s->inner * s->k * s->inner + begin % s->inner;
-    make_keys(s->type, s->x + from * wide, s->n, s->inner, s->descending, a);
-    if (s->k < s->n)
-      select_first(a, s->n, s->k, a + s->n);
-    else
-      sort_pairs(a, s->n, a + s->n);
+    if (!make_keys(s->ctx, s->type, s->x + from * wide, s->n, s->inner, s->descending, a)) return;
+    if (!(s->k < s->n ? select_first(s->ctx, a, s->n, s->k, a + s->n)
+                      : sort_pairs(s->ctx, a, s->n, a + s->n)))
+      return;
     for (int64_t i = 0; i < s->k; i++) {
+      if (peri__give_up(s->ctx, i)) return;
       int64_t src = from + a[i].at * s->inner, dst = to + i * s->inner;
       s->places[dst] = a[i].at;
       if (s->values) memcpy(s->values + dst * size, s->values_from + src * size, s->size);
@@ -187,7 +196,8 @@ static peri_status sort_lanes (peri_call *c, int dim, int64_t k, bool descending
                                peri_tensor *values, peri_tensor *places) {
   peri_tensor *x = c->in[0], *wide = NULL;
   int d = x->dtype;
-  sorter s = { .n = x->ndim ? x->shape[dim] : 1,
+  sorter s = { .ctx = c->ctx,
+               .n = x->ndim ? x->shape[dim] : 1,
                .k = k,
                .inner = 1,
                .descending = descending,

@@ -19,7 +19,7 @@
 #include "autograd/tape.h"
 #include "ops_plan.h"
 
-enum { CASES = 12000, BYTES = 512, LEVELS = 3, LIMIT = 4 << 20 };
+enum { CASES = 40000, BYTES = 512, LEVELS = 3, LIMIT = 4 << 20 };
 
 /* ---- what must hold ---- */
 
