@@ -222,4 +222,5 @@ function M.read(spec, args, about)
   return os.exit(2, true)
 end
 
-return setmetatable(M, { __call = function(_, ...) return M.read(...) end })
+setmetatable(M, { __call = function(_, ...) return M.read(...) end })
+return require "perilune.names"(M, "perilune.flags")

@@ -78,6 +78,7 @@ end
 --- @param format string  as string.format when more arguments follow
 function Logger:text(format, ...)
   local line = select("#", ...) > 0 and format:format(...) or format
+  line = line:gsub("%f[%-%w]%-nan%f[%W]", "nan") -- C shows the sign of a NaN, which means nothing
   self:note(line)
   if self.console then self.console:write(line) end
 end

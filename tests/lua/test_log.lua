@@ -253,6 +253,14 @@ function TestLog:test_csv_names_with_commas_survive_a_resumption()
   lu.assertEquals(read(path), 'step,"a,""b",c\n1,1,2\n2,3,4\n')
 end
 
+function TestLog:test_nan_has_no_sign_in_a_text()
+  local out = sink()
+  local l = log.new { out = out, live = false }
+  for _, nan in ipairs { 0 / 0, -(0 / 0) } do l:text("loss %.2f, mean %g of foo-nan.txt", nan, nan) end
+  l:close()
+  lu.assertEquals(out.text, ("loss nan, mean nan of foo-nan.txt\n"):rep(2))
+end
+
 function TestLog:test_unknown_options_are_refused()
   lu.assertErrorMsgContains('did you mean "total"', log.new, { totla = 3 })
 end

@@ -7,14 +7,14 @@ local here = debug.getinfo(1, "S").short_src
 
 TestNames = {}
 
-local parts = { "nn", "optim", "sched", "data", "plot", "gguf", "recipe", "rl", "text", "tokenizer", "models", "lm",
+local parts = { "flags", "nn", "optim", "sched", "data", "plot", "gguf", "recipe", "rl", "text", "tokenizer", "models", "lm",
   "peft", "batch", "embed", "post", "tasks", "json", "files", "safetensors", "npy", "npz", "idx" }
 
 function TestNames.test_every_part_is_covered()
   local known = {}
   for _, name in ipairs(parts) do known[name] = true end
   for name in pairs(peri._submodules) do
-    if name ~= "flags" then lu.assertTrue(known[name], name) end
+    lu.assertTrue(known[name], name)
   end
 end
 
@@ -57,6 +57,25 @@ function TestNames.test_one_may_ask_without_an_error()
     lu.assertNil(t[1])
     lu.assertFalse((pcall(reads(t, "xyzzy_plugh"))))
   end
+end
+
+-- What our own files and pages read is there: a slip in a line that seldom runs would be found by a user.
+function TestNames.test_every_name_in_the_sources_and_the_docs_exists()
+  local missing, n = {}, 0
+  local list = io.popen "find lua recipes docs tests/bench README.md -name '*.lua' -o -name '*.md'"
+  for path in list:lines() do
+    for line in io.lines(path) do
+      for name, field in line:gmatch "%f[%w_]peri%.(%l[%w_]*)%.?(%a*[%w_]*)" do
+        local ok, value = pcall(reads(peri, name))
+        local there = ok and (type(value or peri[name]) ~= "table" or field == "" or pcall(reads(peri[name], field)))
+        n = n + 1
+        if not there and not (name == "name" and path:find "lua_api") then missing[#missing + 1] = path .. ": " .. line end
+      end
+    end
+  end
+  list:close()
+  lu.assertEquals(missing, {})
+  lu.assertTrue(n > 1000)
 end
 
 -- ---- where errors point ----

@@ -206,4 +206,4 @@ function M.orthogonal_(t, gain)
   return write(t, x:reshape(t.shape):mul(o.gain))
 end
 
-return M
+return require "perilune.names"(M, "perilune.nn.init")
