@@ -219,6 +219,14 @@ function tests.test_an_encoder_says_that_it_cannot_generate()
   lu.assertErrorMsgContains(NO, peri.lm.new, model, tok)
   lu.assertErrorMsgContains(NO, model.generate, model, ids, { num_beams = 2 })
   lu.assertErrorMsgContains(NO, require("perilune.models.batching").new, model)
+  local opt = peri.optim.AdamW(model, { lr = 1e-3 })
+  local rows = { { prompt = "a", completion = "the king" } }
+  local how = { model = model, tokenizer = tok, rows = rows, optimizer = opt }
+  lu.assertErrorMsgContains("sft: " .. NO, peri.post.sft.new, how)
+  how.reward = function () return 1 end
+  lu.assertErrorMsgContains("grpo: " .. NO, peri.post.grpo.new, how)
+  lu.assertErrorMsgContains(NO, peri.rl.rollout, model, tok, rows, how.reward, {})
+  lu.assertErrorMsgContains(NO, peri.rl.shared_prompt, model, ids)
   local lm, message = peri.lm.load(dir)
   lu.assertNil(lm)
   lu.assertStrContains(message, NO)

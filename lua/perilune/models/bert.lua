@@ -31,10 +31,6 @@ end
 function Bert.read(config, has)
   local need = base.need
   local dim, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
-  local places = config.position_embedding_type
-  if type(places) == "string" and places ~= "absolute" then
-    error(("bert: position_embedding_type is %q, only \"absolute\" is known"):format(places), 0)
-  end
   local mlm = has_part(config, has, Bert.published.head_bias, "MaskedLM")
     or has and has[Bert.tied_names.head_bias] or false
   if mlm then settings.check_tied_head(config) end
