@@ -116,7 +116,7 @@ function M.start(given)
     folders.save_origin(self.folder, o.name, flags_of.script_name())
     save_config(self, name)
   end
-  if flags.seed then peri.seed(flags.seed) end
+  if flags.seed and not info then peri.seed(flags.seed) end -- flags of a command line have seeded already
   return self
 end
 options.declare(M.start, {}, rules)

@@ -18,7 +18,7 @@ M.common = {
   save_every = { 100, "steps between checkpoints, 0 = only the last", free = true, range = "[0, inf)" },
   log_every = { 1, "steps between rows on the console", free = true, range = "[1, inf)" },
   columns = { "", "metrics that come first in a row, with commas between (default: the recipe's choice)", free = true },
-  seed = { 1, "of everything random" },
+  seed = { 1, "of all random ops, from the flags on" },
 }
 
 -- What is a budget where a recipe says nothing.
@@ -129,8 +129,9 @@ local function no_run(root, wanted)
   return ("--resume: there is no run %s/%s; %s (--run NAME, --runs FOLDER)"):format(root, wanted, there)
 end
 
--- The last word on the values of a command line; called by perilune.flags.
-local function finish(values, given, spec, name)
+-- The values of a command line, and of config.json where a run resumes; nil and a message when they do
+-- not agree.
+local function resolve(values, given, spec, name)
   local budget, free = kinds(spec)
   local info = { budget = budget, free = free }
   known[values] = info
@@ -153,6 +154,14 @@ local function finish(values, given, spec, name)
   if not checkpoint then return nil, "--resume: " .. none end
   info.folder, info.count, info.config, info.checkpoint = folder, count, config, checkpoint
   return values
+end
+
+-- The last word on the values of a command line; called by perilune.flags. Random numbers are seeded here,
+-- so that weights made before recipe.start are the seed's, too.
+local function finish(values, given, spec, name)
+  local resolved, message = resolve(values, given, spec, name)
+  if resolved and math.tointeger(resolved.seed) then peri.seed(math.tointeger(resolved.seed)) end
+  return resolved, message
 end
 
 --- A recipe's flags together with those of every recipe: run, runs, resume, save_every, log_every,
