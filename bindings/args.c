@@ -357,12 +357,49 @@ peri_dtype peri__want_dtype_arg (lua_State *L, int arg, const char *fn, const ch
   return d;
 }
 
+/* Shapes are plain tables but for these two: print shows them, and == compares sizes. */
+static int shape_tostring (lua_State *L) {
+  luaL_Buffer b;
+  int n = (int)lua_rawlen(L, 1);
+  luaL_checktype(L, 1, LUA_TTABLE);
+  luaL_buffinit(L, &b);
+  luaL_addchar(&b, '(');
+  for (int i = 1; i <= n; i++) {
+    if (i > 1) luaL_addstring(&b, ", ");
+    lua_rawgeti(L, 1, i);
+    luaL_tolstring(L, -1, NULL);
+    lua_remove(L, -2);
+    luaL_addvalue(&b);
+  }
+  luaL_addchar(&b, ')');
+  luaL_pushresult(&b);
+  return 1;
+}
+
+static int shape_eq (lua_State *L) {
+  lua_Unsigned n = lua_rawlen(L, 1);
+  bool same = lua_istable(L, 1) && lua_istable(L, 2) && lua_rawlen(L, 2) == n;
+  for (lua_Unsigned i = 1; same && i <= n; i++) {
+    lua_rawgeti(L, 1, (lua_Integer)i);
+    lua_rawgeti(L, 2, (lua_Integer)i);
+    same = lua_rawequal(L, -1, -2);
+    lua_pop(L, 2);
+  }
+  lua_pushboolean(L, same);
+  return 1;
+}
+
 void peri__push_shape (lua_State *L, int ndim, const int64_t *shape) {
+  static const luaL_Reg meta[] = { { "__tostring", shape_tostring },
+                                   { "__eq", shape_eq },
+                                   { NULL, NULL } };
   lua_createtable(L, ndim, 0);
   for (int i = 0; i < ndim; i++) {
     lua_pushinteger(L, shape[i]);
     lua_rawseti(L, -2, i + 1);
   }
+  if (luaL_newmetatable(L, "perilune.shape")) luaL_setfuncs(L, meta, 0);
+  lua_setmetatable(L, -2);
 }
 
 void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape) {

@@ -120,7 +120,8 @@ const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, in
 /* Sizes at arg (a table or one integer) into shape[PERI_MAX_DIMS]; the number of dims. */
 int peri__want_shape (lua_State *L, int arg, const char *fn, const char *name, int64_t *shape);
 peri_dtype peri__want_dtype_arg (lua_State *L, int arg, const char *fn, const char *name);
-void peri__push_shape (lua_State *L, int ndim, const int64_t *shape); /* a table of integers */
+/* A table of integers that print shows and == compares by its sizes. */
+void peri__push_shape (lua_State *L, int ndim, const int64_t *shape);
 /* "(2, 3)" pushed as a string. */
 void peri__push_shape_text (lua_State *L, int ndim, const int64_t *shape);
 

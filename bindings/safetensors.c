@@ -229,7 +229,9 @@ static const peri_reg functions[] = {
     "option map: share the file's pages (only for files that nobody truncates).",
     l_load },
   { "save", "path, tensors, metadata?",
-    "Write tensors by name in one step; true, or nil and a message.", l_save },
+    "Write tensors by name, and metadata (texts by name), in one step; true, or nil and a "
+    "message.",
+    l_save },
   { "create", "path, tensors",
     "Begin a file of tensors {name, dtype, shape} that are then written one at a time: a writer, "
     "or nil and a message.",

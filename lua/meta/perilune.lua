@@ -2538,7 +2538,7 @@ function peri.safetensors.info(path) end
 ---@return any ...
 function peri.safetensors.load(path, options) end
 
---- Write tensors by name in one step; true, or nil and a message.
+--- Write tensors by name, and metadata (texts by name), in one step; true, or nil and a message.
 ---@param path any
 ---@param tensors any
 ---@param metadata? any

@@ -297,7 +297,8 @@ static peri_status check_root (peri_ctx *ctx, peri_tensor *root, peri_tensor *se
       return peri__fail(ctx, PERI_EINVAL,
                         "the graph was freed by an earlier backward pass: use retain_graph");
     return peri__fail(ctx, PERI_EINVAL,
-                      "the tensor does not depend on anything that requires a gradient");
+                      "the tensor does not depend on anything that requires a gradient%s",
+                      ctx->grad_enabled ? "" : "; recording is off here (no_grad)");
   }
   if (!seed && root->numel != 1)
     return peri__fail(

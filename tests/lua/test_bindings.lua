@@ -569,6 +569,22 @@ function TestInfo:test_info()
   lu.assertTrue(peri.time() > 0)
 end
 
+function TestInfo:test_shapes_print_and_compare_by_their_sizes()
+  local x = peri.zeros { 2, 3 }
+  lu.assertEquals(tostring(x.shape), "(2, 3)")
+  lu.assertTrue(x.shape == peri.ones { 2, 3 }.shape)
+  lu.assertTrue(x.shape == { 2, 3 })
+  lu.assertFalse(x.shape == { 2 })
+  lu.assertFalse(x.shape == x.T.shape)
+  lu.assertEquals(table.concat(peri.zeros(x.shape).shape, " "), "2 3")
+end
+
+function TestInfo:test_backward_says_when_recording_is_off()
+  local x = peri.ones { 2 }:requires_grad_()
+  local _ <close> = peri.no_grad()
+  lu.assertErrorMsgContains("recording is off here (no_grad)", function() (x * 2):sum():backward() end)
+end
+
 function TestInfo:test_help_of_everything()
   local text = {}
   local real = print

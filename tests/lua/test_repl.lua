@@ -62,7 +62,7 @@ function TestRepl:test_the_last_expression_of_a_line_prints()
 end
 
 function TestRepl:test_values_print_as_what_they_are()
-  lu.assertEquals(typed "peri.zeros{2, 3}.shape\n", "{2, 3}\n")
+  lu.assertEquals(typed "peri.zeros{2, 3}.shape\n", "(2, 3)\n")
   lu.assertEquals(typed "{1, 'two', {three = 4 > 3}}\n", '{1, "two", {three = true}}\n')
   lu.assertEquals(typed "0/0, -(0/0), {0/0}\n", "nan\tnan\t{nan}\n")
   lu.assertEquals(typed "1, {2}\n", "1\t{2}\n")
