@@ -60,11 +60,15 @@ local function option_table(out, known)
   out[#out + 1] = ""
 end
 
-local function annotations(out, item)
-  local lines = {}
+local function annotations(out, item, known)
+  local lines, positional = {}, {}
+  for _, name in ipairs(known and known.positional or {}) do positional[name] = true end
   for _, p in ipairs(item.params) do
+    -- the table of declared options is in the table above
+    if known and known.more and not positional[p.name] and p.type:find "^table" and p.doc == "" then goto next end
     local doc = p.doc ~= "" and ": " .. p.doc:gsub("%s*\n%s*", " ") or ""
     lines[#lines + 1] = ("- %s (%s)%s"):format(code(p.name), code(p.type), doc)
+    ::next::
   end
   for _, r in ipairs(item.returns) do
     local doc = r.doc ~= "" and ": " .. r.doc:gsub("%s*\n%s*", " ") or ""
@@ -91,7 +95,7 @@ local function section(out, item, prefix, module)
   out[#out + 1] = "#### " .. code(call_of(item, prefix, value)) .. "\n"
   if item.text ~= "" then out[#out + 1] = body(item.text) .. "\n" end
   option_table(out, options.declared(value))
-  annotations(out, item)
+  annotations(out, item, options.declared(value))
 end
 
 local function class_section(out, item)

@@ -101,7 +101,8 @@ local function describe_op(op)
     local default = p.default ~= nil and (" (default %s)"):format(p.default) or ""
     rows[i] = ("  %-14s %s%s"):format(p.name, kinds[p.kind] or p.kind, default)
   end
-  local text = ("peri.%s(%s)\n%s"):format(op.name, table.concat(names, ", "), op.doc)
+  local text = comments.wrap(("peri.%s(%s)"):format(op.name, table.concat(names, ", ")), terminal.width()) .. "\n"
+    .. comments.wrap(op.doc, terminal.width())
   if #rows > 0 then text = text .. "\n" .. table.concat(rows, "\n") end
   if op.flags.elementwise then text = text .. ("\nin place: x:%s_(...)"):format(op.name) end
   return text
@@ -145,12 +146,24 @@ local function annotated_rows(list, label)
   return rows
 end
 
+-- The annotated arguments; the table whose options are declared is shown by these alone.
+local function shown_params(item, known)
+  local list, positional = {}, {}
+  for _, name in ipairs(known and known.positional or {}) do positional[name] = true end
+  for _, p in ipairs(item.params) do
+    local is_options = known and known.more and not positional[p.name] and p.type:find "^table" and p.doc == ""
+    if not is_options then list[#list + 1] = p end
+  end
+  return list
+end
+
 -- Title, text, arguments, options and results of a function or constructor.
 local function describe_item(title, item, known)
   local out = { title }
   if item and item.text ~= "" then out[#out + 1] = comments.wrap(item.text, terminal.width()) end
   if not (item and item.text ~= "") and not known then out[#out + 1] = "(no comment above it)" end
-  if item and #item.params > 0 then out[#out + 1] = table_of(annotated_rows(item.params), "  ") end
+  local params = item and shown_params(item, known) or {}
+  if #params > 0 then out[#out + 1] = table_of(annotated_rows(params), "  ") end
   if known and #known.options > 0 then
     out[#out + 1] = "options:\n" .. table_of(option_rows(known), "  ")
   end
@@ -237,6 +250,25 @@ local function class_of(t)
   return type(meta) == "table" and type(meta.__index) == "table" and meta.__index or nil
 end
 
+-- What an object is, and the methods of its class and of what that is made from.
+local function describe_object(t, name)
+  local class, rows, seen = class_of(t), {}, {}
+  local item = is_class(class) and constructor_item(class)
+  local out = { name or rawget(class, "__name") or name_of(class) or "object" }
+  if item and item.text ~= "" then out[2] = comments.wrap(item.text, terminal.width()) end
+  while class do
+    for _, key in ipairs(sorted_keys(class)) do
+      local value = rawget(class, key)
+      local method = type(value) == "function" and (peri.describe(value) or parameters(value)[1] == "self")
+      if method and not seen[key] then rows[#rows + 1] = entry(key, value) end
+      seen[key] = true
+    end
+    class = getmetatable(class) and class_of(class)
+  end
+  out[#out + 1] = "methods:\n" .. table_of(rows, "  ")
+  return table.concat(out, "\n")
+end
+
 local function describe_table(t, name)
   for module, value in pairs(package.loaded) do
     if value == t and type(module) == "string" then
@@ -251,23 +283,22 @@ local function describe_table(t, name)
     local methods = listing(t)
     return methods ~= "" and text .. "\nmethods:\n" .. methods or text
   end
-  local class = class_of(t)
-  if class then
-    local title = name or rawget(class, "__name") or name_of(class) or "object"
-    local out = { ("%s: an object with the methods"):format(title), listing(class) }
-    local made = getmetatable(class) and class_of(class)
-    if made then out[#out + 1] = listing(made) end
-    return table.concat(out, "\n")
+  if class_of(t) then return describe_object(t, name) end
+  for key, value in pairs(peri) do
+    if value == t and type(key) == "string" then name = "peri." .. key end
   end
   return (name or "table") .. "\n" .. listing(t)
 end
 
 -- ---- the whole ----
 
--- Modules of the library that are reached as peri.NAME.
+-- Modules of the library that are reached as peri.NAME, those in C among them.
 local function module_names()
-  local names = {}
-  for name in pairs(peri._submodules or {}) do names[#names + 1] = name end
+  local names, known = {}, {}
+  for name in pairs(peri._submodules or {}) do names[#names + 1], known[name] = name, true end
+  for name, value in pairs(peri) do
+    if type(value) == "table" and name:sub(1, 1) ~= "_" and not known[name] then names[#names + 1] = name end
+  end
   table.sort(names)
   return names
 end
@@ -280,6 +311,14 @@ local function overview()
   for _, f in ipairs(peri.functions()) do
     if f.of == "perilune" then functions[#functions + 1] = f.name end
   end
+  local known = {}
+  for _, list in ipairs { ops, functions } do
+    for _, name in ipairs(list) do known[name] = true end
+  end
+  for name, value in pairs(peri) do -- those in Lua: split, meshgrid ...
+    local public = type(value) == "function" and not known[name] and not name:find "^_" and not name:find "_backward$"
+    if public and not name:find "_$" then functions[#functions + 1] = name end
+  end
   table.sort(ops)
   table.sort(functions)
   return "help(x) explains an op, a function, a module or a name: help 'softmax', help(peri.nn.Linear)\n"
@@ -289,8 +328,32 @@ local function overview()
 end
 
 local function describe_tensor(x)
+  local names = {}
+  for _, name in ipairs(sorted_keys(peri.methods())) do
+    if not name:find "_backward$" then names[#names + 1] = name end
+  end
   return tostring(x) .. "\nfields: shape ndim dtype device grad requires_grad is_leaf packed T\nmethods:\n"
-    .. wrap(sorted_keys(peri.methods()))
+    .. wrap(names)
+end
+
+-- A method of whatever class of the library has it: "run:plot", "stream:batch"; the class whose name is the
+-- first word goes before others.
+local function find_method(text)
+  local owner, method = text:match "^([%w_]+):([%w_]+)$"
+  if not owner then return nil end
+  local found
+  local function look(class, name)
+    local f = type(class) == "table" and rawget(class, "__index") and rawget(class, method)
+    if type(f) == "function" and (not found or name:lower() == owner:lower()) then found = f end
+  end
+  for _, module in ipairs(module_names()) do pcall(require, "perilune." .. module) end
+  for module, t in pairs(package.loaded) do
+    if type(module) == "string" and module:find "^perilune%." and type(t) == "table" then
+      look(t, module:match "[^.]+$")
+      for key, value in pairs(t) do look(value, tostring(key)) end
+    end
+  end
+  return found, found and text
 end
 
 -- Something by its name: an op, a method, a function, a module, or a path such as nn.Linear; a last name
@@ -300,15 +363,17 @@ local function find(name)
   local library = require "perilune"
   local value = library
   for part in name:gmatch "[^%.:]+" do
-    if type(value) ~= "table" then return nil end
+    if type(value) ~= "table" then break end
     local ok, field = pcall(function() return value[part] end) -- an unknown field raises
     value = ok and field or nil
   end
   if value ~= nil and name ~= "" then return value, name end
   if peri.methods()[name] then return peri.methods()[name], name end
+  if name:find ":" then return find_method(name) end
   for _, module in ipairs(module_names()) do
     local ok, t = pcall(require, "perilune." .. module)
-    local found = ok and type(t) == "table" and rawget(t, name)
+    if not ok then t = rawget(peri, module) end
+    local found = type(t) == "table" and rawget(t, name)
     if found then return found, module .. "." .. name end
   end
 end

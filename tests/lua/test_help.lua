@@ -92,6 +92,19 @@ function TestHelp:test_an_object_lists_its_methods()
   lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed, options)")
 end
 
+function TestHelp:test_methods_are_found_by_the_word_for_their_object()
+  lu.assertStrContains(shown "stream:batch", "Lists of n rows")
+  lu.assertStrContains(shown "optimizer:step", "Move every parameter")
+  lu.assertStrContains(shown "run:plot", "Curves of metrics")
+  lu.assertStrContains(shown "run:no_such", "nothing is called")
+end
+
+function TestHelp:test_the_overview_has_modules_in_c_and_functions_in_lua()
+  local text = shown()
+  for _, name in ipairs { "safetensors", "npz", "split", "recipe" } do lu.assertStrMatches(text, ".*%f[%w]" .. name .. "%f[%W].*") end
+  lu.assertNotStrContains(text, "_backward")
+end
+
 function TestHelp:test_the_logarithm_and_the_logger_are_told_apart()
   lu.assertStrContains(shown "log", "Natural logarithm")
   lu.assertNil(shown():match "\n[^\n]*%f[%w]log%f[%W][^\n]*recipe")
