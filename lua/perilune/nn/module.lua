@@ -352,7 +352,7 @@ local function count_text(self)
   return (", %s parameters%s"):format(digits(n), frozen > 0 and (", %s of them frozen"):format(digits(frozen)) or "")
 end
 
---- The tree of modules as text, each with its name in a state dict.
+--- The tree of modules as text, each as Lua reaches it: layers[1] is layers.0 in a state dict.
 --- @return string
 function Module.describe(self)
   local lines, depth_of = {}, { [""] = -1 }
