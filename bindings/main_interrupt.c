@@ -115,6 +115,13 @@ void peri__interrupt_done (void) {
   for (running *r = innermost; r; r = r->outer) lua_sethook(r->L, NULL, 0, 0);
 }
 
+/* Whole before the handler can find it. */
+static void enter (running *self, lua_State *co) {
+  *self = (running){ co, innermost };
+  atomic_signal_fence(memory_order_release);
+  innermost = self;
+}
+
 /* ---- the coroutine library of the program: resume, wrap and close of Lua's lcorolib.c ---- */
 
 /* Values on top of L go to co, its results or error value come back; their number, -1 for an error. */
@@ -125,8 +132,8 @@ static int resume (lua_State *L, lua_State *co, int nargs) {
     return -1;
   }
   lua_xmove(L, co, nargs);
-  running self = { co, innermost };
-  innermost = &self;
+  running self;
+  enter(&self, co);
   if (signal_at) lua_sethook(co, stop_hook, LUA_MASKCOUNT, grace());
   int rc = lua_resume(co, L, nargs, &nres);
   innermost = self.outer;
@@ -155,8 +162,8 @@ static int co_resume (lua_State *L) {
 
 /* To-be-closed variables of a coroutine run in it. */
 static int reset (lua_State *L, lua_State *co) {
-  running self = { co, innermost };
-  innermost = &self;
+  running self;
+  enter(&self, co);
 #if LUA_VERSION_RELEASE_NUM >= 50406
   int rc = lua_closethread(co, L);
 #else
