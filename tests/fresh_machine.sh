@@ -72,8 +72,8 @@ in_it () {
     $(env | grep -i '^[a-z]*_proxy=' || true) \
     chroot "$root" /bin/sh -c "cd /root/perilune && $*" >"$root/log" 2>&1 || status=$?
   if [ $status -ne 0 ]; then
-    grep 'FAILED' "$root/log" || true
-    tail -n 60 "$root/log"
+    grep -B 25 'FAILED' "$root/log" || true
+    tail -n 20 "$root/log"
     echo "== failed with status $status: $*"
     exit 1
   fi
