@@ -333,12 +333,13 @@ local load_rules = {
   pooling = options.value(options.none, "string or table", "instead of what the folder says, or mean"),
   normalize = options.boolean(options.none, "instead of what the folder says, or false"),
   max_length = options.integer(options.none, "[1, inf)", "tokens of a text"),
+  map = options.boolean(true, "weights may share the file's pages; false reads them, as for models.load"),
 }
 
 --- Read an encoder of texts. A folder of sentence-transformers says in modules.json and 1_Pooling/config.json how
 --- texts become vectors; of any other model it is the mean over the tokens, as sentence-transformers does.
 --- @param path string  Hugging Face folder or .gguf file
---- @param opts table?  dtype ("f32"), pack (true), tokenizer, pooling, normalize, max_length
+--- @param opts table?  dtype ("f32"), pack (true), tokenizer, pooling, normalize, max_length, map (true)
 --- @return perilune.embed.Encoder|nil
 --- @return string? message
 function M.load(path, opts)
@@ -353,12 +354,12 @@ function M.load(path, opts)
     found = read_gguf(path)
   end
   local models = require "perilune.models"
-  local source, message = models.open(place)
+  local source, message = models.open(place, { map = o.map })
   if not source then return nil, message end
   local tok, model
   tok, message = peri.tokenizer.load(o.tokenizer or source.tokenizer_path or place)
   if not tok then return nil, message end
-  model, message = models.load(place, { dtype = o.dtype, pack = o.pack })
+  model, message = models.load(place, { dtype = o.dtype, pack = o.pack, map = o.map })
   if not model then return nil, message end
   for _, name in ipairs { "pooling", "normalize", "max_length" } do
     if o[name] ~= nil then found[name] = o[name] end

@@ -114,15 +114,16 @@ end
 
 -- A small model is not worth the rounding of quantised products. The third result is what was stored in fewer bits
 -- than it has now.
-local function load_model(path, dtype, pack)
+local function load_model(path, o)
   local models = require "perilune.models"
-  if dtype ~= "auto" then return models.load(path, { dtype = dtype, pack = pack }) end
-  local model, message = models.load(path, { dtype = "file" })
+  local dtype, pack, map = o.dtype, o.pack, o.map
+  if dtype ~= "auto" then return models.load(path, { dtype = dtype, pack = pack, map = map }) end
+  local model, message = models.load(path, { dtype = "file", map = map })
   if not model then return nil, message end
   dtype = model:num_parameters() <= SMALL and "f32" or "file"
   if dtype == "file" and not pack then return model end
   local stored = dtype == "f32" and stored_dtype(model) or nil
-  model, message = models.load(path, { dtype = dtype, pack = pack })
+  model, message = models.load(path, { dtype = dtype, pack = pack, map = map })
   return model, message, stored ~= "f32" and stored or nil
 end
 
@@ -130,6 +131,7 @@ local load_rules = {
   dtype = options.value("auto", "string", "of the weights, as for models.load; auto: f32 up to 2^28, else as stored"),
   pack = options.boolean(true, "weights are laid out for this processor; false where they are to be trained"),
   tokenizer = options.value(options.none, "string", "path, where it lies elsewhere"),
+  map = options.boolean(true, "weights may share the file's pages; false reads them, as for models.load"),
 }
 for name, rule in pairs(new_rules) do load_rules[name] = rule end
 
@@ -137,21 +139,22 @@ for name, rule in pairs(new_rules) do load_rules[name] = rule end
 --- @param path string  Hugging Face folder, .gguf or llama2.c .bin file
 --- @param opts table?  dtype of the weights as for models.load, or "auto" (the default): "f32" up to 2^28
 --- parameters, else "file", as stored; pack (true): weights are laid out for this processor; false where
---- they are to be trained; tokenizer (path, where it lies elsewhere), and those of lm.new
+--- they are to be trained; tokenizer (path, where it lies elsewhere), map as for models.open, and those of
+--- lm.new
 --- @return perilune.lm.Model|nil
 --- @return string? message
 function M.load(path, opts)
   local o = options.fill("lm.load", opts, load_rules)
   local models = require "perilune.models"
   local tok, model, stored
-  local source, message = models.open(path)
+  local source, message = models.open(path, { map = o.map })
   if not source then return nil, message end
   local why = models.architecture(source.config)
   why = why and base.no_causal(why.Class)
   if why then return nil, ("%s: %s"):format(path, why) end
   tok, message = peri.tokenizer.load(o.tokenizer or source.tokenizer_path or path)
   if not tok then return nil, message end
-  model, message, stored = load_model(path, o.dtype, o.pack)
+  model, message, stored = load_model(path, o)
   if not model then return nil, message end
   local self = M.new(model, tok,
     { rows = o.rows, prefix_cache_bytes = o.prefix_cache_bytes, prefill_chunk = o.prefill_chunk })

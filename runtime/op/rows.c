@@ -1,6 +1,7 @@
 /* rows.c - class ids, and the row kernels by dtype: SIMD for f32, plain loops for f64. */
 #include "op/rows.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -44,7 +45,9 @@ peri_status peri__ids_check (peri_call *c, const peri_tensor *ids, const char *n
 
 peri__rows peri__rows_of (const peri_ctx *ctx, int dtype, double temperature) {
   bool f64 = dtype == PERI_F64;
-  double scale = 1 / temperature;
+  /* neither 0 nor infinite, also after rounding: -inf * 0 and 0 * inf are NaN */
+  double most = f64 ? DBL_MAX : FLT_MAX, least = f64 ? DBL_MIN : FLT_MIN;
+  double scale = fmin(fmax(1 / temperature, least), most);
   return (peri__rows){ .k = ctx->cpu->loss,
                        .f64 = f64,
                        .size = f64 ? 8 : 4,

@@ -384,4 +384,32 @@ function tests.test_llama2c_checkpoints_are_sources()
   fails("5 bytes are no llama2.c checkpoint", llama2c.open(dir .. "/a.bin"))
 end
 
+-- ---- files that change under a model -------------------------------------------------------------
+
+function tests.test_without_a_map_a_file_may_be_truncated_under_its_model()
+  local folder, file = dir .. "/llama", dir .. "/llama.gguf"
+  assert(peri.files.make_folder(folder))
+  for _, name in ipairs(assert(peri.files.list(tiny .. "llama"))) do
+    assert(peri.files.write(folder .. "/" .. name, assert(peri.files.read(tiny .. "llama/" .. name))))
+  end
+  assert(require "perilune.gguf.convert".run { from = folder, to = file, type = "f32" })
+  local ids = peri.tensor({ { 1, 2, 3 } }, "i64")
+  for path, weights in pairs { [folder] = folder .. "/model.safetensors", [file] = file } do
+    for _, dtype in ipairs { "file", "f32" } do
+      local model = assert(peri.models.load(path, { dtype = dtype, map = false }))
+      local want, text = model:logits(model:forward(ids)):tolist(), assert(peri.files.read(weights))
+      assert(io.open(weights, "wb")):close() -- cut, not replaced: a map would lose its pages
+      lu.assertEquals(model:logits(model:forward(ids)):tolist(), want)
+      assert(peri.files.write(weights, text))
+    end
+  end
+end
+
+function tests.test_map_is_a_boolean_and_reaches_every_loader()
+  for _, load in ipairs { peri.models.load, peri.models.open, peri.lm.load } do
+    lu.assertErrorMsgContains("map", load, tiny .. "llama", { map = 1 })
+    lu.assertErrorMsgContains('did you mean "map"', load, tiny .. "llama", { mpa = true })
+  end
+end
+
 return tests

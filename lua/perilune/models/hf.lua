@@ -119,8 +119,8 @@ end
 local Source = {}
 Source.__index = Source
 
---- A tensor in the file's dtype, mapped. Its shard is opened when the first of its tensors is asked
---- for and stays open with the source.
+--- A tensor in the file's dtype, mapped unless the source was opened without. Its shard is opened when the
+--- first of its tensors is asked for and stays open with the source.
 --- @param name string
 --- @return perilune.Tensor|nil
 --- @return string? message
@@ -128,7 +128,7 @@ function Source:get(name)
   local entry = self._entries[name]
   if not entry then return nil, ("%s: there is no tensor %q"):format(self.path, name) end
   if not self._shards[entry.file] then
-    local tensors, message = peri.safetensors.load(self.path .. "/" .. entry.file, { map = true })
+    local tensors, message = peri.safetensors.load(self.path .. "/" .. entry.file, { map = self._map })
     if not tensors then return nil, message end
     for _, t in pairs(tensors) do peri.keep(t) end
     self._shards[entry.file] = tensors
@@ -150,9 +150,10 @@ local vocabularies = { "tokenizer.json", "vocab.json", "vocab.txt", "encoder.jso
 
 --- Open a model folder as a source; no tensor is read.
 --- @param folder string
+--- @param opts table?  map (true): tensors share the file's pages
 --- @return table|nil source  format, path, config, generation_config, names, get, tokenizer_path
 --- @return string? message
-function M.open(folder)
+function M.open(folder, opts)
   local config, err = M.config(folder)
   if not config then return nil, err end
   local generation, why = M.generation_config(folder)
@@ -163,7 +164,8 @@ function M.open(folder)
   for name in pairs(entries) do names[#names + 1] = name end
   table.sort(names)
   local source = setmetatable({ format = "hf", path = folder, config = config, generation_config = generation,
-    names = names, _entries = entries, _shards = {} }, Source)
+    names = names, _entries = entries, _shards = {},
+    _map = not opts or opts.map ~= false }, Source)
   for _, name in ipairs(vocabularies) do
     if peri.files.exists(folder .. "/" .. name) then source.tokenizer_path = folder end
   end
@@ -177,7 +179,7 @@ end
 function M.tensors(folder)
   local entries, err = read_entries(folder)
   if not entries then return nil, err end
-  local source = setmetatable({ path = folder, _entries = entries, _shards = {} }, Source)
+  local source = setmetatable({ path = folder, _entries = entries, _shards = {}, _map = true }, Source)
   local out = {}
   for name in pairs(entries) do
     local t, message = source:get(name)
