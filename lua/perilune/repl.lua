@@ -150,7 +150,8 @@ end
 -- call, and an error can name this line.
 local function expression(before, text, skip)
   if not load(skip .. "return " .. text, "=stdin", "t") then return nil end
-  return load(("%s return (...)(%s\n)"):format(before, text), "=stdin", "t")
+  return load(("%s return (...)(%s)"):format(before, text), "=stdin", "t")
+    or load(("%s return (...)(%s\n)"):format(before, text), "=stdin", "t") -- one that ends with a comment
     or load(before .. " return " .. text, "=stdin", "t") -- one that ends with a semicolon
 end
 
@@ -160,7 +161,7 @@ local function compile(text)
   if chunk then return chunk end
   for _, at in ipairs(ends_of(text)) do
     local before, last = text:sub(1, at), text:sub(at + 1)
-    if last:find "%S" and not last:find "^%s*%-%-" and load(before, "=stdin", "t") then
+    if last:find "%S" and load(before, "=stdin", "t") then
       local _, lines = before:gsub("\n", "")
       chunk = expression(before, last, ("\n"):rep(lines))
       if chunk then return chunk end

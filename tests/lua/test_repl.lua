@@ -41,6 +41,10 @@ function TestRepl:test_the_last_expression_of_a_line_prints()
     ["x = [[a; b]]; #x"] = "4\n",
     ["x = 3 -- as before; x"] = "",
     ["x = 3; -- x"] = "",
+    ["x = 5; --[[ c ]] x"] = "5\n",
+    ["x = 5 -- c"] = "",
+    ["5 -- c"] = "5\n",
+    ["for i = 1, 2 do end; 5"] = "5\n",
     ["x = 3 --[[ ; ]]; x"] = "3\n",
     ["x = 'it\\'s; x'; #x"] = "7\n",
     ["print('a;b'); print(2)"] = "a;b\n2\n",
@@ -94,6 +98,8 @@ function TestRepl:test_errors_blame_the_line_that_was_typed()
     ["x = 1; peri.nn.Linear(1)"] = "stdin:1: Linear: out_features is missing",
     ["peri.nn.Linear(2, 2)(peri.ones{3})"] = "stdin:1: linear: ",
     ["peri.zeros{-1}"] = "stdin:1: zeros: ",
+    ["peri.nn.Liner"] = "stdin:1: perilune.nn has no 'Liner'",
+    ["x = 1; peri.nn.Liner -- what"] = "stdin:",
   } do
     lu.assertEquals(typed(text .. "\n"):match "^[^\n]*":sub(1, #want), want)
   end
