@@ -38,10 +38,39 @@ static int find_param (lua_State *L, const peri__op_binding *o, const char *name
   for (int i = 0; i < o->sig->n; i++)
     if (strcmp(o->sig->p[i].name, name) == 0) return i + 1;
   const char *near = peri__nearest(name, param_name, (void *)o->sig);
-  return luaL_error(L,
-                    near ? "%s: no parameter is called '%s'; the nearest is '%s'"
-                         : "%s: no parameter is called '%s'",
-                    o->op->name, name, near);
+  if (near)
+    return luaL_error(L, "%s: no parameter is called '%s'; the nearest is '%s'", o->op->name, name,
+                      near);
+  luaL_Buffer b;
+  luaL_buffinit(L, &b);
+  for (int i = 0; i < o->sig->n; i++) {
+    luaL_addstring(&b, i > 0 ? ", " : "");
+    luaL_addstring(&b, o->sig->p[i].name);
+  }
+  luaL_pushresult(&b);
+  return luaL_error(L, "%s: no parameter is called '%s'; there are %s", o->op->name, name,
+                    lua_tostring(L, -1));
+}
+
+/* What a call such as randn(2, 3) or cat(a, b) wants to hear: its list goes into one table. */
+static const char *list_hint (lua_State *L, const peri__op_binding *o, int arg) {
+  if (arg < 2 || arg - 1 > o->sig->n || !is_list(o->sig->p[arg - 2].kind)) return "";
+  if (o->sig->p[arg - 2].kind == PERI_K_TENSORS)
+    return peri__box_at(L, o->b, arg - 1) && peri__box_at(L, o->b, arg)
+               ? "; several tensors go into one table: {a, b}"
+               : "";
+  return lua_type(L, arg - 1) == LUA_TNUMBER && lua_type(L, arg) == LUA_TNUMBER
+             ? "; several numbers go into one table: {2, 3}"
+             : "";
+}
+
+static int wrong_type (lua_State *L, const peri__op_binding *o, int arg) {
+  const peri_param *p = &o->sig->p[arg - 1];
+  const char *hint = list_hint(L, o, arg);
+  if (!*hint) return peri__type_error(L, o->op->name, arg, p->name, kind_text(p->kind));
+  return luaL_error(L, "%s: argument %d (%s) must be %s, got %s%s", o->op->name, arg, p->name,
+                    kind_text(p->kind), lua_type(L, arg) == LUA_TNUMBER ? "number" : "tensor",
+                    hint);
 }
 
 static bool has_string_key (lua_State *L, int idx) {
@@ -95,6 +124,7 @@ static void check_integer (lua_State *L, const peri__op_binding *o, int arg, int
     if (lua_type(L, idx) == LUA_TNUMBER)
       luaL_error(L, "%s: argument %d (%s): %f is not an integer", o->op->name, arg, p->name,
                  isnan(lua_tonumber(L, idx)) ? (double)NAN : lua_tonumber(L, idx));
+    if (idx == arg) wrong_type(L, o, arg);
     luaL_error(L, "%s: argument %d (%s) must be %s, got %s", o->op->name, arg, p->name,
                kind_text(p->kind), luaL_typename(L, idx));
   }
@@ -179,7 +209,7 @@ static void check_param (lua_State *L, peri__args *a, int arg) {
           "bf16, f32, f64",
           o->op->name, arg, p->name, lua_tostring(L, arg));
   }
-  if (!ok) peri__type_error(L, o->op->name, arg, p->name, kind_text(p->kind));
+  if (!ok) wrong_type(L, o, arg);
 }
 
 void peri__args_check (lua_State *L, peri__args *a) {
@@ -196,8 +226,8 @@ void peri__args_check (lua_State *L, peri__args *a) {
     }
   }
   if (top > sig->n)
-    luaL_error(L, "%s: takes at most %d argument%s, got %d", a->o->op->name, sig->n,
-               sig->n == 1 ? "" : "s", top);
+    luaL_error(L, "%s: takes at most %d argument%s, got %d%s", a->o->op->name, sig->n,
+               sig->n == 1 ? "" : "s", top, list_hint(L, a->o, sig->n + 1));
   lua_settop(L, sig->n);
   for (int i = 1; i <= sig->n; i++) check_param(L, a, i);
   a->nin = sig->ntensor - sig->nlist + sig->nlist * a->each;

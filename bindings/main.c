@@ -142,12 +142,26 @@ static int run_chunk (lua_State *L, int nargs) {
   return EXIT_OK;
 }
 
+/* A script's own modules: its folder, behind all others. The current one is there already. */
+static void add_script_folder (lua_State *L, const char *path) {
+  const char *slash = strrchr(path, '/');
+  if (!slash) return;
+  lua_getglobal(L, "package");
+  lua_getfield(L, -1, "path");
+  lua_pushlstring(L, path, (size_t)(slash - path));
+  const char *all = lua_tostring(L, -2), *dir = lua_tostring(L, -1);
+  lua_pushfstring(L, "%s;%s/?.lua;%s/?/init.lua", all ? all : "", dir, dir);
+  lua_setfield(L, -4, "path");
+  lua_pop(L, 3);
+}
+
 static int run_file (lua_State *L, const char *path, int argc, char **argv, int script) {
   set_arg(L, argc, argv, script);
   if (luaL_loadfilex(L, strcmp(path, "-") == 0 ? NULL : path, "t") != LUA_OK) {
     fprintf(stderr, "perilune: %s\n", lua_tostring(L, -1));
     return EXIT_ERROR;
   }
+  add_script_folder(L, path);
   luaL_checkstack(L, argc, "too many arguments");
   for (int i = script + 1; i < argc; i++) lua_pushstring(L, argv[i]);
   return run_chunk(L, argc - script - 1);

@@ -112,6 +112,16 @@ function TestArguments:test_in_place_returns_its_tensor()
   lu.assertStrContains(message(w.add_, w, 1), "no_grad")
 end
 
+function TestArguments:test_lists_that_were_given_one_by_one_are_asked_for_as_a_table()
+  local x = peri.zeros { 6 }
+  for _, f in ipairs {
+    function() peri.randn(2, 3) end, function() x:reshape(3, 2) end, function() peri.zeros { 2, 2 }:permute(2, 1) end,
+  } do lu.assertErrorMsgContains("several numbers go into one table: {2, 3}", f) end
+  lu.assertErrorMsgContains("several tensors go into one table: {a, b}", function() peri.cat(x, x) end)
+  lu.assertErrorMsgContains("no parameter is called 'axis'; there are x, dims, keep",
+    function() x:mean { axis = 1 } end)
+end
+
 function TestArguments:test_help_and_the_op_table()
   for _, op in ipairs(peri.ops()) do
     lu.assertNotNil(op.params, op.name .. ": the signature does not parse")

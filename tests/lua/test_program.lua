@@ -146,6 +146,16 @@ function TestProgram:test_a_recipe_refuses_before_it_makes_its_folder()
   end
 end
 
+function TestProgram:test_a_script_finds_modules_beside_it()
+  local folder = os.tmpname()
+  os.remove(folder)
+  assert(peri.files.make_folder(folder))
+  assert(peri.files.write(folder .. "/beside.lua", "return 42"))
+  assert(peri.files.write(folder .. "/main.lua", "print(require 'beside')"))
+  lu.assertStrContains(run("run " .. folder .. "/main.lua"), "42")
+  peri.files.remove_tree(folder)
+end
+
 function TestProgram:test_scripts_get_arg()
   local path = script "print(arg[0] == ..., arg[1], arg[2], select('#', ...), type(help)) error('end of ' .. arg[1])"
   local out, status = run(("run %s one '--two=2'"):format(path))
