@@ -31,6 +31,11 @@ function TestModules:test_unknown_option_names_the_nearest()
   lu.assertErrorMsgContains("out_features is missing", nn.Linear, 3)
 end
 
+function TestModules:test_a_state_that_could_not_be_read_says_why()
+  lu.assertErrorMsgContains("the state is nil, expected a table of tensors: safetensors.load: /nonexistent",
+    function() nn.Linear(2, 2):load_state_dict(peri.safetensors.load "/nonexistent") end)
+end
+
 function TestModules:test_errors_point_at_the_caller()
   local _, message = pcall(function() nn.Linear(3) end)
   lu.assertStrContains(message, "test_nn.lua")

@@ -185,10 +185,11 @@ local load_rules = { strict = options.boolean(true, "missing and unexpected name
 --- @param opts table?
 --- @return self
 function Module:load_state_dict(state, opts)
-  local strict = options.fill("load_state_dict", opts, load_rules).strict
-  if type(state) ~= "table" then
-    error(("load_state_dict: the state is a %s, expected a table of tensors"):format(type(state)), 2)
+  if type(state) ~= "table" then -- a failed safetensors.load gives nil and a message
+    error(("load_state_dict: the state is %s, expected a table of tensors%s")
+      :format(state == nil and "nil" or "a " .. type(state), type(opts) == "string" and ": " .. opts or ""), 2)
   end
+  local strict = options.fill("load_state_dict", opts, load_rules).strict
   local targets, given = targets_of(self), {}
   local missing, unexpected, wrong = {}, {}, {}
   for name, tensor in pairs(state) do
