@@ -1,6 +1,6 @@
 /*
-** fuzz_tokenizer.c - any bytes as tokenizer.json, as a vocabulary in GGUF or as a SentencePiece model,
-** by how they begin: refused, or a tokenizer that encodes and decodes texts within bounds of memory. Usage: as driver.h says, or with a number: that many mutations of
+** fuzz_tokenizer.c - any bytes as tokenizer.json, as the settings beside one, as a vocabulary in GGUF or
+** as a SentencePiece model, by how they begin: refused, or a tokenizer that encodes and decodes texts within bounds of memory. Usage: as driver.h says, or with a number: that many mutations of
 ** each seed and of each file of the corpus.
 */
 #define main driver_main
@@ -68,6 +68,27 @@ static peri_status read_any (peri_ctx *ctx, const uint8_t *data, size_t size,
   return s;
 }
 
+/* A vocabulary with these bytes beside it: tokenizer_config.json, special_tokens_map.json,
+** added_tokens.json. */
+static peri_status read_beside (peri_ctx *ctx, const uint8_t *data, size_t size, int as,
+                                peri_tokenizer **out) {
+  static const char words[] =
+      "{\"normalizer\":{\"type\":\"BertNormalizer\",\"clean_text\":true,\"handle_chinese_"
+      "chars\":true,\"strip_accents\":null,\"lowercase\":true},\"model\":{\"type\":\"WordPiece"
+      "\",\"unk_token\":\"[UNK]\",\"vocab\":{\"[UNK]\":0,\"[CLS]\":1,\"a\":2,\"##b\":3}}}";
+  static peri_status (*const read[])(peri_tokenizer *, const void *, size_t) = {
+    peri__tokenizer_config, peri__tokenizer_special_map, peri__tokenizer_added_json
+  };
+  TRY(peri__tokenizer_new(ctx, out));
+  peri_status s = read[as](*out, data, size);
+  if (s == PERI_OK) s = peri__tokenizer_json(*out, words, sizeof words - 1);
+  if (s == PERI_OK) s = peri__tokenizer_settle(*out);
+  if (s == PERI_OK) s = peri__tokenizer_old_around(*out);
+  if (s == PERI_OK) s = peri__tokenizer_ready(*out);
+  if (s != PERI_OK) peri_tokenizer_close(*out);
+  return s;
+}
+
 int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size) {
   static peri_ctx *ctx;
   peri_tokenizer *t;
@@ -84,6 +105,11 @@ int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size) {
   clock_t begin = clock();
   if (read_any(ctx, data, size, &t) == PERI_OK) {
     limit += (size_t)16 << 20; /* what encoding needs, whatever the file */
+    fuzz_verdict(check_use(t));
+    peri_tokenizer_close(t);
+  }
+  for (int as = 0; as < 3 && size > 0 && data[0] == '{'; as++) {
+    if (read_beside(ctx, data, size, as, &t) != PERI_OK) continue;
     fuzz_verdict(check_use(t));
     peri_tokenizer_close(t);
   }
@@ -126,6 +152,12 @@ static const char *const seeds[] = {
   "ue},\"model\":{\"type\":\"WordPiece\",\"unk_token\":\"[UNK]\",\"continuing_subword_pre"
   "fix\":\"##\",\"max_input_chars_per_word\":100,\"vocab\":{\"[UNK]\":0,\"[CLS]\":1,\"a\""
   ":2,\"##b\":3,\"##c\":4}}}",
+  "{\"tokenizer_class\":\"BertTokenizer\",\"do_lower_case\":false,\"strip_accents\":true,"
+  "\"added_tokens_decoder\":{\"9\":{\"content\":\"<n>\",\"lstrip\":true,\"special\":true},"
+  "\"7\":{\"content\":\"x\"}},\"eos_token\":{\"content\":\"<e>\"},\"cls_token\":\"[CLS]\","
+  "\"pad_token\":null,\"extra_special_tokens\":[\"<x>\"],\"image_token\":\"<i>\","
+  "\"clean_up_tokenization_spaces\":true,\"model_max_length\":1e30}",
+  "{\"<n>\":7,\"x\":9,\"a\":2}",
   "{\"pre_tokenizer\":{\"type\":\"Whitespace\"},\"decoder\":{\"type\":\"BPEDecoder\",\"su"
   "ffix\":\"</w>\"},\"model\":{\"type\":\"WordLevel\",\"unk_token\":\"u\",\"vocab\":{\"u"
   "\":0,\"hello\":1,\"a\":2}}}"

@@ -114,7 +114,7 @@ local function say(o, report)
     return a < b
   end)
   for i, dtype in ipairs(names) do counts[i] = ("%s %d"):format(dtype, report.types[dtype]) end
-  out[2] = "types: " .. table.concat(counts, ", ")
+  if #counts > 0 then out[2] = "types: " .. table.concat(counts, ", ") end
   for _, f in ipairs(report.fallbacks) do
     out[#out + 1] = ("%s %s and not %s, whose blocks do not divide rows of %d: %s%s"):format(
       f.count == 1 and "1 tensor is" or f.count .. " tensors are", f.dtype, f.wanted, f.columns, f.first,

@@ -242,7 +242,8 @@ local function to_folder(source, o, report)
   config.dtype, config.torch_dtype = published[main], nil
   watch(list, report, o)
   for stored, n in pairs(widened) do
-    report.notes[#report.notes + 1] = ("%d tensors of %s are %s in the folder"):format(n, stored, o.type or "f32")
+    report.notes[#report.notes + 1] = ("%d tensor%s of %s: %s in the folder"):format(n, n == 1 and "" or "s",
+      stored, o.type or "f32")
   end
   if o.force then hf.remove_tokenizer(o.to) end
   local ok, err = hf.write(o.to, config, list,
