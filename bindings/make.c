@@ -199,12 +199,18 @@ static int l_from_bytes (lua_State *L) {
   if (len != want)
     return luaL_error(L, "from_bytes: %I bytes given, the shape takes %I", (LUAI_UACINT)len,
                       (LUAI_UACINT)want);
+  for (size_t i = 0; d == PERI_BOOL && i < len; i++)
+    if ((unsigned char)text[i] > 1)
+      return luaL_error(L, "from_bytes: byte %I is %d, no bool", (LUAI_UACINT)(i + 1),
+                        (unsigned char)text[i]);
   if (len) memcpy((*out)->data, text, len);
   peri__charge(L);
   return 1;
 }
 
 /* ---- lists ---- */
+
+#define MOST_IN_LIST (1 << 28) /* 4 GiB of Lua values */
 
 static void list (lua_State *L, const peri_tensor *t, int dim, const char *p) {
   size_t size = peri__size(t);
@@ -214,7 +220,7 @@ static void list (lua_State *L, const peri_tensor *t, int dim, const char *p) {
   }
   lua_createtable(L, (int)t->shape[dim], 0);
   for (int64_t i = 0; i < t->shape[dim]; i++) {
-    list(L, t, dim + 1, p + i * t->stride[dim] * (int64_t)size);
+    list(L, t, dim + 1, t->numel > 0 ? p + i * t->stride[dim] * (int64_t)size : p);
     lua_rawseti(L, -2, i + 1);
   }
 }
@@ -223,6 +229,13 @@ static int t_tolist (lua_State *L) {
   peri_tensor *t = peri__want_tensor(L, 1, "tolist", "self");
   luaL_checkstack(L, PERI_MAX_DIMS + 4, NULL);
   peri__check(L, "tolist", peri__readable(t));
+  int64_t tables = 1; /* of the outer dims, which may be many although there is no element */
+  for (int i = 0; i < t->ndim; i++) {
+    if (t->shape[i] > MOST_IN_LIST / tables)
+      return luaL_error(L, "tolist: more than %d elements or tables", MOST_IN_LIST);
+    if (t->shape[i] == 0) break;
+    tables *= t->shape[i];
+  }
   peri_lua_push(L, t); /* held: allocating may run finalizers */
   list(L, t, 0, (const char *)t->data);
   return 1;

@@ -112,7 +112,7 @@ static void walk (printer *p, int dim, const char *at) {
       }
       i = n - EDGE;
     }
-    walk(p, dim + 1, at + i * step);
+    walk(p, dim + 1, t->numel > 0 ? at + i * step : at);
   }
   if (p->out) luaL_addchar(p->out, ']');
 }
@@ -154,7 +154,7 @@ int peri__tostring (lua_State *L) {
     luaL_pushresult(&out);
     return 1;
   }
-  printer p = { .t = t, .cut = t->numel > WHOLE };
+  printer p = { .t = t, .cut = t->numel > WHOLE || t->numel == 0 };
   if (t->numel == 0)
     luaL_addstring(&out, " []");
   else {

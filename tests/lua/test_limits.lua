@@ -79,3 +79,38 @@ function TestLimits.test_info_shows_the_limit()
   pipe:close()
   lu.assertEquals(peri.info().max_bytes, peri.memory().limit or 0)
 end
+
+-- ---- many sizes, no elements ----
+
+function TestLimits.test_nothing_of_a_huge_shape_takes_no_time()
+  local x = peri.zeros { 1 << 40, 0, 1 << 20 }
+  local text = tostring(x)
+  lu.assertStrContains(text, "(1099511627776, 0, 1048576)")
+  lu.assertTrue(#text < 1000)
+  lu.assertErrorMsgContains("tolist: more than", x.tolist, x)
+  lu.assertEquals(peri.zeros({ 3, 0 }):flip():tolist(), { {}, {}, {} })
+  lu.assertEquals(peri.zeros({ 0, 1 << 40 }):tolist(), {})
+  lu.assertEquals((x + 1):sum():item(), 0)
+  lu.assertEquals(#x:bytes(), 0)
+  lu.assertEquals(x:reshape({ 0, 5 }).shape, { 0, 5 })
+  for _, shape in ipairs { { 1 << 62, 1 << 62 }, { 1 << 62, 6, 0 }, { math.maxinteger, 2 } } do
+    lu.assertErrorMsgContains("reshape: ", x.reshape, x, shape)
+  end
+end
+
+function TestLimits.test_bytes_that_are_no_bools_are_refused()
+  lu.assertEquals(peri.from_bytes("\0\1", "bool", { 2 }):tolist(), { false, true })
+  lu.assertErrorMsgContains("byte 2 is 7, no bool", peri.from_bytes, "\1\7", "bool", { 2 })
+  lu.assertErrorMsgContains("are no bools", peri.ones({ 2 }, "i64").bitcast, peri.ones({ 2 }, "i64"), "bool")
+  lu.assertEquals(peri.empty({ 1000 }, "bool"):sum():item(), 0)
+end
+
+function TestLimits.test_views_beyond_their_memory_are_refused()
+  local x = peri.rand { 2, 10, 8 }
+  for _, heads in ipairs { { math.maxinteger - 5, (1 << 62) + 8 }, { math.mininteger, math.maxinteger }, { 12, -1 },
+      { 8, 1 << 62 }, { 0, 5 } } do
+    lu.assertErrorMsgContains("heads", x.unpack_qkv, x, heads[1], heads[2])
+  end
+  local q, k, v = x:unpack_qkv(6, 2)
+  lu.assertEquals({ q.shape[2], k.shape[2], v.shape[2] }, { 6, 2, 2 })
+end
