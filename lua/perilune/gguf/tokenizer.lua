@@ -415,7 +415,9 @@ function M.values(folder, config, name)
   if b.kind == "gpt2" then b.put("tokenizer.ggml.merges", "text", b.merges) end
   if b.kind == "bert" then b.put("tokenizer.ggml.token_type_count", "u32", config.type_vocab_size or 1) end
   if b.charsmap and #b.charsmap > 0 and b.kind == "t5" then
-    b.put("tokenizer.ggml.precompiled_charsmap", "u8", { b.charsmap:byte(1, -1) })
+    local bytes = {}
+    for i = 1, #b.charsmap do bytes[i] = b.charsmap:byte(i) end
+    b.put("tokenizer.ggml.precompiled_charsmap", "u8", bytes)
   end
   put_specials(b, config)
   put_templates(b)
