@@ -43,6 +43,17 @@ static void outer (const float *w, const float *x, int64_t Dp, int64_t r0, int64
   for (; d < Dp; d += W) outer_tile(w, x + d, Dp, r0, r1, 1, acc + d);
 }
 
+/* The same, but rows of weight 0 for a key are not read: they do not see it, and may hold junk. */
+static void outer_seen (const float *w, const float *x, int64_t Dp, int64_t r0, int64_t r1,
+                        float *acc) {
+  for (int64_t i = 0; i < 4; i++, w++, acc += Dp)
+    for (int64_t r = r0; r < r1; r++) {
+      if (w[r * KB] == 0) continue;
+      for (int64_t d = 0; d < Dp; d += W)
+        v_store(acc + d, v_fma(v_set(w[r * KB]), v_load(x + r * Dp + d), v_load(acc + d)));
+    }
+}
+
 /* s: raw scores, t: g v^T, columns [c0, c1) (multiples of W) of a row that sees [lo, hi); they
 ** become p and ds. dmask: that row's gradient of an added mask, p (g v^T - D). */
 static void differentiate (const struct peri__attn *a, float *s, float *t, int64_t c0, int64_t c1,
@@ -159,12 +170,13 @@ static void chunk (const struct peri__attn *a, const struct work *w, int64_t b, 
       for (int r = 0; r < R; r++)
         mix_seen(ds + r * KB, w->kp, Dp, from[t + r], to[t + r], dq[r], Dp);
   }
+  bool finite = all_finite(w->qp, Dp, n, Dp) && all_finite(w->gp, Dp, n, Dp);
   for (int64_t j = c0; j < c1; j += 4) {
     int64_t first = 0, last = n; /* rows between see some of the four keys */
     while (first < n && to[first] <= j) first++;
     while (last > first && from[last - 1] >= j + 4) last--;
-    outer(w->p + j, w->gp, Dp, first, last, w->dv + j * Dp);
-    outer(w->ds + j, w->qp, Dp, first, last, w->dk + j * Dp);
+    (finite ? outer : outer_seen)(w->p + j, w->gp, Dp, first, last, w->dv + j * Dp);
+    (finite ? outer : outer_seen)(w->ds + j, w->qp, Dp, first, last, w->dk + j * Dp);
   }
 }
 

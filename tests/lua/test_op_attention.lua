@@ -97,6 +97,37 @@ function TestHidden.test_junk_reaches_only_who_sees_it()
   end
 end
 
+-- Sequences packed into one row hide from each other: junk in one, gradients too, stays there.
+function TestHidden.test_junk_of_a_packed_sequence_stays_there()
+  for _, dtype in ipairs { "f32", "f64" } do
+    for _, s in ipairs { { 5, 3, 4, 2, 2 }, { 40, 30, 20, 4, 2 }, { 70, 90, 64, 1, 1 } } do
+      local first, last, D, Hq, Hkv = table.unpack(s)
+      local n = first + last
+      peri.seed(n)
+      local q, k, v, g = peri.randn { 1, n, Hq, D }, peri.randn { 1, n, Hkv, D }, peri.randn { 1, n, Hkv, D },
+        peri.randn { 1, n, Hq, D }
+      local mask = peri.zeros({ 1, 1, n, n }, "bool")
+      mask:narrow(3, 1, first):narrow(4, 1, first):fill_(1)
+      mask:narrow(3, first + 1, last):narrow(4, first + 1, last):fill_(1)
+      for _, options in ipairs { { mask = mask }, { mask = additive(mask:to "f32"), causal = true } } do
+        local y, grads = run(q, k, v, options, dtype, g)
+        for name, bad in pairs(junk) do
+          local spoilt = {}
+          for i, t in ipairs { q, k, v, g } do
+            spoilt[i] = t:clone()
+            spoilt[i]:narrow(2, first + 1, last):fill_(bad)
+          end
+          local y2, grads2 = run(spoilt[1], spoilt[2], spoilt[3], options, dtype, spoilt[4])
+          same(y2:narrow(2, 1, first), y:narrow(2, 1, first), name)
+          for i, x in ipairs { "q", "k", "v" } do
+            same(grads2[i]:narrow(2, 1, first), grads[i]:narrow(2, 1, first), ("%s: gradient of %s"):format(name, x))
+          end
+        end
+      end
+    end
+  end
+end
+
 -- A query that sees nothing: zeros, and whatever it holds, no other gradient changes.
 function TestHidden.test_queries_that_see_nothing()
   for _, dtype in ipairs { "f32", "f64" } do
