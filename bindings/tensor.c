@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "op/inplace.h"
 
 static peri_tensor *self (lua_State *L, const char *fn) {
   peri_bind *b = BIND(L);
@@ -99,6 +100,7 @@ static int t_at (lua_State *L) {
 }
 
 static void check_write (lua_State *L, const char *fn, const peri_tensor *t) {
+  peri__check(L, fn, peri__check_folded(t->ctx, t, "x"));
   if (BIND(L)->ctx->grad_enabled && peri__tracked(t))
     luaL_error(
         L, "%s: writes in place into a tensor that takes part in a graph: use no_grad or detach",

@@ -807,7 +807,7 @@ function tensor:gelu(approximate) end
 ---@return perilune.Tensor
 function tensor:gelu_(approximate) end
 
---- Euclidean norm of all elements of a list of tensors together, summed in f64 in a fixed order -> ().
+--- Euclidean norm of all elements of a list of tensors together, summed in f64 in a fixed order -> (); the gradient is 0 where the norm is 0.
 ---@param grads perilune.Tensor[]
 ---@return perilune.Tensor
 function peri.global_norm(grads) end
@@ -2224,13 +2224,13 @@ function peri.grad(y, xs, options) end
 ---@return any ...
 function peri.anomaly(on) end
 
---- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call; tensors kept in it may not be written into before the vjp has run.
+--- A function with its own gradient: forward(ctx, ...) gives the results without being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of the call; tensors kept in it, or in plain tables in it, may not be written into before the vjp has run.
 ---@param forward any
 ---@param vjp any
 ---@return any ...
 function peri.custom(forward, vjp) end
 
---- fn(...) without keeping its intermediates: the backward pass runs it again with the same random numbers. Tensors computed outside must be arguments; parameters are found.
+--- fn(...) without keeping its intermediates: the backward pass runs it again with the same random numbers. Tensors computed outside must be arguments, which nobody may write into before that; parameters are found. Results are tensors, not tables of them.
 ---@param fn any
 ---@param ... any
 ---@return any ...

@@ -43,7 +43,7 @@ FORMULA(div, a / b)
 FORMULA(maximum, v_select((vi)(a == a), v_max(a, b), a))
 FORMULA(minimum, v_select((vi)(a == a), v_min(a, b), a))
 /* gradients: a is the saved input (tanh, sigmoid: output), b the gradient that came */
-FORMULA(relu_backward, v_select((vi)(a > 0.0f), b, v_set(0.0f)))
+FORMULA(relu_backward, v_select((vi)(a <= 0.0f), v_set(0.0f), b))
 FORMULA(gelu_tanh_backward, b *v_gelu_tanh_grad(a))
 FORMULA(gelu_erf_backward, b *v_gelu_erf_grad(a))
 FORMULA(silu_backward, b *v_silu_grad(a))

@@ -59,7 +59,7 @@ F64(pow, pow(a, b))
 F64(maximum, a != a || a > b ? a : b)
 F64(minimum, a != a || a < b ? a : b)
 F64(atan2, atan2(a, b))
-F64(relu_backward, a > 0 ? b : 0)
+F64(relu_backward, a <= 0 ? 0 : b)
 F64(gelu_tanh_backward, b *gelu_tanh_grad(a))
 F64(gelu_erf_backward, b *gelu_erf_grad(a))
 F64(silu_backward, b *silu_grad(a))
@@ -387,7 +387,7 @@ static peri_tensor *second (peri_vjp *v, peri_tensor *d2) {
 }
 
 RULE(relu_backward) { GIN(1, B(BB, relu_backward, X, G)); }
-BACKWARD(relu_backward, "Gradient of relu at x: grad where x is positive, else 0.",
+BACKWARD(relu_backward, "Gradient of relu at x: 0 where x is 0 or less, else grad (at NaN, too).",
          .domain = "kinks=0");
 
 RULE(tanh_backward) {

@@ -94,7 +94,7 @@ static bool meet (const peri_tensor *a, const peri_tensor *b) {
   return !alike || reaches(a, order, by_stride(a, order), bytes / size);
 }
 
-static peri_status check_folded (peri_ctx *ctx, const peri_tensor *t, const char *name) {
+peri_status peri__check_folded (peri_ctx *ctx, const peri_tensor *t, const char *name) {
   if (!folded(t)) return PERI_OK;
   for (int i = 0; i < t->ndim; i++)
     if (t->stride[i] == 0 && t->shape[i] > 1)
@@ -164,7 +164,7 @@ static peri_status check_shared (const peri_call *c, const peri_sig *sig, bool *
   bool twice = false;
   EACH_INPUT(c, sig, p, i) {
     if (!c->in[i] || !writes(c, p)) continue;
-    TRY(check_folded(c->ctx, c->in[i], sig->p[p].name));
+    TRY(peri__check_folded(c->ctx, c->in[i], sig->p[p].name));
     twice = twice || c->in[i]->storage->stamp == stamp;
     c->in[i]->storage->stamp = stamp;
   }
@@ -247,7 +247,7 @@ static peri_status take_place (peri_call *c, peri_tensor *x) {
 static peri_status check_twin (const peri_call *c) {
   const peri_sig *sig = peri__sig(c->op);
   char instead[96];
-  TRY(check_folded(c->ctx, c->in[0], sig->p[0].name));
+  TRY(peri__check_folded(c->ctx, c->in[0], sig->p[0].name));
   if (!c->ctx->grad_enabled) return PERI_OK;
   if (c->in[0]->node || peri__tracked(c->in[0])) return refuse_target(c->ctx, sig->p[0].name);
   for (int i = 1; i < c->nin && c->op->vjp; i++) {

@@ -193,10 +193,18 @@ static peri_status global_norm_cpu (peri_call *c) {
   peri__multi_close(&m);
   return PERI_OK;
 }
+static void global_norm_vjp (peri_vjp *v) { /* g x / norm, 0 where the norm is 0 */
+  peri_build *b = &v->b;
+  peri_tensor *y = peri__saved(v, 0), *zero = B(b, logical_not, y);
+  peri_tensor *safe = BA(b, masked_fill, ATTR(A_NUM(1)), y, zero),
+              *g = BA(b, masked_fill, ATTR(A_NUM(0)), v->g[0], zero);
+  for (int i = 0; i < v->c->nin; i++)
+    if (v->need[i]) v->gin[i] = B(b, mul, B(b, div, v->c->in[i], safe), g);
+}
 OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
    .doc = "Euclidean norm of all elements of a list of tensors together, summed in f64 in a "
-          "fixed order -> ().",
-   .infer = global_norm_infer, .cpu = global_norm_cpu);
+          "fixed order -> (); the gradient is 0 where the norm is 0.",
+   .infer = global_norm_infer, .cpu = global_norm_cpu, .vjp = global_norm_vjp);
 
 /* Parameters in place of their gradients would be scaled without a word. */
 static peri_status clip_infer (peri_call *c) {

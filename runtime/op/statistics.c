@@ -254,14 +254,15 @@ RULE(norm) {
     GIN = B(BB, mul, B(BB, sign, X), B(BB, where, hit, share, NUM(0)));
     return;
   }
+  /* sign(x) (|x| / y)^(p - 1): the ratio is at most 1, however large or small x is */
   peri_tensor *zero = B(BB, eq, y, NUM(0)), *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), y, zero);
-  peri_tensor *top = X;
+  peri_tensor *slope = B(BB, div, X, safe);
   if (p != 2) {
-    peri_tensor *a = BA(BB, masked_fill, ATTR(A_NUM(1)), B(BB, abs, X), B(BB, eq, X, NUM(0)));
-    top = B(BB, mul, B(BB, sign, X), B(BB, pow, a, NUM(p - 1)));
-    safe = B(BB, pow, safe, NUM(p - 1));
+    peri_tensor *ratio =
+        BA(BB, masked_fill, ATTR(A_NUM(1)), B(BB, abs, slope), B(BB, eq, X, NUM(0)));
+    slope = B(BB, mul, B(BB, sign, X), B(BB, pow, ratio, NUM(p - 1)));
   }
-  GIN = B(BB, mul, top, BA(BB, masked_fill, ATTR(A_NUM(0)), B(BB, div, g, safe), zero));
+  GIN = B(BB, mul, slope, BA(BB, masked_fill, ATTR(A_NUM(0)), g, zero));
 }
 OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,

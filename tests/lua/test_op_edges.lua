@@ -72,6 +72,30 @@ function TestEdges.test_norms_beside_their_zeros()
   for i, want in ipairs { 0.6, 0, -0.8 } do lu.assertAlmostEquals(g:at(i), want, 1e-15) end
 end
 
+-- The gradient of a norm is the same for x and for any multiple of it, large or small.
+function TestEdges.test_norms_of_any_scale()
+  for _, p in ipairs { 0.5, 1, 1.5, 2, 3, 7, inf } do
+    local function norm(x) return x:norm(p) end
+    local want = grad(peri.tensor({ 3, 0, -4, 0.5 }, "f32"), norm)
+    for _, scale in ipairs { 2.0 ^ -120, 2.0 ^ -90, 2.0 ^ 90, 2.0 ^ 120 } do
+      local g = grad(peri.tensor({ 3, 0, -4, 0.5 }, "f32") * scale, norm)
+      lu.assertTrue((g - want):abs():max():item() <= 1e-6, ("p %s, times %g: %s"):format(p, scale, g))
+    end
+  end
+end
+
+function TestEdges.test_global_norm_is_the_norm_of_all()
+  for _, dtype in ipairs { "f32", "f64" } do
+    local x, y = peri.tensor({ 1, 2 }, dtype):requires_grad_(), peri.tensor({ { 2, 4 } }, dtype):requires_grad_()
+    local g = peri.grad(peri.global_norm { x, y }, { x, y })
+    lu.assertAlmostEquals((g[1] * 5 - x):abs():sum():item() + (g[2] * 5 - y):abs():sum():item(), 0, 1e-6)
+    local penalty = peri.global_norm(peri.grad((x ^ 3):sum() + y:sum(), { x, y }, { create_graph = true })) -- 9x^4 + 2
+    lu.assertAlmostEquals(peri.grad(penalty, x):at(1), 18 / 155 ^ 0.5, 1e-6)
+    local zero = peri.zeros({ 2 }, dtype):requires_grad_()
+    lu.assertEquals(peri.grad(peri.global_norm { zero }, zero):tolist(), { 0, 0 })
+  end
+end
+
 -- ---- what was chosen among NaNs has the gradient ----
 
 local choices = {
@@ -96,6 +120,17 @@ for name, fn in pairs(choices) do
         end
       end
     end
+  end
+end
+
+function TestEdges.test_relu_passes_the_gradient_of_a_NaN()
+  for _, dtype in ipairs { "f32", "f64", "f16" } do
+    local g = grad(peri.tensor({ nan, -1, 0, 2, nan }, dtype), function (x) return x:relu() end)
+    local w = grad(peri.tensor({ nan, -1, 0, 2, nan }, dtype):reshape { 5, 1 }, function (x)
+      return peri.linear(x, peri.ones({ 1, 1 }, dtype), nil, "relu")
+    end)
+    lu.assertEquals(g:gt(0):tolist(), { true, false, false, true, true }, dtype)
+    lu.assertEquals(w:reshape({ 5 }):gt(0):tolist(), { true, false, false, true, true }, dtype)
   end
 end
 

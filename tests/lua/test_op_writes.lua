@@ -196,6 +196,42 @@ function TestWrites.test_elements_of_a_graph_are_refused()
   lu.assertEquals(t:set(1, w:sum():detach()):tolist(), { 3, 0 })
 end
 
+function TestWrites.test_set_of_an_expanded_tensor_is_refused()
+  local one = peri.ones { 2, 1 }
+  for _, view in ipairs { one:expand { 2, 3 }, one:narrow(1, 1, 1):expand { 2, 3 }, one:expand { 4, 2, 1 } } do
+    local at = {}
+    for i = 1, view.ndim do at[i] = 1 end
+    at[#at + 1] = 5
+    lu.assertErrorMsgContains("set: dim", view.set, view, table.unpack(at))
+    lu.assertErrorMsgContains("is broadcast", view.set, view, table.unpack(at))
+  end
+  lu.assertEquals(one:tolist(), { { 1 }, { 1 } })
+  lu.assertEquals(one:expand({ 2, 3 }):contiguous():set(1, 2, 5):at(1):tolist(), { 1, 5, 1 })
+end
+
+-- Floats that come from a graph and are not part of it: only where the derivative is 0, where the op is
+-- a gradient itself or draws, and where no gradient is meant.
+function TestWrites.test_ops_without_a_gradient_are_known()
+  local known = {}
+  for name in ([[sign floor ceil round floordiv zeros_like ones_like full_like empty_like rand_like randn_like one_hot
+    bernoulli sample pack gae group_advantage]]):gmatch "%S+" do known[name] = true end
+  for _, op in ipairs(peri.ops()) do
+    if not op.differentiable and not op.flags.inplace and not op.name:find "_backward$" then
+      local args = optest.arguments(op, "f32")
+      local tracked = false
+      for _, at in ipairs(places(op, args)) do
+        if float(at.get()) then
+          at.put(at.get():clone():requires_grad_())
+          tracked = true
+        end
+      end
+      for _, y in ipairs(tracked and optest.call(op, args) or {}) do
+        lu.assertTrue(not float(y) or known[op.name], op.name .. " loses a gradient")
+      end
+    end
+  end
+end
+
 function TestWrites.test_a_source_without_a_gradient_may_be_written()
   local w = peri.tensor({ 1.5, 2.5 }, "f32"):requires_grad_()
   lu.assertEquals(peri.zeros({ 2 }, "i64"):copy_(w):tolist(), { 1, 2 })
@@ -207,7 +243,7 @@ end
 -- Ops whose gradient needs their result. Any other one gives it whatever became of the result.
 local saving = {}
 for name in ([[exp expm1 sqrt rsqrt reciprocal tanh sigmoid elu div pow max min logsumexp norm cumprod cummax sort topk
-  softmax log_softmax add_layer_norm add_rms_norm attention std linear]]):gmatch "%S+" do saving[name] = true end
+  softmax log_softmax add_layer_norm add_rms_norm attention std linear global_norm]]):gmatch "%S+" do saving[name] = true end
 
 -- Gradients of every float output, straight from the op, after touch(outputs).
 local function gradients(op, domain, touch)
