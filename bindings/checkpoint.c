@@ -8,7 +8,10 @@
 #include "autograd/tape.h"
 #include "custom.h"
 
-/* The record's table: fn, then its arguments. Arguments that are tensors are boxes of their own. */
+/* The record's table: [1] fn, then its arguments, those that are tensors in boxes of their own; [0]
+** the number of arguments, [-1] the versions of the tensors among them. */
+
+enum { COUNT = 0, VERSIONS = -1, ARGUMENTS = 2 };
 
 static peri_status barrier_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
                                 int nin, peri_tensor **gin) {
@@ -150,15 +153,28 @@ static peri_status gradients (peri__vjp_call *c, peri_tensor *root, peri_tensor 
   return s;
 }
 
+/* Result k of the second run, whose gradient is g. */
+static void check_result (lua_State *L, int k, const peri_tensor *t, const peri_tensor *g) {
+  if (t->ndim == g->ndim && memcmp(t->shape, g->shape, sizeof *t->shape * t->ndim) == 0) return;
+  peri__push_shape_text(L, g->ndim, g->shape);
+  peri__push_shape_text(L, t->ndim, t->shape);
+  luaL_error(L, "checkpoint: tensor %d that fn gave had shape %s first and has %s now", k,
+             lua_tostring(L, -2), lua_tostring(L, -1));
+}
+
 /* Protected: (call, scope) with the scope's userdata below, so that the caller can close it. */
 static int again (lua_State *L) {
   peri__vjp_call *c = (peri__vjp_call *)lua_touserdata(L, 1);
   peri_record *r = c->r;
   peri_tensor **barrier = peri__box_new(L);  /* 2 */
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref); /* 3 */
-  lua_rawgeti(L, 3, 0);
+  lua_rawgeti(L, 3, VERSIONS);
+  peri__check_versions(L, r->b, 4,
+                       "checkpoint: argument %s was changed in place after fn had it: the second "
+                       "run would not be the first");
+  lua_rawgeti(L, 3, COUNT);
   int n = (int)lua_tointeger(L, -1);
-  lua_pop(L, 1);
+  lua_settop(L, 3);
   peri__check(L, "checkpoint", barrier_new(c->ctx, barrier));
   push_call(L, r->b, 3, n); /* 4: fn; arguments from 5 on */
   lua_pushvalue(L, 4);
@@ -171,6 +187,7 @@ static int again (lua_State *L) {
   for (int i = first; i <= last; i++) {
     peri_box *box = peri__box_at(L, r->b, i);
     if (!box) continue;
+    if (k < c->nout && c->gout[k] && box->t) check_result(L, k + 1, box->t, c->gout[k]);
     if (k < c->nout && c->gout[k] && box->t && peri__tracked(box->t))
       sum = weighted(L, c->ctx, box->t, c->gout[k], sum);
     k++;
@@ -216,7 +233,7 @@ static peri_status checkpoint_vjp (void *ud, peri_ctx *ctx, int nout, peri_tenso
 
 /* ---- the first run ---- */
 
-/* Table of fn and n arguments at 1..n+1, tensors in boxes that no scope frees; [0] = n. */
+/* The record's table of fn and n arguments at 1..n+1; no scope frees the boxes in it. */
 static void keep_call (lua_State *L, peri_bind *b, int n) {
   lua_createtable(L, n + 1, 1);
   for (int i = 1; i <= n + 1; i++) {
@@ -230,7 +247,24 @@ static void keep_call (lua_State *L, peri_bind *b, int n) {
     lua_rawseti(L, -2, i);
   }
   lua_pushinteger(L, n);
-  lua_rawseti(L, -2, 0);
+  lua_rawseti(L, -2, COUNT);
+  peri__push_versions(L, b, -1, ARGUMENTS);
+  lua_rawseti(L, -2, VERSIONS);
+}
+
+/* A result that fn did not make, an argument or a parameter as it is, becomes a view that it made:
+** so the segment leads from every result to what it depends on. */
+static void make_results (lua_State *L, peri_bind *b, int first, int last) {
+  const peri_op *expand = peri_op_find("expand");
+  luaL_checkstack(L, 8, NULL);
+  for (int i = first; i <= last; i++) {
+    peri_box *box = peri__box_at(L, b, i);
+    if (!box || !box->t || !peri__tracked(box->t)) continue;
+    peri_attr shape = { .v = box->t->shape, .n = box->t->ndim };
+    peri_tensor **view = peri__box_new(L);
+    peri__check(L, "checkpoint", peri_apply(b->ctx, expand, 1, &box->t, &shape, view));
+    lua_replace(L, i);
+  }
 }
 
 /* Views of the results from first to last, in the scope outside; the number of tensors. */
@@ -266,6 +300,12 @@ static int first_run (lua_State *L) {
   for (int i = 0; i < n; i++) lua_pushvalue(L, args + i);
   lua_call(L, n, LUA_MULTRET);
   int last = lua_gettop(L);
+  lua_rawgeti(L, table, VERSIONS);
+  peri__check_versions(L, b, last + 1,
+                       "checkpoint: fn writes into its argument %s, which its second run would "
+                       "find changed: write into a clone");
+  lua_settop(L, last);
+  make_results(L, b, first, last);
   lua_createtable(L, last - first + 1, 0); /* the results hold the segment until it has been read */
   for (int i = first; i <= last; i++) {
     lua_pushvalue(L, i);
@@ -335,7 +375,8 @@ static int l_checkpoint (lua_State *L) {
 static const peri_reg functions[] = {
   { "checkpoint", "fn, ...",
     "fn(...) without keeping its intermediates: the backward pass runs it again with "
-    "the same random numbers. Tensors computed outside must be arguments; parameters are found.",
+    "the same random numbers. Tensors computed outside must be arguments, which nobody may write "
+    "into before that; parameters are found. Results are tensors, not tables of them.",
     l_checkpoint },
   { NULL, NULL, NULL, NULL }
 };

@@ -110,40 +110,86 @@ peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   return s;
 }
 
-/* ---- custom(forward, vjp) ---- */
+/* ---- versions: what is read again in the backward pass may not have been written into ---- */
 
-/* Pushes a table of the versions of the tensors that the table at idx holds under names or numbers:
-** what forward left in its context for the vjp. */
-static void push_versions (lua_State *L, peri_bind *b, int idx) {
+/* Pushes where the key at idx leads from prefix; integers at the top (prefix "") count from first. */
+static void push_name (lua_State *L, int idx, const char *prefix, int first) {
+  if (!*prefix && lua_isinteger(L, idx)) {
+    lua_pushinteger(L, lua_tointeger(L, idx) - first + 1);
+    return;
+  }
+  const char *key = luaL_tolstring(L, idx, NULL);
+  if (!*prefix) return;
+  lua_pushfstring(L, "%s.%s", prefix, key);
+  lua_remove(L, -2);
+}
+
+/* Is the value at idx a table without a metatable that was not seen before? Objects, whose buffers
+** may change, have one. */
+static bool new_plain_table (lua_State *L, int idx, int seen) {
+  if (lua_type(L, idx) != LUA_TTABLE) return false;
+  if (lua_getmetatable(L, idx)) {
+    lua_pop(L, 1);
+    return false;
+  }
+  bool found = lua_rawgetp(L, seen, lua_topointer(L, idx)) != LUA_TNIL;
+  lua_pop(L, 1);
+  lua_pushboolean(L, 1);
+  lua_rawsetp(L, seen, lua_topointer(L, idx));
+  return !found;
+}
+
+static void append (lua_State *L, int list, int n) { /* pops n values */
+  lua_Integer at = (lua_Integer)lua_rawlen(L, list);
+  for (int i = n; i > 0; i--) lua_rawseti(L, list, at + i);
+}
+
+void peri__push_versions (lua_State *L, peri_bind *b, int idx, int first) {
+  int out = lua_gettop(L) + 1, seen = out + 1, queue = out + 2, table = out + 3, key = out + 5;
+  idx = lua_absindex(L, idx);
+  luaL_checkstack(L, 14, NULL);
+  lua_newtable(L); /* tensor, version, name, tensor, ... */
   lua_newtable(L);
-  lua_pushnil(L);
-  while (lua_next(L, idx)) {
-    peri_box *box = peri__box_at(L, b, -1);
-    lua_pop(L, 1);
-    if (!box || !box->t) continue;
-    lua_pushvalue(L, -1);
-    lua_pushinteger(L, (lua_Integer)box->t->storage->version);
-    lua_rawset(L, -4);
+  lua_newtable(L); /* table, where it stands, table, ... */
+  lua_pushvalue(L, idx);
+  lua_pushliteral(L, "");
+  append(L, queue, 2);
+  for (lua_Integer at = 1; lua_rawgeti(L, queue, at) == LUA_TTABLE; at += 2) {
+    lua_rawgeti(L, queue, at + 1);
+    const char *prefix = luaL_tolstring(L, -1, NULL);
+    lua_replace(L, key - 1);
+    for (lua_pushnil(L); lua_next(L, table);) {
+      peri_box *box = peri__box_at(L, b, key + 1);
+      if (box && box->t) {
+        lua_pushinteger(L, (lua_Integer)box->t->storage->version);
+        push_name(L, key, prefix, first);
+        append(L, out, 3);
+      } else if (new_plain_table(L, key + 1, seen)) {
+        push_name(L, key, prefix, first);
+        append(L, queue, 2);
+      }
+      lua_settop(L, key);
+    }
+    lua_settop(L, queue);
+  }
+  lua_settop(L, out);
+}
+
+void peri__check_versions (lua_State *L, peri_bind *b, int versions, const char *message) {
+  lua_Integer n = (lua_Integer)lua_rawlen(L, versions);
+  for (lua_Integer i = 1; i < n; i += 3) {
+    lua_rawgeti(L, versions, i);
+    lua_rawgeti(L, versions, i + 1);
+    peri_box *box = peri__box_at(L, b, -2);
+    if (box && box->t && (lua_Integer)box->t->storage->version != lua_tointeger(L, -1)) {
+      lua_rawgeti(L, versions, i + 2);
+      luaL_error(L, message, lua_tostring(L, -1));
+    }
+    lua_pop(L, 2);
   }
 }
 
-/* The same tensors again: none may have been written into since. */
-static void check_versions (lua_State *L, peri_bind *b, int context, int versions) {
-  lua_pushnil(L);
-  while (lua_next(L, versions)) {
-    lua_Integer was = lua_tointeger(L, -1);
-    lua_pop(L, 1);
-    lua_pushvalue(L, -1);
-    lua_rawget(L, context);
-    peri_box *box = peri__box_at(L, b, -1);
-    if (box && box->t && (lua_Integer)box->t->storage->version != was)
-      luaL_error(L,
-                 "custom: '%s', which forward kept for the vjp, was changed in place since: keep a "
-                 "clone",
-                 luaL_tolstring(L, -2, NULL));
-    lua_pop(L, 1);
-  }
-}
+/* ---- custom(forward, vjp) ---- */
 
 /* A vjp may keep what it gets, and write into it: nobody else may hold that. */
 static void push_gradient (lua_State *L, peri_tensor *g) {
@@ -165,7 +211,9 @@ static int vjp_body (lua_State *L) {
   lua_rawgeti(L, LUA_REGISTRYINDEX, r->ref);
   lua_rawgeti(L, 2, 2);
   lua_rawgeti(L, 2, 3);
-  check_versions(L, r->b, 3, 4);
+  peri__check_versions(
+      L, r->b, 4,
+      "custom: '%s', which forward kept for the vjp, was changed in place since: keep a clone");
   lua_settop(L, 2);
   lua_rawgeti(L, 2, 1);
   lua_rawgeti(L, 2, 2);
@@ -265,7 +313,7 @@ static int call_custom (lua_State *L) {
     lua_rawseti(L, -2, 1);
     lua_pushvalue(L, saved);
     lua_rawseti(L, -2, 2);
-    push_versions(L, b, saved);
+    peri__push_versions(L, b, saved, 1);
     lua_rawseti(L, -2, 3);
     int ref = luaL_ref(L, LUA_REGISTRYINDEX), nin = collect(L, b, 1, n, in, at);
     collect(L, b, first, last, out, NULL);
@@ -307,7 +355,8 @@ static const peri_reg functions[] = {
   { "custom", "forward, vjp",
     "A function with its own gradient: forward(ctx, ...) gives the results without "
     "being recorded, vjp(ctx, gout...) one gradient or nil for each argument; ctx is a table of "
-    "the call; tensors kept in it may not be written into before the vjp has run.",
+    "the call; tensors kept in it, or in plain tables in it, may not be written into "
+    "before the vjp has run.",
     l_custom },
   { "_intercept", "fn?",
     "Send linear and embedding through fn(name, ...) until called with nil; the part of "

@@ -41,5 +41,10 @@ void peri__record_free (peri_record *r); /* one that no tape took */
 ** a Lua error becomes PERI_EHOST with its message and traceback. */
 peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body);
 void peri__record_release (void *ud); /* the tape's release callback */
+/* Pushes a list of the versions of the tensors in the table at idx and in plain tables in it. Their
+** names count integer keys from first. */
+void peri__push_versions (lua_State *L, peri_bind *b, int idx, int first);
+/* Raises message with the name (%s) of the first tensor of the list that was written into since. */
+void peri__check_versions (lua_State *L, peri_bind *b, int versions, const char *message);
 
 #endif
