@@ -41,6 +41,11 @@ local rules = {
 --- @return perilune.log.Logger
 function M.new(given)
   local o = options.fill("log.new", given, rules, 3)
+  for _, name in pairs(o.columns or {}) do
+    if type(name) ~= "string" then
+      options.raise(("log.new: columns has a %s, expected names of metrics"):format(type(name)))
+    end
+  end
   local self = setmetatable({ sinks = {}, text_path = o.text }, Logger)
   if o.resume then
     if o.jsonl then files.truncate_jsonl(o.jsonl, o.resume) end
@@ -54,10 +59,34 @@ function M.new(given)
 end
 options.declare(M.new, {}, rules)
 
--- Tensors of one element count as numbers.
-local function plain(values)
+local kinds = { number = true, string = true, boolean = true }
+
+-- What is wrong with a metric; nil when nothing is. Names are heads of columns, keys of JSON, tags of TensorBoard.
+local function problem(name, value)
+  if type(name) ~= "string" then return ("%s is no name of a metric, expected text"):format(tostring(name)) end
+  if name == "step" then return "step is the number of the row; give the metric another name" end
+  if name == "" or #name > 1024 or name:find "%c" or not utf8.len(name) then
+    return ("%q cannot name a metric: 1 to 1024 bytes of UTF-8 without control characters are expected"):format(name)
+  end
+  if peri.is_tensor(value) then
+    if value:numel() == 1 then return nil end
+    return ("%s is a tensor of shape %s, expected one element"):format(name, options.shape(value))
+  end
+  if kinds[type(value)] then return nil end
+  return ("%s is a %s, expected a number, text, a boolean or a tensor of one element"):format(name, type(value))
+end
+
+--- Metrics as numbers, texts and booleans, or an error of the caller that names the one that is none; nothing was
+--- written then.
+--- @param values table<string, number|string|boolean|perilune.Tensor>?
+--- @return table<string, number|string|boolean>
+function M.plain(values)
   local out = {}
-  for k, v in pairs(values or {}) do out[k] = peri.is_tensor(v) and v:item() or v end
+  for k, v in pairs(values or {}) do
+    local wrong = problem(k, v)
+    if wrong then options.raise("log: " .. wrong) end
+    out[k] = peri.is_tensor(v) and v:item() or v
+  end
   return out
 end
 
@@ -68,7 +97,7 @@ end
 --- @param remark string?  of this step alone; its row is printed whatever `every` is
 --- @param standing string?  what the bar says from now on
 function Logger:step(step, values, live, remark, standing)
-  values, live = plain(values), plain(live)
+  values, live = M.plain(values), M.plain(live)
   for _, sink in ipairs(self.sinks) do sink.step(step, values) end
   if self.events then self.events:step(step, values, live) end
   if self.console then self.console:step(step, values, live, remark, standing) end

@@ -242,6 +242,40 @@ function TestLog:test_what_cannot_be_written_is_an_error_that_names_it()
   full:close()
 end
 
+function TestLog:test_what_is_no_metric_is_named_before_anything_is_written()
+  local folder = scratch.folder()
+  local l = log.new { console = false, jsonl = folder .. "/j", csv = folder .. "/c", tensorboard = folder }
+  for want, row in pairs {
+    ["a is a table, expected a number"] = { a = {} }, ["a is a function"] = { a = print },
+    ["a is a tensor of shape (2), expected one element"] = { a = peri.ones { 2 } },
+    ["1 is no name of a metric"] = { 5 }, ["step is the number of the row"] = { step = 1 },
+    ['"" cannot name a metric'] = { [""] = 1 }, ["cannot name a metric"] = { ["a\xff"] = 1 },
+    ["UTF-8 without control characters"] = { ["a\nb"] = 1 }, ["1 to 1024 bytes"] = { [("x"):rep(1025)] = 1 },
+  } do
+    row.good = 1
+    lu.assertErrorMsgContains(want, l.step, l, 1, row)
+    lu.assertErrorMsgContains(want, l.step, l, 1, { good = 1 }, row)
+  end
+  l:close()
+  lu.assertEquals(read(folder .. "/j") .. read(folder .. "/c"), "")
+  lu.assertErrorMsgContains("columns has a number", log.new, { columns = { 1 } })
+end
+
+function TestLog:test_a_text_of_any_bytes_is_logged_and_a_row_stays_a_line()
+  local folder, out = scratch.folder(), sink()
+  local l = log.new { out = out, live = false, width = 60, jsonl = folder .. "/j", csv = folder .. "/c", tensorboard = folder }
+  for step, text in ipairs { "a\xe4\xb8", "\xff\xfe\0", "\u{4e2d}\r\nx,y\n", "\xed\xa0\x80" } do
+    l:step(step, { text = text })
+    l:markdown(step, "samples", text)
+  end
+  l:step(5, { text = "last", more = 1 })
+  l:close()
+  lu.assertStrContains(read(folder .. "/j"), '{"step":1,"text":"a\u{FFFD}\u{FFFD}"}\n')
+  lu.assertEquals(read(folder .. "/c"), "step,text,more\n1,a\u{FFFD}\u{FFFD},\n2,\u{FFFD}\u{FFFD}\0,\n"
+    .. '3,"\u{4e2d}\\nx,y\\n",\n4,\u{FFFD}\u{FFFD}\u{FFFD},\n5,last,1\n')
+  for _, text in ipairs { out.text, read(folder .. "/j"), read(folder .. "/c") } do lu.assertNotNil(utf8.len(text)) end
+end
+
 function TestLog:test_csv_names_with_commas_survive_a_resumption()
   local path = scratch.folder() .. "/m.csv"
   local l = log.new { console = false, csv = path }

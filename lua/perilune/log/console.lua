@@ -92,7 +92,7 @@ function Console:choose()
   local labels, left = labels_of(names), self.width - 1 - self:digits()
   self.columns = {}
   for _, name in ipairs(names) do
-    local width = math.max(#labels[name], self.widths[name] or 7)
+    local width = math.max(utf8.len(labels[name]), self.widths[name] or 7)
     if width + 2 <= left or #self.columns == 0 then
       self.columns[#self.columns + 1] = { name = name, label = labels[name], width = width }
       left = left - width - 2
@@ -104,14 +104,13 @@ end
 
 function Console:digits() return math.max(self.total and #tostring(self.total) or 6, #"step") end
 
-local function right(text, width) return (" "):rep(width - utf8.len(text, 1, -1, true)) .. text end
+local function right(text, width) return (" "):rep(width - utf8.len(text)) .. text end
 
 local function shown(v)
   local text = numbers.format(v)
   if type(v) ~= "string" then return text end
-  text = text:gsub("%c", " ")
+  text = numbers.repaired(text):gsub("%c", " ")
   local n = utf8.len(text)
-  if not n then return "(bytes)" end
   return n <= WIDEST_TEXT and text or text:sub(1, utf8.offset(text, WIDEST_TEXT) - 1) .. "…"
 end
 
@@ -218,6 +217,17 @@ function Console:step(step, values, live, remark, standing)
     self:texts(values, live)
   end
   self.bar:show(self.bar.text)
+end
+
+--- Names of the columns that were asked for and had no value in any row; none before the first.
+--- @return string[]
+function Console:unseen()
+  local known, list = {}, {}
+  for _, name in ipairs(self.names) do known[name], known[short_name(name)] = true, true end
+  for _, name in ipairs(#self.names > 0 and self.wanted or {}) do
+    if not known[name] then list[#list + 1] = name end
+  end
+  return list
 end
 
 function Console:close() self.bar:close() end

@@ -4,6 +4,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local numbers = require "perilune.log.numbers"
 local must = require("perilune.log.files").must
 
 local M = {}
@@ -49,7 +50,7 @@ end
 --- @param text string  Markdown
 --- @return string
 function M.text(tag, text)
-  local tensor = integer(1, 7) .. bytes(2, bytes(2, integer(1, 1))) .. bytes(8, text)
+  local tensor = integer(1, 7) .. bytes(2, bytes(2, integer(1, 1))) .. bytes(8, numbers.repaired(text))
   return bytes(1, bytes(1, tag) .. bytes(8, tensor) .. bytes(9, metadata("text", "", 2)))
 end
 

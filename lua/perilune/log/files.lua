@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local refusal = require "perilune.refusal"
+local numbers = require "perilune.log.numbers"
 
 local M = {}
 
@@ -52,8 +53,9 @@ function M.truncate_csv(path, step)
   end)
 end
 
--- JSON has no NaN: such values are written as text.
+-- JSON has no NaN and no bytes: such values are written as text, such texts repaired.
 local function json_value(v)
+  if type(v) == "string" then v = numbers.repaired(v) end
   if type(v) == "number" and not finite(v) then
     return v ~= v and '"NaN"' or v > 0 and '"Infinity"' or '"-Infinity"'
   end
@@ -80,11 +82,13 @@ function M.jsonl(path)
   return { step = function(step, values) must(peri.files.append(path, M.json_line(step, values))) end }
 end
 
+-- A row is a line: a break inside a text is written as \n.
 local function csv_cell(v)
   if v == nil then return "" end
+  if v ~= v then return "nan" end
   local s = type(v) == "number" and (math.type(v) == "integer" and ("%d"):format(v) or ("%.9g"):format(v))
-    or tostring(v)
-  if s:find '[,"\r\n]' then s = '"' .. s:gsub('"', '""') .. '"' end
+    or numbers.repaired(tostring(v)):gsub("\r?\n", "\\n"):gsub("\r", "\\r")
+  if s:find '[,"]' then s = '"' .. s:gsub('"', '""') .. '"' end
   return s
 end
 

@@ -27,6 +27,21 @@ function M.duration(seconds)
   return ("%d:%02d"):format(s // 60, s % 60)
 end
 
+--- A text as UTF-8: a byte that is in no character is U+FFFD, as tokenizers write it. A model's text may be cut
+--- anywhere.
+--- @param s string
+--- @return string
+function M.repaired(s)
+  local parts, at = {}, 1
+  while true do
+    local n, bad = utf8.len(s, at)
+    if n then break end
+    parts[#parts + 1] = s:sub(at, bad - 1) .. "\u{FFFD}"
+    at = bad + 1
+  end
+  return table.concat(parts) .. s:sub(at)
+end
+
 local statistics = { mean = true, std = true, min = true, max = true }
 
 --- The end of a metric's name, which says enough on the console: "completions/mean_length" is mean_length, but
