@@ -102,6 +102,13 @@ options.declare(M.terminal, { "chart" }, terminal_rules)
 
 -- ---- SVG -------------------------------------------------------------------------------------
 
+local function list_of(who, charts)
+  options.argument(who, "charts", charts, "table")
+  if charts.series then return { charts } end
+  if #charts == 0 then options.raise(who .. ": there is no chart, expected one or a list") end
+  return charts
+end
+
 local svg_rules = {
   width = options.integer(480, "[100, inf)", "of a chart, in pixels"),
   height = options.integer(300, "[80, inf)", "of a chart, in pixels"),
@@ -114,7 +121,7 @@ local svg_rules = {
 --- @return string
 function M.svg(charts, opts)
   local o = options.fill("plot.svg", opts, svg_rules, 3)
-  local text = svg.document(charts.series and { charts } or charts, o)
+  local text = svg.document(list_of("plot.svg", charts), o)
   return text
 end
 options.declare(M.svg, { "charts" }, svg_rules)
@@ -127,7 +134,7 @@ options.declare(M.svg, { "charts" }, svg_rules)
 --- @return string? message
 function M.save(path, charts, opts)
   local o = options.fill("plot.save", opts, svg_rules, 3)
-  local text = svg.document(charts.series and { charts } or charts, o)
+  local text = svg.document(list_of("plot.save", charts), o)
   local ok, message = peri.files.write(path, text)
   if not ok then return nil, ("%s: %s"):format(path, message) end
   return true

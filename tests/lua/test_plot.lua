@@ -70,6 +70,10 @@ function TestPlot:test_charts_and_series_refuse_what_they_do_not_know()
   lu.assertErrorMsgContains("unknown option", plot.svg, { series = { { y = {}, z = 1 } } })
   lu.assertErrorMsgContains("expected a number in [0, 1)", plot.svg, { series = { { y = { 1 }, smooth = 2 } } })
   lu.assertErrorMsgContains("one of", plot.svg, { yscale = "cube", series = {} })
+  lu.assertErrorMsgContains('y[2] of "a" is a string', plot.svg, { series = { { name = "a", y = { 1, "2" } } } })
+  lu.assertErrorMsgContains("x has 1 values, y has 2", plot.terminal, { series = { { x = { 1 }, y = { 1, 2 } } } })
+  lu.assertErrorMsgContains("there is no chart", plot.svg, {})
+  lu.assertErrorMsgContains("charts is missing", plot.save, "x.svg")
   lu.assertErrorMsgContains("not below", plot.svg, { ymin = 2, ymax = 1, series = {} })
 end
 
@@ -101,6 +105,25 @@ function TestPlot:test_empty_and_constant_series_plot()
     local svg = plot.svg { series = { { y = y, smooth = 0.9 } } }
     lu.assertNil(svg:find "nan")
     lu.assertNil(svg:find "inf")
+  end
+end
+
+function TestPlot:test_values_of_any_size_plot_on_either_axis()
+  math.randomseed(1)
+  local function value(least, most) return (math.random() - 0.5) * 10.0 ^ (least + (most - least) * math.random()) end
+  local sets = { { -1.7e308, 1.7e308 }, { -1e300, 1e300 }, { 5e-324, 1e-323 }, { 0, 1e-305 }, { 1, 1 + 2.3e-16 },
+    { 1e15, 1e15 + 1 }, { -2e-236, -3e-313 }, { -2e-112, 0, 2e-307 }, { 1e300 } }
+  for i = 1, 100 do sets[#sets + 1] = { value(-320, 308), value(-320, 308), i % 2 == 0 and value(-5, 5) or nil } end
+  for _, y in ipairs(sets) do
+    local x = {}
+    for i in ipairs(y) do x[i] = value(-20, 20) end
+    for _, yscale in ipairs { "linear", "log" } do
+      local chart = { yscale = yscale, series = { { x = x, y = y } } }
+      lu.assertIsString(plot.terminal(chart))
+      local svg = plot.svg(chart)
+      lu.assertNil(svg:find "nan")
+      lu.assertNil(svg:find "inf")
+    end
   end
 end
 

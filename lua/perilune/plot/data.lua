@@ -5,7 +5,10 @@ local options = require "perilune.options"
 
 local M = {}
 
-local function finite(v) return type(v) == "number" and v == v and v > -math.huge and v < math.huge end
+-- A number that can be drawn: the difference of two is one, too. Less than LEAST between them is nothing.
+local HIGHEST <const>, LEAST <const> = 1e300, 1e-300
+
+local function finite(v) return type(v) == "number" and v >= -HIGHEST and v <= HIGHEST end
 M.finite = finite
 
 --- Average with weights that fall off to both sides as weight ^ distance: no lag, a peak stays where it is.
@@ -60,8 +63,8 @@ local function usual_weight(n) return 1 - 1 / math.max(n / 40, 2) end
 --- @return number[] ticks
 --- @return integer digits  after the point
 function M.ticks(low, high, n)
-  if high <= low then
-    local pad = low == 0 and 1 or math.abs(low) * 0.5
+  if high <= low or high - low < LEAST then
+    local pad = math.abs(low) < LEAST and 1 or math.abs(low) * 0.5
     low, high = low - pad, high + pad
   end
   local raw = (high - low) / math.max(n, 1)
@@ -95,7 +98,7 @@ local units = { { 1e9, "G" }, { 1e6, "M" }, { 1e3, "k" } }
 -- 0.25, 1500, 20k, 1.5M, 1e-06.
 local function label(v, digits)
   local a = math.abs(v)
-  if a >= 1e12 or a > 0 and digits > 4 then return (("%.3g"):format(v):gsub("e([+-])0+", "e%1")) end
+  if a >= 1e12 or digits > 4 then return (("%.3g"):format(v):gsub("e([+-])0+", "e%1")) end
   if a >= 1e4 then
     for _, u in ipairs(units) do
       if a >= u[1] then return (("%.4g"):format(v / u[1])) .. u[2] end
@@ -131,8 +134,8 @@ local chart_rules = {
   xlabel = options.value(options.none, "string", "below the x axis"),
   ylabel = options.value(options.none, "string", "beside the y axis: what is measured, and its unit"),
   yscale = options.choice("linear", { "linear", "log" }, "log leaves out what is not above 0"),
-  ymin = options.number(options.none, nil, "end of the y axis"),
-  ymax = options.number(options.none, nil, "end of the y axis"),
+  ymin = options.number(options.none, "[-1e300, 1e300]", "end of the y axis"),
+  ymax = options.number(options.none, "[-1e300, 1e300]", "end of the y axis"),
   series = options.value(options.required, "table", "list of curves"),
 }
 
@@ -148,7 +151,29 @@ local function weight_of(s)
   if s.smooth == nil or s.smooth == 0 then return nil end
   if s.smooth == "auto" then return M.noisy(s.y) and usual_weight(#s.y) or nil end
   if type(s.smooth) == "number" and s.smooth > 0 and s.smooth < 1 then return s.smooth end
-  error(('plot: smooth is %s, expected a number in [0, 1) or "auto"'):format(tostring(s.smooth)), 0)
+  options.raise(('plot: smooth is %s, expected a number in [0, 1) or "auto"'):format(tostring(s.smooth)))
+end
+
+-- What is no number is a slip, and so is an x for another count of values.
+local function check_numbers(s)
+  local name = s.name ~= "" and (" of %q"):format(s.name) or ""
+  for _, axis in ipairs { "x", "y" } do
+    for i, v in ipairs(s[axis] or {}) do
+      if type(v) ~= "number" then
+        options.raise(("plot: %s[%d]%s is a %s, expected a number"):format(axis, i, name, type(v)))
+      end
+    end
+  end
+  if s.x and #s.x ~= #s.y then
+    options.raise(("plot: x%s has %d values, y has %d"):format(name, #s.x, #s.y))
+  end
+end
+
+-- Ends of an axis with room between them; values that differ by less than a double tells apart are one.
+local function widen(low, high, pad)
+  local least = math.max(math.abs(low), math.abs(high)) * 1e-12
+  if high - low > math.max(least, LEAST) then return low, high end
+  return low - pad, high + pad
 end
 
 --- A chart with its rules checked: its curves { name, x, y, smooth } on the scale of the axes, and the range
@@ -168,6 +193,7 @@ function M.prepare(chart)
   end
   for i, given in ipairs(c.series) do
     local s = options.fill("plot", given, series_rules, 4)
+    check_numbers(s)
     local x, y = s.x, {}
     if not x then
       x = {}
@@ -186,15 +212,12 @@ function M.prepare(chart)
   end
   r.empty = r.xmin > r.xmax
   if r.empty then r.xmin, r.xmax, r.ymin, r.ymax = 0, 1, 0, 1 end
-  if r.xmin == r.xmax then r.xmin, r.xmax = r.xmin - 0.5, r.xmax + 0.5 end
-  if r.ymin == r.ymax then
-    local pad = (log or r.ymin == 0) and 1 or math.abs(r.ymin) * 0.1
-    r.ymin, r.ymax = r.ymin - pad, r.ymax + pad
-  end
+  r.xmin, r.xmax = widen(r.xmin, r.xmax, math.max(0.5, math.abs(r.xmin) * 1e-6))
+  r.ymin, r.ymax = widen(r.ymin, r.ymax, (log or math.abs(r.ymin) < LEAST) and 1 or math.abs(r.ymin) * 0.1)
   local low, high = scale(c.ymin), scale(c.ymax)
   if finite(low) then r.ymin = low end
   if finite(high) then r.ymax = high end
-  if r.ymin >= r.ymax then error(("plot: ymin %g is not below ymax %g"):format(r.ymin, r.ymax), 0) end
+  if r.ymin >= r.ymax then options.raise(("plot: ymin %g is not below ymax %g"):format(r.ymin, r.ymax)) end
   return curves, r, c
 end
 
