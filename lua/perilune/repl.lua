@@ -157,6 +157,7 @@ end
 
 -- The chunk that a text is: an expression, statements with one at their end ("x = f(); x"), or statements.
 local function compile(text)
+  text = text:gsub("^=", "return ") -- as lua reads it
   local chunk = expression("", text, "")
   if chunk then return chunk end
   for _, at in ipairs(ends_of(text)) do

@@ -129,7 +129,7 @@ local function before(a, b)
     if na ~= nb then return na < nb end
     return a < b
   end
-  return tostring(a) < tostring(b)
+  return spoken(a) < spoken(b)
 end
 
 -- Length of the list part, the other keys in order, how many more there are. An object's private fields stay so.

@@ -66,6 +66,12 @@ function TestShow.test_a_table_in_itself_is_marked_and_one_that_comes_twice_is_n
   lu.assertEquals(show { shared, shared }, "{{1}, {1}}")
 end
 
+function TestShow.test_an_object_that_cannot_speak_harms_nobody_else()
+  local function dumb() return setmetatable({}, { __tostring = function () error("no", 0) end }) end
+  local text = show { dumb(), [dumb()] = 1, [dumb()] = 2 }
+  lu.assertEquals(select(2, text:gsub("%(its __tostring fails: no%)", "")), 3)
+end
+
 function TestShow.test_objects_speak_for_themselves()
   local class = nn.class("Net", function (self) self.layers = { nn.Linear(2, 3), nn.Linear(3, 1) } end)
   local net = class()
