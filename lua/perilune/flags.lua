@@ -137,10 +137,25 @@ local function read_args(flags, by_name, args, set)
   return true
 end
 
+-- What is wrong with a value of a flag's type; nil when nothing is.
+local function problem_of(f, value)
+  local known = f.choices == nil
+  for _, c in ipairs(f.choices or {}) do known = known or c == value end
+  if not known then return ("--%s: %s"):format(f.name, options.unknown("choice", value, f.choices)) end
+  return f.rule and options.problem("--" .. f.name, value, f.rule)
+end
+
+-- A value of a JSON file in a message.
+local function shown(value)
+  return type(value) == "table" and (getmetatable(value).__name == "perilune.json.array" and "an array" or "an object")
+    or tostring(value)
+end
+M.shown = shown
+
 --- Parse without leaving the program: values, or nil and a message; with --help nil and the text
 --- and true.
 --- @param spec table  name = default, or name = { default, "help", choices = { ... }, range = "[0, inf)" };
---- a metatable's finish(values, given) has the last word: the values, or nil and a message
+--- a metatable's finish(values, given, problem) has the last word: the values, or nil and a message
 --- @param args string[]
 --- @param about string?
 --- @return table|nil values
@@ -150,14 +165,7 @@ function M.parse(spec, args, about)
   local flags, by_name, out, given = read_spec(spec), {}, {}, {}
   for _, f in ipairs(flags) do by_name[f.name], out[f.name] = f, f.default end
   local function set(f, value)
-    if f.choices then
-      local known = false
-      for _, c in ipairs(f.choices) do known = known or c == value end
-      if not known then
-        return nil, ("--%s: %s"):format(f.name, options.unknown("choice", value, f.choices))
-      end
-    end
-    local problem = f.rule and options.problem("--" .. f.name, value, f.rule)
+    local problem = problem_of(f, value)
     if problem then return nil, problem end
     out[f.name], given[f.name] = value, true
     return true
@@ -173,7 +181,7 @@ function M.parse(spec, args, about)
         if not f then return nil, path .. ": " .. options.unknown("flag", name, options.names(out)) end
         local converted, expected = convert(value, f.default)
         if converted == nil then
-          return nil, ("%s: %s is %s, expected %s"):format(path, name, tostring(value), expected)
+          return nil, ("%s: %s is %s, expected %s"):format(path, name, shown(value), expected)
         end
         local ok, why = set(f, converted)
         if not ok then return nil, path .. ": " .. why end
@@ -187,7 +195,9 @@ function M.parse(spec, args, about)
   local ok, message = read_args(flags, by_name, args, set)
   if not ok then return nil, message end
   local meta = getmetatable(spec)
-  if meta and meta.finish then return meta.finish(out, given) end
+  if meta and meta.finish then
+    return meta.finish(out, given, function(name, value) return problem_of(by_name[name], value) end)
+  end
   return out
 end
 

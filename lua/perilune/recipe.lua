@@ -66,13 +66,6 @@ end
 -- The first flag of the budget, for messages: the one that the recipe has.
 local function budget_flag(budget) return options.names(budget)[1] end
 
-local function save_config(self, name)
-  local config = {}
-  for k, v in pairs(self.flags) do config[k] = v end
-  config.run = name
-  folders.must(folders.save_config(self.folder, config))
-end
-
 --- Open a run folder: a new one, or with flags.resume the newest of that name. Ends the recipe with a
 --- message, and leaves every file as it is, when the run to resume has no whole checkpoint, was begun with
 --- other flags, or is being written by another process.
@@ -81,8 +74,11 @@ end
 function M.start(given)
   local o = options.fill("recipe.start", given, rules, 3)
   local flags = o.flags
-  local root, name = flags.runs or "runs", flags.run
-  if name == nil or name == "" then name = o.name end
+  local root, name = folders.trimmed(flags.runs or "runs"), folders.trimmed(flags.run or "")
+  if name == "" then name = o.name end
+  if root == "" or name == "/" then
+    folders.refuse("--runs %q --run %q: expected names of folders", root, name)
+  end
   local info = flags_of.info(flags)
   local budget, free
   if info and not o.budget then budget, free = info.budget, info.free
@@ -109,12 +105,12 @@ function M.start(given)
       if config[flag] ~= nil and not folders.same(config[flag], flags[flag]) then self._prolonged = true end
     end
     if #folders.differences(config, flags, { run = true, runs = true, resume = true }) > 0 then
-      save_config(self, config.run ~= "" and config.run or name)
+      self._config_name = config.run ~= "" and config.run or name
     end
   else
     self.folder, self._lock = folders.fresh(root, name)
     folders.save_origin(self.folder, o.name, flags_of.script_name())
-    save_config(self, name)
+    folders.save_config(self.folder, flags, name)
   end
   if flags.seed and not info then peri.seed(flags.seed) end -- flags of a command line have seeded already
   return self

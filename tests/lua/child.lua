@@ -34,7 +34,9 @@ function M.recipe(source)
   local folder = scratch.folder()
   assert(peri.files.write(folder .. "/demo.lua", source))
   local self = { folder = folder }
-  function self.command(flags) return ("cd %s && COLUMNS=100 %s run demo.lua %s"):format(folder, M.program, flags or "") end
+  function self.command(flags)
+    return ("cd %s && COLUMNS=100 PERILUNE_COMMAND=./perilune %s run demo.lua %s"):format(folder, M.program, flags or "")
+  end
   function self.run(flags) return M.shell(self.command(flags)) end
   function self.read(name) return (peri.files.read(folder .. "/" .. name)) end
   function self.remove() assert(peri.files.remove_tree(folder)) end

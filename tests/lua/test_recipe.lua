@@ -145,12 +145,12 @@ function TestRecipe:test_what_is_better_is_as_the_options_say()
   run:finish()
 end
 
-function TestRecipe:test_a_measurement_that_is_no_number_is_never_the_best()
+function TestRecipe:test_a_measurement_that_is_not_finite_is_never_the_best()
   local run = recipe.start { name = "x", flags = { runs = root }, console = false, total = 9 }
   run:track("model", nn.Linear(1, 1)):best("acc", { mode = "max", patience = 2 })
   local seen = {}
   for step in run:steps() do
-    run:log(step, { acc = step == 2 and 0.5 or 0 / 0 })
+    run:log(step, { acc = step == 2 and 0.5 or step == 3 and math.huge or 0 / 0 })
     seen[step] = true
   end
   lu.assertEquals(#seen, 4)
@@ -258,6 +258,60 @@ function TestRecipe:test_resuming_without_a_whole_checkpoint_changes_nothing()
   end
 end
 
+-- A run of two steps with the objects of a table tracked.
+local function tracked(objects, flags)
+  local run = recipe.start { name = "t", flags = flags, total = flags.steps, console = false, tensorboard = false }
+  for name, object in pairs(objects) do run:track(name, object) end
+  local ok, message = pcall(function() for step in run:steps() do run:log(step, { a = step }) end end)
+  run:finish()
+  if not ok then error(message, 0) end
+end
+
+function TestRecipe:test_a_checkpoint_that_does_not_fit_what_is_tracked_is_refused_and_nothing_changes()
+  local function flags(steps, resume) return { runs = root, steps = steps, resume = resume, save_every = 1 } end
+  local function refusing() error("set_state: no", 0) end
+  local plain = { state = function() return { 1 } end, set_state = refusing }
+  tracked({ model = nn.Linear(2, 1), rng = peri.rng(1), plain = plain }, flags(2, false))
+  plain.set_state = function() end
+  for want, objects in pairs {
+    ['has no "more": it was not tracked then'] = { model = nn.Linear(2, 1), rng = peri.rng(1), plain = plain, more = peri.rng(2) },
+    ['has "rng", which is not tracked now'] = { model = nn.Linear(2, 1), plain = plain },
+    ['has "model", which is not tracked now'] = { rng = peri.rng(1), plain = plain },
+    ['does not fit "model": load_state_dict: wrong shape: weight has (1, 2), expected (1, 3)'] =
+      { model = nn.Linear(3, 1), rng = peri.rng(1), plain = plain },
+    ['does not fit "plain": set_state: no'] = { model = nn.Linear(2, 1), rng = peri.rng(1),
+      plain = { state = plain.state, set_state = refusing } },
+  } do
+    local before = snapshot(root .. "/t")
+    lu.assertErrorMsgContains(want, tracked, objects, flags(9, true))
+    lu.assertEquals(snapshot(root .. "/t"), before)
+  end
+end
+
+function TestRecipe:test_a_state_holds_every_number_and_what_it_cannot_hold_is_named()
+  local got
+  local function object(state)
+    return { mine = { state = function() return state end, set_state = function(_, s) got = s end } }
+  end
+  tracked(object { best = math.huge, low = -math.huge, mean = 0 / 0 }, { runs = root, steps = 1 })
+  tracked(object {}, { runs = root, steps = 2, resume = true })
+  lu.assertEquals({ got.best, got.low }, { math.huge, -math.huge })
+  lu.assertTrue(got.mean ~= got.mean)
+  for _, state in ipairs { print, "\xff", { [3] = 1, a = 2 }, peri.ones { 1 } } do
+    lu.assertErrorMsgContains('the state of "mine" cannot be written', tracked, object(state), { runs = root, steps = 1 })
+  end
+  lu.assertErrorMsgContains('the state of "mine" is nil', tracked, object(nil), { runs = root, steps = 1 })
+end
+
+function TestRecipe:test_slashes_behind_a_folder_are_no_part_of_its_name()
+  for i, runs in ipairs { root, root .. "/", root .. "//" } do
+    local run = recipe.start { name = "x", flags = { runs = runs, run = ("a/b"):sub(1, 2 * i) .. "/" }, console = false }
+    lu.assertEquals(run.folder, ("%s/%s"):format(root, i == 1 and "a" or i == 2 and "a/b" or "a/b-2"))
+    run:finish()
+  end
+  lu.assertErrorMsgContains("expected names of folders", recipe.start, { name = "x", flags = { runs = "" } })
+end
+
 function TestRecipe:test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning()
   local whole, net = train { seed = 3, runs = root, run = "whole", save_every = 2 }
   local flags = { seed = 3, runs = root, run = "r", save_every = 2, resume = false }
@@ -334,6 +388,8 @@ function TestRecipe:test_what_is_tracked_has_a_name_and_a_state()
   local run = recipe.start { name = "x", flags = { runs = root }, console = false, tensorboard = false }
   lu.assertErrorMsgContains("neither state_dict nor state", run.track, run, "a", {})
   lu.assertErrorMsgContains("neither state_dict nor state", run.track, run, "a", 3)
+  lu.assertErrorMsgContains("has state, but no set_state", run.track, run, "a", { state = print })
+  lu.assertErrorMsgContains("has state_dict, but no load_state_dict", run.track, run, "a", { state_dict = print })
   lu.assertErrorMsgContains("cannot name a file", run.track, run, "a/b", peri.rng(1))
   run:track("a", peri.rng(1))
   lu.assertErrorMsgContains('there is a "a" already', run.track, run, "a", peri.rng(1))
@@ -397,6 +453,12 @@ function TestRecipe:test_a_flag_that_is_gone_or_of_another_type_is_named()
   train(parse("--save_every", "2"), 4)
   local config = root .. "/demo/config.json"
   local text = read(config)
+  for wrong, want in pairs { ['"steps": -5'] = "--steps is -5, expected an integer in [0, inf)",
+    ['"steps": [1]'] = "steps is an array, expected a number", ['"steps": {}'] = "steps is an object, expected a number",
+    ['"steps": 1.5'] = "steps is 1.5, expected an integer" } do
+    assert(peri.files.write(config, (text:gsub('"steps": 9', wrong))))
+    lu.assertEquals({ parse "--resume" }, { nil, ("--resume: %s: %s"):format(config, want) }, wrong)
+  end
   assert(peri.files.write(config, (text:gsub('"lr": 0.5', '"lr": "fast"'))))
   lu.assertStrContains(select(2, parse "--resume"), "config.json: lr is fast, expected a number")
   assert(peri.files.write(config, (text:gsub('"lr": 0.5', '"rate": 0.5'))))

@@ -78,7 +78,8 @@ function Best:observe(run, step, value)
     error(("best: %s is a %s, expected a number"):format(self.metric, type(value)), 0)
   end
   local o, best = self.options, self.value
-  local better = value == value and (best == nil or o.mode == "min" and value < best - o.min_delta
+  local finite = value == value and math.abs(value) < math.huge
+  local better = finite and (best == nil or o.mode == "min" and value < best - o.min_delta
     or o.mode == "max" and value > best + o.min_delta)
   if better then
     self.value, self.step, self.bad = value, step, 0
@@ -87,7 +88,7 @@ function Best:observe(run, step, value)
   end
   self.bad = self.bad + 1
   if not o.patience or self.bad < o.patience then return nil end
-  local so_far = self.value and ("best %.6g at step %d"):format(self.value, self.step) or "it was never a number"
+  local so_far = self.value and ("best %.6g at step %d"):format(self.value, self.step) or "it was never finite"
   return ("%s has not improved in %d measurements (%s)"):format(self.metric, self.bad, so_far)
 end
 

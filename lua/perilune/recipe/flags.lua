@@ -84,7 +84,7 @@ function M.checkpoint(folder)
 end
 
 -- Flags from config.json where the command line says nothing; nil and a message when they do not agree.
-local function merge(values, given, config, spec, folder, free, budget)
+local function merge(values, given, problem_of, config, spec, folder, free, budget)
   local wrong = {}
   local path = folders.config_path(folder)
   for _, name in ipairs(options.names(config)) do
@@ -99,9 +99,11 @@ local function merge(values, given, config, spec, folder, free, budget)
     elseif not (name == "run" or name == "runs" or name == "resume") then
       local value, expected = folders.as_flag(config[name], default)
       if value == nil then
-        return nil, ("%s: %s is %s, expected %s"):format(path, name, tostring(config[name]), expected)
+        return nil, ("%s: %s is %s, expected %s"):format(path, name, peri.flags.shown(config[name]), expected)
       end
+      local problem = problem_of(name, value)
       if not given[name] then
+        if problem then return nil, ("%s: %s"):format(path, problem) end
         values[name] = value
       elseif not free[name] and not folders.same(value, values[name]) then
         wrong[#wrong + 1] = ("--%s is %s, was %s"):format(name, tostring(values[name]), tostring(value))
@@ -131,11 +133,12 @@ end
 
 -- The values of a command line, and of config.json where a run resumes; nil and a message when they do
 -- not agree.
-local function resolve(values, given, spec, name)
+local function resolve(values, given, problem_of, spec, name)
   local budget, free = kinds(spec)
   local info = { budget = budget, free = free }
   known[values] = info
   if values.resume ~= true or type(values.run) ~= "string" or type(values.runs) ~= "string" then return values end
+  values.run, values.runs = folders.trimmed(values.run), folders.trimmed(values.runs)
   local script = script_name()
   local own = name or script and folders.recipe_of(values.runs, script) or script and script:gsub("%.lua$", "")
   local wanted = values.run ~= "" and values.run or own
@@ -145,7 +148,7 @@ local function resolve(values, given, spec, name)
   if not folder then return nil, no_run(values.runs, wanted) end
   local config, message = folders.load_config(folder)
   if not config then return nil, "--resume: " .. message end
-  local merged, why = merge(values, given, config, spec, folder, free, budget)
+  local merged, why = merge(values, given, problem_of, config, spec, folder, free, budget)
   if not merged then return nil, "--resume: " .. why end
   local lock, busy = folders.lock(folder) -- taken for good by recipe.start; said before anything is loaded
   if not lock then return nil, "--resume: " .. busy end
@@ -158,8 +161,8 @@ end
 
 -- The last word on the values of a command line; called by perilune.flags. Random numbers are seeded here,
 -- so that weights made before recipe.start are the seed's, too.
-local function finish(values, given, spec, name)
-  local resolved, message = resolve(values, given, spec, name)
+local function finish(values, given, problem_of, spec, name)
+  local resolved, message = resolve(values, given, problem_of, spec, name)
   if resolved and math.tointeger(resolved.seed) then peri.seed(math.tointeger(resolved.seed)) end
   return resolved, message
 end
@@ -183,7 +186,9 @@ function M.with_flags(spec, name)
     if type(copy[1]) == "number" then copy.range = copy.range or "[0, inf)" end
     out[k] = copy
   end
-  return setmetatable(out, { finish = function(values, given) return finish(values, given, out, name) end })
+  return setmetatable(out, {
+    finish = function(values, given, problem_of) return finish(values, given, problem_of, out, name) end,
+  })
 end
 
 return M

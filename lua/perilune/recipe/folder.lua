@@ -20,6 +20,11 @@ function M.must(value, message)
   return value
 end
 
+--- A folder's name as it was typed, without the slashes that completion puts behind it.
+--- @param text string
+--- @return string
+function M.trimmed(text) return text:match "^(.-)/*$" ~= "" and text:match "^(.-)/*$" or text:sub(1, 1) end
+
 --- Path of the file of flags in a run folder.
 --- @param folder string
 --- @return string
@@ -67,9 +72,8 @@ end
 --- Write config.json: all flags but `resume`.
 --- @param folder string
 --- @param flags table
---- @return boolean?
---- @return string?
-function M.save_config(folder, flags)
+--- @param name string  of the run
+function M.save_config(folder, flags, name)
   local saved = {}
   for k, v in pairs(flags) do
     if type(v) == "number" and (v ~= v or v == math.huge or v == -math.huge) then
@@ -77,7 +81,8 @@ function M.save_config(folder, flags)
     end
     if k ~= "resume" then saved[k] = v end
   end
-  return peri.files.write(M.config_path(folder), peri.json.encode(saved, { indent = 2 }) .. "\n")
+  saved.run = name
+  M.must(peri.files.write(M.config_path(folder), peri.json.encode(saved, { indent = 2 }) .. "\n"))
 end
 
 --- Are two values of a flag the same? Lists and NaN count by what they hold.

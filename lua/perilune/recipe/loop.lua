@@ -14,12 +14,19 @@ local function quoted(word)
   return "'" .. word:gsub("'", "'\\''") .. "'"
 end
 
+-- The program as it was called; the script ./perilune says what it is called.
+local function program()
+  local at = 0
+  while arg[at - 1] do at = at - 1 end
+  return os.getenv "PERILUNE_COMMAND" or at < 0 and arg[at] or "perilune"
+end
+
 --- The command line that goes on with a run.
 --- @param run perilune.recipe.Run
 --- @return string
 function M.command(run)
   local script = type(arg) == "table" and type(arg[0]) == "string" and arg[0]
-  local words = { script and "./perilune run " .. quoted(script) or "the recipe with" }
+  local words = { script and ("%s run %s"):format(quoted(program()), quoted(script)) or "the recipe with" }
   local flags = run.flags
   if flags.runs and flags.runs ~= "runs" then words[#words + 1] = "--runs " .. quoted(flags.runs) end
   if flags.run and flags.run ~= "" then words[#words + 1] = "--run " .. quoted(flags.run) end

@@ -47,8 +47,14 @@ function Run:track(name, object)
     error(("track: %s cannot name a file: letters, digits, _ and - are expected"):format(tostring(name)), 2)
   end
   if self._objects[name] ~= nil then error(("track: there is a %q already"):format(name), 2) end
-  local ok, fits = pcall(function() return object.state_dict or object.state end)
+  local ok, fits, back = pcall(function()
+    if object.state_dict then return "state_dict", object.load_state_dict end
+    return object.state and "state", object.set_state
+  end)
   if not (ok and fits) then error(("track: %s has neither state_dict nor state"):format(name), 2) end
+  if not back then
+    error(("track: %s has %s, but no %s"):format(name, fits, fits == "state" and "set_state" or "load_state_dict"), 2)
+  end
   self._objects[name] = object
   self._order[#self._order + 1] = name
   return self
@@ -57,8 +63,8 @@ end
 --- Keep the weights of the best measurement of a logged metric in best/ of the run folder; load_best()
 --- brings them back. With `patience` the loop ends when that many measurements in a row were no better:
 ---   run:best("val_loss", { patience = 5, min_delta = 1e-3 })
---- Call it before restore() and steps(). NaN is never better. What is kept and when the loop ends are part
---- of the checkpoints.
+--- Call it before restore() and steps(). What is not finite is never better. What is kept and when the loop
+--- ends are part of the checkpoints.
 --- @param metric string  as it is logged
 --- @param opts table?
 --- @return self
@@ -161,20 +167,43 @@ local function opened(self)
   open_logger(self)
 end
 
+-- The names of the objects in a checkpoint.
+local function objects_in(path, state)
+  local names = {}
+  for name in pairs(state.objects) do names[name] = true end
+  for _, file in ipairs(must(peri.files.list(path))) do
+    local name = file:match "^(.*)%.safetensors$"
+    if name then names[name] = true end
+  end
+  return names
+end
+
+-- Hand an object its part of a checkpoint; one that it does not fit is refused by name.
+local function restore_object(path, name, object, plain)
+  local ok, why
+  if object.state_dict then
+    local tensors = must(peri.safetensors.load(("%s/%s.safetensors"):format(path, name)))
+    ok, why = pcall(object.load_state_dict, object, tensors, plain)
+  else
+    ok, why = pcall(object.set_state, object, plain)
+  end
+  if ok then return end
+  if peri.interrupted() then error(why, 0) end
+  folders.refuse("%s does not fit %q: %s", path, name, tostring(why))
+end
+
 local function load_checkpoint(self)
   local path = self._checkpoint
-  local state, why = peri.json.decode(must(peri.files.read(path .. "/state.json")))
+  local state, why = peri.json.decode(must(peri.files.read(path .. "/state.json")), { allow_nan = true })
   if type(state) ~= "table" then folders.refuse("%s/state.json: %s", path, tostring(why or "is not an object")) end
+  local there = objects_in(path, state)
   for _, name in ipairs(self._order) do
-    local object, plain = self._objects[name], state.objects[name]
-    if object.state_dict then
-      object:load_state_dict(must(peri.safetensors.load(("%s/%s.safetensors"):format(path, name))), plain)
-    elseif plain == nil then
-      folders.refuse("%s has no %q: it was not tracked then", path, name)
-    else
-      object:set_state(plain)
-    end
+    if not there[name] then folders.refuse("%s has no %q: it was not tracked then", path, name) end
   end
+  for _, name in ipairs(options.names(there)) do
+    if self._objects[name] == nil then folders.refuse("%s has %q, which is not tracked now", path, name) end
+  end
+  for _, name in ipairs(self._order) do restore_object(path, name, self._objects[name], state.objects[name]) end
   peri.set_rng_state(state.rng)
   self.step, self.saved = state.step, state.step
   if not self._prolonged then self.stopped = state.stopped end
@@ -191,9 +220,23 @@ end
 --- @return integer step  0 when the run is new
 function Run:restore()
   if self.logger then return self.step end
-  if self._resumed then load_checkpoint(self) end
+  if self._resumed then
+    load_checkpoint(self)
+    if self._config_name then folders.save_config(self.folder, self.flags, self._config_name) end
+  end
   open_logger(self)
   return self.step
+end
+
+-- The text of state.json; numbers that JSON has not are written as Python writes them.
+local function encoded(state)
+  local ok, text = pcall(peri.json.encode, state, { nan = "literal" })
+  if ok then return text end
+  for _, name in ipairs(options.names(state.objects)) do
+    local good, why = pcall(peri.json.encode, state.objects[name], { nan = "literal" })
+    if not good then folders.refuse("the state of %q cannot be written: %s", name, tostring(why)) end
+  end
+  return error(text, 0)
 end
 
 --- Write a checkpoint of everything tracked.
@@ -210,10 +253,11 @@ function Run:save(step)
       state.objects[name] = plain
     else
       state.objects[name] = object:state()
+      if state.objects[name] == nil then folders.refuse("the state of %q is nil, expected a plain value", name) end
     end
   end
   for _, best in ipairs(self._bests) do state.best[best.metric] = best:state() end
-  must(peri.files.write(writer.path .. "/state.json", peri.json.encode(state)))
+  must(peri.files.write(writer.path .. "/state.json", encoded(state)))
   must(writer:commit(("step-%08d"):format(step), self._options.keep))
   self.saved = step
   for _, best in ipairs(self._bests) do best:prune() end
@@ -254,8 +298,7 @@ end
 --- @return self
 function Run:log(step, values, live)
   opened(self)
-  local row = {}
-  for k, v in pairs(values) do row[k] = peri.is_tensor(v) and v:item() or v end
+  local row = log.plain(values)
   local skipped, remark, standing = self:skipped(), nil, nil
   local more = skipped - self._skipped
   if skipped > 0 then standing = ("%d skipped"):format(skipped) end
@@ -358,11 +401,21 @@ end
 --- @return string
 function Run:path(name) return self.folder .. "/" .. name end
 
+-- Columns that the command line asked for and no row had.
+local function say_unseen(self)
+  local console = self.logger.console
+  if not console or (self.flags.columns or "") == "" then return end
+  for _, name in ipairs(console:unseen()) do
+    self.logger:text("--columns: no row had %q; there were: %s", name, table.concat(console.names, ", "))
+  end
+end
+
 --- Close the files and let others write the run.
 --- @param ok boolean?  false: it did not end as it should, for TensorBoard; default true
 function Run:finish(ok)
   if self.logger then
     note_warnings(self)
+    say_unseen(self)
     self.logger:close(ok)
   end
   if self._lock then self._lock:drop() end
