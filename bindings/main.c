@@ -87,6 +87,9 @@ static bool library_folder (char *out, size_t size) {
   return false;
 }
 
+/* What the names of the library's chunks begin with. */
+static char library[PATH_MAX + 16] = "=perilune/";
+
 /* The folder goes before every other path; without one the embedded files do. */
 static void find_library (lua_State *L) {
   char dir[PATH_MAX];
@@ -102,6 +105,7 @@ static void find_library (lua_State *L) {
     peri__add_searcher(L, true);
     return;
   }
+  snprintf(library, sizeof library, "@%s/perilune/", dir);
   lua_getglobal(L, "package");
   lua_getfield(L, -1, "path");
   lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", dir, dir, lua_tostring(L, -1));
@@ -278,14 +282,15 @@ static int prepare (lua_State *L) {
   return 0;
 }
 
-/* The message handler: after Ctrl-C the place is enough, unless an object says more. */
+/* The message handler: after Ctrl-C the place in the script is enough, unless an object says more. */
 static int explain (lua_State *L) {
   lua_Debug ar;
   peri__interrupt_raised();
   if (!peri__interrupt_pending() || lua_type(L, 1) == LUA_TTABLE) return peri__traceback(L);
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);
-    if (ar.currentline <= 0) continue;
+    bool inside = strncmp(ar.source, library, strlen(library)) == 0;
+    if (ar.currentline <= 0 || inside) continue;
     lua_pushfstring(L, "interrupted at %s:%d", ar.short_src, ar.currentline);
     return 1;
   }

@@ -10,15 +10,25 @@ function M.live()
   return os.execute "test -t 1" == true
 end
 
---- Columns of the terminal: COLUMNS, else what the terminal says, else 80.
+local LEAST <const>, USUAL <const> = 20, 80 -- columns
+
+local function columns_of(text)
+  local n = math.tointeger(tonumber(text))
+  return n and n > 0 and math.max(n, LEAST) or nil
+end
+
+--- Columns of a line that goes to a file or a pipe: COLUMNS, else 80; 20 at least.
+--- @return integer
+function M.columns() return columns_of(os.getenv "COLUMNS") or USUAL end
+
+--- Columns of the terminal: COLUMNS, else what the terminal says, else 80; 20 at least.
 --- @return integer
 function M.width()
-  local columns = math.tointeger(tonumber(os.getenv "COLUMNS"))
-  if columns and columns > 20 then return columns end
+  if columns_of(os.getenv "COLUMNS") then return M.columns() end
   local pipe = io.popen("{ stty size </dev/tty; } 2>/dev/null", "r")
-  local width = pipe and math.tointeger(tonumber((pipe:read "a" or ""):match "%d+%s+(%d+)"))
+  local width = pipe and columns_of((pipe:read "a" or ""):match "%d+%s+(%d+)")
   if pipe then pipe:close() end
-  return width and width > 20 and width or 80
+  return width or USUAL
 end
 
 return M

@@ -226,11 +226,13 @@ function TestInterrupt:test_one_interrupt_ends_whatever_runs()
       coroutine.resume(co)
       print(coroutine.close(co))
       while true do end]],
+    ["the library"] = "local t = {} for i = 1, 2000 do t[i] = { i } end while true do peri.show(t) end",
     ["short C functions"] = "while true do local _ = ('x'):rep(100000) end",
   } do
     local out, status = interrupted(text)
     lu.assertEquals(status, 130, name .. "\n" .. out)
     lu.assertStrContains(out, "perilune: interrupted at ", false, name)
+    lu.assertNotStrContains(out, "/perilune/", false, name) -- the place is the script's
     lu.assertNotStrContains(out, "traceback")
   end
 end

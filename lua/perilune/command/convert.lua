@@ -67,17 +67,18 @@ local function may_write(o)
   if kind ~= "folder" and not o.to:find "%.gguf$" then return nil, o.to .. " is a file, and no name of a .gguf file" end
   if not is_terminal(0) then return nil, ("%s exists; --force overwrites it"):format(o.to) end
   io.stderr:write(("%s exists. Overwrite it? [y/N] "):format(o.to))
-  local answer = io.stdin:read "l" or ""
-  if answer:find "^%s*[yY]" then
+  local answer = io.stdin:read "l"
+  if not answer then io.stderr:write "\n" end -- Ctrl-D
+  if (answer or ""):find "^%s*[yY]" then
     o.force = true
     return true
   end
   return nil, o.to .. " stays as it is"
 end
 
--- A line that is written over, on a terminal alone.
+-- A line that is written over, on a terminal alone: what shows it, and what takes it away when it closes.
 local function progress_line()
-  if not is_terminal(2) then return nil, function() end end
+  if not is_terminal(2) then return nil, nil end
   local said = -1
   local function show(done, total, name)
     local percent = total > 0 and math.floor(100 * done / total) or 100
@@ -85,7 +86,9 @@ local function progress_line()
     said = percent
     io.stderr:write(("\r%3d%%  %-50.50s"):format(percent, name))
   end
-  return show, function() if said >= 0 then io.stderr:write("\r", (" "):rep(56), "\r") end end
+  return show, setmetatable({}, { __close = function()
+    if said >= 0 then io.stderr:write("\r", (" "):rep(56), "\r") end
+  end })
 end
 
 -- ---- afterwards ----------------------------------------------------------------------------------
@@ -133,12 +136,13 @@ return function(args)
     return message and 2 or 0
   end
   local ok, err = may_write(o)
-  local report, clear
+  local report
   if ok then
     local _ <close> = peri.no_grad()
-    o.progress, clear = progress_line()
+    local show, line = progress_line()
+    local shown <close> = line -- luacheck: ignore 211
+    o.progress = show
     report, err = require("perilune.gguf.convert").run(o)
-    clear()
   end
   if not report then
     io.stderr:write("perilune convert: ", err, "\n")

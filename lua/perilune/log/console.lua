@@ -21,8 +21,7 @@ function Console.new(o)
   local out = o.out or io.stdout
   local live = o.live
   if live == nil then live = out == io.stdout and terminal.live() end
-  local columns = math.tointeger(tonumber(os.getenv "COLUMNS"))
-  local width = o.width or live and terminal.width() or columns and columns > 20 and columns or 80
+  local width = o.width or live and terminal.width() or terminal.columns()
   return setmetatable({
     bar = Bar.new(out, live), live = live, total = o.total, every = o.every, width = width,
     fixed = not live or o.width ~= nil,
