@@ -134,7 +134,8 @@ static peri_status pad_infer (peri_call *c) {
   memcpy(shape, x->shape, sizeof shape);
   for (int i = 0; i < a->n; i++) {
     int d = x->ndim - 1 - i / 2;
-    if (__builtin_add_overflow(shape[d], a->v[i], &shape[d]) || (i % 2 == 1 && shape[d] < 0))
+    if (a->v[i] == INT64_MIN || __builtin_add_overflow(shape[d], a->v[i], &shape[d]) ||
+        (i % 2 == 1 && shape[d] < 0))
       return peri__fail(c->ctx, PERI_EINVAL,
                         "pads %" PRId64 " and %" PRId64 " do not fit dim %d of %s", a->v[i & ~1],
                         a->v[i | 1], d + 1, peri__shape_text(x, buf, sizeof buf));
@@ -155,9 +156,9 @@ static peri_status pad_cpu (peri_call *c) {
     shape[d] = x->shape[d] + (before < 0 ? before : 0) + (after < 0 ? after : 0);
     if (shape[d] < 0) shape[d] = 0;
     if (before < 0)
-      from -= before * x->stride[d];
+      from += (before < -x->shape[d] ? x->shape[d] : -before) * x->stride[d];
     else
-      to += before * out->stride[d];
+      to += (before > out->shape[d] ? out->shape[d] : before) * out->stride[d];
     kept *= shape[d];
   }
   if (kept < out->numel) peri__fill(c->ctx, size, out->data, out->numel, &value);

@@ -354,7 +354,7 @@ static peri_status diagonal_infer (peri_call *c) {
   int64_t k = c->attr[0].i, shape[PERI_MAX_DIMS], stride[PERI_MAX_DIMS];
   int n = x->ndim - 2;
   if (n < 0) return peri__fail(c->ctx, PERI_ESHAPE, "a diagonal needs 2 dims; x has %d", x->ndim);
-  int64_t rows = x->shape[n], cols = x->shape[n + 1], off = k < 0 ? -k : k;
+  int64_t rows = x->shape[n], cols = x->shape[n + 1];
   if (k < -rows || k > cols)
     return peri__fail(c->ctx, PERI_EINVAL,
                       "diagonal %" PRId64 " of a matrix of %" PRId64 " x %" PRId64, k, rows, cols);
@@ -362,7 +362,7 @@ static peri_status diagonal_infer (peri_call *c) {
     shape[i] = x->shape[i];
     stride[i] = x->stride[i];
   }
-  int64_t high = k < 0 ? rows - off : rows, wide = k > 0 ? cols - off : cols;
+  int64_t off = k < 0 ? -k : k, high = k < 0 ? rows - off : rows, wide = k > 0 ? cols - off : cols;
   shape[n] = high < wide ? high : wide;
   stride[n] = x->stride[n] + x->stride[n + 1];
   return make_view(c, shape[n] == 0 ? 0 : off * x->stride[k < 0 ? n : n + 1], n + 1, shape, stride);

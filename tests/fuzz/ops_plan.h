@@ -339,7 +339,7 @@ static void plan_job (dice *d, job *j) {
   j->grad_off = chance(d, 25);
   j->graph = chance(d, 30);
   j->twice = chance(d, 30);
-  j->anomaly = chance(d, 3);
+  j->anomaly = chance(d, 3) && !(j->op->flags & PERI_OP_INPLACE); /* found after the write */
   j->seed = mix(&d->more);
 }
 
