@@ -11,13 +11,13 @@ local M = {}
 --- @return table
 function M.generation_flags(more)
   local spec = {
-    max_new_tokens = { 512, "most tokens of an answer (--max_tokens is the same)" },
-    temperature = { -1.0, "0 takes the likeliest token; -1: the model's own setting" },
-    top_k = { -1, "draw from the k likeliest tokens; 0: all" },
-    top_p = { -1.0, "draw from the likeliest tokens that have this probability together" },
-    min_p = { -1.0, "draw from tokens with at least this share of the likeliest one's probability" },
-    repetition_penalty = { -1.0, "more than 1 makes tokens that occurred less likely" },
-    seed = { -1, "same seed, same text; -1: another one each time" },
+    max_new_tokens = { 512, "most tokens of an answer (--max_tokens is the same)", range = "[0, inf)" },
+    temperature = { -1.0, "0 takes the likeliest token; -1: the model's own setting", range = "[-1, inf)" },
+    top_k = { -1, "draw from the k likeliest tokens; 0: all", range = "[-1, inf)" },
+    top_p = { -1.0, "draw from the likeliest tokens that have this probability together", range = "[-1, 1]" },
+    min_p = { -1.0, "draw from tokens with at least this share of the likeliest one's probability", range = "[-1, 1]" },
+    repetition_penalty = { -1.0, "more than 1 makes tokens that occurred less likely", range = "[-1, inf)" },
+    seed = { -1, "same seed, same text; -1: another one each time", range = "[-1, inf)" },
     stop = { "", "text that ends the answer" },
     dtype = { "auto", "of the weights: f32, bf16, f16, q8_0, ...; file: as stored; auto: f32 up to 2^28 of them" },
   }
@@ -31,7 +31,7 @@ end
 function M.generation_options(values)
   local o = { max_new_tokens = values.max_new_tokens }
   for _, name in ipairs { "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed" } do
-    if values[name] >= 0 then o[name] = values[name] end
+    if values[name] ~= -1 then o[name] = values[name] end -- what lies between is refused where it is used
   end
   if values.stop ~= "" then o.stop = values.stop end
   return o

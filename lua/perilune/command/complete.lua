@@ -16,7 +16,8 @@ end
 
 return function (args)
   local spec = arguments.generation_flags {
-    samples = { 1, "completions to make (--n is the same)" }, suffix = { "", "text behind the gap" },
+    samples = { 1, "completions to make (--n is the same)", range = "[1, inf)" },
+    suffix = { "", "text behind the gap" },
     echo = { false, "print the text before its completion" },
     regex = { "", "the completion matches this regular expression" },
     json = { false, "one JSON object a completion: text, tokens, logprobs, reason" },

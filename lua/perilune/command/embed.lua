@@ -74,9 +74,9 @@ return function (args)
   local spec = {
     pooling = { "", "mean, cls, last, max, mean_sqrt_len, weighted_mean, or several with commas" },
     normalize = { "auto", "vectors of length 1; auto: as the folder says", choices = { "auto", "true", "false" } },
-    max_length = { 0, "tokens of a text; 0: as many as model and tokenizer take" },
+    max_length = { 0, "tokens of a text; 0: as many as model and tokenizer take", range = "[0, inf)" },
     truncation = { true, "cut longer texts and say how many; otherwise they are an error" },
-    batch_size = { 32, "texts that are read at once" },
+    batch_size = { 32, "texts that are read at once", range = "[1, inf)" },
     prompt = { "", "text to put before each" }, prompt_name = { "", "the same, by the folder's name for it" },
     dtype = { "f32", "of the weights: f32, bf16, f16, q8_0, ...; file: as stored" },
     out = { "", "file to write: .npy, .safetensors or .jsonl" },

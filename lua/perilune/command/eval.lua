@@ -136,11 +136,12 @@ end
 
 return function (args)
   local spec = arguments.generation_flags {
-    task = { "gsm8k", "what to answer" }, n = { 50, "problems, from the start of the data; 0: all" },
-    samples = { 1, "answers to each problem" }, k = { "1", "list of k for pass@k" },
-    shots = { 0, "solved examples before each problem: the data's last rows" },
+    task = { "gsm8k", "what to answer" },
+    n = { 50, "problems, from the start of the data; 0: all", range = "[0, inf)" },
+    samples = { 1, "answers to each problem", range = "[1, inf)" }, k = { "1", "list of k for pass@k" },
+    shots = { 0, "solved examples before each problem: the data's last rows", range = "[0, inf)" },
     data = { "", "file with the task's rows" }, out = { "", "file for one JSON line a problem" },
-    batch = { 16, "answers that are made at once" },
+    batch = { 16, "answers that are made at once", range = "[1, inf)" },
     plain = { false, "ask with plain text although the model has a chat template" },
   }
   local values, words = arguments.read("eval", "MODEL", 1, 1, spec, args, about)
