@@ -48,32 +48,30 @@ static peri_status split_lists (peri_call *c, const peri_sig *sig) {
   return PERI_OK;
 }
 
-static peri_status check_given (const peri_call *c, const peri_sig *sig) {
-  if (c->nin != sig->ntensor)
-    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors given, %d expected", c->nin, sig->ntensor);
-  for (int i = 0; i < c->nin; i++)
-    if (!c->in[i] && sig->p[i].kind == PERI_K_TENSOR)
-      return peri__fail(c->ctx, PERI_EINVAL, "%s is missing", sig->p[i].name);
-  return PERI_OK;
-}
-
 /* Quantised and packed weights go to the few ops that know them, and come from nowhere else. */
-static peri_status refuse_weights (const peri_call *c, const peri_sig *sig) {
-  for (int i = 0; i < c->nin; i++)
-    if (c->in[i] && peri__opaque(c->in[i]))
-      return peri__fail(c->ctx, PERI_EDTYPE,
-                        "%s is a %s%s weight, which only products and look-ups take: "
-                        ":to(\"f32\") first",
-                        sig->nlist ? "an input" : sig->p[i].name,
-                        c->in[i]->storage->packed ? "packed " : "",
-                        peri_dtype_name((peri_dtype)c->in[i]->dtype));
-  return PERI_OK;
+static peri_status refuse_weight (const peri_call *c, const peri_sig *sig, int i) {
+  return peri__fail(c->ctx, PERI_EDTYPE,
+                    "%s is a %s%s weight, which only products and look-ups take: "
+                    ":to(\"f32\") first",
+                    sig->nlist ? "an input" : sig->p[i].name,
+                    c->in[i]->storage->packed ? "packed " : "",
+                    peri_dtype_name((peri_dtype)c->in[i]->dtype));
 }
 
 peri_status peri__check_inputs (peri_call *c) {
   const peri_sig *sig = peri__sig(c->op);
-  TRY(sig->nlist ? split_lists(c, sig) : check_given(c, sig));
-  return c->op->flags & PERI_OP_WEIGHT ? PERI_OK : refuse_weights(c, sig);
+  bool weights = (c->op->flags & PERI_OP_WEIGHT) != 0;
+  if (sig->nlist)
+    TRY(split_lists(c, sig));
+  else if (c->nin != sig->ntensor)
+    return peri__fail(c->ctx, PERI_EINVAL, "%d tensors given, %d expected", c->nin, sig->ntensor);
+  for (int i = 0; i < c->nin; i++) {
+    const peri_tensor *t = c->in[i];
+    if (!t && !sig->nlist && sig->p[i].kind == PERI_K_TENSOR)
+      return peri__fail(c->ctx, PERI_EINVAL, "%s is missing", sig->p[i].name);
+    if (t && !weights && peri__opaque(t)) return refuse_weight(c, sig, i);
+  }
+  return PERI_OK;
 }
 
 static void drop_outputs (peri_call *c) {
@@ -222,8 +220,8 @@ static peri_status apply_cast (peri_ctx *ctx, const peri_op *op, int nin, peri_t
 
 /* Results without elements need no kernel, however large the inputs' other sizes are. */
 static bool nothing_to_do (const peri_call *c) {
-  bool empty = c->op->nout > 0 && !(c->op->flags & PERI_OP_INPLACE);
-  for (int k = 0; k < c->op->nout && empty; k++) empty = c->out[k] && c->out[k]->numel == 0;
+  bool empty = c->out[0] && c->out[0]->numel == 0 && !(c->op->flags & PERI_OP_INPLACE);
+  for (int k = 1; k < c->op->nout && empty; k++) empty = c->out[k] && c->out[k]->numel == 0;
   return empty;
 }
 
@@ -334,10 +332,10 @@ peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_te
 peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                         const peri_attr *attr, peri_tensor **out) {
   TRY(peri__check_call(ctx, op, nin, in, attr));
-  if (peri_op_outputs(op) > 0) NEED(ctx, out);
-  const peri_sig *sig = peri__sig(op);
+  if (op->nout > 0) NEED(ctx, out);
   peri_attr defaults[PERI_MAX_PARAM];
-  if (!attr && sig->nattr) {
+  if (!attr) {
+    const peri_sig *sig = peri__sig(op);
     for (int i = 0; i < sig->nattr; i++)
       if (!sig->p[sig->ntensor + i].has_default)
         return peri__fail(ctx, PERI_EINVAL, "%s has no default", sig->p[sig->ntensor + i].name);

@@ -138,7 +138,7 @@ static peri_status run (peri_call *c, int id) {
 
 static peri_status same_infer (peri_call *c) {
   int d = peri__promoted(c, 0, 2);
-  for (int i = 0; i < 2; i++) TRY(peri__number_fits(c, i, d));
+  for (int i = 0; i < 2 && !peri__is_float(d); i++) TRY(peri__number_fits(c, i, d));
   return peri__infer_broadcast(c, 2, d);
 }
 static peri_status pow_infer (peri_call *c) { /* an exponent is no element */

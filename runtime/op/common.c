@@ -62,12 +62,6 @@ peri_dtype peri__promote (int n, peri_tensor *const *in) {
   return category(weak) == 2 ? PERI_F32 : (peri_dtype)weak;
 }
 
-int peri__promoted (const peri_call *c, int first, int n) {
-  const peri_tensor *a = c->in[first], *b = c->in[first + n - 1];
-  if (n == 2 && a->dtype == b->dtype && !((a->flags | b->flags) & PERI_T_WEAK)) return a->dtype;
-  return peri__promote(n, c->in + first);
-}
-
 /* Run op without recording; new reference. */
 static peri_status quiet (const peri_op *op, peri_tensor *t, const peri_attr *attr,
                           peri_tensor **out) {

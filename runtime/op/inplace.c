@@ -269,13 +269,13 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
   TRY(check_twin(&c));
   c.in = src;
   peri_status s = PERI_OK;
-  bool was = peri_set_grad_enabled(ctx, false);
   for (int i = 0; i < nin && s == PERI_OK; i++) /* read another view of x's memory from a copy */
-    if (i > 0 && in[i] && in[i]->storage == x->storage && !same_view(in[i], x))
+    if (i > 0 && in[i] && in[i]->storage == x->storage && !same_view(in[i], x)) {
+      bool was = peri_set_grad_enabled(ctx, false);
       s = peri__apply(ctx, &peri__op_clone, 1, &in[i], NULL, &src[i]);
-    else
+      peri_set_grad_enabled(ctx, was);
+    } else
       src[i] = peri_retain(in[i]);
-  peri_set_grad_enabled(ctx, was);
   if (s == PERI_OK) s = take_place(&c, x);
   if (s == PERI_OK) {
     s = peri__run_kernel(&c);

@@ -175,7 +175,12 @@ peri_status peri__broadcast (peri_ctx *ctx, const peri_tensor *a, const peri_ten
 int64_t peri__bstride (const peri_tensor *t, int ndim, int i);
 /* Dtype of mixing the given tensors, weak ones by category only. */
 peri_dtype peri__promote (int n, peri_tensor *const *in);
-int peri__promoted (const peri_call *c, int first, int n); /* of inputs first, first + 1, ... */
+/* The same of inputs first, first + 1, ... of a call, two of one dtype fast. */
+static inline int peri__promoted (const peri_call *c, int first, int n) {
+  const peri_tensor *a = c->in[first], *b = c->in[first + n - 1];
+  if (n == 2 && a->dtype == b->dtype && !((a->flags | b->flags) & PERI_T_WEAK)) return a->dtype;
+  return peri__promote(n, c->in + first);
+}
 /* Borrow-free helpers that return new references. */
 peri_status peri__contiguous (peri_tensor *t, peri_tensor **out);         /* t itself when dense */
 peri_status peri__cast (peri_tensor *t, peri_dtype d, peri_tensor **out); /* t itself when equal */
