@@ -211,11 +211,71 @@ function TestWalk:test_a_shared_module_has_the_name_of_its_first_place_and_loads
   lu.assertEquals(keys(net:state_dict()), { "a.weight" })
   lu.assertStrContains(tostring(net), "b[1]: Linear, the same as a")
   local w = peri.full({ 2, 2 }, 7)
-  net:load_state_dict { ["a.weight"] = w, ["b.0.weight"] = peri.zeros { 2, 2 } } -- as others write it
+  net:load_state_dict { ["a.weight"] = w, ["b.0.weight"] = w:clone() } -- as others write it
   lu.assertEquals(net.a.weight:tolist(), w:tolist())
   lu.assertEquals(make():load_state_dict({ ["b.0.weight"] = w }).a.weight:tolist(), w:tolist())
   net:to "f64"
   lu.assertTrue(rawequal(net.a, net.b[1]))
+end
+
+-- The second of two values would be lost.
+function TestWalk:test_a_tied_tensor_takes_one_value_alone()
+  local function make()
+    local net = Net()
+    net.a, net.c = layer(), layer()
+    net.b, net.d = { net.a }, net.c.weight
+    return net
+  end
+  local w, other, nan = peri.full({ 2, 2 }, 7), peri.zeros { 2, 2 }, peri.full({ 2, 2 }, 0 / 0)
+  for _, case in ipairs { { "a.weight", "b.0.weight", "c.weight", "d" }, { "c.weight", "d", "a.weight", "b.0.weight" } } do
+    local net = make()
+    local before = net:state_dict()[case[1]]:bytes()
+    lu.assertErrorMsgContains(("one tensor here, with different values: %s and %s"):format(case[1], case[2]),
+      net.load_state_dict, net, { [case[1]] = w, [case[2]] = other, [case[3]] = w, [case[4]] = w })
+    lu.assertEquals(net:state_dict()[case[1]]:bytes(), before)
+    net:load_state_dict { [case[1]] = nan, [case[2]] = nan:clone(), [case[3]] = w, [case[4]] = w:to "f64" }
+  end
+end
+
+-- Assigning to an entry that is there calls nothing: what it holds is looked at whenever the modules are.
+function TestWalk:test_containers_hold_modules_without_gaps_whatever_was_assigned()
+  local function asked(net)
+    return { net.parameters, net.state_dict, net.modules, function(n) n:load_state_dict {} end, net.train }
+  end
+  local function list() return nn.ModuleList { layer(), layer(), layer() } end
+  local function sequential() return nn.Sequential(layer(), layer(), layer()) end
+  for message, case in pairs {
+    ["ModuleList: entry 2 is a number, expected a module"] = { list, function(n) n[2] = 5 end },
+    ["ModuleList: entry 3 is missing, there is one at 4"] = { list, function(n) n[3], n[4] = nil, layer() end },
+    ["ModuleList: entry 1 is missing, there is one at 3"] = { list, function(n) n[1] = nil end },
+    ["Sequential: part 2 is missing, there is one at 3"] = { sequential, function(n) n[2] = nil end },
+    ["Sequential: part 1 is a boolean, expected a module or a function"] = { sequential, function(n) n[1] = false end },
+    ["ModuleDict: a is a number, expected a module"] = { function() return nn.ModuleDict { a = layer() } end,
+      function(n) n.a = 1 end },
+  } do
+    local net = Net()
+    net.held = case[1]()
+    case[2](net.held)
+    for _, call in ipairs(asked(net)) do lu.assertErrorMsgContains(message, call, net) end
+    lu.assertErrorMsgContains(message, optim.SGD, net, { lr = 1 })
+  end
+  local gap = sequential()
+  gap[2] = nil
+  lu.assertErrorMsgContains("part 2 is missing", gap, peri.ones { 1, 2 })
+  lu.assertErrorMsgContains('the key "a", expected a list of modules', nn.ModuleList, { a = layer() })
+  for _, name in ipairs { "training", "forward", "keys", "_x", "a.b", "" } do
+    lu.assertErrorMsgContains("ModuleDict: ", nn.ModuleDict, { [name] = layer() })
+    lu.assertErrorMsgContains("ModuleDict: ", nn.ModuleDict().set, nn.ModuleDict(), name, layer())
+  end
+end
+
+function TestWalk:test_names_that_modules_need_are_refused_for_what_they_hold()
+  local net = Net()
+  for _, name in ipairs { "forward", "parameters", "state_dict", "train", "to" } do
+    lu.assertErrorMsgContains(("a field called %q would hide the method"):format(name), function() net[name] = layer() end)
+  end
+  net.training = layer()
+  lu.assertErrorMsgContains("training is a table, expected true or false", net.parameters, net)
 end
 
 function TestWalk:test_a_tensor_in_two_tables_is_one_parameter()

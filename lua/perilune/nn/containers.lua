@@ -8,13 +8,30 @@ local class, declare = Module.class, options.declare
 
 local M = {}
 
+-- check(entry, i) for the entries 1 .. #list, of which none may be left out: assigning to list[i] calls nothing, so
+-- that they are looked at whenever the modules are.
+local function check_entries(list, what, check)
+  local most = 0
+  for _, name in ipairs(rawget(list, "_names")) do
+    if math.type(name) == "integer" and rawget(list, name) ~= nil then most = math.max(most, name) end
+  end
+  for i = 1, most do
+    if rawget(list, i) == nil then
+      walk.raise(("%s: %s %d is missing, there is one at %d"):format(getmetatable(list).__name, what, i, most))
+    end
+    check(list[i], i)
+  end
+  return most
+end
+
 -- ---- Sequential ----
 
 local function check_part(part, i, level)
   local ok = type(part) == "function" or Module.is_module(part)
     or type(part) == "table" and type(walk.method(part, "forward")) == "function"
   if not ok then
-    error(("Sequential: part %d is a %s, expected a module or a function"):format(i, type(part)), level + 1)
+    options.raise(("Sequential: part %d is a %s, expected a module or a function"):format(i, type(part)),
+      (level or 1) + 1)
   end
 end
 
@@ -38,8 +55,12 @@ function M.Sequential:add(part)
   return self
 end
 
+function M.Sequential:_check()
+  return check_entries(self, "part", check_part)
+end
+
 function M.Sequential:forward(x, ...)
-  for i = 1, #self do
+  for i = 1, self:_check() do
     local part = self[i]
     if type(part) == "function" or Module.is_module(part) then x = part(x, ...)
     else x = part:forward(x, ...) end
@@ -51,7 +72,7 @@ end
 
 local function check_module(who, v, level)
   if not Module.is_module(v) and not walk.is_foreign(v) then
-    error(("%s is a %s, expected a module"):format(who, type(v)), level + 1)
+    options.raise(("%s is a %s, expected a module"):format(who, type(v)), level + 1)
   end
 end
 
@@ -65,12 +86,22 @@ M.ModuleList = class("ModuleList", function(self, modules, ...)
   local list = modules
   if Module.is_module(modules) or select("#", ...) > 0 then list = { modules, ... } end
   if type(list) ~= "table" then error(("ModuleList: a %s, expected a list of modules"):format(type(list)), 3) end
+  for key in pairs(list) do
+    if math.type(key) ~= "integer" then
+      error(("ModuleList: the key %q, expected a list of modules; nn.ModuleDict has them by name")
+        :format(tostring(key)), 3)
+    end
+  end
   for i = 1, #list do
     check_module(("ModuleList: entry %d"):format(i), list[i], 3)
     self[i] = list[i]
   end
 end)
 declare(M.ModuleList, { "modules" }, {})
+
+function M.ModuleList:_check()
+  check_entries(self, "entry", function(v, i) check_module(("ModuleList: entry %d"):format(i), v, 2) end)
+end
 
 --- Put a module at the end.
 --- @param module perilune.nn.Module
@@ -148,20 +179,28 @@ M.ModuleDict = class("ModuleDict", function(self, modules)
     names[#names + 1] = name
   end
   table.sort(names)
-  for _, name in ipairs(names) do self[name] = modules[name] end
+  for _, name in ipairs(names) do self:set(name, modules[name]) end
 end)
 
 local Dict = declare(M.ModuleDict, { "modules" }, {})
 
+-- What is wrong with a name for a module, or nil.
+local function problem_of(name)
+  if type(name) ~= "string" or name == "" or name:find "^_" or name:find(".", 1, true) then
+    return ("the key is %s, expected a string without dots that does not begin with an underscore")
+      :format(tostring(name))
+  end
+  if Dict[name] ~= nil or name == "training" then return ("%q is the name of a method or a field"):format(name) end
+end
+
+function Dict:_check()
+  for name, v in self:items() do check_module("ModuleDict: " .. name, v, 2) end
+end
+
 Dict.__newindex = function(self, name, module)
-  if type(name) ~= "string" or name == "" or name:find("^_") or name:find(".", 1, true) then
-    walk.raise(("ModuleDict: the key is %s, expected a string without dots that does not begin with an underscore")
-      :format(tostring(name)))
-  end
-  if Dict[name] ~= nil then walk.raise(("ModuleDict: %q is the name of a method"):format(name)) end
-  if module ~= nil and not Module.is_module(module) and not walk.is_foreign(module) then
-    walk.raise(("ModuleDict: %s is a %s, expected a module"):format(name, type(module)))
-  end
+  local problem = problem_of(name)
+  if problem then walk.raise("ModuleDict: " .. problem) end
+  if module ~= nil then check_module("ModuleDict: " .. name, module, 2) end
   walk.track(self, name, module)
 end
 
@@ -170,9 +209,9 @@ end
 --- @param module perilune.nn.Module
 --- @return self
 function Dict:set(name, module)
-  if type(name) == "string" and rawget(self, name) ~= nil then
-    check_module("ModuleDict: " .. name, module, 2)
-  end
+  local problem = problem_of(name)
+  if problem then walk.raise("ModuleDict: " .. problem) end
+  check_module("ModuleDict: " .. name, module, 2)
   self[name] = module
   return self
 end

@@ -11,6 +11,7 @@ local is_tensor, is_module = walk.is_tensor, walk.is_module
 --- @field training boolean
 local Module = {}
 Module.__index = Module
+walk.methods = Module
 
 --- A class of modules: local Net = nn.class("Net", function(self, ...) self.fc = nn.Linear(2, 3) end),
 --- function Net:forward(x) return self.fc(x) end, local net = Net(...). Calling an instance runs forward.
@@ -112,11 +113,16 @@ function Module:num_parameters()
   return n
 end
 
+local function refuse_twice(who, objects)
+  local problem = walk.counted_twice(objects)
+  if problem then walk.raise(("%s: %s"):format(who, problem)) end
+end
+
 --- Name -> tensor of all parameters and buffers, sharing their memory. A tensor that stands in two
 --- fields has two names, a module that does has those of the first.
 --- @return table<string, perilune.Tensor>
 function Module:state_dict()
-  local out = {}
+  local out, objects = {}, {}
   local function add(label, tensor)
     if out[label] then collides("state_dict", label) end
     out[label] = tensor:detach()
@@ -127,9 +133,11 @@ function Module:state_dict()
       add(label, tensor)
     end,
     foreign = function(label, object)
+      objects[#objects + 1] = { label, object }
       for name, tensor in pairs((object:state_dict())) do add(label .. "." .. name, tensor) end
     end,
   })
+  refuse_twice("state_dict", objects)
   return out
 end
 
@@ -156,7 +164,7 @@ local function targets_of(self)
       add(label, tensor)
     end,
     foreign = function(label, object)
-      t.foreign[#t.foreign + 1] = { label = label, object = object }
+      t.foreign[#t.foreign + 1] = { label, object }
       local state = object:state_dict()
       for _, name in ipairs(options.names(state)) do add(label .. "." .. name, state[name], label) end
     end,
@@ -164,6 +172,7 @@ local function targets_of(self)
       if is_module(object) then t.aliases[#t.aliases + 1] = { label .. ".", first == "" and "" or first .. "." } end
     end,
   })
+  refuse_twice("load_state_dict", t.foreign)
   return t
 end
 
@@ -180,7 +189,8 @@ end
 
 local load_rules = { strict = options.boolean(true, "missing and unexpected names are errors") }
 
---- Copy values in by name. Nothing is written when anything does not fit; the message names all.
+--- Copy values in by name. Nothing is written when anything does not fit, nor when a tensor that is tied here
+--- comes with two values; the message names all.
 --- @param state table<string, perilune.Tensor>
 --- @param opts table?
 --- @return self
@@ -191,39 +201,43 @@ function Module:load_state_dict(state, opts)
   end
   local strict = options.fill("load_state_dict", opts, load_rules).strict
   local targets, given = targets_of(self), {}
-  local missing, unexpected, wrong = {}, {}, {}
-  for name, tensor in pairs(state) do
-    local real = resolve(targets, name)
-    if not real then unexpected[#unexpected + 1] = tostring(name)
+  local missing, unexpected, wrong, torn = {}, {}, {}, {}
+  local first_of = {} -- tensor of ours -> the first name that it comes under
+  for _, name in ipairs(options.names(state)) do
+    local tensor, real = state[name], resolve(targets, name)
+    local target = real and targets.known[real].tensor
+    if real then given[real] = given[real] or false end
+    if not real then unexpected[#unexpected + 1] = name
     elseif not is_tensor(tensor) then wrong[#wrong + 1] = ("%s is a %s, expected a tensor"):format(name, type(tensor))
-    elseif real == name or given[real] == nil then given[real] = tensor end
-  end
-  for _, name in ipairs(targets.names) do
-    local tensor, from = targets.known[name].tensor, given[name]
-    if not from then missing[#missing + 1] = name
-    elseif not same_shape(from, tensor) then
-      wrong[#wrong + 1] = ("%s has %s, expected %s"):format(name, shape_text(from), shape_text(tensor))
+    elseif not same_shape(tensor, target) then
+      wrong[#wrong + 1] = ("%s has %s, expected %s"):format(name, shape_text(tensor), shape_text(target))
+    else
+      local first = first_of[target]
+      if first and not walk.same_values(state[first], tensor) then torn[#torn + 1] = first .. " and " .. name end
+      first_of[target], given[real] = first or name, tensor
     end
   end
-  table.sort(unexpected)
-  table.sort(wrong)
+  for key in pairs(state) do if type(key) ~= "string" then unexpected[#unexpected + 1] = tostring(key) end end
+  for _, name in ipairs(targets.names) do if given[name] == nil then missing[#missing + 1] = name end end
   local problems = {}
   local function report(on, what, list)
     if on and #list > 0 then problems[#problems + 1] = what .. " " .. table.concat(list, ", ") end
   end
   report(strict, "missing", missing)
   report(strict, "unexpected", unexpected)
-  report(true, "wrong shape:", wrong)
+  report(true, "wrong:", wrong)
+  report(true, "one tensor here, with different values:", torn)
   if #problems > 0 then error("load_state_dict: " .. table.concat(problems, "; "), 2) end
   for _, f in ipairs(targets.foreign) do
+    local label, object = f[1], f[2]
     local own, any = {}, false
     for _, name in ipairs(targets.names) do
-      if targets.known[name].foreign == f.label then
-        own[name:sub(#f.label + 2)] = given[name] or targets.known[name].tensor
+      if targets.known[name].foreign == label then
+        own[name:sub(#label + 2)] = given[name] or targets.known[name].tensor
         any = any or given[name] ~= nil
       end
     end
-    if any then f.object:load_state_dict(own) end
+    if any then object:load_state_dict(own) end
   end
   local _ <close> = peri.no_grad()
   for _, name in ipairs(targets.names) do
@@ -370,7 +384,7 @@ function Module.describe(self)
   end
   walk.walk(self, {
     module = function(label, module)
-      local ok, extra = pcall(module.extra, module)
+      local ok, extra = pcall(getmetatable(module).extra, module)
       local text = ("%s(%s)"):format(name_of(module), ok and tostring(extra) or "?")
       lines[#lines + 1] = (label == "" and "" or place(label)) .. text:gsub("\n", " ")
     end,

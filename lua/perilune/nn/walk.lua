@@ -54,6 +54,8 @@ M.raise = options.raise -- errors point at whoever called into the library, howe
 
 local parameters = setmetatable({}, { __mode = "k" }) -- tensors that took gradients once
 
+M.methods = {} -- of every module: module.lua puts its class here
+
 --- A tensor that is a parameter for good, also while it is frozen.
 function M.note_parameter(t)
   parameters[t] = true
@@ -164,6 +166,12 @@ function M.walk(root, on)
 
   function enter_module(label, module)
     seen[module] = label
+    local check = method(module, "_check") -- of containers, whose entries can be replaced at any time
+    if check then check(module, label) end
+    if type(rawget(module, "training")) ~= "boolean" then
+      M.raise(("%s is a %s, expected true or false: the field is the mode, call what stands there otherwise")
+        :format(join(label, "training"), type(module.training)))
+    end
     if on.module then on.module(label, module) end
     for _, name in ipairs(rawget(module, "_names")) do
       local value = rawget(module, name)
@@ -175,8 +183,39 @@ function M.walk(root, on)
   enter_module("", root)
 end
 
---- Remember a field by name, in the order in which fields are first set.
+--- Whether two tensors hold the same numbers.
+--- @return boolean
+function M.same_values(a, b)
+  if rawequal(a, b) then return true end
+  local _ <close> = peri.no_grad()
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  return a:to(b.dtype):eq(b):logical_or(a:ne(a):logical_and(b:ne(b))):all():item()
+end
+
+--- What is wrong with saving objects together, or nil: a model with an adapter in its weights, and the
+--- adapter, which would be put on those weights once more.
+--- @param objects table[]  { label, object }
+--- @return string?
+function M.counted_twice(objects)
+  local label_of = {}
+  for _, entry in ipairs(objects) do label_of[entry[2]] = entry[1] end
+  for _, entry in ipairs(objects) do
+    local object = entry[2]
+    local is_merged = type(object) == "table" and method(object, "is_merged")
+    if is_merged and is_merged(object) and label_of[object.model] then
+      return ("%s is merged into %s, and what is loaded would have it twice: unmerge() it before, or save one of them")
+        :format(entry[1], label_of[object.model])
+    end
+  end
+end
+
+--- Remember a field by name, in the order in which fields are first set. The names of a module's own methods
+--- are for functions.
 function M.track(self, name, value)
+  local kind = type(value)
+  if (kind == "table" or kind == "userdata") and name ~= "extra" and type(M.methods[name]) == "function" then
+    M.raise(("a field called %q would hide the method of all modules: give it another name"):format(name))
+  end
   rawset(self, name, value)
   if value == nil or is_private(name) then return end
   local names, known = rawget(self, "_names"), rawget(self, "_known")
