@@ -3,6 +3,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local models, peft, optim = require "perilune.models", require "perilune.peft", require "perilune.optim"
+local nn = require "perilune.nn"
 
 local BASE = "tests/data/hf_tiny/llama"
 
@@ -462,4 +463,87 @@ function TestPEFT.test_refusals_name_what_is_wrong()
     lu.assertStrContains(config { peft_type = "LORA", r = 4, use_dora = true }, "use_dora")
     lu.assertStrContains(config { peft_type = "LORA", r = 4 }, "adapter_model.safetensors")
   end)
+end
+
+function TestPEFT.test_a_merged_adapter_that_changed_lets_nothing_leave_the_model()
+  for _, keep in ipairs { true, false } do
+    local model = assert(models.load(BASE))
+    local adapter = peft.lora(model, { r = 2 })
+    adapter:merge { keep = keep }
+    peri.no_grad(function () adapter:parameters()[2]:fill_(1) end)
+    local advice = keep and "unmerge() and merge() it" or "can only be removed"
+    for _, leave in ipairs { function () model:state_dict() end, function () model:copy() end,
+      function () model:save "nowhere" end, function () logits_of(model, input()) end } do
+      lu.assertErrorMsgContains("changed while it is merged", leave)
+      lu.assertErrorMsgContains(advice, leave)
+    end
+    adapter:remove()
+    model:copy():state_dict()
+  end
+end
+
+-- The base with the adapter in it and the adapter: what is loaded would have it twice.
+function TestPEFT.test_a_merged_adapter_is_not_saved_beside_its_model()
+  local Both = nn.class("Both", function (self)
+    self.model = assert(models.load(BASE))
+    self.adapter = peft.lora(self.model, { r = 2 })
+  end)
+  local net = Both()
+  local state = net:state_dict()
+  net.adapter:merge()
+  local message = "adapter is merged into model, and what is loaded would have it twice"
+  lu.assertErrorMsgContains("state_dict: " .. message, net.state_dict, net)
+  lu.assertErrorMsgContains("load_state_dict: " .. message, net.load_state_dict, net, state)
+  temporary(function (folder)
+    local both = require("perilune.recipe").start { name = "both", flags = { runs = folder }, console = false }
+    both:track("model", net.model):track("adapter", net.adapter)
+    lu.assertErrorMsgContains("save: " .. message, both.save, both, 1)
+  end)
+  net.adapter:unmerge()
+  net:load_state_dict(net:state_dict())
+end
+
+function TestPEFT.test_an_adapter_that_does_not_load_leaves_the_model_as_it_was()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    local model = assert(models.load(BASE))
+    for _, p in ipairs(model:parameters()) do p:requires_grad_() end
+    model:parameters()[2]:requires_grad_(false)
+    local other = peft[kind](assert(models.load(BASE)))
+    temporary(function (folder)
+      assert(other:save(folder))
+      local file = folder .. "/adapter_model.safetensors"
+      local tensors = assert(peri.safetensors.load(file))
+      local name = next(tensors)
+      tensors[name] = peri.zeros { 3, 3 }
+      assert(peri.safetensors.save(file, tensors))
+      lu.assertNil(peft.load(model, folder))
+    end)
+    for i, p in ipairs(model:parameters()) do lu.assertEquals(p.requires_grad, i ~= 2) end
+    lu.assertNil(model.prefix)
+    for _, p in ipairs(model:projections()) do lu.assertNil(p.adapter) end
+  end
+end
+
+function TestPEFT.test_states_that_are_none_and_names_that_mean_nothing_are_refused()
+  for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
+    local adapter = peft[kind](assert(models.load(BASE)))
+    for message, state in pairs { ["the state is a string"] = "x", ["is a number, expected a tensor"] = { [adapter:named_parameters()[1][1]] = 3 },
+      ["1 is unexpected"] = { peri.ones { 1 } } } do
+      lu.assertErrorMsgContains(message, adapter.load_state_dict, adapter, state)
+    end
+    lu.assertErrorMsgContains("the state is a nil", adapter.load_state_dict, adapter)
+  end
+  local model = assert(models.load(BASE))
+  for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+    lu.assertErrorMsgContains(key .. '["x_proj"] means none of the layers that are targets', peft.lora, model,
+      { targets = "q_proj", [key] = { x_proj = 2 } })
+    lu.assertErrorMsgContains("means none", peft.lora, model, { targets = "q_proj", [key] = { v_proj = 2 } })
+  end
+  local first = peft.prefix(model)
+  lu.assertErrorMsgContains("the model has a prefix already", peft.prefix, model)
+  first:remove()
+  local second = peft.prefix(model)
+  first:remove()
+  lu.assertNotNil(model.prefix)
+  second:remove()
 end

@@ -148,6 +148,7 @@ end
 --- Weights under published names; views where rows of a float matrix are meant, not copies.
 --- @return table<string, perilune.Tensor>
 function Model:state_dict()
+  weights.check_adapters(self)
   return weights.split(self, function (p)
     local t = p.owner[p.key]
     return t and t:detach() or p.owner.weights
@@ -219,6 +220,7 @@ end
 --- A copy that collects no gradients: a reference model. Float weights are its own, quantised and
 --- packed ones, which nothing writes to, are shared.
 function Model:copy()
+  weights.check_adapters(self)
   local names = {}
   for _, p in ipairs(self._layout) do
     for _, part in ipairs(p.parts) do names[#names + 1] = part[1] end

@@ -243,4 +243,14 @@ M.quantised = quantised
 M.dtypes = { f32 = true, f16 = true, bf16 = true }
 for name in pairs(quantised) do M.dtypes[name] = true end
 
+--- What leaves the model with an adapter in its weights must have that adapter as it is.
+--- @param model perilune.models.Model
+function M.check_adapters(model)
+  for _, p in ipairs(model:projections()) do
+    for _, entry in ipairs(p.merged or {}) do
+      if not entry.gone then entry.site:check_unchanged() end
+    end
+  end
+end
+
 return M

@@ -12,7 +12,7 @@ function Adapter:describe()
   local model = self.model
   return ("%s, %s parameters in %d tensors%s%s"):format(self.__name, ok and ("%d"):format(n) or "?",
     ok and #self:named_parameters() or 0, type(model) == "table" and model.__name and " on " .. model.__name or "",
-    self.merged == true and ", merged" or "")
+    self.merged and ", merged" or "")
 end
 
 local M = {}

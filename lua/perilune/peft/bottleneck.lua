@@ -52,7 +52,6 @@ function M.new(model, opts)
   local self = setmetatable({ kind = "BOTTLENECK", model = model, config = config, sites = {}, _named = {} },
     Bottleneck)
   local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
-  targets.freeze(model)
   for _, p in ipairs(model:projections()) do
     local name = p.parts[1][1]
     local on
@@ -77,6 +76,7 @@ function M.new(model, opts)
     end
   end
   if #self.sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
+  self._thaw = targets.freeze(model)
   return self
 end
 options.declare(M.new, { "model" }, rules)

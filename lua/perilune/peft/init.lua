@@ -64,6 +64,7 @@ function M.load(model, folder)
   ok, message = pcall(adapter.load_state_dict, adapter, kind.read_tensors(tensors))
   if not ok then
     adapter:remove()
+    adapter._thaw()
     return nil, ("%s: %s"):format(folder, plain(message))
   end
   return adapter

@@ -63,13 +63,15 @@ local function matrices(self)
   return self._a, self._b
 end
 
+Site.check_unchanged = merging.check_unchanged
+
 --- Called by the projection with its input and output.
 --- @param x perilune.Tensor  (..., in)
 --- @param y perilune.Tensor  (..., out)
 --- @return perilune.Tensor  (..., out)
 function Site:apply(x, y)
   if self.owner.merged then
-    merging.check_unchanged(self)
+    self:check_unchanged()
     return y
   end
   local a, b = matrices(self)
@@ -104,12 +106,17 @@ local function fixed(config)
   end })
 end
 
-local function check_patterns(config)
+-- Values of the patterns, and that each of them means a layer that was chosen.
+local function check_patterns(config, chosen)
   for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
     local rule = key == "rank_pattern" and rules.r or rules.alpha
-    for name, value in pairs(config[key]) do
-      local problem = options.problem(("%s[%q]"):format(key, tostring(name)), value, rule)
+    for want, value in pairs(config[key]) do
+      local what = ("%s[%q]"):format(key, tostring(want))
+      local problem = options.problem(what, value, rule)
       if problem then error("lora: " .. problem, 3) end
+      local means = false
+      for name in pairs(chosen) do means = means or targets.matches(name, tostring(want)) end
+      if not means then error(("lora: %s means none of the layers that are targets"):format(what), 3) end
     end
   end
 end
@@ -136,8 +143,7 @@ end
 -- An adapter on the modules that `how` wants, at the ranks and alphas that it has for them.
 local function build(model, config, how)
   local self = setmetatable({ kind = "LORA", model = model, config = fixed(config), training = true, merged = false,
-                              scale = 1, sites = {}, _named = {} }, LoRA)
-  targets.freeze(model)
+                              scale = 1, sites = {}, _named = {}, _thaw = targets.freeze(model) }, LoRA)
   for _, module in ipairs(targets.modules(model)) do
     local p, kind = module.projection, module.kind
     local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 },
@@ -172,8 +178,8 @@ end
 --- @return perilune.peft.LoRA
 function M.new(model, opts)
   local config = options.fill("lora", opts, rules)
-  check_patterns(config)
   local chosen = targets.choose(model, config.targets, "lora", targets.modules(model))
+  check_patterns(config, chosen)
   local self = build(model, config, {
     wants = function (name) return chosen[name] end,
     rank = function (name) return targets.pattern(config.rank_pattern, name) end,
@@ -342,6 +348,7 @@ function M.open(model, c, tensors)
     alpha = peft_config.lookup(c.alpha_pattern) })
   self.published, self.whole_names = c, names
   if #self.sites == 0 and next(full) == nil then
+    self._thaw()
     return nil, ("target_modules %s means no layer of this model"):format(peri.json.encode(c.target_modules))
   end
   local ok, message = pcall(self.load_state_dict, self, low)
@@ -350,6 +357,7 @@ function M.open(model, c, tensors)
     if self.whole then return self end
   end
   self:remove()
+  self._thaw()
   return nil, message
 end
 

@@ -3,6 +3,8 @@
 -- a pile of what was merged into it, of which the last comes out first.
 local peri = require "perilune"
 
+local options = require "perilune.options"
+
 local M = {}
 
 -- Whether every weight can be written to, before any is.
@@ -47,12 +49,12 @@ local function version_of(site)
   return version
 end
 
---- The matrices must be those that were merged: the model would go on with the old ones.
+--- The matrices must be those that were merged: the model would go on, and be saved, with the old ones.
 function M.check_unchanged(site)
-  if version_of(site) ~= site.merged_version then
-    error("lora: the adapter was changed while it is merged, and the model still has the old one: "
-      .. "unmerge() and merge() it", 0)
-  end
+  if version_of(site) == site.merged_version then return end
+  options.raise("lora: the adapter was changed while it is merged, and the model still has the old one: "
+    .. (site.owner.merged == "for good" and "it was merged for good (keep = false) and can only be removed"
+      or "unmerge() and merge() it"))
 end
 
 -- Put rows back that were written to.
@@ -87,7 +89,7 @@ function M.merge(self, keep, level)
     p.merged = p.merged or {}
     table.insert(p.merged, { site = site, weight = p.weight, version = p.weight:version(), kept = kept and kept[s] })
   end
-  self.merged = true
+  self.merged = keep and true or "for good"
 end
 
 -- Why the weights cannot go back to what they were, or nil.
@@ -126,14 +128,14 @@ function M.unmerge(self, level)
   self.merged = false
 end
 
---- The adapter stays in the weights for good: what was kept of them is let go.
+--- The adapter stays in the weights for good: what was kept of them is let go, and the adapter itself may change.
 --- @param self perilune.peft.LoRA
 function M.forget(self)
   for _, site in ipairs(self.sites) do
     for _, entry in ipairs(site.projection.merged or {}) do
-      if entry.site == site and entry.kept then
-        for _, t in pairs(entry.kept) do t:release() end
-        entry.kept = nil
+      if entry.site == site then
+        for _, t in pairs(entry.kept or {}) do t:release() end
+        entry.kept, entry.gone = nil, true
       end
     end
   end

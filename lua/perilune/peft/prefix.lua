@@ -46,8 +46,9 @@ function M.new(model, opts)
   if not (model.kind == "causal" and s.kv_heads and s.head_dim) then
     error(("prefix: a model of class %s takes no prefix"):format(model.__name), 2)
   end
-  local self = setmetatable({ kind = "PREFIX_TUNING", model = model, config = config, tokens = config.tokens }, Prefix)
-  targets.freeze(model)
+  if model.prefix then error("prefix: the model has a prefix already, which is the only one: remove() it before", 2) end
+  local self = setmetatable({ kind = "PREFIX_TUNING", model = model, config = config, tokens = config.tokens,
+    _thaw = targets.freeze(model) }, Prefix)
   local width = 2 * s.layers * s.kv_heads * s.head_dim
   local function weight(shape) return peri.randn(shape):mul_(config.std):requires_grad_() end
   if config.projection then
@@ -58,7 +59,8 @@ function M.new(model, opts)
   else
     self.embeddings = weight { config.tokens, width }
   end
-  model.prefix = function () return split(self) end
+  self._put = function () return split(self) end
+  model.prefix = self._put
   return self
 end
 options.declare(M.new, { "model" }, rules)
@@ -86,7 +88,9 @@ function Prefix:materialise()
 end
 
 --- Take the prefix off the model.
-function Prefix:remove() self.model.prefix = nil end
+function Prefix:remove()
+  if self.model.prefix == self._put then self.model.prefix = nil end
+end
 
 --- Write adapter_config.json and adapter_model.safetensors in PEFT's layout.
 --- @param folder string

@@ -6,9 +6,14 @@ local options = require "perilune.options"
 local M = {}
 
 --- No weight of the model is trained any more.
+--- @return fun() thaw  trains again what was
 function M.freeze(model)
+  local trained = {}
   for _, p in ipairs(model:parameters()) do
-    if p.requires_grad then p:requires_grad_(false) end
+    if p.requires_grad then trained[#trained + 1] = p:requires_grad_(false) end
+  end
+  return function()
+    for _, p in ipairs(trained) do p:requires_grad_(true) end
   end
 end
 
@@ -123,18 +128,23 @@ end
 --- @param state table<string, perilune.Tensor>
 --- @param who string
 function M.load(named, state, who)
+  if type(state) ~= "table" then
+    error(("%s: the state is a %s, expected a table of tensors"):format(who, type(state)), 3)
+  end
   local problems, known = {}, {}
   for _, pair in ipairs(named) do
     local name, t = pair[1], pair[2]
     local given = state[name]
     known[name] = true
-    if not given then problems[#problems + 1] = name .. " is missing"
+    if given == nil then problems[#problems + 1] = name .. " is missing"
+    elseif not peri.is_tensor(given) then
+      problems[#problems + 1] = ("%s is a %s, expected a tensor"):format(name, type(given))
     elseif options.shape(given) ~= options.shape(t) then
       problems[#problems + 1] = ("%s has shape %s, expected %s"):format(name, options.shape(given), options.shape(t))
     end
   end
   for name in pairs(state) do
-    if not known[name] then problems[#problems + 1] = name .. " is unexpected" end
+    if not known[name] then problems[#problems + 1] = tostring(name) .. " is unexpected" end
   end
   if #problems > 0 then
     table.sort(problems)

@@ -6,6 +6,7 @@
 local peri = require "perilune"
 local log = require "perilune.log"
 local options = require "perilune.options"
+local walk = require "perilune.nn.walk"
 local files = require "perilune.log.files"
 local folders = require "perilune.recipe.folder"
 local curves = require "perilune.recipe.curves"
@@ -243,6 +244,10 @@ end
 --- @param step integer
 --- @return self
 function Run:save(step)
+  local tracked = {}
+  for i, name in ipairs(self._order) do tracked[i] = { name, self._objects[name] } end
+  local problem = walk.counted_twice(tracked)
+  if problem then options.raise("save: " .. problem) end
   local writer <close> = must(peri.files.checkpoint.begin(checkpoints(self)))
   local state = { step = step, rng = peri.rng_state(), objects = {}, stopped = self.stopped, best = {} }
   for _, name in ipairs(self._order) do
