@@ -28,8 +28,9 @@ static peri_status infer (peri_call *c) {
                         "params %d has shape %s, expected a matrix: give the others to adamw_",
                         i + 1, peri__shape_text(p, t, sizeof t));
   }
-  if (!isfinite(a[M_LR].f))
-    return peri__fail(c->ctx, PERI_EINVAL, "lr is %g, expected a finite number", a[M_LR].f);
+  TRY(peri__rate_check(c, "lr", a[M_LR].f));
+  TRY(peri__rate_check(c, "weight_decay", a[M_DECAY].f));
+  TRY(peri__rate_check(c, "grad_scale", a[M_SCALE].f));
   if (!(a[M_MOMENTUM].f >= 0 && a[M_MOMENTUM].f < 1))
     return peri__fail(c->ctx, PERI_EINVAL, "momentum is %g, expected 0 or more and less than 1",
                       a[M_MOMENTUM].f);

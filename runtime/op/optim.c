@@ -18,10 +18,6 @@ static peri_status below_one (peri_call *c, const char *name, double v) {
   if (v >= 0 && v < 1) return PERI_OK;
   return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected 0 or more and less than 1", name, v);
 }
-static peri_status finite (peri_call *c, const char *name, double v) {
-  if (isfinite(v)) return PERI_OK;
-  return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected a finite number", name, v);
-}
 
 /* ---- sgd_ ---- */
 
@@ -30,8 +26,11 @@ static const char *const sgd_names[] = { "params", "grads", "momentum_bufs" };
 
 static peri_status sgd_infer (peri_call *c) {
   const peri_attr *a = c->attr;
-  TRY(finite(c, "lr", a[SGD_LR].f));
-  TRY(at_least(c, "momentum", a[SGD_MOMENTUM].f, 0));
+  TRY(peri__rate_check(c, "lr", a[SGD_LR].f));
+  TRY(peri__rate_check(c, "momentum", a[SGD_MOMENTUM].f));
+  TRY(peri__rate_check(c, "dampening", a[SGD_DAMPENING].f));
+  TRY(peri__rate_check(c, "weight_decay", a[SGD_DECAY].f));
+  TRY(peri__rate_check(c, "grad_scale", a[SGD_SCALE].f));
   if (a[SGD_NESTEROV].i && (a[SGD_MOMENTUM].f == 0 || a[SGD_DAMPENING].f != 0))
     return peri__fail(c->ctx, PERI_EINVAL,
                       "nesterov needs momentum > 0 and dampening 0, given %g and %g",
@@ -72,12 +71,17 @@ static const char *const adam_names[] = { "params", "grads", "m", "v" };
 
 static peri_status adam_infer (peri_call *c) {
   const peri_attr *a = c->attr;
-  TRY(finite(c, "lr", a[A_LR].f));
+  TRY(peri__rate_check(c, "lr", a[A_LR].f));
+  TRY(peri__rate_check(c, "weight_decay", a[A_DECAY].f));
   TRY(below_one(c, "beta1", a[A_BETA1].f));
   TRY(below_one(c, "beta2", a[A_BETA2].f));
   TRY(at_least(c, "eps", a[A_EPS].f, 0));
   TRY(at_least(c, "step", (double)a[A_STEP].i, 1));
   return peri__multi_check(c, adam_names, 0);
+}
+static peri_status adam_scaled_infer (peri_call *c) {
+  TRY(peri__rate_check(c, "grad_scale", c->attr[A_SCALE].f));
+  return adam_infer(c);
 }
 
 static peri__step adam_step (const peri_call *c, bool decoupled) {
@@ -114,7 +118,7 @@ STEP_OP(adam_, 1 | 4 | 8,
                "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
                "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
                "it is read (clipping at no cost).",
-        .infer = adam_infer, .cpu = adam_cpu, .domain = "v=0.1..1; attr lr=0.1");
+        .infer = adam_scaled_infer, .cpu = adam_cpu, .domain = "v=0.1..1; attr lr=0.1");
 STEP_OP(adamw_, 1 | 4 | 8,
         .sig = ADAM_LISTS
         "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
@@ -122,7 +126,7 @@ STEP_OP(adamw_, 1 | 4 | 8,
         .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
                "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
                "multiplied by grad_scale as it is read.",
-        .infer = adam_infer, .cpu = adamw_cpu, .domain = "v=0.1..1; attr lr=0.1");
+        .infer = adam_scaled_infer, .cpu = adamw_cpu, .domain = "v=0.1..1; attr lr=0.1");
 
 /* ---- rmsprop_ ---- */
 
@@ -131,10 +135,12 @@ static const char *const rmsprop_names[] = { "params", "grads", "squares", "mome
 
 static peri_status rmsprop_infer (peri_call *c) {
   const peri_attr *a = c->attr;
-  TRY(finite(c, "lr", a[R_LR].f));
+  TRY(peri__rate_check(c, "lr", a[R_LR].f));
+  TRY(peri__rate_check(c, "weight_decay", a[R_DECAY].f));
+  TRY(peri__rate_check(c, "grad_scale", a[R_SCALE].f));
   TRY(below_one(c, "alpha", a[R_ALPHA].f));
   TRY(at_least(c, "eps", a[R_EPS].f, 0));
-  TRY(at_least(c, "momentum", a[R_MOMENTUM].f, 0));
+  TRY(peri__rate_check(c, "momentum", a[R_MOMENTUM].f));
   return peri__multi_check(c, rmsprop_names, a[R_MOMENTUM].f == 0 ? 8 : 0);
 }
 

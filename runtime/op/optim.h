@@ -18,6 +18,8 @@ extern const struct peri__loss_kernels peri__steps_f64; /* the steps alone; op/o
 ** entries nil).
 */
 peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned optional);
+/* A rate or a factor of a step: finite, and not below 0, which would turn the step round. */
+peri_status peri__rate_check (peri_call *c, const char *name, double v);
 /* Is the k-th list of the call given? */
 bool peri__multi_given (const peri_call *c, int k);
 

@@ -1,11 +1,17 @@
 /* optim_lists.c - lists of tensors as one range of blocks; see optim.h. */
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "op/optim.h"
 
 enum { BLOCK = 16384 /* elements: four lists of f32 fit the second-level cache */ };
 enum { WORTH = 32768 /* elements that are worth a second thread */ };
+
+peri_status peri__rate_check (peri_call *c, const char *name, double v) {
+  if (isfinite(v) && v >= 0) return PERI_OK;
+  return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected a finite number from 0", name, v);
+}
 
 bool peri__multi_given (const peri_call *c, int k) {
   for (int i = 0; i < c->list[k].count; i++)

@@ -268,7 +268,8 @@ function TestOptimLaws:test_a_state_that_does_not_fit_is_refused_by_name_and_cha
     { "expected AdamW for 2", tensors, but(plain, { name = "SGD" }) }, { "for 1 parameters", tensors, but(plain, { steps = { 1 } }) },
     { "steps of parameter 2 are -1", tensors, but(plain, { steps = { 1, -1 } }) }, { "lr is -1", tensors, but(plain, { lr = -1 }) },
     { "group 1 had 2 parameters, has 1", tensors, but(plain, { groups = { 2 } }) }, { "second argument is a nil", tensors, nil },
-    { "the tensors are a nil", nil, plain },
+    { "the tensors are a nil", nil, plain }, { "names are a number, expected a list", tensors, but(plain, { names = 5 }) },
+    { "groups are a string", tensors, but(plain, { groups = "2" }) }, { "skipped is x", tensors, but(plain, { skipped = "x" }) },
   } do
     refused(case[1], function() opt:load_state_dict(case[2], case[3]) end)
     lu.assertEquals({ (opt:state_dict())["0.m"]:tolist(), select(2, opt:state_dict()).steps }, kept)
@@ -276,6 +277,93 @@ function TestOptimLaws:test_a_state_that_does_not_fit_is_refused_by_name_and_cha
   local net, other = nn.class("N", function(s) s.a = param() s.b = param() end)(), nn.class("N", function(s) s.b = param() s.a = param() end)()
   local t, s = make(net):state_dict()
   refused("parameter 1 (b) was a", function() optim.AdamW(other):load_state_dict(t, s) end)
+end
+
+-- ---- fields, and modules that change ----
+
+function TestOptimLaws:test_fields_set_by_hand_are_checked_before_anything_moves()
+  for _, name in ipairs { "SGD", "Adam", "AdamW", "Lamb", "RMSprop", "Muon" } do
+    local a, b = nn.parameter(peri.ones { 2, 2 }), nn.parameter(peri.ones { 2, 2 })
+    local opt = optim[name]({ { params = { a } }, { params = { b } } }, { lr = 0.1 })
+    local function refuses(what, set, reset)
+      a.grad, b.grad = peri.ones { 2, 2 }, peri.ones { 2, 2 }
+      set()
+      refused(what, function() opt:step() end)
+      lu.assertEquals({ a:sum():item(), b:sum():item() }, { 4, 4 }, name)
+      reset()
+    end
+    for _, bad in ipairs { -1, 0 / 0, math.huge, "1" } do
+      refuses("step: lr is ", function() opt.lr = bad end, function() opt.lr = 0.1 end)
+      for key, was in pairs(opt.groups[2].options) do
+        if type(was) == "number" and key ~= "lr" and not (key == "steps" and bad == "1") then
+          refuses(("step: %s is "):format(key), function() opt.groups[2].options[key] = bad end,
+            function() opt.groups[2].options[key] = was end)
+        end
+      end
+    end
+    opt:step()
+    lu.assertNotEquals(a:sum():item(), 4)
+  end
+end
+
+-- The ops that hosts call have the same bounds: a negative rate turns the step round.
+function TestOptimLaws:test_the_fused_ops_refuse_what_turns_a_step_round()
+  local calls = {
+    sgd_ = { "momentum", "dampening", "weight_decay", "grad_scale" }, adam_ = { "weight_decay", "grad_scale" },
+    adamw_ = { "weight_decay", "grad_scale" }, rmsprop_ = { "momentum", "weight_decay", "grad_scale" },
+    lamb_ = { "weight_decay" }, muon_ = { "weight_decay", "grad_scale" },
+  }
+  local lists = { sgd_ = 3, adam_ = 4, adamw_ = 4, rmsprop_ = 4, lamb_ = 4, muon_ = 3 }
+  for op, keys in pairs(calls) do
+    local function call(lr, o)
+      local args = {}
+      for i = 1, lists[op] do args[i] = { peri.ones { 2, 2 } } end
+      args[#args + 1], args[#args + 2] = lr, o
+      peri[op](table.unpack(args))
+    end
+    for _, bad in ipairs { -1, 0 / 0, math.huge } do
+      refused("lr is ", function() call(bad, {}) end)
+      for _, key in ipairs(keys) do refused(key .. " is ", function() call(0.1, { [key] = bad }) end) end
+    end
+    call(0, {})
+  end
+end
+
+function TestOptimLaws:test_a_parameter_that_came_after_the_optimizer_is_named_and_nothing_moves()
+  local function net() return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) end
+  local function backward(n, dtype) n(peri.ones({ 1, 2 }, dtype or "f32")):sum():backward() end
+  for _, change in ipairs {
+    { "0.weight", function(n) n[1] = nn.Linear(2, 2) end }, { "2.weight", function(n) n:add(nn.Linear(2, 2)) end },
+    { "1.bias", function(n) n[2].bias = nn.parameter(peri.ones { 2 }) end },
+    { "0.weight", function(n) n:to "f64" end, "f64" },
+  } do
+    for _, steps in ipairs { 0, 1 } do
+      local n = net()
+      local opt = optim.SGD({ { params = n } }, { lr = 0.1 })
+      for _ = 1, steps do
+        backward(n)
+        opt:step():zero_grad()
+      end
+      local before = n[2].weight:bytes()
+      change[2](n)
+      if change[3] then before = n[2].weight:bytes() end
+      backward(n, change[3])
+      if steps == 0 or change[1] ~= "2.weight" then -- what is added later, to parameters that all go on, is not looked for
+        refused(("step: %s has a gradient and is none of the optimizer's parameters"):format(change[1]),
+          function() opt:step() end)
+        lu.assertEquals(n[2].weight:bytes(), before)
+      end
+    end
+  end
+  local n = net() -- parts of a module, frozen ones and those without a gradient are as they were
+  n[1]:freeze()
+  local opt = optim.SGD(n[2], { lr = 0.1 })
+  n[1]:unfreeze()
+  backward(n)
+  opt:step()
+  local whole = optim.SGD(n, { lr = 0.1 })
+  n[1]:zero_grad()
+  whole:step()
 end
 
 -- ---- clipping by hand ----
@@ -355,6 +443,9 @@ function TestSchedLaws:test_every_option_out_of_range_is_refused()
   refused("after is 3", function() sched.warmup(3, 3) end)
   refused("by is nan", function() sched.scale(sched.constant(1), 0 / 0) end)
   refused("at[2] is 3, expected an integer above 3", function() sched.step { from = 1, at = { 3, 3 } } end)
+  refused("at has the key \"a\"", function() sched.step { from = 1, at = { 5, a = 9 } } end)
+  refused("at has no steps", function() sched.step { from = 1, at = {} } end)
+  refused("the steps of part 1 are a string", function() sched.chain { { "2", sched.constant(1) }, { sched.constant(1) } } end)
   refused("at[1] is a string", function() sched.step { from = 1, at = { "x" } } end)
   for _, parts in ipairs { { 3 }, { { 3 } }, { { sched.constant(1) }, { sched.constant(1) } }, { { 0, sched.constant(1) }, { sched.constant(1) } },
     { { 2.5, sched.constant(1) }, { sched.constant(1) } }, {} } do

@@ -23,8 +23,11 @@ local M = { Optimizer = Optimizer }
 --- @return perilune.optim.Optimizer
 function M.new(kind, given_params, given)
   local o = options.fill(kind.name, given, kind.rules, 4)
-  return setmetatable({ name = kind.name, lr = o.lr, skipped = 0, was_skipped = false, _kind = kind,
-    groups = params.open(kind, kind.name, given_params, o) }, Optimizer)
+  local groups, objects = params.open(kind, kind.name, given_params, o)
+  local self = setmetatable({ name = kind.name, lr = o.lr, skipped = 0, was_skipped = false, groups = groups,
+    _kind = kind, _objects = objects, _held = {}, _looked = false }, Optimizer)
+  for _, p in ipairs(self:parameters()) do self._held[p] = true end
+  return self
 end
 
 local function counted(n, what) return ("%d %s%s"):format(n, what, n == 1 and "" or "s") end
@@ -98,9 +101,9 @@ local function label(self, g, i)
   return name and ("%s (%s)"):format(text, name) or text
 end
 
--- Gradients by dtype; raises for one that does not fit its parameter.
+-- Gradients by dtype, and whether every parameter has one; raises for one that does not fit its parameter.
 local function gradients(self, who)
-  local by_dtype = {}
+  local by_dtype, all = {}, true
   for g, group in ipairs(self.groups) do
     for i, p in ipairs(group.params) do
       local grad = p.grad
@@ -111,10 +114,35 @@ local function gradients(self, who)
         end
         local list = by_dtype[p.dtype] or {}
         by_dtype[p.dtype], list[#list + 1] = list, grad
+      else
+        all = false
       end
     end
   end
-  return by_dtype
+  return by_dtype, all
+end
+
+-- A parameter that was put into a module after the optimizer was made would not be moved. Walking the module takes
+-- time: once, and when gradients of those that are held are missing.
+local function check_held(self, all)
+  if all and self._looked then return end
+  local name = params.stranger(self._objects, self._held)
+  if name then
+    options.raise(("step: %s has a gradient and is none of the optimizer's parameters: it came after the optimizer "
+      .. "(a layer put in or replaced, net:to(dtype)), which has to be made again"):format(name))
+  end
+  self._looked = true
+end
+
+-- The rates and options are fields that anyone can set.
+local function check_fields(self)
+  local problem = options.problem("lr", self.lr, self._kind.rules.lr)
+  for g, group in ipairs(self.groups) do
+    problem = problem or params.problem(self._kind, group.options)
+    if problem then
+      options.raise(("step: %s%s"):format(problem, #self.groups > 1 and (" (group %d)"):format(g) or ""))
+    end
+  end
 end
 
 local function norm_of(by_dtype)
@@ -146,7 +174,8 @@ local function is_finite(v) return v == v and v < math.huge end
 --- Move every parameter that has a gradient. A group with a rate of its own keeps its ratio to the common
 --- one; where the common rate was 0 when the optimizer was made, there is no ratio and the group keeps its
 --- rate. A step whose gradients hold NaN or inf moves nothing unless nonfinite = "apply": it is counted in
---- `skipped`, and `was_skipped` is true until the next one; with or without clip, `grad_norm` tells.
+--- `skipped`, and `was_skipped` is true until the next one; with or without clip, `grad_norm` tells. A parameter
+--- with a gradient that was put into the module after the optimizer was made is an error.
 --- @param opts table?
 --- @return self
 function Optimizer:step(opts)
@@ -155,7 +184,9 @@ function Optimizer:step(opts)
   if not self._kind.takes_scale and (o.clip or scale ~= 1) then
     error(("step: %s clips by its own max_grad_norm and takes no clip or grad_scale"):format(self.name), 2)
   end
-  local by_dtype = gradients(self, "step")
+  local by_dtype, all = gradients(self, "step")
+  check_held(self, all)
+  check_fields(self)
   local _ <close> = peri.no_grad()
   local norm = norm_of(by_dtype) * scale
   local finite = is_finite(norm)
@@ -233,7 +264,15 @@ local function plain_problem(self, plain)
   if type(plain.lr) ~= "number" or not (plain.lr >= 0 and plain.lr < math.huge) then
     return ("lr is %s, expected a number in [0, inf)"):format(tostring(plain.lr))
   end
-  for g, n in ipairs(type(plain.groups) == "table" and plain.groups or {}) do
+  for _, name in ipairs { "groups", "names" } do -- older states may lack them
+    if plain[name] ~= nil and type(plain[name]) ~= "table" then
+      return ("%s are a %s, expected a list"):format(name, type(plain[name]))
+    end
+  end
+  if plain.skipped ~= nil and not is_count(plain.skipped) then
+    return ("skipped is %s, expected an integer from 0"):format(tostring(plain.skipped))
+  end
+  for g, n in ipairs(plain.groups or {}) do
     local here = self.groups[g] and #self.groups[g].params or 0
     if n ~= here then return ("group %d had %s parameters, has %d"):format(g, tostring(n), here) end
   end
@@ -278,7 +317,7 @@ function Optimizer:load_state_dict(tensors, plain)
     local state = slots_of(group, i)
     for _, slot in ipairs(group.slots) do state[slot]:copy_(tensors[n .. "." .. slot]) end
   end)
-  self.lr, self.skipped, self.was_skipped = plain.lr, math.tointeger(plain.skipped or 0) or 0, false
+  self.lr, self.skipped, self.was_skipped = plain.lr, math.tointeger(plain.skipped or 0), false
   return self
 end
 

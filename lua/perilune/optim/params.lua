@@ -14,10 +14,12 @@ local function is_object(v)
   return type(v) == "table" and (Module.is_module(v) or type(walk.method(v, "parameters")) == "function")
 end
 
--- { { tensor, name? }, ... } of a module, a model, an adapter, or a list of these and of tensors.
+-- { { tensor, name? }, ... } of a module, a model, an adapter, or a list of these and of tensors; and the objects
+-- { object, prefix of names }.
 local function flatten(who, given)
-  local list = {}
+  local list, objects = {}, {}
   local function add_object(object, prefix)
+    objects[#objects + 1] = { object, prefix }
     if type(walk.method(object, "named_parameters")) == "function" then
       for _, pair in ipairs(object:named_parameters()) do list[#list + 1] = { pair[2], prefix .. pair[1], true } end
     else
@@ -26,7 +28,7 @@ local function flatten(who, given)
   end
   if is_object(given) then
     add_object(given, "")
-    return list
+    return list, objects
   end
   if type(given) ~= "table" then
     walk.raise(("%s: parameters are a %s, expected a list of tensors or a module"):format(who,
@@ -43,11 +45,14 @@ local function flatten(who, given)
         :format(who, tostring(k), #given))
     end
   end
-  return list
+  return list, objects
 end
+
+local function dtype_of(t) return t.dtype end
 
 -- Why a tensor can never get a gradient, or nil.
 local function refusal(t, of_object)
+  if not pcall(dtype_of, t) then return "was released by its scope: peri.keep(x) lets it stay" end
   if t.dtype ~= "f32" and t.dtype ~= "f64" then
     local hint = t.dtype:find "^b?f" and "load or make it in f32" or "train an adapter beside it (peri.peft.lora)"
     return ("is %s, and only f32 and f64 are moved: %s"):format(t.dtype, hint)
@@ -149,17 +154,20 @@ end
 --- @param who string
 --- @param params any
 --- @param common table  checked options
---- @return table[]
+--- @return table[] groups
+--- @return table[] objects  { object, prefix of names } that parameters came from
 function M.open(kind, who, params, common)
   check_options(kind, who, common)
-  local groups, all, live = {}, {}, false
+  local groups, objects, all, live = {}, {}, {}, false
   local list, several = groups_of(who, params)
   for i, given in ipairs(list) do
     local name = several and ("%s: group %d"):format(who, i) or who
     local own = own_options(kind, name, given, common)
     local group = { options = own, rate = rate_of(given, common.lr), params = {}, names = {}, state = {}, steps = {},
       slots = kind.slots(own) }
-    for k, entry in ipairs(flatten(name, given.params)) do
+    local entries, from = flatten(name, given.params)
+    table.move(from, 1, #from, #objects + 1, objects)
+    for k, entry in ipairs(entries) do
       local t, label = entry[1], ("parameter %d"):format(k)
       if several then label = label .. (" of group %d"):format(i) end
       if entry[2] then label = ("%s (%s)"):format(label, entry[2]) end
@@ -177,7 +185,31 @@ function M.open(kind, who, params, common)
       .. "adapter:parameters()"):format(who, #all))
   end
   check_once(who, all)
-  return groups
+  return groups, objects
+end
+
+--- The name of a parameter that an object has now, with a gradient, and that is not held; or nil.
+--- @param objects table[]  of M.open
+--- @param held table<perilune.Tensor, boolean>
+--- @return string?
+function M.stranger(objects, held)
+  for _, entry in ipairs(objects) do
+    for _, e in ipairs((flatten("step", entry[1]))) do
+      if not held[e[1]] and e[1].grad then return entry[2] .. (e[2] or "a parameter") end
+    end
+  end
+end
+
+--- What is wrong with the options of a group, which a user may have changed since, or nil.
+--- @param kind table
+--- @param o table
+--- @return string?
+function M.problem(kind, o)
+  for name, rule in pairs(kind.rules) do
+    local problem = options.problem(name, o[name], rule)
+    if problem then return problem end
+  end
+  return kind.check and kind.check(o)
 end
 
 --- All tensors of a module, a model, an adapter or a list, as a list; frozen ones among them.
