@@ -133,11 +133,12 @@ function M.with_signal(batch, advantage, weight, all)
            logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
 end
 
--- The size of a slice, or an error at the caller of the caller.
+local size_rule = options.integer(options.required, "[1, inf)", "rows of a slice")
+
+-- The size of a slice, or an error at the caller.
 local function want_size(who, size)
-  if math.type(size) ~= "integer" and math.tointeger(size) == nil or size < 1 then
-    error(("%s: size is %s, expected an integer in [1, inf)"):format(who, tostring(size)), 3)
-  end
+  local problem = options.problem("size", size, size_rule)
+  if problem then options.raise(("%s: %s"):format(who, problem)) end
   return math.tointeger(size)
 end
 

@@ -43,11 +43,31 @@ function TestResumeSteppers.test_the_state_is_plain_and_holds_the_schedules()
     lu.assertEquals(b:state(), a:state())
     lu.assertEquals(b.schedule(), 0.1)
     lu.assertEquals(b.at, 1)
-    lu.assertErrorMsgContains("the state is none of", b.set_state, b, { at = "x" })
+    local state, kept = a:state(), b:state()
+    for message, change in pairs { ["at is"] = { at = "x" }, ["at is -1"] = { at = -1 }, ["seen is 0.5"] = { seen = 0.5 },
+      ["seen is missing"] = { seen = "nil" }, ["not of a schedule, the stepper has one"] = { schedule = "nil" },
+      ["of a curriculum, the stepper has none"] = { curriculum = { seen = { 1 } } },
+      ["not the state of a plateau"] = { at = 5, schedule = { value = 1 } } } do
+      local other = {}
+      for k, v in pairs(state) do other[k] = v end
+      for k, v in pairs(change) do other[k] = v ~= "nil" and v or nil end
+      lu.assertErrorMsgContains(message, b.set_state, b, other)
+      lu.assertEquals(b:state(), kept)
+    end
+    for _, none in ipairs { 3, "x", {} } do lu.assertErrorMsgContains("the state is", b.set_state, b, none) end
   end
   local other = require("perilune.post.sft").new { model = model, optimizer = opt,
     examples = { { ids = { 4, 5 }, mask = { 0, 1 } } } }
   lu.assertErrorMsgContains("the state is of 2 rows, there are 1", other.set_state, other, sft():state())
+  lu.assertErrorMsgContains("the state is of row 9, there are 1", other.set_state, other, { at = 1, epoch = 1, used = 9, seen = 1 })
+end
+
+function TestResumeSteppers.test_a_step_whose_reward_raises_is_no_step()
+  local tok, model, opt = model_and(1e-3)
+  local stepper = require("perilune.post.grpo").new { model = model, optimizer = opt, tokenizer = tok, prompts = 1, group = 2,
+    rows = { { prompt = "1:" } }, reward = function () error("no judge", 0) end }
+  lu.assertErrorMsgContains("no judge", stepper.step, stepper)
+  lu.assertEquals({ stepper.at, stepper.seen }, { 0, 0 })
 end
 
 -- A gradient that is not finite: the optimizer leaves the step out, and the row of metrics says so.

@@ -262,6 +262,8 @@ function TestOptions.test_unknown_options_name_the_nearest_and_ranges_are_kept()
     ["group is 0, expected an integer in [1, inf)"] = function () rl.rollout({}, {}, { {} }, print, { group = 0 }) end,
     ["rl.rollout: there are no rows"] = function () rl.rollout({}, {}, {}, print, { group = 1 }) end,
     ["rl.parts: size is 0"] = function () rl.parts({ n = 1 }, 0) end,
+    ['rl.parts: size is "2", expected an integer in [1, inf)'] = function () rl.parts({ n = 1 }, "2") end,
+    ["rl.parts: size is 1.5"] = function () rl.parts({ n = 1 }, 1.5) end,
     ["temperature is 0"] = function () rl.completion_logprobs({}, {}, {}, { temperature = 0 }) end,
   } do
     if message == "ref is a number" then message = 'ref is "x", expected tensor' end
@@ -326,6 +328,9 @@ function TestScores.test_what_is_no_reward_names_the_function_and_the_completion
     ["reward 2 is no { name, function, weight (1) }"] = { { "a", function () end }, { "b" } },
     ["reward 1 is no { name"] = { print }, ["the list of rewards is empty"] = {},
     ["rl.score: the reward is a number"] = 3,
+    ["the value is 1e+39 (too large for f32), expected a number"] = second(1e39),
+    ["step 1 is -1e+300 (too large for f32)"] = second(1, { -1e300 }),
+    ["the weighted sum is 1.1e+39 (too large for f32)"] = { { "a", second(1e38), 1 }, { "b", second(1e38), 10 } },
   } do lu.assertErrorMsgContains(message, score(reward)) end
   lu.assertErrorMsgContains("reward 2 is no", score { { "a", second(1) }, { "a", second(1) } })
   lu.assertErrorMsgContains("reward 1 is no", score { { "a", second(1), nan } })
@@ -398,6 +403,13 @@ function TestCurriculum.test_what_is_no_reward_of_its_rows_is_refused()
   local c = curriculum { 0, 0 }
   lu.assertErrorMsgContains("row 1 of the batch is none of its rows", c.update, c, { rows = { {} }, total = { 1 } })
   lu.assertErrorMsgContains("the reward of row 1 is inf", c.update, c, { rows = { c.rows[1] }, total = { inf } })
+  lu.assertErrorMsgContains("the reward of row 2 is nil", c.update, c, { rows = c.rows, total = { 1 } })
+  lu.assertEquals(c:state(), { seen = { 0, 0 } }) -- not half a batch
+  for _, bad in ipairs { nan, inf, "x" } do
+    lu.assertErrorMsgContains("the average of row 2 is", c.set_state, c, { seen = { 1, bad } })
+  end
+  lu.assertErrorMsgContains("the state is of 0 rows", c.set_state, c)
+  lu.assertEquals(c:state(), { seen = { 0, 0 } })
   lu.assertErrorMsgContains("the reward of row 1 is nil", c.update, c, { rows = { c.rows[1] }, total = {} })
   c:update { rows = { c.rows[1] }, total = { nan } } -- abstained
   lu.assertEquals(c.seen, { 0, 0 })

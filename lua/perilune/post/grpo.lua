@@ -4,6 +4,7 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local rl = require "perilune.rl"
+local states = require "perilune.post.state"
 
 local Stepper = {}
 Stepper.__index = Stepper
@@ -85,8 +86,7 @@ end
 --- and skipped (updates left out so far) where the gradient was not finite and this one was
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
-  self.at = self.at + 1
-  local rows = {}
+  local at, rows = self.at + 1, {}
   for i = 1, self.prompts do
     rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows)
   end
@@ -103,17 +103,14 @@ function Stepper:step()
     self:_part(part, tokens, #batch.rows, metrics)
   end
   local optimizer = self.optimizer
-  local lr = self.schedule and self.schedule(self.at) or optimizer.lr
+  local lr = self.schedule and self.schedule(at) or optimizer.lr
   optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
-  metrics.step, metrics.grad_norm, metrics.learning_rate = self.at, optimizer.grad_norm, lr
-  self.seen = self.seen + tokens_of(batch)
+  metrics.step, metrics.grad_norm, metrics.learning_rate = at, optimizer.grad_norm, lr
+  self.at, self.seen = at, self.seen + tokens_of(batch)
   metrics.num_tokens = self.seen
   if optimizer.was_skipped then metrics.skipped = optimizer.skipped end
   return metrics
 end
-
--- Schedules are functions of the step, but for those that watch a metric.
-local function has_state(schedule) return type(schedule) == "table" and schedule.state ~= nil end
 
 --- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which
 --- the schedule goes by, the generator of prompts, the averages of a curriculum and the state of a schedule
@@ -122,23 +119,15 @@ local function has_state(schedule) return type(schedule) == "table" and schedule
 function Stepper:state()
   return { at = self.at, seen = self.seen, rng = self.rng:state(),
            curriculum = self.curriculum and self.curriculum:state(),
-           schedule = has_state(self.schedule) and self.schedule:state() or nil }
+           schedule = states.of_schedule(self.schedule) }
 end
 
+--- Go on from a state. One that does not fit raises, and then nothing changed.
 --- @param s table  of state(), of a stepper made with the same options
 --- @return self
 function Stepper:set_state(s)
-  if math.type(s.at) ~= "integer" or type(s.rng) ~= "table" then
-    error("grpo: the state is none of a grpo stepper", 2)
-  end
-  if (s.curriculum ~= nil) ~= (self.curriculum ~= nil) then
-    error(("grpo: the state is %s a curriculum, the stepper %s"):format(s.curriculum and "of" or "not of",
-      self.curriculum and "has one" or "has none"), 2)
-  end
-  self.at, self.seen = s.at, s.seen
-  self.rng:set_state(s.rng)
-  if s.curriculum then self.curriculum:set_state(s.curriculum) end
-  if s.schedule and has_state(self.schedule) then self.schedule:set_state(s.schedule) end
+  states.take("grpo", self, s, { "at", "seen" }, { rng = self.rng, curriculum = self.curriculum,
+    schedule = self.schedule })
   return self
 end
 

@@ -5,6 +5,7 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local rows = require "perilune.post.rows"
+local states = require "perilune.post.state"
 
 local M = {}
 
@@ -243,27 +244,26 @@ function Stepper:step()
            skipped = optimizer.was_skipped and optimizer.skipped or nil }
 end
 
--- Schedules are functions of the step, but for those that watch a metric.
-local function has_state(schedule) return type(schedule) == "table" and schedule.state ~= nil end
-
 --- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which the
 --- schedule goes by, the place in the data and the state of a schedule that has one.
 --- @return table
 function Stepper:state()
   return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen, of = #self.units,
-           schedule = has_state(self.schedule) and self.schedule:state() or nil }
+           schedule = states.of_schedule(self.schedule) }
 end
 
+--- Go on from a state. One that does not fit raises, and then nothing changed.
 --- @param s table  of state(), of a stepper made with the same options and rows
 --- @return self
 function Stepper:set_state(s)
-  if math.type(s.at) ~= "integer" or math.type(s.used) ~= "integer" then
-    error("sft: the state is none of an sft stepper", 2)
-  elseif s.of and s.of ~= #self.units then
-    error(("sft: the state is of %d rows, there are %d"):format(s.of, #self.units), 2)
+  if type(s) == "table" then
+    local n = #self.units
+    if s.of and s.of ~= n then error(("sft: the state is of %s rows, there are %d"):format(tostring(s.of), n), 2) end
+    if type(s.used) == "number" and s.used > n then
+      error(("sft: the state is of row %s, there are %d"):format(tostring(s.used), n), 2)
+    end
   end
-  self.at, self.epoch, self.used, self.seen = s.at, s.epoch, s.used, s.seen
-  if s.schedule and has_state(self.schedule) then self.schedule:set_state(s.schedule) end
+  states.take("sft", self, s, { "at", "epoch", "used", "seen" }, { schedule = self.schedule })
   return self
 end
 

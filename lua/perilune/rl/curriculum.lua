@@ -12,6 +12,8 @@ local rules = {
   best = options.number(1, "(0, inf)", "the reward of a solved row"),
 }
 
+local average = options.number(options.required)
+
 --- Draws rows the more often the less reward they had of late: groups that are all right teach
 --- nothing (DAPO, 2503.14476, section 3.2, filters them after sampling; this asks for fewer of them).
 --- A row is drawn with a chance proportional to 1 + floor - its average reward, the average as a share of
@@ -55,31 +57,38 @@ function Curriculum:draw(rng)
 end
 
 --- Learn from the rewards of a batch whose rows this drew; those of completions that the reward
---- function abstained from (NaN) are left out.
+--- function abstained from (NaN) are left out. A batch that is refused changes nothing.
 --- @param batch table  rows, total (number[]), as of rl.rollout
 function Curriculum:update(batch)
+  local seen = table.move(self.seen, 1, #self.seen, 1, {})
   for k, row in ipairs(batch.rows) do
     local i, r = self.index[row], batch.total[k]
     if not i then error(("curriculum: row %d of the batch is none of its rows"):format(k), 2) end
     if type(r) ~= "number" or r == math.huge or r == -math.huge then
       error(("curriculum: the reward of row %d is %s, expected a number"):format(k, tostring(r)), 2)
     end
-    if r == r then self.seen[i] = self.decay * self.seen[i] + (1 - self.decay) * r end
+    if r == r then seen[i] = self.decay * seen[i] + (1 - self.decay) * r end
   end
+  self.seen = seen
 end
 
 --- The averages, for a checkpoint.
 --- @return table
 function Curriculum:state() return { seen = table.move(self.seen, 1, #self.seen, 1, {}) } end
 
+--- Go on from a state.
 --- @param s table  of state() over as many rows
 --- @return self
 function Curriculum:set_state(s)
-  if type(s.seen) ~= "table" or #s.seen ~= #self.rows then
-    error(("curriculum: the state is of %d rows, there are %d"):format(
-      type(s.seen) == "table" and #s.seen or 0, #self.rows), 2)
+  local given = type(s) == "table" and type(s.seen) == "table" and s.seen or {}
+  if #given ~= #self.rows then
+    error(("curriculum: the state is of %d rows, there are %d"):format(#given, #self.rows), 2)
   end
-  self.seen = table.move(s.seen, 1, #s.seen, 1, {})
+  for i, v in ipairs(given) do
+    local problem = options.problem(("the average of row %d"):format(i), v, average)
+    if problem then error("curriculum: " .. problem, 2) end
+  end
+  self.seen = table.move(given, 1, #given, 1, {})
   return self
 end
 

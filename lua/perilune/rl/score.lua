@@ -22,9 +22,12 @@ local function fail(name, i, row, text, fmt, ...)
     prompt_of(row), cut(tostring(text))), 0)
 end
 
+local most = 3.4028234663852886e38 -- of f32, in which advantages are computed
+
 local function shown(v)
   if v ~= v then return "nan" end
-  return type(v) == "number" and tostring(v) or "a " .. type(v)
+  if type(v) ~= "number" then return "a " .. type(v) end
+  return tostring(v) .. (math.abs(v) > most and math.abs(v) < math.huge and " (too large for f32)" or "")
 end
 
 local function callable(v)
@@ -32,7 +35,7 @@ local function callable(v)
   return type(v) == "function" or type(meta) == "table" and meta.__call ~= nil
 end
 
-local function finite(v) return type(v) == "number" and v == v and v ~= math.huge and v ~= -math.huge end
+local function finite(v) return type(v) == "number" and math.abs(v) <= most end
 
 -- Calls a reward function for each completion; values[i] is NaN where it abstained.
 local function each(rows, texts, tokens, name, fn)
@@ -67,7 +70,12 @@ local function score_each(rows, texts, tokens, list)
     end
     names[k], by_name[name] = name, values
   end
-  for i = 1, #rows do total[i] = total[i] or 0 / 0 end
+  for i, row in ipairs(rows) do
+    total[i] = total[i] or 0 / 0
+    if total[i] == total[i] and not finite(total[i]) then
+      fail(nil, i, row, texts[i], "the weighted sum is %s, expected a number", shown(total[i]))
+    end
+  end
   return { total = total, rewards = by_name, names = names }
 end
 
