@@ -216,7 +216,7 @@ end
 local function shown(v)
   if type(v) == "string" then return ("%q"):format(v) end
   if v ~= v then return "nan" end -- printed with or without a sign otherwise
-  if type(v) == "number" or type(v) == "boolean" then return tostring(v) end
+  if v == nil or type(v) == "number" or type(v) == "boolean" then return tostring(v) end
   local meta = getmetatable(v)
   local name = meta == "perilune.tensor" and "tensor" or type(meta) == "table" and rawget(meta, "__name")
   return "a " .. (type(name) == "string" and name or type(v))
@@ -236,7 +236,8 @@ end
 --- @return string?
 function M.problem(name, value, entry)
   if not is_rule(entry) or entry.accepts(value) then return nil end
-  local article = entry.kind:find "^number" and "a " or entry.kind:find "^integer" and "an " or ""
+  local kind = entry.kind:match "^%a+"
+  local article = (kind == "number" or kind == "finite") and "a " or kind == "integer" and "an " or ""
   return ("%s is %s, expected %s%s"):format(name, shown(value), article, entry.kind)
 end
 

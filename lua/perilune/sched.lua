@@ -105,6 +105,12 @@ local step_rules = {
 }
 
 local function check_rising(list)
+  for k in pairs(list) do
+    if math.type(k) ~= "integer" or k < 1 or k > #list then
+      error(("sched.step: at has the key %q, expected a list of steps"):format(tostring(k)), 3)
+    end
+  end
+  if #list == 0 then error("sched.step: at has no steps", 3) end
   local last = 0
   for i, s in ipairs(list) do
     if type(s) ~= "number" or not math.tointeger(s) or s <= last then
@@ -199,7 +205,7 @@ function M.chain(parts)
     end
     local n = part[1]
     if #part == 2 and (type(n) ~= "number" or not math.tointeger(n) or n < 1) then
-      error(("sched.chain: part %d has %s steps, expected an integer from 1"):format(i, shown(n)), 2)
+      error(("sched.chain: the steps of part %d are %s, expected an integer from 1"):format(i, shown(n)), 2)
     end
   end
   return schedule("sched.chain", function(step)

@@ -44,7 +44,7 @@ function TestCompose.test_arguments_are_checked()
   for _, case in ipairs {
     { 'dim is "1", expected an integer', peri.split, x, 2, "1" }, { "dim is 1.5", peri.unbind, x, 1.5 },
     { "dim is nan", peri.chunk, x, 2, 0 / 0 }, { "x is 3, expected tensor", peri.unbind, 3 },
-    { "sizes is 0, expected an integer in [1, inf)", peri.split, x, 0 }, { "sizes is a nil", peri.split, x },
+    { "sizes is 0, expected an integer in [1, inf)", peri.split, x, 0 }, { "sizes is nil", peri.split, x },
     { "size x at position 1", peri.split, x, { "x" } }, { "n is -1", peri.chunk, x, -1 }, { "xs is 3", peri.meshgrid, 3 },
     { "xs[1] is 3, expected tensor", peri.meshgrid, { 3 } }, { "dim 0 of a tensor", peri.unbind, x, 0 },
   } do

@@ -255,7 +255,12 @@ function TestDataLaws:test_arguments_out_of_range_are_refused_where_they_are_giv
     { "never ends; give a buffer", function() rows():repeat_():map(identity):shuffle(1) end },
     { "never ends; take", function() rows():repeat_():batch(2):collect() end },
     { "zip: no streams", function() data.zip() end }, { "argument 2 is a table", function() data.zip(rows(), {}, rows()) end },
-    { "arguments 1 and 2 are one stream", function() local s = rows() data.zip(s, s) end },
+    { "arguments 1 and 2 read from one stream, stream list: make", function() local s = rows() data.zip(s, s) end },
+    { "arguments 1 and 3 read from one stream", function()
+      local s = rows()
+      data.zip(s:map(identity):batch(2), rows(), s:shuffle(1, { buffer = 2 }))
+    end },
+    { "arguments 1 and 2 read from one stream", function() local s = rows() data.zip(data.zip(s, rows()), s:take(1)) end },
     { 'unknown option "strict"', function() data.zip(rows(), { strict = true }) end },
     { "rows are a nil", function() data.list() end }, { "rows are a string", function() data.list "x" end },
     { "path is missing", function() data.jsonl() end }, { "bad is \"keep\"", function() data.jsonl("x", { bad = "keep" }) end },

@@ -91,7 +91,23 @@ local zip = {
 
 local zip_rules = { equal = options.boolean(false, "streams of different lengths raise when the first of them ends") }
 
---- Rows of several streams side by side, as lists; ends with the shortest.
+-- Which argument each stream below the arguments belongs to; raises for one that two of them read from, whose rows
+-- would go to the one or the other.
+local function check_apart(parts, n)
+  local owner = {}
+  local function visit(s, i)
+    if owner[s] == i then return end
+    if owner[s] then
+      options.raise(("zip: arguments %d and %d read from one stream, %s: make one for each"):format(owner[s], i,
+        tostring(s)))
+    end
+    owner[s] = i
+    for _, inner in ipairs(s._of) do visit(inner, i) end
+  end
+  for i = 1, n do visit(parts[i], i) end
+end
+
+--- Rows of several streams side by side, as lists; ends with the shortest. Each has streams of its own below.
 --- @param ... perilune.data.Stream  and at the end maybe a table of options
 --- @return perilune.data.Stream
 function M.zip(...)
@@ -103,14 +119,13 @@ function M.zip(...)
     parts[n + 1] = nil
   end
   if n == 0 then error("zip: no streams", 2) end
-  local endless, seen = true, {}
+  local endless = true
   for i = 1, n do
     local s = parts[i]
     if getmetatable(s) ~= Stream then error(("zip: argument %d is a %s, expected a stream"):format(i, type(s)), 2) end
-    if seen[s] then error(("zip: arguments %d and %d are one stream"):format(seen[s], i), 2) end
-    seen[s] = i
     endless = endless and s._endless
   end
+  check_apart(parts, n)
   return stream.new(zip, parts, { _equal = o and o.equal, _endless = endless })
 end
 options.declare(M.zip, { "..." }, zip_rules)

@@ -98,13 +98,11 @@ end
 --- @return string?
 function M.count_problem(t, name, most)
   local v = t[name]
-  if type(v) ~= "number" or not math.tointeger(v) or v < 0 or v > (most or math.maxinteger) then
-    return ("%s is %s, expected an integer from 0%s"):format(name, tostring(v), most and " to " .. most or "")
-  end
+  return options.problem(name, v, options.integer(options.required, ("[0, %s"):format(most and most .. "]" or "inf)")))
 end
 
 local function check_state(s, t)
-  local problem = s._kind.check and s._kind.check(s, t)
+  local problem = s._kind.check and s._kind.check(s, t) or t.dropped ~= nil and M.count_problem(t, "dropped")
   if problem then return s._kind.name .. ": " .. problem end
   for i, inner in ipairs(s._of) do
     problem = check_state(inner, t.of[i])
