@@ -201,14 +201,14 @@ function Module:load_state_dict(state, opts)
   end
   local strict = options.fill("load_state_dict", opts, load_rules).strict
   local targets, given = targets_of(self), {}
-  local missing, unexpected, wrong, torn = {}, {}, {}, {}
+  local missing, unexpected, wrong, torn, others = {}, {}, {}, {}, {}
   local first_of = {} -- tensor of ours -> the first name that it comes under
   for _, name in ipairs(options.names(state)) do
     local tensor, real = state[name], resolve(targets, name)
     local target = real and targets.known[real].tensor
     if real then given[real] = given[real] or false end
     if not real then unexpected[#unexpected + 1] = name
-    elseif not is_tensor(tensor) then wrong[#wrong + 1] = ("%s is a %s, expected a tensor"):format(name, type(tensor))
+    elseif not is_tensor(tensor) then others[#others + 1] = ("%s is a %s, expected a tensor"):format(name, type(tensor))
     elseif not same_shape(tensor, target) then
       wrong[#wrong + 1] = ("%s has %s, expected %s"):format(name, shape_text(tensor), shape_text(target))
     else
@@ -225,7 +225,8 @@ function Module:load_state_dict(state, opts)
   end
   report(strict, "missing", missing)
   report(strict, "unexpected", unexpected)
-  report(true, "wrong:", wrong)
+  report(true, "wrong shape:", wrong)
+  report(true, "wrong:", others)
   report(true, "one tensor here, with different values:", torn)
   if #problems > 0 then error("load_state_dict: " .. table.concat(problems, "; "), 2) end
   for _, f in ipairs(targets.foreign) do
