@@ -2,6 +2,7 @@
 # What ./perilune does when: it is run here in a small checkout with tools that only say that they were called.
 #   tests/launcher.sh      prints a line for each claim that does not hold; the last line is "N passed, N failed"
 set -u
+unset CDPATH
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -140,6 +141,13 @@ check "a word of no test is answered with those that there are" said 'c/one'
 launch test --help
 check "test --help builds nothing" [ "$calls$status" = 0 ]
 check "and lists the tests" said 'fuzz/two'
+launch build --help
+check "build --help builds nothing" [ "$calls$status" = 0 ]
+launch build nothing
+check "build refuses words" [ "$calls$status" = 2 ]
+: >"$CALLS"
+(cd "$work" && CDPATH=$work && export CDPATH && PATH="$work/bin" sh repo/perilune --version) >"$work/out" 2>&1
+check "CDPATH leads nowhere else" said 'ran --version'
 launch bench --help
 check "bench --help builds nothing" [ "$calls$status" = 0 ]
 launch bench nosuch

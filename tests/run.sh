@@ -5,6 +5,7 @@
 #   tests/run.sh --check [WORD ...]   only look at the words: 0 good, 2 a word of no test, 3 help asked for
 # Prints one line for each and the output of what failed; the last line is "N passed, N failed".
 set -u
+unset CDPATH
 build=
 [ "$1" = --check ] || build=$(cd "$1" && pwd) || exit 1
 shift
