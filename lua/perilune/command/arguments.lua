@@ -11,7 +11,7 @@ local M = {}
 --- @return table
 function M.generation_flags(more)
   local spec = {
-    max_new_tokens = { 512, "most tokens of an answer (--max_tokens is the same)", range = "[0, inf)" },
+    max_new_tokens = { 512, "most tokens of an answer (--max_tokens is the same)", range = "[1, inf)" },
     temperature = { -1.0, "0 takes the likeliest token; -1: the model's own setting", range = "[-1, inf)" },
     top_k = { -1, "draw from the k likeliest tokens; 0: all", range = "[-1, inf)" },
     top_p = { -1.0, "draw from the likeliest tokens that have this probability together", range = "[-1, 1]" },
@@ -104,6 +104,20 @@ function M.plain(message)
   return (message:gsub("\nstack traceback:.*$", ""))
 end
 
+--- Do a part of a command's work; what it raises is one line on the standard error, but Ctrl-C goes on.
+--- @param command string
+--- @param work function
+--- @return boolean ok
+--- @return any ...  what work returns
+function M.attempt(command, work, ...)
+  local results = table.pack(pcall(work, ...))
+  if results[1] then return table.unpack(results, 1, results.n) end
+  local message = M.plain(results[2]):gsub("^" .. command .. ": ", "")
+  if message:find "interrupted$" then error("interrupted", 0) end
+  io.stderr:write(("perilune %s: %s\n"):format(command, message))
+  return false
+end
+
 --- Load the model that a command names; says why it cannot, in one line on the standard error.
 --- @param command string
 --- @param path string
@@ -113,11 +127,8 @@ end
 function M.load(command, path, values, opts)
   local o = { dtype = values.dtype, pack = true }
   for k, v in pairs(opts or {}) do o[k] = v end
-  local ok, lm, message = pcall(peri.lm.load, path, o)
-  if not ok then
-    lm, message = nil, M.plain(lm)
-    if message:find "interrupted$" then error("interrupted", 0) end
-  end
+  local ok, lm, message = M.attempt(command, peri.lm.load, path, o)
+  if not ok then return nil end
   if not lm then
     io.stderr:write(("perilune %s: %s\n"):format(command, message))
   elseif lm.widened then

@@ -191,7 +191,7 @@ end
 return function (args)
   local spec = arguments.generation_flags {
     system = { "", "system prompt" },
-    max_new_tokens = { 2048, "most tokens of an answer (--max_tokens is the same)", range = "[0, inf)" },
+    max_new_tokens = { 2048, "most tokens of an answer (--max_tokens is the same)", range = "[1, inf)" },
     template = { "", "JSON object of further variables of the chat template" },
   }
   local values, words = arguments.read("chat", "MODEL", 1, 1, spec, args, about)

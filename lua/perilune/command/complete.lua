@@ -43,13 +43,8 @@ return function (args)
     io.stderr:write(("perilune complete: without --temperature answers are greedy: all %d are the same\n")
       :format(values.samples))
   end
-  local ok, result = pcall(lm.complete, lm, text, o)
-  if not ok then
-    result = arguments.plain(result)
-    if result:find "interrupted$" then error("interrupted", 0) end
-    io.stderr:write("perilune complete: ", result, "\n")
-    return 1
-  end
+  local ok, result = arguments.attempt("complete", lm.complete, lm, text, o)
+  if not ok then return 1 end
   if streams then
     print()
     return 0

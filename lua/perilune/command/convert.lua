@@ -1,6 +1,7 @@
 -- convert.lua - perilune convert FROM TO: the command line of perilune.gguf.convert; asks before it overwrites,
 -- shows how far it is, says what it wrote and what was lost.
 local peri = require "perilune"
+local options = require "perilune.options"
 
 local usage = [[
 usage: perilune convert FROM TO [--type TYPE] [--shard-bytes N] [--no-tokenizer] [--allow-loss] [--force]
@@ -22,12 +23,16 @@ local aliases = { q4_k = "q4_K", q5_k = "q5_K", q6_k = "q6_K", q4_k_m = "q4_K", 
 local switches = { ["--no-tokenizer"] = "no_tokenizer", ["--allow-loss"] = "allow_loss", ["--force"] = "force",
   ["--overwrite"] = "force" }
 
+local known = { "--type", "--shard-bytes", "--help", table.unpack(options.names(switches)) }
+
 local function parse(args)
   local o, rest, i = { shard_bytes = nil }, {}, 1
   while i <= #args do
     local word = args[i]
-    local name, value = word:match "^%-%-([%w-]+)=(.*)$"
-    if not name then name = word:match "^%-%-([%w-]+)$" end
+    local name, value = word:match "^%-%-([%w_-]+)=(.*)$"
+    if not name then name = word:match "^%-%-([%w_-]+)$" end
+    name = name and name:gsub("_", "-")
+    if name and not value then word = "--" .. name end
     if word == "--help" or word == "-h" then return nil, nil end
     if switches[word] then o[switches[word]] = true
     elseif name == "type" or name == "shard-bytes" then
@@ -39,12 +44,12 @@ local function parse(args)
       if name == "type" then
         local lower = value:lower()
         o.type = types[lower] and lower or aliases[lower]
-        if not o.type then return nil, ("--type %s is not known"):format(value) end
+        if not o.type then return nil, "--type: " .. options.unknown("type", value, options.names(types)) end
       else
         o.shard_bytes = math.tointeger(value)
         if not o.shard_bytes or o.shard_bytes < 1 then return nil, "--shard-bytes must be a whole number" end
       end
-    elseif word:find "^%-%-" then return nil, ("there is no option %s"):format(word)
+    elseif word:find "^%-%-" then return nil, options.unknown("option", word, known)
     else rest[#rest + 1] = word end
     i = i + 1
   end

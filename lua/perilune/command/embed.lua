@@ -88,19 +88,15 @@ return function (args)
     return complain(("--out %s: the name ends in none of .npy, .safetensors, .jsonl"):format(values.out), 2)
   end
   local load, call = choices(values)
-  local ok, encoder, message = pcall(embed.load, words[1], load)
-  if not ok then return complain(arguments.plain(encoder), 2) end
+  local ok, encoder, message = arguments.attempt("embed", embed.load, words[1], load)
+  if not ok then return 2 end
   if not encoder then return complain(message) end
   local texts = table.move(words, 2, #words, 1, {})
   if #texts == 0 or #texts == 1 and texts[1] == "-" then texts = read_lines() end
   if #texts == 0 then return complain "there are no texts" end
   local vectors, report
-  ok, vectors, report = pcall(encoder.encode, encoder, texts, call)
-  if not ok then
-    vectors = arguments.plain(vectors)
-    if vectors:find "interrupted$" then error("interrupted", 0) end
-    return complain((vectors:gsub("^embed: ", "")))
-  end
+  ok, vectors, report = arguments.attempt("embed", encoder.encode, encoder, texts, call)
+  if not ok then return 1 end
   if report.truncated > 0 then
     complain(("%d of %d texts were longer than %d tokens and are cut"):format(report.truncated, #texts,
       call.max_length or encoder.max_length))

@@ -1,6 +1,7 @@
 -- eval.lua - perilune eval MODEL --task NAME: answers to the problems of a task, how many are right.
 local peri = require "perilune"
 local options = require "perilune.options"
+local refusal = require "perilune.refusal"
 local line = require "perilune.line"
 local arguments = require "perilune.command.arguments"
 local metrics = require "perilune.tasks.metrics"
@@ -124,8 +125,9 @@ local function run(lm, task, rows, shots, values, ks, out)
         generations[i], waiting = false, waiting - 1
         scores[#scores + 1] = s
         if out then
-          out:write(peri.json.encode(s), "\n")
-          out:flush()
+          local written, why = out:write(peri.json.encode(s), "\n")
+          if written then written, why = out:flush() end
+          if not written then error(("%s: %s"):format(values.out, why), 0) end
         end
         progress(#scores, #rows, scores, tokens, began)
       end
@@ -157,20 +159,21 @@ return function (args)
   end
   local all
   all, message = task.rows(values.data)
-  if not all then return complain(1, message) end
+  if not all then return complain(1, refusal.bare(message)) end
   if values.shots >= #all then return complain(2, ("--shots %d, but there are %d rows"):format(values.shots, #all)) end
   local shots = table.move(all, #all - values.shots + 1, #all, 1, {})
   local most = #all - values.shots
   local rows = table.move(all, 1, values.n > 0 and math.min(values.n, most) or most, 1, {})
+  local lm = arguments.load("eval", words[1], values, { rows = values.batch })
+  if not lm then return 1 end
   local out
   if values.out ~= "" then
     out, message = io.open(values.out, "wb")
     if not out then return complain(1, message) end
   end
-  local lm = arguments.load("eval", words[1], values, { rows = values.batch })
-  if not lm then return 1 end
-  local scores, tokens, seconds = run(lm, task, rows, shots, values, ks, out)
+  local ok, scores, tokens, seconds = arguments.attempt("eval", run, lm, task, rows, shots, values, ks, out)
   if out then out:close() end
+  if not ok then return 1 end
   print(("%s: %d problems, %d sample%s each, %d tokens in %.0f s (%.0f tokens/s)"):format(task.name, #rows,
     values.samples, values.samples == 1 and "" or "s", tokens, seconds, tokens / seconds))
   print_table(scores, ks, values.samples)
