@@ -124,6 +124,23 @@ function TestJunkAtWeightZero.test_changes_no_estimate_of_the_ops()
   end
 end
 
+-- By the op, and by the scores of models with a soft cap or an adapter on the head.
+function TestJunkAtWeightZero.test_changes_no_log_probability_of_a_token()
+  local base = require "perilune.models.base"
+  local function run(by, junk)
+    local h, w = f({ { 0.1, 0.2 }, { junk, junk } }):requires_grad_(), f({ { 1, 2 }, { 3, 4 }, { 0.5, -1 } }):requires_grad_()
+    local target = peri.tensor({ 1, -100 }, "i64")
+    local logp, entropy = by(h, w, target)
+    logp:sum():add(entropy:sum()):backward()
+    return { logp:add(0):bytes(), entropy:add(0):bytes(), h.grad:add(0):bytes(), w.grad:add(0):bytes() }
+  end
+  for _, by in ipairs { peri.token_logprob, function (h, w, target)
+    return base.token_logprob_by(function (x) return x:linear(w) end, h, target)
+  end } do
+    for _, junk in ipairs(JUNK) do lu.assertEquals(run(by, junk), run(by, 0)) end
+  end
+end
+
 TestBounds = {}
 
 -- loss and gradient of one token.

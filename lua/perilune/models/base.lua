@@ -320,8 +320,9 @@ end
 function M.token_logprob_by(scores, hidden, targets, temperature)
   local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
   local function part(h, id)
-    local logp = scores(h):div(temperature or 1):log_softmax(-1)
     local seen = id:ge(0)
+    h = h:masked_fill(seen:logical_not():unsqueeze(2), 0) -- a product with 0 would keep NaN and infinities
+    local logp = scores(h):div(temperature or 1):log_softmax(-1)
     return logp:gather(id:clamp(0):unsqueeze(2), 2):squeeze(2):mul(seen),
       logp:exp():mul(logp):sum(-1):neg():mul(seen)
   end
