@@ -55,11 +55,34 @@ local function related(word, names)
   return found
 end
 
---- The name of the list that is nearest to word, or nil when none is near.
+-- What other programs call things, by our name for them.
+local elsewhere = {}
+for name, words in pairs {
+  max_new_tokens = "max_length max_gen_len max_tokens_to_generate num_tokens n_predict num_predict n_tokens",
+  samples = "n n_samples best_of num_return_sequences num_generations",
+  stop = "stop_sequences stop_strings stop_token_ids eos_token_id eos",
+  repetition_penalty = "repeat_penalty rep_penalty", temperature = "temp", greedy = "do_sample",
+  on_text = "callback streamer on_token stream", regex = "grammar guided_regex", choices = "guided_choice",
+  ignore_stop = "ignore_eos", pad = "pad_token_id pad_id", lr = "learning_rate", weight_decay = "wd l2",
+  batch_size = "bs", pooling = "pooling_mode", alpha = "lora_alpha", dropout = "lora_dropout", r = "rank",
+  rslora = "use_rslora", targets = "target_modules",
+} do
+  for word in words:gmatch "%S+" do elsewhere[word] = name end
+end
+
+local function is_in(list, word)
+  for _, name in ipairs(list) do if name == word then return true end end
+  return false
+end
+
+--- The name of the list that is nearest to word, or nil when none is near. What other programs say for one of the
+--- names is near it.
 --- @param word string
 --- @param names string[]
 --- @return string?
 function M.nearest(word, names)
+  local known = elsewhere[word:lower()]
+  if known and is_in(names, known) then return known end
   local best, least = nil, math.max(1, #word // 3) + 1
   for _, name in ipairs(names) do
     local d = distance(word:lower(), name:lower(), least)

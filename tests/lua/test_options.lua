@@ -52,6 +52,16 @@ function TestOptions:test_unknown_names_are_refused_with_the_nearest_or_all()
   refused({ lr = 1, zzzzzzzzz = 3 }, 'unknown option "zzzzzzzzz"; there are: call, lr, mask, on, plain, reduce, share, steps')
 end
 
+function TestOptions:test_words_of_other_programs_are_told_ours()
+  local names = { "max_new_tokens", "samples", "repetition_penalty", "temperature", "template", "on_text" }
+  for word, ours in pairs { max_length = "max_new_tokens", max_tokens = "max_new_tokens", num_predict = "max_new_tokens",
+      n = "samples", num_return_sequences = "samples", repeat_penalty = "repetition_penalty", temp = "temperature",
+      callback = "on_text" } do
+    lu.assertEquals(options.nearest(word, names), ours, word)
+  end
+  lu.assertNil(options.nearest("n", { "lr", "steps" }))
+end
+
 function TestOptions:test_a_positional_argument_without_a_rule_is_no_option()
   local f = options.declare(function() end, { "params", "n" }, { lr = options.number(1), n = options.integer(2) })
   local known, names = options.declared(f), {}
