@@ -72,6 +72,13 @@ function tests.test_patterns_match_what_pythons_do()
     lu.assertEquals({ full, ends }, { { table.unpack(case.full) }, { table.unpack(case.ends) } }, case.p)
   end
   for _, text in ipairs(data.wrong) do lu.assertErrorMsgContains("regular expression", pattern.compile, text) end
+  for text, takes in pairs { [".*(|a){1}"] = "q", ["(|a)+q"] = "aaq", ["q(?#c)*"] = "qqq", ["(?#c)q{,2}"] = "qq", ["[\\d-]+"] = "1-2" } do
+    lu.assertTrue(pattern.compile(text):fullmatch(takes), text)
+  end
+  for text, why in pairs { ["q{1}{2}"] = "a repetition of a repetition", ["q+?*"] = "a repetition of a repetition",
+      ["{2}"] = "nothing to repeat", ["\\Z*"] = "nothing to repeat", ["[\\d-z]"] = "a range from a class", ["q*+"] = "possessive" } do
+    lu.assertErrorMsgContains(why, pattern.compile, text)
+  end
   for text, why in pairs { ["(?<=a)b"] = "(?<= is not supported", ["(a)\\1"] = "back-reference", ["(?i)a"] = "(?i) is not" } do
     lu.assertErrorMsgContains(why, pattern.compile, text)
   end
@@ -105,7 +112,16 @@ local refused = {
   { { trainable_token_indices = { 1, 2 } }, "single rows of embeddings" }, { { target_parameters = { "a" } }, "target_parameters" },
   { { alora_invocation_tokens = { 1 } }, "activated LoRA" }, { { bias = "some" }, 'bias is "some"' },
   { { something_new = true }, "something_new is set, which is not known here" }, { { something_new = 3 }, "something_new" },
-  { { r = 0 }, "r is 0" }, { { peft_type = "VERA" }, 'peft_type "VERA" is not supported' },
+  { { r = 0 }, "r is 0" },
+  { { r = "4" }, 'r is "4", expected an integer in [1, 16777216]' }, { { lora_alpha = "16" }, 'lora_alpha is "16"' },
+  { { alpha_pattern = { q_proj = "x" } }, '"q_proj" of alpha_pattern is "x", expected a finite number' },
+  { { alpha_pattern = "x" }, "expected an object" },
+  { { rank_pattern = { q_proj = 2.5 } }, '"q_proj" of rank_pattern is 2.5' }, { { target_modules = { 1, 2 } }, "entry 1 of target_modules is 1" },
+  { { target_modules = 3 }, "target_modules is 3, expected string" }, { { exclude_modules = 3 }, "exclude_modules" },
+  { { modules_to_save = 3 }, "modules_to_save" }, { { layers_pattern = { 3 } }, "layers_pattern" }, { { use_rslora = 1 }, "use_rslora is 1" },
+  { { layers_to_transform = { "0" } }, 'entry 1 of layers_to_transform is "0"' }, { { lora_dropout = 2 }, "lora_dropout is 2" },
+  { { fan_in_fan_out = "x" }, "fan_in_fan_out" },
+  { { init_lora_weights = 3 }, "init_lora_weights" }, { { peft_type = "VERA" }, 'peft_type "VERA" is not supported' },
   { { peft_type = "IA3" }, "IA3" }, { { peft_type = "ADALORA" }, "ADALORA" }, { { target_modules = { "nothing" } }, "means no layer" },
   { { target_modules = "(" }, "regular expression" }, { { alpha_pattern = { ["(?<=a)b"] = 1 } }, "(?<= is not supported" },
   { { r = 3 }, "has shape" }, { { layers_to_transform = { 0 } }, "is missing" },

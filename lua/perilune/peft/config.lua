@@ -46,6 +46,34 @@ local function as_set(...)
   return set
 end
 
+-- ---- what the keys hold ----------------------------------------------------------------------------------
+
+local size = options.integer(options.none, "[1, 16777216]")
+local layer = options.integer(options.none, "[0, inf)")
+local factor = options.number(options.none)
+local text = options.value(options.none, "string")
+local flag = options.boolean(false)
+
+-- Keys that hold one value, one or a list of them, or values by pattern.
+local one = { r = size, lora_alpha = factor, lora_dropout = options.number(0, "[0, 1)"), use_rslora = flag,
+  fan_in_fan_out = flag, bias = options.choice("none", { "none", "all", "lora_only" }) }
+local some = { target_modules = text, exclude_modules = text, modules_to_save = text, layers_pattern = text,
+  layers_to_transform = layer }
+local by_pattern = { rank_pattern = size, alpha_pattern = factor }
+
+-- What is wrong with the value of a key, or nil.
+local function problem_of_value(key, value)
+  if one[key] then return options.problem(key, value, one[key]) end
+  local rule = some[key] or by_pattern[key]
+  if not rule or some[key] and type(value) ~= "table" then return rule and options.problem(key, value, rule) end
+  if type(value) ~= "table" then return ("%s is %s, expected an object"):format(key, tostring(value)) end
+  for k, v in pairs(value) do
+    local problem = options.problem(("%s of %s"):format(type(k) == "string" and ("%q"):format(k) or "entry " .. k, key),
+      v, rule)
+    if problem then return problem end
+  end
+end
+
 -- What is wrong with init_lora_weights, or nil.
 local function problem_of_begin(value)
   if value == nil or type(value) == "boolean" then return nil end
@@ -72,11 +100,10 @@ function M.problem(c)
     end
   end
   if c.peft_type ~= "LORA" then return nil end
-  if c.bias ~= nil and c.bias ~= "none" and c.bias ~= "all" and c.bias ~= "lora_only" then
-    return ("bias is %q, expected none, all or lora_only"):format(tostring(c.bias))
-  end
-  if math.type(c.r) ~= "integer" or c.r < 1 then
-    return ("r is %s, expected a positive integer"):format(tostring(c.r))
+  if c.r == nil then return "r is missing" end
+  for _, key in ipairs(options.names(c)) do
+    local problem = problem_of_value(key, c[key])
+    if problem then return problem end
   end
   return problem_of_begin(c.init_lora_weights)
 end

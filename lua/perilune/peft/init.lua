@@ -41,8 +41,8 @@ function M.load(model, folder)
   if not config then return nil, message end
   local kind = kinds[config.peft_type]
   if not kind then
-    return nil, ("%s: peft_type %q is not supported; LORA, PREFIX_TUNING and BOTTLENECK are")
-      :format(path, tostring(config.peft_type))
+    return nil, ("%s: peft_type %s; LORA, PREFIX_TUNING and BOTTLENECK are supported"):format(path,
+      config.peft_type == nil and "is missing" or ("%q is not supported"):format(tostring(config.peft_type)))
   end
   message = peft_config.problem(config)
   if message then return nil, ("%s: %s"):format(path, message) end

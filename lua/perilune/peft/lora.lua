@@ -338,9 +338,9 @@ end
 --- @return perilune.peft.LoRA|nil
 --- @return string? message
 function M.open(model, c, tensors)
-  local config = { r = c.r, alpha = c.lora_alpha or 8, dropout = c.lora_dropout or 0, targets = c.target_modules,
-    rslora = c.use_rslora == true, init = "default", rank_pattern = c.rank_pattern or {},
-    alpha_pattern = c.alpha_pattern or {} }
+  local config = { r = math.tointeger(c.r), alpha = c.lora_alpha or 8, dropout = c.lora_dropout or 0,
+    targets = c.target_modules, rslora = c.use_rslora == true, init = "default",
+    rank_pattern = c.rank_pattern or {}, alpha_pattern = c.alpha_pattern or {} }
   local low, full, names = read_tensors(tensors)
   local problem = check_whole(c, full, targets.modules(model))
   if problem then return nil, problem end

@@ -19,6 +19,13 @@ end
 
 function Parser:peek(n) return self.text:sub(self.at, self.at + (n or 1) - 1) end
 
+-- Comments are nothing, also between a part and its repetition.
+function Parser:skip_comments()
+  while self:take "(?#" do
+    self.at = 1 + (self.text:find(")", self.at, true) or self:fail "a comment without its end")
+  end
+end
+
 function Parser:take(text)
   if self.text:sub(self.at, self.at + #text - 1) ~= text then return false end
   self.at = self.at + #text
@@ -81,20 +88,20 @@ end
 
 local function repeated(m, least, most, lazy)
   return function (s, i, state, k)
-    local function more(n, at, from)
+    local function more(n, at)
       step(state)
       local function again()
         if n >= most then return false end
         return m(s, at, state, function (after)
           if after == at and n >= least then return false end -- an empty turn leads nowhere new
-          return more(n + 1, after, at)
+          return more(n + 1, after)
         end)
       end
       if n < least then return again() end
       if lazy then return k(at) or again() end
-      return again() or (from ~= at and k(at))
+      return again() or k(at)
     end
-    return more(0, i, nil)
+    return more(0, i)
   end
 end
 
@@ -131,6 +138,7 @@ local function class(self)
     local c, whole = class_char(self)
     if whole then
       for byte in pairs(whole) do set[byte] = true end
+      if self:peek() == "-" and self:peek(2) ~= "-]" then self:fail "a range from a class," end
     elseif self:peek() == "-" and self:peek(2) ~= "-]" and self:peek(2) ~= "-" then
       self.at = self.at + 1
       local to = class_char(self)
@@ -143,66 +151,18 @@ local function class(self)
   return one_of(negated and complement(set) or set)
 end
 
+-- A matcher, and whether it may be repeated.
 local function escape(self)
   local c = self:peek()
   self.at = self.at + 1
-  if classes[c] then return one_of(classes[c]) end
+  if classes[c] then return one_of(classes[c]), true end
   if c == "b" then return assertion(at_word) end
   if c == "B" then return assertion(function (s, i) return not at_word(s, i) end) end
   if c == "A" then return begins end
   if c == "Z" then return ends end
-  if controls[c] then return one_of { [controls[c]:byte()] = true } end
+  if controls[c] then return one_of { [controls[c]:byte()] = true }, true end
   if c:find "%d" then self:fail "a back-reference, which is not supported," end
   if c == "" or c:find "%a" then self:fail(("the escape \\%s is not known,"):format(c)) end
-  return one_of { [c:byte()] = true }
-end
-
-local either
-
-local function group(self)
-  self.depth = self.depth + 1
-  if self.depth > DEPTH then self:fail "groups are nested too deep" end
-  local ahead
-  if self:take "?" then
-    if self:take ":" then ahead = nil
-    elseif self:take "=" then ahead = true
-    elseif self:take "!" then ahead = false
-    elseif self:take "P<" then
-      local name = self.text:match("^([%a_][%w_]*)>", self.at)
-      if not name then self:fail "a group without its name" end
-      self.at = self.at + #name + 1
-    elseif self:take "#" then
-      local close = self.text:find(")", self.at, true) or self:fail "a comment without its end"
-      self.at = close + 1
-      self.depth = self.depth - 1
-      return function (_, i, _, k) return k(i) end
-    else
-      self:fail(("(?%s is not supported"):format(self:peek(2)))
-    end
-  end
-  local m = either(self)
-  if not self:take ")" then self:fail "a group without its end" end
-  self.depth = self.depth - 1
-  if ahead == nil then return m end
-  return function (s, i, state, k)
-    local found = m(s, i, state, function () return true end)
-    return (found and true or false) == ahead and k(i)
-  end
-end
-
-local function atom(self)
-  local c = self:peek()
-  self.at = self.at + 1
-  if c == "(" then return group(self), true end
-  if c == "[" then return class(self), true end
-  if c == "\\" then return escape(self), true end
-  if c == "^" then return begins end
-  if c == "$" then return last end
-  if c == "." then return one_of(complement { [10] = true }), true end
-  if c == "*" or c == "+" or c == "?" then
-    self.at = self.at - 1
-    self:fail "there is nothing to repeat"
-  end
   return one_of { [c:byte()] = true }, true
 end
 
@@ -219,17 +179,63 @@ local function quantifier(self)
   return from, to
 end
 
+local either
+
+local function group(self)
+  self.depth = self.depth + 1
+  if self.depth > DEPTH then self:fail "groups are nested too deep" end
+  local ahead
+  if self:take "?" then
+    if self:take ":" then ahead = nil
+    elseif self:take "=" then ahead = true
+    elseif self:take "!" then ahead = false
+    elseif self:take "P<" then
+      local name = self.text:match("^([%a_][%w_]*)>", self.at)
+      if not name then self:fail "a group without its name" end
+      self.at = self.at + #name + 1
+    else
+      self:fail(("(?%s is not supported"):format(self:peek(2)))
+    end
+  end
+  local m = either(self)
+  if not self:take ")" then self:fail "a group without its end" end
+  self.depth = self.depth - 1
+  if ahead == nil then return m end
+  return function (s, i, state, k)
+    local found = m(s, i, state, function () return true end)
+    return (found and true or false) == ahead and k(i)
+  end
+end
+
+local function atom(self)
+  if quantifier(self) then self:fail "there is nothing to repeat" end
+  local c = self:peek()
+  self.at = self.at + 1
+  if c == "(" then return group(self), true end
+  if c == "[" then return class(self), true end
+  if c == "\\" then return escape(self) end
+  if c == "^" then return begins end
+  if c == "$" then return last end
+  if c == "." then return one_of(complement { [10] = true }), true end
+  return one_of { [c:byte()] = true }, true
+end
+
 function either(self)
   local list = {}
   repeat
     local parts = {}
+    self:skip_comments()
     while self.at <= #self.text and self:peek() ~= "|" and self:peek() ~= ")" do
       local m, counts = atom(self)
+      self:skip_comments()
       local least, most = quantifier(self)
       if least then
         if not counts then self:fail "there is nothing to repeat" end
-        m = repeated(m, least, most, self:take "?")
-        if self:find_quantifier() then self:fail "a repetition of a repetition" end
+        local lazy = self:take "?"
+        if not lazy and self:take "+" then self:fail "a possessive repetition, which is not supported," end
+        m = repeated(m, least, most, lazy)
+        self:skip_comments()
+        if quantifier(self) then self:fail "a repetition of a repetition" end
       end
       parts[#parts + 1] = m
     end
@@ -237,8 +243,6 @@ function either(self)
   until not self:take "|"
   return alternatives(list)
 end
-
-function Parser:find_quantifier() return self:peek():find "[%*%+]" ~= nil end
 
 --- @class perilune.peft.Pattern
 --- @field text string
