@@ -363,6 +363,7 @@ local function complete(generation, result)
     local ok, message = pcall(function () emit(result, (result._stops:finish(result._stream:finish()))) end)
     if not ok then
       if type(message) == "string" and message:find "interrupted$" then error(message, 0) end
+      if message == nil then message = "an error without a message: error(nil)" end
       result.reason, result.error, generation.error = "error", message, message
     end
   end
@@ -398,6 +399,7 @@ end
 --- Step until a generation is done, or all are.
 --- @param generation table?
 function LM:wait(generation)
+  self.scheduler:need_rest "wait"
   while not (generation and generation.done) and #self.live > 0 do self:step() end
 end
 
@@ -424,7 +426,7 @@ function Generation:cancel()
   end
 end
 
---- Forget whatever runs, as after an error in the middle of a step.
+--- Forget whatever runs, as after an interrupt; raises in a callback.
 function LM:reset()
   self.scheduler:reset()
   while #self.live > 0 do self.live[1]:cancel() end
@@ -438,6 +440,7 @@ end
 
 -- Run a request of our own to its end; what else runs goes on meanwhile.
 local function finish(self, prompt, opts, level)
+  self.scheduler:need_rest "complete" -- before anything is submitted
   local generation = submit(self, prompt, opts, level + 1)
   self:wait(generation)
   return first_of(generation:check())
@@ -473,6 +476,8 @@ options.declare(LM.chat, { "messages" }, request_defaults)
 --- @param opts table?
 --- @return perilune.lm.Result[]
 function LM:batch(list, opts)
+  options.argument("batch", "list", list, "table")
+  self.scheduler:need_rest "batch"
   local generations, out = {}, {}
   for i, prompt in ipairs(list) do
     local ok, generation = pcall(submit, self, prompt, opts, 1)

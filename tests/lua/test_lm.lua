@@ -307,9 +307,14 @@ function tests.test_callbacks_may_cancel_and_submit_but_not_wait()
   own = lm:submit("the cat", with { max_new_tokens = 9, on_text = function () own:cancel() end })
   lm:wait()
   lu.assertEquals({ own.results[1].reason, own.error }, { "cancelled", nil })
-  lu.assertErrorMsgContains("a step is running", lm.complete, lm, "the cat",
-    with { on_text = function () lm:complete("the dog", short) end })
-  lu.assertEquals(lm:complete("on", short).tokens, added.results[1].tokens)
+  for name, call in pairs { complete = function () lm:complete("the dog", short) end, batch = function () lm:batch({ "a" }, short) end,
+      wait = function () lm:wait() end, step = function () lm:step() end, reset = function () lm:reset() end } do
+    lu.assertErrorMsgContains(name .. ": a step is running", lm.complete, lm, "the cat", with { on_text = call })
+    lu.assertEquals({ #lm.live, lm.scheduler.running }, { 0, 0 }, name) -- nothing was asked for
+    lu.assertEquals(lm:complete("on", short).tokens, added.results[1].tokens, name)
+  end
+  lu.assertErrorMsgContains("error without a message", lm.complete, lm, "the cat", with { on_text = function () error(nil) end })
+  lu.assertErrorMsgContains("batch: list is missing", lm.batch, lm, nil, short)
 end
 
 function tests.test_a_bias_is_added_to_logits()

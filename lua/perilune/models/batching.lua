@@ -114,7 +114,7 @@ end
 
 -- A request fails with all its sequences.
 local function fail(request, message)
-  request.error = message
+  request.error = message == nil and "an error without a message: error(nil)" or message
   for _, s in ipairs(request.sequences) do finish(s, "error") end
 end
 
@@ -183,8 +183,17 @@ local function prefill(self, request)
   if shared and request.opts.remember then shared:put(request.ids, cache) end
 end
 
+--- Raise while a step is running: a callback of a request can submit and cancel, and nothing that steps.
+--- @param who string  named in the message
+function Scheduler:need_rest(who)
+  if not self.stepping then return end
+  options.raise(who .. ": a step is running; a callback can submit and cancel requests, and cannot wait for answers "
+    .. "of the same model")
+end
+
 --- Forget all requests and give the memory of the batch back; the prefix cache stays.
 function Scheduler:reset()
+  self:need_rest "reset"
   for i = self.first, self.last do
     finish(self.queue[i], "cancelled")
     let_go(self, self.queue[i].request)
@@ -325,7 +334,7 @@ local Running = { __close = function (self) self.scheduler.stepping = false end 
 --- Read waiting prompts into free rows and let every running sequence make one token.
 --- @return boolean more  whether there is anything left to do
 function Scheduler:step()
-  if self.stepping then error("step: a step is running; a callback cannot wait for answers of the same model", 2) end
+  self:need_rest "step"
   self.stepping = true
   local running <close> = setmetatable({ scheduler = self }, Running) -- luacheck: ignore 211
   local _ <close> = peri.no_grad()
