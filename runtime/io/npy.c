@@ -89,22 +89,24 @@ static const struct {
 
 static peri_status read_descr (peri__stream *st, header *h) {
   const bool little = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
-  const char *s, *what = "no number that we have";
+  const char *s, *what = "no code of a number that we have";
   size_t n;
   skip_spaces(h);
   if (h->at < h->n && h->s[h->at] == '[')
     return unsupported(st, "descr: structured dtypes are not supported");
   if (!take_string(h, &s, &n)) return peri__stream_fail(st, "descr: a string is expected");
-  for (size_t k = 0; k < sizeof elements / sizeof *elements && n == 3; k++) {
+  bool ordered = n > 0 && memchr("<>=|", s[0], 4) != NULL; /* else in this machine's order */
+  const char *code = s + ordered;
+  for (size_t k = 0; k < sizeof elements / sizeof *elements && n == 2u + ordered; k++) {
     const element *e = &elements[k];
-    if (s[1] != e->kind || s[2] != '0' + e->size) continue;
-    if (s[0] == 0 || strchr(e->size == 1 ? "<>=|" : "<>=", s[0]) == NULL) continue;
+    if (code[0] != e->kind || code[1] != '0' + e->size) continue;
+    if (s[0] == '|' && e->size > 1) continue;
     h->element = e;
     h->swapped = e->size > 1 && s[0] == (little ? '>' : '<');
   }
   if (h->element != NULL) return PERI_OK;
-  for (size_t k = 0; n > 1 && k < sizeof strangers / sizeof *strangers; k++)
-    if (s[1] == strangers[k].kind) what = strangers[k].what;
+  for (size_t k = 0; ordered && n > 1 && k < sizeof strangers / sizeof *strangers; k++)
+    if (code[0] == strangers[k].kind) what = strangers[k].what;
   return unsupported(st, "descr: dtype '%.*s' is not supported (%s)", n > 40 ? 40 : (int)n, s,
                      what);
 }

@@ -88,12 +88,19 @@ function tests.test_every_number_of_numpy_is_read_in_either_byte_order_and_layou
   end
   write("n.npy", npy_bytes(">f2", "(2,)", false, "\x3c\0\xc0\0"))
   lu.assertEquals(assert(peri.npy.load(dir .. "/n.npy")):tolist(), { 1, -2 })
+  for _, order in ipairs { "", "=" } do -- this machine's
+    write("n.npy", npy_bytes(order .. "f8", "(1,)", false, string.pack("=d", 1.5)))
+    lu.assertEquals(assert(peri.npy.load(dir .. "/n.npy")):tolist(), { 1.5 })
+  end
+  write("n.npy", npy_bytes(">f2", "(2,)", false, "\x3c\0\xc0\0"))
+  lu.assertEquals(assert(peri.npy.load(dir .. "/n.npy")):tolist(), { 1, -2 })
 end
 
 function tests.test_what_numpy_has_and_we_have_not_is_refused_by_name()
   for descr, why in pairs { ["<u8"] = "unsigned integers of 64 bits", ["<c8"] = "complex", ["<U3"] = "texts", ["|S4"] = "texts",
       ["|O"] = "Python objects", ["<M8[ns]"] = "dates", ["<m8[s]"] = "spans", ["|V4"] = "raw bytes", ["<f16"] = "more than 64 bits",
-      ["|i4"] = "no number that we have", ["<q3"] = "no number", ["\0i4"] = "not supported" } do
+      ["|i4"] = "no code of a number", ["<q3"] = "no code of a number", ["\0i4"] = "not supported",
+      ["bfloat16"] = "no code of a number", ["float8"] = "no code of a number" } do
     write("n.npy", npy_bytes(descr, "(1,)", false, ("\0"):rep(64)))
     fails("dtype '", peri.npy.load(dir .. "/n.npy"))
     fails(why, peri.npy.load(dir .. "/n.npy"))
