@@ -8,6 +8,7 @@ local options = require "perilune.options"
 
 local M = {}
 
+--- Ids and token types can be set to others of the same shape, as to mask some; the rest belongs together.
 --- @class perilune.Batch
 --- @field ids perilune.Tensor  (B, T) i64; also input_ids
 --- @field mask perilune.Tensor  (B, T) bool, true on tokens; also attention_mask
@@ -18,6 +19,9 @@ local M = {}
 --- @field side "left"|"right"  where the padding is
 --- @field truncated integer  texts that were cut
 local Batch = { __name = "batch" }
+local FIELDS = {} -- under this key the fields are, so that setting one is seen
+
+local function new(fields) return setmetatable({ [FIELDS] = fields }, Batch) end
 
 local other_names = { input_ids = "ids", attention_mask = "mask", position_ids = "positions",
                       token_types = "token_type_ids" }
@@ -27,14 +31,29 @@ local methods = {}
 
 function Batch:__index(key)
   if methods[key] then return methods[key] end
-  local name = other_names[key] or key
-  if rawget(self, name) ~= nil then return rawget(self, name) end
+  local name, own = other_names[key] or key, rawget(self, FIELDS)
+  if own[name] ~= nil then return own[name] end
   if name == "positions" then
     return peri.arange(self.ids:size(2)):sub(self.start:unsqueeze(2)):clamp(0):mul(self.mask) -- (B, T)
   end
   if name == "token_type_ids" or type(key) ~= "string" or key:find "^_" then return nil end
   error("batch: " .. options.unknown("field", key, fields), 2)
 end
+
+function Batch:__newindex(key, value)
+  local name, own = other_names[key] or key, rawget(self, FIELDS)
+  if name ~= "ids" and name ~= "token_type_ids" then
+    error(("batch: %s cannot be set: ids, mask, lengths and start belong together; batch.new(ids, mask) makes another")
+      :format(tostring(key)), 2)
+  end
+  if not peri.is_tensor(value) or options.shape(value) ~= options.shape(own.ids) then
+    error(("batch: %s is %s, expected a tensor of shape %s"):format(key, peri.is_tensor(value)
+      and "of shape " .. options.shape(value) or "a " .. type(value), options.shape(own.ids)), 2)
+  end
+  own[name] = value
+end
+
+function Batch:__pairs() return next, rawget(self, FIELDS) end
 
 --- Rows.
 function Batch:__len() return self.ids:size(1) end
@@ -67,7 +86,7 @@ function methods:rows(from, n)
   for _, name in ipairs { "ids", "mask", "lengths", "start", "token_type_ids" } do
     out[name] = self[name] and self[name]:narrow(1, from, n)
   end
-  return setmetatable(out, Batch)
+  return new(out)
 end
 
 local pad_rules = {
@@ -76,11 +95,13 @@ local pad_rules = {
   length = options.integer(options.none, "[1, inf)", "columns; default: of the longest row"),
   multiple_of = options.integer(1, "[1, inf)", "columns are a multiple of this"),
   types = options.value(options.none, "table", "token types, shaped as the lists"),
+  truncated = options.integer(0, "[0, inf)", "how many of the lists were cut before"),
 }
 
 --- Lists of ids of any lengths as one batch.
 --- @param lists integer[][]  at least one
---- @param opts table?  side ("right" or "left"), pad (0), length, multiple_of (1), types (lists of token types)
+--- @param opts table?  side ("right" or "left"), pad (0), length, multiple_of (1), types (lists of token types),
+--- truncated (0)
 --- @return perilune.Batch
 function M.pad(lists, opts)
   local o = options.fill("batch.pad", opts, pad_rules)
@@ -99,9 +120,9 @@ function M.pad(lists, opts)
   width = (width + o.multiple_of - 1) // o.multiple_of * o.multiple_of
   for i, n in ipairs(lengths) do start[i] = o.side == "left" and width - n or 0 end
   local ids, mask = data.pad(lists, { side = o.side, value = o.pad, length = width })
-  return setmetatable({ ids = ids, mask = mask, lengths = peri.tensor(lengths, "i64"),
-    start = peri.tensor(start, "i64"), side = o.side, truncated = 0,
-    token_type_ids = o.types and data.pad(o.types, { side = o.side, length = width }) }, Batch)
+  return new { ids = ids, mask = mask, lengths = peri.tensor(lengths, "i64"),
+    start = peri.tensor(start, "i64"), side = o.side, truncated = o.truncated,
+    token_type_ids = o.types and data.pad(o.types, { side = o.side, length = width }) }
 end
 options.declare(M.pad, { "lists" }, pad_rules)
 
@@ -122,7 +143,7 @@ function M.new(ids, mask)
     :logical_and(peri.arange(time):lt(start:add(lengths):unsqueeze(2)))
   if not run:eq(mask):all():item() then error("batch.new: the mask has gaps between tokens", 2) end
   local side = start:max():item() > 0 and "left" or "right"
-  return setmetatable({ ids = ids, mask = mask, lengths = lengths, start = start, side = side, truncated = 0 }, Batch)
+  return new { ids = ids, mask = mask, lengths = lengths, start = start, side = side, truncated = 0 }
 end
 
 -- ---- texts ------------------------------------------------------------------------------------
@@ -245,6 +266,13 @@ local function limits(tok, o, level)
       error("tokenizer:batch: max_length is missing, and the tokenizer's files name no model_max_length", level + 1)
     end
   end
+  if o.pad_to_multiple_of and (o.padding == false or o.padding == "do_not_pad") then
+    error(("tokenizer:batch: pad_to_multiple_of is %d, but padding is off"):format(o.pad_to_multiple_of), level + 1)
+  end
+  if full and most % (o.pad_to_multiple_of or 1) ~= 0 then
+    error(("tokenizer:batch: max_length is %d, no multiple of pad_to_multiple_of, %d"):format(most,
+      o.pad_to_multiple_of), level + 1)
+  end
   return most, truncates, full
 end
 
@@ -315,10 +343,8 @@ function M.texts(tok, texts, opts)
     error(("tokenizer:batch: padding is off and the texts have %d to %d tokens; encode_batch gives lists")
       :format(least, longest), 3)
   end
-  local batch = M.pad(rows, { side = o.padding_side or side_of(tok), pad = tok.pad or tok.eos or 0,
-    length = full and most or nil, multiple_of = o.pad_to_multiple_of, types = types })
-  batch.truncated = truncated
-  return batch
+  return M.pad(rows, { side = o.padding_side or side_of(tok), pad = tok.pad or tok.eos or 0,
+    length = full and most or nil, multiple_of = o.pad_to_multiple_of, types = types, truncated = truncated })
 end
 
 return require "perilune.names"(M, "perilune.batch")

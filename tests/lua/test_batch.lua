@@ -271,7 +271,47 @@ function tests.test_token_types_and_positions_have_their_names()
     lu.assertErrorMsgContains("positions is i64 of shape (9), expected i64 of (3) or (4, 3)", model.forward, model,
       ids:narrow(2, 1, 3), { positions = places })
   end
-  lu.assertErrorMsgContains("tokens in a row, the model has", bert.forward, bert, peri.zeros({ 1, 600 }, "i64"))
+end
+
+function tests.test_a_model_of_learned_positions_takes_rows_that_fit_with_padding_on_any_side()
+  for _, name in ipairs { "bert", "distilbert", "gpt2" } do
+    local model = tiny.load(name)
+    local most = model.settings.positions
+    local _ <close> = peri.no_grad()
+    local long, short = {}, { 5, 6, 7 }
+    for i = 1, most do long[i] = i % 50 end
+    local single = model:forward(peri.tensor({ short }, "i64"))
+    for _, side in ipairs { "left", "right" } do
+      local batch = batches.pad({ short, long }, { side = side, length = most + 5 })
+      local hidden = model:forward(batch)
+      local first = batch.start:at(1)
+      near(hidden:select(1, 1):narrow(1, first + 1, 3), single:select(1, 1), name .. " " .. side)
+    end
+    local why = ("a token has position %d, the model has %d positions, from 0"):format(most, most)
+    lu.assertErrorMsgContains(why, model.forward, model, peri.zeros({ 1, most + 1 }, "i64"))
+    lu.assertErrorMsgContains(why, model.forward, model, peri.zeros({ 1, 2 }, "i64"),
+      { positions = peri.tensor({ 0, most }, "i64") })
+    lu.assertErrorMsgContains("a token has position -1", model.forward, model, peri.zeros({ 1, 2 }, "i64"),
+      { position_ids = peri.tensor({ 0, -1 }, "i64") })
+    model:forward(peri.zeros({ 1, 2 }, "i64"), { mask = peri.tensor({ { 1, 0 } }, "i64"),
+      positions = peri.tensor({ 0, 1 << 40 }, "i64") }) -- what stands at padding is nobody's position
+  end
+end
+
+function tests.test_fields_of_a_batch_that_belong_together_are_not_set_one_by_one()
+  local batch = batches.pad { { 1, 2 }, { 3 } }
+  for _, name in ipairs { "mask", "attention_mask", "start", "lengths", "positions", "side", "labels" } do
+    lu.assertErrorMsgContains(name .. " cannot be set", function () batch[name] = batch.mask end)
+  end
+  batch.input_ids = batch.ids:add(1)
+  lu.assertEquals(batch.ids:tolist(), { { 2, 3 }, { 4, 1 } })
+  lu.assertErrorMsgContains("ids is of shape (1, 2), expected a tensor of shape (2, 2)", function ()
+    batch.ids = batch.ids:narrow(1, 1, 1)
+  end)
+  lu.assertErrorMsgContains("ids is a table", function () batch.ids = { 1 } end)
+  local names = {}
+  for name in pairs(batch) do names[#names + 1] = name end
+  lu.assertTrue(#names >= 6)
 end
 
 -- ---- texts --------------------------------------------------------------------------------------------
@@ -351,6 +391,11 @@ function tests.test_pairs_have_token_types()
   lu.assertErrorMsgContains("the second text alone has", tok.batch, tok, { { "a", long } },
     { truncation = "only_first", max_length = 12 })
   lu.assertErrorMsgContains("text 2 is no pair", tok.batch, tok, { { "a", "b" }, "a" })
+  for _, off in ipairs { false, "do_not_pad" } do
+    lu.assertErrorMsgContains("padding is off", tok.batch, tok, { "a" }, { padding = off, pad_to_multiple_of = 8 })
+  end
+  lu.assertErrorMsgContains("max_length is 9, no multiple of pad_to_multiple_of, 8", tok.batch, tok, { "a" },
+    { padding = "max_length", max_length = 9, pad_to_multiple_of = 8 })
   lu.assertErrorMsgContains("text_pair has 1 texts for 2", tok.batch, tok, { "a", "b" }, { text_pair = { "a" } })
 end
 

@@ -111,15 +111,10 @@ end
 
 -- Places of tokens, which the model has to have.
 local function place_tokens(self, who, o, rows, batch, time)
-  if o.positions then
-    inputs.check_per_token(who, "positions", o.positions, batch, time, 3)
-    return o.positions
-  end
-  local positions, most = inputs.positions(rows, time), self.settings.positions
-  local last = time
-  if time > most and rows.start then last = positions:mul(rows.mask):max():item() + 1 end
-  if last > most then error(("%s: %d tokens in a row, the model has %d positions"):format(who, last, most), 3) end
-  return time > most and positions:clamp(0, most - 1) or positions
+  local most = self.settings.positions
+  if o.positions then inputs.check_per_token(who, "positions", o.positions, batch, time, 3)
+  elseif time <= most then return inputs.positions(rows, time) end
+  return inputs.within(who, o.positions or inputs.positions(rows, time), rows.mask, most, 3)
 end
 
 --- Hidden states of the last block.

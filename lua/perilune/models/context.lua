@@ -8,6 +8,9 @@ local inputs = require "perilune.models.inputs"
 --- @field decoding boolean  a cache is filled and no gradient wanted
 --- @field fused boolean  peri.attention_step_ knows all that this pass needs
 --- @field positions perilune.Tensor  (T) or (B, T) i64
+--- @field placed boolean  the positions were given
+--- @field last integer  positions that are not given are below this
+--- @field tokens perilune.Tensor?  (B, T) bool: where tokens are, of whole rows with padding
 local Context = {}
 Context.__index = Context
 
@@ -28,7 +31,7 @@ local function place_rows(self, who, ids, o, level)
   local cache, past = self.cache, self.past
   if not cache then
     local rows = inputs.rows(who, ids, o, level + 1)
-    self.start = rows.start
+    self.start, self.tokens = rows.start, rows.mask
     if rows.holes then self.mask = rows.mask:reshape { self.batch, 1, 1, self.time } end
     return
   end
@@ -73,7 +76,8 @@ function M.new(who, ids, o, level)
   self.decoding = cache ~= nil and not peri.grad_enabled()
   self.fused = self.decoding and not self.prefix and not o.segments and not o.collect
   if o.positions then inputs.check_per_token(who, "positions", o.positions, self.batch, self.time, level + 1) end
-  self.positions = o.positions or peri.arange(self.past, self.past + self.time) -- (T)
+  self.placed, self.last = o.positions ~= nil, self.past + self.time
+  self.positions = o.positions or peri.arange(self.past, self.last) -- (T)
   if o.segments then
     if cache then error(who .. ": segments are of whole rows, not for a cache", level + 1) end
     inputs.check_per_token(who, "segments", o.segments, self.batch, self.time, level + 1)
@@ -87,7 +91,9 @@ function M.new(who, ids, o, level)
   end
   if self.prefix then
     local ahead = self.prefix.k[1]:size(2)
-    if not o.positions then self.positions = self.positions:add(ahead) end -- as PEFT does: the prefix counts
+    if not o.positions then -- as PEFT does: the prefix counts
+      self.positions, self.last = self.positions:add(ahead), self.last + ahead
+    end
     self:_mask_start(ahead)
   end
   return self

@@ -83,10 +83,11 @@ end
 function Gpt2:forward(ids, opts)
   local s, first, c = self.settings, self.layers[1]
   c, ids = self:context(ids, opts)
-  if c.past + c.time > s.positions then
-    error(("gpt2: %d positions, the model has %d"):format(c.past + c.time, s.positions), 2)
+  local positions = c.positions
+  if c.placed or c.last > s.positions then
+    positions = inputs.within(self.forward_name, positions, c.tokens, s.positions, 2)
   end
-  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, c.positions)) -- (B, T, D)
+  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, positions)) -- (B, T, D)
   x = self:dropout(x, s.embed_dropout)
   return base.each_block(self, x:layer_norm(first.norm1_w, first.norm1_b, s.eps), x, c)
 end

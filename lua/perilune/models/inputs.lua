@@ -263,6 +263,23 @@ function M.positions(rows, time)
   return at
 end
 
+--- Positions as rows of a table of `most`: those of padding are brought into it; raises for a token's outside of it.
+--- @param who string
+--- @param places perilune.Tensor  (T) or (B, T) i64
+--- @param tokens perilune.Tensor?  (B, T) bool: where tokens are; nil: everywhere
+--- @param most integer
+--- @param level integer
+--- @return perilune.Tensor  as places
+function M.within(who, places, tokens, most, level)
+  local real = tokens and places:mul(tokens) or places
+  local low, high = real:min():item(), real:max():item()
+  if low < 0 or high >= most then
+    error(("%s: a token has position %d, the model has %d positions, from 0"):format(who, low < 0 and low or high,
+      most), level + 1)
+  end
+  return tokens and places:clamp(0, most - 1) or places
+end
+
 --- Raises where a row holds no token at all.
 function M.need_tokens(who, rows, level)
   if not rows.mask then return end
