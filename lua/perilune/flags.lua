@@ -80,9 +80,12 @@ local function help_text(flags, about)
   for _, f in ipairs(flags) do width = math.max(width, #f.name) end
   for _, f in ipairs(flags) do
     local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
-    local choices = f.choices and " one of " .. table.concat(f.choices, ", ") or ""
-    if f.range then choices = (f.help ~= "" and ", in " or "in ") .. f.range end
-    lines[#lines + 1] = ("  --%-" .. width .. "s  %s%s (%s)"):format(f.name, f.help, choices, default)
+    local said = f.help
+    local choices = f.choices and "one of " .. table.concat(f.choices, ", ") or ""
+    for _, more in ipairs { choices, f.range and "in " .. f.range or "" } do
+      if more ~= "" then said = said .. (said ~= "" and ", " or "") .. more end
+    end
+    lines[#lines + 1] = ("  --%-" .. width .. "s  %s (%s)"):format(f.name, said, default)
   end
   local plain = "  --%-" .. width .. "s  %s"
   lines[#lines + 1] = plain:format("config", "JSON file of flags, read before the others")

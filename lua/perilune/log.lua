@@ -78,26 +78,44 @@ end
 
 --- Metrics as numbers, texts and booleans, or an error of the caller that names the one that is none; nothing was
 --- written then.
---- @param values table<string, number|string|boolean|perilune.Tensor>?
+--- @param values table<string, number|string|boolean|perilune.Tensor>
+--- @param who string?  function named in the message; default "log"
 --- @return table<string, number|string|boolean>
-function M.plain(values)
+function M.plain(values, who)
+  options.argument(who or "log", "the table of metrics", values, "table")
   local out = {}
-  for k, v in pairs(values or {}) do
+  for k, v in pairs(values) do
     local wrong = problem(k, v)
-    if wrong then options.raise("log: " .. wrong) end
+    if wrong then options.raise(("%s: %s"):format(who or "log", wrong)) end
     out[k] = peri.is_tensor(v) and v:item() or v
   end
   return out
 end
 
---- One step everywhere: a row on the console when one is due, a line in each file.
+-- Steps come in order, and a metric has one value a step. Names of this step so far.
+local function begin_step(self, step, values)
+  if math.tointeger(step) == nil then options.raise("log: " .. options.is("step", step) .. ", expected an integer") end
+  if self.at and step < self.at then
+    options.raise(("log: step %d comes after step %d, which is logged already"):format(step, self.at))
+  end
+  local names = step == self.at and self.names or {}
+  for _, name in ipairs(options.names(values)) do
+    if names[name] then options.raise(("log: %s of step %d is logged already"):format(name, step)) end
+  end
+  for name in pairs(values) do names[name] = true end
+  self.at, self.names = step, names
+end
+
+--- One step everywhere: a row on the console when one is due, a line in each file. Steps may not go back. What is
+--- logged of a step in several calls is one line of the files; a metric has one value a step.
 --- @param step integer
 --- @param values table<string, number|string|boolean|perilune.Tensor>
 --- @param live table?  values for people only: times, rates
 --- @param remark string?  of this step alone; its row is printed whatever `every` is
 --- @param standing string?  what the bar says from now on
 function Logger:step(step, values, live, remark, standing)
-  values, live = M.plain(values), M.plain(live)
+  values, live = M.plain(values), M.plain(live or {})
+  begin_step(self, step, values)
   for _, sink in ipairs(self.sinks) do sink.step(step, values) end
   if self.events then self.events:step(step, values, live) end
   if self.console then self.console:step(step, values, live, remark, standing) end
@@ -134,6 +152,13 @@ end
 --- @param values perilune.Tensor|number[]
 --- @return integer left_out  values that are not finite, which no bucket holds
 function Logger:histogram(step, tag, values)
+  if not peri.is_tensor(values) then
+    local numbers_only = type(values) == "table"
+    for _, v in ipairs(numbers_only and values or {}) do numbers_only = numbers_only and type(v) == "number" end
+    if not numbers_only then
+      options.raise(("histogram: %s, expected a tensor or a list of numbers"):format(options.is(tag, values)))
+    end
+  end
   if not self.events then return 0 end
   local x = peri.is_tensor(values) and values or peri.tensor(values, "f64")
   local h, left_out = events.count(x)

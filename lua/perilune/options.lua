@@ -264,6 +264,12 @@ function M.problem(name, value, entry)
   return ("%s is %s, expected %s%s"):format(name, shown(value), article, entry.kind)
 end
 
+--- "NAME is VALUE" as messages say it, "NAME is missing" of nil.
+--- @param name string
+--- @param value any
+--- @return string
+function M.is(name, value) return value == nil and name .. " is missing" or ("%s is %s"):format(name, shown(value)) end
+
 local library = debug.getinfo(1, "S").source:match "^(.*)options" -- "@.../perilune/", embedded "=perilune/"
 
 local function is_outside(level) -- of the caller; nil above the last
@@ -291,8 +297,7 @@ end
 --- @param types string  joined by " or "
 function M.argument(who, name, given, types)
   if M.value(nil, types).accepts(given) then return end
-  M.raise(("%s: %s, expected %s"):format(who, given == nil and name .. " is missing"
-    or ("%s is %s"):format(name, shown(given)), types))
+  M.raise(("%s: %s, expected %s"):format(who, M.is(name, given), types))
 end
 
 --- A copy of defaults with the given values in it; raises for a name that defaults lacks, a value

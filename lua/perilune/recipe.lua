@@ -11,6 +11,7 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local folders = require "perilune.recipe.folder"
 local flags_of = require "perilune.recipe.flags"
+local Best = require "perilune.recipe.best"
 local Run = require "perilune.recipe.run"
 
 local M = {}
@@ -28,6 +29,23 @@ function M.find(path, what)
     if peri.files.exists(place) then return place end
   end
   return folders.refuse("no %s, and none in %s/data (PERILUNE_DATA); it needs %s", path, root, what)
+end
+
+--- Where a run folder keeps the weights of the best measurement of a metric, for another script: the files
+--- NAME.safetensors of the path are the tracked objects, and peri.safetensors.load reads one:
+---   local path, step, value = assert(recipe.best("runs/fit", "val_loss"))
+---   net:load_state_dict(assert(peri.safetensors.load(path .. "/net.safetensors")))
+--- @param folder string  of the run
+--- @param metric string?  that run:best watched; needed when there were several
+--- @return string? path  nil and a message when there is none
+--- @return integer|string step  of the measurement
+--- @return number? value
+function M.best(folder, metric)
+  options.argument("recipe.best", "folder", folder, "string")
+  if metric ~= nil then options.argument("recipe.best", "metric", metric, "string") end
+  local found, message = Best.find(folder, metric)
+  if not found then return nil, message end
+  return found.path, found.step, found.value
 end
 
 local rules = {
@@ -83,14 +101,15 @@ function M.start(given)
   local budget, free
   if info and not o.budget then budget, free = info.budget, info.free
   else budget, free = flags_of.plain_kinds(flags, o.budget) end
+  local judged = o.columns or {} -- by the recipe, whatever the flag shows first
   if type(flags.columns) == "string" and flags.columns ~= "" then
     o.columns = {}
     for metric in flags.columns:gmatch "[^,%s]+" do o.columns[#o.columns + 1] = metric end
   end
   if not o.every then o.every = math.tointeger(flags.log_every) or 1 end
   local self = setmetatable({ flags = flags, total = o.total, save_every = flags.save_every or 0, step = 0,
-    _objects = {}, _order = {}, _bests = {}, _options = o, _count = 1, _skipped = 0,
-    _budget = budget_flag(budget), _unlearnt = free }, Run)
+    _objects = {}, _order = {}, _bests = {}, _live = {}, _options = o, _count = 1, _skipped = 0,
+    _judged = judged, _budget = budget_flag(budget), _unlearnt = free }, Run)
   if flags.resume then
     local folder, count, config, checkpoint = resumed(o, root, name, info)
     local changed = info and info.config and {} or folders.differences(config, flags, free)

@@ -84,7 +84,7 @@ function TestFlags:test_help_lists_everything()
   local values, text, is_help = flags.parse(spec, { "--help" }, "What it does.")
   lu.assertNil(values)
   lu.assertTrue(is_help)
-  for _, s in ipairs { "What it does.", "--steps", "updates", "(100)", '("demo")', "one of a, b" } do
+  for _, s in ipairs { "What it does.", "--steps", "updates", "(100)", '("demo")', ", one of a, b" } do
     lu.assertStrContains(text, s)
   end
 end

@@ -141,7 +141,7 @@ function TestRecipe:test_what_is_better_is_as_the_options_say()
   lu.assertErrorMsgContains("watched already", run.best, run, "m")
   lu.assertErrorMsgContains("which of m, n?", run.load_best, run)
   lu.assertErrorMsgContains("unknown metric", run.load_best, run, "z")
-  lu.assertNil(run:load_best "m") -- no measurement yet
+  lu.assertErrorMsgContains('"m" was never logged', run.load_best, run, "m")
   run:finish()
 end
 
@@ -221,7 +221,88 @@ function TestRecipe:test_what_stopped_early_goes_on_with_a_longer_budget()
   lu.assertEquals(train(flags(10, true), nil, { total = 9 }).saved, 9)
 end
 
+local function quiet(fn, ...)
+  warn "@off"
+  local results = table.pack(pcall(fn, ...))
+  warn "@on"
+  lu.assertTrue(results[1], tostring(results[2]))
+  return table.unpack(results, 2, results.n)
+end
+
+local function start(name, total)
+  return recipe.start { name = name or "x", flags = { runs = root }, total = total, console = false, tensorboard = false }
+end
+
+function TestRecipe:test_a_watched_metric_that_is_never_logged_is_warned_of_however_the_loop_ends()
+  for _, way in ipairs { "end", "break", "stop" } do
+    local run = start("w", 3)
+    run:best("val_los")
+    local function loop()
+      for step in run:steps() do
+        run:log(step, { val_loss = 1 })
+        if step == 2 and way == "break" then break end
+        if step == 2 and way == "stop" then run:stop "enough" end
+      end
+    end
+    quiet(loop)
+    run:finish()
+    local _, count = read(run:path "log.txt"):gsub('warning: best: "val_los" was never logged, so no weights are kept; '
+      .. 'logged: val_loss; did you mean "val_loss"%?', "")
+    lu.assertEquals(count, 1, way)
+    lu.assertErrorMsgContains('load_best: "val_los" was never logged', run.load_best, run)
+    lu.assertEquals(run.stopped, ({ stop = "enough", ["break"] = "the loop was left" })[way])
+  end
+end
+
+function TestRecipe:test_what_is_prolonged_counts_patience_from_there()
+  local function flags(steps, resume) return { seed = 3, runs = root, steps = steps, save_every = 2, resume = resume } end
+  train(flags(9, false), nil, { best = { patience = 2 } })
+  local run = train(flags(20, true), nil, { best = { patience = 2 } })
+  lu.assertEquals(run.stopped, "val_loss has not improved in 2 measurements since the run was prolonged after step 6 "
+    .. "(best 1 at step 4)")
+end
+
+function TestRecipe:test_the_best_weights_are_found_from_outside()
+  local run, net = train({ seed = 3, runs = root }, nil, { best = {} })
+  local path, step, value = recipe.best(run.folder, "val_loss")
+  lu.assertEquals({ path, step, value }, { run.folder .. "/best/val_loss/step-00000004", 4, 1 })
+  lu.assertEquals({ recipe.best(run.folder) }, { path, step, value })
+  net:load_state_dict(assert(peri.safetensors.load(path .. "/model.safetensors")))
+  local from_file = weights(net)
+  run:load_best()
+  lu.assertEquals(from_file, weights(net))
+  lu.assertStrContains(select(2, recipe.best(run.folder, "val_los")), 'did you mean "val_loss"?')
+  lu.assertStrContains(select(2, recipe.best(root .. "/none")), "no best weights")
+end
+
 -- ---- what cannot be resumed ----
+
+function TestRecipe:test_what_does_not_fit_a_checkpoint_is_named_with_it()
+  local path = root .. "/demo/checkpoints/step-00000002"
+  local function list(n)
+    local rows = {}
+    for i = 1, n do rows[i] = i end
+    return data.list(rows):shuffle(1)
+  end
+  local run = start("demo", 2)
+  run:track("net", nn.Linear(2, 2)):track("data", list(4))
+  for step in run:steps() do run:log(step, { a = 1 }) end
+  run:finish()
+  for want, objects in pairs {
+    [path .. ' does not fit "net": load_state_dict: '] = { net = nn.Linear(2, 3), data = list(4) },
+    [path .. ' does not fit "data": '] = { net = nn.Linear(2, 2), data = list(5) },
+    [path .. ' has no "more"'] = { net = nn.Linear(2, 2), data = list(4), more = peri.rng(1) },
+    [path .. ' has "data", which is not tracked now'] = { net = nn.Linear(2, 2) },
+  } do
+    local again = recipe.start { name = "demo", flags = { runs = root, resume = true }, console = false, total = 2 }
+    for name, object in pairs(objects) do again:track(name, object) end
+    local ok, err = pcall(again.restore, again)
+    again:finish()
+    lu.assertFalse(ok)
+    lu.assertStrContains(tostring(err), want)
+    lu.assertNil(tostring(err):find "%.lua:%d")
+  end
+end
 
 -- Every file below a folder with its content, but the lock.
 local function snapshot(folder, into, prefix)
@@ -372,12 +453,95 @@ function TestRecipe:test_a_skipped_step_is_said_once()
   lu.assertStrContains(read(run:path "log.txt"), "step 2: step skipped: gradients not finite")
 end
 
+function TestRecipe:test_what_is_no_metric_is_refused_by_name()
+  local run = start("x", 1)
+  for step in run:steps() do
+    for want, call in pairs {
+      ["log: a is a table, expected a number"] = { run.log, step, { a = { b = 1 } } },
+      ["log: t is a tensor of shape (2), expected one element"] = { run.log, step, { t = peri.ones { 2 } } },
+      ["log: 1 is no name of a metric"] = { run.log, step, { 0.5 } },
+      ["log: l is a function"] = { run.log, step, { a = 1 }, { l = print } },
+      ['log: step is the number of the row'] = { run.log, step, { step = 1 } },
+      ["log: the table of metrics is missing"] = { run.log, step },
+      ["log: step is 2, but the loop is at step 1"] = { run.log, 2, { a = 1 } },
+      ["log: step is 0, but"] = { run.log, 0, { a = 1 } },
+      ['log: step is "x", expected an integer'] = { run.log, "x", { a = 1 } },
+      ["sample: step is 2, but"] = { run.sample, 2, { a = 1 } },
+      ["sample: f is a function"] = { run.sample, step, { f = print } },
+      ["histogram: step is 2, but"] = { run.histogram, 2, { a = { 1 } } },
+      ["histogram: h is 3, expected a tensor"] = { run.histogram, step, { h = 3 } },
+    } do
+      lu.assertErrorMsgContains(want, call[1], run, table.unpack(call, 2, 4))
+    end
+  end
+  lu.assertErrorMsgContains("the run is closed", function () run:finish() run:log(2, { a = 1 }) end)
+  lu.assertEquals(read(run:path "metrics.jsonl"), "")
+end
+
+function TestRecipe:test_a_step_is_one_line_and_a_metric_has_one_value()
+  local run = recipe.start { name = "x", flags = { runs = root }, total = 2, console = false, csv = true }
+  for step in run:steps() do
+    run:log(step, { b = step })
+    run:log(step, { a = 0.5, ["c,d"] = "x" })
+    lu.assertErrorMsgContains(("b of step %d is logged already"):format(step), run.log, run, step, { b = 3 })
+  end
+  run:log(2, { test = 1 })
+  lu.assertErrorMsgContains("step 1 comes after step 2", run.log, run, 1, { test = 1 })
+  run:finish()
+  lu.assertEquals(read(run:path "metrics.jsonl"), '{"step":1,"a":0.5,"b":1,"c,d":"x"}\n{"step":2,"a":0.5,"b":2,"c,d":"x","test":1}\n')
+  lu.assertEquals(read(run:path "metrics.csv"), 'step,b,a,"c,d",test\n1,1,0.5,x,\n2,2,0.5,x,1\n')
+  local again = recipe.start { name = "x", flags = { runs = root, resume = true }, total = 2, console = false, csv = true }
+  for step in again:steps() do again:log(step, {}) end
+  again:log(2, { test = 7 }) -- what follows the loop is done again
+  again:finish()
+  lu.assertEquals(again:history().test[2], 7)
+  lu.assertEquals(#again:history().step, 2)
+  lu.assertStrContains(read(run:path "metrics.csv"), "\n2,2,0.5,x,7\n")
+end
+
+function TestRecipe:test_what_stands_before_the_loop_does_the_same_in_a_resumed_run()
+  local function go(resume, total)
+    local run = recipe.start { name = "x", flags = { runs = root, resume = resume, steps = total }, total = total,
+      console = false, tensorboard = false }
+    run:text "loading"
+    for _, call in ipairs { { run.log, 0, { a = 1 } }, { run.sample, 0, { a = 1 } }, { run.histogram, 0, { a = { 1 } } } } do
+      lu.assertErrorMsgContains("are not open yet", call[1], run, call[2], call[3])
+    end
+    run:track("net", nn.Linear(1, 1)):restore()
+    run:log(0, { base = 1 }):sample(0, { s = 1 }):histogram(0, { a = { 1 } })
+    for step in run:steps() do run:log(step, { a = step }) end
+    run:finish()
+    return read(run:path "metrics.jsonl") .. read(run:path "samples.jsonl") .. (read(run:path "log.txt"):match "loading" or "")
+  end
+  go(false, 2)
+  local resumed = go(true, 4)
+  peri.files.remove_tree(root .. "/x")
+  lu.assertEquals(resumed, go(false, 4))
+end
+
+function TestRecipe:test_a_chart_of_what_was_never_logged_or_with_unknown_keys_is_refused()
+  local run = train { runs = root, seed = 1, save_every = 0 }
+  for want, metrics in pairs {
+    ['unknown metric "val_los"; did you mean "val_loss"?'] = { "val_los" }, ["unknown metric \"zzzzz\""] = { { "loss", "zzzzz" } },
+    ['metrics is "loss", expected a list'] = "loss", ['unknown option "ylable"; did you mean "ylabel"?'] = { { "loss", ylable = "x" } },
+    ["yscale is"] = { { "loss", yscale = "lgo" } }, ["title is a key of the list of charts"] = { "loss", title = "x" },
+    ["no metric is named"] = { {} }, ["a metric is 3"] = { 3 }, ["metrics is missing"] = false,
+  } do
+    lu.assertErrorMsgContains(want, run.plot, run, "c.svg", metrics or nil)
+  end
+  lu.assertFalse(peri.files.exists(run:path "c.svg"))
+  local empty = start("empty", 0)
+  for step in empty:steps() do empty:log(step, { loss = 1 }) end
+  empty:plot("c.svg", { "loss" }) -- no step, no curve
+  empty:finish()
+end
+
 function TestRecipe:test_history_gives_columns()
   local run = train { runs = root, seed = 1, save_every = 0 }
   local h = run:history()
   lu.assertEquals(#h.loss, 9)
   lu.assertEquals(h.step[9], 9)
-  run:plot("curves.svg", { "loss", { "loss", "val_loss", ylabel = "nats", title = "both" }, "nothing" })
+  run:plot("curves.svg", { "loss", { "loss", "val_loss", ylabel = "nats", title = "both" }, "skipped" })
   local svg = read(run:path "curves.svg")
   for _, want in ipairs { "<svg", ">both<", ">nats<", ">val_loss<", ">step<", "no values" } do lu.assertStrContains(svg, want) end
   assert(peri.files.append(run:path "metrics.jsonl", "{\n"))

@@ -67,19 +67,19 @@ function TestRun:test_log_every_and_columns()
   lu.assertEquals(lines "runs/demo/metrics.jsonl", 25) -- the files have every step
 end
 
--- SIGINT at a moment of the run: once, and again when it is to stop at once.
-local function interrupt(flags, times)
+-- SIGINT at a moment of the run.
+local function interrupt(flags)
   return child.shell(("%s & p=$!; while [ $(cat %s/runs/demo/metrics.jsonl 2>/dev/null | wc -l) -lt 3 ]; do sleep 0.01; done; "
-    .. "for i in %s; do kill -INT $p; sleep 0.001; done; wait $p"):format("exec 3>&1; sh -c '" .. demo.command(flags)
-    :gsub("COLUMNS=100 ", "exec env COLUMNS=100 "):gsub("'", "'\\''") .. "'", demo.folder, times == 1 and "1" or "1 2"))
+    .. "kill -INT $p; wait $p"):format("exec 3>&1; sh -c '" .. demo.command(flags)
+    :gsub("COLUMNS=100 ", "exec env COLUMNS=100 "):gsub("'", "'\\''") .. "'", demo.folder))
 end
 
 function TestRun:test_ctrl_c_stops_after_the_step_and_says_how_to_go_on()
-  local status, text = interrupt("--steps 500 --pace 0.02 --save_every 100", 1)
+  local status, text = interrupt "--steps 500 --pace 0.02 --save_every 100"
   lu.assertEquals(status, 130)
   lu.assertNil(text:find "traceback")
   local step, saved = text:match("perilune: stopped after step (%d+) of 500; checkpoint (%d+) is saved; "
-    .. "go on with: %./perilune run demo%.lua %-%-resume\n")
+    .. "go on with: %S*/perilune[%w-]* run demo%.lua %-%-resume\n")
   lu.assertNotNil(step, text)
   lu.assertEquals(step, saved)
   lu.assertEquals(lines "runs/demo/metrics.jsonl", math.tointeger(tonumber(step)))
@@ -90,11 +90,50 @@ function TestRun:test_ctrl_c_stops_after_the_step_and_says_how_to_go_on()
   lu.assertEquals(lines "runs/demo/metrics.jsonl", step + 2)
 end
 
+-- The first while a step works, the second in the same step, or while its checkpoint is being written. Each is
+-- sent once the one before it has arrived: two that wait are one.
 function TestRun:test_a_second_ctrl_c_stops_at_once()
-  local status, text = interrupt("--steps 500 --pace 0.3 --save_every 2", 2)
-  lu.assertEquals(status, 130)
-  lu.assertNil(text:find "traceback")
-  lu.assertStrContains(text, "before its end; the last checkpoint is of step ")
+  demo.remove()
+  demo = child.recipe [[
+    local peri, recipe = require "perilune", require "perilune.recipe"
+    local cfg = peri.flags(recipe.with_flags { steps = 9, at = { "step", "", choices = { "step", "save" } } })
+    local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps }
+    local function work(name, over) -- for a minute, or until over
+      local began = peri.time()
+      io.open(name, "w"):close()
+      repeat local _ = peri.ones { 10 } + 1 until over() or peri.time() > began + 60
+    end
+    run:track("slow", { set_state = print, state = function ()
+      if run.step == 3 then work("saving", function () return false end) end
+      return { 1 }
+    end })
+    for step in run:steps() do
+      run:log(step, { a = 1 })
+      if step == 3 then work("working", cfg.at == "save" and peri.interrupted or function () return false end) end
+    end
+  ]]
+  for _, at in ipairs { "step", "save" } do
+    local status, text = child.shell(([[
+      cd %s; rm -f working saving; %s run demo.lua --save_every 2 --at %s & p=$!
+      until [ -e working ]; do sleep 0.01; done; kill -INT $p
+      while grep -q '^S[hi][dg]*Pnd:.*[2367abef]$' /proc/$p/status; do sleep 0.01; done
+      [ %s = step ] || until [ -e saving ]; do sleep 0.01; done
+      kill -INT $p; wait $p]]):format(demo.folder, child.program, at, at))
+    lu.assertEquals(status, 130, text)
+    lu.assertNil(text:find "traceback")
+    lu.assertStrContains(text, "stopped in step 3 of 9 before its end; the last checkpoint is of step 2; go on with: ")
+  end
+end
+
+function TestRun:test_a_run_that_is_alive_without_a_checkpoint_is_being_written()
+  local status, text = child.shell(([[
+    sh -c '%s' >/dev/null 2>&1 & p=$!
+    until grep -q '"step":1' %s/runs/demo/metrics.jsonl 2>/dev/null; do sleep 0.01; done
+    %s; echo status $?; kill -9 $p; wait $p 2>/dev/null]]):format(
+    demo.command "--steps 1000 --pace 0.05 --save_every 0":gsub("COLUMNS=100 ", "exec env COLUMNS=100 "), demo.folder,
+    demo.command "--resume"))
+  lu.assertEquals(status, 137)
+  lu.assertStrMatches(text, ".*%-%-resume: runs/demo: another process %(%d+%) is writing this run.*status 2\n.*")
 end
 
 function TestRun:test_an_error_says_its_place_first_and_where_to_go_on()

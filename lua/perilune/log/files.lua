@@ -75,11 +75,42 @@ function M.json_line(step, values)
   return table.concat(parts)
 end
 
---- Rows as JSON Lines: step(step, values).
+-- The last line of a file of whole lines, with its end; "" when it has none.
+local function last_line(text) return text:match ".*\n([^\n]*\n)$" or text end
+
+-- Put a line in place of the last one, which says less of the same step. Where the new one is no shorter the file
+-- is not written anew; a line that is half written when the process ends is of a step that a resumed run makes
+-- again.
+local function replace_last(path, old, new)
+  local file = #new >= #old and io.open(path, "r+b")
+  if not file then
+    local text = text_of(path)
+    return must(peri.files.write(path, text:sub(1, #text - #old) .. new))
+  end
+  local ok, why = file:seek("end", -#old)
+  if ok then ok, why = file:write(new) end
+  local closed, late = file:close()
+  if not (ok and closed) then must(nil, ("%s: cannot write: %s"):format(path, (why or late):gsub("^.*: ", ""))) end
+  return true
+end
+
+--- Rows as JSON Lines: step(step, values). A step that is the last one's adds to its line.
 --- @param path string
 function M.jsonl(path)
   must(peri.files.append(path, ""))
-  return { step = function(step, values) must(peri.files.append(path, M.json_line(step, values))) end }
+  local at, line, row = nil, last_line(text_of(path)), nil
+  if line ~= "" then
+    row = peri.json.decode(line)
+    at = type(row) == "table" and row.step or nil
+  end
+  return { step = function(step, values)
+    local before = step == at and line
+    local all = {}
+    for name, v in pairs(before and row or {}) do if name ~= "step" then all[name] = v end end
+    for name, v in pairs(values) do all[name] = v end
+    at, line, row = step, M.json_line(step, all), all
+    if before then replace_last(path, before, line) else must(peri.files.append(path, line)) end
+  end }
 end
 
 -- A row is a line: a break inside a text is written as \n.
@@ -92,10 +123,10 @@ local function csv_cell(v)
   return s
 end
 
--- The cells of the first line.
-local function csv_head(text)
+-- The cells of a line.
+local function csv_cells(line)
   local list, at = {}, 1
-  local line = text:match "^([^\n]*)\n" or ""
+  line = line:gsub("\n$", "")
   while at <= #line do
     local quoted, past = line:match('^"(.-)"()', at)
     while quoted and line:sub(past, past) == '"' do -- a doubled quote inside
@@ -111,12 +142,17 @@ local function csv_head(text)
 end
 
 --- Rows as CSV. A new metric becomes a column at the right: the file is written anew with a longer head
---- and longer rows.
+--- and longer rows. A step that is the last one's adds to its row.
 --- @param path string
 function M.csv(path)
   local columns, known = {}, { step = true }
-  local head = csv_head(text_of(path))
+  local text = text_of(path)
+  local head, last = csv_cells(text:match "^[^\n]*\n" or ""), last_line(text)
   for i = 2, #head do columns[i - 1], known[head[i]] = head[i], true end
+  local texts, at = {}, nil -- of the last row
+  for i, cell in ipairs(csv_cells(last)) do
+    if i == 1 then at = math.tointeger(tonumber(cell)) elseif cell ~= "" then texts[columns[i - 1]] = csv_cell(cell) end
+  end
   must(peri.files.append(path, ""))
   local function extend(names)
     for _, name in ipairs(names) do columns[#columns + 1], known[name] = name, true end
@@ -124,6 +160,7 @@ function M.csv(path)
     for i, name in ipairs(columns) do cells[i + 1] = csv_cell(name) end
     local line, old = table.concat(cells, ",") .. "\n", text_of(path)
     if old == "" then return must(peri.files.append(path, line)) end
+    last = at and last:gsub("\n$", (","):rep(#names) .. "\n") or last
     local rows = old:match "^[^\n]*\n(.*)$" or ""
     must(peri.files.write(path, line .. rows:gsub("\n", (","):rep(#names) .. "\n")))
   end
@@ -133,9 +170,13 @@ function M.csv(path)
       if not known[name] then new[#new + 1] = name end
     end
     if #new > 0 then extend(new) end
+    local again = step == at and last
+    if not again then texts = {} end
+    for name, v in pairs(values) do texts[name] = csv_cell(v) end
     local row = { ("%d"):format(step) }
-    for i, name in ipairs(columns) do row[i + 1] = csv_cell(values[name]) end
-    must(peri.files.append(path, table.concat(row, ",") .. "\n"))
+    for i, name in ipairs(columns) do row[i + 1] = texts[name] or "" end
+    at, last = step, table.concat(row, ",") .. "\n"
+    if again then replace_last(path, again, last) else must(peri.files.append(path, last)) end
   end }
 end
 

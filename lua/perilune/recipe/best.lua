@@ -19,17 +19,68 @@ Best.rules = {
     "names of the tracked objects to keep; default: all with weights but optimizers"),
 }
 
+-- Where the weights of a metric's best measurements are kept.
+local function folder_of(folder, metric) return ("%s/best/%s"):format(folder, metric:gsub("[^%w._-]", "_")) end
+
 --- @param metric string
 --- @param o table  options
 --- @param folder string  of the run
 function Best.new(metric, o, folder)
-  local dir = ("%s/best/%s"):format(folder, metric:gsub("[^%w._-]", "_"))
-  return setmetatable({ metric = metric, options = o, dir = dir, bad = 0 }, Best)
+  return setmetatable({ metric = metric, options = o, dir = folder_of(folder, metric), bad = 0 }, Best)
 end
 
-function Best:state() return { value = self.value, step = self.step, bad = self.bad } end
+--- Where a run folder keeps the best weights of a metric: { path, step, value, metric }, or nil and a message.
+--- @param folder string
+--- @param metric string?
+--- @return table?
+--- @return string?
+function Best.find(folder, metric)
+  local root = folder .. "/best"
+  local names = peri.files.exists(root) == "folder" and must(peri.files.list(root)) or {}
+  if #names == 0 then return nil, folder .. ": no best weights are kept there" end
+  if metric == nil and #names > 1 then
+    return nil, ("%s: which of %s?"):format(root, table.concat(names, ", "))
+  end
+  local dir = metric and folder_of(folder, metric) or ("%s/%s"):format(root, names[1])
+  if peri.files.exists(dir) ~= "folder" then
+    return nil, ("%s: %s"):format(root, options.unknown("metric", metric, names))
+  end
+  local path, message = peri.files.checkpoint.latest(dir)
+  if not path or path == "" then return nil, message or dir .. ": nothing whole is kept there" end
+  local text, why = peri.files.read(path .. "/best.json")
+  if not text then return nil, why end
+  local found = peri.json.decode(text)
+  if type(found) ~= "table" then return nil, path .. "/best.json: is damaged" end
+  return { path = path, step = found.step, value = found.value, metric = found.metric }
+end
 
-function Best:set_state(s) self.value, self.step, self.bad = s.value, s.step, s.bad end
+function Best:state() return { value = self.value, step = self.step, bad = self.bad, since = self.since } end
+
+function Best:set_state(s) self.value, self.step, self.bad, self.since = s.value, s.step, s.bad, s.since end
+
+--- The run is prolonged after a step: patience starts anew there.
+--- @param step integer
+function Best:prolong(step)
+  if self.bad > 0 then self.bad, self.since = 0, step end
+end
+
+--- Why no weights are kept; nil when some are.
+--- @param logged string[]  names of metrics
+--- @param live table<string, boolean>  names of those that are for people only
+--- @return string?
+function Best:missing(logged, live)
+  if self.step then return nil end
+  local name = ("%q"):format(self.metric)
+  for _, other in ipairs(logged) do
+    if other == self.metric then return name .. " was never finite, so no weights are kept" end
+  end
+  if live[self.metric] then
+    return name .. " was logged among the values for people only, so no weights are kept: log it among the metrics"
+  end
+  local near = options.nearest(self.metric, logged)
+  return ("%s was never logged, so no weights are kept; logged: %s%s"):format(name,
+    #logged > 0 and table.concat(logged, ", ") or "nothing", near and ("; did you mean %q?"):format(near) or "")
+end
 
 local function path_of(self, step) return ("%s/step-%08d"):format(self.dir, step) end
 
@@ -82,14 +133,15 @@ function Best:observe(run, step, value)
   local better = finite and (best == nil or o.mode == "min" and value < best - o.min_delta
     or o.mode == "max" and value > best + o.min_delta)
   if better then
-    self.value, self.step, self.bad = value, step, 0
+    self.value, self.step, self.bad, self.since = value, step, 0, nil
     save(self, run)
     return nil
   end
   self.bad = self.bad + 1
   if not o.patience or self.bad < o.patience then return nil end
   local so_far = self.value and ("best %.6g at step %d"):format(self.value, self.step) or "it was never finite"
-  return ("%s has not improved in %d measurements (%s)"):format(self.metric, self.bad, so_far)
+  local since = self.since and (" since the run was prolonged after step %d"):format(self.since) or ""
+  return ("%s has not improved in %d measurements%s (%s)"):format(self.metric, self.bad, since, so_far)
 end
 
 --- A checkpoint is written: weights that no checkpoint needs any more go. Those of the last two stay,

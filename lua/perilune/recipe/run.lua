@@ -22,7 +22,8 @@ local must = folders.must
 --- @field total integer?  steps
 --- @field step integer  the last one begun; 0 before the first
 --- @field saved integer?  step of the newest checkpoint
---- @field stopped string?  why the loop ended before its last step
+--- @field stopped string?  why the loop ended before its last step: run:stop's reason, that of early stopping, or
+--- that the loop was left by break or return
 --- @field logger perilune.log.Logger
 local Run = {}
 Run.__index = Run
@@ -61,11 +62,14 @@ function Run:track(name, object)
   return self
 end
 
---- Keep the weights of the best measurement of a logged metric in best/ of the run folder; load_best()
---- brings them back. With `patience` the loop ends when that many measurements in a row were no better:
+--- Keep the weights of the best measurement of a logged metric; load_best() brings them back. They are files
+--- best/METRIC/step-STEP/OBJECT.safetensors of the run folder (best/val_loss/step-00000005/net.safetensors), which
+--- recipe.best finds from another script. With `patience` the loop ends when that many measurements in a row were no
+--- better:
 ---   run:best("val_loss", { patience = 5, min_delta = 1e-3 })
 --- Call it before restore() and steps(). What is not finite is never better. What is kept and when the loop
---- ends are part of the checkpoints.
+--- ends are part of the checkpoints; when a run is resumed with a larger budget, patience starts anew. A metric that
+--- the loop never logged is warned of at its end.
 --- @param metric string  as it is logged
 --- @param opts table?
 --- @return self
@@ -90,13 +94,22 @@ local function best_of(self, metric, level)
     and "which of " .. table.concat(names, ", ") .. "?" or options.unknown("metric", metric, names)), level)
 end
 
---- Put the best weights so far into the tracked objects, after the loop or in it.
+-- Metrics that were logged, by this process or one before it, sorted.
+local function logged(self)
+  local columns = self:history()
+  columns.step = nil
+  return options.names(columns)
+end
+
+--- Put the best weights so far into the tracked objects, after the loop or in it. Raises when the metric was never
+--- logged or never finite.
 --- @param metric string?  needed when several are watched
---- @return integer? step  of the measurement; nil when there was none yet
---- @return number? value
+--- @return integer step  of the measurement
+--- @return number value
 function Run:load_best(metric)
   local best = best_of(self, metric, 3)
-  if not best.step then return nil end
+  local missing = best:missing(not best.step and logged(self) or {}, self._live)
+  if missing then error("load_best: " .. missing, 2) end
   best:load(self)
   return best.step, best.value
 end
@@ -106,7 +119,7 @@ end
 --- @param reason string?  default "asked to"
 --- @return self
 function Run:stop(reason)
-  self.stopped = reason or "asked to"
+  self.stopped, self._left = reason or "asked to", nil
   return self
 end
 
@@ -121,6 +134,16 @@ end
 local function warning(self, line)
   warn(line)
   self.logger:note("warning: " .. line)
+end
+
+-- Watched metrics that nobody logged, once.
+function Run:_warn_unmeasured()
+  if self._warned or self.step == 0 then return end
+  self._warned = true
+  for _, best in ipairs(self._bests) do
+    local missing = not best.step and best:missing(logged(self), self._live)
+    if missing then warning(self, "best: " .. missing) end
+  end
 end
 
 local function announce(self)
@@ -147,6 +170,8 @@ end
 
 local function open_logger(self)
   local o = self._options
+  if self._early then self._early:close() end
+  self._early = nil
   files.truncate_jsonl(self.folder .. "/samples.jsonl", self.step)
   self.logger = log.new {
     total = self.total, console = o.console, live = o.live, every = o.every, width = o.width, columns = o.columns,
@@ -159,13 +184,30 @@ local function open_logger(self)
   self._skipped = self:skipped()
 end
 
--- The logger, for who writes before the first step.
-local function opened(self)
-  if self.logger then return end
-  if self._resumed then
-    error("recipe: the run resumes: call restore() (or steps()) before anything is written", 3)
+local step_rule = options.integer(nil, "[0, inf)")
+
+-- Whether something of a step is to be written, of which a run is told; raises where it cannot be. What stands between
+-- restore() and the loop is in the files of a resumed run already, when it is of a step that the run has behind it.
+local function takes(self, who, step)
+  local problem = options.problem("step", step, step_rule)
+  if problem then options.raise(("%s: %s"):format(who, problem)) end
+  if not self.logger then
+    options.raise(who .. ": the files of the run are not open yet: call it in the loop of run:steps(), or after "
+      .. "run:restore()")
   end
-  open_logger(self)
+  if not self._lock then options.raise(who .. ": the run is closed: call it before run:finish()") end
+  if self._turn and step ~= self._turn then
+    options.raise(("%s: step is %d, but the loop is at step %d"):format(who, step, self._turn))
+  end
+  return not (self._resumed and not self._begun and step <= self.step)
+end
+
+-- The message of an error without the place when that is in the library, or where the script called it.
+local function message_of(err)
+  local text = tostring(type(err) == "table" and err.message or err):match "^[^\n]*"
+  local _, here = pcall(options.raise, "")
+  if here ~= "" and text:sub(1, #here) == here then return text:sub(#here + 1) end
+  return (text:gsub("^%S*perilune/[%w_/]+%.lua:%d+: ", ""))
 end
 
 -- The names of the objects in a checkpoint.
@@ -190,7 +232,7 @@ local function restore_object(path, name, object, plain)
   end
   if ok then return end
   if peri.interrupted() then error(why, 0) end
-  folders.refuse("%s does not fit %q: %s", path, name, tostring(why))
+  folders.refuse("%s does not fit %q: %s", path, name, message_of(why))
 end
 
 local function load_checkpoint(self)
@@ -211,7 +253,7 @@ local function load_checkpoint(self)
   for _, best in ipairs(self._bests) do
     local before = state.best and state.best[best.metric]
     if before then best:set_state(before) end
-    if self._prolonged then best.bad = 0 end
+    if self._prolonged then best:prolong(state.step) end
     best:rewind(state.step)
   end
 end
@@ -249,7 +291,8 @@ function Run:save(step)
   local problem = walk.counted_twice(tracked)
   if problem then options.raise("save: " .. problem) end
   local writer <close> = must(peri.files.checkpoint.begin(checkpoints(self)))
-  local state = { step = step, rng = peri.rng_state(), objects = {}, stopped = self.stopped, best = {} }
+  local state = { step = step, rng = peri.rng_state(), objects = {}, best = {},
+    stopped = not self._left and self.stopped or nil }
   for _, name in ipairs(self._order) do
     local object = self._objects[name]
     if object.state_dict then
@@ -297,13 +340,18 @@ end
 
 --- Metrics of a step to console and files; live: for people only (times, rates). A step that an optimizer
 --- skipped is said in the row, in the bar, and as `skipped` (how many so far) in the files.
+--- In the loop the step is the loop's; elsewhere it may not go back. Several calls of one step make one line of the
+--- files, each metric with one value. Before restore() and steps() it raises; between restore() and steps() a resumed
+--- run, which has logged a step already, does not log it again.
 --- @param step integer
 --- @param values table<string, number|string|boolean|perilune.Tensor>
 --- @param live table?
 --- @return self
 function Run:log(step, values, live)
-  opened(self)
   local row = log.plain(values)
+  live = log.plain(live or {})
+  if not takes(self, "log", step) then return self end
+  for name in pairs(live) do self._live[name] = true end
   local skipped, remark, standing = self:skipped(), nil, nil
   local more = skipped - self._skipped
   if skipped > 0 then standing = ("%d skipped"):format(skipped) end
@@ -328,19 +376,34 @@ end
 local function markdown(sample)
   local lines = {}
   for _, name in ipairs(options.names(sample)) do
-    lines[#lines + 1] = ("**%s**\n\n    %s\n"):format(name, (tostring(sample[name]):gsub("\n", "\n    ")))
+    local v = sample[name]
+    local text = type(v) == "table" and peri.json.encode(v) or tostring(v)
+    lines[#lines + 1] = ("**%s**\n\n    %s\n"):format(name, (text:gsub("\n", "\n    ")))
   end
   return table.concat(lines, "\n")
 end
 
 --- Something that the model made, to samples.jsonl and TensorBoard's text; shown on the console when show is
---- given.
+--- given. When it may be called is as for log, but a step may have several.
 --- @param step integer
---- @param sample table  text and numbers
+--- @param sample table  text and numbers, or lists of them
 --- @param show string?
 --- @return self
 function Run:sample(step, sample, show)
-  opened(self)
+  options.argument("sample", "sample", sample, "table")
+  local plain, lists = {}, {}
+  for name, v in pairs(sample) do (type(v) == "table" and lists or plain)[name] = v end
+  plain = log.plain(plain, "sample")
+  for name, v in pairs(lists) do
+    local ok, text, why = pcall(peri.json.encode, v)
+    if not ok or not text or type(name) ~= "string" or name == "step" then
+      options.raise(("sample: %s cannot be written: %s"):format(tostring(name),
+        message_of(not ok and text or why or "it has no name")))
+    end
+    plain[name] = v
+  end
+  sample = plain
+  if not takes(self, "sample", step) then return self end
   must(peri.files.append(self.folder .. "/samples.jsonl", log.json_line(step, sample)))
   self.logger:markdown(step, "samples", markdown(sample))
   if show then self.logger:text("%s", show) end
@@ -348,12 +411,18 @@ function Run:sample(step, sample, show)
 end
 
 --- Distributions for TensorBoard: run:histogram(step, { ["grad/fc1"] = net[1].weight.grad }). Values that are
---- not finite are counted in a warning.
+--- not finite are counted in a warning. When it may be called is as for log.
 --- @param step integer
 --- @param tensors table<string, perilune.Tensor|number[]>
 --- @return self
 function Run:histogram(step, tensors)
-  opened(self)
+  options.argument("histogram", "the table of tensors", tensors, "table")
+  for name in pairs(tensors) do
+    if type(name) ~= "string" then
+      options.raise(("histogram: one is called %s, expected a string: { name = tensor }"):format(tostring(name)))
+    end
+  end
+  if not takes(self, "histogram", step) then return self end
   for _, name in ipairs(options.names(tensors)) do
     local left_out = self.logger:histogram(step, name, tensors[name])
     if left_out > 0 then
@@ -363,12 +432,17 @@ function Run:histogram(step, tensors)
   return self
 end
 
---- A line of text on the console and in log.txt.
+--- A line of text on the console and in log.txt, at any time.
 --- @param format string  as string.format when more arguments follow
 --- @return self
 function Run:text(format, ...)
-  opened(self)
-  self.logger:text(format, ...)
+  options.argument("text", "format", format, "string")
+  if not self.logger and not self._early then
+    local o = self._options
+    self._early = log.new { console = o.console, live = o.live, width = o.width, text = self.folder .. "/log.txt" }
+  end
+  local logger = self.logger or self._early
+  logger:text(format, ...)
   return self
 end
 
@@ -391,13 +465,16 @@ end
 --- Curves of metrics against the step as one SVG in the run folder. Each entry is a chart: a metric, or a
 --- list of metrics that share axes, such as { "loss", "val_loss", ylabel = "nats a token" }, with title,
 --- xlabel ("step"), ylabel, yscale ("linear" or "log"), ymin and ymax. Noisy curves have a smoothed one
---- drawn over them.
+--- drawn over them. A metric that was never logged raises, unless `columns` of recipe.start names it: it may come
+--- later.
 ---   run:plot("curves.svg", { { "loss", "val_loss" }, "lr" })
 --- @param name string  file name
 --- @param metrics (string|table)[]
 --- @return string path
 function Run:plot(name, metrics)
-  curves.save(self:path(name), self:history(), metrics)
+  options.argument("plot", "name", name, "string")
+  local may_come = table.move(self._judged, 1, #self._judged, 2, { "skipped" })
+  curves.save(self:path(name), self:history(), metrics, may_come)
   return self:path(name)
 end
 
@@ -418,7 +495,10 @@ end
 --- Close the files and let others write the run.
 --- @param ok boolean?  false: it did not end as it should, for TensorBoard; default true
 function Run:finish(ok)
+  if self._early then self._early:close() end
+  self._early = nil
   if self.logger then
+    if ok ~= false and self._lock then self:_warn_unmeasured() end
     note_warnings(self)
     say_unseen(self)
     self.logger:close(ok)
