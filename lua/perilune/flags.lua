@@ -10,6 +10,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local refusal = require "perilune.refusal"
 
 local M = {}
 
@@ -33,8 +34,16 @@ local function parse(text, default)
   return text, "text"
 end
 
--- The same for a value of a JSON file.
-local function convert(value, default)
+--- Numbers that JSON has not are text in files of flags.
+M.special = { ["inf"] = math.huge, ["-inf"] = -math.huge, ["nan"] = 0 / 0 }
+
+--- A value of a JSON file as the flag whose default is given, or nil and what was expected.
+--- @param value any
+--- @param default any
+--- @return any
+--- @return string?
+function M.from_json(value, default)
+  if type(default) == "number" then value = M.special[value] or value end
   if type(default) == "number" and type(value) == "number" then
     if math.type(default) == "integer" then return math.tointeger(value), "an integer" end
     return value + 0.0, "a number"
@@ -106,6 +115,9 @@ local function read_args(flags, by_name, args, set)
     name = name or word:match "^%-%-([%w_%-]+)$"
     if not name then return nil, ("%q is not a flag; flags look like --name value"):format(word) end
     name = name:gsub("%-", "_")
+    if name == "config" then
+      return nil, (value or args[i + 1]) and "--config is given twice" or "--config needs a value"
+    end
     local f, negated = by_name[name], false
     if not f and name:find "^no_" and by_name[name:sub(4)]
       and type(by_name[name:sub(4)].default) == "boolean" then
@@ -174,7 +186,7 @@ function M.parse(spec, args, about)
     return true
   end
   for i, word in ipairs(args) do
-    if word == "--help" or word == "-h" then return nil, help_text(flags, about), true end
+    if word == "--help" or word == "-h" or word:find "^%-%-help=" then return nil, help_text(flags, about), true end
     local path = word:match "^%-%-config=(.*)$" or (word == "--config" and args[i + 1])
     if path then
       local config, message = M.load(path)
@@ -182,7 +194,7 @@ function M.parse(spec, args, about)
       for name, value in pairs(config) do
         local f = by_name[name]
         if not f then return nil, path .. ": " .. options.unknown("flag", name, options.names(out)) end
-        local converted, expected = convert(value, f.default)
+        local converted, expected = M.from_json(value, f.default)
         if converted == nil then
           return nil, ("%s: %s is %s, expected %s"):format(path, name, shown(value), expected)
         end
@@ -214,7 +226,9 @@ function M.load(path)
   local text = file:read "a"
   file:close()
   local config, message = peri.json.decode(text)
-  if type(config) ~= "table" then return nil, ("%s: %s"):format(path, message or "not an object") end
+  if type(config) ~= "table" then
+    return nil, ("%s: %s"):format(path, message and refusal.bare(message) or "is no object of flags")
+  end
   return config
 end
 

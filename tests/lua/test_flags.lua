@@ -99,6 +99,12 @@ function TestFlags:test_config_file_comes_before_the_command_line()
   write '{"steps": 7, "lr": 1, "name": "file"}'
   local f = parse("--name", "line", "--config", path)
   lu.assertEquals({ f.steps, f.lr, f.name }, { 7, 1.0, "line" })
+  lu.assertEquals({ parse "--config" }, { nil, "--config needs a value" })
+  lu.assertEquals({ parse("--config", path, "--config", path) }, { nil, "--config is given twice" })
+  lu.assertEquals({ parse("--config", path, "--config=" .. path) }, { nil, "--config is given twice" })
+  lu.assertTrue(select(3, parse "--help=all"))
+  write '{"lr": "inf"}'
+  lu.assertEquals(parse("--config", path).lr, math.huge)
   write '{"stepz": 7}'
   local _, message = parse("--config=" .. path)
   lu.assertStrContains(message, 'did you mean "steps"')

@@ -618,7 +618,7 @@ function TestRecipe:test_a_flag_that_is_gone_or_of_another_type_is_named()
   local config = root .. "/demo/config.json"
   local text = read(config)
   for wrong, want in pairs { ['"steps": -5'] = "--steps is -5, expected an integer in [0, inf)",
-    ['"steps": [1]'] = "steps is an array, expected a number", ['"steps": {}'] = "steps is an object, expected a number",
+    ['"steps": [1]'] = "steps is an array, expected an integer", ['"steps": {}'] = "steps is an object, expected an integer",
     ['"steps": 1.5'] = "steps is 1.5, expected an integer" } do
     assert(peri.files.write(config, (text:gsub('"steps": 9', wrong))))
     lu.assertEquals({ parse "--resume" }, { nil, ("--resume: %s: %s"):format(config, want) }, wrong)

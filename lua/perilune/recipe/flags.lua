@@ -97,7 +97,7 @@ local function merge(values, given, problem_of, config, spec, folder, free, budg
           :format(path, name)
       end
     elseif not (name == "run" or name == "runs" or name == "resume") then
-      local value, expected = folders.as_flag(config[name], default)
+      local value, expected = peri.flags.from_json(config[name], default)
       if value == nil then
         return nil, ("%s: %s is %s, expected %s"):format(path, name, peri.flags.shown(config[name]), expected)
       end

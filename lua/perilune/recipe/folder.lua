@@ -23,7 +23,10 @@ end
 --- A folder's name as it was typed, without the slashes that completion puts behind it.
 --- @param text string
 --- @return string
-function M.trimmed(text) return text:match "^(.-)/*$" ~= "" and text:match "^(.-)/*$" or text:sub(1, 1) end
+function M.trimmed(text)
+  local name = text:match "^(.-)/*$"
+  return name ~= "" and name or text:sub(1, 1)
+end
 
 --- Path of the file of flags in a run folder.
 --- @param folder string
@@ -32,8 +35,7 @@ function M.config_path(folder) return folder .. "/config.json" end
 
 local function has_run(folder) return peri.files.exists(M.config_path(folder)) ~= false end
 
--- JSON has no infinity: such numbers are text in config.json.
-local special = { ["inf"] = math.huge, ["-inf"] = -math.huge, ["nan"] = 0 / 0 }
+local special = require("perilune.flags").special
 
 --- The flags that a run was begun with, or nil and a message that names the file.
 --- @param folder string
@@ -51,22 +53,6 @@ function M.load_config(folder)
       type(config) == "table" and "an array" or "a " .. type(config))
   end
   return config
-end
-
---- A value of config.json as the flag whose default is given, or nil and what was expected.
---- @param value any
---- @param default any
---- @return any
---- @return string?
-function M.as_flag(value, default)
-  if type(default) ~= "number" then
-    if type(value) == type(default) then return value end
-    return nil, "a " .. type(default)
-  end
-  local number = special[value] or value
-  if type(number) ~= "number" then return nil, "a number" end
-  if math.type(default) == "integer" then return math.tointeger(number), "an integer" end
-  return number + 0.0
 end
 
 --- Write config.json: all flags but `resume`.
