@@ -104,7 +104,19 @@ void PERI_NAME (peri__where_f32)(int64_t n, const void *const *in, const int64_t
       float t = a[i], f = b[i];
       y[i] = m[i] ? t : f;
     }
-  else
+  else if (step[0] && step[1]) { /* a number for one of them: loads, no branch on a random mask */
+    float f = *b;
+    for (int64_t i = 0; i < n; i++) {
+      float t = a[i];
+      y[i] = m[i] ? t : f;
+    }
+  } else if (step[0] && step[2]) {
+    float t = *a;
+    for (int64_t i = 0; i < n; i++) {
+      float f = b[i];
+      y[i] = m[i] ? t : f;
+    }
+  } else
     for (int64_t i = 0; i < n; i++) {
       float t = a[i * step[1]], f = b[i * step[2]];
       y[i] = m[i * step[0]] ? t : f;

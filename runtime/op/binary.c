@@ -264,31 +264,20 @@ CHECKED(pow, true, pow_infer,
         .doc = "x to the power of y, broadcast; integers take no negative exponents.",
         .vjp = pow_vjp, .domain = "x=0.3..2");
 
-/* g where x wins, half of it where both are equal. */
-static peri_tensor *winner (peri_build *b, peri_tensor *wins, peri_tensor *ties, peri_tensor *g) {
-  peri_tensor *half = B(b, mul, g, peri__build_scalar(b, 0.5));
-  return B(b, where, wins, g, B(b, where, ties, half, peri__build_scalar(b, 0)));
+/* The gradient goes to x where it wins, greater being where it does among numbers: a NaN of x wins,
+** and one of y against a number. Equal ones have half of it each. */
+static void to_winner (peri_vjp *v, peri_tensor *greater) {
+  peri_tensor *ties = B(BB, eq, X, Y), *zero = NUM(0), *half = B(BB, mul, G, NUM(0.5));
+  if (peri__any_nan(BB, X)) greater = B(BB, logical_or, greater, B(BB, ne, X, X));
+  GIN(0, B(BB, where, greater, G, B(BB, where, ties, half, zero)));
+  GIN(1, B(BB, where, greater, zero, B(BB, where, ties, half, G)));
 }
-/* A NaN wins, the one of x before the one of y. */
-static peri_tensor *or_nan (peri_vjp *v, peri_tensor *wins, bool second) {
-  peri_tensor *nan = B(BB, isnan, second ? Y : X);
-  if (second) nan = B(BB, logical_and, nan, B(BB, logical_not, B(BB, isnan, X)));
-  return B(BB, logical_or, wins, nan);
-}
-RULE(maximum) {
-  peri_tensor *ties = B(BB, eq, X, Y);
-  GIN(0, winner(BB, or_nan(v, B(BB, gt, X, Y), false), ties, G));
-  GIN(1, winner(BB, or_nan(v, B(BB, lt, X, Y), true), ties, G));
-}
+RULE(maximum) { to_winner(v, B(BB, gt, X, Y)); }
 BINARY(maximum, same_infer,
        .doc = "The larger of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
        .vjp = maximum_vjp);
 
-RULE(minimum) {
-  peri_tensor *ties = B(BB, eq, X, Y);
-  GIN(0, winner(BB, or_nan(v, B(BB, lt, X, Y), false), ties, G));
-  GIN(1, winner(BB, or_nan(v, B(BB, gt, X, Y), true), ties, G));
-}
+RULE(minimum) { to_winner(v, B(BB, lt, X, Y)); }
 BINARY(minimum, same_infer,
        .doc = "The smaller of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
        .vjp = minimum_vjp);

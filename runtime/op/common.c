@@ -83,6 +83,11 @@ peri_status peri__cast (peri_tensor *t, peri_dtype d, peri_tensor **out) {
   return PERI_OK;
 }
 
+bool peri__any_nan (peri_build *b, peri_tensor *t) {
+  peri_tensor *any = BA(b, any, ATTR(A_DIMS(NULL, -1), A_INT(0)), B(b, ne, t, t));
+  return any && *(const uint8_t *)any->data;
+}
+
 peri_status peri__infer_same (peri_call *c) {
   return peri__new_like(c->in[0], (peri_dtype)c->in[0]->dtype, &c->out[0]);
 }

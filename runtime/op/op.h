@@ -184,6 +184,8 @@ static inline int peri__promoted (const peri_call *c, int first, int n) {
 /* Borrow-free helpers that return new references. */
 peri_status peri__contiguous (peri_tensor *t, peri_tensor **out);         /* t itself when dense */
 peri_status peri__cast (peri_tensor *t, peri_dtype d, peri_tensor **out); /* t itself when equal */
+/* Does t hold a NaN? Gradients pay for the place of one only where there is one. */
+bool peri__any_nan (peri_build *b, peri_tensor *t);
 /* infer rule "one output, shape and dtype of input 0". */
 peri_status peri__infer_same (peri_call *c);
 peri_status peri__want_dtype (peri_call *c, int i, const char *name,

@@ -256,7 +256,8 @@ static peri_status min_cpu (peri_call *c) {
 /* Equal ones share the gradient. A NaN is equal to nothing, but where there is one it was chosen. */
 RULE(max) {
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  peri_tensor *hit = B(BB, logical_or, B(BB, eq, X, peri__unfold_in(v, OUT)), B(BB, isnan, X));
+  peri_tensor *y = OUT, *hit = B(BB, eq, X, peri__unfold_in(v, y));
+  if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, X));
   peri_tensor *share = B(BB, div, peri__unfold_in(v, G), BA(BB, sum, keep, hit));
   GIN = B(BB, where, hit, share, NUM(0));
 }

@@ -249,20 +249,22 @@ RULE(norm) {
   peri_tensor *y = peri__unfold(BB, OUT, X, flags);
   if (isinf(p)) {
     const peri_attr keep[] = { v->c->attr[1], A_INT(1) };
-    peri_tensor *hit = B(BB, logical_or, B(BB, eq, B(BB, abs, X), y), B(BB, isnan, X));
+    peri_tensor *hit = B(BB, eq, B(BB, abs, X), y);
+    if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, X));
     peri_tensor *share = B(BB, div, g, BA(BB, sum, keep, hit));
     GIN = B(BB, mul, B(BB, sign, X), B(BB, where, hit, share, NUM(0)));
     return;
   }
-  /* sign(x) (|x| / y)^(p - 1): the ratio is at most 1, however large or small x is */
   peri_tensor *zero = B(BB, eq, y, NUM(0)), *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), y, zero);
-  peri_tensor *slope = B(BB, div, X, safe);
-  if (p != 2) {
-    peri_tensor *ratio =
-        BA(BB, masked_fill, ATTR(A_NUM(1)), B(BB, abs, slope), B(BB, eq, X, NUM(0)));
-    slope = B(BB, mul, B(BB, sign, X), B(BB, pow, ratio, NUM(p - 1)));
+  g = BA(BB, masked_fill, ATTR(A_NUM(0)), g, zero);
+  if (p == 2) {
+    GIN = B(BB, mul, X, B(BB, div, g, safe));
+    return;
   }
-  GIN = B(BB, mul, slope, BA(BB, masked_fill, ATTR(A_NUM(0)), g, zero));
+  /* sign(x) (|x| / y)^(p - 1): powers of the ratio, as those of x and y may over- or underflow */
+  peri_tensor *ratio = B(BB, div, B(BB, abs, X), safe);
+  ratio = BA(BB, masked_fill, ATTR(A_NUM(1)), ratio, B(BB, eq, X, NUM(0)));
+  GIN = B(BB, mul, B(BB, mul, B(BB, sign, X), B(BB, pow, ratio, NUM(p - 1))), g);
 }
 OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
