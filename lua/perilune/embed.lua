@@ -4,6 +4,7 @@
 --   local vectors = encoder:encode { "A man is eating food.", "A man eats." } -- (2, 384)
 --   print(encoder:similarity(vectors, vectors))
 local peri = require "perilune"
+local foreign = require "perilune.foreign"
 local options = require "perilune.options"
 local pooling = require "perilune.models.pooling"
 local strings = require "perilune.text.template.strings"
@@ -231,11 +232,11 @@ end
 
 -- ---- folders of sentence-transformers --------------------------------------------------------------
 
+-- A file that may be absent: nil then. Raises for one that cannot be read.
 local function read_json(path)
   if not peri.files.exists(path) then return nil end
-  local value, message = peri.json.decode((assert(peri.files.read(path))), { foreign = true })
-  if type(value) ~= "table" then error(("%s: %s"):format(path, message or "not an object"), 0) end
-  return value
+  local value, message = foreign.read(path)
+  return value or error(message, 0)
 end
 
 -- Names of pooling in 1_Pooling/config.json, in the order in which they stand side by side.

@@ -12,6 +12,8 @@ local prefix_cache = require "perilune.models.prefix_cache"
 local prompts = require "perilune.lm.prompt"
 local sampler = require "perilune.models.sampler"
 local stop_texts = require "perilune.models.stops"
+local streams = require "perilune.lm.streams"
+local weights = require "perilune.lm.weights"
 
 local M = {}
 
@@ -97,36 +99,6 @@ function M.new(model, tok, opts)
 end
 options.declare(M.new, { "model", "tok" }, new_rules)
 
--- Models of so many parameters fit into a GiB as f32.
-local SMALL <const> = 1 << 28
-
--- The dtype of most weights of a model as it is stored.
-local function stored_dtype(model)
-  local count, best = {}, nil
-  for _, p in ipairs(model:projections()) do
-    for _, w in ipairs(p:tensors()) do
-      count[w.dtype] = (count[w.dtype] or 0) + w:numel()
-      if not best or count[w.dtype] > count[best] then best = w.dtype end
-    end
-  end
-  return best
-end
-
--- A small model is not worth the rounding of quantised products. The third result is what was stored in fewer bits
--- than it has now.
-local function load_model(path, o)
-  local models = require "perilune.models"
-  local dtype, pack, map = o.dtype, o.pack, o.map
-  if dtype ~= "auto" then return models.load(path, { dtype = dtype, pack = pack, map = map }) end
-  local model, message = models.load(path, { dtype = "file", map = map })
-  if not model then return nil, message end
-  dtype = model:num_parameters() <= SMALL and "f32" or "file"
-  if dtype == "file" and not pack then return model end
-  local stored = dtype == "f32" and stored_dtype(model) or nil
-  model, message = models.load(path, { dtype = dtype, pack = pack, map = map })
-  return model, message, stored ~= "f32" and stored or nil
-end
-
 local load_rules = {
   dtype = options.value("auto", "string", "of the weights, as for models.load; auto: f32 up to 2^28, else as stored"),
   pack = options.boolean(true, "weights are laid out for this processor; false where they are to be trained"),
@@ -154,7 +126,7 @@ function M.load(path, opts)
   if why then return nil, ("%s: %s"):format(path, why) end
   tok, message = peri.tokenizer.load(o.tokenizer or source.tokenizer_path or path)
   if not tok then return nil, message end
-  model, message, stored = load_model(path, o)
+  model, message, stored = weights.load(path, o)
   if not model then return nil, message end
   local self = M.new(model, tok,
     { rows = o.rows, prefix_cache_bytes = o.prefix_cache_bytes, prefill_chunk = o.prefill_chunk })
@@ -183,36 +155,6 @@ local function emit(result, text)
   if text == "" then return end
   result._parts[#result._parts + 1] = text
   if result._on_text then result._on_text(text, result) end
-end
-
--- The tokenizer's stream, or one for tokenizers whose tokens are whole characters.
-local function open_stream(tok)
-  if tok.stream then return tok:stream { skip_special = true } end
-  return { push = function (_, id) return tok:decode { id } end, finish = function () return "" end }
-end
-
-local neutral_of = setmetatable({}, { __mode = "k" })
-
--- Ids of a token that is whole text of its own: what stands before an answer, so that a space that its first word
--- begins with is a space. The prompt's own last token will not do: it may end within a character.
-local function neutral(tok)
-  if not tok.stream then return {} end
-  local ids = neutral_of[tok]
-  if ids then return ids end
-  local plain, shown = { add_special = false }, { skip_special = false }
-  ids = tok:encode("a", plain)
-  if tok:decode(ids, shown) ~= "a" then
-    ids = {}
-    for id = 0, tok.size - 1 do
-      local text = not tok:is_special(id) and tok:decode({ id }, shown) or ""
-      if text:find "%w" and not text:find "\u{FFFD}" and #tok:encode(text, plain) > 0 then
-        ids = { id }
-        break
-      end
-    end
-  end
-  neutral_of[tok] = ids
-  return ids
 end
 
 --- One completion. reason as in perilune.models.batching, and "stop" also at a stop text; "error" where a request of
@@ -328,11 +270,12 @@ local function submit(self, prompt, opts, level)
   if not ok then raise(message, level + 1) end
   generation.request = message
   local last = ids[#ids]
-  local within = not chat and not (self.tok.is_special and self.tok:is_special(last)) and neutral(self.tok) or {}
+  local special = self.tok.is_special and self.tok:is_special(last)
+  local within = not chat and not special and streams.neutral(self.tok) or {}
   for k, sequence in ipairs(generation.request.sequences) do
     local result = setmetatable({ tokens = {}, logprobs = sequence.logprobs, top = sequence.top, index = k,
       prompt_tokens = #ids, _stops = stop_texts.new(stops, self.tok), _parts = {}, _on_text = o.on_text,
-      _stream = open_stream(self.tok), _sequence = sequence }, Result)
+      _stream = streams.open(self.tok), _sequence = sequence }, Result)
     -- a space that a word begins with stands there unless the word is the text's first
     for _, id in ipairs(within) do result._stream:push(id) end
     by_sequence[k], generation.results[k] = result, result

@@ -247,11 +247,10 @@ end
 -- The templates of a folder that has several by name; else the one there is.
 local function templates_of(self)
   local config = self.source_path and peri.files.exists(self.source_path) == "folder"
-    and peri.files.read(self.source_path .. "/tokenizer_config.json")
-  local t = config and peri.json.decode(config, { foreign = true })
-  if type(t) == "table" and type(t.chat_template) == "table"
+    and require("perilune.foreign").read(self.source_path .. "/tokenizer_config.json")
+  if config and type(config.chat_template) == "table"
     and not peri.files.exists(self.source_path .. "/chat_template.jinja") then
-    return t.chat_template
+    return config.chat_template
   end
   return self.chat_template
 end

@@ -1,6 +1,7 @@
 -- info.lua - perilune info FILE: what a model, a checkpoint or an array file holds: architecture,
 -- sizes, tensors, tokenizer, chat template.
 local peri = require "perilune"
+local foreign = require "perilune.foreign"
 local hf = require "perilune.models.hf"
 
 local usage = [[
@@ -165,10 +166,12 @@ local function show_gguf(path, all)
 end
 
 local function show_hf_tokenizer(folder)
-  local text = peri.files.read(folder .. "/tokenizer.json")
-  local tok = text and peri.json.decode(text, { foreign = true })
-  if type(tok) ~= "table" or type(tok.model) ~= "table" then
-    row("tokenizer", "no tokenizer.json")
+  local path = folder .. "/tokenizer.json"
+  local tok, message = foreign.read(path)
+  if not tok then
+    row("tokenizer", peri.files.exists(path) and clean(message, 200) or "no tokenizer.json")
+  elseif type(tok.model) ~= "table" then
+    row("tokenizer", path .. ": model is missing")
   else
     local n = 0
     for _ in pairs(type(tok.model.vocab) == "table" and tok.model.vocab or {}) do n = n + 1 end
@@ -179,9 +182,8 @@ local function show_hf_tokenizer(folder)
     end
     row("special", #special > 0 and table.concat(special, ", ") or "none")
   end
-  local settings = peri.json.decode(peri.files.read(folder .. "/tokenizer_config.json") or "null", { foreign = true })
-  local template = peri.files.read(folder .. "/chat_template.jinja")
-    or (type(settings) == "table" and settings.chat_template)
+  local settings = foreign.without_null(foreign.read(folder .. "/tokenizer_config.json") or {})
+  local template = peri.files.read(folder .. "/chat_template.jinja") or settings.chat_template
   show_template(type(template) == "table" and template[1] and template[1].template or template)
 end
 

@@ -2,6 +2,7 @@
 -- (conversion/base.py and gguf-py/gguf/vocab.py of llama.cpp). What the keys cannot say is a loss, by name.
 -- tokenizer_json.lua is the way back.
 local peri = require "perilune"
+local foreign = require "perilune.foreign"
 local tokenizers = require "perilune.tokenizer"
 local base64 = require "perilune.gguf.base64"
 local pre_names = require "perilune.gguf.pre"
@@ -15,14 +16,6 @@ local NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 local SPACE = "\u{2581}"
 
 local function is_table(v) return type(v) == "table" and v ~= peri.json.null end
-
-local function read_json(path)
-  local text, err = peri.files.read(path)
-  if not text then return nil, err end
-  local value, message = peri.json.decode(text, { foreign = true })
-  if not is_table(value) then return nil, ("%s: %s"):format(path, message or "an object is expected") end
-  return value
-end
 
 -- ---- the vocabulary as GGUF has it ---------------------------------------------------------------
 
@@ -221,7 +214,7 @@ end
 
 -- tokenizer.json
 local function from_json(b, path)
-  local json, err = read_json(path)
+  local json, err = foreign.read(path)
   if not json then return err end
   local model = json.model
   if not is_table(model) or not is_table(model.vocab) then return path .. ": model.vocab is missing" end
@@ -267,7 +260,7 @@ local function from_pair(b, path)
   local text, err = peri.files.read(path)
   if not text then return err end
   local config = peri.files.exists(b.folder .. "/tokenizer_config.json") and
-    read_json(b.folder .. "/tokenizer_config.json") or {}
+    foreign.read(b.folder .. "/tokenizer_config.json") or {}
   local qwen2 = type(config.tokenizer_class) == "string" and config.tokenizer_class:find "^Qwen2Tokenizer"
   local merges = {}
   for line in text:gmatch "[^\r\n]+" do
@@ -351,7 +344,7 @@ local function put_templates(b)
   local tok, names = b.tok, {}
   if tok.chat_template then b.put("tokenizer.chat_template", "text", tok.chat_template) end
   local config = peri.files.exists(b.folder .. "/tokenizer_config.json") == "file" and
-    read_json(b.folder .. "/tokenizer_config.json")
+    foreign.read(b.folder .. "/tokenizer_config.json")
   if not config or not is_table(config.chat_template) or peri.files.exists(b.folder .. "/chat_template.jinja") then
     return
   end

@@ -2,6 +2,7 @@
 -- model.safetensors or its shards; and folders written. Reading returns nil and a message when
 -- something is missing or malformed.
 local peri = require "perilune"
+local foreign = require "perilune.foreign"
 
 local M = {}
 
@@ -10,26 +11,8 @@ local SHARD_BYTES = 5000000000 -- of transformers' save_pretrained
 
 -- ---- JSON files ----------------------------------------------------------------------------------
 
-local function read_json(path)
-  local text, err = peri.files.read(path)
-  if not text then return nil, err end
-  local value, message = peri.json.decode(text, { foreign = true })
-  if value == nil then return nil, path .. ": " .. message end
-  if type(value) ~= "table" then return nil, path .. ": an object is expected" end
-  return value
-end
-
 local function write_json(path, value)
   return peri.files.write(path, peri.json.encode(value, { indent = 2 }) .. "\n")
-end
-
--- JSON null reads as absent.
-local function without_null(t)
-  for k, v in pairs(t) do
-    if v == peri.json.null then t[k] = nil
-    elseif type(v) == "table" then without_null(v) end
-  end
-  return t
 end
 
 --- config.json of a model folder, nulls removed.
@@ -37,9 +20,9 @@ end
 --- @return table|nil config
 --- @return string? message
 function M.config(folder)
-  local c, err = read_json(folder .. "/config.json")
+  local c, err = foreign.read(folder .. "/config.json")
   if not c then return nil, err end
-  return without_null(c)
+  return foreign.without_null(c)
 end
 
 --- generation_config.json, or an empty table when the folder has none.
@@ -48,9 +31,9 @@ end
 --- @return string? message
 function M.generation_config(folder)
   if not peri.files.exists(folder .. "/generation_config.json") then return {} end
-  local c, err = read_json(folder .. "/generation_config.json")
+  local c, err = foreign.read(folder .. "/generation_config.json")
   if not c then return nil, err end
-  return without_null(c)
+  return foreign.without_null(c)
 end
 
 --- The dtype that a config says its weights have ("float32", ...), under either spelling.
@@ -68,7 +51,7 @@ end
 -- Tensors by name, {name, dtype, shape, bytes, file}, of the shards of an index.
 local function read_index(folder)
   local path = folder .. "/" .. INDEX
-  local index, err = read_json(path)
+  local index, err = foreign.read(path)
   if not index then return nil, err end
   local map = index.weight_map
   if type(map) ~= "table" then return nil, path .. ": weight_map is missing" end

@@ -6,6 +6,7 @@
 -- weights: model:save(), model:state_dict() and model:parameters() are those weights, without an adapter that
 -- is not merged, and model:copy() is the model without adapters, which a KL penalty takes as its reference.
 local peri = require "perilune"
+local foreign = require "perilune.foreign"
 local lora = require "perilune.peft.lora"
 local bottleneck = require "perilune.peft.bottleneck"
 local prefix = require "perilune.peft.prefix"
@@ -14,18 +15,6 @@ local peft_config = require "perilune.peft.config"
 local M = { lora = lora.new, bottleneck = bottleneck.new, prefix = prefix.new }
 
 local kinds = { LORA = lora, BOTTLENECK = bottleneck, PREFIX_TUNING = prefix }
-
-local function read_config(path)
-  local text, message = peri.files.read(path)
-  if not text then return nil, message end
-  local config
-  config, message = peri.json.decode(text, { foreign = true })
-  if type(config) ~= "table" then return nil, ("%s: %s"):format(path, message or "not an object") end
-  for key, value in pairs(config) do
-    if value == peri.json.null then config[key] = nil end
-  end
-  return config
-end
 
 -- A raised message without the place in our own source.
 local function plain(message) return (tostring(message):gsub("^[^%s:]+%.lua:%d+: ", "")) end
@@ -37,8 +26,9 @@ local function plain(message) return (tostring(message):gsub("^[^%s:]+%.lua:%d+:
 --- @return string? message
 function M.load(model, folder)
   local path = folder .. "/adapter_config.json"
-  local config, message = read_config(path)
+  local config, message = foreign.read(path)
   if not config then return nil, message end
+  foreign.without_null(config)
   local kind = kinds[config.peft_type]
   if not kind then
     return nil, ("%s: peft_type %s; LORA, PREFIX_TUNING and BOTTLENECK are supported"):format(path,
