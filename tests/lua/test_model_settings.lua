@@ -37,6 +37,31 @@ local function refuses(part, folder)
   lu.assertStrContains(message, part)
 end
 
+-- Whatever a key holds: a model that computes, or a message that is ours.
+function T.test_values_of_other_types_are_refused_by_name()
+  for _, name in ipairs(all) do
+    for key in pairs(hf.config(tiny.folder .. name)) do
+      for _, value in ipairs { "x", -1, 1.5, true, {} } do
+        local what = ("%s: %s = %s"):format(name, key, peri.json.encode(value))
+        local model, message = models.load(folder_of(name, function (c) c[key] = value end))
+        if model then
+          local ids = peri.tensor({ { 1, 2 } }, "i64")
+          local ok, why = pcall(model.encode or model.forward, model, ids)
+          lu.assertTrue(ok, ("%s: %s"):format(what, tostring(why)))
+        else
+          lu.assertNotStrContains(message, "attempt to", what)
+          lu.assertNotStrContains(message, ".lua:", what)
+        end
+      end
+    end
+  end
+  refuses('layer_norm_eps is "x", expected a number from 0 on', folder_of("bert", function (c) c.layer_norm_eps = "x" end))
+  refuses("attention_dropout is 2, expected a number from 0 to 1", folder_of("llama", function (c) c.attention_dropout = 2 end))
+  refuses("first_k_dense_replace is 1.5, expected an integer", folder_of("deepseek_v3", function (c)
+    c.first_k_dense_replace = 1.5
+  end))
+end
+
 -- Values that change nothing, and values that do.
 local values = {
   quantization_config = { {}, { quant_method = "gptq", bits = 4 } }, pruned_heads = { {}, { ["0"] = { 1 } } },

@@ -66,49 +66,11 @@ function M.new(class, config, opts)
   return self:train()
 end
 
---- A size of a config: an integer from 1 to 2^24, or a message that names it.
---- @param config table
---- @param key string
---- @param default integer?  where it is absent; without one it must be there
---- @return integer
-function M.need(config, key, default)
-  local value = config[key]
-  if value == nil then
-    return default or error(("%s: the config lacks %q"):format(config.model_type or "model", key), 0)
-  end
-  local n = type(value) == "number" and math.tointeger(value)
-  if n and n >= 1 and n <= 1 << 24 then return n end
-  error(("%s: %s is %s, expected an integer from 1 to 2^24"):format(config.model_type, key, tostring(value)), 0)
-end
-
---- How many layers: no more than there are tensors, so that no list is made for nothing.
-function M.need_layers(config, key, has)
-  local n, most = M.need(config, key), 0
-  if not has then return n end
-  for _ in pairs(has) do most = most + 1 end
-  if n <= most then return n end
-  error(("%s: %s is %d, and there are %d tensors"):format(config.model_type, key, n, most), 0)
-end
-
 --- Other published names of a tensor: of those that are tied to it, a checkpoint may hold any one.
 --- @param name string
 --- @return string[]
 function Model:twins(name) -- luacheck: ignore 212
   return {}
-end
-
---- Whether the head is the embedding: as the config says; where it says nothing and there is one of the two alone,
---- it is both.
---- @param config table
---- @param has table?  the published names that there are
---- @param embed string  names of the two
---- @param head string
---- @param default boolean  of the architecture
---- @return boolean
-function M.tied(config, has, embed, head, default)
-  if config.tie_word_embeddings ~= nil then return config.tie_word_embeddings end
-  if has and not has[embed] ~= not has[head] then return true end
-  return default
 end
 
 --- Whether a published tensor is known and not needed.
@@ -261,19 +223,6 @@ end
 function Model:_block(fn, ...)
   if self._checkpointing and peri.grad_enabled() then return peri.checkpoint(fn, ...) end
   return fn(...)
-end
-
--- Published names of activations -> those of the op `linear`.
-local activations = {
-  gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", gelu_fast = "gelu_tanh", relu = "relu",
-  silu = "silu", swish = "silu", tanh = "tanh",
-}
-
---- An activation of a config under the name that the op `linear` has for it.
-function M.activation(config, key, default)
-  local name = config[key] or default
-  return activations[name] or error(("%s: the setting %s = %q is not supported, expected gelu, gelu_new, relu, silu, "
-    .. "tanh or a name of the same"):format(config.model_type or "model", key, tostring(name)), 0)
 end
 
 --- act(gate) up of a product (..., 2 F) that has both one after the other (2002.05202). -- (..., F)

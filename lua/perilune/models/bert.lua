@@ -3,6 +3,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local context = require "perilune.models.context"
 local inputs = require "perilune.models.inputs"
 local pooling = require "perilune.models.pooling"
@@ -29,17 +30,18 @@ local function has_part(config, has, name, class)
 end
 
 function Bert.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   local dim, heads = need(config, "hidden_size"), need(config, "num_attention_heads")
   local mlm = has_part(config, has, Bert.published.head_bias, "MaskedLM")
     or has and has[Bert.tied_names.head_bias] or false
   if mlm then settings.check_tied_head(config) end
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, head_dim = dim // heads,
+    layers = fields.need_layers(config, "num_hidden_layers", has), heads = heads, head_dim = dim // heads,
     positions = need(config, "max_position_embeddings"), types = need(config, "type_vocab_size", 2),
-    eps = config.layer_norm_eps or 1e-12, act = base.activation(config, "hidden_act", "gelu"),
-    dropout = config.hidden_dropout_prob or 0.1, attention_dropout = config.attention_probs_dropout_prob or 0.1,
+    eps = number(config, "layer_norm_eps", 1e-12), act = fields.activation(config, "hidden_act", "gelu"),
+    dropout = number(config, "hidden_dropout_prob", 0.1, 1),
+    attention_dropout = number(config, "attention_probs_dropout_prob", 0.1, 1),
     mlm = mlm, pooler = has_part(config, has, "pooler.dense.weight", "BertModel"),
     prefix = (has and has["embeddings.position_embeddings.weight"] or not (has or mlm)) and "" or "bert.",
   }

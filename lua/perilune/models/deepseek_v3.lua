@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 local moe = require "perilune.models.moe"
@@ -11,11 +12,13 @@ local moe = require "perilune.models.moe"
 local DeepSeek = base.class "deepseek_v3"
 
 function DeepSeek.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   if (config.hidden_act or "silu") ~= "silu" then
-    error(("deepseek_v3: the setting hidden_act = %q is not supported, expected silu"):format(config.hidden_act), 0)
+    error(("deepseek_v3: the setting hidden_act = %q is not supported, expected silu"):format(
+      tostring(config.hidden_act)), 0)
   end
-  local p = config.rope_parameters or config.rope_scaling or {}
+  local p = config.rope_parameters or config.rope_scaling
+  p = type(p) == "table" and p or {} -- rope.lua refuses what is none
   local heads, nope, turned = need(config, "num_attention_heads"), need(config, "qk_nope_head_dim"),
     need(config, "qk_rope_head_dim")
   local experts, groups = need(config, "n_routed_experts"), need(config, "n_group", 1)
@@ -25,17 +28,17 @@ function DeepSeek.read(config, has)
     and rope.yarn_mscale(p.factor, p.mscale_all_dim) or 1
   return {
     vocab = need(config, "vocab_size"), dim = need(config, "hidden_size"), ff = need(config, "intermediate_size"),
-    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = heads,
+    layers = fields.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = heads,
     head_dim = nope + turned, nope = nope, rope = turned, value_dim = need(config, "v_head_dim"),
     q_rank = config.q_lora_rank and need(config, "q_lora_rank"), kv_rank = need(config, "kv_lora_rank"),
     scale = (nope + turned) ^ -0.5 * mscale ^ 2,
-    interleaved = config.rope_interleave ~= false, eps = config.rms_norm_eps or 1e-6,
-    bias = config.attention_bias or false, dropout = config.attention_dropout or 0,
-    dense = config.first_k_dense_replace or 0, expert_ff = need(config, "moe_intermediate_size"),
-    experts = experts, shared = config.n_shared_experts or 0,
-    active = need(config, "num_experts_per_tok"), groups = groups, kept_groups = config.topk_group or 1,
-    normalised = config.norm_topk_prob ~= false, route_scale = config.routed_scaling_factor or 1,
-    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
+    interleaved = config.rope_interleave ~= false, eps = number(config, "rms_norm_eps", 1e-6),
+    bias = config.attention_bias or false, dropout = number(config, "attention_dropout", 0, 1),
+    dense = fields.count(config, "first_k_dense_replace", 0), expert_ff = need(config, "moe_intermediate_size"),
+    experts = experts, shared = fields.count(config, "n_shared_experts", 0),
+    active = need(config, "num_experts_per_tok"), groups = groups, kept_groups = need(config, "topk_group", 1),
+    normalised = config.norm_topk_prob ~= false, route_scale = number(config, "routed_scaling_factor", 1),
+    tied = fields.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
   }
 end
 

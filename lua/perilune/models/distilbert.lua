@@ -1,6 +1,7 @@
 -- distilbert.lua - DistilBERT (Sanh et al., 1910.01108): BERT of half the depth, without token types and
 -- pooler, under names of its own.
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local bert = require "perilune.models.bert"
 local settings = require "perilune.models.settings"
 
@@ -17,7 +18,7 @@ DistilBert.published = {
 DistilBert.tied_names = { word_embeddings = "vocab_projector.weight" }
 
 function DistilBert.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   local dim, heads = need(config, "dim"), need(config, "n_heads")
   local mlm
   if has then mlm = has["vocab_projector.bias"] or false
@@ -25,10 +26,10 @@ function DistilBert.read(config, has)
   if mlm then settings.check_tied_head(config) end
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "hidden_dim"),
-    layers = base.need_layers(config, "n_layers", has), heads = heads, head_dim = dim // heads,
+    layers = fields.need_layers(config, "n_layers", has), heads = heads, head_dim = dim // heads,
     positions = need(config, "max_position_embeddings"), types = 0, eps = 1e-12,
-    act = base.activation(config, "activation", "gelu"), dropout = config.dropout or 0.1,
-    attention_dropout = config.attention_dropout or 0.1, mlm = mlm, pooler = false,
+    act = fields.activation(config, "activation", "gelu"), dropout = number(config, "dropout", 0.1, 1),
+    attention_dropout = number(config, "attention_dropout", 0.1, 1), mlm = mlm, pooler = false,
     prefix = (has and has["embeddings.position_embeddings.weight"] or not (has or mlm)) and "" or "distilbert.",
   }
 end

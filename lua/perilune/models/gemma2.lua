@@ -4,29 +4,32 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 
 local Gemma2 = base.class "gemma2"
 
 function Gemma2.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   local heads, dim = need(config, "num_attention_heads"), need(config, "hidden_size")
   local head_dim = need(config, "head_dim", dim // heads)
   local s = {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads,
+    layers = fields.need_layers(config, "num_hidden_layers", has), heads = heads,
     kv_heads = need(config, "num_key_value_heads", heads),
-    head_dim = head_dim, eps = config.rms_norm_eps or 1e-6, bias = config.attention_bias or false,
-    act = base.activation(config, config.hidden_activation and "hidden_activation" or "hidden_act", "gelu_new"),
-    scale = (config.query_pre_attn_scalar or head_dim) ^ -0.5, cap = config.attn_logit_softcapping or 0,
-    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", true),
-    logit_cap = config.final_logit_softcapping or 0, dropout = config.attention_dropout or 0, windows = {},
+    head_dim = head_dim, eps = number(config, "rms_norm_eps", 1e-6), bias = config.attention_bias or false,
+    act = fields.activation(config, config.hidden_activation and "hidden_activation" or "hidden_act", "gelu_new"),
+    scale = number(config, "query_pre_attn_scalar", head_dim) ^ -0.5,
+    cap = number(config, "attn_logit_softcapping", 0),
+    tied = fields.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", true),
+    logit_cap = number(config, "final_logit_softcapping", 0), dropout = number(config, "attention_dropout", 0, 1),
+    windows = {},
   }
   for i = 1, s.layers do
     local sliding = i % 2 == 1
     if config.layer_types then sliding = config.layer_types[i] == "sliding_attention" end
-    s.windows[i] = sliding and config.sliding_window or 0
+    s.windows[i] = sliding and fields.count(config, "sliding_window", 0) or 0
   end
   return s
 end

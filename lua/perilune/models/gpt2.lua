@@ -2,23 +2,25 @@
 -- q, k, v product, GELU by tanh. Its matrices are published transposed.
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
 
 local Gpt2 = base.class "gpt2"
 Gpt2.prefixes = { "transformer." }
 
 function Gpt2.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   local dim, heads = need(config, "n_embd"), need(config, "n_head")
   return {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "n_inner", 4 * dim),
-    layers = base.need_layers(config, "n_layer", has),
+    layers = fields.need_layers(config, "n_layer", has),
     heads = heads, kv_heads = heads, head_dim = dim // heads, positions = need(config, "n_positions"),
-    eps = config.layer_norm_epsilon or 1e-5, act = base.activation(config, "activation_function", "gelu_new"),
+    eps = number(config, "layer_norm_epsilon", 1e-5),
+    act = fields.activation(config, "activation_function", "gelu_new"),
     scale = config.scale_attn_weights == false and 1 or (dim // heads) ^ -0.5,
     by_layer = config.scale_attn_by_inverse_layer_idx or false, tied = config.tie_word_embeddings ~= false,
-    embed_dropout = config.embd_pdrop or 0.1, attention_dropout = config.attn_pdrop or 0.1,
-    dropout = config.resid_pdrop or 0.1,
+    embed_dropout = number(config, "embd_pdrop", 0.1, 1), attention_dropout = number(config, "attn_pdrop", 0.1, 1),
+    dropout = number(config, "resid_pdrop", 0.1, 1),
   }
 end
 

@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
 local rope = require "perilune.models.rope"
 
@@ -11,7 +12,7 @@ local Llama = base.class "llama"
 
 --- What the layers ask for, from a Hugging Face config of any age.
 function Llama.read(config, has)
-  local need = base.need
+  local need, number = fields.need, fields.number
   if (config.hidden_act or "silu") ~= "silu" then
     error(("%s: the setting hidden_act = %q is not supported, expected silu"):format(config.model_type or "llama",
       tostring(config.hidden_act)), 0)
@@ -21,12 +22,12 @@ function Llama.read(config, has)
   if heads % kv_heads ~= 0 then error(("llama: %d heads do not divide into %d"):format(heads, kv_heads), 0) end
   local s = {
     vocab = need(config, "vocab_size"), dim = dim, ff = need(config, "intermediate_size"),
-    layers = base.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = kv_heads,
-    head_dim = need(config, "head_dim", dim // heads), eps = config.rms_norm_eps or 1e-6,
+    layers = fields.need_layers(config, "num_hidden_layers", has), heads = heads, kv_heads = kv_heads,
+    head_dim = need(config, "head_dim", dim // heads), eps = number(config, "rms_norm_eps", 1e-6),
     qkv_bias = config.attention_bias or false, out_bias = config.attention_bias or false,
     mlp_bias = config.mlp_bias or false, qk_norm = false,
-    tied = base.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
-    dropout = config.attention_dropout or 0,
+    tied = fields.tied(config, has, "model.embed_tokens.weight", "lm_head.weight", false),
+    dropout = number(config, "attention_dropout", 0, 1),
     windows = {}, -- of each layer: how many positions it sees, 0 = all
   }
   for i = 1, s.layers do s.windows[i] = 0 end

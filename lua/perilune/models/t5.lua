@@ -3,6 +3,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
+local fields = require "perilune.models.fields"
 local context = require "perilune.models.context"
 local inputs = require "perilune.models.inputs"
 local relative = require "perilune.models.relative"
@@ -11,19 +12,21 @@ local seq2seq = require "perilune.models.seq2seq"
 local T5 = base.class("t5", seq2seq.Class)
 
 function T5.read(config, has)
-  local need = base.need
-  local gated, act = (config.feed_forward_proj or "relu"):match "^(gated%-)(.*)$"
+  local need, number = fields.need, fields.number
+  local gated, act = tostring(config.feed_forward_proj or "relu"):match "^(gated%-)(.*)$"
   act = gated and act == "gelu" and "gelu_new" or act or config.feed_forward_proj or "relu"
-  local layers, tied = base.need_layers(config, "num_layers", has), config.tie_word_embeddings ~= false
+  local layers, tied = fields.need_layers(config, "num_layers", has), config.tie_word_embeddings ~= false
   local scaled = config.scale_decoder_outputs
   if scaled == nil then scaled = tied end
   return {
     vocab = need(config, "vocab_size"), dim = need(config, "d_model"), ff = need(config, "d_ff"), layers = layers,
     decoder_layers = need(config, "num_decoder_layers", layers), heads = need(config, "num_heads"),
-    head_dim = need(config, "d_kv"), eps = config.layer_norm_epsilon or 1e-6, gated = gated ~= nil,
-    act = base.activation({ model_type = "t5", feed_forward_proj = act }, "feed_forward_proj"),
-    buckets = need(config, "relative_attention_num_buckets", 32), far = config.relative_attention_max_distance or 128,
-    dropout = config.dropout_rate or 0.1, tied = tied, scaled = scaled, first = config.decoder_start_token_id or 0,
+    head_dim = need(config, "d_kv"), eps = number(config, "layer_norm_epsilon", 1e-6), gated = gated ~= nil,
+    act = fields.activation({ model_type = "t5", feed_forward_proj = act }, "feed_forward_proj"),
+    buckets = need(config, "relative_attention_num_buckets", 32),
+    far = need(config, "relative_attention_max_distance", 128),
+    dropout = number(config, "dropout_rate", 0.1, 1), tied = tied, scaled = scaled,
+    first = fields.count(config, "decoder_start_token_id", 0),
   }
 end
 
