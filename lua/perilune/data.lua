@@ -176,7 +176,9 @@ function M.collate(rows, dtype)
   for _, key in ipairs(fields_of(rows)) do
     local column = {}
     for i, row in ipairs(rows) do column[i] = row[key] end
-    out[key] = stacked(column, dtype)
+    local ok, made = pcall(stacked, column, dtype)
+    if not ok then error(("collate: %s: %s"):format(tostring(key), tostring(made):gsub("^[^%s]+:%d+: ", "")), 2) end
+    out[key] = made
   end
   return out
 end

@@ -50,6 +50,9 @@ for _, name in ipairs { "samples", "prompt_mask", "num_beams", "num_return_seque
 --- of a list of rewards rewards (name -> number[]) and names, and with step rewards steps (B, N) f32 and covered
 --- (B, N) f32
 function M.rollout(model, tokenizer, rows, reward, opts)
+  options.argument("rl.rollout", "model", model, "table")
+  options.argument("rl.rollout", "tokenizer", tokenizer, "table")
+  options.argument("rl.rollout", "rows", rows, "table")
   local o = options.fill("rl.rollout", opts, rollout_rules)
   if #rows == 0 then error("rl.rollout: there are no rows", 2) end
   local why = base.no_causal(model)
@@ -127,6 +130,9 @@ end
 --- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
 --- @return table  n, ids (n, P + N), from, start, logprobs, advantage, weight (n, N)
 function M.with_signal(batch, advantage, weight, all)
+  options.argument("rl.with_signal", "batch", batch, "table")
+  options.argument("rl.with_signal", "advantage", advantage, "tensor")
+  options.argument("rl.with_signal", "weight", weight, "tensor")
   local rows = teaching(advantage, weight, all):nonzero():reshape { -1 } -- (n) i64
   local function pick(t) return t and t:index_select(rows, 1) end
   return { n = rows:numel(), from = batch.from, ids = pick(batch.ids), start = pick(batch.start),
@@ -147,6 +153,7 @@ end
 --- @param rows table
 --- @param size integer  rows of a slice
 function M.parts(rows, size)
+  options.argument("rl.parts", "rows", rows, "table")
   size = want_size("rl.parts", size)
   local advance, state, turn, closing = peri.steps(math.ceil(rows.n / size))
   return function ()
@@ -170,6 +177,8 @@ Shared.__index = Shared
 --- @param prompt perilune.Tensor  (1, P) i64
 --- @return table shared  for completion_logprobs; :backward() once, after those of all completions
 function M.shared_prompt(model, prompt)
+  options.argument("rl.shared_prompt", "model", model, "table")
+  options.argument("rl.shared_prompt", "prompt", prompt, "tensor")
   local why = base.no_causal(model)
   if why then error("rl.shared_prompt: " .. why, 2) end
   local self = setmetatable({ length = prompt:size(2), k = {}, v = {}, _pairs = {} }, Shared)
@@ -211,6 +220,9 @@ local logprob_rules = { temperature = options.number(options.none, "(0, inf)", "
 --- @return perilune.Tensor entropy  (B, N) f32, nats
 function M.completion_logprobs(model, shared, completions, opts)
   local o = options.fill("rl.completion_logprobs", opts, logprob_rules)
+  options.argument("rl.completion_logprobs", "model", model, "table")
+  options.argument("rl.completion_logprobs", "shared", shared, "table")
+  options.argument("rl.completion_logprobs", "completions", completions, "tensor")
   local batch, count, length = completions:size(1), completions:size(2), shared.length
   local hidden = shared.hidden:expand { batch, -1, -1 } -- (B, 1, D)
   if count > 1 then
@@ -232,6 +244,9 @@ Group.__index = Group
 --- @param weight perilune.Tensor  (B, N)
 --- @param all boolean?  also those whose advantage is 0
 function M.groups(batch, advantage, weight, all)
+  options.argument("rl.groups", "batch", batch, "table")
+  options.argument("rl.groups", "advantage", advantage, "tensor")
+  options.argument("rl.groups", "weight", weight, "tensor")
   local signal = teaching(advantage, weight, all):tolist()
   local lists = {}
   for first = 1, #signal, batch.group do

@@ -442,3 +442,18 @@ function TestCurriculum.test_a_row_that_comes_twice_has_one_average()
 end
 
 os.exit(lu.LuaUnit.run())
+
+function TestJunkAtWeightZero.test_an_argument_that_is_missing_is_named()
+  local x = peri.zeros { 4, 2 }
+  for message, call in pairs {
+    ["rl.clipped: weight is missing, expected tensor"] = function() rl.clipped(x, x, x) end,
+    ["rl.clipped: advantage is missing, expected tensor"] = function() rl.clipped(x, x, nil, x) end,
+    ["rl.kl: ref is missing, expected tensor"] = function() rl.kl(x) end,
+    ["rl.rollout: model is missing, expected table"] = function() rl.rollout() end,
+    ["rl.summary: batch is missing, expected table"] = function() rl.summary() end,
+    ["rl.score: rows is missing, expected table"] = function() rl.score() end,
+    ["rl.groups: batch is missing, expected table"] = function() rl.groups() end,
+    ["lora: model is missing, expected table"] = function() peri.peft.lora() end,
+    ["collate: x: "] = function() peri.data.collate { { x = { 1, 2 } }, { x = { 1 } } } end,
+  } do lu.assertErrorMsgContains(message, call) end
+end

@@ -47,6 +47,7 @@ local rules = {
 --- @param opts table?
 --- @return perilune.peft.Bottleneck
 function M.new(model, opts)
+  options.argument("bottleneck", "model", model, "table")
   local config = options.fill("bottleneck", opts, rules)
   local act = activations[config.act]
   local self = setmetatable({ kind = "BOTTLENECK", model = model, config = config, sites = {}, _named = {} },

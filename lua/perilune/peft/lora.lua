@@ -177,6 +177,7 @@ end
 --- @param opts table?
 --- @return perilune.peft.LoRA
 function M.new(model, opts)
+  options.argument("lora", "model", model, "table")
   local config = options.fill("lora", opts, rules)
   local chosen = targets.choose(model, config.targets, "lora", targets.modules(model))
   check_patterns(config, chosen)

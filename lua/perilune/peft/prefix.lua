@@ -41,6 +41,7 @@ local rules = {
 --- @param opts table?
 --- @return perilune.peft.Prefix
 function M.new(model, opts)
+  options.argument("prefix", "model", model, "table")
   local config = options.fill("prefix", opts, rules)
   local s = model.settings
   if not (model.kind == "causal" and s.kv_heads and s.head_dim) then

@@ -26,6 +26,8 @@ function M.counted(x, weight) return x:masked_fill(weight:eq(0), 0) end
 --- @param weight perilune.Tensor?  where it is 0 the result and its gradient are 0
 --- @return perilune.Tensor  shape of logp
 function M.kl(logp, ref, weight)
+  options.argument("rl.kl", "logp", logp, "tensor")
+  options.argument("rl.kl", "ref", ref, "tensor")
   if weight then logp, ref = M.counted(logp, weight), M.counted(ref, weight) end
   local d = ref:sub(logp):clamp { max = M.log_ratio_max }
   return d:expm1():sub(d)
@@ -38,6 +40,8 @@ end
 --- @param temperature number?
 --- @return number
 function M.kl_to(reference, batch, temperature)
+  options.argument("rl.kl_to", "reference", reference, "table")
+  options.argument("rl.kl_to", "batch", batch, "table")
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local tokens = batch.mask:sum():item()
@@ -114,6 +118,10 @@ end
 --- negative advantage and a ratio under 1 - clip), clip_high (positive, over 1 + clip_high), clip_fraction
 --- (both); ratio_max and ratio_min (of tokens that count; 1 without any); kl (with ref; mean in nats a token)
 function M.clipped(logp, old, advantage, weight, opts)
+  options.argument("rl.clipped", "logp", logp, "tensor")
+  options.argument("rl.clipped", "old", old, "tensor")
+  options.argument("rl.clipped", "advantage", advantage, "tensor")
+  options.argument("rl.clipped", "weight", weight, "tensor")
   local o = options.fill("rl.clipped", opts, clipped_rules)
   o.clip_high = o.clip_high or o.clip
   if o.beta > 0 and not o.ref then error(("rl.clipped: beta is %g and there is no ref"):format(o.beta), 2) end

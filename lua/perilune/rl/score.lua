@@ -1,6 +1,7 @@
 -- score.lua - the reward contract: what a reward function is called with and may return, checked where it
 -- returns, with a message that names the function and the completion.
 local peri = require "perilune"
+local options = require "perilune.options"
 
 local M = {}
 
@@ -122,6 +123,9 @@ end
 --- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil); of a list rewards
 --- (name -> number[]) and names
 function M.score(rows, texts, tokens, reward)
+  options.argument("rl.score", "rows", rows, "table")
+  options.argument("rl.score", "texts", texts, "table")
+  options.argument("rl.score", "tokens", tokens, "table")
   if #rows ~= #texts or #rows ~= #tokens then
     error(("rl.score: %d rows, %d texts, %d lists of tokens"):format(#rows, #texts, #tokens), 2)
   end

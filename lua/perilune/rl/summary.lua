@@ -1,4 +1,5 @@
 -- summary.lua - what is logged of a batch of completions.
+local options = require "perilune.options"
 local loss = require "perilune.rl.loss"
 
 local M = {}
@@ -24,6 +25,7 @@ end
 --- @param batch table  of rl.rollout
 --- @return table
 function M.summary(batch)
+  options.argument("rl.summary", "batch", batch, "table")
   local count, flat, spread = #batch.total, 0, 0
   if count == 0 then error("rl.summary: the batch has no completions", 2) end
   for first = 1, count, batch.group do
