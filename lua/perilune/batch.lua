@@ -107,7 +107,8 @@ function M.pad(lists, opts)
   local o = options.fill("batch.pad", opts, pad_rules)
   if type(lists) ~= "table" or #lists == 0 then error("batch.pad: there are no rows", 2) end
   local width, lengths, start = o.length or 1, {}, {}
-  for i, list in ipairs(lists) do
+  for i = 1, #lists do -- a hole in the list is a row that is missing
+    local list = lists[i]
     if type(list) ~= "table" then
       error(("batch.pad: row %d is a %s, expected a list of ids"):format(i, type(list)), 2)
     end
@@ -181,7 +182,8 @@ local function split_pairs(texts, pairs_given)
   end
   if #texts == 0 then error("tokenizer:batch: there are no texts", 4) end
   local firsts, seconds = {}, {}
-  for i, text in ipairs(texts) do
+  for i = 1, #texts do -- a hole in the list is a text that is missing
+    local text = texts[i]
     local a, b = text, pairs_given and pairs_given[i]
     if type(text) == "table" and not pairs_given and #text == 2 then a, b = text[1], text[2] end
     if type(a) ~= "string" or b ~= nil and type(b) ~= "string" then

@@ -31,6 +31,7 @@ end
 local function pooling_list(who, given, level)
   local list = type(given) == "string" and { given } or given
   if type(list) ~= "table" or #list == 0 then
+    given = type(given) == "table" and "an empty list" or tostring(given)
     error(("%s: pooling is %s, expected one of %s, or a list of them"):format(who, tostring(given),
       table.concat(pooling.names, ", ")), level + 1)
   end
@@ -103,6 +104,14 @@ local function most_tokens(model, tok)
   return math.tointeger(most or 512)
 end
 
+-- Raises for more tokens than a table of positions has rows.
+local function check_most(who, model, most, level)
+  local positions = (model.settings or {}).positions
+  if most and positions and most > positions then
+    error(("%s: max_length is %d, the model has %d positions"):format(who, most, positions), level + 1)
+  end
+end
+
 --- An encoder of texts from a model and a tokenizer that are at hand.
 --- @param model table  an encoder, a causal model, or an encoder-decoder, whose encoder it is then
 --- @param tok table
@@ -115,6 +124,7 @@ function M.new(model, tok, opts)
   local self = setmetatable({ model = model, tok = tok, normalize = o.normalize, prompts = o.prompts,
     prompt_name = o.prompt_name, dense = o.dense, lower = o.lower }, Encoder)
   self.pooling = pooling_list("embed.new", o.pooling, 2)
+  check_most("embed.new", model, o.max_length, 2)
   self.max_length = o.max_length or most_tokens(model, tok)
   if self.prompt_name and not self.prompts[self.prompt_name] then
     error("embed.new: " .. options.unknown("prompt", self.prompt_name, options.names(self.prompts)), 2)
@@ -143,7 +153,8 @@ local function prepared(self, texts, o, level)
       or error("embed: " .. options.unknown("prompt", name, options.names(self.prompts)), level + 1)
   end
   local list = {}
-  for i, text in ipairs(texts) do
+  for i = 1, #texts do -- a hole in the list is a text that is missing
+    local text = texts[i]
     if type(text) ~= "string" then
       error(("embed: text %d is a %s, expected a text"):format(i, type(text)), level + 1)
     end
@@ -197,7 +208,11 @@ function Encoder:encode(texts, opts)
   local kind = o.pooling and pooling_list("embed", o.pooling, 2) or self.pooling
   local unit = o.normalize
   if unit == nil then unit = self.normalize end
-  local most = o.max_length or self.max_length
+  check_most("embed", self.model, o.max_length, 2)
+  local most, special = o.max_length or self.max_length, #self.tok:encode ""
+  if most < special then
+    error(("embed: max_length is %d, the special tokens alone are %d"):format(most, special), 2)
+  end
   local list = prepared(self, texts, o, 2)
   local order, lengths, tokens = by_length(self, list)
   local over = check_lengths(lengths, most, o.truncation, 2)
@@ -226,6 +241,8 @@ options.declare(Encoder.encode, { "texts" }, encode_rules)
 --- @param b perilune.Tensor  (M, D)
 --- @return perilune.Tensor  (N, M)
 function Encoder:similarity(a, b) -- luacheck: ignore 212
+  options.argument("similarity", "a", a, "tensor")
+  options.argument("similarity", "b", b, "tensor")
   local function rows(x) return normalized(x.ndim == 1 and x:unsqueeze(1) or x) end
   return rows(a):matmul(rows(b).T)
 end

@@ -422,8 +422,8 @@ function LM:batch(list, opts)
   options.argument("batch", "list", list, "table")
   self.scheduler:need_rest "batch"
   local generations, out = {}, {}
-  for i, prompt in ipairs(list) do
-    local ok, generation = pcall(submit, self, prompt, opts, 1)
+  for i = 1, #list do -- a hole in the list is a prompt that is missing
+    local ok, generation = pcall(submit, self, list[i], opts, 1)
     if not ok then
       for _, other in ipairs(generations) do other:cancel() end
       raise(type(generation) == "string" and ("prompt %d: %s"):format(i, generation) or generation, 2)

@@ -394,6 +394,8 @@ function tests.test_pairs_have_token_types()
   for _, off in ipairs { false, "do_not_pad" } do
     lu.assertErrorMsgContains("padding is off", tok.batch, tok, { "a" }, { padding = off, pad_to_multiple_of = 8 })
   end
+  lu.assertErrorMsgContains("text 2 is a nil", tok.batch, tok, { "a", nil, "b" })
+  lu.assertErrorMsgContains("row 2 is a nil", batches.pad, { { 1 }, nil, { 2 } })
   lu.assertErrorMsgContains("max_length is 9, no multiple of pad_to_multiple_of, 8", tok.batch, tok, { "a" },
     { padding = "max_length", max_length = 9, pad_to_multiple_of = 8 })
   lu.assertErrorMsgContains("text_pair has 1 texts for 2", tok.batch, tok, { "a", "b" }, { text_pair = { "a" } })

@@ -147,6 +147,11 @@ function tests.test_long_texts_are_cut_and_counted_or_refused()
     { "a", long, long }, { truncation = false })
   lu.assertErrorMsgContains("text 2 is a number", encoder.encode, encoder, { "a", 7 })
   lu.assertErrorMsgContains("expected a text or a list", encoder.encode, encoder, {})
+  lu.assertErrorMsgContains("text 2 is a nil", encoder.encode, encoder, { "a", nil, "b" })
+  lu.assertErrorMsgContains("max_length is 1, the special tokens alone are 2", encoder.encode, encoder, "a", { max_length = 1 })
+  lu.assertErrorMsgContains("max_length is 9999, the model has", encoder.encode, encoder, "a", { max_length = 9999 })
+  lu.assertErrorMsgContains("pooling is an empty list", encoder.encode, encoder, "a", { pooling = {} })
+  lu.assertErrorMsgContains('similarity: a is "a", expected tensor', encoder.similarity, encoder, "a", "b")
   lu.assertErrorMsgContains('did you mean "normalize"', encoder.encode, encoder, "a", { normalise = true })
 end
 
