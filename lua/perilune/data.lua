@@ -164,20 +164,29 @@ local function fields_of(rows)
 end
 
 --- Lists of equal lengths, numbers or tensors of one shape, stacked without padding; tables of fields
---- field by field, where every row must have the same ones. Texts stay lists.
+--- field by field, where every row must have the same ones. Texts stay lists. Integers alone become i64.
 --- @param rows table[]
---- @param dtype string?
+--- @param dtype (string|table<string, string>)?  of everything, or of the fields that are named
 --- @return perilune.Tensor|table<string, perilune.Tensor>
 function M.collate(rows, dtype)
-  if type(rows) ~= "table" then error(("collate: rows are a %s, expected a table"):format(type(rows)), 2) end
+  options.argument("collate", "rows", rows, "table")
+  options.argument("collate", "dtype", dtype, "string or table or nil")
   if rows[1] == nil then error("collate: there are no rows", 2) end
-  if type(rows[1]) ~= "table" or rows[1][1] ~= nil then return stacked(rows, dtype) end
-  local out = {}
-  for _, key in ipairs(fields_of(rows)) do
-    local column = {}
-    for i, row in ipairs(rows) do column[i] = row[key] end
-    local ok, made = pcall(stacked, column, dtype)
-    if not ok then error(("collate: %s: %s"):format(tostring(key), tostring(made):gsub("^[^%s]+:%d+: ", "")), 2) end
+  local of_field = type(dtype) == "table" and dtype or nil
+  if type(rows[1]) ~= "table" or rows[1][1] ~= nil then
+    if of_field then error("collate: dtypes by field, but the rows have no fields", 2) end
+    return stacked(rows, dtype)
+  end
+  local out, names = {}, fields_of(rows)
+  for name in pairs(of_field or {}) do
+    if rows[1][name] == nil then error("collate: dtype: " .. options.unknown("field", name, names), 2) end
+  end
+  for _, key in ipairs(names) do
+    local column, kind = {}, dtype
+    if of_field then kind = of_field[key] end
+    for k, row in ipairs(rows) do column[k] = row[key] end
+    local ok, made = pcall(stacked, column, kind)
+    if not ok then error(("collate: %s: %s"):format(tostring(key), (tostring(made):gsub("^[^%s]+:%d+: ", ""))), 2) end
     out[key] = made
   end
   return out

@@ -34,7 +34,7 @@ end
 --- Where a run folder keeps the weights of the best measurement of a metric, for another script: the files
 --- NAME.safetensors of the path are the tracked objects, and peri.safetensors.load reads one:
 ---   local path, step, value = assert(recipe.best("runs/fit", "val_loss"))
----   net:load_state_dict(assert(peri.safetensors.load(path .. "/net.safetensors")))
+---   net:load_state_dict((assert(peri.safetensors.load(path .. "/net.safetensors"))))
 --- @param folder string  of the run
 --- @param metric string?  that run:best watched; needed when there were several
 --- @return string? path  nil and a message when there is none
@@ -54,8 +54,8 @@ local rules = {
     "values; run, runs, resume, save_every, log_every, columns and seed are used when there"),
   total = options.integer(options.none, "[0, inf)", "steps; default: no end"),
   budget = options.value(options.none, "table",
-    "names of the flags that say how long the run is; default: those that with_flags knows, steps, updates, epochs, "
-    .. "episodes"),
+    "names of the flags that say how long the run is; default: those that with_flags knows, or the first of steps, "
+    .. "updates, epochs, episodes"),
   columns = options.value(options.none, "table", "names of the metrics that come first in a row, the judged ones"),
   keep = options.integer(2, "[1, inf)", "checkpoints"),
   console = options.boolean(true, "rows on standard output"),
@@ -120,6 +120,13 @@ function M.start(given)
       checkpoint = folders.must(flags_of.checkpoint(folder))
     end
     self._checkpoint = checkpoint
+    local done = math.tointeger(tonumber(checkpoint:match "step%-(%d+)$"))
+    if done and o.total and done > o.total then
+      self._lock:drop()
+      local flag = self._budget or "steps"
+      folders.refuse("%s has done %d steps, --%s %s makes %d of them; nothing was changed", folder, done, flag,
+        tostring(flags[flag]), o.total)
+    end
     for flag in pairs(budget) do
       if config[flag] ~= nil and not folders.same(config[flag], flags[flag]) then self._prolonged = true end
     end

@@ -210,6 +210,28 @@ function TestRecipe:test_a_budget_may_be_prolonged()
   r:finish()
 end
 
+function TestRecipe:test_a_run_is_not_shortened_below_what_it_has_done()
+  local flags = { seed = 3, runs = root, run = "long", steps = 6, save_every = 0 }
+  train(flags, nil, { total = 6 })
+  local before = peri.files.read(root .. "/long/config.json")
+  flags.steps, flags.resume = 4, true
+  lu.assertErrorMsgContains("has done 6 steps, --steps 4 makes 4 of them; nothing was changed",
+    function() local ok, why = pcall(train, flags, nil, { total = 4 }) error(ok and "it ran" or tostring(why), 0) end)
+  lu.assertEquals(peri.files.read(root .. "/long/config.json"), before)
+end
+
+function TestRecipe:test_a_state_that_cannot_be_saved_is_said_before_the_first_step()
+  local run = recipe.start { name = "holes", flags = { runs = root, seed = 1 }, total = 9, console = false }
+  run:track("env", { state = function() return { [7] = 1 } end, set_state = function() end })
+  local steps = 0
+  lu.assertErrorMsgContains('the state of "env" cannot be written',
+    function()
+      local ok, why = pcall(function() for _ in run:steps() do steps = steps + 1 end end)
+      error(ok and "it ran" or tostring(why), 0)
+    end)
+  lu.assertEquals(steps, 0)
+end
+
 function TestRecipe:test_what_stopped_early_goes_on_with_a_longer_budget()
   local function flags(steps, resume) return { seed = 3, runs = root, steps = steps, save_every = 2, resume = resume } end
   local best = { patience = 1 }

@@ -199,6 +199,12 @@ function Module:load_state_dict(state, opts)
     error(("load_state_dict: the state is %s, expected a table of tensors%s")
       :format(state == nil and "nil" or "a " .. type(state), type(opts) == "string" and ": " .. opts or ""), 2)
   end
+  for key in pairs(type(opts) == "table" and opts or {}) do
+    if load_rules[key] == nil then
+      options.raise("load_state_dict: " .. options.unknown("option", key, options.names(load_rules))
+        .. " (the metadata of safetensors.load? parentheses around the call leave its first result)")
+    end
+  end
   local strict = options.fill("load_state_dict", opts, load_rules).strict
   local targets, given = targets_of(self), {}
   local missing, unexpected, wrong, torn, others = {}, {}, {}, {}, {}

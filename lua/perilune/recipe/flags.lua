@@ -21,8 +21,9 @@ M.common = {
   seed = { 1, "of all random ops, from the flags on" },
 }
 
--- What is a budget where a recipe says nothing.
-local usual_budget = { steps = true, updates = true, epochs = true, episodes = true }
+-- What is the budget where a recipe says nothing: the first of these that it has. PPO has updates, and its
+-- epochs are something else.
+local usual_budget = { "steps", "updates", "epochs", "episodes" }
 
 -- What is known of a table of flags that came from a command line; by the table itself, which stays plain.
 local known = setmetatable({}, { __mode = "k" })
@@ -42,7 +43,12 @@ local function kinds(spec)
     if type(entry) == "table" and entry.budget then budget[name] = true end
   end
   if next(budget) == nil then
-    for name in pairs(usual_budget) do if spec[name] ~= nil then budget[name] = true end end
+    for _, name in ipairs(usual_budget) do
+      if spec[name] ~= nil then
+        budget[name] = true
+        break
+      end
+    end
   end
   for name, entry in pairs(spec) do
     if budget[name] or type(entry) == "table" and entry.free then free[name] = true end
@@ -169,8 +175,8 @@ end
 
 --- A recipe's flags together with those of every recipe: run, runs, resume, save_every, log_every,
 --- columns, seed. Give them to peri.flags.
---- A flag { default, "help", budget = true } says how long the run is: `--resume` may prolong it (without
---- any, steps, updates, epochs and episodes are it). One with free = true may change when a run is resumed;
+--- A flag { default, "help", budget = true } says how long the run is: `--resume` may prolong it. Without any
+--- it is the first of steps, updates, epochs and episodes. One with free = true may change when a run is resumed;
 --- every other keeps the value that it was begun with.
 --- @param spec table  as peri.flags takes it; its own entries replace the common ones
 --- @param name string?  of the recipe, where --resume looks for its runs; default: what the script's runs are

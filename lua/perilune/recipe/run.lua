@@ -282,6 +282,16 @@ local function encoded(state)
   return error(text, 0)
 end
 
+-- What cannot be saved is said before the first step, not at the first checkpoint.
+function Run:_check_states()
+  local objects = {}
+  for _, name in ipairs(self._order) do
+    local object = self._objects[name]
+    if object.state_dict then objects[name] = select(2, object:state_dict()) else objects[name] = object:state() end
+  end
+  encoded { objects = objects }
+end
+
 --- Write a checkpoint of everything tracked.
 --- @param step integer
 --- @return self
