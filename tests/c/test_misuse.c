@@ -109,8 +109,12 @@ static int close_all (void **state) {
 /* ---- NULL everywhere ---- */
 
 static int which, seen;
+
+/* The next pointer's number: in whatever order the arguments of a call are made, each has one. */
+static int number (void) { return seen++; }
+
 /* A pointer that may not be NULL; one that may. */
-#define NN(p) (seen++ == which ? NULL : (p))
+#define NN(p) (number() == which ? NULL : (p))
 #define MAY(p) (p)
 
 typedef enum kind { STATUS, NOTHING, NONE } kind; /* NONE: 0, false, NULL, -1 */
