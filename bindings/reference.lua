@@ -21,12 +21,12 @@ end
 
 local function cell(text) return (text:gsub("%s*\n%s*", " "):gsub("|", "\\|")) end
 
--- The value that an item of a module's file documents, for its declared options: a field of the module, or
--- of the class that it is or holds.
-local function value_of(item, module)
+-- The value that an item of a module's file documents, for its declared options: a field of the module, or of
+-- the class that it is, or that it or the room holds.
+local function value_of(item, module, room)
   if type(module) ~= "table" or not item.owner then return nil end
   if item.owner == "M" then return rawget(module, item.name) end
-  local class = rawget(module, item.owner)
+  local class = rawget(module, item.owner) or room and rawget(room, item.owner)
   if type(class) ~= "table" then class = module end
   return rawget(class, item.name)
 end
@@ -90,8 +90,8 @@ local function body(text)
   return (table.concat(out, "\n"):gsub("%s+$", ""))
 end
 
-local function section(out, item, prefix, module)
-  local value = value_of(item, module)
+local function section(out, item, prefix, module, room)
+  local value = value_of(item, module, room)
   out[#out + 1] = "#### " .. code(call_of(item, prefix, value)) .. "\n"
   if item.text ~= "" then out[#out + 1] = body(item.text) .. "\n" end
   option_table(out, options.declared(value))
@@ -127,7 +127,7 @@ return function(page, read)
         -- a file of a room may hold what the room keeps to itself
         local own = item.owner == "M" and known and rawget(known, item.name) == nil
         if is_shown(item) and item.kind == "class" then class_section(out, item)
-        elseif is_shown(item) and not own then section(out, item, prefix, module) end
+        elseif is_shown(item) and not own then section(out, item, prefix, module, known) end
       end
       return first .. "\n" .. table.concat(out, "\n") .. "\n" .. last
     end))
