@@ -143,12 +143,6 @@ end
 
 local shape_text = options.shape
 
-local function same_shape(a, b)
-  if a.ndim ~= b.ndim then return false end
-  for i = 1, a.ndim do if a:size(i) ~= b:size(i) then return false end end
-  return true
-end
-
 -- What a module can load: name -> tensor, names in order, objects with tensors of their own by label,
 -- and second names of modules as { from, to } prefixes.
 local function targets_of(self)
@@ -215,7 +209,7 @@ function Module:load_state_dict(state, opts)
     if real then given[real] = given[real] or false end
     if not real then unexpected[#unexpected + 1] = name
     elseif not is_tensor(tensor) then others[#others + 1] = ("%s is a %s, expected a tensor"):format(name, type(tensor))
-    elseif not same_shape(tensor, target) then
+    elseif tensor.shape ~= target.shape then
       wrong[#wrong + 1] = ("%s has %s, expected %s"):format(name, shape_text(tensor), shape_text(target))
     else
       local first = first_of[target]

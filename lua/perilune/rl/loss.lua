@@ -82,11 +82,8 @@ local clipped_rules = {
 }
 
 local function want_shape(name, t, like)
-  local a, b = t.shape, like.shape
-  local same = #a == #b
-  for i = 1, #a do same = same and a[i] == b[i] end
-  if not same then
-    error(("rl.clipped: %s has shape %s, logp has %s"):format(name, options.shape(a), options.shape(b)), 3)
+  if t.shape ~= like.shape then
+    error(("rl.clipped: %s has shape %s, logp has %s"):format(name, options.shape(t), options.shape(like)), 3)
   end
 end
 

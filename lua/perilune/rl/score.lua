@@ -31,10 +31,7 @@ local function shown(v)
   return tostring(v) .. (math.abs(v) > most and math.abs(v) < math.huge and " (too large for f32)" or "")
 end
 
-local function callable(v)
-  local meta = getmetatable(v)
-  return type(v) == "function" or type(meta) == "table" and meta.__call ~= nil
-end
+local callable = options.value(nil, "callable").accepts
 
 local function finite(v) return type(v) == "number" and math.abs(v) <= most end
 
