@@ -2,40 +2,20 @@
 -- resumed. Both must end with the same bytes.
 local lu = require "luaunit"
 local peri = require "perilune"
+local child = require "child"
+local scratch = require "scratch"
 
 local M = {}
-
-local function output(command)
-  local pipe = assert(io.popen(command))
-  local text = pipe:read "a"
-  pipe:close()
-  return (text:gsub("%s+$", ""))
-end
-
--- The program that runs this test, for children of the same build.
-local program = output "readlink /proc/$PPID/exe"
-
---- A path in the temporary folder where nothing is.
-function M.fresh_path()
-  local path = os.tmpname()
-  os.remove(path)
-  return path
-end
-
-local function fresh_folder()
-  local path = M.fresh_path()
-  assert(peri.files.make_folder(path))
-  return path
-end
 
 --- @param recipe string  path
 --- @param flags string  of the recipe; it runs as run "r"
 --- @param files string[]  what must be equal, in the run folder
 --- @param kills integer  how often it is killed
 function M.assert_same(recipe, flags, files, kills)
-  local whole, cut = fresh_folder()
+  local whole, cut = scratch.folder()
   local function command(folder, extra)
-    return ("%s run %s %s --runs %s --run r %s >>%s/log 2>&1"):format(program, recipe, flags, folder, extra, folder)
+    return ("%s run %s %s --runs %s --run r %s >>%s/log 2>&1")
+      :format(child.program, recipe, flags, folder, extra, folder)
   end
   local function log_of(folder) return peri.files.read(folder .. "/log") or "no log" end
   lu.assertTrue(os.execute(command(whole, "")) == true, "the recipe failed: " .. log_of(whole))
@@ -49,7 +29,7 @@ function M.assert_same(recipe, flags, files, kills)
     .. "sleep 0.005; done; sleep %.3f; kill -KILL $p 2>/dev/null; wait $p 2>/dev/null"
   repeat -- a run that was over before its kills proves nothing: from the start, then
     if cut then peri.files.remove_tree(cut) end
-    cut, hit, tries = fresh_folder(), 0, tries + 1
+    cut, hit, tries = scratch.folder(), 0, tries + 1
     for attempt = 1, kills do
       local line = math.floor(lines * (attempt - rng:uniform()) / (kills + 1)) + 1
       local killing = KILL:format(command(cut, attempt > 1 and "--resume" or ""), cut, line, cut, rng:uniform(0, 0.02))

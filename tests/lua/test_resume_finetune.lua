@@ -4,6 +4,7 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local models = require "perilune.models"
 local killed = require "killed"
+local scratch = require "scratch"
 
 local TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{% generation %}{{ m.content }}<|end|>{% endgeneration %}\n"
   .. "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -20,7 +21,7 @@ end
 
 -- A model folder and a file of rows. Weights are seeded, the same each time.
 local function with_model(fn)
-  local folder = killed.fresh_path()
+  local folder = scratch.path()
   local rows = sums(40)
   local tok = peri.tokenizer.train_bpe({ rows }, { vocab_size = 300,
     special_tokens = { "<|end|>", "<|user|>", "<|assistant|>" } })
