@@ -1,5 +1,5 @@
 /*
-** gguf.c - perilune._gguf: GGUF files opened and written; lua/perilune/gguf.lua makes peri.gguf of it.
+** gguf.c - perilune._gguf: GGUF files opened and written; lua/perilune/weights/gguf/init.lua makes peri.gguf of it.
 ** What the outside world does wrong comes back as nil and a message, misuse raises.
 */
 #include <string.h>

@@ -123,7 +123,7 @@ static void open_perilune (lua_State *L) {
   lua_setglobal(L, "help");
   if (!isatty(STDOUT_FILENO)) return;
   lua_getglobal(L, "require");
-  lua_pushliteral(L, "perilune.log.bar");
+  lua_pushliteral(L, "perilune.run.log.bar");
   lua_call(L, 1, 1);
   lua_getfield(L, -1, "install");
   lua_call(L, 0, 0);

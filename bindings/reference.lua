@@ -1,5 +1,5 @@
 -- reference.lua - the generated parts of the pages in docs/: between
---   <!-- generated from lua/perilune/data.lua as data -->   and   <!-- end -->
+--   <!-- generated from lua/perilune/data/init.lua as data -->   and   <!-- end -->
 -- stands what the file's `---` comments and the rules of its options say. A sentence has one place, the
 -- source; help() shows the same. Returns function(page text, read) -> page text.
 local peri = require "perilune"

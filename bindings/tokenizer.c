@@ -1,5 +1,5 @@
 /*
-** tokenizer.c - peri._tokenizer: tokenizers and streams of tokens as userdata. lua/perilune/tokenizer.lua
+** tokenizer.c - peri._tokenizer: tokenizers and streams of tokens as userdata. lua/perilune/text/tokenizer.lua
 ** gives them their public face.
 */
 #include <string.h>

@@ -9,8 +9,8 @@
 -- Departs from the papers: one pass over part of the data, no search for hyperparameters.
 local peri = require "perilune"
 local models, optim, sched = require "perilune.models", require "perilune.optim", require "perilune.sched"
-local peft, sft, recipe = require "perilune.peft", require "perilune.post.sft", require "perilune.recipe"
-local rows, gsm8k = require "perilune.post.rows", require "perilune.tasks.gsm8k"
+local peft, sft, recipe = require "perilune.peft", require "perilune.algo.sft", require "perilune.recipe"
+local rows, gsm8k = require "perilune.data.rows", require "perilune.tasks.gsm8k"
 
 local cfg = peri.flags(recipe.with_flags {
   model      = { "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "model with a chat template" },

@@ -295,7 +295,7 @@ end
 -- Modules of the library that are reached as peri.NAME, those in C among them.
 local function module_names()
   local names, known = {}, {}
-  for name in pairs(peri._submodules or {}) do names[#names + 1], known[name] = name, true end
+  for name in pairs(peri._public or {}) do names[#names + 1], known[name] = name, true end
   for name, value in pairs(peri) do
     if type(value) == "table" and name:sub(1, 1) ~= "_" and not known[name] then names[#names + 1] = name end
   end

@@ -3,28 +3,37 @@ local peri = require "perilune.core"
 
 peri._library(debug.getinfo(1, "S").source:match "^(.*)init") -- errors point past these files
 
--- peri.log is the logarithm: the logger is require "perilune.log" alone.
-local submodules = {
-  nn = true, optim = true, sched = true, data = true, flags = true, plot = true, gguf = true,
-  recipe = true, rl = true, text = true, tokenizer = true, models = true, lm = true, peft = true,
-  batch = true, embed = true,
+-- What there is: peri.NAME -> the file of perilune. that it is, loaded when it is first read. require
+-- "perilune.NAME" gives the same. A table stands for modules below a name without a module of its own.
+local public = {
+  nn = "nn", optim = "optim", sched = "optim.sched", data = "data", models = "models", peft = "peft",
+  text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
+  gguf = "weights.gguf", rl = "rl",
+  algo = { grpo = "algo.grpo", sft = "algo.sft" },
+  tasks = { gsm8k = "tasks.gsm8k", metrics = "tasks.metrics" },
+  recipe = "run.recipe", flags = "run.flags", plot = "run.plot",
+  -- the names that steppers had before the room algo
+  post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },
 }
-peri._submodules = submodules
+peri._public = public
 
 local names = require "perilune.names"
 
--- Folders of modules without one of their own: peri.post.grpo is perilune.post.grpo.
-local folders = {
-  post = { grpo = true, sft = true, rows = true },
-  tasks = { gsm8k = true, metrics = true },
-}
+local function preload(name, file)
+  if name ~= file then package.preload["perilune." .. name] = function () return require("perilune." .. file) end end
+end
+preload("log", "run.log") -- peri.log is the logarithm
+for name, file in pairs(public) do
+  if type(file) == "string" then preload(name, file) end
+  for part, below in pairs(type(file) == "table" and file or {}) do preload(name .. "." .. part, below) end
+end
 
 local function folder(name)
-  local known = folders[name]
+  local known = public[name]
   return names(setmetatable({}, {
     __index = function(t, key)
       if not known[key] then return nil end
-      local module = require("perilune." .. name .. "." .. key)
+      local module = require("perilune." .. known[key])
       rawset(t, key, module)
       return module
     end,
@@ -40,8 +49,8 @@ local functions = {
 setmetatable(peri, {
   __index = function(t, key)
     local value
-    if submodules[key] then value = require("perilune." .. key)
-    elseif folders[key] then value = folder(key)
+    if type(public[key]) == "table" then value = folder(key)
+    elseif public[key] then value = require("perilune." .. public[key])
     elseif functions[key] then value = require(functions[key])
     else return nil end
     rawset(t, key, value)
@@ -59,7 +68,7 @@ for _, name in ipairs { "json", "files", "safetensors", "npy", "npz", "idx" } do
   names(rawget(peri, name), "perilune." .. name)
 end
 local later = {}
-for _, list in ipairs { submodules, folders, functions } do
+for _, list in ipairs { public, functions } do
   for name in pairs(list) do later[name] = true end
 end
 return names(peri, "perilune", later)

@@ -27,8 +27,8 @@ local function resolve(path)
   return value
 end
 
-local lazy = { "post", "tasks", "per_sample_grad", "help", "show" }
-for name in pairs(peri._submodules) do lazy[#lazy + 1] = name end
+local lazy = { "per_sample_grad", "help", "show" }
+for name in pairs(peri._public) do lazy[#lazy + 1] = name end
 
 local function names_of(value)
   local names = {}

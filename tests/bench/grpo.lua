@@ -6,7 +6,7 @@
 local peri = require "perilune"
 local here = arg[0]:match "^(.*)/[^/]*$" or "."
 local home = os.getenv "PERILUNE_PEERS" or (os.getenv "HOME" .. "/.cache/perilune-peers")
-local recipe, models, peft = require "perilune.recipe", require "perilune.models", require "perilune.peft"
+local recipe, models, peft = require "perilune.run.recipe", require "perilune.models", require "perilune.peft"
 local rl, optim, gsm8k = require "perilune.rl", require "perilune.optim", require "perilune.tasks.gsm8k"
 
 local opts = { steps = 2, model = home .. "/models/smollm2-hf", data = "gsm8k/train.jsonl", trl = "on", micro = 2 }

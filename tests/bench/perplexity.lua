@@ -3,7 +3,7 @@
 -- followed by =DTYPE (default: as stored). Weights are packed, as chat uses them.
 --   --text FILE (tinyshakespeare.txt under PERILUNE_DATA)   --windows N (all)
 local peri = require "perilune"
-local recipe, models = require "perilune.recipe", require "perilune.models"
+local recipe, models = require "perilune.run.recipe", require "perilune.models"
 
 local files, text, most = {}, "text/tinyshakespeare.txt", math.huge
 do

@@ -1,7 +1,7 @@
 -- stepper_recipe.lua - the steppers of perilune.post as recipes, for test_resume_steppers.lua: everything
 -- that they draw, and where they are, goes through the checkpoints of the run.
 local peri = require "perilune"
-local optim, recipe, sched = require "perilune.optim", require "perilune.recipe", require "perilune.sched"
+local optim, recipe, sched = require "perilune.optim", require "perilune.run.recipe", require "perilune.optim.sched"
 
 local cfg = peri.flags(recipe.with_flags {
   which = { "grpo", "grpo, curriculum or sft" },
@@ -25,7 +25,7 @@ if cfg.which == "sft" then
     how.examples[i] = { ids = ids, mask = { 0, 0, 1, 1, 1 } }
   end
   how.batch_size = 3 -- an epoch ends within a checkpoint's reach, and at one
-  stepper = require("perilune.post.sft").new(how)
+  stepper = require("perilune.algo.sft").new(how)
 else
   local rows = {}
   for i = 0, 9 do rows[i + 1] = { prompt = ("%d:"):format(i) } end
@@ -35,7 +35,7 @@ else
     local _, n = text:gsub(row.prompt:sub(1, 1), "")
     return n / 3
   end
-  stepper = require("perilune.post.grpo").new(how)
+  stepper = require("perilune.algo.grpo").new(how)
 end
 run:track("model", model):track("optimizer", opt):track("stepper", stepper)
 

@@ -2,7 +2,7 @@
 -- alone, on whichever side it is padded and under whichever name that is said; what is not known raises.
 local lu = require "luaunit"
 local peri = require "perilune"
-local batches = require "perilune.batch"
+local batches = require "perilune.text.batch"
 local tiny = require "tiny"
 
 local folders = { "llama", "llama31_rope", "qwen2", "qwen3", "mistral", "gpt2", "deepseek_v3", "gemma2", "bert",

@@ -3,7 +3,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local chat = require "perilune.text.chat"
-local rows = require "perilune.post.rows"
+local rows = require "perilune.data.rows"
 
 local decode, null = peri.json.decode, peri.json.null
 

@@ -4,10 +4,10 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
 local shared = require "shared"
-local hf = require "perilune.models.hf"
+local hf = require "perilune.weights.hf"
 local convert = require "perilune.command.convert"
 local info = require "perilune.command.info"
-local export = require "perilune.gguf.export"
+local export = require "perilune.weights.gguf.export"
 
 local tests, dir = {}, nil
 local tiny = "tests/data/hf_tiny/"
@@ -65,7 +65,7 @@ end
 function tests.test_gemma2_comes_back()
   quiet(convert, { tiny .. "gemma2", dir .. "/m.gguf" })
   local want = assert(hf.tensors(tiny .. "gemma2"))
-  local source = assert(require("perilune.models.gguf").open(dir .. "/m.gguf"))
+  local source = assert(require("perilune.weights.gguf.source").open(dir .. "/m.gguf"))
   for name, t in pairs(want) do -- norms lose a bit where 1 is added
     if name ~= "lm_head.weight" then
       lu.assertTrue((source:get(name):sub(t)):abs():max():item() <= (name:find "norm" and 1e-6 or 0), name)

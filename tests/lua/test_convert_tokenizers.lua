@@ -4,10 +4,10 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
 local shared = require "shared"
-local pre_names = require "perilune.gguf.pre"
-local same_ids = require "perilune.gguf.same_ids"
-local to_gguf = require "perilune.gguf.tokenizer"
-local to_json = require "perilune.gguf.tokenizer_json"
+local pre_names = require "perilune.weights.gguf.pre"
+local same_ids = require "perilune.weights.gguf.same_ids"
+local to_gguf = require "perilune.weights.gguf.tokenizer"
+local to_json = require "perilune.weights.gguf.tokenizer_json"
 
 local T, dir = {}, nil
 local DATA = "tests/data/tokenizers/"
@@ -130,9 +130,9 @@ function T.test_t5_keeps_its_ids()
   -- With a table of characters, as T5 has one: its bytes are in the file.
   local values, losses = to_gguf.values(folder_of("unigram", function(json)
     t5(json)
-    local model = require("perilune.gguf.sentencepiece").read(
+    local model = require("perilune.weights.gguf.sentencepiece").read(
       assert(peri.files.read(DATA .. "sentencepiece/unigram_rules.model")))
-    local encoded = require("perilune.gguf.base64").encode(model.charsmap)
+    local encoded = require("perilune.weights.gguf.base64").encode(model.charsmap)
     json.normalizer = { type = "Sequence", normalizers = array { { type = "Precompiled", precompiled_charsmap = encoded },
       json.normalizer } }
   end), {})

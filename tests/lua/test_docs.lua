@@ -3,7 +3,7 @@
 -- in a scratch folder. (The C hosts of docs/embedding.md are built and run by .ci/run against the installed
 -- package.)
 local peri = require "perilune"
-local recipe = require "perilune.recipe"
+local recipe = require "perilune.run.recipe"
 local scratch = require "scratch"
 
 -- Blocks as one, each on the lines where it stands in the file.

@@ -2,7 +2,7 @@
 -- the lengths of texts; encoders where something that generates is expected.
 local lu = require "luaunit"
 local peri = require "perilune"
-local batches = require "perilune.batch"
+local batches = require "perilune.text.batch"
 local models = require "perilune.models"
 local scratch = require "scratch"
 local tiny = require "tiny"
@@ -223,7 +223,7 @@ function tests.test_an_encoder_says_that_it_cannot_generate()
   end
   lu.assertErrorMsgContains(NO, peri.lm.new, model, tok)
   lu.assertErrorMsgContains(NO, model.generate, model, ids, { num_beams = 2 })
-  lu.assertErrorMsgContains(NO, require("perilune.models.batching").new, model)
+  lu.assertErrorMsgContains(NO, require("perilune.decode.batching").new, model)
   local opt = peri.optim.AdamW(model, { lr = 1e-3 })
   local rows = { { prompt = "a", completion = "the king" } }
   local how = { model = model, tokenizer = tok, rows = rows, optimizer = opt }

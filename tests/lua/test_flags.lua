@@ -1,6 +1,6 @@
 -- Flags of recipes, named options.
 local lu = require "luaunit"
-local flags = require "perilune.flags"
+local flags = require "perilune.run.flags"
 local options = require "perilune.options"
 
 local spec = {

@@ -136,7 +136,7 @@ end
 local vectors = assert(peri.json.decode(assert(peri.files.read "tests/data/rope.json")))
 
 function TestLlama.test_rope_frequencies_equal_the_reference()
-  local rope = require "perilune.models.rope"
+  local rope = require "perilune.nn.rope"
   local y = vectors.v3_yarn
   local got, scale = rope.frequencies(y.dim, { rope_parameters = { rope_type = "yarn", rope_theta = y.base, factor = y.factor,
     original_max_position_embeddings = y.orig, beta_fast = y.beta_fast, beta_slow = y.beta_slow } })

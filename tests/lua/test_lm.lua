@@ -2,10 +2,10 @@
 -- others.
 local lu = require "luaunit"
 local peri = require "perilune"
-local batching = require "perilune.models.batching"
+local batching = require "perilune.decode.batching"
 local lms = require "perilune.lm"
 local models = require "perilune.models"
-local stops = require "perilune.models.stops"
+local stops = require "perilune.decode.stops"
 
 local function llama(vocab, more)
   local config = { model_type = "llama", vocab_size = vocab, hidden_size = 16, intermediate_size = 16,

@@ -2,7 +2,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
-local log = require "perilune.log"
+local log = require "perilune.run.log"
 
 -- A file-like sink for console output.
 local function sink()
@@ -186,7 +186,7 @@ end
 
 -- Summaries as protoc encodes them (checked with TensorBoard's own reader and its hparams plugin).
 function TestLog:test_events_have_the_known_bytes()
-  local events = require "perilune.log.events"
+  local events = require "perilune.run.log.events"
   local function hex(s) return (s:gsub(".", function(c) return ("%02x"):format(c:byte()) end)) end
   lu.assertEquals(hex(events.event(1.5, 300, 5, "xy")), "09000000000000f83f10ac022a027879")
   lu.assertEquals(hex(events.text("t", "hi")), "0a1d0a0174420c0807120412020801420268694a0a0a060a04746578742002")
@@ -205,7 +205,7 @@ function TestLog:test_events_have_the_known_bytes()
 end
 
 function TestLog:test_histograms_count_every_finite_value_once()
-  local events = require "perilune.log.events"
+  local events = require "perilune.run.log.events"
   local function count(list)
     local h, left_out = events.count(peri.tensor(list, "f64"))
     local sum = 0

@@ -4,9 +4,9 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
 local shared = require "shared"
-local hf = require "perilune.models.hf"
-local gguf = require "perilune.models.gguf"
-local llama2c = require "perilune.models.llama2c"
+local hf = require "perilune.weights.hf"
+local gguf = require "perilune.weights.gguf.source"
+local llama2c = require "perilune.weights.llama2c"
 
 local tests, dir = {}, nil
 local data, tiny = "tests/data/files/", "tests/data/hf_tiny/"
@@ -375,7 +375,7 @@ function tests.test_llama2c_checkpoints_are_sources()
     source.config.tie_word_embeddings }, { 64, 5, 4, true })
   lu.assertStrContains(source.tokenizer_path, "tok512.bin")
   lu.assertEquals(#source.names, 5 * 9 + 2)
-  local tok = assert(require("perilune.tokenizer").load(source.tokenizer_path))
+  local tok = assert(require("perilune.text.tokenizer").load(source.tokenizer_path))
   local model = assert(peri.models.load(path))
   local out = model:generate(peri.tensor { { 1 } }, { max_new_tokens = 40, temperature = 0 })
   lu.assertStrContains(tok:decode(out.tokens:at(1):tolist()),
@@ -399,7 +399,7 @@ function tests.test_without_a_map_a_file_may_be_truncated_under_its_model()
   for _, name in ipairs(assert(peri.files.list(tiny .. "llama"))) do
     assert(peri.files.write(folder .. "/" .. name, assert(peri.files.read(tiny .. "llama/" .. name))))
   end
-  assert(require "perilune.gguf.convert".run { from = folder, to = file, type = "f32" })
+  assert(require "perilune.weights.convert".run { from = folder, to = file, type = "f32" })
   local ids = peri.tensor({ { 1, 2, 3 } }, "i64")
   for path, weights in pairs { [folder] = folder .. "/model.safetensors", [file] = file } do
     for _, dtype in ipairs { "file", "f32" } do

@@ -4,10 +4,10 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
 local tiny = require "tiny"
-local hf = require "perilune.models.hf"
+local hf = require "perilune.weights.hf"
 local settings = require "perilune.models.settings"
 local models = require "perilune.models"
-local convert = require "perilune.gguf.convert"
+local convert = require "perilune.weights.convert"
 
 local T, dir = {}, nil
 local relative = tiny.relative

@@ -8,12 +8,12 @@ local here = debug.getinfo(1, "S").short_src
 TestNames = {}
 
 local parts = { "flags", "nn", "optim", "sched", "data", "plot", "gguf", "recipe", "rl", "text", "tokenizer", "models", "lm",
-  "peft", "batch", "embed", "post", "tasks", "json", "files", "safetensors", "npy", "npz", "idx" }
+  "peft", "batch", "embed", "algo", "post", "tasks", "json", "files", "safetensors", "npy", "npz", "idx" }
 
 function TestNames.test_every_part_is_covered()
   local known = {}
   for _, name in ipairs(parts) do known[name] = true end
-  for name in pairs(peri._submodules) do
+  for name in pairs(peri._public) do
     lu.assertTrue(known[name], name)
   end
 end

@@ -4,7 +4,7 @@ local lu = require "luaunit"
 local bounds = require "bounds"
 local peri = require "perilune"
 local models, nn, optim, options = require "perilune.models", require "perilune.nn", require "perilune.optim", require "perilune.options"
-local peft, sched = require "perilune.peft", require "perilune.sched"
+local peft, sched = require "perilune.peft", require "perilune.optim.sched"
 
 local kinds = { "SGD", "Adam", "AdamW", "RMSprop", "Lamb", "Muon" }
 

@@ -495,7 +495,7 @@ function TestPEFT.test_a_merged_adapter_is_not_saved_beside_its_model()
   lu.assertErrorMsgContains("state_dict: " .. message, net.state_dict, net)
   lu.assertErrorMsgContains("load_state_dict: " .. message, net.load_state_dict, net, state)
   temporary(function (folder)
-    local both = require("perilune.recipe").start { name = "both", flags = { runs = folder }, console = false }
+    local both = require("perilune.run.recipe").start { name = "both", flags = { runs = folder }, console = false }
     both:track("model", net.model):track("adapter", net.adapter)
     lu.assertErrorMsgContains("save: " .. message, both.save, both, 1)
   end)

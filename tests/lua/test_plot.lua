@@ -1,6 +1,6 @@
 -- Curves on the terminal and as SVG.
 local lu = require "luaunit"
-local plot = require "perilune.plot"
+local plot = require "perilune.run.plot"
 
 TestPlot = {}
 

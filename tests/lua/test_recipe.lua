@@ -3,7 +3,7 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local scratch = require "scratch"
 local nn, optim, data = require "perilune.nn", require "perilune.optim", require "perilune.data"
-local recipe, flags_module = require "perilune.recipe", require "perilune.flags"
+local recipe, flags_module = require "perilune.run.recipe", require "perilune.run.flags"
 
 local function read(path) return assert(peri.files.read(path)) end
 

@@ -25,13 +25,13 @@ end
 -- A schedule that watches a metric has a state of its own, which goes along.
 function TestResumeSteppers.test_the_state_is_plain_and_holds_the_schedules()
   local tok, model, opt = model_and(1e-3)
-  local sched = require "perilune.sched"
+  local sched = require "perilune.optim.sched"
   local function grpo()
-    return require("perilune.post.grpo").new { model = model, optimizer = opt, tokenizer = tok, reward = function () return 0 end,
+    return require("perilune.algo.grpo").new { model = model, optimizer = opt, tokenizer = tok, reward = function () return 0 end,
       rows = { { prompt = "1:" }, { prompt = "2:" } }, prompts = 2, group = 2, schedule = sched.plateau { from = 1, patience = 0 } }
   end
   local function sft()
-    return require("perilune.post.sft").new { model = model, optimizer = opt, schedule = sched.plateau { from = 1, patience = 0 },
+    return require("perilune.algo.sft").new { model = model, optimizer = opt, schedule = sched.plateau { from = 1, patience = 0 },
       examples = { { ids = { 4, 5 }, mask = { 0, 1 } }, { ids = { 5, 6 }, mask = { 0, 1 } } } }
   end
   for _, new in ipairs { grpo, sft } do
@@ -56,7 +56,7 @@ function TestResumeSteppers.test_the_state_is_plain_and_holds_the_schedules()
     end
     for _, none in ipairs { 3, "x", {} } do lu.assertErrorMsgContains("the state is", b.set_state, b, none) end
   end
-  local other = require("perilune.post.sft").new { model = model, optimizer = opt,
+  local other = require("perilune.algo.sft").new { model = model, optimizer = opt,
     examples = { { ids = { 4, 5 }, mask = { 0, 1 } } } }
   lu.assertErrorMsgContains("the state is of 2 rows, there are 1", other.set_state, other, sft():state())
   lu.assertErrorMsgContains("the state is of row 9, there are 1", other.set_state, other, { at = 1, epoch = 1, used = 9, seen = 1 })
@@ -64,7 +64,7 @@ end
 
 function TestResumeSteppers.test_a_step_whose_reward_raises_is_no_step()
   local tok, model, opt = model_and(1e-3)
-  local stepper = require("perilune.post.grpo").new { model = model, optimizer = opt, tokenizer = tok, prompts = 1, group = 2,
+  local stepper = require("perilune.algo.grpo").new { model = model, optimizer = opt, tokenizer = tok, prompts = 1, group = 2,
     rows = { { prompt = "1:" } }, reward = function () error("no judge", 0) end }
   lu.assertErrorMsgContains("no judge", stepper.step, stepper)
   lu.assertEquals({ stepper.at, stepper.seen }, { 0, 0 })
@@ -79,9 +79,9 @@ function TestResumeSteppers.test_a_skipped_step_is_said_in_the_row()
     local logp, entropy = real(...)
     return poisoned and logp:mul(0 / 0) or logp, entropy
   end
-  local grpo = require("perilune.post.grpo").new { model = model, optimizer = opt, tokenizer = tok,
+  local grpo = require("perilune.algo.grpo").new { model = model, optimizer = opt, tokenizer = tok,
     reward = function (_, text) return #text + (text:byte() or 0) end, rows = { { prompt = "1:" } }, prompts = 2, group = 4 }
-  local sft = require("perilune.post.sft").new { model = model, optimizer = opt,
+  local sft = require("perilune.algo.sft").new { model = model, optimizer = opt,
     examples = { { ids = { 4, 5 }, mask = { 0, 1 } } } }
   local count = 0
   for _, stepper in ipairs { grpo, sft } do

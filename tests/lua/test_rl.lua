@@ -5,7 +5,7 @@ local rl = require "perilune.rl"
 local llama = require "perilune.models.llama"
 local text = require "perilune.text"
 local optim = require "perilune.optim"
-local grpo = require "perilune.post.grpo"
+local grpo = require "perilune.algo.grpo"
 
 local tok = text.chars("0123456789,:", { separator = true })
 local config = { model_type = "llama", vocab_size = tok.size, hidden_size = 32, intermediate_size = 48, num_hidden_layers = 2,

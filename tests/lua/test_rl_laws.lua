@@ -297,12 +297,12 @@ function TestOptions.test_steppers_check_theirs()
   local function grpo(o)
     local how = { model = {}, tokenizer = {}, rows = { {} }, reward = print, optimizer = opt }
     for k, v in pairs(o) do how[k] = v end
-    return function () require("perilune.post.grpo").new(how) end
+    return function () require("perilune.algo.grpo").new(how) end
   end
   local function sft(o)
     local how = { model = {}, optimizer = opt, examples = { { ids = { 1, 2 }, mask = { 0, 1 } } } }
     for k, v in pairs(o) do how[k] = v end
-    return function () require("perilune.post.sft").new(how) end
+    return function () require("perilune.algo.sft").new(how) end
   end
   for message, call in pairs {
     ['grpo: unknown option "grop"; did you mean "group"?'] = grpo { grop = 2 },
@@ -319,8 +319,8 @@ function TestOptions.test_steppers_check_theirs()
       { ids = { 1, 2 }, mask = { 1, 0 } } } },
     ["sft: example 1 has no ids with a mask"] = sft { examples = { { ids = { 1, 2 }, mask = { 1 } } } },
   } do lu.assertErrorMsgContains(message, call) end
-  lu.assertErrorMsgContains("model is missing", require("perilune.post.grpo").new, {})
-  local sft_module = require "perilune.post.sft"
+  lu.assertErrorMsgContains("model is missing", require("perilune.algo.grpo").new, {})
+  local sft_module = require "perilune.algo.sft"
   lu.assertErrorMsgContains("sft.evaluate: there are no examples", sft_module.evaluate, {}, {})
 end
 

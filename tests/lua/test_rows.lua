@@ -2,7 +2,7 @@
 -- vocabularies.
 local lu = require "luaunit"
 local peri = require "perilune"
-local rows = require "perilune.post.rows"
+local rows = require "perilune.data.rows"
 local shared = require "shared"
 
 local cases = peri.json.decode(assert(peri.files.read "tests/data/rows.json"))

@@ -8,7 +8,7 @@ local child = require "child"
 local SOURCE = [[
 local print = print -- a copy from before anything was loaded
 local peri = require "perilune"
-local recipe, nn, optim = require "perilune.recipe", require "perilune.nn", require "perilune.optim"
+local recipe, nn, optim = require "perilune.run.recipe", require "perilune.nn", require "perilune.optim"
 local cfg = peri.flags(recipe.with_flags({ steps = { 9, "steps", budget = true }, lr = 0.5, pace = 0.0,
   crash = 0, leave = 0, exit = 0, talk = false, events = true, catch = false }, "demo"))
 local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps, columns = { "loss" }, tensorboard = cfg.events }
@@ -95,7 +95,7 @@ end
 function TestRun:test_a_second_ctrl_c_stops_at_once()
   demo.remove()
   demo = child.recipe [[
-    local peri, recipe = require "perilune", require "perilune.recipe"
+    local peri, recipe = require "perilune", require "perilune.run.recipe"
     local cfg = peri.flags(recipe.with_flags { steps = 9, at = { "step", "", choices = { "step", "save" } } })
     local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps }
     local function work(name, over) -- for a minute, or until over
@@ -223,7 +223,7 @@ end
 function TestRun:test_a_script_need_not_be_called_as_its_recipe()
   demo.remove()
   demo = child.recipe [[
-    local peri, recipe = require "perilune", require "perilune.recipe"
+    local peri, recipe = require "perilune", require "perilune.run.recipe"
     local cfg = peri.flags(recipe.with_flags { steps = { 3, "steps" }, lr = 0.5 })
     local run = recipe.start { name = "classifier", flags = cfg, total = cfg.steps }
     for step in run:steps() do run:log(step, { lr = cfg.lr }) end

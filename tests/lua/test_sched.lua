@@ -1,6 +1,6 @@
 -- Schedules.
 local lu = require "luaunit"
-local sched = require "perilune.sched"
+local sched = require "perilune.optim.sched"
 
 local function at(s, ...)
   local out = {}

@@ -2,9 +2,9 @@
 -- a GRPO group.
 local lu = require "luaunit"
 local peri = require "perilune"
-local models, optim, sft, rl = require "perilune.models", require "perilune.optim", require "perilune.post.sft",
+local models, optim, sft, rl = require "perilune.models", require "perilune.optim", require "perilune.algo.sft",
   require "perilune.rl"
-local rows, peft = require "perilune.post.rows", require "perilune.peft"
+local rows, peft = require "perilune.data.rows", require "perilune.peft"
 
 local BASE = "tests/data/hf_tiny/llama"
 

@@ -3,7 +3,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local models = require "perilune.models"
-local tokenizer = require "perilune.tokenizer"
+local tokenizer = require "perilune.text.tokenizer"
 local shared = require "shared"
 
 local file, loaded = "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", nil

@@ -2,7 +2,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local models = require "perilune.models"
-local tokenizer = require "perilune.tokenizer"
+local tokenizer = require "perilune.text.tokenizer"
 local shared = require "shared"
 
 -- karpathy/llama2.c, run -t 0 -n 200 (test_all.py) and -n 256 (the checkpoint's page)

@@ -1,7 +1,7 @@
 -- arguments.lua - the command line of chat, complete and eval: words and flags in any order, the flags
 -- that they share, the model that they name.
 local peri = require "perilune"
-local flags = require "perilune.flags"
+local flags = require "perilune.run.flags"
 
 local M = {}
 

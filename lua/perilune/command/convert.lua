@@ -1,4 +1,4 @@
--- convert.lua - perilune convert FROM TO: the command line of perilune.gguf.convert; asks before it overwrites,
+-- convert.lua - perilune convert FROM TO: the command line of perilune.weights.convert; asks before it overwrites,
 -- shows how far it is, says what it wrote and what was lost.
 local peri = require "perilune"
 local options = require "perilune.options"
@@ -147,7 +147,7 @@ return function(args)
     local show, line = progress_line()
     local shown <close> = line -- luacheck: ignore 211
     o.progress = show
-    report, err = require("perilune.gguf.convert").run(o)
+    report, err = require("perilune.weights.convert").run(o)
   end
   if not report then
     io.stderr:write("perilune convert: ", err, "\n")

@@ -2,7 +2,7 @@
 -- is given; as JSON lines on the standard output, or as a file of NumPy or safetensors.
 local peri = require "perilune"
 local arguments = require "perilune.command.arguments"
-local embed = require "perilune.embed"
+local embed = require "perilune.lm.embed"
 
 local about = [[
 Makes a vector of each text, or of each line of the standard input. How tokens become one vector is what a

@@ -2,7 +2,7 @@
 -- sizes, tensors, tokenizer, chat template.
 local peri = require "perilune"
 local foreign = require "perilune.foreign"
-local hf = require "perilune.models.hf"
+local hf = require "perilune.weights.hf"
 
 local usage = [[
 usage: perilune info [FILE] [--all]
@@ -131,7 +131,7 @@ local function show_gguf(path, all)
   if type(name) == "string" then row("name", clean(name, 100)) end
   local tensors = file:tensors()
   local source, why
-  if #tensors > 0 then source, why = require("perilune.models.gguf").open(path) end
+  if #tensors > 0 then source, why = require("perilune.weights.gguf.source").open(path) end
   if source then show_config(source.config)
   else
     row("architecture", clean(tostring(file:get "general.architecture"), 60))
@@ -249,7 +249,7 @@ local function show(path, all)
     show_arrays("NumPy .npz", source, all)
     for _, entry in ipairs(strange) do row("not read", clean(entry[1], 40) .. ": " .. clean(entry[2], 160)) end
     return true
-  elseif path:find "%.bin$" then source, err = require("perilune.models.llama2c").open(path)
+  elseif path:find "%.bin$" then source, err = require("perilune.weights.llama2c").open(path)
   elseif path:find "ubyte" or path:find "idx" then
     source, err = peri.idx.load(path)
     return source and show_arrays("IDX", { array = source }, all), err

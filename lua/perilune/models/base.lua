@@ -2,10 +2,10 @@
 -- and what all causal models share.
 local peri = require "perilune"
 local options = require "perilune.options"
-local hf = require "perilune.models.hf"
-local caches = require "perilune.models.cache"
+local hf = require "perilune.weights.hf"
+local caches = require "perilune.nn.cache"
 local context = require "perilune.models.context"
-local generate = require "perilune.models.generate"
+local generate = require "perilune.decode.generate"
 local settings = require "perilune.models.settings"
 local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
@@ -321,7 +321,7 @@ end
 --- @param opts table?  pooling ("mean"; or a list of them, side by side), normalize (false), and what forward takes
 --- @return perilune.Tensor  (B, D) f32
 function Model:vectors(ids, opts)
-  local out = require("perilune.embed").rows(self, ids, opts, 2)
+  local out = require("perilune.lm.embed").rows(self, ids, opts, 2)
   return out
 end
 
@@ -419,7 +419,7 @@ function Causal:cache(batch, length)
   return caches.new { batch = batch, length = length, layers = s.layers, kv_heads = s.kv_heads, head_dim = s.head_dim }
 end
 
---- See perilune.models.generate.
+--- See perilune.decode.generate.
 function Causal:generate(prompt, opts)
   local out = generate.generate(self, prompt, opts, 2) -- no tail call: levels of errors count frames
   return out

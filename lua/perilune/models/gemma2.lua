@@ -6,7 +6,7 @@ local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
-local rope = require "perilune.models.rope"
+local rope = require "perilune.nn.rope"
 
 local Gemma2 = base.class "gemma2"
 

@@ -1,10 +1,9 @@
 -- models - published models by their files: peri.models.load(path) picks the architecture by the
 -- config and the format by the path. peri.models.llama and so on are the architectures themselves.
-local hf = require "perilune.models.hf"
 local base = require "perilune.models.base"
 local options = require "perilune.options"
 local weights = require "perilune.models.weights"
-local peri = require "perilune"
+local sources = require "perilune.weights"
 
 local M = {}
 
@@ -14,27 +13,7 @@ local architectures = {
   deepseek_v3 = "deepseek_v3", bert = "bert", distilbert = "distilbert", t5 = "t5",
 }
 
-local map_rule = options.boolean(true, "tensors share the file's pages; false reads them, for files that others may "
-  .. "truncate or write")
-local open_rules = { map = map_rule }
-
---- What a path holds, unread: a Hugging Face folder, a .gguf file, or a llama2.c .bin file.
---- @param path string
---- @param opts table?  map (true): tensors share the file's pages. If such a file is truncated or written in place
---- while its tensors live, touching the lost part kills the process (SIGBUS); false reads them instead
---- @return table|nil source
---- @return string? message
-function M.open(path, opts)
-  local o = options.fill("models.open", opts, open_rules)
-  local kind = peri.files.exists(path)
-  if not kind then return nil, path .. ": there is no such file or folder" end
-  if kind == "folder" then return hf.open(path, o) end
-  if path:find "%.gguf$" then return require("perilune.models.gguf").open(path, o) end
-  if path:find "%.bin$" then return require("perilune.models.llama2c").open(path) end
-  return nil, path .. ": neither a folder nor a .gguf or .bin file"
-end
-
-options.declare(M.open, { "path" }, open_rules)
+M.open = sources.open
 
 --- The module of an architecture by a config's model_type.
 --- @param config table
@@ -65,7 +44,7 @@ local load_rules = {
   dtype = options.value("f32", "string", "of linear and embedding weights: f32, bf16, f16, a quantised one, or "
     .. "file: as stored"),
   pack = options.boolean(false, "weights are laid out for this processor, for inference"),
-  map = map_rule,
+  map = sources.map_rule,
 }
 
 --- Read a model.
@@ -87,18 +66,14 @@ function M.load(path, opts)
 end
 options.declare(M.load, { "path" }, load_rules)
 
--- Files of this folder: peri.models.llama is perilune.models.llama.
-local files = {}
-for _, name in pairs(architectures) do files[name] = true end
-for name in ([[base batching beam cache constraint context generate gguf hf inputs llama2c moe pooling prefix_cache
-    projection regex relative rope sampler seq2seq weights]]):gmatch "%S+" do
-  files[name] = true
-end
+-- Files of this folder: peri.models.llama is perilune.models.llama. The formats stand in the room weights.
+local files = { hf = "weights.hf", gguf = "weights.gguf.source", llama2c = "weights.llama2c" }
+for _, name in pairs(architectures) do files[name] = "models." .. name end
 
 return require "perilune.names"(setmetatable(M, {
   __index = function (t, key)
     if not files[key] then return nil end
-    local module = require("perilune.models." .. key)
+    local module = require("perilune." .. files[key])
     rawset(t, key, module)
     return module
   end,

@@ -1,7 +1,7 @@
 -- inputs.lua - what a model is given: ids with options by name, or a whole perilune.Batch. Names are
 -- checked here, and masks, starts and lengths become one thing: which columns of each row are tokens.
 local peri = require "perilune"
-local batches = require "perilune.batch"
+local batches = require "perilune.text.batch"
 local options = require "perilune.options"
 
 local M = {}

@@ -3,15 +3,15 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
-local caches = require "perilune.models.cache"
-local generate = require "perilune.models.generate"
+local caches = require "perilune.nn.cache"
+local generate = require "perilune.decode.generate"
 local inputs = require "perilune.models.inputs"
 
 -- Subclasses offer encode(ids, mask), decode(ids, encoded, opts), crossed(i, encoded), logits(hidden).
 local Seq2seq = base.class("seq2seq", base.Model)
 Seq2seq.kind = "encoder-decoder"
 
--- The decoder for given inputs, as perilune.models.generate wants a model.
+-- The decoder for given inputs, as perilune.decode.generate wants a model.
 local View = {}
 View.__index = View
 
@@ -46,8 +46,8 @@ function View:logits(hidden) return self.model:logits(hidden) end
 
 --- Answer inputs.
 --- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
---- @param opts table?  of perilune.models.generate; mask, start, lengths are of ids
---- @return table out  as of perilune.models.generate; tokens without the start token
+--- @param opts table?  of perilune.decode.generate; mask, start, lengths are of ids
+--- @return table out  as of perilune.decode.generate; tokens without the start token
 function Seq2seq:generate(ids, opts)
   local who, o = self.__name .. ": generate"
   local given, how = generate.split(opts)

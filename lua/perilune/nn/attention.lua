@@ -2,7 +2,7 @@
 -- feed-forward variants, and the block that joins them.
 
 local peri = require "perilune"
-local rope = require "perilune.models.rope"
+local rope = require "perilune.nn.rope"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
 local options = require "perilune.options"

@@ -1,0 +1,270 @@
+-- sft.lua - supervised fine-tuning as a stepper: examples packed or padded into rows, micro-batches
+-- whose losses have one divisor (the learned tokens of the whole update), so that how an update is cut
+-- changes nothing. The loss is cross-entropy over the learned tokens, in nats a token.
+local peri = require "perilune"
+local options = require "perilune.options"
+local base = require "perilune.models.base"
+local rows = require "perilune.data.rows"
+local states = require "perilune.algo.state"
+
+local M = {}
+
+local IGNORED = -100 -- target of what is not learned, as in PyTorch
+
+--- Best-fit decreasing packing: which examples share a row of at most `length` tokens.
+--- @param examples table[]  each with ids
+--- @param length integer
+--- @return integer[][] bins  indices of examples
+function M.pack(examples, length)
+  local order, bins, room = {}, {}, {}
+  for i = 1, #examples do order[i] = i end
+  table.sort(order, function (a, b)
+    local x, y = #examples[a].ids, #examples[b].ids
+    if x ~= y then return x > y end
+    return a < b
+  end)
+  local by_room = {} -- room left -> list of bins
+  for _, i in ipairs(order) do
+    local need, bin = #examples[i].ids, nil
+    if need > length then
+      error(("sft.pack: example %d has %d tokens, rows have %d"):format(i, need, length), 2)
+    end
+    for left = need, length do
+      local list = by_room[left]
+      if list and #list > 0 then bin = table.remove(list) break end
+    end
+    if not bin then
+      bin = #bins + 1
+      bins[bin], room[bin] = {}, length
+    end
+    table.insert(bins[bin], i)
+    room[bin] = room[bin] - need
+    by_room[room[bin]] = by_room[room[bin]] or {}
+    table.insert(by_room[room[bin]], bin)
+  end
+  return bins
+end
+
+--- Rows of tokens as tensors. Positions of one row that belong to different examples do not see each
+--- other, and the first token of an example is no target of the one before.
+--- @param list table[][]  for each row the examples in it
+--- @param pad integer  id behind the last example
+--- @return table batch  ids (B, T) i64, targets (B, T - 1) i64 (-100: not learned), segments (B, T) i64 or
+--- nil when every row has one example, learned and tokens (counts, padding left out)
+function M.batch(list, pad)
+  local width, packed = 0, false
+  for _, row in ipairs(list) do
+    local n = 0
+    for _, e in ipairs(row) do n = n + #e.ids end
+    width, packed = math.max(width, n), packed or #row > 1
+  end
+  local ids, targets, segments, learned, tokens = {}, {}, {}, 0, 0
+  for b, row in ipairs(list) do
+    local x, y, s, at = {}, {}, {}, 0
+    for k, e in ipairs(row) do
+      for i, id in ipairs(e.ids) do
+        x[at + i], s[at + i] = id, k
+        if at + i > 1 then
+          local on = i > 1 and e.mask[i] ~= 0
+          y[at + i - 1] = on and id or IGNORED
+          if on then learned = learned + 1 end
+        end
+      end
+      at = at + #e.ids
+    end
+    ids[b], targets[b], segments[b] = x, y, s
+    tokens = tokens + at
+    for i = at + 1, width do x[i], s[i], y[math.max(i - 1, 1)] = pad, #row + 1, IGNORED end
+  end
+  return { tokens = tokens, ids = peri.tensor(ids, "i64"), targets = peri.tensor(targets, "i64"), learned = learned,
+           segments = packed and peri.tensor(segments, "i64") or nil }
+end
+
+--- Sum of the cross-entropy over the learned tokens of a batch, in nats.
+--- @param model table  causal model of perilune.models
+--- @param batch table  of M.batch
+--- @return perilune.Tensor sum  0-dim
+--- @return perilune.Tensor entropy  0-dim: sum of the entropies at the learned tokens, detached
+function M.loss(model, batch)
+  local time = batch.ids:size(2) - 1
+  local hidden = model:forward(batch.ids:narrow(2, 1, time),
+    { segments = batch.segments and batch.segments:narrow(2, 1, time) })
+  local logp, entropy = model:token_logprob(hidden, batch.targets)
+  return logp:sum():neg(), entropy:detach():sum()
+end
+
+local evaluate_rules = {
+  batch_size = options.integer(8, "[1, inf)", "examples of a forward pass"),
+  pad = options.integer(0, "[0, inf)", "id behind shorter examples"),
+}
+
+--- Mean loss over examples, without gradients.
+--- @param model table
+--- @param examples table[]  at least one
+--- @param opts table?
+--- @return number loss  nats a learned token
+function M.evaluate(model, examples, opts)
+  local o = options.fill("sft.evaluate", opts, evaluate_rules)
+  options.argument("sft.evaluate", "examples", examples, "table")
+  if #examples == 0 then error("sft.evaluate: there are no examples", 2) end
+  local _ <close> = peri.no_grad()
+  local sum, tokens = 0, 0
+  for at = 1, #examples, o.batch_size do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local list = {}
+    for i = at, math.min(at + o.batch_size - 1, #examples) do list[#list + 1] = { examples[i] } end
+    local batch = M.batch(list, o.pad)
+    sum, tokens = sum + M.loss(model, batch):item(), tokens + batch.learned
+  end
+  if tokens == 0 then error("sft.evaluate: none of the examples has a token to learn", 2) end
+  return sum / tokens
+end
+options.declare(M.evaluate, { "model", "examples" }, evaluate_rules)
+
+local Stepper = {}
+Stepper.__index = Stepper
+
+local rules = {
+  model = options.value(options.required, "table", "causal model of perilune.models"),
+  optimizer = options.value(options.required, "table", "over the parameters that learn"),
+  tokenizer = options.value(options.none, "table", "of perilune.tokenizer; needed with rows"),
+  rows = options.value(options.none, "table", "training rows, see perilune.data.rows"),
+  examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
+  batch_size = options.integer(8, "[1, inf)", "rows of a micro-batch"),
+  accumulate = options.integer(1, "[1, inf)", "micro-batches of an update"),
+  max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut"),
+  packing = options.boolean(false, "several examples to a row of max_length"),
+  assistant_only = options.boolean(true, "of messages only what the assistant says is learned"),
+  completion_only = options.boolean(true, "of a prompt and a completion only the completion is learned"),
+  bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
+  clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
+  schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
+  seed = options.integer(1, nil, "of the order of rows"),
+  pad = options.integer(options.none, "[0, inf)", "id behind the last example; default: the tokenizer's"),
+}
+
+-- Examples that were not made here.
+local function check_examples(list)
+  for i, e in ipairs(list) do
+    if type(e) ~= "table" or type(e.ids) ~= "table" or type(e.mask) ~= "table" or #e.mask < #e.ids then
+      error(("sft: example %d has no ids with a mask for each"):format(i), 3)
+    end
+    local learned = false
+    for k = 2, #e.ids do learned = learned or e.mask[k] ~= 0 end
+    if not learned then error(("sft: example %d has no token to learn behind its first"):format(i), 3) end
+  end
+end
+
+--- Supervised fine-tuning as a stepper: each :step() is one update over micro-batches of rows, in an order
+--- that is drawn anew each epoch.
+--- @param opts table  model, optimizer, and tokenizer with rows, or examples
+--- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; examples; report (of
+--- rows: what was left out, see rows.examples)
+function M.new(opts)
+  local self = options.fill("sft", opts, rules)
+  local why = base.no_causal(self.model)
+  if why then error("sft: " .. why, 2) end
+  if self.examples then
+    if self.rows then error("sft: give rows or examples, not both", 2) end
+    check_examples(self.examples)
+  else
+    if not (self.tokenizer and self.rows) then error("sft: give tokenizer and rows, or examples", 2) end
+    self.examples, self.report = rows.examples(self.tokenizer, self.rows, { max_length = self.max_length,
+      assistant_only = self.assistant_only, completion_only = self.completion_only, bad = self.bad })
+  end
+  if #self.examples == 0 then
+    error("sft: no row has anything to learn" .. (self.report and "; " .. self.report.text or ""), 2)
+  end
+  self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
+  self.units = {}
+  if self.packing then
+    for i, bin in ipairs(M.pack(self.examples, self.max_length)) do
+      self.units[i] = {}
+      for k, index in ipairs(bin) do self.units[i][k] = self.examples[index] end
+    end
+  else
+    for i, e in ipairs(self.examples) do self.units[i] = { e } end
+  end
+  self.at, self.epoch, self.used, self.seen = 0, 1, 0, 0
+  return setmetatable(self, Stepper)
+end
+options.declare(M.new, {}, rules)
+
+-- Rows in the order of an epoch.
+local function order_of(self)
+  if self._order_epoch ~= self.epoch then
+    local order = {}
+    for i = 1, #self.units do order[i] = i end
+    peri.rng(self.seed + self.epoch - 1):shuffle(order)
+    self._order, self._order_epoch = order, self.epoch
+  end
+  return self._order
+end
+
+-- The rows of the next micro-batch; a new epoch begins when none is left.
+local function next_rows(self)
+  local list = {}
+  while #list < self.batch_size do
+    if self.used == #self.units then
+      if #list > 0 then break end
+      self.epoch, self.used = self.epoch + 1, 0
+    end
+    self.used = self.used + 1
+    list[#list + 1] = self.units[order_of(self)[self.used]]
+  end
+  return list
+end
+
+--- One update.
+--- @return table metrics  step, loss, entropy (nats a learned token), num_tokens (so far, without padding),
+--- learning_rate, grad_norm, epoch (fraction), and skipped (updates left out so far) where the gradient was not
+--- finite and this one was. Names are those of TRL's SFTTrainer; its mean_token_accuracy is not there: the op
+--- token_logprob, which never holds the logits, does not say which token was best
+function Stepper:step()
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local batches, tokens, sum, entropy = {}, 0, 0, 0
+  for i = 1, self.accumulate do
+    batches[i] = M.batch(next_rows(self), self.pad)
+    tokens = tokens + batches[i].learned
+    self.seen = self.seen + batches[i].tokens
+  end
+  for _, batch in ipairs(batches) do
+    local micro <close> = peri.scope() -- luacheck: ignore 211
+    local loss, h = M.loss(self.model, batch)
+    loss:div(tokens):backward()
+    sum, entropy = sum + loss:item(), entropy + h:item()
+  end
+  self.at = self.at + 1
+  local optimizer = self.optimizer
+  local lr = self.schedule and self.schedule(self.at) or optimizer.lr
+  optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
+  return { step = self.at, loss = sum / tokens, entropy = entropy / tokens, num_tokens = self.seen,
+           learning_rate = lr, grad_norm = optimizer.grad_norm,
+           epoch = self.epoch - 1 + self.used / #self.units,
+           skipped = optimizer.was_skipped and optimizer.skipped or nil }
+end
+
+--- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which the
+--- schedule goes by, the place in the data and the state of a schedule that has one.
+--- @return table
+function Stepper:state()
+  return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen, of = #self.units,
+           schedule = states.of_schedule(self.schedule) }
+end
+
+--- Go on from a state. One that does not fit raises, and then nothing changed.
+--- @param s table  of state(), of a stepper made with the same options and rows
+--- @return self
+function Stepper:set_state(s)
+  if type(s) == "table" then
+    local n = #self.units
+    if s.of and s.of ~= n then error(("sft: the state is of %s rows, there are %d"):format(tostring(s.of), n), 2) end
+    if type(s.used) == "number" and s.used > n then
+      error(("sft: the state is of row %s, there are %d"):format(tostring(s.used), n), 2)
+    end
+  end
+  states.take("sft", self, s, { "at", "epoch", "used", "seen" }, { schedule = self.schedule })
+  return self
+end
+
+return require "perilune.names"(M, "perilune.algo.sft")

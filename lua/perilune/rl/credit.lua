@@ -1,0 +1,93 @@
+-- credit.lua - which tokens of which completions an update learns from, and how much: advantages, the rows that
+-- have one, and slices of them.
+local peri = require "perilune"
+local loss = require "perilune.rl.loss"
+local options = require "perilune.options"
+
+local M = {}
+
+local advantage_rules = {
+  std = options.choice("sample", { "sample", "population", "none" }, "the deviation that rewards are divided by"),
+  eps = options.number(1e-4, "[0, inf)", "added to the deviation"),
+}
+
+--- Advantages and the weights of tokens in the objective.
+--- Whole answers (outcome supervision, DeepSeekMath 2402.03300 eq. 4.1.2): the reward, centred and
+--- scaled within its group, on every token. With step rewards (process supervision, 4.1.3): the
+--- return from each token on, centred and scaled over those samples of the group whose prefix has
+--- been right so far; the tokens after that are masked out.
+--- @param batch table  of rl.rollout
+--- @param opts table?
+--- @return perilune.Tensor advantage  (B, N) f32
+--- @return perilune.Tensor weight  (B, N) f32, 0 or 1
+function M.advantages(batch, opts)
+  local o = options.fill("rl.advantages", opts, advantage_rules)
+  options.argument("rl.advantages", "batch", batch, "table")
+  if batch.steps then
+    local steps = loss.counted(batch.steps, batch.covered)
+    local returns = steps:flip(2):cumsum(2):flip(2) -- (B, N)
+    return peri.group_advantage(returns, batch.covered, batch.group, o.std, o.eps), batch.covered
+  end
+  local total, scored = {}, {}
+  for i, r in ipairs(batch.total) do
+    total[i], scored[i] = r == r and r or 0, r == r and 1 or 0
+  end
+  local known = peri.tensor(scored, "f32"):unsqueeze(2) -- (B, 1)
+  local a = peri.group_advantage(peri.tensor(total, "f32"):unsqueeze(2), known, batch.group, o.std, o.eps)
+  return a:mul(batch.mask), batch.mask:mul(known)
+end
+options.declare(M.advantages, { "batch" }, advantage_rules)
+
+--- (B) bool: the completions with a gradient.
+function M.teaching(advantage, weight, all)
+  return (all and weight or loss.counted(advantage, weight)):ne(0):any(2)
+end
+
+--- The completions that can teach something: those with an advantage that is not 0. The gradient of
+--- the others is exactly 0, so leaving them out changes nothing but the time of an update; divisors
+--- of the loss must be counted before.
+--- @param batch table  of rl.rollout
+--- @param advantage perilune.Tensor  (B, N)
+--- @param weight perilune.Tensor  (B, N)
+--- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
+--- @return table  n, ids (n, P + N), from, start, logprobs, advantage, weight (n, N)
+function M.with_signal(batch, advantage, weight, all)
+  options.argument("rl.with_signal", "batch", batch, "table")
+  options.argument("rl.with_signal", "advantage", advantage, "tensor")
+  options.argument("rl.with_signal", "weight", weight, "tensor")
+  local rows = M.teaching(advantage, weight, all):nonzero():reshape { -1 } -- (n) i64
+  local function pick(t) return t and t:index_select(rows, 1) end
+  return { n = rows:numel(), from = batch.from, ids = pick(batch.ids), start = pick(batch.start),
+           logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
+end
+
+local size_rule = options.integer(options.required, "[1, inf)", "rows of a slice")
+
+--- The size of a slice, or an error at the caller.
+function M.want_size(who, size)
+  local problem = options.problem("size", size, size_rule)
+  if problem then options.raise(("%s: %s"):format(who, problem)) end
+  return math.tointeger(size)
+end
+
+--- for part in rl.parts(rows, size) do: consecutive slices of what with_signal returns, each turn a
+--- memory scope.
+--- @param rows table
+--- @param size integer  rows of a slice
+function M.parts(rows, size)
+  options.argument("rl.parts", "rows", rows, "table")
+  size = M.want_size("rl.parts", size)
+  local advance, state, turn, closing = peri.steps(math.ceil(rows.n / size))
+  return function ()
+    turn = advance(state, turn)
+    if not turn then return nil end
+    local at = (turn - 1) * size + 1
+    local part = { n = math.min(size, rows.n - at + 1), from = rows.from }
+    for key, value in pairs(rows) do
+      if type(value) == "userdata" then part[key] = value:narrow(1, at, part.n) end
+    end
+    return part
+  end, nil, nil, closing
+end
+
+return M

@@ -1,0 +1,18 @@
+-- rl - reinforcement learning of language models: rollouts, the reward contract, credit, the clipped objective.
+-- Everything works on whole batches; the algorithm stays in the recipe. One idea a file; here is what each offers.
+local M = {}
+
+for file, names in pairs {
+  rollout = { "rollout" },
+  reward = { "score" },
+  credit = { "advantages", "with_signal", "parts" },
+  shared = { "shared_prompt", "completion_logprobs", "groups" },
+  loss = { "log_ratio_max", "kl", "kl_to", "clipped" },
+  curriculum = { "curriculum" },
+  metrics = { "summary" },
+} do
+  local module = require("perilune.rl." .. file)
+  for _, name in ipairs(names) do M[name] = module[name] end
+end
+
+return require "perilune.names"(M, "perilune.rl")

@@ -1,0 +1,58 @@
+-- metrics.lua - what is logged of a batch of completions.
+local options = require "perilune.options"
+local loss = require "perilune.rl.loss"
+
+local M = {}
+
+-- Mean and deviation (of a sample) of those that are numbers, how many, and the extremes.
+local function moments(values)
+  local n, sum, squares, lo, hi = 0, 0, 0, math.huge, -math.huge
+  for _, v in ipairs(values) do
+    if v == v then n, sum, lo, hi = n + 1, sum + v, math.min(lo, v), math.max(hi, v) end
+  end
+  local mean = n > 0 and sum / n or 0 / 0
+  for _, v in ipairs(values) do
+    if v == v then squares = squares + (v - mean) ^ 2 end
+  end
+  return mean, n > 1 and math.sqrt(squares / (n - 1)) or 0, n, lo, hi
+end
+
+--- What TRL's GRPOTrainer logs of a batch, under its names: reward (mean of those that are no abstentions),
+--- reward_std (mean over the groups of the deviation), frac_reward_zero_std (share of groups without any
+--- spread), rewards/NAME/mean and std of each function of a list, completions/mean_length, min_length,
+--- max_length, clipped_ratio (share that no stop token ended) and mean_, min_, max_terminated_length (of the
+--- others, 0 without any). entropy, in nats a token, is estimated by the mean of -log p of what was sampled.
+--- @param batch table  of rl.rollout
+--- @return table
+function M.summary(batch)
+  options.argument("rl.summary", "batch", batch, "table")
+  local count, flat, spread = #batch.total, 0, 0
+  if count == 0 then error("rl.summary: the batch has no completions", 2) end
+  for first = 1, count, batch.group do
+    local _, deviation, _, lo, hi = moments(table.move(batch.total, first, first + batch.group - 1, 1, {}))
+    spread = spread + deviation
+    if lo >= hi then flat = flat + 1 end
+  end
+  local lengths, terminated = {}, {}
+  for i, list in ipairs(batch.tokens) do
+    lengths[i] = #list
+    if batch.ended[i] then terminated[#terminated + 1] = #list end
+  end
+  local groups = count / batch.group
+  local out = { reward = (moments(batch.total)), reward_std = spread / groups, frac_reward_zero_std = flat / groups,
+    ["completions/clipped_ratio"] = 1 - #terminated / count,
+    entropy = -loss.counted(batch.logprobs, batch.mask):sum():item() / math.max(batch.mask:sum():item(), 1) }
+  for infix, list in pairs { [""] = lengths, terminated_ = #terminated > 0 and terminated or { 0 } } do
+    local mean, _, _, lo, hi = moments(list)
+    out[("completions/mean_%slength"):format(infix)] = mean
+    out[("completions/min_%slength"):format(infix)] = lo
+    out[("completions/max_%slength"):format(infix)] = hi
+  end
+  for _, name in ipairs(batch.names or {}) do
+    local mean, deviation = moments(batch.rewards[name])
+    out[("rewards/%s/mean"):format(name)], out[("rewards/%s/std"):format(name)] = mean, deviation
+  end
+  return out
+end
+
+return M

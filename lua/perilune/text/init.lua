@@ -1,0 +1,88 @@
+-- text - character tokenizer: one id for each character of an alphabet, after four special ids.
+-- The layout is verl's CharTokenizer (tests/e2e/envs/digit_completion): separator 0, end 1,
+-- padding 2, unknown 3, then the characters in their order.
+
+local batches = require "perilune.text.batch"
+local options = require "perilune.options"
+
+--- @class perilune.text.Chars
+--- @field sep integer
+--- @field eos integer
+--- @field pad integer
+--- @field unk integer
+--- @field size integer  ids in all
+local Chars = {}
+Chars.__index = Chars
+
+function Chars:__tostring()
+  local list = {}
+  for id = 4, self.size - 1 do list[#list + 1] = self._char[id] end
+  return ("characters, %d tokens: 4 special ones and %q"):format(self.size, table.concat(list))
+end
+
+local M = {}
+
+--- A tokenizer of single characters: special ids 0 to 3, then those of the alphabet in their order.
+--- @param alphabet string  UTF-8, each character once
+--- @param opts table?  separator (false): :batch ends each prompt with the separator
+--- @return perilune.text.Chars
+function M.chars(alphabet, opts)
+  local o = options.fill("text.chars", opts, { separator = false })
+  local self = setmetatable({ sep = 0, eos = 1, pad = 2, unk = 3, _id = {}, _char = {} }, Chars)
+  self._separator, self.size = o.separator, 4
+  for _, code in utf8.codes(alphabet) do
+    local c = utf8.char(code)
+    if self._id[c] then error(("text.chars: %q occurs twice in the alphabet"):format(c), 2) end
+    self._id[c], self._char[self.size] = self.size, c
+    self.size = self.size + 1
+  end
+  return self
+end
+
+--- A tokenizer from the list of code points that verl writes as "char_ords".
+--- @param codes integer[]
+--- @param opts table?
+--- @return perilune.text.Chars
+function M.from_codes(codes, opts) return M.chars(utf8.char(table.unpack(codes)), opts) end
+
+--- @param text string
+--- @return integer[]
+function Chars:encode(text)
+  local ids = {}
+  for _, code in utf8.codes(text) do ids[#ids + 1] = self._id[utf8.char(code)] or self.unk end
+  return ids
+end
+
+--- Special ids are left out.
+--- @param ids integer[]
+--- @return string
+function Chars:decode(ids)
+  local out = {}
+  for _, id in ipairs(ids) do out[#out + 1] = self._char[id] end
+  return table.concat(out)
+end
+
+--- Ids of many texts; with add_special (true) and a separator each ends with it.
+--- @param texts string[]
+--- @param opts table?  add_special (true), parse_special (no meaning here)
+--- @return integer[][]
+function Chars:encode_batch(texts, opts)
+  local o = options.fill("text:encode_batch", opts, { add_special = true, parse_special = true })
+  local lists = {}
+  for i, text in ipairs(texts) do
+    lists[i] = self:encode(text)
+    if self._separator and o.add_special then table.insert(lists[i], self.sep) end
+  end
+  return lists
+end
+
+--- Prompts as one batch, padded on the left so that all end together.
+--- @param texts string[]
+--- @param opts table?  as of a tokenizer's batch
+--- @return perilune.Batch
+function Chars:batch(texts, opts)
+  local batch = batches.texts(self, texts, opts)
+  return batch
+end
+
+return require "perilune.names"(M, "perilune.text")
