@@ -12,7 +12,7 @@ typedef struct peri__op_binding {
   const peri_op *op;
   const peri_sig *sig;
   const peri_attr *defaults; /* of every attribute that has one */
-  int nret;                  /* tensors returned */
+  int nattr, nret;           /* attributes; tensors returned */
   bool hooked;               /* may be intercepted: linear, embedding */
 } peri__op_binding;
 

@@ -54,7 +54,7 @@ static int call_general (lua_State *L) {
   make_room(L, &a, few_in, few_ints);
   do {
     s = peri__args_take(L, &a);
-    if (s == PERI_OK) s = peri_apply(o->b->ctx, o->op, a.nin, a.in, a.attr, out);
+    if (s == PERI_OK) s = peri_apply(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr, o->nret, out);
     peri__args_drop(&a);
   } while (peri__retry(L, s, &tries));
   if (s != PERI_OK) return failed(L, o);
@@ -72,7 +72,8 @@ static int call_unary (lua_State *L) {
   peri_box *x;
   if (lua_gettop(L) != 1 || !(x = peri__box_at(L, o->b, 1))) return call_general(L);
   peri_box *box = peri__box_push(L, o->b, MT);
-  if (!x->t || peri_apply(o->b->ctx, o->op, 1, &x->t, o->defaults, &box->t) != PERI_OK) {
+  if (!x->t ||
+      peri_apply(o->b->ctx, o->op, 1, &x->t, o->nattr, o->defaults, 1, &box->t) != PERI_OK) {
     lua_settop(L, 1); /* a second failure raises */
     return call_general(L);
   }
@@ -104,7 +105,7 @@ static int call_binary (lua_State *L) {
                          (o->op->flags & PERI_OP_ELEMENTWISE) != 0, &number) == PERI_OK;
     in[arg - 1] = number;
   }
-  if (ready) ready = peri_apply(b->ctx, o->op, 2, in, o->defaults, &box->t) == PERI_OK;
+  if (ready) ready = peri_apply(b->ctx, o->op, 2, in, o->nattr, o->defaults, 1, &box->t) == PERI_OK;
   peri_release(number);
   if (!ready) {
     lua_settop(L, 2);
@@ -128,7 +129,7 @@ static int call_inplace (lua_State *L) {
   make_room(L, &a, few_in, few_ints);
   do {
     s = peri__args_take(L, &a);
-    if (s == PERI_OK) s = peri__apply_inplace(o->b->ctx, o->op, a.nin, a.in, a.attr);
+    if (s == PERI_OK) s = peri_apply_inplace(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr);
     peri__args_drop(&a);
   } while (peri__retry(L, s, &tries));
   if (s != PERI_OK) return luaL_error(L, "%s_: %s", o->op->name, peri_message(o->b->ctx));
@@ -149,7 +150,7 @@ static int call_inplace_binary (lua_State *L) {
     bool integer = lua_isinteger(L, 2) && !peri__is_float(x->t->dtype);
     s = peri__number(o->b, integer, lua_tointeger(L, 2), lua_tonumber(L, 2), true, &in[1]);
   }
-  if (s == PERI_OK) s = peri__apply_inplace(o->b->ctx, o->op, 2, in, o->defaults);
+  if (s == PERI_OK) s = peri_apply_inplace(o->b->ctx, o->op, 2, in, o->nattr, o->defaults);
   if (number) peri_release(in[1]);
   if (s != PERI_OK) return call_inplace(L);
   lua_settop(L, 1);
@@ -207,7 +208,8 @@ static peri__op_binding *make_bindings (lua_State *L, peri_bind *b) {
     o[i].nret = peri_op_outputs(op);
     o[i].hooked = strcmp(op->name, "linear") == 0 || strcmp(op->name, "embedding") == 0;
     if (!o[i].sig) continue;
-    for (int k = 0; k < o[i].sig->nattr; k++) *def++ = o[i].sig->p[o[i].sig->ntensor + k].def;
+    o[i].nattr = o[i].sig->nattr;
+    for (int k = 0; k < o[i].nattr; k++) *def++ = o[i].sig->p[o[i].sig->ntensor + k].def;
   }
   return o;
 }

@@ -114,14 +114,14 @@ static peri_tensor *weighted (lua_State *L, peri_ctx *ctx, peri_tensor *y, peri_
                               peri_tensor *sum) {
   peri_tensor *in[2] = { y, g };
   peri_tensor **product = peri__box_new(L);
-  peri__check(L, "checkpoint", peri_apply(ctx, peri_op_find("mul"), 2, in, NULL, product));
+  peri__check(L, "checkpoint", peri__invoke(ctx, peri_op_find("mul"), 2, in, NULL, product));
   peri_tensor **total = peri__box_new(L);
-  peri__check(L, "checkpoint", peri_apply(ctx, peri_op_find("sum"), 1, product, NULL, total));
+  peri__check(L, "checkpoint", peri__invoke(ctx, peri_op_find("sum"), 1, product, NULL, total));
   if (!sum) return *total;
   in[0] = sum;
   in[1] = *total;
   peri_tensor **both = peri__box_new(L);
-  peri__check(L, "checkpoint", peri_apply(ctx, peri_op_find("add"), 2, in, NULL, both));
+  peri__check(L, "checkpoint", peri__invoke(ctx, peri_op_find("add"), 2, in, NULL, both));
   return *both;
 }
 
@@ -262,7 +262,7 @@ static void make_results (lua_State *L, peri_bind *b, int first, int last) {
     if (!box || !box->t || !peri__tracked(box->t)) continue;
     peri_attr shape = { .v = box->t->shape, .n = box->t->ndim };
     peri_tensor **view = peri__box_new(L);
-    peri__check(L, "checkpoint", peri_apply(b->ctx, expand, 1, &box->t, &shape, view));
+    peri__check(L, "checkpoint", peri__invoke(b->ctx, expand, 1, &box->t, &shape, view));
     lua_replace(L, i);
   }
 }

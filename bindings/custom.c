@@ -198,7 +198,7 @@ static void push_gradient (lua_State *L, peri_tensor *g) {
     return;
   }
   peri_tensor **out = peri__box_new(L);
-  peri__check(L, "custom", peri_apply(g->ctx, peri_op_find("clone"), 1, &g, NULL, out));
+  peri__check(L, "custom", peri__invoke(g->ctx, peri_op_find("clone"), 1, &g, NULL, out));
 }
 
 /* The record's table: [1] vjp, [2] its context, [3] versions of the tensors in it. One result an

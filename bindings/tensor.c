@@ -74,7 +74,7 @@ static void select_first (lua_State *L, const peri_op *select, int64_t p) {
   peri_tensor *in = ((peri_box *)lua_touserdata(L, -1))->t;
   peri_attr attr[2] = { { .i = 0 }, { .i = p } };
   peri_tensor **out = peri__box_new(L);
-  peri__check(L, "at", peri_apply(b->ctx, select, 1, &in, attr, out));
+  peri__check(L, "at", peri__invoke(b->ctx, select, 1, &in, attr, out));
   lua_replace(L, -2);
 }
 
@@ -212,7 +212,7 @@ static void push_transposed (lua_State *L, peri_tensor *t) {
   peri_attr attr = { .v = dims, .n = t->ndim };
   peri_tensor **out = peri__box_new(L);
   if (!permute) luaL_error(L, "T: this build has no permute");
-  peri__check(L, "T", peri_apply(t->ctx, permute, 1, &t, &attr, out));
+  peri__check(L, "T", peri__invoke(t->ctx, permute, 1, &t, &attr, out));
 }
 
 static const char *const fields[] = { "shape",         "ndim",    "dtype",  "device", "grad",

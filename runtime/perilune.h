@@ -221,12 +221,24 @@ PERI_API const peri_op *peri_op_find (const char *name); /* NULL when unknown */
 PERI_API const char *peri_op_name (const peri_op *op);
 PERI_API const char *peri_op_signature (const peri_op *op);
 PERI_API const char *peri_op_doc (const peri_op *op);
-/* Run one op. in: nin tensors in signature order, absent optionals NULL. attr: one entry for each
-** attribute of the signature, or NULL to take every default. out: as many entries as the op
-** returns tensors (peri_op_outputs). */
+/* Counts of the signature: attributes, and tensors that a call returns. */
+PERI_API int peri_op_attrs (const peri_op *op);
 PERI_API int peri_op_outputs (const peri_op *op);
+/* Run one op. in: nin tensors in signature order, absent optionals NULL. attr: nattr entries, one for
+** each attribute of the signature in its order, or NULL and 0 to take every default. out: nout
+** entries, as many as the op returns tensors; NULL and 0 for one that writes in place. An op may gain
+** attributes and results in a later version: a host that was compiled against fewer is told so,
+** PERI_EINVAL and a message with both numbers, and nothing is read or written past what it gave. */
 PERI_API peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                                 const peri_attr *attr, peri_tensor **out);
+                                 int nattr, const peri_attr *attr, int nout, peri_tensor **out);
+
+/* name_, the in-place twin of an elementwise op, which writes its result over in[0]: the result must
+** have in[0]'s shape and dtype. Refused: no elements of in[0] may share memory (an expanded view),
+** and while gradients are enabled neither it nor, where the op has a gradient, another input may take
+** part in a graph. Inputs that are other views of the memory written are read as they were. PERI_ENOSUP:
+** the op has no twin. */
+PERI_API peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
+                                         peri_tensor *const *in, int nattr, const peri_attr *attr);
 
 /* ---- autograd ------------------------------------------------------------------------------ */
 

@@ -309,12 +309,9 @@ static peri_status check_attr (peri_ctx *ctx, const peri_param *p, const peri_at
   }
 }
 
-peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                              const peri_attr *attr) {
-  NEED(ctx, ctx);
-  NEED(ctx, op);
-  const peri_sig *sig = peri__sig(op);
-  if (!sig) return peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
+/* What a caller from outside may get wrong: NULLs, other contexts, attributes of no meaning. */
+static peri_status check_call (peri_ctx *ctx, const peri_sig *sig, int nin, peri_tensor *const *in,
+                               const peri_attr *attr) {
   if (nin < 0) return peri__fail(ctx, PERI_EINVAL, "%d tensors given", nin);
   if (nin > 0) NEED(ctx, in);
   for (int i = 0; i < nin; i++)
@@ -324,23 +321,64 @@ peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_te
                         one ? sig->p[i].name : "", one ? ")" : "",
                         in[i]->ctx ? "is a tensor of another context" : "was released before");
     }
-  for (int i = 0; attr && i < sig->nattr; i++)
-    TRY(check_attr(ctx, &sig->p[sig->ntensor + i], &attr[i]));
+  for (int i = 0; i < sig->nattr; i++) {
+    const peri_param *p = &sig->p[sig->ntensor + i];
+    if (attr) TRY(check_attr(ctx, p, &attr[i]));
+    if (!attr && !p->has_default) return peri__fail(ctx, PERI_EINVAL, "%s has no default", p->name);
+  }
   return PERI_OK;
 }
 
-peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                        const peri_attr *attr, peri_tensor **out) {
-  TRY(peri__check_call(ctx, op, nin, in, attr));
-  if (op->nout > 0) NEED(ctx, out);
+/* Run op, or its in-place twin. */
+static peri_status invoke (peri_ctx *ctx, const peri_op *op, bool twin, int nin,
+                           peri_tensor *const *in, const peri_attr *attr, peri_tensor **out) {
+  const peri_sig *sig = peri__sig(op);
   peri_attr defaults[PERI_MAX_PARAM];
+  TRY(check_call(ctx, sig, nin, in, attr));
   if (!attr) {
-    const peri_sig *sig = peri__sig(op);
-    for (int i = 0; i < sig->nattr; i++)
-      if (!sig->p[sig->ntensor + i].has_default)
-        return peri__fail(ctx, PERI_EINVAL, "%s has no default", sig->p[sig->ntensor + i].name);
     default_attrs(sig, defaults);
     attr = defaults;
   }
-  return peri__apply(ctx, op, nin, in, attr, out);
+  return twin ? peri__apply_inplace(ctx, op, nin, in, attr)
+              : peri__apply(ctx, op, nin, in, attr, out);
+}
+
+peri_status peri__invoke (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                          const peri_attr *attr, peri_tensor **out) {
+  return invoke(ctx, op, false, nin, in, attr, out);
+}
+
+/* Hosts say how many attributes and results they know, because an op may have gained some since. */
+static peri_status check_count (peri_ctx *ctx, const peri_op *op, const char *what, int given,
+                                int wanted, const void *list) {
+  if (given != wanted)
+    return peri__fail(ctx, PERI_EINVAL, "%d %s%s given, this version of the op (%s) has %d", given,
+                      what, given == 1 ? "" : "s", op->sig, wanted);
+  if (given > 0) NEED(ctx, list);
+  return PERI_OK;
+}
+
+static peri_status check_attr_count (peri_ctx *ctx, const peri_op *op, int nattr,
+                                     const peri_attr *attr) {
+  const peri_sig *sig = peri__sig(op);
+  if (!sig) return peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
+  if (nattr == 0 && !attr) return PERI_OK; /* the defaults */
+  return check_count(ctx, op, "attribute", nattr, sig->nattr, attr);
+}
+
+peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                        int nattr, const peri_attr *attr, int nout, peri_tensor **out) {
+  NEED(ctx, ctx);
+  NEED(ctx, op);
+  TRY(check_attr_count(ctx, op, nattr, attr));
+  TRY(check_count(ctx, op, "result", nout, peri_op_outputs(op), out));
+  return invoke(ctx, op, false, nin, in, attr, out);
+}
+
+peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                                int nattr, const peri_attr *attr) {
+  NEED(ctx, ctx);
+  NEED(ctx, op);
+  TRY(check_attr_count(ctx, op, nattr, attr));
+  return invoke(ctx, op, true, nin, in, attr, NULL);
 }

@@ -42,7 +42,7 @@ void peri__build_all (peri_build *b, const peri_op *op, int nin, peri_tensor *co
   int n = peri_op_outputs(op);
   for (int k = 0; k < n; k++) out[k] = NULL;
   if (b->status != PERI_OK) return;
-  b->status = peri_apply(b->ctx, op, nin, in, attr, out); /* NULL attributes are the defaults */
+  b->status = peri__invoke(b->ctx, op, nin, in, attr, out);
   for (int k = 0; k < n; k++) out[k] = peri__build_own(b, b->status == PERI_OK ? out[k] : NULL);
 }
 

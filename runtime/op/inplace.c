@@ -261,12 +261,15 @@ static peri_status check_twin (const peri_call *c) {
 
 peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                                  const peri_attr *attr) {
-  peri_tensor *src[MAX_IN] = { NULL }, *x = in[0];
+  peri_tensor *src[MAX_IN] = { NULL };
   peri_call c = { .ctx = ctx, .op = op, .nin = nin, .in = (peri_tensor **)in, .attr = attr };
   if (!(op->flags & PERI_OP_ELEMENTWISE) || nin < 1 || nin > MAX_IN)
     return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
+  if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
+    return peri__fail(ctx, PERI_EINTR, "interrupted"); /* before anything is written */
   TRY(peri__check_inputs(&c));
   TRY(check_twin(&c));
+  peri_tensor *x = in[0];
   c.in = src;
   peri_status s = PERI_OK;
   for (int i = 0; i < nin && s == PERI_OK; i++) /* read another view of x's memory from a copy */

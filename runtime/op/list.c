@@ -184,4 +184,9 @@ const peri_op *peri_op_find (const char *name) {
 const char *peri_op_name (const peri_op *op) { return op ? op->name : ""; }
 const char *peri_op_signature (const peri_op *op) { return op ? op->sig : ""; }
 const char *peri_op_doc (const peri_op *op) { return op ? op->doc : ""; }
+int peri_op_attrs (const peri_op *op) {
+  const peri_sig *sig = op ? peri__sig(op) : NULL;
+  return sig ? sig->nattr : 0;
+}
+
 int peri_op_outputs (const peri_op *op) { return !op ? 0 : op->nret ? op->nret : op->nout; }

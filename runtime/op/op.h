@@ -199,11 +199,13 @@ bool peri__heads_fit (int64_t size, int64_t heads, int64_t kv_heads);
 /* ---- dispatch: op/apply.c ---- */
 peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                          const peri_attr *attr, peri_tensor **out);
-/* What a caller from outside may get wrong: NULLs, other contexts, attributes of no meaning. */
-peri_status peri__check_call (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                              const peri_attr *attr);
-/* Run op into an existing tensor (name_): same shape as the result, not part of a graph. */
-PERI_API peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
-                                          peri_tensor *const *in, const peri_attr *attr);
+/* peri_apply for code of this version, which knows the counts: attr has every attribute or is NULL for
+** the defaults. Messages begin without the op's name: the caller is what the user called. */
+PERI_API peri_status peri__invoke (peri_ctx *ctx, const peri_op *op, int nin,
+                                   peri_tensor *const *in, const peri_attr *attr,
+                                   peri_tensor **out);
+/* peri_apply_inplace without the checks of what comes from outside; attr has every attribute. */
+peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                                 const peri_attr *attr);
 
 #endif

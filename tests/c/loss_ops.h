@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "core/core.h"
+#include "run_op.h"
 
 static peri_ctx *ctx;
 
@@ -65,7 +66,7 @@ static inline peri_status try_op (const char *name, int nin, peri_tensor *const 
                                   const peri_attr *attr, peri_tensor **out) {
   const peri_op *op = peri_op_find(name);
   if (op == NULL) fail_msg("no op %s", name);
-  return peri_apply(ctx, op, nin, in, attr, out);
+  return run_op(ctx, op, nin, in, attr, out);
 }
 
 static inline peri_tensor *run2 (const char *name, int nin, peri_tensor *const *in,

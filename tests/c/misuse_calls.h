@@ -47,7 +47,9 @@
   VO(peri_op_signature, (void)peri_op_signature(NN(neg)))                                        \
   VO(peri_op_doc, (void)peri_op_doc(NN(neg)))                                                    \
   NO(peri_op_outputs, peri_op_outputs(NN(neg)))                                                  \
-  ST(peri_apply, peri_apply(NN(ctx), NN(neg), 1, NN(list), MAY(attrs), NN(out)))                 \
+  NO(peri_op_attrs, peri_op_attrs(NN(sum_op)))                                                   \
+  ST(peri_apply, peri_apply(NN(ctx), NN(sum_op), 1, NN(list), 2, NN(attrs), 1, NN(out)))         \
+  ST(peri_apply_inplace, peri_apply_inplace(NN(ctx), NN(neg), 1, NN(list), 0, MAY(NULL)))        \
   ST(peri_set_requires_grad, peri_set_requires_grad(NN(t), false))                               \
   NO(peri_requires_grad, peri_requires_grad(NN(leaf)))                                           \
   NO(peri_is_leaf, peri_is_leaf(NN(leaf)))                                                       \

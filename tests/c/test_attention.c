@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "perilune.h"
+#include "run_op.h"
 
 enum { LEVELS = 3, MOST = 1 << 16 };
 
@@ -60,21 +61,21 @@ static peri_tensor *random_tensor (peri_dtype d, uint32_t s, int ndim, const int
 static peri_tensor *narrow (peri_tensor *t, int dim, int64_t start, int64_t length) {
   peri_tensor *out = NULL;
   peri_attr attr[3] = { { .i = dim }, { .i = start }, { .i = length } };
-  assert_int_equal(peri_apply(ctx, peri_op_find("narrow"), 1, &t, attr, &out), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("narrow"), 1, &t, attr, &out), PERI_OK);
   return out;
 }
 
 static peri_tensor *swap_1_3 (peri_tensor *t) {
   peri_tensor *out = NULL;
   peri_attr attr[2] = { { .i = 1 }, { .i = 3 } };
-  assert_int_equal(peri_apply(ctx, peri_op_find("transpose"), 1, &t, attr, &out), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("transpose"), 1, &t, attr, &out), PERI_OK);
   return out;
 }
 
 /* The same keys (B, T, H, D), stored side by side. */
 static peri_tensor *by_channel (peri_tensor *k) {
   peri_tensor *swapped = swap_1_3(k), *dense = NULL;
-  assert_int_equal(peri_apply(ctx, peri_op_find("contiguous"), 1, &swapped, NULL, &dense), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("contiguous"), 1, &swapped, NULL, &dense), PERI_OK);
   peri_tensor *out = swap_1_3(dense);
   peri_release(swapped);
   peri_release(dense);
@@ -100,7 +101,7 @@ static peri_status attention (const struct io *x, const struct attn *c, peri_ten
     { .i = c->causal }, { .f = NAN }, { .i = c->window }, { .i = c->offset }, { .f = c->softcap }
   };
   peri_tensor *in[5] = { x->q, x->k, x->v, x->mask, x->start };
-  return peri_apply(ctx, peri_op_find("attention"), 5, in, attr, out);
+  return run_op(ctx, peri_op_find("attention"), 5, in, attr, out);
 }
 
 static peri_tensor *attend (const struct io *x, const struct attn *c) {
@@ -416,9 +417,9 @@ static void strided_inputs (void **state) {
   struct io x = { narrow(qkv, 2, 0, 3), narrow(qkv, 2, 3, 3), narrow(qkv, 2, 6, 3), NULL, NULL },
             y = { 0 };
   const peri_op *dense = peri_op_find("contiguous");
-  assert_int_equal(peri_apply(ctx, dense, 1, &x.q, NULL, &y.q), PERI_OK);
-  assert_int_equal(peri_apply(ctx, dense, 1, &x.k, NULL, &y.k), PERI_OK);
-  assert_int_equal(peri_apply(ctx, dense, 1, &x.v, NULL, &y.v), PERI_OK);
+  assert_int_equal(run_op(ctx, dense, 1, &x.q, NULL, &y.q), PERI_OK);
+  assert_int_equal(run_op(ctx, dense, 1, &x.k, NULL, &y.k), PERI_OK);
+  assert_int_equal(run_op(ctx, dense, 1, &x.v, NULL, &y.v), PERI_OK);
   out[0] = attend(&x, &c);
   out[1] = attend(&y, &c);
   assert_memory_equal(peri_data(out[0]), peri_data(out[1]), (size_t)peri_numel(out[0]) * 4);
@@ -466,7 +467,7 @@ static void rope_turns_pairs (void **state) {
       peri_tensor *in[3] = { x, make(PERI_I64, batch ? 2 : 1, batch ? ps : ps + 1, pos),
                              make(PERI_F32, 1, &n, freq) };
       peri_attr attr[3] = { { .i = inter }, { .f = 1 }, { .i = 0 } };
-      assert_int_equal(peri_apply(ctx, peri_op_find("rope"), 3, in, attr, &y), PERI_OK);
+      assert_int_equal(run_op(ctx, peri_op_find("rope"), 3, in, attr, &y), PERI_OK);
       const float *px = peri_data(x), *py = peri_data(y);
       for (int64_t r = 0; r < B * T * H; r++)
         for (int64_t i = 0; i < D; i++) {
@@ -482,7 +483,7 @@ static void rope_turns_pairs (void **state) {
         }
       attr[2].i = 1;
       in[0] = y;
-      assert_int_equal(peri_apply(ctx, peri_op_find("rope"), 3, in, attr, &z), PERI_OK);
+      assert_int_equal(run_op(ctx, peri_op_find("rope"), 3, in, attr, &z), PERI_OK);
       for (int64_t i = 0; i < peri_numel(z); i++)
         assert_true(fabsf(((float *)peri_data(z))[i] - px[i]) <= 5e-7f);
       peri_release(x);
@@ -503,13 +504,13 @@ static void cache_takes_tokens (void **state) {
                          random_tensor(PERI_F32, 3, 4, two), random_tensor(PERI_F32, 4, 4, two) };
   peri_attr pos = { .i = 4 };
   const peri_op *op = peri_op_find("kv_append_");
-  assert_int_equal(peri_apply(ctx, op, 4, in, &pos, NULL), PERI_OK);
+  assert_int_equal(run_op(ctx, op, 4, in, &pos, NULL), PERI_OK);
   for (int i = 0; i < 2; i++)
     for (int b = 0; b < 2; b++)
       assert_memory_equal((float *)peri_data(in[i]) + (b * 6 + 4) * 6,
                           (float *)peri_data(in[i + 2]) + b * 12, 12 * 4);
   pos.i = 5;
-  assert_int_equal(peri_apply(ctx, op, 4, in, &pos, NULL), PERI_EINVAL);
+  assert_int_equal(run_op(ctx, op, 4, in, &pos, NULL), PERI_EINVAL);
   for (int i = 0; i < 4; i++) peri_release(in[i]);
   peri_close(ctx);
 }
@@ -537,7 +538,7 @@ static void one_op_is_a_whole_step (void **state) {
       cache[0] = k;
     }
     peri_attr split[5] = { { .i = H }, { .i = KV }, { .i = 0 }, { .f = 1 }, { .i = 0 } };
-    assert_int_equal(peri_apply(ctx, peri_op_find("rope_qkv"), 3, all, split, part), PERI_OK);
+    assert_int_equal(run_op(ctx, peri_op_find("rope_qkv"), 3, all, split, part), PERI_OK);
     x.q = part[0], x.k = part[1], x.v = part[2];
     peri_tensor *full = attend(&x, &c);
     for (int64_t t = 0; t < T; t++) {
@@ -546,7 +547,7 @@ static void one_op_is_a_whole_step (void **state) {
       peri_attr attr[6] = {
         { .i = t }, { .i = 0 }, { .f = 1 }, { .f = NAN }, { .i = 0 }, { .f = 0 }
       };
-      if (peri_apply(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK)
+      if (run_op(ctx, peri_op_find("attention_step_"), 6, in, attr, &out) != PERI_OK)
         fail_msg("%s", peri_message(ctx));
       for (int b = 0; b < B; b++)
         assert_memory_equal((float *)peri_data(out) + b * H * D,

@@ -211,11 +211,11 @@ static void in_place_forms_write_through_views (void **state) {
   peri_tensor *part = view("narrow", odd, ATTRS(I(0), I(1), I(2))); /* columns 1 and 2 of x */
   peri_tensor *ten = make(PERI_I64, DIMS(2, 1), (const double[]){ 10, 20 });
   assert_int_equal(
-      peri__apply_inplace(ctx, peri_op_find("add"), 2, (peri_tensor *[]){ part, ten }, NULL),
+      peri_apply_inplace(ctx, peri_op_find("add"), 2, (peri_tensor *[]){ part, ten }, 0, NULL),
       PERI_OK);
   all_close(x, (const double[]){ 0, 11, 22, 3, 4, 15, 26, 7, 8, 19, 30, 11 }, 0);
   assert_int_equal(
-      peri__apply_inplace(ctx, peri_op_find("neg"), 1, (peri_tensor *[]){ part }, NULL), PERI_OK);
+      peri_apply_inplace(ctx, peri_op_find("neg"), 1, (peri_tensor *[]){ part }, 0, NULL), PERI_OK);
   all_close(x, (const double[]){ 0, -11, -22, 3, 4, -15, -26, 7, 8, -19, -30, 11 }, 0);
   peri_tensor *ones = make(PERI_I64, DIMS(3), (const double[]){ 1, 2, 3 });
   run("copy_", IN(part, ones), NULL);
@@ -223,7 +223,7 @@ static void in_place_forms_write_through_views (void **state) {
   run("fill_", IN(part), ATTRS(F(5)));
   all_close(x, (const double[]){ 0, 5, 5, 3, 4, 5, 5, 7, 8, 5, 5, 11 }, 0);
   assert_int_not_equal(
-      peri__apply_inplace(ctx, peri_op_find("exp"), 1, (peri_tensor *[]){ ones }, NULL), PERI_OK);
+      peri_apply_inplace(ctx, peri_op_find("exp"), 1, (peri_tensor *[]){ ones }, 0, NULL), PERI_OK);
   refuse("does not broadcast", "copy_", IN(ones, x), NULL);
   refuse("does not fit", "fill_", IN(ones), ATTRS(F(1e30)));
   peri_tensor *back = view("flip", ones, ATTRS(ALL));

@@ -9,6 +9,7 @@
 
 #include "core/json.h"
 #include "untrusted.h"
+#include "run_op.h"
 
 static peri_ctx *ctx;
 static heap all;
@@ -69,12 +70,12 @@ static void a_long_op_ends_soon_after_an_interrupt (void **state) {
     pthread_t thread;
     if (ops[i].n > 0) {
       peri_attr a[2] = { { .v = ops[i].shape, .n = ops[i].ndim }, { .i = PERI_F32 } };
-      assert_int_equal(peri_apply(ctx, peri_op_find("rand"), 0, NULL, a, &x), PERI_OK);
+      assert_int_equal(run_op(ctx, peri_op_find("rand"), 0, NULL, a, &x), PERI_OK);
     }
     for (int k = 0; k < ops[i].n && k < 3; k++) in[k] = x;
     assert_int_equal(pthread_create(&thread, NULL, interrupter, &wait), 0);
-    peri_status s = peri_apply(ctx, peri_op_find(ops[i].op), ops[i].n, in,
-                               ops[i].given ? ops[i].attr : NULL, out);
+    peri_status s =
+        run_op(ctx, peri_op_find(ops[i].op), ops[i].n, in, ops[i].given ? ops[i].attr : NULL, out);
     double end = peri__now();
     pthread_join(thread, NULL);
     if (s == PERI_EINTR) {

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "perilune.h"
+#include "run_op.h"
 
 enum { LEVELS = 3, MAX_IN = 5 };
 
@@ -59,7 +60,7 @@ struct call {
 static void run (const struct call *c, peri_tensor **in, peri_tensor **out) {
   const peri_op *op = peri_op_find(c->op);
   assert_non_null(op);
-  if (peri_apply(ctx, op, c->nin, in, c->attr, out) != PERI_OK)
+  if (run_op(ctx, op, c->nin, in, c->attr, out) != PERI_OK)
     fail_msg("%s: %s", c->op, peri_message(ctx));
 }
 

@@ -9,6 +9,7 @@
 
 #include "misuse_calls.h"
 #include "untrusted.h"
+#include "run_op.h"
 
 static heap all;
 static peri_ctx *ctx, *other;
@@ -26,7 +27,7 @@ static peri_tfevents *events;
 static peri_tokenizer *tok;
 static peri_token_stream *stream;
 static peri_gguf_value value;
-static const peri_op *neg;
+static const peri_op *neg, *sum_op;
 
 static const char *at_path (const char *name) {
   snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -53,8 +54,9 @@ static int open_all (void **state) {
   assert_int_equal(peri_from(ctx, PERI_F32, 1, shape, data, &t), PERI_OK);
   assert_int_equal(peri_from(ctx, PERI_F32, 1, shape, data, &leaf), PERI_OK);
   assert_int_equal(peri_set_requires_grad(leaf, true), PERI_OK);
-  assert_int_equal(peri_apply(ctx, peri_op_find("sum"), 1, &leaf, NULL, &root), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("sum"), 1, &leaf, NULL, &root), PERI_OK);
   neg = peri_op_find("neg");
+  sum_op = peri_op_find("sum");
   const peri_text_pair pair = { "k", "v" };
   assert_int_equal(peri_safetensors_save(ctx, at_path("a.st"), 1, names, &t, 1, &pair), PERI_OK);
   assert_int_equal(peri_safetensors_open(ctx, path, false, &st), PERI_OK);
@@ -285,13 +287,13 @@ static void a_tensor_of_another_context_is_refused (void **state) {
     int n = count(sig, ",") + 1;
     for (int k = 0; k < n; k++) {
       for (int j = 0; j < n; j++) in[j] = j == k ? foreign : t;
-      want_failure(ctx, peri_apply(ctx, op, n, in, NULL, out), PERI_EINVAL, "another context");
+      want_failure(ctx, run_op(ctx, op, n, in, NULL, out), PERI_EINVAL, "another context");
       tried++;
     }
   }
   assert_true(tried > 60);
   in[0] = t, in[1] = foreign;
-  want_failure(ctx, peri_apply(ctx, peri_op_find("cat"), 2, in, NULL, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, peri_op_find("cat"), 2, in, NULL, out), PERI_EINVAL,
                "input 2 is a tensor of another context");
   want_failure(ctx, peri_set_grad(leaf, foreign), PERI_EINVAL, "another context");
   want_failure(ctx, peri_backward(ctx, foreign, NULL, true), PERI_EINVAL, "another context");
@@ -320,7 +322,7 @@ static void a_second_release_is_none (void **state) {
   peri_release(x);
   peri_release(x);
   assert_int_equal(peri_memory_stats(ctx).tensors, before.tensors - 1);
-  want_failure(ctx, peri_apply(ctx, neg, 1, &x, NULL, out), PERI_EINVAL, "released before");
+  want_failure(ctx, run_op(ctx, neg, 1, &x, NULL, out), PERI_EINVAL, "released before");
   want_failure(ctx, peri_backward(ctx, x, NULL, false), PERI_EINVAL, "released before");
   assert_int_equal(peri_item(x, 0, &num), PERI_EINVAL);
 }
@@ -338,7 +340,7 @@ static void a_gap_in_a_list_is_named (void **state) {
       in[gap] = NULL;
       snprintf(want, sizeof want, " %d is missing", gap + 1);
       bool attr = strcmp(ops[k], "einsum") == 0;
-      want_failure(ctx, peri_apply(ctx, peri_op_find(ops[k]), 3, in, attr ? &a : NULL, out),
+      want_failure(ctx, run_op(ctx, peri_op_find(ops[k]), 3, in, attr ? &a : NULL, out),
                    PERI_EINVAL, want);
     }
   for (int gap = 0; gap < 8; gap++) { /* params, grads, m, v of two tensors each */
@@ -346,11 +348,11 @@ static void a_gap_in_a_list_is_named (void **state) {
     peri_attr a[7] = { { .f = 0.1 }, { .f = 0.9 }, { .f = 0.9 }, { .f = 1e-8 },
                        { .f = 0 },   { .i = 1 },   { .f = 1 } };
     in[gap] = NULL;
-    want_failure(ctx, peri_apply(ctx, peri_op_find("adamw_"), 8, in, a, NULL), PERI_EINVAL,
+    want_failure(ctx, run_op(ctx, peri_op_find("adamw_"), 8, in, a, NULL), PERI_EINVAL,
                  "is missing");
   }
   peri_tensor *none[4] = { NULL, NULL, NULL, NULL };
-  want_failure(ctx, peri_apply(ctx, peri_op_find("cat"), 2, none, NULL, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, peri_op_find("cat"), 2, none, NULL, out), PERI_EINVAL,
                "xs 1 is missing");
 }
 
@@ -426,20 +428,20 @@ static void attributes_of_no_meaning_are_refused (void **state) {
   static const int64_t dtypes[] = { -2, -1, 8, 15, 24, 99, INT64_MAX, INT64_MIN, (1LL << 32) + 6 };
   for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
     peri_attr a = { .i = dtypes[i] };
-    want_failure(ctx, peri_apply(ctx, peri_op_find("to"), 1, &t, &a, out), PERI_EDTYPE,
+    want_failure(ctx, run_op(ctx, peri_op_find("to"), 1, &t, &a, out), PERI_EDTYPE,
                  "does not exist");
   }
   peri_attr shape[2] = { { .v = NULL, .n = 2 }, { .i = PERI_F32 } };
-  want_failure(ctx, peri_apply(ctx, peri_op_find("zeros"), 0, NULL, shape, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, peri_op_find("zeros"), 0, NULL, shape, out), PERI_EINVAL,
                "shape is NULL");
   shape[0].n = -2;
-  want_failure(ctx, peri_apply(ctx, peri_op_find("zeros"), 0, NULL, shape, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, peri_op_find("zeros"), 0, NULL, shape, out), PERI_EINVAL,
                "shape has -2 entries");
   peri_attr equation = { .s = NULL };
-  want_failure(ctx, peri_apply(ctx, peri_op_find("einsum"), 1, &t, &equation, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, peri_op_find("einsum"), 1, &t, &equation, out), PERI_EINVAL,
                "equation is NULL");
-  want_failure(ctx, peri_apply(ctx, neg, -1, &t, NULL, out), PERI_EINVAL, "-1 tensors");
-  want_failure(ctx, peri_apply(ctx, (const peri_op *)&which, 1, &t, NULL, out), PERI_EINVAL,
+  want_failure(ctx, run_op(ctx, neg, -1, &t, NULL, out), PERI_EINVAL, "-1 tensors");
+  want_failure(ctx, peri_apply(ctx, (const peri_op *)&which, 1, &t, 0, NULL, 1, out), PERI_EINVAL,
                "no op of the table");
 }
 
@@ -457,12 +459,12 @@ static void strided_memory_of_the_host_is_measured (void **state) {
                PERI_EINVAL, "not aligned");
   /* what lies before the first element is reached too: flipped twice it is as it was */
   assert_int_equal(peri_import(ctx, PERI_F32, 2, two, back, room + 2, NULL, NULL, &x), PERI_OK);
-  assert_int_equal(peri_apply(ctx, peri_op_find("flip"), 1, &x, NULL, &v), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("flip"), 1, &x, NULL, &v), PERI_OK);
   assert_ptr_equal(peri_data(v), room + 3);
   peri_release(v);
   peri_release(x);
   assert_int_equal(peri_import(ctx, PERI_F32, 2, none, far, NULL, NULL, NULL, &x), PERI_OK);
-  assert_int_equal(peri_apply(ctx, peri_op_find("flip"), 1, &x, NULL, &v), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("flip"), 1, &x, NULL, &v), PERI_OK);
   assert_int_equal(peri_numel(v), 0);
   peri_release(v);
   peri_release(x);
@@ -484,12 +486,12 @@ static void sums_that_wrap_give_no_view (void **state) {
         { .i = heads[i][0] }, { .i = heads[i][1] }, { .i = 0 }, { .f = 1 }, { .i = 0 }
       };
       peri_tensor *in[3] = { x, NULL, NULL };
-      assert_int_equal(peri_apply(ctx, peri_op_find("unpack_qkv"), 1, in, a, out), PERI_ESHAPE);
+      assert_int_equal(run_op(ctx, peri_op_find("unpack_qkv"), 1, in, a, out), PERI_ESHAPE);
       if (rank == 3) continue;
       int64_t three[1] = { 3 };
       assert_int_equal(peri_empty(ctx, PERI_I64, 1, three, &in[1]), PERI_OK);
       assert_int_equal(peri_empty(ctx, PERI_F32, 1, n1, &in[2]), PERI_OK);
-      assert_int_equal(peri_apply(ctx, peri_op_find("rope_qkv"), 3, in, a, out), PERI_ESHAPE);
+      assert_int_equal(run_op(ctx, peri_op_find("rope_qkv"), 3, in, a, out), PERI_ESHAPE);
       peri_release(in[1]);
       peri_release(in[2]);
     }
@@ -528,7 +530,7 @@ static void a_vjp_that_fails_without_a_word_is_spoken_for (void **state) {
     peri_tensor *y = NULL, *sum = NULL;
     assert_int_equal(peri_from(ctx, PERI_F32, 1, n1, floats, &y), PERI_OK);
     assert_int_equal(peri_record_custom(ctx, "odd", 1, &leaf, 1, &y, odd_vjp, NULL, NULL), PERI_OK);
-    assert_int_equal(peri_apply(ctx, peri_op_find("sum"), 1, &y, NULL, &sum), PERI_OK);
+    assert_int_equal(run_op(ctx, peri_op_find("sum"), 1, &y, NULL, &sum), PERI_OK);
     answer_of = (peri_status)answers[i];
     assert_int_equal(peri_item(t, 99, &num), PERI_EINVAL); /* an older message */
     peri_status want = answers[i] < 0 || answers[i] > PERI_EHOST ? PERI_EHOST : answer_of;
@@ -544,7 +546,7 @@ static void a_vjp_that_fails_without_a_word_is_spoken_for (void **state) {
   assert_int_equal(peri_from(ctx, PERI_F32, 1, n1, floats, &y), PERI_OK);
   assert_int_equal(peri_record_custom(ctx, "odd", 1, &leaf, 1, &y, odd_vjp, NULL, foreign),
                    PERI_OK);
-  assert_int_equal(peri_apply(ctx, peri_op_find("sum"), 1, &y, NULL, &sum), PERI_OK);
+  assert_int_equal(run_op(ctx, peri_op_find("sum"), 1, &y, NULL, &sum), PERI_OK);
   want_failure(ctx, peri_backward(ctx, sum, NULL, false), PERI_EINVAL, "another context");
   peri_release(foreign);
   peri_release(sum);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "perilune.h"
+#include "run_op.h"
 
 static peri_ctx *ctx;
 
@@ -44,7 +45,7 @@ static peri_status try_run (peri_ctx *c, const char *name, const peri_attr *attr
                             peri_tensor **out) {
   const peri_op *op = peri_op_find(name);
   assert_non_null(op);
-  return peri_apply(c, op, 0, NULL, attr, out);
+  return run_op(c, op, 0, NULL, attr, out);
 }
 
 static peri_tensor *run (peri_ctx *c, const char *name, const peri_attr *attr) {
@@ -180,7 +181,7 @@ static void bernoulli_follows_p (void **state) {
     for (size_t k = 0; k < 3; k++) {
       double mean, var, fourth, low, high;
       peri_tensor *p = run(ctx, "full", ATTRS(SHAPE(N), { .f = ps[k] }, { .i = d })), *t = NULL;
-      assert_int_equal(peri_apply(ctx, op, 1, &p, NULL, &t), PERI_OK);
+      assert_int_equal(run_op(ctx, op, 1, &p, NULL, &t), PERI_OK);
       assert_int_equal(peri_dtype_of(t), d);
       moments(t, &mean, &var, &fourth, &low, &high);
       assert_true(fabs(mean - ps[k]) <= 5 * sqrt(ps[k] * (1 - ps[k]) / N));
@@ -189,7 +190,7 @@ static void bernoulli_follows_p (void **state) {
       peri_release(t);
     }
   peri_tensor *p = run(ctx, "full", ATTRS(SHAPE(3), { .f = 1.5 }, { .i = PERI_F32 })), *t = NULL;
-  assert_int_equal(peri_apply(ctx, op, 1, &p, NULL, &t), PERI_EINVAL);
+  assert_int_equal(run_op(ctx, op, 1, &p, NULL, &t), PERI_EINVAL);
   assert_non_null(strstr(peri_message(ctx), "1.5"));
   peri_release(p);
 }

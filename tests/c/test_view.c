@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "core/core.h"
+#include "run_op.h"
 
 #define MAX_IN 4
 
@@ -52,7 +53,7 @@ static peri_tensor *run (call c) {
   peri_tensor *out = NULL;
   const peri_op *op = peri_op_find(c.name);
   assert_non_null(op);
-  peri_status s = peri_apply(ctx, op, c.nin, c.in, c.attr, &out);
+  peri_status s = run_op(ctx, op, c.nin, c.in, c.attr, &out);
   if (s != PERI_OK) fail_msg("%s: %s", c.name, peri_message(ctx));
   return out;
 }
@@ -62,7 +63,7 @@ static void refuse (call c, peri_status want, const char *text) {
   peri_tensor *out = NULL;
   const peri_op *op = peri_op_find(c.name);
   assert_non_null(op);
-  peri_status s = peri_apply(ctx, op, c.nin, c.in, c.attr, &out);
+  peri_status s = run_op(ctx, op, c.nin, c.in, c.attr, &out);
   if (s != want || strstr(peri_message(ctx), text) == NULL)
     fail_msg("%s: status %s, message \"%s\", wanted %s with \"%s\"", c.name, peri_status_name(s),
              peri_message(ctx), peri_status_name(want), text);
@@ -616,7 +617,7 @@ static void check_failures (call c) {
     size_t before = peri_memory_stats(ctx).tensors;
     peri_memory_trim(ctx);
     peri_test_fail_after(ctx, k, true);
-    peri_status s = peri_apply(ctx, op, c.nin, c.in, c.attr, &y);
+    peri_status s = run_op(ctx, op, c.nin, c.in, c.attr, &y);
     if (s == PERI_OK) s = peri_gradients(ctx, y, g, n, leaf, false, gin);
     fired = peri_test_fired(ctx);
     peri_test_fail_after(ctx, -1, false);

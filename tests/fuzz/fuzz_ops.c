@@ -18,6 +18,7 @@
 
 #include "autograd/tape.h"
 #include "ops_plan.h"
+#include "run_op.h"
 
 enum { CASES = 40000, BYTES = 512, LEVELS = 3, LIMIT = 4 << 20 };
 
@@ -124,7 +125,7 @@ static void differentiate (peri_ctx *c, const job *j, peri_tensor *y, int nin,
       for (int i = 0; i < n; i++)
         if (grads[i] && peri__tracked(grads[i]) && grads[i]->numel > 0) {
           peri_tensor *one = NULL;
-          if (peri_apply(c, peri_op_find("sum"), 1, &grads[i], NULL, &one) == PERI_OK) {
+          if (run_op(c, peri_op_find("sum"), 1, &grads[i], NULL, &one) == PERI_OK) {
             snprintf(c->message, sizeof c->message, "old message");
             s = peri_backward(c, one, NULL, true);
             if (s != PERI_OK) check_refusal(c, s, "second backward");
@@ -155,13 +156,9 @@ static peri_status call (peri_ctx *c, const job *j) {
   int n = peri_op_outputs(j->op);
   if (j->inplace) {
     n = 0;
-    s = peri__check_call(c, j->op, j->nin, in, attr);
-    peri_attr all[PERI_MAX_PARAM];
-    for (int k = 0; k < j->sig->nattr; k++)
-      all[k] = attr ? attr[k] : j->sig->p[j->sig->ntensor + k].def;
-    if (s == PERI_OK) s = peri__apply_inplace(c, j->op, j->nin, in, all);
+    s = peri_apply_inplace(c, j->op, j->nin, in, attr ? j->sig->nattr : 0, attr);
   } else
-    s = peri_apply(c, j->op, j->nin, in, attr, out);
+    s = run_op(c, j->op, j->nin, in, attr, out);
   peri_set_anomaly(c, false);
   if (s != PERI_OK) {
     check_refusal(c, s, "the op");

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "op/op.h"
+#include "run_op.h"
 
 enum { MAX_IN = 24 };
 
@@ -384,7 +385,7 @@ static peri_tensor *apply1 (peri_ctx *c, const char *op, peri_tensor *x, const p
   peri_tensor *out = NULL;
   if (!x) return NULL;
   bool was = peri_set_grad_enabled(c, false);
-  if (peri_apply(c, peri_op_find(op), 1, &x, attr, &out) != PERI_OK) out = NULL;
+  if (run_op(c, peri_op_find(op), 1, &x, attr, &out) != PERI_OK) out = NULL;
   peri_set_grad_enabled(c, was);
   peri_release(x);
   return out;
