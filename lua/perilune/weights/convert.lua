@@ -2,6 +2,7 @@
 -- quantisation; tensor by tensor, so that memory stays small. `perilune convert` is its face.
 local peri = require "perilune"
 local hf = require "perilune.weights.hf"
+local architectures = require "perilune.weights.gguf.arch"
 local configs = require "perilune.weights.gguf.config"
 local export = require "perilune.weights.gguf.export"
 local tokenizers = require "perilune.weights.gguf.tokenizer"
@@ -136,9 +137,9 @@ local function put_tokenizer(source, o, values, report)
 end
 
 local function to_gguf(source, o, report)
-  local c, arch, err = source.config, configs.architecture(source.config)
+  local c, arch, err = source.config, architectures.of_config(source.config)
   if not arch then return nil, err end
-  local values = { { key = "general.architecture", type = "text", value = arch },
+  local values = { { key = "general.architecture", type = "text", value = arch.name },
     { key = "general.type", type = "text", value = "model" },
     { key = "general.name", type = "text", value = base_name(c._name_or_path or source.path) } }
   local model, why = configs.write(arch, c)
@@ -147,7 +148,7 @@ local function to_gguf(source, o, report)
   local ok, message = put_tokenizer(source, o, values, report)
   if not ok then return nil, message end
   local list, dropped = export.tensors(source, arch)
-  choose_types(list, o.type, c.num_hidden_layers or c.n_layer or c.num_layers)
+  choose_types(list, o.type, c[arch.layers])
   put_file_type(values, list, o.type)
   if #dropped > 0 then
     report.notes[#report.notes + 1] = ("left out, GGUF has no place for them: %s%s"):format(dropped[1],

@@ -3,7 +3,8 @@
 -- (src/llama-quant.cpp, llama_tensor_get_type).
 local peri = require "perilune"
 local names = require "perilune.weights.gguf.names"
-local configs = require "perilune.weights.gguf.config"
+local rope = require "perilune.weights.gguf.rope"
+local transforms = require "perilune.weights.gguf.transforms"
 
 local M = {}
 
@@ -68,22 +69,6 @@ end
 
 -- ---- tensors -------------------------------------------------------------------------------------
 
--- First halves and second halves of heads -> neighbours.
-local function neighbours(t, heads)
-  local rows, rest = t:size(1), t.ndim == 2 and t:size(2) or 1
-  return t:reshape { heads, 2, rows // heads // 2, rest }:permute { 1, 3, 2, 4 }:reshape(t.shape)
-end
-
-local function heads_of(config, key) return config[key] or config.num_attention_heads end
-
--- ORDER how: gguf/names.lua
-local change = {
-  q = function(t, c) return neighbours(t, c.num_attention_heads) end,
-  k = function(t, c) return neighbours(t, heads_of(c, "num_key_value_heads")) end,
-  transposed = function(t) return t.ndim == 2 and t:transpose():contiguous() or t end,
-  plus_one = function(t) return t:to("f32"):add(1) end,
-}
-
 local function fetch(source, name)
   local t, err = source:get(name)
   if not t then error({ message = err }, 0) end
@@ -127,32 +112,31 @@ end
 local function embedding_of(source, arch)
   local there = {}
   for _, name in ipairs(source.names) do there[name] = true end
-  for _, name in ipairs(names.embeddings(arch)) do if there[name] then return name end end
+  for _, name in ipairs(arch.embeddings) do if there[name] then return name end end
 end
 
--- Of architectures that are tied unless the config says otherwise; for the others what the file holds counts.
-local tied_by_default = { gpt2 = true, t5 = true, gemma2 = true, bert = true }
+-- Whether the embedding is the head: where the config does not say, what the architecture does.
 local function is_tied(c, arch)
-  if c.tie_word_embeddings == nil then return tied_by_default[arch] or false end
+  if c.tie_word_embeddings == nil then return arch.tied end
   return c.tie_word_embeddings
 end
 
 --- Tensors {name, shape, dtype (as stored), get} of a source under the file's names, in the order of a
 --- model's layers, and the names of those that GGUF has no place for.
 --- @param source table
---- @param arch string
+--- @param arch table  of perilune.weights.gguf.arch
 --- @return table[] tensors
 --- @return string[] dropped
 function M.tensors(source, arch)
   local c, list, dropped, experts = source.config, {}, {}, {}
   local embedding, copies = embedding_of(source, arch), {}
-  for _, name in ipairs(names.embeddings(arch)) do copies[name] = name ~= embedding end
-  local layers = c.num_hidden_layers or c.n_layer or c.num_layers
+  for _, name in ipairs(arch.embeddings) do copies[name] = name ~= embedding end
+  local layers = c[arch.layers]
   for _, name in ipairs(source.names) do
     local gguf, how, numbers = names.to_gguf(arch, name)
     if name == embedding then gguf = "token_embd.weight" end
     local tied = is_tied(c, arch) and gguf == "output.weight"
-    if not gguf or tied or (arch == "deepseek2" and numbers[1] and numbers[1] >= layers) then
+    if not gguf or tied or (arch.drops_more_layers and numbers[1] and numbers[1] >= layers) then
       if not tied and not copies[name] then dropped[#dropped + 1] = name end
     elseif name:find "kv_b_proj%.weight$" then
       add_kv_b(list, source, name, c)
@@ -164,12 +148,12 @@ function M.tensors(source, arch)
       list[#list + 1] = { name = gguf, shape = shape_of(info, how), dtype = info.dtype, get = function()
         local t = fetch(source, name)
         if not floats[t.dtype] then t = t:to "f32" end
-        return how and change[how](t, c) or t
+        return how and transforms[how].write(t, c) or t
       end }
     end
   end
   add_experts(list, source, experts)
-  local factors = configs.rope_freqs(c)
+  local factors = rope.factors(c)
   if factors then
     list[#list + 1] = { name = "rope_freqs.weight", shape = { #factors }, dtype = "f32",
       get = function() return peri.tensor(factors, "f32") end }
