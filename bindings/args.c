@@ -150,6 +150,12 @@ static void check_list (lua_State *L, peri__args *a, int arg) {
   int n = 1;
   if (lua_type(L, arg) == LUA_TTABLE) {
     n = (int)lua_rawlen(L, arg);
+    if (n == 0 && p->kind == PERI_K_TENSORS && has_string_key(L, arg))
+      luaL_error(
+          L,
+          "%s: argument %d (%s) must be a list of tensors, got a table with names; a module's "
+          "are net:parameters()",
+          o->op->name, arg, p->name);
     for (int i = 1; i <= n; i++) {
       lua_rawgeti(L, arg, i);
       if (p->kind == PERI_K_TENSORS)

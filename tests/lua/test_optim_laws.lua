@@ -274,9 +274,181 @@ function TestOptimLaws:test_a_state_that_does_not_fit_is_refused_by_name_and_cha
     refused(case[1], function() opt:load_state_dict(case[2], case[3]) end)
     lu.assertEquals({ (opt:state_dict())["0.m"]:tolist(), select(2, opt:state_dict()).steps }, kept)
   end
-  local net, other = nn.class("N", function(s) s.a = param() s.b = param() end)(), nn.class("N", function(s) s.b = param() s.a = param() end)()
-  local t, s = make(net):state_dict()
-  refused("parameter 1 (b) was a", function() optim.AdamW(other):load_state_dict(t, s) end)
+  local function named(...)
+    local names = { ... }
+    return nn.class("N", function(s) for _, name in ipairs(names) do s[name] = param() end end)()
+  end
+  local t, s = make(named("a", "b")):state_dict()
+  refused("parameter 1 (c) was a", function() optim.AdamW(named("c", "b")):load_state_dict(t, s) end)
+  refused("parameter 2 (c) was b", function() optim.AdamW(named("a", "c")):load_state_dict(t, s) end)
+  refused("parameter 2 (a) would take the state of parameter 1", function()
+    optim.AdamW({ param(), { "a", param() } }):load_state_dict(t, s)
+  end)
+end
+
+-- A state finds its parameters by name, whatever their order and groups; so did states of before by place.
+function TestOptimLaws:test_a_state_survives_another_order_and_other_groups()
+  for _, kind in ipairs(kinds) do
+    local names = { "a", "b", "c", "d" }
+    local net = nn.class("N", function(n) for i, name in ipairs(names) do n[name] = param(i) end end)()
+    local function run(opt, steps)
+      for k = 1, steps do
+        for i, name in ipairs(names) do net[name].grad = peri.full({ 1, 1 }, i * 0.3 + k) end
+        opt:step():zero_grad()
+      end
+      local out = {}
+      for i, name in ipairs(names) do out[i] = net[name]:item() end
+      return out
+    end
+    local opt = optim[kind](net, { lr = 0.1 })
+    local start = run(opt, 2)
+    local tensors, plain = opt:state_dict()
+    local kept = {}
+    for key, t in pairs(tensors) do
+      lu.assertTrue(key:find "^[abcd]%." ~= nil, key)
+      kept[key] = t:clone()
+    end
+    local want = run(opt, 2)
+    local old = {}
+    for i, name in ipairs(names) do
+      for key, t in pairs(kept) do
+        if key:sub(1, 2) == name .. "." then old[i - 1 .. key:sub(2)] = t end
+      end
+    end
+    local function go(made, state)
+      for i, name in ipairs(names) do net[name]:detach():fill_(start[i]) end
+      made:load_state_dict(state, peri.json.decode(peri.json.encode(plain)))
+      lu.assertEquals(run(made, 2), want, kind)
+    end
+    local backwards, list = {}, net:named_parameters()
+    for i, pair in ipairs(list) do backwards[#list + 1 - i] = pair end
+    go(optim[kind](net, { lr = 0.1 }), old)
+    for _, state in ipairs { kept, old } do
+      go(optim[kind](backwards, { lr = 0.1 }), state)
+      if kind ~= "Lamb" then go(optim[kind](net, { lr = 0.1, groups = { { pattern = "[bd]" }, { pattern = "a" } } }), state) end
+    end
+  end
+end
+
+-- ---- what parameters may come as ----
+
+local function rows(net) return net:named_parameters() end
+
+function TestOptimLaws:test_a_module_its_parameters_and_any_list_of_them_are_trained_alike()
+  for _, kind in ipairs(kinds) do
+    local function trained(as, given)
+      peri.seed(1)
+      local bias = kind ~= "Muon"
+      local net = nn.Sequential(nn.Linear(3, 4, { bias = bias }), nn.Tanh(), nn.Linear(4, 2, { bias = bias }))
+      local opt = optim[kind](as(net), given or { lr = 0.05 })
+      local held = {}
+      for _, p in ipairs(opt:parameters()) do held[p] = (held[p] or 0) + 1 end
+      for _, p in ipairs(net:parameters()) do lu.assertEquals(held[p], 1) end
+      lu.assertEquals(#opt:parameters(), #net:parameters())
+      for i = 1, 3 do
+        net(peri.full({ 2, 3 }, i)):square():sum():backward()
+        opt:step():zero_grad()
+      end
+      local out = {}
+      for i, p in ipairs(net:parameters()) do out[i] = p:bytes() end
+      return out
+    end
+    local want = trained(function(net) return net end)
+    for _, as in ipairs { function(net) return net:parameters() end, rows, function(net) return { net } end,
+      function(net) return { net[1], net[3] } end, function(net) return { { params = net } } end,
+      function(net) return { { params = { net[1] } }, { params = net[3]:parameters() } } end,
+      function(net) return { net[3], table.unpack(rows(net[1])) } end, function(net) -- a parameter of each kind
+        local first, rest = optim.split(net, { pattern = "^0" })
+        return { { params = first }, { params = rest } }
+      end } do
+      local got = trained(as)
+      if kind ~= "Lamb" then lu.assertEquals(got, want, kind) end -- whose norm is that of a group
+    end
+    local by_name = trained(function(net) return net end, { lr = 0.05, groups = { { pattern = "^2%.", lr = 0.1 } } })
+    local by_hand = trained(function(net) return { { params = net[3], lr = 0.1 }, { params = net[1] } } end)
+    lu.assertEquals(by_name, by_hand, kind)
+    lu.assertNotEquals(by_name, want)
+  end
+end
+
+-- Groups drawn at random: the first choice that means a parameter has it, and none has two or no group.
+function TestOptimLaws:test_every_parameter_is_in_exactly_one_group_the_first_that_means_it()
+  peri.seed(3)
+  local model = assert(models.load "tests/data/hf_tiny/llama")
+  local net = nn.class("Both", function(both)
+    both.policy, both.value = model, nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+  end)()
+  local choices = { { pattern = "norm" }, { pattern = "%.bias$" }, { pattern = "^value" }, { pattern = { "embed", "head" } },
+    { pattern = "." }, { where = function(_, p) return p.ndim < 2 end }, { where = function(name) return #name % 2 == 0 end },
+    { pattern = "^policy", where = function(_, p) return p.ndim == 2 end } }
+  local function means(how, name, p)
+    local found = how.pattern == nil
+    for _, one in ipairs(type(how.pattern) == "table" and how.pattern or { how.pattern }) do
+      found = found or name:find(one) ~= nil
+    end
+    return found and (how.where == nil or how.where(name, p))
+  end
+  local made = 0
+  for _ = 1, 60 do
+    local list = {}
+    for i = 1, 1 + math.floor(peri.rand({ 1 }):item() * 4) do
+      list[i] = { weight_decay = i / 100 }
+      for k, v in pairs(choices[1 + math.floor(peri.rand({ 1 }):item() * #choices)]) do list[i][k] = v end
+    end
+    local want, counts = {}, {}
+    for _, pair in ipairs(net:named_parameters()) do
+      local at = #list + 1
+      for i = #list, 1, -1 do if means(list[i], pair[1], pair[2]) then at = i end end
+      want[pair[2]], counts[at] = at, (counts[at] or 0) + 1
+    end
+    local empty
+    for i = #list, 1, -1 do if not counts[i] then empty = i end end
+    if empty then refused(("AdamW: group %d: "):format(empty), function() optim.AdamW(net, { groups = list }) end)
+    else
+      made = made + 1
+      local opt, seen = optim.AdamW(net, { groups = list, weight_decay = 1 }), 0
+      for g, group in ipairs(opt.groups) do
+        for _, p in ipairs(group.params) do
+          seen = seen + 1
+          lu.assertEquals(want[p], g)
+          lu.assertEquals(group.options.weight_decay, g > #list and 1 or g / 100)
+        end
+      end
+      lu.assertEquals(seen, #net:named_parameters())
+    end
+  end
+  lu.assertTrue(made > 20)
+end
+
+function TestOptimLaws:test_choices_that_mean_nothing_or_are_none_are_refused()
+  local net = nn.Linear(2, 2)
+  for _, name in ipairs(kinds) do
+    local function new(groups, params)
+      local given = required(name)
+      given.groups = groups
+      return function() optim[name](params or { { "weight", param() }, { "bias", param() } }, given) end
+    end
+    for text, groups in pairs {
+      ['group 1: pattern "nrm" means none of the parameters; there are: weight, bias'] = { { pattern = "nrm" } },
+      ['group 2: every parameter that pattern "bias" means is in a group before it'] = { { pattern = "bias" }, { pattern = "bias" } },
+      ['group 1: unknown option "patern"; did you mean "pattern"?'] = { { patern = "bias" } },
+      ["group 2 has neither pattern nor where"] = { { pattern = "bias" }, { lr = 1 } },
+      ['group 1: unknown option "params"'] = { { pattern = "bias", params = {} } },
+      ["group 1: where means none"] = { { where = function() return false end } },
+      ["group 1: pattern is 3"] = { { pattern = 3 } }, ["group 1: where is true"] = { { where = true } },
+      ["entry 2 of pattern is a number"] = { { pattern = { "x", 3 } } }, ["is malformed"] = { { pattern = "[" } },
+      ['groups has the key "pattern"'] = { pattern = "bias" }, ["group 1 is a number"] = { 3 }, ["groups is 3"] = 3,
+      ["group 1 is a table, expected"] = { net }, ["group 1: lr is -1"] = { { pattern = "bias", lr = -1 } },
+    } do refused(text, new(groups)) end
+    refused("none of them has a name", new({ { pattern = "bias" } }, { param() }))
+    refused("the parameters are groups already", new({ { pattern = "bias" } }, { { params = { param() } } }))
+  end
+  refused("split has neither pattern nor where", function() optim.split(net, {}) end)
+  refused('split: pattern "x" means none', function() optim.split(net, { pattern = "x" }) end)
+  local weights, biases = optim.split({ net, nn.parameter(peri.ones { 2 }) }, { where = function(_, p) return p.ndim == 2 end })
+  lu.assertEquals({ #weights, #biases, weights[1][1], biases[1][1] }, { 1, 2, "0.weight", "0.bias" })
+  local opt = optim.AdamW(net:freeze "bias")
+  lu.assertStrContains(tostring(opt), "2 tensors (1 frozen)")
 end
 
 -- ---- fields, and modules that change ----
@@ -393,6 +565,8 @@ function TestOptimLaws:test_clipping_by_hand_takes_modules_and_checks_its_limit(
   refused("grads 2 takes gradients itself: it is a parameter", function()
     peri.clip_grad_norm_({ peri.ones { 1 }, net.weight }, 1)
   end)
+  refused("argument 1 (grads) must be a list of tensors, got a table with names; a module's are net:parameters()",
+    function() peri.clip_grad_norm_(net, 1) end)
   refused("parameter 1 is a number", function() optim.clip_grad_norm_({ 3 }, 1) end)
   lu.assertEquals(optim.clip_grad_norm_({}, 1), 0)
 end

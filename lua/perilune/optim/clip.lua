@@ -27,7 +27,7 @@ end
 --- Scale the gradients of parameters together so that their Euclidean norm is at most max_norm (Pascanu et
 --- al. 2013), and return the norm from before. A norm that is not finite leaves them as they are. An
 --- optimizer's step{ clip = max_norm } does the same without another pass.
---- @param parameters any  a module, a model, an adapter, or a list of tensors
+--- @param parameters any  a module, named parameters, or a list of these and of tensors
 --- @param max_norm number  in (0, inf]
 --- @return number norm
 function M.clip_grad_norm_(parameters, max_norm)
@@ -46,7 +46,7 @@ function M.clip_grad_norm_(parameters, max_norm)
 end
 
 --- Limit every element of the gradients of parameters to [-value, value]; NaN stays.
---- @param parameters any  a module, a model, an adapter, or a list of tensors
+--- @param parameters any  a module, named parameters, or a list of these and of tensors
 --- @param value number  in (0, inf)
 function M.clip_grad_value_(parameters, value)
   check("clip_grad_value_", "value", value, "(0, inf)")

@@ -1,14 +1,18 @@
 -- optim - optimizers over the fused list ops: one call of C moves every tensor of a group.
 --   local opt = optim.AdamW(net, { lr = 3e-4 })
 --   loss:backward(); opt:step { lr = schedule(step), clip = 1 }:zero_grad()
--- Parameters are a module, a published model, an adapter, a list of tensors (or of any of these), or a
--- list of groups { params = ..., lr = ..., ... } whose own options replace the common ones. A group's
--- lr keeps its ratio to the common one when a schedule moves that; lr_scale = 10 says the ratio itself.
--- A tensor that can never get a gradient, and one that is given twice, are refused.
+-- Parameters are a module, a published model, an adapter, named_parameters() of one, a list of tensors or
+-- of any of these. Some of them have options of their own by name, or by what they are:
+--   optim.AdamW(net, { lr = 3e-4, weight_decay = 0.1, groups = {
+--     { pattern = { "norm", "%.bias$" }, weight_decay = 0 }, { pattern = "^critic", lr_scale = 10 } } })
+-- or as a list of groups { params = ..., lr = ..., ... }. A group's lr keeps its ratio to the common one when
+-- a schedule moves that; lr_scale = 10 says the ratio itself.
+-- A tensor that can never get a gradient, and one that is given twice, are refused. A frozen parameter waits.
 
 local peri = require "perilune"
 local options = require "perilune.options"
 local optimizer = require "perilune.optim.optimizer"
+local choice = require "perilune.optim.choice"
 local clip = require "perilune.optim.clip"
 local params = require "perilune.optim.params"
 
@@ -22,7 +26,7 @@ local function share(default, doc) return options.number(default, "[0, 1)", doc)
 local function decay(default, doc) return options.number(default, "[0, inf)", doc) end
 local function epsilon(default) return options.number(default, "[0, inf)", "added to the root of the second moment") end
 
-local function declare(fn, rules) return options.declare(fn, { "params" }, rules) end
+local function declare(fn, kind) return options.declare(fn, { "params" }, optimizer.rules(kind)) end
 
 -- ---- SGD ----
 
@@ -51,14 +55,14 @@ local sgd = {
 --- Gradient descent with momentum (Polyak 1964; Nesterov's as in Sutskever et al. 2013), as torch.optim.SGD.
 --- g += weight_decay p; b = momentum b + (1 - dampening) g, b = g at first; p -= lr b, with nesterov
 --- p -= lr (g + momentum b).
---- @param params any  a module, a model, an adapter, a list of tensors, or groups
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups
 --- @param given table
 --- @return perilune.optim.Optimizer
 function M.SGD(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(sgd, params, given)
   return opt
 end
-declare(M.SGD, sgd.rules)
+declare(M.SGD, sgd)
 
 -- ---- Adam, AdamW, LAMB ----
 
@@ -84,27 +88,27 @@ local plain_adam = adam("Adam", "adam_", 0, "times the parameter, added to its g
 
 --- Adam (Kingma and Ba 2015), as torch.optim.Adam. g += weight_decay p; m and v are running means of g and
 --- g^2; p -= lr m' / (sqrt(v') + eps), where m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t).
---- @param params any  a module, a model, an adapter, a list of tensors, or groups
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.Adam(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(plain_adam, params, given)
   return opt
 end
-declare(M.Adam, plain_adam.rules)
+declare(M.Adam, plain_adam)
 
 local adamw = adam("AdamW", "adamw_", 0.01, "times lr, the share that a parameter loses at each step", 1e-8)
 
 --- Adam with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW.
 --- p *= 1 - lr weight_decay, then Adam's step without decay.
---- @param params any  a module, a model, an adapter, a list of tensors, or groups
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.AdamW(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(adamw, params, given)
   return opt
 end
-declare(M.AdamW, adamw.rules)
+declare(M.AdamW, adamw)
 
 local lamb = adam("Lamb", "lamb_", 0.01, "times the parameter, added to its direction", 1e-6)
 lamb.takes_scale = false -- it clips by the norm of all gradients on its own
@@ -116,14 +120,14 @@ end
 
 --- LAMB, for large batches (You et al. 2020), as apex's reference. u = m' / (sqrt(v') + eps) + weight_decay p
 --- with Adam's m' and v'; p -= lr |p| / |u| u, norms by tensor. It clips on its own: step takes no clip.
---- @param params any  a module, a model, an adapter, a list of tensors, or groups
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.Lamb(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(lamb, params, given)
   return opt
 end
-declare(M.Lamb, lamb.rules)
+declare(M.Lamb, lamb)
 
 -- ---- RMSprop ----
 
@@ -146,14 +150,14 @@ local rmsprop = {
 
 --- RMSprop (Tieleman and Hinton 2012), as torch.optim.RMSprop. g += weight_decay p; s is a running mean of
 --- g^2; u = g / (sqrt(s) + eps); b = momentum b + u; p -= lr b.
---- @param params any  a module, a model, an adapter, a list of tensors, or groups
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.RMSprop(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(rmsprop, params, given)
   return opt
 end
-declare(M.RMSprop, rmsprop.rules)
+declare(M.RMSprop, rmsprop)
 
 -- ---- Muon ----
 
@@ -179,21 +183,21 @@ local muon = {
 
 --- Muon, for the matrices of hidden layers (Jordan et al. 2024). Momentum, then each matrix's direction is
 --- made near-orthogonal by Newton-Schulz steps. Embeddings, norms and biases belong to AdamW.
---- @param params any  a module, a model, an adapter, a list of tensors, or groups; matrices alone
+--- @param params any  a module, named parameters, a list of these and of tensors, or groups; matrices alone
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.Muon(params, given) -- luacheck: ignore 431
   local opt = optimizer.new(muon, params, given)
   return opt
 end
-declare(M.Muon, muon.rules)
+declare(M.Muon, muon)
 
 -- ---- groups ----
 
 local groups_rules = { weight_decay = options.number(options.required, "[0, inf)", "of matrices") }
 
 --- Groups for an optimizer: decay for matrices, none for norms and biases (tensors of fewer than two dims).
---- @param params any  a module, a model, an adapter or a list of tensors
+--- @param params any  a module, named parameters, or a list of these and of tensors
 --- @param weight_decay number
 --- @return table[]
 function M.decay_groups(params_of, weight_decay)
@@ -206,5 +210,22 @@ function M.decay_groups(params_of, weight_decay)
   return { { params = decayed, weight_decay = o.weight_decay }, { params = plain, weight_decay = 0 } }
 end
 options.declare(M.decay_groups, { "params", "weight_decay" }, groups_rules)
+
+local split_rules = choice.rules
+
+--- Parameters of two kinds, for an optimizer each: those that a pattern, a function or both of them mean, and the
+--- others, as lists { { name, tensor }, ... } that every optimizer takes.
+---   local hidden, rest = optim.split(net, { pattern = "^layers", where = function(_, p) return p.ndim == 2 end })
+---   local muon, adam = optim.Muon(hidden), optim.AdamW(rest)
+--- @param params any  a module, named parameters, or a list of these and of tensors
+--- @param how table
+--- @return table[] meant
+--- @return table[] others
+function M.split(params_of, how)
+  local o = options.fill("split", how, split_rules)
+  local meant, others = params.split("split", params_of, o)
+  return meant, others
+end
+options.declare(M.split, { "params" }, split_rules)
 
 return require "perilune.names"(M, "perilune.optim")

@@ -15,6 +15,24 @@ Optimizer.__index = Optimizer
 
 local M = { Optimizer = Optimizer }
 
+local groups_rule = options.value(options.none, "table", "parameters with options of their own: a list of "
+  .. "{ pattern = Lua pattern over names, or where = function(name, tensor), lr =, ... }; the first that means a "
+  .. "parameter has it, what none means has the common options")
+
+local all_rules = setmetatable({}, { __mode = "k" })
+
+--- The rules of a kind's options, with those that all kinds have.
+--- @param kind table
+--- @return table
+function M.rules(kind)
+  if not all_rules[kind] then
+    local rules = { groups = groups_rule }
+    for name, rule in pairs(kind.rules) do rules[name] = rule end
+    all_rules[kind] = rules
+  end
+  return all_rules[kind]
+end
+
 --- An optimizer of a kind { name, rules, slots, run, check, check_tensor }; errors point at the caller's
 --- caller.
 --- @param kind table
@@ -22,8 +40,10 @@ local M = { Optimizer = Optimizer }
 --- @param given table?
 --- @return perilune.optim.Optimizer
 function M.new(kind, given_params, given)
-  local o = options.fill(kind.name, given, kind.rules, 4)
-  local groups, objects = params.open(kind, kind.name, given_params, o)
+  local o = options.fill(kind.name, given, M.rules(kind), 4)
+  local choices = o.groups
+  o.groups = nil
+  local groups, objects = params.open(kind, kind.name, given_params, o, choices)
   local self = setmetatable({ name = kind.name, lr = o.lr, skipped = 0, was_skipped = false, groups = groups,
     _kind = kind, _objects = objects, _held = {}, _looked = false }, Optimizer)
   for _, p in ipairs(self:parameters()) do self._held[p] = true end
@@ -34,12 +54,13 @@ local function counted(n, what) return ("%d %s%s"):format(n, what, n == 1 and ""
 
 --- What it is and has done: kind, parameters, options of each group, steps.
 function Optimizer:__tostring()
-  local tensors, numbers, steps, lines = 0, 0, 0, {}
+  local tensors, numbers, steps, frozen, lines = 0, 0, 0, 0, {}
   for g, group in ipairs(self.groups) do
     local here = 0
     for i, p in ipairs(group.params) do
-      local ok, n = pcall(p.numel, p) -- a released one counts nothing
+      local ok, n, trained = pcall(function() return p:numel(), p.requires_grad end) -- a released one counts nothing
       here, steps = here + (ok and n or 0), math.max(steps, group.steps[i])
+      if ok and not trained then frozen = frozen + 1 end
     end
     tensors, numbers = tensors + #group.params, numbers + here
     local own = {}
@@ -49,8 +70,8 @@ function Optimizer:__tostring()
     local title = #self.groups > 1 and ("group %d, %s: "):format(g, counted(#group.params, "tensor")) or ""
     lines[g] = "\n  " .. title .. table.concat(own, ", ")
   end
-  return ("%s, %s in %s, %s%s, last lr %s%s"):format(self.name, counted(numbers, "parameter"),
-    counted(tensors, "tensor"), counted(steps, "step"),
+  return ("%s, %s in %s%s, %s%s, last lr %s%s"):format(self.name, counted(numbers, "parameter"),
+    counted(tensors, "tensor"), frozen > 0 and (" (%d frozen)"):format(frozen) or "", counted(steps, "step"),
     self.skipped > 0 and (" (%d skipped)"):format(self.skipped) or "", peri.show(self.lr), table.concat(lines))
 end
 
@@ -222,27 +243,32 @@ end
 
 -- ---- state ----
 
--- visit(n, group, i, label) for every parameter, n counting from 0.
-local function each(self, visit)
-  local n = 0
+-- { group, i, label, name } of every parameter in order; name is nil where another has it too, or it could be a number.
+local function entries_of(self)
+  local list, count = {}, {}
   for g, group in ipairs(self.groups) do
     for i in ipairs(group.params) do
-      visit(n, group, i, label(self, g, i))
-      n = n + 1
+      local name = group.names[i] or nil
+      if name and name:find "^%d+$" then name = nil end
+      list[#list + 1] = { group = group, i = i, label = label(self, g, i), name = name }
+      if name then count[name] = (count[name] or 0) + 1 end
     end
   end
+  for _, e in ipairs(list) do if e.name and count[e.name] > 1 then e.name = nil end end
+  return list
 end
 
---- What a checkpoint keeps: tensors by name ("0.m": parameters count from 0), and a plain table.
+--- What a checkpoint keeps: tensors by the parameter's name and theirs ("layers.0.weight.m"; "0.m", the place counted
+--- from 0, for what has no name of its own), and a plain table.
 --- @return table<string, perilune.Tensor>
 --- @return table
 function Optimizer:state_dict()
   local tensors, steps, sizes, names = {}, {}, {}, {}
   for g, group in ipairs(self.groups) do sizes[g] = #group.params end
-  each(self, function(n, group, i)
-    for slot, t in pairs(group.state[i]) do tensors[n .. "." .. slot] = t end
-    steps[n + 1], names[n + 1] = group.steps[i], group.names[i] or ""
-  end)
+  for n, e in ipairs(entries_of(self)) do
+    for slot, t in pairs(e.group.state[e.i]) do tensors[(e.name or n - 1) .. "." .. slot] = t end
+    steps[n], names[n] = e.group.steps[e.i], e.group.names[e.i] or ""
+  end
   return tensors, { name = self.name, lr = self.lr, skipped = self.skipped, groups = sizes, names = names,
     steps = steps }
 end
@@ -250,11 +276,11 @@ end
 local function is_count(v) return type(v) == "number" and math.tointeger(v) ~= nil and v >= 0 end
 
 -- What does not fit, of the plain table alone.
-local function plain_problem(self, plain)
+local function plain_problem(self, plain, count)
   if type(plain) ~= "table" then
     return ("the second argument is a %s, expected the plain table of state_dict()"):format(type(plain))
   end
-  local count, steps = #self:parameters(), type(plain.steps) == "table" and plain.steps or {}
+  local steps = type(plain.steps) == "table" and plain.steps or {}
   if plain.name ~= self.name or #steps ~= count then
     return ("state of %s for %d parameters, expected %s for %d"):format(tostring(plain.name), #steps, self.name, count)
   end
@@ -272,14 +298,41 @@ local function plain_problem(self, plain)
   if plain.skipped ~= nil and not is_count(plain.skipped) then
     return ("skipped is %s, expected an integer from 0"):format(tostring(plain.skipped))
   end
-  for g, n in ipairs(plain.groups or {}) do
-    local here = self.groups[g] and #self.groups[g].params or 0
-    if n ~= here then return ("group %d had %s parameters, has %d"):format(g, tostring(n), here) end
-  end
 end
 
---- Take the state of an optimizer of the same kind, groups and parameters. What does not fit is named,
---- and then nothing changed.
+-- The place in a state of each entry: by its name, else its own. Returns nil and why not where there is none.
+local function places_in(self, entries, plain)
+  local names, place_of, places, used = plain.names or {}, {}, {}, {}
+  for n, name in ipairs(names) do
+    if name ~= "" then place_of[name] = place_of[name] == nil and n end -- false: of several
+  end
+  local by_name = true
+  for n, e in ipairs(entries) do
+    local at = e.name and place_of[e.name] or nil
+    by_name = by_name and at ~= nil
+    if not at then
+      local was, is = names[n] or "", e.group.names[e.i] or ""
+      if was ~= is and was ~= "" and is ~= "" then return nil, ("%s was %s"):format(e.label, was) end
+      at = n
+    end
+    if used[at] then return nil, ("%s would take the state of %s"):format(e.label, used[at]) end
+    places[n], used[at] = at, e.label
+  end
+  for g, n in ipairs(not by_name and plain.groups or {}) do
+    local here = self.groups[g] and #self.groups[g].params or 0
+    if n ~= here then return nil, ("group %d had %s parameters, has %d"):format(g, tostring(n), here) end
+  end
+  return places
+end
+
+-- The key of a moment: by name, or in older states by place.
+local function key_in(tensors, e, place, slot)
+  local key = e.name and e.name .. "." .. slot
+  return key and tensors[key] ~= nil and key or place - 1 .. "." .. slot
+end
+
+--- Take the state of an optimizer of the same kind and parameters, which find theirs by name, in whatever order and
+--- groups; those without a name by place. What does not fit is named, and then nothing changed.
 --- @param tensors table<string, perilune.Tensor>
 --- @param plain table
 --- @return self
@@ -287,36 +340,39 @@ function Optimizer:load_state_dict(tensors, plain)
   if type(tensors) ~= "table" then
     error(("load_state_dict: the tensors are a %s, expected a table"):format(type(tensors)), 2)
   end
-  local problem = plain_problem(self, plain)
-  if problem then error("load_state_dict: " .. problem, 2) end
+  local entries, places = entries_of(self), nil
+  local problem = plain_problem(self, plain, #entries)
+  if not problem then places, problem = places_in(self, entries, plain) end
+  if not places then error("load_state_dict: " .. problem, 2) end
   local problems, known = {}, {}
   local function report(...) problems[#problems + 1] = (...):format(select(2, ...)) end
-  each(self, function(n, group, i, what)
-    local was, is = plain.names and plain.names[n + 1] or "", group.names[i] or ""
-    if was ~= is and was ~= "" and is ~= "" then report("%s was %s", what, was) end
-    for _, slot in ipairs(plain.steps[n + 1] > 0 and group.slots or {}) do
-      local key, p = n .. "." .. slot, group.params[i]
+  for n, e in ipairs(entries) do
+    for _, slot in ipairs(plain.steps[places[n]] > 0 and e.group.slots or {}) do
+      local key, p = key_in(tensors, e, places[n], slot), e.group.params[e.i]
       local t = tensors[key]
       known[key] = true
-      if t == nil then report("missing %s of %s", key, what)
+      if t == nil then report("missing %s of %s", e.name and e.name .. "." .. slot or key, e.label)
       elseif not peri.is_tensor(t) then report("%s is a %s, expected a tensor", key, type(t))
       elseif table.concat(t.shape, ", ") ~= table.concat(p.shape, ", ") or t.dtype ~= p.dtype then
-        report("%s has (%s) %s, %s has (%s) %s", key, table.concat(t.shape, ", "), t.dtype, what,
+        report("%s has (%s) %s, %s has (%s) %s", key, table.concat(t.shape, ", "), t.dtype, e.label,
           table.concat(p.shape, ", "), p.dtype)
       end
     end
-  end)
+  end
   for key in pairs(tensors) do if not known[key] then report("unexpected %s", tostring(key)) end end
   if #problems > 0 then
     table.sort(problems)
     error("load_state_dict: " .. table.concat(problems, "; "), 2)
   end
-  each(self, function(n, group, i)
-    group.steps[i] = math.tointeger(plain.steps[n + 1])
-    if group.steps[i] == 0 then group.state[i] = {} return end
-    local state = slots_of(group, i)
-    for _, slot in ipairs(group.slots) do state[slot]:copy_(tensors[n .. "." .. slot]) end
-  end)
+  for n, e in ipairs(entries) do
+    local group, i = e.group, e.i
+    group.steps[i] = math.tointeger(plain.steps[places[n]])
+    if group.steps[i] == 0 then group.state[i] = {}
+    else
+      local state = slots_of(group, i)
+      for _, slot in ipairs(group.slots) do state[slot]:copy_(tensors[key_in(tensors, e, places[n], slot)]) end
+    end
+  end
   self.lr, self.skipped, self.was_skipped = plain.lr, math.tointeger(plain.skipped or 0), false
   return self
 end

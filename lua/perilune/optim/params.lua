@@ -1,9 +1,11 @@
 -- params.lua - what an optimizer is given, checked: groups, and in them tensors that can get a gradient,
--- each once. Messages name a tensor by its group, place and, where it is known, its name.
+-- each once. Messages name a tensor by its group, place and, where it is known, its name. Groups are lists
+-- of parameters, or are chosen among all of them by name and by what they are.
 
 local peri = require "perilune"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
+local choice = require "perilune.optim.choice"
 local walk = require "perilune.nn.walk"
 
 local M = {}
@@ -14,8 +16,13 @@ local function is_object(v)
   return type(v) == "table" and (Module.is_module(v) or type(walk.method(v, "parameters")) == "function")
 end
 
--- { { tensor, name? }, ... } of a module, a model, an adapter, or a list of these and of tensors; and the objects
--- { object, prefix of names }.
+-- An entry of named_parameters(): { name, tensor }.
+local function is_named(v)
+  return type(v) == "table" and getmetatable(v) == nil and #v == 2 and type(v[1]) == "string" and peri.is_tensor(v[2])
+end
+
+-- { { tensor, name?, of an object }, ... } of a module, a model, an adapter, or a list of these, of tensors and of
+-- { name, tensor }; and the objects { object, prefix of names }.
 local function flatten(who, given)
   local list, objects = {}, {}
   local function add_object(object, prefix)
@@ -36,6 +43,7 @@ local function flatten(who, given)
   end
   for i, v in ipairs(given) do
     if is_object(v) then add_object(v, i - 1 .. ".")
+    elseif is_named(v) then list[#list + 1] = { v[2], v[1], true }
     elseif peri.is_tensor(v) then list[#list + 1] = { v }
     else walk.raise(("%s: parameter %d is a %s, expected a tensor"):format(who, i, type(v))) end
   end
@@ -106,16 +114,16 @@ local function check_options(kind, who, o)
   if problem then walk.raise(("%s: %s"):format(who, problem)) end
 end
 
--- A group's own options over the common ones.
-local function own_options(kind, who, given, common)
+-- A group's own options over the common ones. `others` has the rules of what stands in a group besides them.
+local function own_options(kind, who, given, common, others)
   local own = {}
   for k, v in pairs(common) do own[k] = v end
   for k, v in pairs(given) do
-    if k ~= "params" then
+    if not others[k] then
       local rule = k == "lr_scale" and scale_rule or kind.rules[k]
       if not rule then
         local names = options.names(kind.rules)
-        table.move({ "lr_scale", "params" }, 1, 2, #names + 1, names)
+        table.move({ "lr_scale", table.unpack(options.names(others)) }, 1, 3, #names + 1, names)
         walk.raise(("%s: %s"):format(who, options.unknown("option", k, names)))
       end
       local problem = options.problem(k, v, rule)
@@ -139,7 +147,7 @@ end
 local function groups_of(who, params)
   if is_object(params) or type(params) ~= "table" then return { { params = params } }, false end
   local first = params[1]
-  if type(first) ~= "table" or is_object(first) then return { { params = params } }, false end
+  if type(first) ~= "table" or is_object(first) or is_named(first) then return { { params = params } }, false end
   for i, g in ipairs(params) do
     if type(g) ~= "table" or is_object(g) or g.params == nil then
       walk.raise(("%s: group %d is a %s%s, expected { params = ..., its own options }"):format(who, i,
@@ -149,25 +157,65 @@ local function groups_of(who, params)
   return params, true
 end
 
+-- What a user gave as { given, own options, entries }, one for each group; the objects; whether there are several.
+local function listed(kind, who, params, common)
+  local groups, objects, list, several = {}, {}, groups_of(who, params)
+  for i, given in ipairs(list) do
+    local name = several and ("%s: group %d"):format(who, i) or who
+    local own = own_options(kind, name, given, common, { params = true })
+    local entries, from = flatten(name, given.params)
+    table.move(from, 1, #from, #objects + 1, objects)
+    groups[i] = { given = given, own = own, entries = entries }
+  end
+  return groups, objects, several
+end
+
+-- The same where groups are chosen by name.
+local function chosen(kind, who, params, common, choices)
+  local function name(g) return ("%s: group %d"):format(who, g) end
+  for key in pairs(choices) do
+    if math.type(key) ~= "integer" or key < 1 or key > #choices then
+      walk.raise(("%s: groups has the key %q, expected a list"):format(who, tostring(key)))
+    end
+  end
+  if select(2, groups_of(who, params)) then
+    walk.raise(who .. ": the parameters are groups already, and groups would divide them once more: give one of them")
+  end
+  local groups = {}
+  for g, given in ipairs(choices) do
+    if type(given) ~= "table" or is_object(given) then
+      walk.raise(("%s is a %s, expected { pattern = ..., its own options }"):format(name(g), type(given)))
+    end
+    groups[g] = { given = given, own = own_options(kind, name(g), given, common, choice.rules) }
+    choice.check(name(g), given)
+  end
+  local entries, objects = flatten(who, params)
+  local parts = choice.divide(name, entries, choices)
+  for g in ipairs(choices) do groups[g].entries = parts[g] end
+  if #parts[#parts] > 0 then
+    groups[#groups + 1] = { given = {}, own = own_options(kind, who, {}, common, {}), entries = parts[#parts] }
+  end
+  return groups, objects, #groups > 1
+end
+
 --- Groups { options, rate, params, names, state, steps, slots } of what a user gave.
 --- @param kind table  rules, slots(options), check(options), check_tensor(t)
 --- @param who string
 --- @param params any
 --- @param common table  checked options
+--- @param choices table?  the option groups
 --- @return table[] groups
 --- @return table[] objects  { object, prefix of names } that parameters came from
-function M.open(kind, who, params, common)
+function M.open(kind, who, params, common, choices)
   check_options(kind, who, common)
-  local groups, objects, all, live = {}, {}, {}, false
-  local list, several = groups_of(who, params)
-  for i, given in ipairs(list) do
-    local name = several and ("%s: group %d"):format(who, i) or who
-    local own = own_options(kind, name, given, common)
-    local group = { options = own, rate = rate_of(given, common.lr), params = {}, names = {}, state = {}, steps = {},
-      slots = kind.slots(own) }
-    local entries, from = flatten(name, given.params)
-    table.move(from, 1, #from, #objects + 1, objects)
-    for k, entry in ipairs(entries) do
+  local groups, all, live = {}, {}, false
+  local list, objects, several
+  if choices then list, objects, several = chosen(kind, who, params, common, choices)
+  else list, objects, several = listed(kind, who, params, common) end
+  for i, part in ipairs(list) do
+    local group = { options = part.own, rate = rate_of(part.given, common.lr), params = {}, names = {}, state = {},
+      steps = {}, slots = kind.slots(part.own) }
+    for k, entry in ipairs(part.entries) do
       local t, label = entry[1], ("parameter %d"):format(k)
       if several then label = label .. (" of group %d"):format(i) end
       if entry[2] then label = ("%s (%s)"):format(label, entry[2]) end
@@ -186,6 +234,21 @@ function M.open(kind, who, params, common)
   end
   check_once(who, all)
   return groups, objects
+end
+
+--- Named parameters that a choice means, and the others.
+--- @param who string
+--- @param given any
+--- @param how table  pattern, where
+--- @return table[] meant  { { name, tensor }, ... }
+--- @return table[] others
+function M.split(who, given, how)
+  choice.check(who, how)
+  local parts = choice.divide(function () return who end, (flatten(who, given)), { how })
+  for _, part in ipairs(parts) do
+    for i, entry in ipairs(part) do part[i] = entry[2] and { entry[2], entry[1] } or entry[1] end
+  end
+  return parts[1], parts[2]
 end
 
 --- The name of a parameter that an object has now, with a gradient, and that is not held; or nil.
