@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the tests of a build folder and counts them: the cmocka programs, the fuzzers, the LuaUnit
 # files (each in a process of its own), the code blocks of the docs.
-#   tests/run.sh BUILD [WORD ...]     only those whose name contains one of the words
+#   tests/run.sh BUILD [WORD ...]     only those whose name contains one of the words; one that ends
+#                                     with $ stands at the end of the name
 #   tests/run.sh --check [WORD ...]   only look at the words: 0 good, 2 a word of no test, 3 help asked for
 # Prints one line for each and the output of what failed; the last line is "N passed, N failed".
 set -u
@@ -24,13 +25,13 @@ list () { names | sed 's,/[a-z]*_,/,' | tr '\n' ' ' | fold -s -w 96 | sed 's/^/ 
 
 wanted () {
   [ -z "$words" ] && return 0
-  for w in $words; do case $1 in *"$w"*) return 0 ;; esac; done
+  for w in $words; do case $1\$ in *"$w"*) return 0 ;; esac; done
   return 1
 }
 
 # A word that chooses nothing is a slip, whatever the others choose.
 known () {
-  for n in $(names) $(names | sed 's,/[a-z]*_,/,'); do case $n in *"$1"*) return 0 ;; esac; done
+  for n in $(names) $(names | sed 's,/[a-z]*_,/,'); do case $n\$ in *"$1"*) return 0 ;; esac; done
   return 1
 }
 
