@@ -80,7 +80,7 @@ static int l_npz_load (lua_State *L) {
     while (peri__retry(L, s, &tries));
     if (s == PERI_ENOSUP) {
       lua_pop(L, 1);
-      lua_pushfstring(L, "%s: %s", fn, peri_message(peri_lua_ctx(L)));
+      lua_pushfstring(L, "%s: %s", fn, peri_lua_ctx(L)->scripted);
       lua_rawset(L, problems);
       continue;
     }

@@ -9,8 +9,13 @@
 #define BINDING(L) ((const peri__op_binding *)lua_touserdata((L), lua_upvalueindex(1)))
 #define MT lua_upvalueindex(2)
 
+/* A number among the arguments that cannot become a tensor: the op has not seen it. */
+static peri_status not_taken (const peri__op_binding *o, const char *twin, peri_status s) {
+  return peri__fail(o->b->ctx, s, "%s%s: %s", o->op->name, twin, o->b->ctx->message);
+}
+
 static int failed (lua_State *L, const peri__op_binding *o) {
-  return luaL_error(L, "%s: %s", o->op->name, peri_message(o->b->ctx));
+  return luaL_error(L, "%s", o->b->ctx->scripted);
 }
 
 static void charge (lua_State *L, peri_bind *b) {
@@ -54,7 +59,8 @@ static int call_general (lua_State *L) {
   make_room(L, &a, few_in, few_ints);
   do {
     s = peri__args_take(L, &a);
-    if (s == PERI_OK) s = peri_apply(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr, o->nret, out);
+    s = s == PERI_OK ? peri_apply(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr, o->nret, out)
+                     : not_taken(o, "", s);
     peri__args_drop(&a);
   } while (peri__retry(L, s, &tries));
   if (s != PERI_OK) return failed(L, o);
@@ -129,10 +135,11 @@ static int call_inplace (lua_State *L) {
   make_room(L, &a, few_in, few_ints);
   do {
     s = peri__args_take(L, &a);
-    if (s == PERI_OK) s = peri_apply_inplace(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr);
+    s = s == PERI_OK ? peri_apply_inplace(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr)
+                     : not_taken(o, "_", s);
     peri__args_drop(&a);
   } while (peri__retry(L, s, &tries));
-  if (s != PERI_OK) return luaL_error(L, "%s_: %s", o->op->name, peri_message(o->b->ctx));
+  if (s != PERI_OK) return failed(L, o);
   lua_settop(L, 1);
   return 1;
 }

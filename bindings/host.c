@@ -105,7 +105,9 @@ static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
   case LUA_ERRSYNTAX: return PERI_EFORMAT;
   case LUA_ERRFILE: return PERI_EIO;
   default:
-    if (ctx && ctx->failed != PERI_OK && ctx->message[0] && strstr(text, ctx->message))
+    if (ctx && ctx->failed != PERI_OK && ctx->message[0] &&
+        (strstr(text, ctx->scripted) ||
+         strstr(text, ctx->message))) /* C functions raise the latter */
       return ctx->failed;
     return PERI_EHOST;
   }

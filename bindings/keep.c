@@ -133,9 +133,9 @@ const char *peri__want_path (lua_State *L, int arg, const char *fn) {
 int peri__fail_soft (lua_State *L, const char *fn) {
   peri_ctx *ctx = peri_lua_ctx(L);
   if (ctx->failed == PERI_EINTR) /* nothing is wrong with the outside world */
-    luaL_error(L, "%s: %s", fn, peri_message(ctx));
+    luaL_error(L, "%s: %s", fn, ctx->scripted);
   lua_pushnil(L);
-  lua_pushfstring(L, "%s: %s", fn, peri_message(ctx));
+  lua_pushfstring(L, "%s: %s", fn, ctx->scripted);
   return 2;
 }
 

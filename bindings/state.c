@@ -95,7 +95,7 @@ static const peri_reg error_functions[] = {
 };
 
 void peri__check (lua_State *L, const char *fn, peri_status s) {
-  if (s != PERI_OK) luaL_error(L, "%s: %s", fn, peri_message(peri__bind(L)->ctx));
+  if (s != PERI_OK) luaL_error(L, "%s: %s", fn, peri__bind(L)->ctx->scripted);
 }
 
 int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, const char *what) {

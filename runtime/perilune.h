@@ -14,9 +14,9 @@
 ** - What a caller gets wrong is answered: a NULL, a tensor of another context, an index or a number
 **   out of range give PERI_EINVAL or the status that fits with a message, and 0, false, -1, NULL or an
 **   empty struct from what has no status. Without a context there is no message.
-** - In C everything counts from 0; negative dims count from the end. Messages are made for scripts
-**   too and count dims, positions and inputs from 1. Sizes are in elements unless the name says
-**   bytes.
+** - In C everything counts from 0, messages too; negative dims count from the end. What a script reads
+**   of the same failure counts dims, positions, inputs and entries of lists from 1. A message of an op
+**   begins with its name ("matmul: ..."). Sizes are in elements unless the name says bytes.
 */
 #ifndef perilune_h
 #define perilune_h

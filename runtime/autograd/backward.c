@@ -102,8 +102,8 @@ static peri_status check_versions (const peri_node *n) {
     if (n->in[i] && reads(n, i) && n->in[i]->storage->version != n->version[i])
       return peri__fail(
           n->in[i]->ctx, PERI_EINVAL,
-          "input %d of %s was changed in place after it was used: its gradient is lost", i + 1,
-          n->name);
+          "input %s of %s was changed in place after it was used: its gradient is lost",
+          peri__nth(n->in[i]->ctx, i), n->name);
   return PERI_OK;
 }
 
@@ -113,16 +113,16 @@ peri_tensor *peri__saved (peri_vjp *v, int k) {
   if (v->like[k]->storage->version == v->version[k]) return v->like[k];
   peri__build_fail(&v->b,
                    peri__fail(ctx, PERI_EINVAL,
-                              "output %d of %s was changed in place after it was computed, and the "
+                              "output %s of %s was changed in place after it was computed, and the "
                               "gradient needs what it was: change a clone",
-                              k + 1, v->c->op->name));
+                              peri__nth(ctx, k), v->c->op->name));
   return NULL;
 }
 
 /* A host's vjp: its status is one of ours with a message, its gradients are live tensors of the
 ** context, or that is said. */
 static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin) {
-  p->ctx->message[0] = 0;
+  peri__forget_message(p->ctx);
   peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
   if ((int)s < PERI_OK || s > PERI_EHOST)
     s = peri__fail(p->ctx, PERI_EHOST, "the vjp of %s failed with status %d%s%s", n->name, (int)s,
@@ -133,7 +133,8 @@ static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor *
   for (int i = 0; i < n->nin; i++) {
     if (gin[i] && gin[i]->ctx != p->ctx) {
       if (s == PERI_OK)
-        s = peri__fail(p->ctx, PERI_EINVAL, "the vjp of %s: gradient %d %s", n->name, i + 1,
+        s = peri__fail(p->ctx, PERI_EINVAL, "the vjp of %s: gradient %s %s", n->name,
+                       peri__nth(p->ctx, i),
                        gin[i]->ctx ? "is a tensor of another context" : "was released");
       gin[i] = NULL; /* nobody here can release it */
     }
@@ -184,8 +185,8 @@ static peri_status step (pass *p, peri_node *n) {
     peri_tensor *g = fit(&v.b, gin[i], n->in[i]);
     s = v.b.status;
     if (s == PERI_OK && g->numel != n->in[i]->numel)
-      s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %d of %lld",
-                     n->name, (long long)g->numel, i + 1, (long long)n->in[i]->numel);
+      s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %s of %lld",
+                     n->name, (long long)g->numel, peri__nth(ctx, i), (long long)n->in[i]->numel);
     if (s == PERI_OK) s = deliver(p, n->in[i], g);
   }
   peri__build_end(&v.b);

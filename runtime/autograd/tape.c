@@ -106,14 +106,16 @@ peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_t
   for (int k = 0; k < nout; k++) {
     TRY(peri__belongs(ctx, out[k], "an output"));
     if (out[k]->node || (out[k]->flags & PERI_T_REQUIRES_GRAD))
-      return peri__fail(ctx, PERI_EINVAL, "%s: output %d is already part of a graph", name, k + 1);
+      return peri__fail(ctx, PERI_EINVAL, "%s: output %s is already part of a graph", name,
+                        peri__nth(ctx, k));
     for (int j = 0; j < k; j++)
       if (out[j] == out[k])
-        return peri__fail(ctx, PERI_EINVAL, "%s: outputs %d and %d are one tensor", name, j + 1,
-                          k + 1);
+        return peri__fail(ctx, PERI_EINVAL, "%s: outputs %s and %s are one tensor", name,
+                          peri__nth(ctx, j), peri__nth(ctx, k));
     for (int i = 0; i < nin; i++)
       if (in[i] == out[k])
-        return peri__fail(ctx, PERI_EINVAL, "%s: output %d is input %d itself", name, k + 1, i + 1);
+        return peri__fail(ctx, PERI_EINVAL, "%s: output %s is input %s itself", name,
+                          peri__nth(ctx, k), peri__nth(ctx, i));
   }
   peri_attr held = { .s = name }; /* the node keeps a copy */
   peri_node *n = node_new(ctx, nin, nout, 1, &held);

@@ -62,6 +62,7 @@ struct peri_tensor {
 };
 
 #define PERI_MESSAGE_MAX 1024
+#define PERI_NTH 8
 
 struct peri_ctx {
   peri_alloc_fn alloc;
@@ -86,14 +87,26 @@ struct peri_ctx {
   peri_profile *profile; /* NULL when off */
   peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
   int ntemps, captemps;
-  peri_status failed; /* what the message belongs to */
-  char message[PERI_MESSAGE_MAX];
+  peri_status failed;              /* what the message belongs to */
+  char message[PERI_MESSAGE_MAX];  /* as C counts, from 0 */
+  char scripted[PERI_MESSAGE_MAX]; /* the same message as scripts count, from 1 */
+  struct {
+    int64_t n;
+    char text[24];
+  } nth[PERI_NTH]; /* numbers of the message that is being made: peri__nth */
+  int nnth;
 };
 
 /* ---- errors: core/ctx.c ---- */
-/* Set the message, return s. */
+/* Set the message, return s. ctx->message itself may be among the arguments: to put words around it. */
 PERI_API peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...)
     PERI_PRINTF(3, 4);
+/* The number of a dim, a position that an attribute gives, an input, a result or an entry of a list for
+** a "%s" of the next peri__fail of this context: i itself in peri_message, one more in what scripts
+** read, who count from 1; negative ones are as they are. At most PERI_NTH in a message. Positions of
+** elements in memory are data, which counts from 0 in either language: the message says so. */
+const char *peri__nth (peri_ctx *ctx, int64_t i);
+void peri__forget_message (peri_ctx *ctx);
 /* Misuse of the public functions: "NAME is NULL" where a pointer may not be; without a context the
 ** status alone. */
 peri_status peri__null (peri_ctx *ctx, const char *name);

@@ -1,5 +1,6 @@
 /* ctx.c - contexts: options, error messages, the log callback, interruption. */
 #include <ctype.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -97,17 +98,45 @@ static void unsign_nan (char *text) {
       p++;
 }
 
-peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
-  char text[PERI_MESSAGE_MAX]; /* aside first: an argument may be the present message */
-  va_list ap;
-  va_start(ap, fmt);
-  vsnprintf(text, sizeof text, fmt, ap);
-  va_end(ap);
+static void write_nth (peri_ctx *ctx, int k, int first) {
+  int64_t n = ctx->nth[k].n;
+  if (n >= 0 && n <= INT64_MAX - first) n += first;
+  snprintf(ctx->nth[k].text, sizeof ctx->nth[k].text, "%" PRId64, n);
+}
+
+const char *peri__nth (peri_ctx *ctx, int64_t i) {
+  int k = ctx->nnth++ % PERI_NTH;
+  ctx->nth[k].n = i;
+  write_nth(ctx, k, 0);
+  return ctx->nth[k].text;
+}
+
+static void write_message (peri_ctx *ctx, int first, char *text, const char *fmt, va_list ap) {
+  for (int k = 0; k < PERI_NTH && k < ctx->nnth; k++) write_nth(ctx, k, first);
+  vsnprintf(text, PERI_MESSAGE_MAX, fmt, ap);
   unsign_nan(text);
+}
+
+/* Both forms are made aside, as the present message may be among the arguments; it has its other
+** form while that of the new one is made. */
+peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
+  char text[PERI_MESSAGE_MAX], scripted[PERI_MESSAGE_MAX];
+  va_list ap, again;
+  va_start(ap, fmt);
+  va_copy(again, ap);
+  write_message(ctx, 0, text, fmt, ap);
+  memcpy(ctx->message, ctx->scripted, sizeof ctx->message);
+  write_message(ctx, 1, scripted, fmt, again);
+  va_end(again);
+  va_end(ap);
   memcpy(ctx->message, text, sizeof text);
+  memcpy(ctx->scripted, scripted, sizeof scripted);
+  ctx->nnth = 0;
   ctx->failed = s;
   return s;
 }
+
+void peri__forget_message (peri_ctx *ctx) { ctx->message[0] = ctx->scripted[0] = 0; }
 
 peri_status peri__null (peri_ctx *ctx, const char *name) {
   return ctx ? peri__fail(ctx, PERI_EINVAL, "%s is NULL", name) : PERI_EINVAL;

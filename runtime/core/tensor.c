@@ -30,13 +30,13 @@ peri_status peri__check_shape (peri_ctx *ctx, peri_dtype d, int ndim, const int6
   bool zero = false;
   for (int i = 0; i < ndim; i++) {
     if (shape[i] < 0)
-      return peri__fail(ctx, PERI_ESHAPE, "size %lld of dim %d is negative", (long long)shape[i],
-                        i + 1);
+      return peri__fail(ctx, PERI_ESHAPE, "size %lld of dim %s is negative", (long long)shape[i],
+                        peri__nth(ctx, i));
     if (shape[i] == 0)
       zero = true;
     else if (__builtin_mul_overflow(n, shape[i], &n))
-      return peri__fail(ctx, PERI_ESHAPE, "the number of elements overflows at dim %d of size %lld",
-                        i + 1, (long long)shape[i]);
+      return peri__fail(ctx, PERI_ESHAPE, "the number of elements overflows at dim %s of size %lld",
+                        peri__nth(ctx, i), (long long)shape[i]);
   }
   int64_t total;
   if (block > 1 && (ndim == 0 || shape[ndim - 1] % block != 0))
@@ -433,8 +433,8 @@ peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
   NEED(t->ctx, out);
   TRY(peri__readable(t));
   if (flat < 0 || flat >= t->numel)
-    return peri__fail(t->ctx, PERI_EINVAL, "element %lld of a tensor of %lld", (long long)flat,
-                      (long long)t->numel);
+    return peri__fail(t->ctx, PERI_EINVAL, "element %s of a tensor of %lld",
+                      peri__nth(t->ctx, flat), (long long)t->numel);
   int64_t at = 0;
   for (int i = t->ndim - 1; i >= 0; i--) {
     at += flat % t->shape[i] * t->stride[i];

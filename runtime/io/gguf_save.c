@@ -120,7 +120,7 @@ static peri_status put_element (peri_gguf_writer *w, peri_gguf_type type, const 
   if (type == PERI_GGUF_TEXT) {
     const peri_gguf_text *t = (const peri_gguf_text *)data + i;
     if (t->n > 0 && !t->s)
-      return peri__fail(w->ctx, PERI_EINVAL, "text %lld is NULL", (long long)i);
+      return peri__fail(w->ctx, PERI_EINVAL, "text %s is NULL", peri__nth(w->ctx, i));
     return put_text(w, &w->values, t->s, t->n);
   }
   if (type == PERI_GGUF_F32) {
@@ -272,8 +272,8 @@ static peri_status write_tensor (peri_gguf_writer *w, peri_tensor *t) {
     return peri__fail(w->ctx, PERI_EINVAL, "all %lld tensors are written", (long long)w->n);
   if (!same(&w->list[w->written], t))
     return peri__fail(w->ctx, PERI_EINVAL,
-                      "tensor %lld was declared with another dtype or shape than %s %s",
-                      (long long)w->written, peri_dtype_name((peri_dtype)t->dtype),
+                      "tensor %s was declared with another dtype or shape than %s %s",
+                      peri__nth(w->ctx, w->written), peri_dtype_name((peri_dtype)t->dtype),
                       peri__shape_text(t, shape, sizeof shape));
   if (t->storage->packed) return peri__readable(t);
   TRY(begin(w));

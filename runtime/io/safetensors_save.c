@@ -111,14 +111,15 @@ static peri_status begin (peri_safetensors_writer *w, const peri_safetensors_ent
   peri_json_writer json = { .ctx = NULL };
   for (int64_t i = 0; i < w->n; i++) {
     if (!entries[i].name)
-      return peri__fail(w->ctx, PERI_EINVAL, "%s: tensor %lld has no name", w->path, (long long)i);
+      return peri__fail(w->ctx, PERI_EINVAL, "%s: tensor %s has no name", w->path,
+                        peri__nth(w->ctx, i));
     w->entries[i] = entries[i];
     w->order[i] = i;
   }
   for (int64_t i = 0; i < npairs; i++)
     if (!pairs[i].key || !pairs[i].value)
-      return peri__fail(w->ctx, PERI_EINVAL, "%s: entry %lld of the metadata is NULL", w->path,
-                        (long long)i);
+      return peri__fail(w->ctx, PERI_EINVAL, "%s: entry %s of the metadata is NULL", w->path,
+                        peri__nth(w->ctx, i));
   peri__sort(w->order, (size_t)w->n, sizeof *w->order, by_layout, w->entries);
   peri_status s = make_header(w, npairs, pairs, &json);
   if (s != PERI_OK)
@@ -188,8 +189,8 @@ static peri_status write_tensor (peri_safetensors_writer *w, const peri_tensor *
   if (!same) {
     char shape[160];
     return peri__fail(
-        w->ctx, PERI_EINVAL, "%s: tensor %lld was announced with another dtype or shape than %s %s",
-        w->path, (long long)w->order[w->written], peri_dtype_name((peri_dtype)t->dtype),
+        w->ctx, PERI_EINVAL, "%s: tensor %s was announced with another dtype or shape than %s %s",
+        w->path, peri__nth(w->ctx, w->order[w->written]), peri_dtype_name((peri_dtype)t->dtype),
         peri__shape_text(t, shape, sizeof shape));
   }
   TRY(peri__output_tensor(&w->out, t));

@@ -24,7 +24,7 @@ static peri_status check_list (const peri_call *c, const peri_param *p, int k) {
       gap = i;
   }
   if (gap < 0 || (given == 0 && k > 0)) return PERI_OK;
-  return peri__fail(c->ctx, PERI_EINVAL, "%s %d is missing", p->name, gap + 1);
+  return peri__fail(c->ctx, PERI_EINVAL, "%s %s is missing", p->name, peri__nth(c->ctx, gap));
 }
 
 /* in[] is laid out as the signature says; several lists share one length. */
@@ -169,7 +169,8 @@ static peri_status apply_compose (peri_call *c, peri_tensor **out) {
   c->op->compose(&b, c);
   for (int k = 0; k < n && b.status == PERI_OK; k++)
     if (!c->out[k])
-      b.status = peri__fail(c->ctx, PERI_EINVAL, "composite without output %d", k + 1);
+      b.status =
+          peri__fail(c->ctx, PERI_EINVAL, "composite without output %s", peri__nth(c->ctx, k));
   for (int k = 0; k < n && b.status == PERI_OK; k++) out[k] = peri_retain(c->out[k]);
   return peri__build_end(&b);
 }
@@ -317,7 +318,7 @@ static peri_status check_call (peri_ctx *ctx, const peri_sig *sig, int nin, peri
   for (int i = 0; i < nin; i++)
     if (in[i] && in[i]->ctx != ctx) {
       bool one = nin == sig->ntensor && sig->nlist == 0;
-      return peri__fail(ctx, PERI_EINVAL, "input %d%s%s%s %s", i + 1, one ? " (" : "",
+      return peri__fail(ctx, PERI_EINVAL, "input %s%s%s%s %s", peri__nth(ctx, i), one ? " (" : "",
                         one ? sig->p[i].name : "", one ? ")" : "",
                         in[i]->ctx ? "is a tensor of another context" : "was released before");
     }
@@ -358,27 +359,33 @@ static peri_status check_count (peri_ctx *ctx, const peri_op *op, const char *wh
   return PERI_OK;
 }
 
+static peri_status in_table (peri_ctx *ctx, const peri_op *op) {
+  return peri__sig(op) ? PERI_OK : peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
+}
+
 static peri_status check_attr_count (peri_ctx *ctx, const peri_op *op, int nattr,
                                      const peri_attr *attr) {
-  const peri_sig *sig = peri__sig(op);
-  if (!sig) return peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
   if (nattr == 0 && !attr) return PERI_OK; /* the defaults */
-  return check_count(ctx, op, "attribute", nattr, sig->nattr, attr);
+  return check_count(ctx, op, "attribute", nattr, peri__sig(op)->nattr, attr);
 }
 
 peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                         int nattr, const peri_attr *attr, int nout, peri_tensor **out) {
   NEED(ctx, ctx);
   NEED(ctx, op);
-  TRY(check_attr_count(ctx, op, nattr, attr));
-  TRY(check_count(ctx, op, "result", nout, peri_op_outputs(op), out));
-  return invoke(ctx, op, false, nin, in, attr, out);
+  TRY(in_table(ctx, op));
+  peri_status s = check_attr_count(ctx, op, nattr, attr);
+  if (s == PERI_OK) s = check_count(ctx, op, "result", nout, peri_op_outputs(op), out);
+  if (s == PERI_OK) s = invoke(ctx, op, false, nin, in, attr, out);
+  return s == PERI_OK ? s : peri__fail(ctx, s, "%s: %s", op->name, ctx->message);
 }
 
 peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                                 int nattr, const peri_attr *attr) {
   NEED(ctx, ctx);
   NEED(ctx, op);
-  TRY(check_attr_count(ctx, op, nattr, attr));
-  return invoke(ctx, op, true, nin, in, attr, NULL);
+  TRY(in_table(ctx, op));
+  peri_status s = check_attr_count(ctx, op, nattr, attr);
+  if (s == PERI_OK) s = invoke(ctx, op, true, nin, in, attr, NULL);
+  return s == PERI_OK ? s : peri__fail(ctx, s, "%s_: %s", op->name, ctx->message);
 }

@@ -202,11 +202,13 @@ static peri_status check_integers (peri_call *c, bool negative) {
     for (int64_t i = 0; i < flat->numel && bad < 0; i++)
       if (negative ? y[i] < 0 : y[i] == 0) bad = i;
     if (bad >= 0 && negative)
-      s = peri__fail(c->ctx, PERI_EINVAL,
-                     "integer to the power of %lld at flat position %lld of y: expected 0 or more",
-                     (long long)y[bad], (long long)bad);
+      s = peri__fail(
+          c->ctx, PERI_EINVAL,
+          "integer to the power of %lld at flat position %lld (from 0) of y: expected 0 or more",
+          (long long)y[bad], (long long)bad);
     else if (bad >= 0)
-      s = peri__fail(c->ctx, PERI_EINVAL, "integer division by zero at flat position %lld of y",
+      s = peri__fail(c->ctx, PERI_EINVAL,
+                     "integer division by zero at flat position %lld (from 0) of y",
                      (long long)bad);
   }
   peri_release(flat);

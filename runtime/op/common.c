@@ -6,8 +6,7 @@
 peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out) {
   int64_t k = d < 0 ? d + ndim : d;
   if (k < 0 || k >= ndim)
-    return peri__fail(ctx, PERI_EINVAL, "dim %lld of a tensor with %d dims",
-                      (long long)peri__from_one(d), ndim);
+    return peri__fail(ctx, PERI_EINVAL, "dim %s of a tensor with %d dims", peri__nth(ctx, d), ndim);
   *out = (int)k;
   return PERI_OK;
 }
@@ -17,7 +16,7 @@ peri_status peri__dims (peri_ctx *ctx, const peri_attr *a, int ndim, bool flags[
   for (int i = 0; i < a->n; i++) {
     int k = 0;
     TRY(peri__dim(ctx, a->v[i], ndim, &k));
-    if (flags[k]) return peri__fail(ctx, PERI_EINVAL, "dim %d is listed twice", k + 1);
+    if (flags[k]) return peri__fail(ctx, PERI_EINVAL, "dim %s is listed twice", peri__nth(ctx, k));
     flags[k] = true;
   }
   return PERI_OK;
@@ -32,9 +31,9 @@ peri_status peri__broadcast (peri_ctx *ctx, const peri_tensor *a, const peri_ten
     if (x != y && x != 1 && y != 1) {
       char sa[128], sb[128];
       return peri__fail(ctx, PERI_ESHAPE,
-                        "%s and %s do not broadcast: sizes %lld and %lld of dim %d differ",
+                        "%s and %s do not broadcast: sizes %lld and %lld of dim %s differ",
                         peri__shape_text(a, sa, sizeof sa), peri__shape_text(b, sb, sizeof sb),
-                        (long long)x, (long long)y, i + 1);
+                        (long long)x, (long long)y, peri__nth(ctx, i));
     }
     shape[i] = x == 1 ? y : x;
   }

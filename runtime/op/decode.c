@@ -40,9 +40,8 @@ static void append_range (void *ud, int64_t begin, int64_t end, int worker) {
 
 static peri_status check_place (peri_ctx *ctx, int64_t T, int64_t pos, int64_t room) {
   if (pos >= 0 && pos <= room && T <= room - pos) return PERI_OK;
-  return peri__fail(ctx, PERI_EINVAL,
-                    "%lld tokens at position %lld do not fit into a cache of %lld", (long long)T,
-                    (long long)peri__from_one(pos), (long long)room);
+  return peri__fail(ctx, PERI_EINVAL, "%lld tokens at position %s do not fit into a cache of %lld",
+                    (long long)T, peri__nth(ctx, pos), (long long)room);
 }
 
 static peri_status append_infer (peri_call *c) {

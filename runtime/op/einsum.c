@@ -34,8 +34,8 @@ static bool has (const term *t, int label) {
 static peri_status add_label (peri_ctx *ctx, term *t, const char *text, int at, bool result) {
   int label = label_of(text[at]);
   if (label < 0)
-    return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %d is not a letter", text,
-                      text[at], at + 1);
+    return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": '%c' at %s is not a letter", text,
+                      text[at], peri__nth(ctx, at));
   if (result && has(t, label))
     return peri__fail(ctx, PERI_EINVAL, "equation \"%s\": %c stands twice in the result", text,
                       text[at]);
@@ -91,13 +91,13 @@ static peri_status check_sizes (peri_call *c, equation *e) {
     const peri_tensor *x = c->in[c->list[0].start + t];
     const term *in = &e->in[t];
     if (x->ndim != in->n)
-      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %d has shape %s for a term of %d letters",
-                        t + 1, peri__shape_text(x, shape, sizeof shape), in->n);
+      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %s has shape %s for a term of %d letters",
+                        peri__nth(c->ctx, t), peri__shape_text(x, shape, sizeof shape), in->n);
     for (int i = 0; i < in->n; i++) {
       int64_t *size = &e->size[in->label[i]];
       if (*size >= 0 && *size != x->shape[i])
-        return peri__fail(c->ctx, PERI_ESHAPE, "%c is %" PRId64 " and, in tensor %d, %" PRId64,
-                          letter(in->label[i]), *size, t + 1, x->shape[i]);
+        return peri__fail(c->ctx, PERI_ESHAPE, "%c is %" PRId64 " and, in tensor %s, %" PRId64,
+                          letter(in->label[i]), *size, peri__nth(c->ctx, t), x->shape[i]);
       *size = x->shape[i];
     }
   }

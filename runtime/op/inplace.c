@@ -99,8 +99,8 @@ peri_status peri__check_folded (peri_ctx *ctx, const peri_tensor *t, const char 
   for (int i = 0; i < t->ndim; i++)
     if (t->stride[i] == 0 && t->shape[i] > 1)
       return peri__fail(ctx, PERI_EINVAL,
-                        "dim %d of %s, which is written, is broadcast: :contiguous() first", i + 1,
-                        name);
+                        "dim %s of %s, which is written, is broadcast: :contiguous() first",
+                        peri__nth(ctx, i), name);
   return peri__fail(ctx, PERI_EINVAL,
                     "elements of %s, which is written, may share memory: :contiguous() first",
                     name);
@@ -153,8 +153,8 @@ static peri_status check_earlier (const peri_call *c, const peri_sig *sig, int o
   EACH_INPUT(c, sig, p, j)
   if (j < i && c->in[j] && writes(c, p) && c->in[j]->storage == t->storage && meet(c->in[j], t))
     return peri__fail(c->ctx, PERI_EINVAL,
-                      "%s and %s share memory, and both are written (inputs %d and %d)",
-                      sig->p[p].name, sig->p[of].name, j + 1, i + 1);
+                      "%s and %s share memory, and both are written (inputs %s and %s)",
+                      sig->p[p].name, sig->p[of].name, peri__nth(c->ctx, j), peri__nth(c->ctx, i));
   return PERI_OK;
 }
 

@@ -25,8 +25,8 @@ static peri_status infer (peri_call *c) {
     const peri_tensor *p = c->in[c->list[0].start + i];
     if (p->ndim != 2)
       return peri__fail(c->ctx, PERI_ESHAPE,
-                        "params %d has shape %s, expected a matrix: give the others to adamw_",
-                        i + 1, peri__shape_text(p, t, sizeof t));
+                        "params %s has shape %s, expected a matrix: give the others to adamw_",
+                        peri__nth(c->ctx, i), peri__shape_text(p, t, sizeof t));
   }
   TRY(peri__rate_check(c, "lr", a[M_LR].f));
   TRY(peri__rate_check(c, "weight_decay", a[M_DECAY].f));

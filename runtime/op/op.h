@@ -162,8 +162,6 @@ PERI_API const peri_sig *
 peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
 
 /* ---- helpers for shape rules and kernels: op/common.c ---- */
-/* A dim or position as messages show it: from 1, as scripts count, or negative. */
-static inline int64_t peri__from_one (int64_t i) { return i >= 0 && i < INT64_MAX ? i + 1 : i; }
 /* A dim attribute (may be negative) -> 0..ndim-1, or a message that names both. */
 peri_status peri__dim (peri_ctx *ctx, int64_t d, int ndim, int *out);
 /* A dims attribute -> flags[0..ndim-1]; n == -1 means all. Repeats are refused. */

@@ -218,8 +218,8 @@ static peri_status clip_infer (peri_call *c) {
   for (int i = 0; i < c->list[0].count; i++) {
     const peri_tensor *t = c->in[c->list[0].start + i];
     if (t && !t->node && peri__tracked(t))
-      return peri__fail(c->ctx, PERI_EINVAL, "grads %d takes gradients itself: it is a parameter",
-                        i + 1);
+      return peri__fail(c->ctx, PERI_EINVAL, "grads %s takes gradients itself: it is a parameter",
+                        peri__nth(c->ctx, i));
   }
   TRY(peri__multi_check(c, norm_names, 0));
   return norm_output(c);

@@ -22,21 +22,23 @@ bool peri__multi_given (const peri_call *c, int k) {
 static peri_status check_one (peri_call *c, const char *const *names, int k, int i) {
   const peri_tensor *p = c->in[c->list[0].start + i], *t = c->in[c->list[k].start + i];
   char a[128], b[128];
-  if (!t) return peri__fail(c->ctx, PERI_EINVAL, "%s %d is missing", names[k], i + 1);
+  if (!t)
+    return peri__fail(c->ctx, PERI_EINVAL, "%s %s is missing", names[k], peri__nth(c->ctx, i));
   if (t->dtype != PERI_F32 && t->dtype != PERI_F64)
-    return peri__fail(c->ctx, PERI_EDTYPE, "%s %d is %s, expected f32 or f64", names[k], i + 1,
-                      peri_dtype_name((peri_dtype)t->dtype));
+    return peri__fail(c->ctx, PERI_EDTYPE, "%s %s is %s, expected f32 or f64", names[k],
+                      peri__nth(c->ctx, i), peri_dtype_name((peri_dtype)t->dtype));
   if (t->dtype != c->in[c->list[0].start]->dtype)
-    return peri__fail(c->ctx, PERI_EDTYPE, "%s %d is %s, but %s 1 is %s: expected one dtype",
-                      names[k], i + 1, peri_dtype_name((peri_dtype)t->dtype), names[0],
+    return peri__fail(c->ctx, PERI_EDTYPE, "%s %s is %s, but %s %s is %s: expected one dtype",
+                      names[k], peri__nth(c->ctx, i), peri_dtype_name((peri_dtype)t->dtype),
+                      names[0], peri__nth(c->ctx, 0),
                       peri_dtype_name((peri_dtype)c->in[c->list[0].start]->dtype));
   if (t->ndim != p->ndim || memcmp(t->shape, p->shape, (size_t)p->ndim * sizeof *p->shape) != 0)
-    return peri__fail(c->ctx, PERI_ESHAPE, "%s %d has shape %s, but %s %d has %s", names[k], i + 1,
-                      peri__shape_text(t, a, sizeof a), names[0], i + 1,
-                      peri__shape_text(p, b, sizeof b));
+    return peri__fail(c->ctx, PERI_ESHAPE, "%s %s has shape %s, but %s %s has %s", names[k],
+                      peri__nth(c->ctx, i), peri__shape_text(t, a, sizeof a), names[0],
+                      peri__nth(c->ctx, i), peri__shape_text(p, b, sizeof b));
   if ((c->op->writes >> k & 1) && !peri__dense(t))
-    return peri__fail(c->ctx, PERI_EINVAL, "%s %d is written in place and must be dense", names[k],
-                      i + 1);
+    return peri__fail(c->ctx, PERI_EINVAL, "%s %s is written in place and must be dense", names[k],
+                      peri__nth(c->ctx, i));
   return PERI_OK;
 }
 

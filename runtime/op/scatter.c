@@ -293,9 +293,9 @@ static peri_status index_add_infer (peri_call *c) {
     good = src->shape[d] == (d == dim ? c->in[1]->numel : x->shape[d]);
   if (!good)
     return peri__fail(c->ctx, PERI_ESHAPE,
-                      "src %s does not fit x %s with %" PRId64 " indices of dim %d",
+                      "src %s does not fit x %s with %" PRId64 " indices of dim %s",
                       peri__shape_text(src, a, sizeof a), peri__shape_text(x, b, sizeof b),
-                      c->in[1]->numel, dim + 1);
+                      c->in[1]->numel, peri__nth(c->ctx, dim));
   return peri__infer_same(c);
 }
 

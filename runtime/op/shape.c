@@ -20,8 +20,9 @@ static peri_status list_check (peri_call *c, int except) {
     for (int d = 0; same && d < in[0]->ndim; d++)
       same = d == except || in[i]->shape[d] == in[0]->shape[d];
     if (!same)
-      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %d of the list is %s; the first is %s", i + 1,
-                        peri__shape_text(in[i], a, sizeof a), peri__shape_text(in[0], b, sizeof b));
+      return peri__fail(c->ctx, PERI_ESHAPE, "tensor %s of the list is %s; the first is %s",
+                        peri__nth(c->ctx, i), peri__shape_text(in[i], a, sizeof a),
+                        peri__shape_text(in[0], b, sizeof b));
   }
   return PERI_OK;
 }
@@ -60,7 +61,8 @@ static peri_status cat_infer (peri_call *c) {
   memcpy(shape, x->shape, sizeof shape);
   for (int i = 1; i < c->list[0].count; i++)
     if (__builtin_add_overflow(shape[dim], in[i]->shape[dim], &shape[dim]))
-      return peri__fail(c->ctx, PERI_ESHAPE, "the sizes of dim %d add up to too much", dim + 1);
+      return peri__fail(c->ctx, PERI_ESHAPE, "the sizes of dim %s add up to too much",
+                        peri__nth(c->ctx, dim));
   return peri__new(c->ctx, peri__promote(c->list[0].count, in), x->ndim, shape, &c->out[0]);
 }
 
@@ -137,8 +139,8 @@ static peri_status pad_infer (peri_call *c) {
     if (a->v[i] == INT64_MIN || __builtin_add_overflow(shape[d], a->v[i], &shape[d]) ||
         (i % 2 == 1 && shape[d] < 0))
       return peri__fail(c->ctx, PERI_EINVAL,
-                        "pads %" PRId64 " and %" PRId64 " do not fit dim %d of %s", a->v[i & ~1],
-                        a->v[i | 1], d + 1, peri__shape_text(x, buf, sizeof buf));
+                        "pads %" PRId64 " and %" PRId64 " do not fit dim %s of %s", a->v[i & ~1],
+                        a->v[i | 1], peri__nth(c->ctx, d), peri__shape_text(x, buf, sizeof buf));
   }
   return peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim, shape, &c->out[0]);
 }
@@ -194,8 +196,8 @@ static peri_status tile_infer (peri_call *c) {
     int xi = i - (ndim - x->ndim), ci = i - (ndim - a->n);
     int64_t count = ci < 0 ? 1 : a->v[ci];
     if (count < 0 || __builtin_mul_overflow(xi < 0 ? 1 : x->shape[xi], count, &shape[i]))
-      return peri__fail(c->ctx, PERI_EINVAL, "count %" PRId64 " of dim %d is out of range", count,
-                        i + 1);
+      return peri__fail(c->ctx, PERI_EINVAL, "count %" PRId64 " of dim %s is out of range", count,
+                        peri__nth(c->ctx, i));
   }
   return peri__new(c->ctx, (peri_dtype)x->dtype, ndim, shape, &c->out[0]);
 }

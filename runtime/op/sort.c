@@ -286,8 +286,8 @@ static peri_status topk_infer (peri_call *c) {
   TRY(dim_of(c, 1, &dim));
   int64_t n = x->ndim ? x->shape[dim] : 1;
   if (k < 0 || k > n)
-    return peri__fail(c->ctx, PERI_EINVAL, "k is %lld, expected 0 to %lld, the size of dim %d",
-                      (long long)k, (long long)n, dim + 1);
+    return peri__fail(c->ctx, PERI_EINVAL, "k is %lld, expected 0 to %lld, the size of dim %s",
+                      (long long)k, (long long)n, peri__nth(c->ctx, dim));
   if (x->ndim == 0 && k != 1)
     return peri__fail(c->ctx, PERI_EINVAL, "k is %lld for a tensor without dims", (long long)k);
   memcpy(shape, x->shape, sizeof shape);

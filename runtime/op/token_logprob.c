@@ -255,8 +255,8 @@ static peri_status infer_backward (peri_call *c) {
   for (int k = 0; k < 2; k++)
     if (c->in[k] && (c->in[k]->numel != c->in[4]->numel || c->in[k]->dtype != (uint8_t)d))
       return peri__fail(c->ctx, PERI_ESHAPE,
-                        "gradient %d has %" PRId64 " values for %" PRId64 " targets", k + 1,
-                        c->in[k]->numel, c->in[4]->numel);
+                        "gradient %s has %" PRId64 " values for %" PRId64 " targets",
+                        peri__nth(c->ctx, k), c->in[k]->numel, c->in[4]->numel);
   if (c->attr[WANT_WEIGHT].i && peri__opaque(c->in[3]))
     return peri__fail(c->ctx, PERI_EDTYPE, "a quantised or packed weight has no gradient");
   if (c->in[6]->numel != 2 * c->in[4]->numel || c->in[6]->dtype != (uint8_t)d)

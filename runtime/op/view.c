@@ -152,7 +152,9 @@ static peri_status permute_infer (peri_call *c) {
   for (int i = 0; i < a->n; i++) {
     int d = 0;
     TRY(peri__dim(c->ctx, a->v[i], x->ndim, &d));
-    if (seen[d]) return peri__fail(c->ctx, PERI_EINVAL, "entry %d of dims repeats a dim", i + 1);
+    if (seen[d])
+      return peri__fail(c->ctx, PERI_EINVAL, "entry %s of dims repeats a dim",
+                        peri__nth(c->ctx, i));
     seen[d] = true;
     shape[i] = x->shape[d];
     stride[i] = x->stride[d];
@@ -185,14 +187,14 @@ static peri_tensor *unslice (peri_vjp *v, peri_tensor *g, int dim, int64_t start
 
 static peri_status narrow_place (const peri_call *c, int *dim, int64_t *start) {
   peri_tensor *x = c->in[0];
-  int64_t length = c->attr[2].i; /* messages count positions from 1, as scripts do */
+  int64_t length = c->attr[2].i;
   TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, dim));
   int64_t size = x->shape[*dim];
   *start = c->attr[1].i < 0 ? c->attr[1].i + size : c->attr[1].i;
   if (length < 0 || *start < 0 || length > size || *start > size - length)
     return peri__fail(c->ctx, PERI_EINVAL,
-                      "%" PRId64 " positions from %" PRId64 " on do not lie in a dim of %" PRId64,
-                      length, peri__from_one(c->attr[1].i), size);
+                      "%" PRId64 " positions from %s on do not lie in a dim of %" PRId64, length,
+                      peri__nth(c->ctx, c->attr[1].i), size);
   return PERI_OK;
 }
 
@@ -225,8 +227,8 @@ static peri_status select_place (const peri_call *c, int *dim, int64_t *at) {
   int64_t size = x->shape[*dim], i = c->attr[1].i;
   *at = i < 0 ? i + size : i;
   if (*at < 0 || *at >= size)
-    return peri__fail(c->ctx, PERI_EINVAL, "position %" PRId64 " of a dim of %" PRId64,
-                      peri__from_one(i), size);
+    return peri__fail(c->ctx, PERI_EINVAL, "position %s of a dim of %" PRId64, peri__nth(c->ctx, i),
+                      size);
   return PERI_OK;
 }
 

@@ -434,9 +434,9 @@ static void misuse_is_named (void **state) {
           "\"swish\"");
   refused("outer", 2, (peri_tensor *[]){ a, v }, NULL, PERI_ESHAPE, "two vectors");
   refused("einsum", 2, (peri_tensor *[]){ a, b }, &(peri_attr){ .s = "ij,jk->ik" }, PERI_ESHAPE,
-          "j is 8 and, in tensor 2, 7");
+          "j is 8 and, in tensor 1, 7");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ii->i" }, PERI_ESHAPE,
-          "i is 4 and, in tensor 1, 8");
+          "i is 4 and, in tensor 0, 8");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->ii" }, PERI_EINVAL,
           "twice in the result");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij->k" }, PERI_EINVAL,
@@ -445,7 +445,7 @@ static void misuse_is_named (void **state) {
           "1 letters");
   refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "ij,jk" }, PERI_EINVAL,
           "2 terms");
-  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i.j" }, PERI_EINVAL, "'.' at 2");
+  refused("einsum", 1, (peri_tensor *[]){ a }, &(peri_attr){ .s = "i.j" }, PERI_EINVAL, "'.' at 1");
   drop(7, (peri_tensor *[]){ a, b, d, v, x, y, s });
 }
 

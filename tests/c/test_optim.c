@@ -193,13 +193,13 @@ static void steps_refuse_lists_that_do_not_fit (void **state) {
               *w = make(PERI_F32, DIMS(6), no_numbers);
   peri_tensor *tr = run("transpose", IN(b), NULL), *out[1];
   const peri_attr half[] = { F(0.5) };
-  refuse("sources 1 has shape (3, 2), but targets 1 has (2, 3)", "ema_", IN(a, b), half);
-  refuse("sources 1 is f64, but targets 1 is f32", "ema_", IN(a, c), half);
+  refuse("sources 0 has shape (3, 2), but targets 0 has (2, 3)", "ema_", IN(a, b), half);
+  refuse("sources 0 is f64, but targets 0 is f32", "ema_", IN(a, c), half);
   refuse("dense", "ema_", IN(tr, a), half);
   assert_int_equal(try_op("ema_", IN(a, tr), half, out), PERI_OK); /* a view is read from a copy */
-  refuse("momentum_bufs 1 is missing", "sgd_", 3, (peri_tensor *[]){ a, a, NULL },
+  refuse("momentum_bufs 0 is missing", "sgd_", 3, (peri_tensor *[]){ a, a, NULL },
          ATTRS(F(1), F(0.9), F(0), F(0), I(0), I(0), F(1)));
-  refuse("params 1 has shape (6)", "muon_", IN(v, v, w),
+  refuse("params 0 has shape (6)", "muon_", IN(v, v, w),
          ATTRS(F(1), F(0.9), I(1), F(0), I(5), F(1)));
   peri_tensor *m = run("clone", IN(a), NULL), *n = run("clone", IN(a), NULL);
   refuse("step is 0", "adamw_", IN(a, a, m, n),

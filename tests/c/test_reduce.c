@@ -190,7 +190,7 @@ static void empty_rows_give_the_neutral_element (void **state) {
   }
   refuse("no elements", "argmax", IN(x), ATTRS(I(INT64_MIN), I(0)));
   refuse("listed twice", "sum", IN(x), ATTRS({ .v = (int64_t[]){ 1, -1 }, .n = 2 }, I(0)));
-  refuse("dim 3", "sum", IN(x), ATTRS({ .v = (int64_t[]){ 2 }, .n = 1 }, I(0)));
+  refuse("dim 2", "sum", IN(x), ATTRS({ .v = (int64_t[]){ 2 }, .n = 1 }, I(0)));
   peri_release(x);
 }
 

@@ -269,14 +269,14 @@ static void slices_refuse_what_lies_outside (void **state) {
   (void)state;
   peri_tensor *x = COUNT(PERI_F32, 3, 4);
   refuse((call){ "narrow", 1, { x }, { { .i = 1 }, { .i = 2 }, { .i = 3 } } }, PERI_EINVAL,
-         "3 positions from 3 on do not lie in a dim of 4");
+         "3 positions from 2 on do not lie in a dim of 4");
   refuse((call){ "narrow", 1, { x }, { { .i = 1 }, { .i = -5 }, { .i = 1 } } }, PERI_EINVAL, "-5");
   refuse((call){ "narrow", 1, { x }, { { .i = 1 }, { .i = 0 }, { .i = -1 } } }, PERI_EINVAL, "-1");
   refuse((call){ "narrow", 1, { x }, { { .i = 1 }, { .i = 1 }, { .i = INT64_MAX } } }, PERI_EINVAL,
          "dim of 4");
   refuse((call){ "select", 1, { x }, { { .i = 0 }, { .i = 3 } } }, PERI_EINVAL,
-         "position 4 of a dim of 3");
-  refuse((call){ "select", 1, { x }, { { .i = 2 }, { .i = 0 } } }, PERI_EINVAL, "dim 3");
+         "position 3 of a dim of 3");
+  refuse((call){ "select", 1, { x }, { { .i = 2 }, { .i = 0 } } }, PERI_EINVAL, "dim 2");
   refuse((call){ "permute", 1, { x }, { { V(0, 0) } } }, PERI_EINVAL, "repeats");
   refuse((call){ "permute", 1, { x }, { { V(0) } } }, PERI_ESHAPE, "1 dims given");
   refuse((call){ "expand", 1, { x }, { { V(3, 5) } } }, PERI_ESHAPE,
@@ -335,7 +335,7 @@ static void cat_joins_views_promotes_and_refuses (void **state) {
   assert_int_equal(peri_dtype_of(mixed), PERI_F32);
   VALUES(mixed, 0, 1, 2, 3, 0, 1);
   refuse((call){ "cat", 2, { x, i }, { { .i = 1 } } }, PERI_ESHAPE,
-         "tensor 2 of the list is (1, 2); the first is (2, 2)");
+         "tensor 1 of the list is (1, 2); the first is (2, 2)");
   refuse((call){ "cat", 0, .attr = { { .i = 0 } } }, PERI_EINVAL, "empty");
   GIVES(((call){ "stack", 2, { x, t }, { { .i = 0 } } }), 0, 1, 2, 3, 0, 2, 1, 3);
   GIVES(((call){ "stack", 2, { x, t }, { { .i = 1 } } }), 0, 1, 0, 2, 2, 3, 1, 3);

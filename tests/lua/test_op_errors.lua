@@ -11,14 +11,18 @@ local function live()
   return peri.memory().live
 end
 
--- fn must raise a message that names the op and holds every one of the texts.
+-- fn must raise a message that begins with the op's name, once, behind the place in the script, and holds
+-- every one of the texts.
 local function refused(name, what, texts, fn, ...)
   local ok, message = pcall(fn, ...)
   lu.assertFalse(ok, ("%s: %s is accepted"):format(name, what))
   message = tostring(message)
   lu.assertNotStrContains(message, ",)") -- shapes have one form: (3), (2, 3), ()
   lu.assertNotStrContains(message, "-nan")
-  for _, text in ipairs { name .. ": ", table.unpack(texts) } do
+  local said = message:gsub("^[^:]+:%d+: ", "")
+  lu.assertEquals(said:sub(1, #name + 2), name .. ": ", what)
+  lu.assertNotEquals(said:sub(#name + 3, 2 * #name + 4), name .. ": ", what)
+  for _, text in ipairs(texts) do
     lu.assertStrContains(message, text, false, false, ("%s: %s"):format(name, what))
   end
 end
