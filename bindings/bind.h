@@ -161,6 +161,8 @@ void peri__custom_close (peri_bind *b); /* forget the Lua side of custom functio
 void peri__custom_sweep (lua_State *L, peri_bind *b); /* free records that the tape let go of */
 /* Pushes a to-be-closed guard under which recording is on or off: grad.c */
 void peri__grad_guard (lua_State *L, bool on);
+/* (name) -> text of an embedded Lua file, nothing when there is none; needs no context: info.c */
+int peri__source (lua_State *L);
 /* Let require find the embedded files, before or after those of package.path: state.c */
 void peri__add_searcher (lua_State *L, bool first);
 int peri__traceback (lua_State *L); /* message handler: host.c */

@@ -206,8 +206,7 @@ static int l_methods (lua_State *L) {
   return 1;
 }
 
-/* Text of an embedded Lua file, for help. */
-static int l_source (lua_State *L) {
+int peri__source (lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   for (const peri__embedded_file *f = peri__embedded; f->name; f++)
     if (strcmp(f->name, name) == 0) {
@@ -464,7 +463,7 @@ static const peri_reg functions[] = {
     "Tests: fail the n-th allocation of the runtime from now on; -1 never.", l_fail_after },
   { "_fired", "", "Tests: whether an allocation was failed.", l_fired },
 #endif
-  { "_source", "name", "Text of an embedded Lua file.", l_source },
+  { "_source", "name", "Text of an embedded Lua file.", peri__source },
   { NULL, NULL, NULL, NULL }
 };
 

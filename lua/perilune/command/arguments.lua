@@ -1,5 +1,5 @@
--- arguments.lua - the command line of chat, complete and eval: words and flags in any order, the flags
--- that they share, the model that they name.
+-- arguments.lua - the command line of every command that has flags: words and flags in any order, the flags that
+-- some share, the model that they name.
 local peri = require "perilune"
 local flags = require "perilune.run.flags"
 
@@ -38,7 +38,7 @@ function M.generation_options(values)
 end
 
 -- Flags as other programs call them.
-local other_names = { max_tokens = "max_new_tokens", n = "samples" }
+local other_names = { max_tokens = "max_new_tokens", n = "samples", overwrite = "force" }
 
 -- Words that are no flags, and the rest. A flag that is no boolean takes the word behind it.
 local function separate(spec, args)
@@ -82,14 +82,15 @@ end
 --- @return string[]|integer words or status
 function M.read(command, usage, least, most, spec, args, about)
   local words, rest = separate(spec, args)
-  local line = ("usage: perilune %s %s [--FLAG VALUE ...]"):format(command, usage)
+  local line = ("usage: perilune %s %s%s"):format(command, usage, next(spec) and " [--FLAG VALUE ...]" or "")
   local values, message, is_help = flags.parse(spec, rest, line .. "\n" .. about)
   if is_help then
     print(message)
     return nil, 0
   end
   if values and #words < least then message = ("expected %s"):format(usage)
-  elseif values and #words > most then message = ("%q is one word too many; quote texts"):format(words[most + 1])
+  elseif values and #words > most then
+    message = ("%q is one word too many%s"):format(words[most + 1], usage:find "TEXT" and "; quote texts" or "")
   elseif values then return values, words end
   io.stderr:write(("perilune %s: %s\n%s\n"):format(command, message, line))
   return nil, 2

@@ -1,5 +1,5 @@
--- bench.lua - perilune bench [NAME [ARG ...]]: a benchmark of a source checkout that is written in Lua. (The script
--- ./perilune of the checkout builds and runs those in C as well.)
+-- bench.lua - perilune bench [NAME [ARG ...]]: run a benchmark of a source checkout (default: core). It is one that
+-- is written in Lua; the script ./perilune of the checkout builds and runs those in C as well.
 local peri = require "perilune"
 
 return function(args, place)

@@ -1,4 +1,5 @@
--- chat.lua - perilune chat MODEL: talk to a model in the terminal, or one message a line from a pipe.
+-- chat.lua - perilune chat MODEL: talk to a model, a Hugging Face folder or a GGUF file. In the terminal, or one
+-- message a line from a pipe.
 local peri = require "perilune"
 local arguments = require "perilune.command.arguments"
 local line = require "perilune.line"

@@ -1,61 +1,38 @@
--- convert.lua - perilune convert FROM TO: the command line of perilune.weights.convert; asks before it overwrites,
--- shows how far it is, says what it wrote and what was lost.
+-- convert.lua - perilune convert FROM TO: between Hugging Face folders and GGUF files, with quantisation. The command
+-- line of perilune.weights.convert: asks before it overwrites, shows how far it is, says what it wrote and what was
+-- lost.
 local peri = require "perilune"
+local arguments = require "perilune.command.arguments"
 local options = require "perilune.options"
 
-local usage = [[
-usage: perilune convert FROM TO [--type TYPE] [--shard-bytes N] [--no-tokenizer] [--allow-loss] [--force]
-  FROM           a Hugging Face folder, a .gguf file or a llama2.c .bin file
-  TO             a name that ends in .gguf, or a folder
-  --type TYPE    f32 f16 bf16, and for GGUF q8_0 q4_0 q4_1 q5_0 q5_1 q4_K q5_K q6_K; as stored when left
-                 out (a folder gets quantised weights as f32). Norms and vectors stay f32; some matrices of
-                 q4_0 and the _K types get more bits, as in llama.cpp; rows that a type's blocks do not
-                 divide get another type, which is said
-  --shard-bytes  the most that one safetensors file holds (5000000000)
-  --no-tokenizer leave the tokenizer out
-  --allow-loss   write a tokenizer that gives other ids than before; without it that is an error
-  --force        overwrite what is there; --overwrite is the same
-]]
+local about = [[
+FROM is a Hugging Face folder, a .gguf file or a llama2.c .bin file, TO a name that ends in .gguf, or a folder.
+Norms and vectors stay f32; some matrices of q4_0 and the _K types get more bits, as in llama.cpp; rows that a type's
+blocks do not divide get another type, which is said. A folder gets quantised weights as f32.]]
 
-local types = { f32 = true, f16 = true, bf16 = true, q8_0 = true, q4_0 = true, q4_1 = true, q5_0 = true,
-  q5_1 = true, q4_K = true, q5_K = true, q6_K = true }
+local types = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K" }
 local aliases = { q4_k = "q4_K", q5_k = "q5_K", q6_k = "q6_K", q4_k_m = "q4_K", q5_k_m = "q5_K" }
-local switches = { ["--no-tokenizer"] = "no_tokenizer", ["--allow-loss"] = "allow_loss", ["--force"] = "force",
-  ["--overwrite"] = "force" }
 
-local known = { "--type", "--shard-bytes", "--help", table.unpack(options.names(switches)) }
+local spec = {
+  type = { "", "of the weights: f32, f16, bf16, and for GGUF q8_0 q4_0 q4_1 q5_0 q5_1 q4_K q5_K q6_K; as stored when "
+    .. "left out" },
+  shard_bytes = { 5000000000, "the most that one safetensors file holds", range = "[1, inf)" },
+  no_tokenizer = { false, "leave the tokenizer out" },
+  allow_loss = { false, "write a tokenizer that gives other ids than before; without it that is an error" },
+  force = { false, "overwrite what is there (--overwrite is the same)" },
+}
 
 local function parse(args)
-  local o, rest, i = { shard_bytes = nil }, {}, 1
-  while i <= #args do
-    local word = args[i]
-    local name, value = word:match "^%-%-([%w_-]+)=(.*)$"
-    if not name then name = word:match "^%-%-([%w_-]+)$" end
-    name = name and name:gsub("_", "-")
-    if name and not value then word = "--" .. name end
-    if word == "--help" or word == "-h" then return nil, nil end
-    if switches[word] then o[switches[word]] = true
-    elseif name == "type" or name == "shard-bytes" then
-      if not value then
-        i = i + 1
-        value = args[i]
-      end
-      if not value then return nil, word .. " needs a value" end
-      if name == "type" then
-        local lower = value:lower()
-        o.type = types[lower] and lower or aliases[lower]
-        if not o.type then return nil, "--type: " .. options.unknown("type", value, options.names(types)) end
-      else
-        o.shard_bytes = math.tointeger(value)
-        if not o.shard_bytes or o.shard_bytes < 1 then return nil, "--shard-bytes must be a whole number" end
-      end
-    elseif word:find "^%-%-" then return nil, options.unknown("option", word, known)
-    else rest[#rest + 1] = word end
-    i = i + 1
-  end
-  if #rest ~= 2 then return nil, "FROM and TO are needed" end
-  o.from, o.to = rest[1], rest[2]
-  return o
+  local values, words = arguments.read("convert", "FROM TO", 2, 2, spec, args, about)
+  if not values then return nil, words end
+  local o = { from = words[1], to = words[2], shard_bytes = values.shard_bytes, no_tokenizer = values.no_tokenizer,
+    allow_loss = values.allow_loss, force = values.force }
+  if values.type == "" then return o end
+  local lower = values.type:lower()
+  o.type = aliases[lower] or lower
+  for _, known in ipairs(types) do if known == o.type then return o end end
+  io.stderr:write("perilune convert: --type: ", options.unknown("type", values.type, types), "\n")
+  return nil, 2
 end
 
 -- ---- before and while ----------------------------------------------------------------------------
@@ -133,13 +110,8 @@ local function say(o, report)
 end
 
 return function(args)
-  local o, message = parse(args)
-  if not o then
-    local file = message and io.stderr or io.stdout
-    if message then file:write("perilune convert: ", message, "\n") end
-    file:write(usage)
-    return message and 2 or 0
-  end
+  local o, status = parse(args)
+  if not o then return status end
   local ok, err = may_write(o)
   local report
   if ok then

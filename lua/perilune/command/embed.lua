@@ -1,5 +1,5 @@
--- embed.lua - perilune embed MODEL [TEXT ...]: vectors of texts, of lines of the standard input where none
--- is given; as JSON lines on the standard output, or as a file of NumPy or safetensors.
+-- embed.lua - perilune embed MODEL [TEXT ...]: vectors of texts. Those of lines of the standard input where none is
+-- given; as JSON lines on the standard output, or as a file of NumPy or safetensors.
 local peri = require "perilune"
 local arguments = require "perilune.command.arguments"
 local embed = require "perilune.lm.embed"

@@ -1,4 +1,4 @@
--- eval.lua - perilune eval MODEL --task NAME: answers to the problems of a task, how many are right.
+-- eval.lua - perilune eval MODEL: measure a model on a task. Answers to its problems, how many are right.
 local peri = require "perilune"
 local options = require "perilune.options"
 local refusal = require "perilune.refusal"

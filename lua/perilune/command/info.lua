@@ -1,15 +1,15 @@
--- info.lua - perilune info FILE: what a model, a checkpoint or an array file holds: architecture,
--- sizes, tensors, tokenizer, chat template.
+-- info.lua - perilune info [FILE]: a model file; without one the version, processor, SIMD level, threads. What a model,
+-- a checkpoint or an array file holds: architecture, sizes, tensors, tokenizer, chat template.
 local peri = require "perilune"
+local arguments = require "perilune.command.arguments"
 local foreign = require "perilune.foreign"
 local hf = require "perilune.weights.hf"
 
-local usage = [[
-usage: perilune info [FILE] [--all]
-  FILE   a Hugging Face folder, .gguf, .safetensors, llama2.c .bin, .npy, .npz or IDX file
-         without one: the version, processor, SIMD level, threads and memory of this machine
-  --all  every tensor and value, not the first ones
-]]
+local about = [[
+FILE is a Hugging Face folder, a .gguf, .safetensors, llama2.c .bin, .npy, .npz or IDX file. Without one: the version,
+processor, SIMD level, threads and memory of this machine.]]
+
+local spec = { all = { false, "every tensor and value, not the first ones" } }
 
 local function row(name, value) print(("%-14s %s"):format(name, value)) end
 
@@ -269,22 +269,13 @@ local function show_machine()
 end
 
 return function(args)
-  local path, all
-  for _, word in ipairs(args) do
-    if word == "--help" or word == "-h" then
-      io.stdout:write(usage)
-      return 0
-    elseif word == "--all" then all = true
-    elseif path or word:find "^%-%-" then
-      io.stderr:write("perilune info: ", path and "one file at a time" or "there is no option " .. word, "\n", usage)
-      return 2
-    else path = word end
-  end
-  if not path then
+  local values, words = arguments.read("info", "[FILE]", 0, 1, spec, args, about)
+  if not values then return words end
+  if not words[1] then
     show_machine()
     return 0
   end
-  local ok, err = show(path, all)
+  local ok, err = show(words[1], values.all)
   if ok then return 0 end
   io.stderr:write("perilune info: ", err, "\n")
   return 1

@@ -1,10 +1,9 @@
--- recipes.lua - perilune recipes: the recipes that there are, each with the first line of its header.
+-- recipes.lua - perilune recipes: the recipes that there are, a line each.
 local peri = require "perilune"
+local arguments = require "perilune.command.arguments"
 
-local usage = [[
-usage: perilune recipes [FOLDER]
-Lists the recipes of a folder, by default those that came with the program: how to run each and what it is about.
-]]
+local usage = "Lists the recipes of a folder, by default those that came with the program: how to run each and what it "
+  .. "is about."
 
 -- "-- name.lua - what it is about": the last part.
 local function first_line(path)
@@ -26,15 +25,9 @@ local function own_folder(place)
 end
 
 return function(args, place)
-  if args[1] == "--help" or args[1] == "-h" then
-    io.write(usage)
-    return 0
-  end
-  if #args > 1 or (args[1] or ""):find "^%-" then
-    io.stderr:write(("perilune recipes: unexpected %q\n%s"):format(args[2] or args[1], usage))
-    return 2
-  end
-  local folder = args[1] or own_folder(place)
+  local values, words = arguments.read("recipes", "[FOLDER]", 0, 1, {}, args, usage)
+  if not values then return words end
+  local folder = words[1] or own_folder(place)
   local files, message = nil, "no recipes came with this program; they are in recipes/ of a source checkout"
   if folder then files, message = peri.files.list(folder) end
   if not files then

@@ -1,5 +1,5 @@
--- test.lua - perilune test [WORD ...]: the Lua tests of a source checkout, all or those that words choose. (The
--- script ./perilune of the checkout builds and runs the C tests as well: tests/run.sh.)
+-- test.lua - perilune test [WORD ...]: run the tests of a source checkout. Those in Lua, all or those that words
+-- choose; the script ./perilune of the checkout builds and runs the C tests as well (tests/run.sh).
 local peri = require "perilune"
 
 local usage = [[

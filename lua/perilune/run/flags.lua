@@ -85,7 +85,7 @@ end
 
 local function help_text(flags, about)
   local lines = { (about or "") .. (about and "\n" or "") .. "Flags:" }
-  local width = 0
+  local width = #"config"
   for _, f in ipairs(flags) do width = math.max(width, #f.name) end
   for _, f in ipairs(flags) do
     local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
