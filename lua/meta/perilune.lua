@@ -1314,6 +1314,17 @@ function tensor:mod(y) end
 ---@return perilune.Tensor
 function tensor:mod_(y) end
 
+--- Row to[i] of x (B, ...) becomes what row from[i] was, for all i at once; from and to (N) count from 0, and of equal ones in to the last wins.
+---@param x perilune.Tensor|number
+---@param from perilune.Tensor|number
+---@param to perilune.Tensor|number
+function peri.move_rows_(x, from, to) end
+
+--- Row to[i] of x (B, ...) becomes what row from[i] was, for all i at once; from and to (N) count from 0, and of equal ones in to the last wins.
+---@param from perilune.Tensor|number
+---@param to perilune.Tensor|number
+function tensor:move_rows_(from, to) end
+
 --- Squared error (x - y)^2 of tensors of one shape, reduced: mean or sum (a number) or none.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
@@ -1726,7 +1737,7 @@ function tensor:rsqrt() end
 ---@return perilune.Tensor
 function tensor:rsqrt_() end
 
---- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.
+--- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used; keys (..., 3) also name the block of the stream: seed, offset and r are what row r draws without keys from a generator in that state.
 ---@param logits perilune.Tensor|number
 ---@param keys? perilune.Tensor|number
 ---@param temperature? number default 1.0
@@ -1737,7 +1748,7 @@ function tensor:rsqrt_() end
 ---@return perilune.Tensor, perilune.Tensor
 function peri.sample(logits, keys, temperature, top_k, top_p, min_p, greedy) end
 
---- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.
+--- One id for each row of logits (..., classes) -> ids (...) i64 and their log-probability (...) under softmax(logits / temperature) before any truncation; top_k, top_p, min_p act in this order on the scaled distribution (transformers' rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r draws from stream (seed, keys[r]) whatever its place: give each draw a key of its own; with keys (..., 2) a row brings its seed, too, and the generator's is not used; keys (..., 3) also name the block of the stream: seed, offset and r are what row r draws without keys from a generator in that state.
 ---@param keys? perilune.Tensor|number
 ---@param temperature? number default 1.0
 ---@param top_k? integer default 0

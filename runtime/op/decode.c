@@ -1,11 +1,13 @@
 /*
-** decode.c - what a decoding step needs of attention: writing new keys and values into a cache, and
-** the whole of split, rotation, write and attention as one op.
+** decode.c - what a decoding step needs of attention: writing new keys and values into a cache,
+** moving its rows, and the whole of split, rotation, write and attention as one op.
 */
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
 #include "cpu/nn.h"
+#include "op/move.h"
 #include "op/op.h"
 
 /* ---- kv_append_ ---- */
@@ -79,6 +81,70 @@ OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:pos",
     .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 2, .infer = append_infer,
     .cpu = append_cpu,
     .domain = "shape=2,2,2,3; cache_k.shape=2,5,2,3; cache_v.shape=2,5,2,3; attr pos=2");
+
+/* ---- move_rows_ ---- */
+
+static peri_status rows_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0], *from = c->in[1], *to = c->in[2];
+  char a[128], b[128];
+  if (x->ndim < 1) return peri__fail(c->ctx, PERI_ESHAPE, "x is a number, expected rows (B, ...)");
+  TRY(peri__want_ndim(c, 1, "from", 1));
+  if (to->ndim == 1 && to->shape[0] == from->shape[0]) return PERI_OK;
+  return peri__fail(c->ctx, PERI_ESHAPE, "from has shape %s and to %s; expected (N) and (N)",
+                    peri__shape_text(from, a, sizeof a), peri__shape_text(to, b, sizeof b));
+}
+
+/* Whether a row that is written is read too. */
+static bool crossing (const peri_indices *from, const peri_indices *to, uint8_t *read) {
+  bool both = false;
+  for (int64_t i = 0; i < from->n; i++) read[from->v[i]] = 1;
+  for (int64_t i = 0; i < to->n && !both; i++) both = read[to->v[i]] != 0;
+  return both;
+}
+
+/* Rows are copied one by one; where one that is written is read too, all go through `held`. */
+static peri_status rows_move (peri_ctx *ctx, const peri_tensor *x, const peri_indices *from,
+                              const peri_indices *to) {
+  int64_t step = x->stride[0], size = (int64_t)peri__size(x), each = x->numel / x->shape[0];
+  int64_t dense[PERI_MAX_DIMS];
+  char *data = x->data, *held = NULL;
+  uint8_t *read = peri__block_get(ctx, (size_t)x->shape[0]);
+  if (!read)
+    return peri__fail(ctx, PERI_ENOMEM, "no memory for %" PRId64 " marks of rows", x->shape[0]);
+  memset(read, 0, (size_t)x->shape[0]);
+  bool both = crossing(from, to, read);
+  peri__block_put(ctx, read);
+  if (both && !(held = peri__block_get(ctx, (size_t)(from->n * each * size))))
+    return peri__fail(ctx, PERI_ENOMEM, "no memory for %" PRId64 " rows of %" PRId64 " elements",
+                      from->n, each);
+  peri__dense_strides(x->ndim - 1, x->shape + 1, dense);
+  for (int64_t i = 0; both && i < from->n; i++)
+    peri__move(ctx, (size_t)size, x->ndim - 1, x->shape + 1, held + i * each * size, dense,
+               data + from->v[i] * step * size, x->stride + 1);
+  for (int64_t i = 0; i < to->n; i++)
+    peri__move(ctx, (size_t)size, x->ndim - 1, x->shape + 1, data + to->v[i] * step * size,
+               x->stride + 1, both ? held + i * each * size : data + from->v[i] * step * size,
+               both ? dense : x->stride + 1);
+  peri__block_put(ctx, held);
+  return PERI_OK;
+}
+
+static peri_status rows_cpu (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  peri_indices from = { 0 }, to = { 0 };
+  peri_status s = peri__indices(c->ctx, c->in[1], "from", x->shape[0], &from);
+  if (s == PERI_OK) s = peri__indices(c->ctx, c->in[2], "to", x->shape[0], &to);
+  if (s == PERI_OK && from.n > 0 && x->numel > 0) s = rows_move(c->ctx, x, &from, &to);
+  peri__indices_free(c->ctx, &from);
+  peri__indices_free(c->ctx, &to);
+  return s;
+}
+
+OPN(move_rows_, 0, .sig = "x, from, to",
+    .doc = "Row to[i] of x (B, ...) becomes what row from[i] was, for all i at once; from and to "
+           "(N) count from 0, and of equal ones in to the last wins.",
+    .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1, .infer = rows_infer, .cpu = rows_cpu,
+    .domain = "x.shape=4,3; from.shape=2; to.shape=2; from=int:0..3; to=int:0..3");
 
 /* ---- attention_step_ ---- */
 

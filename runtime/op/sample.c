@@ -19,8 +19,8 @@ typedef struct sampler {
   int64_t top_k; /* 0 = off */
   double top_p, min_p;
   peri_rng rng;
-  const int64_t *keys; /* (rows), with seeded (rows, 2), or NULL */
-  bool seeded;         /* a row's key comes with a seed in front */
+  const int64_t *keys; /* (rows, wide) or NULL */
+  int wide;            /* 1: offset; 2: seed, offset; 3: seed, offset, block */
   int64_t *ids;
   void *logp;
   char *scratch; /* for each worker: v of the dtype, v ids, at the end a worker_memory */
@@ -29,13 +29,13 @@ typedef struct sampler {
 } sampler;
 
 /* The uniform number of a row. Keyed draws use the upper half of the blocks of their stream, which
-** ops that draw whole tensors never reach. */
+** ops that draw whole tensors never reach, unless they name the block. */
 static double uniform (const sampler *s, int64_t row) {
   uint32_t w[4];
   if (s->keys) {
-    const int64_t *key = s->keys + (s->seeded ? 2 * row : row);
-    peri_rng r = { s->seeded ? (uint64_t)key[0] : s->rng.seed, (uint64_t)key[s->seeded] };
-    peri__rng_block(r, (uint64_t)1 << 63, w);
+    const int64_t *key = s->keys + s->wide * row;
+    peri_rng r = { s->wide > 1 ? (uint64_t)key[0] : s->rng.seed, (uint64_t)key[s->wide > 1] };
+    peri__rng_block(r, s->wide > 2 ? (uint64_t)key[2] : (uint64_t)1 << 63, w);
   } else
     peri__rng_block(s->rng, (uint64_t)row, w);
   return peri__unit_f64(w[0], w[1]);
@@ -181,20 +181,24 @@ static peri_status check_logits (peri_call *c) {
 
 static size_t padded (size_t n) { return (n + PERI_ALIGN - 1) / PERI_ALIGN * PERI_ALIGN; }
 
-/* keys (...) or (..., 2) for logits (..., classes). */
-static bool seeded (const peri_call *c) { return c->in[1] && c->in[1]->ndim == c->in[0]->ndim; }
+/* Numbers of a row's key: keys are (...), (..., 2) or (..., 3) for logits (..., classes). */
+static int key_width (const peri_call *c) {
+  const peri_tensor *keys = c->in[1];
+  return keys && keys->ndim == c->in[0]->ndim ? (int)keys->shape[keys->ndim - 1] : 1;
+}
 
 static peri_status check_keys (peri_call *c) {
   const peri_tensor *x = c->in[0], *keys = c->in[1];
   char a[128], b[128];
   TRY(peri__want_dtype(c, 1, "keys", PERI_I64));
-  if (!seeded(c)) return peri__ids_shape(c, keys, "keys", x, "logits");
-  if (keys->shape[keys->ndim - 1] == 2 &&
+  if (keys->ndim != x->ndim) return peri__ids_shape(c, keys, "keys", x, "logits");
+  int64_t wide = keys->shape[keys->ndim - 1];
+  if ((wide == 2 || wide == 3) &&
       memcmp(keys->shape, x->shape, (size_t)(x->ndim - 1) * sizeof *x->shape) == 0)
     return PERI_OK;
   return peri__fail(
       c->ctx, PERI_ESHAPE,
-      "logits have shape %s and keys %s; expected (...) or (..., 2) for (..., classes)",
+      "logits have shape %s and keys %s; expected (...), (..., 2) or (..., 3) for (..., classes)",
       peri__shape_text(x, a, sizeof a), peri__shape_text(keys, b, sizeof b));
 }
 
@@ -233,7 +237,7 @@ static peri_status sample_cpu (peri_call *c) {
                 .top_p = a[TOP_P].f,
                 .min_p = a[MIN_P].f,
                 .keys = c->in[1] ? c->in[1]->data : NULL,
-                .seeded = seeded(c),
+                .wide = key_width(c),
                 .ids = c->out[0]->data,
                 .logp = c->out[1]->data };
   int64_t rows = c->out[0]->numel;
@@ -267,7 +271,9 @@ OPN(sample, 2, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
            "top_k, top_p, min_p act in this order on the scaled distribution (transformers' "
            "rules). temperature 0 or greedy takes the first largest. With keys (...) i64 row r "
            "draws from stream (seed, keys[r]) whatever its place: give each draw a key of its "
-           "own; with keys (..., 2) a row brings its seed, too, and the generator's is not used.",
+           "own; with keys (..., 2) a row brings its seed, too, and the generator's is not used; "
+           "keys (..., 3) also name the block of the stream: seed, offset and r are what row r "
+           "draws without keys from a generator in that state.",
     .infer = sample_infer, .cpu = sample_cpu);
 
 /* ---- categorical ---- */

@@ -168,6 +168,7 @@ local large = {
     .. "attr heads=4; attr kv_heads=2",
   rope_qkv_backward = "gq.shape=4,40,4,64; gk.shape=4,40,2,64; gv.shape=4,40,2,64; positions=int:0..50; positions.shape=40; "
     .. "inv_freq=f32:0..2; inv_freq.shape=32",
+  move_rows_ = "x.shape=200,300; from.shape=90; to.shape=90; from=int:0..199; to=int:0..199",
   kv_append_ = "shape=4,40,4,32; cache_k.shape=4,100,4,32; cache_v.shape=4,100,4,32; attr pos=30",
   attention_step_ = "cache_k.shape=4,60,2,32; cache_v.shape=4,60,2,32; qkv.shape=4,9,8,32; attr pos=50",
   attention = "shape=2,80,4,32; attr causal=true", attention_backward = "shape=2,80,4,32; lse.shape=2,4,80; lse=4..5; "

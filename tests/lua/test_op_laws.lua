@@ -373,4 +373,22 @@ function TestLaws.test_distributions()
   end
 end
 
+-- A row that moved to another place, into another batch and to a later call still draws what it would have drawn.
+function TestLaws.test_keys_of_three_numbers_draw_what_the_row_draws_without()
+  local logits = peri.randn { 12, 50 }
+  for _, how in ipairs { {}, { temperature = 0.7, top_k = 9 }, { top_p = 0.8, min_p = 0.01 } } do
+    local state = peri.rng_state()
+    local ids, logp = logits:sample(how)
+    lu.assertEquals(peri.rng_state().offset, state.offset + 1)
+    local places, keys = { 7, 0, 11, 7 }, {}
+    for i, r in ipairs(places) do keys[i] = { state.seed, state.offset, r } end
+    local at = peri.tensor(places, "i64")
+    how.keys = peri.tensor(keys, "i64")
+    local got, logp2 = logits:index_select(at, 1):sample(how)
+    lu.assertEquals(got:tolist(), ids:index_select(at, 1):tolist())
+    lu.assertEquals(logp2:bytes(), logp:index_select(at, 1):bytes())
+    lu.assertEquals(peri.rng_state().offset, state.offset + 1)
+  end
+end
+
 os.exit(lu.LuaUnit.run())

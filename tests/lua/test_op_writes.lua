@@ -160,6 +160,21 @@ function TestWrites.test_interleaved_targets_are_no_overlap()
   lu.assertErrorMsgContains("share memory", peri.kv_append_, shifted:narrow(2, 1, 4), shifted:narrow(2, 3, 4), new, new, 3)
 end
 
+-- Rows of a cache are moved through views of it: of some columns, of keys that are stored channel by channel.
+function TestWrites.test_moved_rows_are_what_index_select_reads()
+  local rng = peri.rng(1)
+  for _, case in ipairs { { 0, 5, 4 }, { 3, 2, 7 }, { 1, 1, 2 } } do -- columns before, columns, rows
+    local x = peri.randn { 9, 3, 4, 8 }
+    local view = x:narrow(4, case[1] + 1, case[2]):permute { 1, 4, 2, 3 }
+    local from, to, want = {}, {}, x:clone()
+    for i = 1, case[3] do from[i], to[i] = rng:int(0, 8), i - 1 end
+    local target = want:narrow(4, case[1] + 1, view:size(2)):permute { 1, 4, 2, 3 }
+    target:narrow(1, 1, #to):copy_(view:index_select(peri.tensor(from, "i64"), 1))
+    view:move_rows_(peri.tensor(from, "i64"), peri.tensor(to, "i64"))
+    lu.assertEquals(x:bytes(), want:bytes())
+  end
+end
+
 function TestWrites.test_sources_in_written_memory_are_read_first()
   local c = peri.arange(8):to("f32"):reshape { 1, 4, 1, 2 }
   local d = c:clone()

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from vectors import bools, case, f, ints, of
+from vectors import Tensor, bools, case, f, ints, of
 
 INF, NAN = float("inf"), float("nan")
 
@@ -389,6 +389,20 @@ def caches():
             "exact",
             grad=False,
         )
+    def move(x, source, to):
+        y = x.clone()
+        for a, b in zip(source.tolist(), to.tolist()):
+            y[b] = x[a]
+        return y, source, to
+
+    for s, source, to, seed in (
+        ((4, 3), [2, 3], [0, 1], 11),
+        ((3, 2, 2), [1, 0, 2], [0, 1, 1], 12),
+        ((5,), [4, 0], [0, 4], 13),
+    ):
+        at = [Tensor("i64", (len(ids),), ids) for ids in (source, to)]
+        x = Tensor("f", s, gen=(seed, -2048, 2048))
+        case("move_rows_", [x] + at, move, tol="exact", grad=False)
     for s, pos in (((3,), None), ((2, 3), None)):
         case("copy_", [f(*s), f(3)], lambda a, b: (b.expand(a.shape), b), tol="exact", grad=False)
     case("copy_", [ints(3), f(3)], lambda a, b: (b.to(torch.int64), b), tol="exact", grad=False)
