@@ -16,6 +16,7 @@
 
 #include "core/core.h"
 #include "perilune_lua.h"
+#include "thread.h"
 
 /* A tensor userdata. t is first: a peri_tensor ** to it is the box. */
 typedef struct peri_box {
@@ -25,7 +26,8 @@ typedef struct peri_box {
 
 typedef struct peri_scope {
   peri_box *first;
-  struct peri_scope *outer; /* NULL: outermost */
+  struct peri_scope *outer; /* of the same thread; NULL: outermost */
+  peri_thread *of;          /* which opened it; NULL: closed, or the thread is gone */
   bool open;
 } peri_scope;
 
@@ -35,13 +37,13 @@ typedef struct peri_scope {
 #define PERI_NWARNING 8
 #define PERI_WARNING_SIZE 400
 
-typedef struct peri_bind {
-  peri_ctx *ctx;         /* NULL after the last finalizer */
-  bool owns;             /* close ctx with the Lua state */
-  const void *tensor_mt; /* address of the metatable of tensors */
-  peri_scope *scope;     /* innermost open one */
-  size_t collect_at;     /* live bytes above which the collector is told: box.c */
-  size_t after_full;     /* live bytes after the last full collection that growth caused */
+struct peri_bind {
+  peri_ctx *ctx;          /* NULL after the last finalizer */
+  bool owns;              /* close ctx with the Lua state */
+  const void *tensor_mt;  /* address of the metatable of tensors */
+  peri_threads_of thread; /* whose scopes and modes are in force: thread.c */
+  size_t collect_at;      /* live bytes above which the collector is told: box.c */
+  size_t after_full;      /* live bytes after the last full collection that growth caused */
   peri_tensor *scalar[PERI_NSCALAR];
   size_t scalar_bytes;         /* of all of them, left out of peri.memory() */
   struct peri_record *records; /* custom functions alive in the tape: grad.c */
@@ -49,12 +51,17 @@ typedef struct peri_bind {
   lua_State *main;             /* the main thread */
   lua_State *L;                /* the coroutine that runs a backward pass; NULL outside */
   char library[256]; /* what the sources of our own Lua files begin with; "": not known yet */
-  bool intercept;    /* linear and embedding go through a Lua function: call.c */
+  int intercepted;   /* threads whose linear and embedding go through a Lua function: call.c */
   char notice[PERI_WARNING_SIZE]; /* what a Ctrl-C that is only noted says: main_interrupt.c */
   bool bar;                       /* the terminal's last line is a progress bar without an end */
   unsigned warnings, told;        /* how many there were, and of them given by peri.warnings() */
   char warning[PERI_NWARNING][PERI_WARNING_SIZE]; /* the last ones, in turn */
-} peri_bind;
+};
+
+/* The scopes and modes of L are in force: see peri__thread_look. */
+static inline void peri__here (lua_State *L, peri_bind *b) {
+  if (b->thread.at != L) peri__thread_look(L, b);
+}
 
 /* ---- state.c ---- */
 /* The state of the perilune module opened in L; raises when there is none. */
@@ -73,9 +80,11 @@ void peri__register (lua_State *L, const peri_reg *list); /* into the table on t
 /* Metatable for a userdata type: __name and a fixed __metatable; list holds its metamethods and,
 ** below methods, what __index finds. Kept in the registry under key. Pushes it. */
 void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const peri_reg *methods);
+/* Push a new table with weak keys. */
+void peri__weak_keys (lua_State *L);
 
 /* ---- box.c ---- */
-/* Push an empty box, registered in the innermost open scope. */
+/* Push an empty box, registered in the innermost open scope of L, whose modes are in force then. */
 peri_tensor **peri__box_new (lua_State *L);
 /* The same with the metatable at stack or upvalue index mt, for the hot paths. */
 peri_box *peri__box_push (lua_State *L, peri_bind *b, int mt);
@@ -157,9 +166,11 @@ int peri__tostring (lua_State *L);         /* __tostring of tensors, never fails
 
 /* The op that a Lua function runs; NULL for other functions: call.c */
 const peri_op *peri__op_of (lua_State *L, int idx);
+/* Push what this thread's linear and embedding go through; false, nothing pushed: no function. */
+bool peri__intercept_push (lua_State *L);
 void peri__custom_close (peri_bind *b); /* forget the Lua side of custom functions: custom.c */
 void peri__custom_sweep (lua_State *L, peri_bind *b); /* free records that the tape let go of */
-/* Pushes a to-be-closed guard under which recording is on or off: grad.c */
+/* Pushes a to-be-closed guard under which L records or does not: grad.c */
 void peri__grad_guard (lua_State *L, bool on);
 /* (name) -> text of an embedded Lua file, nothing when there is none; needs no context: info.c */
 int peri__source (lua_State *L);

@@ -15,7 +15,8 @@ peri_box *peri__box_push (lua_State *L, peri_bind *b, int mt) {
   box->link = NULL;
   lua_pushvalue(L, mt);
   lua_setmetatable(L, -2);
-  peri_scope *s = b->scope;
+  peri__here(L, b); /* behind the allocation, which may have run finalizers */
+  peri_scope *s = b->thread.now->scope;
   if (s) {
     box->next = s->first;
     box->link = &s->first;
@@ -63,7 +64,8 @@ void peri__charge_slow (lua_State *L, peri_bind *b) {
   size_t live = b->ctx->live, granule = live / 16 > GRANULE ? live / 16 : GRANULE;
   double growth = (double)(live + GRANULE - b->collect_at);
   double heap = (double)lua_gc(L, LUA_GCCOUNT);
-  double kb = heap * (b->scope ? 1 : 4) * growth / (double)(live > SMALL ? live : SMALL);
+  double kb =
+      heap * (b->thread.now->scope ? 1 : 4) * growth / (double)(live > SMALL ? live : SMALL);
   b->collect_at = live + granule; /* first: finalizers that run now lower it again */
   if (lua_gc(L, LUA_GCISRUNNING) != 1) return;
   if (live > 2 * b->after_full + SMALL) {

@@ -32,11 +32,19 @@ static void make_room (lua_State *L, peri__args *a, peri_tensor **few_in, int64_
                 : (int64_t *)lua_newuserdatauv(L, (size_t)a->nints * sizeof *a->ints, 0);
 }
 
-/* per_sample_grad: a Lua function takes the place of the op. */
-static int intercepted (lua_State *L, const peri__op_binding *o) {
-  int n = lua_gettop(L);
-  luaL_checkstack(L, 3, NULL);
+bool peri__intercept_push (lua_State *L) {
+  luaL_checkstack(L, 4, NULL);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_intercept);
+  lua_pushthread(L);
+  bool found = lua_rawget(L, -2) == LUA_TFUNCTION;
+  lua_remove(L, -2);
+  if (!found) lua_pop(L, 1);
+  return found;
+}
+
+/* per_sample_grad: the Lua function on top takes the place of the op. */
+static int intercepted (lua_State *L, const peri__op_binding *o) {
+  int n = lua_gettop(L) - 1;
   lua_insert(L, 1);
   lua_pushstring(L, o->op->name);
   lua_insert(L, 2);
@@ -52,12 +60,13 @@ static int call_general (lua_State *L) {
   peri__args a = { .o = o };
   peri_status s;
   int tries = 0;
-  if (o->hooked && o->b->intercept) return intercepted(L, o);
+  if (o->hooked && o->b->intercepted && peri__intercept_push(L)) return intercepted(L, o);
   peri__args_check(L, &a);
   int base = lua_gettop(L);
   for (int k = 0; k < o->nret; k++) box[k] = peri__box_push(L, o->b, MT);
   make_room(L, &a, few_in, few_ints);
   do {
+    peri__here(L, o->b);
     s = peri__args_take(L, &a);
     s = s == PERI_OK ? peri_apply(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr, o->nret, out)
                      : not_taken(o, "", s);
@@ -134,6 +143,7 @@ static int call_inplace (lua_State *L) {
                o->sig->p[0].name);
   make_room(L, &a, few_in, few_ints);
   do {
+    peri__here(L, o->b);
     s = peri__args_take(L, &a);
     s = s == PERI_OK ? peri_apply_inplace(o->b->ctx, o->op, a.nin, a.in, o->nattr, a.attr)
                      : not_taken(o, "_", s);
@@ -153,6 +163,7 @@ static int call_inplace_binary (lua_State *L) {
   if (!number && (!(y = peri__box_at(L, o->b, 2)) || !y->t)) return call_inplace(L);
   peri_tensor *in[2] = { x->t, y ? y->t : NULL };
   peri_status s = PERI_OK;
+  peri__here(L, o->b);
   if (number) {
     bool integer = lua_isinteger(L, 2) && !peri__is_float(x->t->dtype);
     s = peri__number(o->b, integer, lua_tointeger(L, 2), lua_tonumber(L, 2), true, &in[1]);

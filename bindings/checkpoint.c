@@ -355,6 +355,7 @@ static int l_checkpoint (lua_State *L) {
     return peri__type_error(L, "checkpoint", 1, "fn", "a function");
   lua_settop(L, n);
   peri__custom_sweep(L, b);
+  peri__here(L, b);
   if (!b->ctx->grad_enabled) {
     lua_call(L, n - 1, LUA_MULTRET);
     return lua_gettop(L);

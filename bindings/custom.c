@@ -85,6 +85,15 @@ void peri__custom_close (peri_bind *b) {
   }
 }
 
+/* (body, call): the thread is in the mode of the pass for as long as body runs, and with it every
+** coroutine that body resumes. */
+static int under_mode (lua_State *L) {
+  peri__vjp_call *call = (peri__vjp_call *)lua_touserdata(L, 2);
+  peri__mode_open(L, call->r->b, call->mode, 0, call->mode->on);
+  lua_call(L, 1, 0);
+  return 0;
+}
+
 peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   peri_bind *b = call->r->b;
   if (!b)
@@ -94,10 +103,18 @@ peri_status peri__run_vjp (peri__vjp_call *call, lua_CFunction body) {
   if (!lua_checkstack(L, LUA_MINSTACK))
     return peri__fail(call->ctx, PERI_ENOMEM, "%s: no room on the Lua stack", call->r->name);
   int top = lua_gettop(L);
+  bool on = call->ctx->grad_enabled, plain = b->thread.plain_grad;
+  peri_mode mode = { .on = on };
+  call->mode = &mode;
+  b->thread.plain_grad = false; /* the context's mode is the pass's, not the host's */
   lua_pushcfunction(L, peri__traceback);
+  lua_pushcfunction(L, under_mode);
   lua_pushcfunction(L, body);
   lua_pushlightuserdata(L, call);
-  int rc = lua_pcall(L, 1, 0, top + 1);
+  int rc = lua_pcall(L, 2, 0, top + 1);
+  peri__mode_close(b, &mode);
+  b->thread.plain_grad = plain;
+  call->ctx->grad_enabled = on;
   peri_status s = PERI_OK;
   if (rc != LUA_OK) {
     s = peri__caught(L, call->ctx, rc);
@@ -292,6 +309,7 @@ static int call_custom (lua_State *L) {
   if (n > PERI_CUSTOM_ARGS)
     return luaL_error(L, "custom: more than %d arguments", PERI_CUSTOM_ARGS);
   luaL_checkstack(L, n + 12, NULL);
+  peri__here(L, b);
   bool record = b->ctx->grad_enabled && any_tracked(L, b, n);
   lua_newtable(L);
   int saved = n + 1, first = n + 3;
@@ -343,11 +361,15 @@ static int l_custom (lua_State *L) {
   return 1;
 }
 
-/* per_sample_grad: send linear and embedding through fn(name, ...); nil ends it. */
+/* per_sample_grad: send linear and embedding of this thread through fn(name, ...); nil ends it. */
 static int l_intercept (lua_State *L) {
   lua_settop(L, 1);
-  BIND(L)->intercept = lua_type(L, 1) == LUA_TFUNCTION;
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_intercept);
+  bool was = peri__intercept_push(L);
+  BIND(L)->intercepted += (lua_type(L, 1) == LUA_TFUNCTION) - was;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_intercept);
+  lua_pushthread(L);
+  lua_pushvalue(L, 1);
+  lua_rawset(L, -3);
   return 0;
 }
 
@@ -359,12 +381,16 @@ static const peri_reg functions[] = {
     "before the vjp has run.",
     l_custom },
   { "_intercept", "fn?",
-    "Send linear and embedding through fn(name, ...) until called with nil; the part of "
-    "per_sample_grad that Lua cannot do.",
+    "Send linear and embedding of this coroutine through fn(name, ...) until called with nil; the "
+    "part of per_sample_grad that Lua cannot do.",
     l_intercept },
   { NULL, NULL, NULL, NULL }
 };
 
 const peri_reg *const peri__custom_functions = functions;
 
-void peri__open_custom (lua_State *L) { peri__register(L, functions); }
+void peri__open_custom (lua_State *L) {
+  peri__weak_keys(L);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_intercept);
+  peri__register(L, functions);
+}

@@ -32,6 +32,7 @@ typedef struct peri__vjp_call {
   int nout, nin;
   peri_tensor *const *gout;
   peri_tensor **gin;
+  peri_mode *mode; /* of the pass, in the thread that runs it: peri__run_vjp */
 } peri__vjp_call;
 
 /* New record, not yet in a tape; NULL when out of memory. Allocated by the context's allocator. */

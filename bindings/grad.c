@@ -10,24 +10,20 @@
 
 /* ---- no_grad ---- */
 
-typedef struct guard {
-  bool was, open;
-} guard;
-
 static int guard_close (lua_State *L) {
-  guard *g = (guard *)luaL_testudata(L, 1, GUARD);
-  if (g && g->open) peri_set_grad_enabled(BIND(L)->ctx, g->was);
-  if (g) g->open = false;
+  peri_mode *m = (peri_mode *)luaL_testudata(L, 1, GUARD);
+  if (!m || !m->of) return 0;
+  peri__mode_close(BIND(L), m);
+  peri__mode_let_go(L, 1);
+  peri__thread_look(L, BIND(L));
   return 0;
 }
 
-/* Pushes a to-be-closed guard under which recording is on or off. */
 void peri__grad_guard (lua_State *L, bool on) {
-  guard *g = (guard *)lua_newuserdatauv(L, sizeof *g, 0);
-  g->open = false;
+  peri_mode *m = (peri_mode *)lua_newuserdatauv(L, sizeof *m, 2);
+  m->of = NULL;
   luaL_setmetatable(L, GUARD);
-  g->was = peri_set_grad_enabled(peri__bind(L)->ctx, on);
-  g->open = true;
+  peri__mode_open(L, peri__bind(L), m, lua_gettop(L), on);
 }
 
 static int finish_call (lua_State *L, int status, lua_KContext base) {
@@ -55,12 +51,14 @@ static int l_no_grad (lua_State *L) { return with_grad(L, "no_grad", false); }
 static int l_enable_grad (lua_State *L) { return with_grad(L, "enable_grad", true); }
 
 static int l_grad_enabled (lua_State *L) {
-  lua_pushboolean(L, peri_grad_enabled(BIND(L)->ctx));
+  peri_bind *b = BIND(L);
+  peri__here(L, b);
+  lua_pushboolean(L, peri_grad_enabled(b->ctx));
   return 1;
 }
 
 static int l_anomaly (lua_State *L) {
-  peri_set_anomaly(BIND(L)->ctx, lua_isnone(L, 1) || lua_toboolean(L, 1));
+  peri__anomaly_set(L, BIND(L), lua_isnone(L, 1) || lua_toboolean(L, 1));
   return 0;
 }
 
@@ -99,6 +97,7 @@ static int t_backward (lua_State *L) {
   options(L, "backward", bare ? 2 : 3, 1, names);
   bool retain = lua_toboolean(L, 4);
   peri__collect_forward(L, b);
+  peri__here(L, b);
   lua_State *was = enter(L, b);
   peri_status s = peri_backward(b->ctx, root, seed, retain);
   b->L = was;
@@ -142,6 +141,7 @@ static int l_grad (lua_State *L) {
     in[i] = box->t;
     lua_pop(L, 1);
   }
+  peri__here(L, b);
   lua_State *was = enter(L, b);
   peri_status s = peri_gradients(b->ctx, root, seed, n, in, lua_toboolean(L, 4), out);
   b->L = was;
@@ -182,7 +182,10 @@ static const peri_reg functions[] = {
     "for one tensor. Options: create_graph, seed.",
     l_grad },
   { "anomaly", "on?",
-    "Fail the op that first makes a NaN or Inf from finite inputs (default true).", l_anomaly },
+    "Fail the op that first makes a NaN or Inf from finite inputs (default true); of a coroutine: "
+    "in "
+    "it alone.",
+    l_anomaly },
   { NULL, NULL, NULL, NULL }
 };
 

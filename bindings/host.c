@@ -128,6 +128,15 @@ static peri_status no_stack (lua_State *L) {
   return ctx ? peri__fail(ctx, PERI_ENOMEM, "no room on the Lua stack") : PERI_ENOMEM;
 }
 
+/* What the host computes next is under the modes of L, whichever coroutine called last. */
+static void come_back (lua_State *L) {
+  if (!lua_checkstack(L, LUA_MINSTACK)) return;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  peri_bind *b = (peri_bind *)lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  if (b && b->ctx) peri__here(L, b);
+}
+
 peri_status peri_lua_call (lua_State *L, int nargs, int nresults) {
   if (!lua_checkstack(L, 4)) return no_stack(L);
   int base = lua_gettop(L) - nargs;
@@ -135,6 +144,7 @@ peri_status peri_lua_call (lua_State *L, int nargs, int nresults) {
   lua_insert(L, base);
   int rc = lua_pcall(L, nargs, nresults, base);
   lua_remove(L, base);
+  come_back(L);
   return rc == LUA_OK ? PERI_OK : fail(L, rc);
 }
 

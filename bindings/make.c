@@ -47,7 +47,7 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
     v = lua_tonumber(L, idx);
     i = lua_tointegerx(L, idx, &ok);
   } else if (one && one->numel == 1) {
-    if (one->ctx->grad_enabled && peri__tracked(one))
+    if (peri__tracked(one) && peri_lua_ctx(L)->grad_enabled)
       luaL_error(L,
                  "%s: an element takes part in a graph, and would lose its gradient: use stack or "
                  "where, or detach",

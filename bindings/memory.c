@@ -10,34 +10,39 @@
 #define SCOPE "perilune.scope"
 #define STEPS "perilune.steps"
 
-static void scope_open (peri_bind *b, peri_scope *s) {
+/* Raises before anything has changed. */
+static void scope_open (lua_State *L, peri_bind *b, peri_scope *s) {
+  peri_thread *t = peri__thread_own(L, b);
   s->first = NULL;
-  s->outer = b->scope;
+  s->outer = t->scope;
+  s->of = t;
   s->open = true;
-  b->scope = s;
+  t->scope = s;
 }
 
-/* Out of the chain, wherever it is: coroutines may close scopes in any order. */
-static void scope_unlink (peri_bind *b, peri_scope *s) {
-  peri_scope **p = &b->scope;
-  while (*p && *p != s) p = &(*p)->outer;
-  if (*p) *p = s->outer;
+/* Out of the chain of its thread, wherever it is: scopes may be closed in any order. */
+static void scope_unlink (peri_scope *s) {
+  if (s->of) {
+    peri_scope **p = &s->of->scope;
+    while (*p != s) p = &(*p)->outer;
+    *p = s->outer;
+  }
+  s->of = NULL;
   s->open = false;
 }
 
 static void scope_close (peri_bind *b, peri_scope *s) {
   if (!s->open) return;
-  scope_unlink(b, s);
+  scope_unlink(s);
   while (s->first) peri__box_release(b, s->first);
 }
 
 void peri__scope_enter (lua_State *L, peri_scope **out) {
   peri_bind *b = peri__bind(L);
   peri_scope *s = (peri_scope *)lua_newuserdatauv(L, sizeof *s, 0);
-  s->open = false;
-  s->first = NULL;
+  *s = (peri_scope){ .open = false };
   luaL_setmetatable(L, SCOPE);
-  scope_open(b, s);
+  scope_open(L, b, s);
   *out = s;
 }
 
@@ -94,7 +99,7 @@ static int s_close (lua_State *L) {
 static int s_gc (lua_State *L) {
   peri_scope *s = (peri_scope *)luaL_testudata(L, 1, SCOPE);
   if (!s || !s->open) return 0;
-  scope_unlink(BIND(L), s);
+  scope_unlink(s);
   while (s->first) peri__box_unlink(s->first);
   return 0;
 }
@@ -127,7 +132,7 @@ static int steps_next (lua_State *L) {
   peri__custom_sweep(L, b);
   if (s->n >= 0 && s->at >= s->n) return 0;
   s->at++;
-  scope_open(b, &s->scope);
+  scope_open(L, b, &s->scope);
   lua_pushinteger(L, s->at);
   if (s->n < 0)
     lua_pushnil(L);
@@ -145,7 +150,7 @@ static int steps_close (lua_State *L) {
 static int steps_gc (lua_State *L) {
   steps *s = (steps *)luaL_testudata(L, 1, STEPS);
   if (!s || !s->scope.open) return 0;
-  scope_unlink(BIND(L), &s->scope);
+  scope_unlink(&s->scope);
   while (s->scope.first) peri__box_unlink(s->scope.first);
   return 0;
 }

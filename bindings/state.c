@@ -23,7 +23,11 @@ peri_bind *peri__bind (lua_State *L) {
   return b;
 }
 
-peri_ctx *peri_lua_ctx (lua_State *L) { return peri__bind(L)->ctx; }
+peri_ctx *peri_lua_ctx (lua_State *L) {
+  peri_bind *b = peri__bind(L);
+  peri__here(L, b);
+  return b->ctx;
+}
 
 /* ---- registering ---- */
 
@@ -49,6 +53,14 @@ void peri__metatable (lua_State *L, const char *key, const peri_reg *meta,
     peri__register(L, methods);
     lua_setfield(L, -2, "__index");
   }
+}
+
+void peri__weak_keys (lua_State *L) {
+  lua_newtable(L);
+  lua_createtable(L, 0, 1);
+  lua_pushliteral(L, "k");
+  lua_setfield(L, -2, "__mode");
+  lua_setmetatable(L, -2);
 }
 
 /* ---- errors ---- */
@@ -312,6 +324,7 @@ int luaopen_perilune_core (lua_State *L) {
   b->tensor_mt = lua_topointer(L, -1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_tensor);
   b->collect_at = b->ctx->live;
+  peri__open_threads(L);
   lua_newtable(L); /* the module */
   peri__open_tensor(L);
   peri__open_call(L);

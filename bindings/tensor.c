@@ -101,6 +101,7 @@ static int t_at (lua_State *L) {
 
 static void check_write (lua_State *L, const char *fn, const peri_tensor *t) {
   peri__check(L, fn, peri__check_folded(t->ctx, t, "x"));
+  peri__here(L, BIND(L));
   if (BIND(L)->ctx->grad_enabled && peri__tracked(t))
     luaL_error(
         L, "%s: writes in place into a tensor that takes part in a graph: use no_grad or detach",

@@ -2230,7 +2230,7 @@ function peri.grad_enabled() end
 ---@return any ...
 function peri.grad(y, xs, options) end
 
---- Fail the op that first makes a NaN or Inf from finite inputs (default true).
+--- Fail the op that first makes a NaN or Inf from finite inputs (default true); of a coroutine: in it alone.
 ---@param on? any
 ---@return any ...
 function peri.anomaly(on) end
