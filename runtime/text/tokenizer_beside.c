@@ -122,21 +122,24 @@ static peri_status put_tokens (peri_tokenizer *t) {
 /* ---- roles ---- */
 
 /* Names that a class gives its tokens where its file does not. ORDER token role */
+#define ROBERTA \
+  { "<s>", "</s>", "<pad>", "<unk>", NULL, NULL, NULL, "<s>", "</s>", "<mask>" }
 static const struct {
   const char *family;
   const char *name[PERI_TOKEN_NROLE];
-} usual[] = {
-  { "GPT2", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
-  { "CodeGen", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
-  { "GPTNeoX", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
-  { "Qwen2", { NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>" } },
-  { "Llama", { "<s>", "</s>", NULL, "<unk>" } },
-  { "CodeLlama", { "<s>", "</s>", NULL, "<unk>" } },
-  { "Gemma", { "<bos>", "<eos>", "<pad>", "<unk>" } },
-  { "T5", { NULL, "</s>", "<pad>", "<unk>" } },
-  { "Roberta", { "<s>", "</s>", "<pad>", "<unk>", NULL, NULL, NULL, "<s>", "</s>", "<mask>" } },
-  { "Bart", { "<s>", "</s>", "<pad>", "<unk>", NULL, NULL, NULL, "<s>", "</s>", "<mask>" } }
-};
+} usual[] = { { "GPT2", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
+              { "CodeGen", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
+              { "GPTNeoX", { "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>" } },
+              { "Qwen2", { NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>" } },
+              { "Llama", { "<s>", "</s>", NULL, "<unk>" } },
+              { "CodeLlama", { "<s>", "</s>", NULL, "<unk>" } },
+              { "Gemma", { "<bos>", "<eos>", "<pad>", "<unk>" } },
+              { "T5", { NULL, "</s>", "<pad>", "<unk>" } },
+              { "Roberta", ROBERTA },
+              { "Bart", ROBERTA },
+              { "Longformer", ROBERTA },
+              { "LED", ROBERTA },
+              { "Mvp", ROBERTA } };
 static const char *const bert_names[PERI_TOKEN_NROLE] = { NULL, NULL, "[PAD]", "[UNK]", NULL,
                                                           NULL, NULL, "[CLS]", "[SEP]", "[MASK]" };
 
