@@ -1,7 +1,7 @@
 /*
-** test_packed.c - packed f32, f16 and bf16 weights at every SIMD level: rows come back, products
-** are within the bound of f64 arithmetic and have the bits of the plain product (of widened
-** weights), and a row has the same bits whatever surrounds it.
+** test_packed.c - packed f32, f16 and bf16 weights at every SIMD level: rows come back, tiles and
+** products are within the bound of f64 arithmetic, products have the bits of the plain product (of
+** widened weights), and a row has the same bits whatever surrounds it.
 */
 #include <math.h>
 #include <stdlib.h>
@@ -15,6 +15,23 @@
 
 static const peri_dtype dtypes[] = { PERI_F32, PERI_F16, PERI_BF16 };
 enum { NDTYPES = 3 };
+
+/* Contexts to test with: one a level, and one at the level of a processor whose neighbour has
+** products of bf16 pairs and which itself has not. NULL: this machine has not got it. */
+enum { NKERNELS = NLEVELS + 1 };
+static peri_ctx *open_kernels (int l, int threads) {
+  static struct peri__cpu cpu;
+  static struct peri__packed_kernels packed;
+  if (l < NLEVELS) return open_level(levels[l], threads);
+  peri_ctx *ctx = open_level(PERI_SIMD_AVX512, threads);
+  if (ctx == NULL) return NULL;
+  cpu = *ctx->cpu;
+  packed = *cpu.packed;
+  packed.dots = NULL;
+  cpu.packed = &packed;
+  ctx->cpu = &cpu;
+  return ctx;
+}
 
 /* Weights (n, k) as stored, as floats, and packed (PERI_ALIGN-aligned in room). */
 typedef struct weight {
@@ -122,13 +139,88 @@ static void one_case (peri_ctx *ctx, peri_dtype d, int64_t m, int64_t n, int64_t
   drop(&w);
 }
 
+/* One kernel of a table: mr rows, np panels, chains that begin at numbers of their own, rows of C
+** further apart than the tile is wide. */
+static void one_tile (peri_ctx *ctx, peri_dtype d, peri__panel_fn fn, int mr, int np, int64_t k) {
+  int64_t nr = PERI_GEMM_NV * ctx->cpu->gemm->lanes, n = np * nr, irs = n + 1, crs = n + 3;
+  bool dot = is_dot(ctx, d);
+  weight w = make(ctx, d, n, k);
+  float *x = fresh(mr * k), *a = test_malloc((size_t)(mr * (k + 16)) * sizeof *a);
+  float *init = fresh(mr * irs), *c = fresh(mr * crs), *before = fresh(mr * crs);
+  memcpy(before, c, (size_t)(mr * crs) * sizeof *c);
+  if (dot)
+    ctx->cpu->packed->pack_pairs(mr, k, x, k, (uint32_t *)(void *)a);
+  else
+    ctx->cpu->gemm->pack_a(mr, k, x, k, 1, a);
+  peri__panel_tile t = { .k = k,
+                         .a = a,
+                         .b = w.packed,
+                         .bstep = nr * (d == PERI_F32 ? 4 : 2) * (dot ? (k + 1) / 2 * 2 : k),
+                         .c = c,
+                         .crs = crs,
+                         .init = init,
+                         .irs = irs,
+                         .ahead = w.packed,
+                         .fetch = 0 };
+  fn(&t);
+  for (int64_t i = 0; i < mr; i++)
+    for (int64_t j = 0; j < crs; j++) {
+      if (j >= n) { /* nothing beyond its columns */
+        assert_memory_equal(c + i * crs + j, before + i * crs + j, sizeof *c);
+        continue;
+      }
+      double sum = (double)init[i * irs + j], size = fabs(sum);
+      for (int64_t q = 0; q < k; q++) {
+        double term = seen(dot, x[i * k + q]) * (double)w.wide[j * k + q];
+        sum += term;
+        size += fabs(term);
+      }
+      if (!(fabs((double)c[i * crs + j] - sum) <= 2 * sqrt((double)k + 1) * 0x1p-24 * size))
+        fail_msg("%s %s: %d rows, %d panels, k %d: [%d][%d] is %.9g, not %.9g", ctx->cpu->name,
+                 peri_dtype_name(d), mr, np, (int)k, (int)i, (int)j, (double)c[i * crs + j], sum);
+    }
+  test_free(x);
+  test_free(a);
+  test_free(init);
+  test_free(c);
+  test_free(before);
+  drop(&w);
+}
+
+static void every_tile_of_every_table_adds_its_products (void **state) {
+  static const int64_t ks[] = { 1, 2, 7, 32, 65 };
+  (void)state;
+  for (int l = 0; l < NKERNELS; l++) {
+    peri_ctx *ctx = open_kernels(l, 1);
+    if (ctx == NULL) continue;
+    const struct peri__packed_kernels *kern = ctx->cpu->packed;
+    seed = 7;
+    for (int t = 0; t < NDTYPES; t++) {
+      peri_dtype d = dtypes[t];
+      peri__panel kind = d == PERI_F32    ? PERI_PANEL_F32
+                         : d == PERI_F16  ? PERI_PANEL_F16
+                         : is_dot(ctx, d) ? PERI_PANEL_DOT
+                                          : PERI_PANEL_BF16;
+      for (int s = 0; s < 5; s++) {
+        for (int mr = 1; mr <= ctx->cpu->gemm->mr; mr++)
+          one_tile(ctx, d, kern->tile[kind][mr], mr, 1, ks[s]);
+        for (int np = 1; np <= PERI_PANEL_ONE; np++)
+          one_tile(ctx, d, kern->one[kind][np], 1, np, ks[s]);
+        for (int np = 1; np <= PERI_PANEL_TWO; np++)
+          one_tile(ctx, d, kern->two[kind][np], 2, np, ks[s]);
+      }
+    }
+    peri_close(ctx);
+  }
+}
+
 static void products_equal_plain_ones (void **state) {
   static const int64_t ms[] = { 1, 2, 3, 5, 6, 7, 11, 12, 13, 24, 25, 32, 40 };
   static const int64_t ns[] = { 1, 7, 8, 15, 16, 17, 31, 32, 33, 63, 95, 128, 130, 200 };
   static const int64_t ks[] = { 0, 1, 2, 3, 15, 16, 17, 32, 63, 64, 100, 257 };
   (void)state;
-  for (int l = 0; l < NLEVELS; l++) {
-    peri_ctx *ctx = open_level(levels[l], 2);
+  for (int l = 0; l < NKERNELS; l++) {
+    peri_ctx *ctx = open_kernels(l, 2);
     if (ctx == NULL) continue;
     seed = 1;
     for (int t = 0; t < 300; t++) {
@@ -143,9 +235,9 @@ static void products_equal_plain_ones (void **state) {
 /* Rows that no longer fit at once, and k beyond one block. */
 static void large_products_equal_plain_ones (void **state) {
   (void)state;
-  for (int l = 0; l < NLEVELS; l++)
+  for (int l = 0; l < NKERNELS; l++)
     for (int t = 0; t < NDTYPES; t++) {
-      peri_ctx *ctx = open_level(levels[l], 2);
+      peri_ctx *ctx = open_kernels(l, 2);
       if (ctx == NULL) continue;
       seed = 2;
       one_case(ctx, dtypes[t], 301, 70, 600);
@@ -184,8 +276,8 @@ static void gradients_equal_plain_ones (void **state) {
                                        { 31, 70, 65 },   { 64, 129, 200 }, { 300, 200, 33 },
                                        { 270, 1700, 70 } };
   (void)state;
-  for (int l = 0; l < NLEVELS; l++) {
-    peri_ctx *ctx = open_level(levels[l], 2);
+  for (int l = 0; l < NKERNELS; l++) {
+    peri_ctx *ctx = open_kernels(l, 2);
     if (ctx == NULL) continue;
     seed = 6;
     for (int t = 0; t < NDTYPES; t++)
@@ -198,13 +290,13 @@ static void gradients_equal_plain_ones (void **state) {
 static void thread_counts_give_the_same_bits (void **state) {
   static const int64_t ms[] = { 1, 2, 9, 33, 260 };
   (void)state;
-  for (int l = 0; l < NLEVELS; l++)
+  for (int l = 0; l < NKERNELS; l++)
     for (int t = 0; t < NDTYPES; t++)
       for (int s = 0; s < 5; s++) {
         float *want = NULL;
         int64_t m = ms[s], n = 330, k = 520;
         for (int threads = 1; threads <= 3; threads++) {
-          peri_ctx *ctx = open_level(levels[l], threads);
+          peri_ctx *ctx = open_kernels(l, threads);
           if (ctx == NULL) break;
           seed = 3;
           weight w = make(ctx, dtypes[t], n, k);
@@ -224,9 +316,9 @@ static void thread_counts_give_the_same_bits (void **state) {
 
 static void rows_come_back (void **state) {
   (void)state;
-  for (int l = 0; l < NLEVELS; l++)
+  for (int l = 0; l < NKERNELS; l++)
     for (int t = 0; t < NDTYPES; t++) {
-      peri_ctx *ctx = open_level(levels[l], 2);
+      peri_ctx *ctx = open_kernels(l, 2);
       if (ctx == NULL) continue;
       seed = 4;
       for (int64_t n = 1; n < 80; n += 13)
@@ -248,9 +340,9 @@ static void rows_come_back (void **state) {
 static void specials_stay (void **state) {
   static const float specials[] = { INFINITY, -INFINITY, NAN, 65504.0f, -0.0f };
   (void)state;
-  for (int l = 0; l < NLEVELS; l++)
+  for (int l = 0; l < NKERNELS; l++)
     for (int t = 1; t < NDTYPES; t++) {
-      peri_ctx *ctx = open_level(levels[l], 1);
+      peri_ctx *ctx = open_kernels(l, 1);
       if (ctx == NULL) continue;
       uint16_t h[5], room[4096];
       float x[1] = { 2 }, y[5];
@@ -290,6 +382,7 @@ static void no_memory_is_an_error (void **state) {
 
 int main (void) {
   const struct CMUnitTest tests[] = {
+    cmocka_unit_test(every_tile_of_every_table_adds_its_products),
     cmocka_unit_test(products_equal_plain_ones),
     cmocka_unit_test(large_products_equal_plain_ones),
     cmocka_unit_test(gradients_equal_plain_ones),
