@@ -38,16 +38,13 @@ local request_defaults = {
   samples = options.integer(1, "[1, inf)", "answers to make"),
   stop = options.value({}, "string or table or number",
     "texts that end the answer and are no part of it, also special tokens; ids, too"),
-  suffix = options.value(options.none, "string", "fill-in-the-middle: the text behind the gap"),
   regex = options.value(options.none, "string", "the answer matches this pattern: see perilune.decode.regex"),
   choices = options.value(options.none, "table", "the answer is one of these texts"),
-  template = options.value({}, "table", "further variables of the chat template"),
-  tools = options.value(options.none, "table", "of the chat template"),
-  add_generation_prompt = options.boolean(true, "of the chat template"),
   ignore_stop = options.boolean(false, "go on behind stop tokens"),
   on_text = options.value(options.none, "callable", "on_text(piece, result), whole characters, as they come"),
   remember = options.boolean(true, "keep what was read for prompts that begin alike"),
 }
+for name, rule in pairs(prompts.rules) do request_defaults[name] = rule end
 for name, value in pairs(sampler.defaults) do
   if name ~= "constraint" then request_defaults[name] = value end
 end
@@ -139,15 +136,19 @@ options.declare(M.load, { "path" }, load_rules)
 
 --- The ids that a prompt is for the model.
 --- @param prompt string|table  text, list of messages { role =, content = }, or list of ids
---- @param opts table?  suffix, tools, template, add_generation_prompt
+--- @param opts table?
 --- @return integer[]
-function LM:ids(prompt, opts) return prompts.ids(self.tok, prompt, opts or {}) end
+function LM:ids(prompt, opts) return prompts.ids(self.tok, prompt, options.fill("lm:ids", opts, prompts.rules)) end
+options.declare(LM.ids, { "prompt" }, prompts.rules)
 
 --- The text that the chat template makes of messages.
 --- @param messages table[]
---- @param opts table?  tools, template, add_generation_prompt (true)
+--- @param opts table?
 --- @return string
-function LM:render(messages, opts) return prompts.render(self.tok, messages, opts or {}) end
+function LM:render(messages, opts)
+  return prompts.render(self.tok, messages, options.fill("lm:render", opts, prompts.render_rules))
+end
+options.declare(LM.render, { "messages" }, prompts.render_rules)
 
 -- ---- texts as they grow -------------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ local function submit(self, prompt, opts, level)
   local request = sampler_options(self, o)
   local made, ids = pcall(function ()
     request.constraint = constraint.from(o, self.tok)
-    return self:ids(prompt, o)
+    return prompts.ids(self.tok, prompt, o)
   end)
   if not made then raise(ids, level + 1) end
   request.max_new_tokens, request.samples, request.stop, request.remember =

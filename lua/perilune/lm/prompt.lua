@@ -1,5 +1,7 @@
 -- prompt.lua - the ids that a prompt is for a model: of a text, of messages under the chat template, of a
 -- gap between two texts.
+local options = require "perilune.options"
+
 local M = {}
 
 --- Whether a prompt is a list of messages.
@@ -42,23 +44,32 @@ local function fill_in(tok, prefix, suffix)
   return ids
 end
 
+M.render_rules = {
+  tools = options.value(options.none, "table", "of the chat template"),
+  template = options.value({}, "table", "further variables of the chat template"),
+  add_generation_prompt = options.boolean(true, "of the chat template"),
+}
+
+M.rules = { suffix = options.value(options.none, "string", "fill-in-the-middle: the text behind the gap") }
+for name, rule in pairs(M.render_rules) do M.rules[name] = rule end
+
 --- The text that the chat template makes of messages.
 --- @param tok table
 --- @param messages table[]
---- @param opts table  tools, template, add_generation_prompt (true)
+--- @param opts table  of render_rules
 --- @return string
 function M.render(tok, messages, opts)
   if not tok.chat_template then error("chat: this model has no chat template; use complete", 0) end
   local vars = {}
-  for k, v in pairs(opts.template or {}) do vars[k] = v end
-  vars.tools, vars.add_generation_prompt = opts.tools, opts.add_generation_prompt ~= false
+  for k, v in pairs(opts.template) do vars[k] = v end
+  vars.tools, vars.add_generation_prompt = opts.tools, opts.add_generation_prompt
   return tok:chat(messages, vars)
 end
 
 --- The ids that a prompt is.
 --- @param tok table
 --- @param prompt string|table  text, list of messages { role =, content = }, or list of ids
---- @param opts table  suffix, tools, template, add_generation_prompt
+--- @param opts table  of rules
 --- @return integer[]
 function M.ids(tok, prompt, opts)
   if type(prompt) == "string" then

@@ -348,5 +348,6 @@ function M.texts(tok, texts, opts)
   return M.pad(rows, { side = o.padding_side or side_of(tok), pad = tok.pad or tok.eos or 0,
     length = full and most or nil, multiple_of = o.pad_to_multiple_of, types = types, truncated = truncated })
 end
+options.declare(M.texts, { "tok", "texts" }, text_rules)
 
 return require "perilune.names"(M, "perilune.batch")

@@ -22,12 +22,14 @@ end
 
 local M = {}
 
+local chars_rules = { separator = options.boolean(false, ":batch ends each prompt with the separator") }
+
 --- A tokenizer of single characters: special ids 0 to 3, then those of the alphabet in their order.
 --- @param alphabet string  UTF-8, each character once
---- @param opts table?  separator (false): :batch ends each prompt with the separator
+--- @param opts table?
 --- @return perilune.text.Chars
 function M.chars(alphabet, opts)
-  local o = options.fill("text.chars", opts, { separator = false })
+  local o = options.fill("text.chars", opts, chars_rules)
   local self = setmetatable({ sep = 0, eos = 1, pad = 2, unk = 3, _id = {}, _char = {} }, Chars)
   self._separator, self.size = o.separator, 4
   for _, code in utf8.codes(alphabet) do
@@ -39,11 +41,17 @@ function M.chars(alphabet, opts)
   return self
 end
 
+options.declare(M.chars, { "alphabet" }, chars_rules)
+
 --- A tokenizer from the list of code points that verl writes as "char_ords".
 --- @param codes integer[]
 --- @param opts table?
 --- @return perilune.text.Chars
-function M.from_codes(codes, opts) return M.chars(utf8.char(table.unpack(codes)), opts) end
+function M.from_codes(codes, opts)
+  options.fill("text.from_codes", opts, chars_rules)
+  return M.chars(utf8.char(table.unpack(codes)), opts)
+end
+options.declare(M.from_codes, { "codes" }, chars_rules)
 
 --- @param text string
 --- @return integer[]
@@ -62,12 +70,17 @@ function Chars:decode(ids)
   return table.concat(out)
 end
 
---- Ids of many texts; with add_special (true) and a separator each ends with it.
+local encode_rules = {
+  add_special = options.boolean(true, "with a separator each text ends with it"),
+  parse_special = options.boolean(true, "as other tokenizers take it; it has no meaning here"),
+}
+
+--- Ids of many texts.
 --- @param texts string[]
---- @param opts table?  add_special (true), parse_special (no meaning here)
+--- @param opts table?
 --- @return integer[][]
 function Chars:encode_batch(texts, opts)
-  local o = options.fill("text:encode_batch", opts, { add_special = true, parse_special = true })
+  local o = options.fill("text:encode_batch", opts, encode_rules)
   local lists = {}
   for i, text in ipairs(texts) do
     lists[i] = self:encode(text)
@@ -75,6 +88,8 @@ function Chars:encode_batch(texts, opts)
   end
   return lists
 end
+
+options.declare(Chars.encode_batch, { "texts" }, encode_rules)
 
 --- Prompts as one batch, padded on the left so that all end together.
 --- @param texts string[]

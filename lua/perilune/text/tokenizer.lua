@@ -38,8 +38,11 @@ end
 
 local M = {}
 
-local ENCODE = { add_special = true, parse_special = true }
-local DECODE = { skip_special = true }
+local encode_rules = {
+  add_special = options.boolean(true, "the special tokens that the model expects around a text"),
+  parse_special = options.boolean(true, "special tokens written in the text are ids"),
+}
+local decode_rules = { skip_special = options.boolean(true, "special tokens are left out") }
 
 local function wrap(c, path)
   local facts = c:facts()
@@ -81,22 +84,26 @@ function M.parse(json)
   return self
 end
 
+local train_rules = {
+  vocab_size = options.integer(32000, "[1, inf)", "special tokens, 256 bytes and merges, at most"),
+  min_count = options.integer(2, "[1, inf)", "pairs that are rarer are not merged"),
+  special_tokens = options.value({ "<|endoftext|>" }, "table", "get the first ids; the first of them is eos and pad"),
+  pattern = options.value(options.none, "string", "regular expression of the pre-tokenizer; default: GPT-2's"),
+}
+
 --- A byte-level BPE vocabulary of texts. The same texts give the same vocabulary.
 --- @param texts string[]|string  texts, or the path of a file
---- @param opts table?  vocab_size (32000): special tokens, 256 bytes and merges, at most; min_count (2): pairs
----   that are rarer are not merged; special_tokens ({ "<|endoftext|>" }): get the first ids, the first of them
----   is eos and pad; pattern (GPT-2's): the regular expression of the pre-tokenizer
+--- @param opts table?
 --- @return perilune.Tokenizer|nil
 --- @return string? message
 function M.train_bpe(texts, opts)
-  local o = options.fill("tokenizer.train_bpe", opts,
-    { vocab_size = 32000, min_count = 2, special_tokens = { "<|endoftext|>" }, pattern = false })
+  local o = options.fill("tokenizer.train_bpe", opts, train_rules)
   if type(texts) == "string" then
     local text, message = peri.files.read(texts)
     if not text then return nil, message end
     texts = { text }
   end
-  local json = core.train_bpe(texts, o.special_tokens, o.vocab_size, o.min_count, o.pattern or nil)
+  local json = core.train_bpe(texts, o.special_tokens, o.vocab_size, o.min_count, o.pattern)
   local self = assert(M.parse(json))
   local first = o.special_tokens[1]
   if first then
@@ -106,32 +113,35 @@ function M.train_bpe(texts, opts)
   end
   return self
 end
+options.declare(M.train_bpe, { "texts" }, train_rules)
 
 --- @param text string  UTF-8; what is none counts as U+FFFD
---- @param opts { add_special: boolean?, parse_special: boolean? }?  add_special (true): the special tokens
----   that the model expects around a text; parse_special (true): special tokens written in the text are ids
+--- @param opts table?
 --- @return integer[]
 function Tokenizer:encode(text, opts)
-  local o = options.fill("tokenizer:encode", opts, ENCODE)
+  local o = options.fill("tokenizer:encode", opts, encode_rules)
   return self._c:encode(text, o.add_special, o.parse_special)
 end
+options.declare(Tokenizer.encode, { "text" }, encode_rules)
 
 --- Many texts on all threads.
 --- @param texts string[]
---- @param opts table?  as of encode
+--- @param opts table?
 --- @return integer[][]
 function Tokenizer:encode_batch(texts, opts)
-  local o = options.fill("tokenizer:encode_batch", opts, ENCODE)
+  local o = options.fill("tokenizer:encode_batch", opts, encode_rules)
   return self._c:encode_batch(texts, o.add_special, o.parse_special)
 end
+options.declare(Tokenizer.encode_batch, { "texts" }, encode_rules)
 
 --- @param text string
---- @param opts table?  as of encode
+--- @param opts table?
 --- @return perilune.Tensor ids  (T) i64
 function Tokenizer:encode_tensor(text, opts)
-  local o = options.fill("tokenizer:encode_tensor", opts, ENCODE)
+  local o = options.fill("tokenizer:encode_tensor", opts, encode_rules)
   return self._c:encode_tensor(text, o.add_special, o.parse_special)
 end
+options.declare(Tokenizer.encode_tensor, { "text" }, encode_rules)
 
 --- Texts as one batch for a model: ids, mask, start, lengths; of pairs { first, second } token types as well.
 --- @param texts table  texts or pairs
@@ -150,20 +160,22 @@ end
 function Tokenizer:parts(pair) return self._c:parts(pair or false) end
 
 --- @param ids integer[]|perilune.Tensor  ids that the vocabulary lacks are left out
---- @param opts { skip_special: boolean? }?  skip_special (true): special tokens are left out
+--- @param opts table?
 --- @return string  valid UTF-8
 function Tokenizer:decode(ids, opts)
-  local o = options.fill("tokenizer:decode", opts, DECODE)
+  local o = options.fill("tokenizer:decode", opts, decode_rules)
   return self._c:decode(ids, o.skip_special)
 end
+options.declare(Tokenizer.decode, { "ids" }, decode_rules)
 
 --- A decoder that takes one id at a time: s:push(id) returns the text that is certain by then, in whole
 --- characters; s:finish() returns what was held back.
---- @param opts { skip_special: boolean? }?
+--- @param opts table?
 function Tokenizer:stream(opts)
-  local o = options.fill("tokenizer:stream", opts, DECODE)
+  local o = options.fill("tokenizer:stream", opts, decode_rules)
   return self._c:stream(o.skip_special)
 end
+options.declare(Tokenizer.stream, {}, decode_rules)
 
 --- Id of a token as the vocabulary writes it.
 --- @param token string

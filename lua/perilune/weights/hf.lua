@@ -3,11 +3,11 @@
 -- something is missing or malformed.
 local peri = require "perilune"
 local foreign = require "perilune.foreign"
+local options = require "perilune.options"
 
 local M = {}
 
 local WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-local SHARD_BYTES = 5000000000 -- of transformers' save_pretrained
 
 -- ---- JSON files ----------------------------------------------------------------------------------
 
@@ -131,12 +131,15 @@ local tokenizer_files = { "tokenizer.json", "tokenizer_config.json", "special_to
   "spiece.model", "encoder.json", "vocab.bpe" }
 local vocabularies = { "tokenizer.json", "vocab.json", "vocab.txt", "encoder.json", "tokenizer.model", "spiece.model" }
 
+local open_rules = { map = options.boolean(true, "tensors share the file's pages") }
+
 --- Open a model folder as a source; no tensor is read.
 --- @param folder string
---- @param opts table?  map (true): tensors share the file's pages
+--- @param opts table?
 --- @return table|nil source  format, path, config, generation_config, names, get, tokenizer_path
 --- @return string? message
 function M.open(folder, opts)
+  local o = options.fill("hf.open", opts, open_rules)
   local config, err = M.config(folder)
   if not config then return nil, err end
   local generation, why = M.generation_config(folder)
@@ -148,12 +151,13 @@ function M.open(folder, opts)
   table.sort(names)
   local source = setmetatable({ format = "hf", path = folder, config = config, generation_config = generation,
     names = names, _entries = entries, _shards = {},
-    _map = not opts or opts.map ~= false }, Source)
+    _map = o.map }, Source)
   for _, name in ipairs(vocabularies) do
     if peri.files.exists(folder .. "/" .. name) then source.tokenizer_path = folder end
   end
   return source
 end
+options.declare(M.open, { "folder" }, open_rules)
 
 --- Every tensor of a model folder, mapped.
 --- @param folder string
@@ -258,19 +262,25 @@ local function remove_stale(folder, written)
   return true
 end
 
+local save_rules = {
+  generation_config = options.value(options.none, "table", "of generation_config.json"),
+  shard_bytes = options.integer(5000000000, "[1, inf)", "the most that one file holds, as save_pretrained has it"),
+  tokenizer_from = options.value(options.none, "string", "folder or GGUF file whose tokenizer is carried along"),
+}
+
 --- Write a model folder tensor by tensor.
 --- @param folder string
 --- @param config table
 --- @param list table[]  { name, dtype, shape, get: fun(): perilune.Tensor|nil, string? }
---- @param opts table?  as for save
+--- @param opts table?
 --- @return boolean|nil ok
 --- @return string? message
 function M.write(folder, config, list, opts)
-  opts = opts or {}
+  local o = options.fill("hf.save", opts, save_rules)
   local ok, err = peri.files.make_folder(folder)
   if not ok then return nil, err end
   table.sort(list, function(a, b) return a.name < b.name end)
-  local shards, total = split(list, opts.shard_bytes or SHARD_BYTES)
+  local shards, total = split(list, o.shard_bytes)
   local written, map = {}, {}
   for i, shard in ipairs(shards) do
     local name = #shards == 1 and WEIGHTS or ("model-%05d-of-%05d.safetensors"):format(i, #shards)
@@ -285,35 +295,32 @@ function M.write(folder, config, list, opts)
     written[INDEX] = true
   end
   ok, err = write_json(folder .. "/config.json", config)
-  if ok and opts.generation_config and next(opts.generation_config) then
-    ok, err = write_json(folder .. "/generation_config.json", opts.generation_config)
+  if ok and o.generation_config and next(o.generation_config) then
+    ok, err = write_json(folder .. "/generation_config.json", o.generation_config)
   end
-  if ok and opts.tokenizer_from then ok, err = M.copy_tokenizer(opts.tokenizer_from, folder) end
+  if ok and o.tokenizer_from then ok, err = M.copy_tokenizer(o.tokenizer_from, folder) end
   if ok then ok, err = remove_stale(folder, written) end
   if not ok then return nil, err end
   return true
 end
+options.declare(M.write, { "folder", "config", "list" }, save_rules)
 
 --- Write a folder that Hugging Face loads: config.json, generation_config.json, model.safetensors or
 --- shards with their index.
 --- @param folder string
 --- @param config table
 --- @param tensors table<string, perilune.Tensor>
---- @param opts table?  generation_config; shard_bytes (5e9): the most that one file holds;
---- tokenizer_from: folder or GGUF file whose tokenizer is carried along
+--- @param opts table?
 --- @return boolean|nil ok
 --- @return string? message
 function M.save(folder, config, tensors, opts)
-  for key in pairs(opts or {}) do
-    if key ~= "generation_config" and key ~= "shard_bytes" and key ~= "tokenizer_from" then
-      error(("hf.save: unknown option %q"):format(tostring(key)), 2)
-    end
-  end
+  options.fill("hf.save", opts, save_rules)
   local list = {}
   for name, t in pairs(tensors) do
     list[#list + 1] = { name = name, dtype = t.dtype, shape = t.shape, get = function() return t end }
   end
   return M.write(folder, config, list, opts)
 end
+options.declare(M.save, { "folder", "config", "tensors" }, save_rules)
 
 return M

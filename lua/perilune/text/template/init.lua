@@ -30,14 +30,16 @@ local function message_of(name, err)
   return ("%s: %s"):format(name, err.template_error)
 end
 
+local compile_rules = { name = options.value("template", "string", "what messages call it") }
+
 --- Compiles a template.
 --- @param source string  at most 1 MiB
---- @param opts table?  name ("template"): what messages call it
+--- @param opts table?
 --- @return perilune.Template?  nil where the source is no template that is supported
 --- @return string? message  with name:line:column
 function M.compile(source, opts)
   if type(source) ~= "string" then error("template.compile: the source must be a string", 2) end
-  local o = options.fill("template.compile", opts, { name = "template" })
+  local o = options.fill("template.compile", opts, compile_rules)
   if #source > SOURCE_MAX then
     return nil, ("%s: %d bytes: a template has at most %d"):format(o.name, #source, SOURCE_MAX)
   end
@@ -45,6 +47,15 @@ function M.compile(source, opts)
   if not ok then return nil, message_of(o.name, run) end
   return setmetatable({ name = o.name, marks = marks, _run = run }, Template)
 end
+
+options.declare(M.compile, { "source" }, compile_rules)
+
+local render_rules = {
+  steps = options.integer(250000, "[1, inf)", "more are an error; each table of vars adds 1000 and each byte 2"),
+  output_bytes = options.integer(32 << 20, "[1, inf)", "more are an error"),
+  now = options.value(options.none, "number or table", "seconds since 1970, or the fields of os.date \"*t\", for "
+    .. "strftime_now; default: the present"),
+}
 
 local function clock(now)
   return function()
@@ -55,7 +66,7 @@ end
 
 -- Renders into a list of texts; marks: what to put around generation blocks.
 local function render(self, vars, opts, marks)
-  local o = options.fill("template:render", opts, { steps = 250000, output_bytes = 32 << 20, now = options.none }, 4)
+  local o = options.fill("template:render", opts, render_rules, 4)
   local budget = values.start(o.steps, o.output_bytes)
   local state = compile.state
   local before = { state.line, state.depth, state.most, state.bytes, state.top }
@@ -79,12 +90,11 @@ end
 --- @param vars table  variables by name: strings, numbers, booleans, peri.json.null, and tables of
 ---   them: a table with keys 1 to n, or marked by peri.json.array, is a list, any other is a dict whose
 ---   keys come in the order of their text where they come from peri.json, else in that of M.key_order
---- @param opts table?  steps (250,000, to which each table of vars adds 1000 and each byte 2),
----   output_bytes (32 MiB): more is an error; now: seconds since 1970 (the present) or the fields of
----   os.date "*t", for strftime_now
+--- @param opts table?
 --- @return string?
 --- @return string? message
 function Template:render(vars, opts) return render(self, vars, opts) end
+options.declare(Template.render, { "vars" }, render_rules)
 
 --- Renders the template and says which bytes its {% generation %} blocks made.
 --- @param vars table
@@ -119,6 +129,7 @@ function Template:render_spans(vars, opts)
   end
   return plain, spans
 end
+options.declare(Template.render_spans, { "vars" }, render_rules)
 
 --- A dict (or list, or plain value) for render from JSON, keys in the order of the text.
 --- @param s string

@@ -1,6 +1,7 @@
 -- gguf - GGUF files as they are: values under the file's keys, tensors under the file's names.
 -- perilune.weights.gguf.source makes models of them.
 local core = require "perilune.core"
+local options = require "perilune.options"
 
 local M = {}
 
@@ -12,13 +13,17 @@ local M = {}
 --- @field version fun(self): integer, integer  version, alignment
 --- @field close fun(self)
 
---- Open a file and check its header. Option map: tensors share the file's pages, which is only safe
---- for files that nobody truncates.
+local open_rules = {
+  map = options.boolean(false, "tensors share the file's pages: only for files that nobody truncates"),
+}
+
+--- Open a file and check its header.
 --- @param path string
---- @param options table?  map (false)
+--- @param opts table?
 --- @return perilune.gguf.File|nil
 --- @return string? message
-function M.open(path, options) return core._gguf.open(path, options) end
+function M.open(path, opts) return core._gguf.open(path, options.fill("gguf.open", opts, open_rules)) end
+options.declare(M.open, { "path" }, open_rules)
 
 --- Begin a file whose tensors are then written one at a time, in the order of the list:
 --- writer:write(tensor) for each, writer:commit().

@@ -1,5 +1,6 @@
 -- source.lua - GGUF files as model sources: a Hugging Face config, tensors under Hugging Face names and
 -- in their row order (transforms.lua).
+local options = require "perilune.options"
 local peri = require "perilune"
 local names = require "perilune.weights.gguf.names"
 local architectures = require "perilune.weights.gguf.arch"
@@ -99,15 +100,17 @@ local function read_config(source, file, by_name)
   return config, configs.generation(get, config)
 end
 
+local open_rules = { map = options.boolean(true, "tensors share the file's pages") }
+
 --- Open a GGUF file as a model source.
 --- @param path string
---- @param options table?  map (true): tensors share the file's pages
+--- @param opts table?
 --- @return table|nil source  format, path, config, generation_config, names, get, file, architecture,
 --- tokenizer_path
 --- @return string? message
-function M.open(path, options)
-  local map = not options or options.map ~= false
-  local file, message = peri.gguf.open(path, { map = map })
+function M.open(path, opts)
+  local o = options.fill("models.gguf.open", opts, open_rules)
+  local file, message = peri.gguf.open(path, { map = o.map })
   if not file then return nil, message end
   local tensors, by_name = file:tensors(), {}
   for _, t in ipairs(tensors) do by_name[t.name] = t end
@@ -122,5 +125,6 @@ function M.open(path, options)
   if file:get "tokenizer.ggml.model" then source.tokenizer_path = path end
   return source
 end
+options.declare(M.open, { "path" }, open_rules)
 
 return M
