@@ -169,7 +169,8 @@ function TestCache.test_rows_keep_their_contents_wherever_they_go()
   a:select_rows { 3, 1, 2 }
   lu.assertEquals(contents(a, 1), rows[3])
   lu.assertEquals(contents(a, 2), rows[1])
-  a:insert(2, b, 2) -- longer than what is there: everything moves back
+  a:append_rows(b, { 2 }) -- longer than what is there: everything moves back
+  a:select_rows { 1, 4, 3 }
   lu.assertEquals(a.length, 8)
   lu.assertEquals(a:starts(), { 3, 0, 3 })
   lu.assertEquals({ contents(a, 1), contents(a, 2), contents(a, 3) }, { rows[3], others[2], rows[2] })
@@ -188,6 +189,34 @@ function TestCache.test_rows_keep_their_contents_wherever_they_go()
   lu.assertEquals(a:bytes(), 2 * 20 * 2 * (2 * 3 + 2 * 4) * 4)
   lu.assertErrorMsgContains("no row 3 among 2", a.select_rows, a, { 3 })
   lu.assertErrorMsgContains("to 9 of 4", a.truncate, a, 9)
+end
+
+-- Rows leave and enter in the memory there is: whatever list is kept, each row is what it was.
+function TestCache.test_rows_that_leave_and_enter_cost_no_memory()
+  local _ <close> = peri.no_grad()
+  local rng = peri.rng(7)
+  local a <close> = filled(12, 9)
+  local b <close> = filled(3, 6)
+  local held, others = {}, {}
+  for r = 1, 12 do held[r] = contents(a, r) end
+  for r = 1, 3 do others[r] = contents(b, r) end
+  local bytes = a:bytes()
+  for turn = 1, 30 do
+    local list, want, n = {}, {}, rng:int(1, 12)
+    for r = 1, n do
+      list[r] = rng:int(1, a.batch)
+      want[r] = held[list[r]]
+    end
+    a:select_rows(list)
+    held = want
+    if turn % 3 == 0 and n < 11 then
+      a:append_rows(b, { 2, 3 })
+      held[n + 1], held[n + 2] = others[2], others[3]
+    end
+    for r = 1, a.batch do lu.assertEquals(contents(a, r), held[r], ("turn %d, row %d"):format(turn, r)) end
+    lu.assertEquals({ a.batch, a.capacity, a:bytes() }, { #held, 12, bytes })
+  end
+  lu.assertFalse(a.torn)
 end
 
 function TestCache.test_appending_gives_all_that_was_appended()

@@ -245,42 +245,29 @@ local function ahead(sequences)
   return math.min(most, 256)
 end
 
--- Rows of sequences that ended go to new ones; the batch gets the size that is needed, or nearly.
+-- Rows of sequences that ended are dropped, new ones come behind those that run.
 local function arrange(self, new)
-  local live, dead = {}, {}
+  local live, slots = {}, {}
   for row, s in ipairs(self.slots) do
-    if s.ended then dead[#dead + 1] = row else live[#live + 1] = row end
+    if not s.ended then live[#live + 1], slots[#slots + 1] = row, s end
   end
   self.running = #live + #new
-  if #live == 0 then -- a fresh batch
+  if self.running == 0 then
     if self.cache then self.cache:release() end
-    self.cache, self.slots = nil, new
-    if #new == 0 then return end
+    self.cache, self.slots = nil, {}
+    return
+  end
+  if not self.cache then
     local longest = 0
     for _, s in ipairs(new) do longest = math.max(longest, #s.request.ids) end
     self.cache = self.model:cache(#new, longest + ahead(new))
-    for row, s in ipairs(new) do self.cache:insert(row, s.request.cache, 1) end
-    return
   end
-  local cache, spare = self.cache, #dead - #new
-  if spare < 0 or spare * 4 >= #self.slots then -- other rows: all are copied
-    local list, slots = {}, {}
-    for i, row in ipairs(live) do list[i], slots[i] = row, self.slots[row] end
-    dead = {}
-    for i = 1, #new do
-      dead[i], list[#live + i] = #live + i, live[1]
-    end
-    cache:select_rows(list)
-    self.slots = slots
+  self.cache:select_rows(live)
+  for _, s in ipairs(new) do
+    self.cache:append_rows(s.request.cache, { 1 }, self.rows)
+    slots[#slots + 1] = s
   end
-  local starts = cache:starts()
-  for _, row in ipairs(dead) do starts[row] = cache.length end
-  cache:set_starts(starts)
-  for i, s in ipairs(new) do
-    local row = dead[i]
-    cache:insert(row, s.request.cache, 1)
-    self.slots[row] = s
-  end
+  self.slots = slots
 end
 
 -- Room for one more column.

@@ -48,7 +48,7 @@ local function place_rows(self, who, ids, o, level)
   else
     self.start = o.start
   end
-  if past == 0 and self.start and not cache.start then cache:set_starts(self.start:tolist()) end
+  if past == 0 and self.start and not cache.start then cache:set_starts(self.start) end
   self.start = self.start or cache.start
 end
 

@@ -6,10 +6,12 @@ local peri = require "perilune"
 --- @class perilune.models.Cache
 --- @field length integer  columns in use
 --- @field room integer  columns there is memory for
---- @field batch integer  rows
+--- @field batch integer  rows in use
+--- @field capacity integer  rows there is memory for
 --- @field start perilune.Tensor?  (B) i64: unused columns before each row; nil when there are none
 --- @field k perilune.Tensor[]  keys of each layer, (B, room, Hkv, Dk), stored channel by channel
 --- @field v perilune.Tensor[]  values of each layer, (B, room, Hkv, Dv)
+--- @field torn boolean  rows were being moved when an error came: what they hold is unknown
 local Cache = {}
 Cache.__index = Cache
 
@@ -27,10 +29,22 @@ local function stored(k) return k:permute { 1, 3, 4, 2 } end
 local function key_columns(k, at, n) return stored(k):narrow(4, at, n) end
 
 -- Memory of one layer, lifted out of all scopes.
-local function layer_memory(c, i, batch, room)
+local function layer_memory(c, i, rows, room)
   local kh, kd, vh, vd = c.k_heads[i], c.k_dim[i], c.v_heads[i], c.v_dim[i]
-  local k = peri.empty({ batch, kh, kd, room }, c.dtype)
-  return peri.keep(by_channel(k)), peri.keep(peri.empty({ batch, room, vh, vd }, c.dtype))
+  local k = peri.empty({ rows, kh, kd, room }, c.dtype)
+  return peri.keep(by_channel(k)), peri.keep(peri.empty({ rows, room, vh, vd }, c.dtype))
+end
+
+-- The rows in use: views of the memory, or itself where all are.
+local function show(self, batch)
+  for i = 1, #self.all_k do
+    for _, pair in ipairs { { self.k, self.all_k }, { self.v, self.all_v } } do
+      local old, whole = pair[1][i], pair[2][i]
+      if old and not rawequal(old, whole) then old:release() end
+      pair[1][i] = batch == self.capacity and whole or peri.keep(whole:narrow(1, 1, batch))
+    end
+  end
+  self.batch = batch
 end
 
 local function each(value, layers)
@@ -46,12 +60,13 @@ end
 --- @return perilune.models.Cache
 function M.new(opts)
   local layers = opts.layers
-  local self = setmetatable({ length = 0, room = opts.length, batch = opts.batch, dtype = opts.dtype or "f32",
-                              k = {}, v = {} }, Cache)
+  local self = setmetatable({ length = 0, room = opts.length, capacity = opts.batch, dtype = opts.dtype or "f32",
+                              k = {}, v = {}, all_k = {}, all_v = {}, torn = false }, Cache)
   self.k_heads, self.k_dim = each(opts.kv_heads, layers), each(opts.head_dim, layers)
   self.v_heads = each(opts.value_heads or opts.kv_heads, layers)
   self.v_dim = each(opts.value_dim or opts.head_dim, layers)
-  for i = 1, layers do self.k[i], self.v[i] = layer_memory(self, i, opts.batch, opts.length) end
+  for i = 1, layers do self.all_k[i], self.all_v[i] = layer_memory(self, i, opts.batch, opts.length) end
+  show(self, opts.batch)
   return self
 end
 
@@ -62,8 +77,10 @@ end
 function Cache:like(batch, length)
   local c = setmetatable({}, Cache)
   for key, value in pairs(self) do c[key] = value end
-  c.length, c.room, c.batch, c.start, c.k, c.v, c.shared = 0, length, batch, nil, {}, {}, nil
-  for i = 1, #self.k do c.k[i], c.v[i] = layer_memory(c, i, batch, length) end
+  c.length, c.room, c.capacity, c.start, c.begins, c.torn = 0, length, batch, nil, nil, false
+  c.k, c.v, c.all_k, c.all_v = {}, {}, {}, {}
+  for i = 1, #self.all_k do c.all_k[i], c.all_v[i] = layer_memory(c, i, batch, length) end
+  show(c, batch)
   return c
 end
 
@@ -72,17 +89,19 @@ end
 function Cache:bytes()
   local n = 0
   for i = 1, #self.k do n = n + self.k_heads[i] * self.k_dim[i] + self.v_heads[i] * self.v_dim[i] end
-  return n * self.batch * self.room * (self.dtype == "f32" and 4 or self.dtype == "f64" and 8 or 2)
+  return n * self.capacity * self.room * (self.dtype == "f32" and 4 or self.dtype == "f64" and 8 or 2)
 end
 
 --- Let go of the memory now.
 function Cache:release()
-  for i = 1, #self.k do
-    self.k[i]:release()
-    self.v[i]:release()
+  show(self, self.capacity)
+  for i = 1, #self.all_k do
+    self.all_k[i]:release()
+    self.all_v[i]:release()
   end
   if self.start then self.start:release() end
-  self.k, self.v, self.start, self.room, self.length = {}, {}, nil, 0, 0
+  self.k, self.v, self.all_k, self.all_v = {}, {}, {}, {}
+  self.start, self.begins, self.room, self.length = nil, nil, 0, 0
 end
 
 -- ---- what a layer does with it ----------------------------------------------------------------
@@ -127,6 +146,7 @@ end
 --- Unused columns before each row.
 --- @return integer[]
 function Cache:starts()
+  if self.begins then return table.move(self.begins, 1, #self.begins, 1, {}) end
   if self.start then return self.start:tolist() end
   local list = {}
   for b = 1, self.batch do list[b] = 0 end
@@ -134,63 +154,110 @@ function Cache:starts()
 end
 
 --- Say where the rows begin; all zeros become nil, the case that costs nothing.
---- @param starts integer[]
+--- @param starts integer[]|perilune.Tensor  (B) i64
 function Cache:set_starts(starts)
-  local any = false
-  for _, s in ipairs(starts) do any = any or s ~= 0 end
+  local any, list = false, not peri.is_tensor(starts) and starts or nil
+  for _, s in ipairs(list or {}) do any = any or s ~= 0 end
+  if not list then any = starts:any():item() end
+  local new = any and peri.keep(list and peri.tensor(list, "i64") or starts:clone()) or nil
   if self.start then self.start:release() end
-  self.start = any and peri.keep(peri.tensor(starts, "i64")) or nil
+  self.start, self.begins = new, any and list and table.move(list, 1, #list, 1, {}) or nil
 end
 
--- Other rows or other room: list[r] is the row that becomes row r, room the columns, drop how many
+local function zero_based(list) return peri.tensor(list, "i64"):sub(1) end
+
+-- Other rows in other memory: list[r] is the row that becomes row r, room the columns, drop how many
 -- columns go away in front.
-local function rebuild(self, list, room, drop)
+local function rebuild(self, list, capacity, room, drop)
   local scope <close> = peri.scope() -- luacheck: ignore 211
-  local rows, used = peri.tensor(list, "i64"):sub(1), self.length - drop
-  local same = #list == self.batch
+  local used, same = self.length - drop, #list == self.batch
   for r, from in ipairs(list) do same = same and r == from end
+  local rows = not same and zero_based(list)
+  self.torn = true
   for i = 1, #self.k do
-    local k, v = layer_memory(self, i, #list, room)
+    local k, v = layer_memory(self, i, capacity, room)
     if used > 0 then
       local part <close> = peri.scope() -- luacheck: ignore 211
       local old_k, old_v = key_columns(self.k[i], drop + 1, used), self.v[i]:narrow(2, drop + 1, used)
-      if not same then old_k, old_v = old_k:index_select(rows, 1), old_v:index_select(rows, 1) end
-      key_columns(k, 1, used):copy_(old_k)
-      v:narrow(2, 1, used):copy_(old_v)
+      if rows then old_k, old_v = old_k:index_select(rows, 1), old_v:index_select(rows, 1) end
+      key_columns(k:narrow(1, 1, #list), 1, used):copy_(old_k)
+      v:narrow(1, 1, #list):narrow(2, 1, used):copy_(old_v)
     end
-    self.k[i]:release()
-    self.v[i]:release()
-    self.k[i], self.v[i] = k, v
+    if not rawequal(self.k[i], self.all_k[i]) then
+      self.k[i]:release()
+      self.v[i]:release()
+    end
+    self.all_k[i]:release()
+    self.all_v[i]:release()
+    self.all_k[i], self.all_v[i], self.k[i], self.v[i] = k, v, k, v
   end
   local starts, new = self:starts(), {}
   for r, from in ipairs(list) do new[r] = starts[from] - drop end
-  self.batch, self.room, self.length = #list, room, used
+  self.capacity, self.room, self.length = capacity, room, used
+  show(self, #list)
   self:set_starts(new)
+  self.torn = false
 end
 
---- Keep the rows of a list, in its order; a row may occur more than once or not at all.
+local function all_rows(self)
+  local list = {}
+  for row = 1, self.batch do list[row] = row end
+  return list
+end
+
+--- Keep the rows of a list, in its order; a row may occur more than once or not at all. Only rows that come to
+--- stand at another place are copied, and where the list fits into the memory there is, within it.
 --- @param list integer[]  row numbers from 1
 function Cache:select_rows(list)
-  for _, row in ipairs(list) do
+  local from, to = {}, {}
+  for r, row in ipairs(list) do
     if math.type(row) ~= "integer" or row < 1 or row > self.batch then
       error(("cache: there is no row %s among %d"):format(tostring(row), self.batch), 2)
     end
+    if row ~= r then from[#from + 1], to[#to + 1] = row, r end
   end
-  local moved = #list ~= self.batch
-  for r, from in ipairs(list) do moved = moved or r ~= from end
-  if not moved then return end
-  if #list ~= self.batch then return rebuild(self, list, self.room, 0) end
+  if #from == 0 and #list == self.batch then return end
+  if #list > self.capacity then return rebuild(self, list, #list, self.room, 0) end
   local scope <close> = peri.scope() -- luacheck: ignore 211
-  local rows, n = peri.tensor(list, "i64"):sub(1), self.length
-  for i = 1, n > 0 and #self.k or 0 do -- the memory stays, so that a beam costs no allocation
-    local part <close> = peri.scope() -- luacheck: ignore 211
-    local k, v = key_columns(self.k[i], 1, n), self.v[i]:narrow(2, 1, n)
-    k:copy_(k:index_select(rows, 1))
-    v:copy_(v:index_select(rows, 1))
+  self.torn = true
+  if #from > 0 and self.length > 0 then
+    local read, written = zero_based(from), zero_based(to)
+    for i = 1, #self.k do
+      local part <close> = peri.scope() -- luacheck: ignore 211
+      key_columns(self.all_k[i], 1, self.length):move_rows_(read, written)
+      self.all_v[i]:narrow(2, 1, self.length):move_rows_(read, written)
+    end
   end
   local starts, new = self:starts(), {}
-  for r, from in ipairs(list) do new[r] = starts[from] end
+  for r, row in ipairs(list) do new[r] = starts[row] end
+  if #list ~= self.batch then show(self, #list) end
   self:set_starts(new)
+  self.torn = false
+end
+
+--- Take in rows of another cache of the same model behind the rows there are: their positions then end at this
+--- cache's length, too. Where they are more than fit in front, the rows there are move back.
+--- @param other perilune.models.Cache
+--- @param list integer[]  rows of the other; a row may occur more than once
+--- @param capacity integer?  rows to have memory for where there is too little, default just enough
+function Cache:append_rows(other, list, capacity)
+  local n, first = other.length, self.batch + 1
+  if n > self.length then self:push_back(n - self.length) end
+  local needed = self.batch + #list
+  if needed > self.capacity then rebuild(self, all_rows(self), math.max(needed, capacity or 0), self.room, 0) end
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local rows, at = zero_based(list), self.length - n + 1
+  for i = 1, n > 0 and #self.k or 0 do -- behind the rows in use: nothing that counts is touched
+    local part <close> = peri.scope() -- luacheck: ignore 211
+    key_columns(self.all_k[i]:narrow(1, first, #list), at, n):copy_(key_columns(other.k[i], 1, n):index_select(rows, 1))
+    self.all_v[i]:narrow(1, first, #list):narrow(2, at, n):copy_(other.v[i]:narrow(2, 1, n):index_select(rows, 1))
+  end
+  local starts, theirs = self:starts(), other:starts()
+  for r, row in ipairs(list) do starts[first + r - 1] = theirs[row] + self.length - n end
+  self.torn = true
+  show(self, needed)
+  self:set_starts(starts)
+  self.torn = false
 end
 
 --- Repeat every row n times: prompts are prefilled once, then sampled n times.
@@ -215,22 +282,15 @@ end
 --- Have memory for at least `length` columns.
 --- @param length integer
 function Cache:reserve(length)
-  if length <= self.room then return end
-  local list = {}
-  for row = 1, self.batch do list[row] = row end
-  rebuild(self, list, length, 0)
+  if length > self.room then rebuild(self, all_rows(self), math.max(self.batch, 1), length, 0) end
 end
 
---- Drop the columns that no row of the list uses: the first rows' shared padding.
---- @param rows integer[]?  rows that matter, default all
+--- Drop the columns in front that no row uses.
 --- @return integer dropped
-function Cache:compact(rows)
-  local starts, least, list = self:starts(), self.length, {}
-  if rows then for _, row in ipairs(rows) do least = math.min(least, starts[row]) end
-  else for _, s in ipairs(starts) do least = math.min(least, s) end end
-  if least == 0 then return 0 end
-  for row = 1, self.batch do list[row] = row end
-  rebuild(self, list, self.room, least)
+function Cache:compact()
+  local least = self.length
+  for _, s in ipairs(self:starts()) do least = math.min(least, s) end
+  if least > 0 then rebuild(self, all_rows(self), self.capacity, self.room, least) end
   return least
 end
 
@@ -239,27 +299,13 @@ end
 --- @return integer
 function Cache:row_length(row) return self.length - self:starts()[row] end
 
---- Put a row of another cache of the same model in place of a row: its positions then end at this
---- cache's length. Where they are more than fit in front, this cache's rows move back.
---- @param row integer  row that is written over
---- @param other perilune.models.Cache
---- @param other_row integer
-function Cache:insert(row, other, other_row)
-  local first = other:starts()[other_row]
-  local n = other.length - first
-  if n > self.length then self:push_back(n - self.length) end
-  copy(self, row, self.length - n + 1, other, other_row, first + 1, n)
-  local starts = self:starts()
-  starts[row] = self.length - n
-  self:set_starts(starts)
-end
-
 --- Move all rows `by` columns towards the end.
 --- @param by integer
 function Cache:push_back(by)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   self:reserve(self.length + by)
   local n = self.length
+  self.torn = true
   for i = 1, n > 0 and #self.k or 0 do
     local part <close> = peri.scope() -- luacheck: ignore 211
     local k, v = key_columns(self.k[i], 1, n):clone(), self.v[i]:narrow(2, 1, n):clone()
@@ -270,6 +316,7 @@ function Cache:push_back(by)
   for row, s in ipairs(starts) do starts[row] = s + by end
   self.length = n + by
   self:set_starts(starts)
+  self.torn = false
 end
 
 --- Take over the first `n` positions of a row as those of a cache of one row.
