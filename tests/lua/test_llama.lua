@@ -122,9 +122,9 @@ function TestLlama.test_a_wrong_weight_is_named()
   local state = model:state_dict()
   state["model.norm.weight"], state.extra = peri.ones { 3 }, peri.ones { 1 }
   state["lm_head.weight"] = nil
-  lu.assertErrorMsgContains("model.norm.weight has shape (3), expected (32)", model.load_state_dict, model, state)
-  lu.assertErrorMsgContains("lm_head.weight is missing", model.load_state_dict, model, state)
-  lu.assertErrorMsgContains("extra is unexpected", model.load_state_dict, model, state)
+  lu.assertErrorMsgContains("wrong shape: model.norm.weight has (3), expected (32)", model.load_state_dict, model, state)
+  lu.assertErrorMsgContains("missing lm_head.weight", model.load_state_dict, model, state)
+  lu.assertErrorMsgContains("unexpected extra", model.load_state_dict, model, state)
 end
 
 function TestLlama.test_a_missing_folder_is_no_error()

@@ -528,10 +528,10 @@ function TestPEFT.test_states_that_are_none_and_names_that_mean_nothing_are_refu
   for _, kind in ipairs { "lora", "bottleneck", "prefix" } do
     local adapter = peft[kind](assert(models.load(BASE)))
     for message, state in pairs { ["the state is a string"] = "x", ["is a number, expected a tensor"] = { [adapter:named_parameters()[1][1]] = 3 },
-      ["1 is unexpected"] = { peri.ones { 1 } } } do
+      ["unexpected 1"] = { peri.ones { 1 } } } do
       lu.assertErrorMsgContains(message, adapter.load_state_dict, adapter, state)
     end
-    lu.assertErrorMsgContains("the state is a nil", adapter.load_state_dict, adapter)
+    lu.assertErrorMsgContains("the state is nil", adapter.load_state_dict, adapter)
   end
   local model = assert(models.load(BASE))
   for _, key in ipairs { "rank_pattern", "alpha_pattern" } do

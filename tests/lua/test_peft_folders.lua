@@ -124,8 +124,8 @@ local refused = {
   { { init_lora_weights = 3 }, "init_lora_weights" }, { { peft_type = "VERA" }, 'peft_type "VERA" is not supported' },
   { { peft_type = "IA3" }, "IA3" }, { { peft_type = "ADALORA" }, "ADALORA" }, { { target_modules = { "nothing" } }, "means no layer" },
   { { target_modules = "(" }, "regular expression" }, { { alpha_pattern = { ["(?<=a)b"] = 1 } }, "(?<= is not supported" },
-  { { r = 3 }, "has shape" }, { { layers_to_transform = { 0 } }, "is missing" },
-  { { target_modules = { "q_proj", "lm_head" } }, "lm_head.lora_A.weight is missing" },
+  { { r = 3 }, "wrong shape" }, { { layers_to_transform = { 0 } }, "missing" },
+  { { target_modules = { "q_proj", "lm_head" } }, "missing lm_head.lora_A.weight" },
 }
 
 function tests.test_what_changes_the_result_and_is_not_done_is_refused_by_name()

@@ -27,34 +27,43 @@ local function common(a, b, most)
   return n
 end
 
--- Parts of an adapter that lead away from its own tensors.
-local away = { owner = true, projection = true, model = true }
-
 -- Versions of the tensors in a table and in its tables.
 local function versions(t, depth)
   local sum = 0
-  for key, value in pairs(t) do
+  for _, value in pairs(t) do
     if peri.is_tensor(value) then sum = sum + value:version()
-    elseif type(value) == "table" and depth > 0 and not away[key] then sum = sum + versions(value, depth - 1) end
+    elseif type(value) == "table" and depth > 0 then sum = sum + versions(value, depth - 1) end
   end
   return sum
+end
+
+-- Versions of the tensors of an adapter, or of several in one place; `known` has those that were summed already.
+local function adapter_versions(adapter, known)
+  local whole = adapter.owner or adapter
+  if not whole.parameters then
+    local sum = 0
+    for _, one in ipairs(adapter) do sum = sum + adapter_versions(one, known) end
+    return sum
+  end
+  known[whole] = known[whole] or versions(whole:parameters(), 0)
+  return known[whole]
 end
 
 -- What keys and values depend on, as a text that differs when a weight was written or an adapter was
 -- written, put on or taken off; and the adapters, which have to live as long as their addresses count.
 local function stamp(model)
-  local held, sum = {}, versions(model:parameters(), 0)
+  local held, sum, known = {}, versions(model:parameters(), 0), {}
   local parts = { sum }
   for _, p in ipairs(model.projections and model:projections() or {}) do
     if p.adapter then
       held[#held + 1] = p.adapter
-      parts[#parts + 1] = ("%p:%d"):format(p.adapter, versions(p.adapter, 3))
+      parts[#parts + 1] = ("%p:%d"):format(p.adapter, adapter_versions(p.adapter, known))
     end
   end
   for _, module in pairs(model._modules or {}) do
     if module.adapter and module.key ~= "head" then
       held[#held + 1] = module.adapter
-      parts[#parts + 1] = ("%s %p:%d"):format(module.key, module.adapter, versions(module.adapter, 3))
+      parts[#parts + 1] = ("%s %p:%d"):format(module.key, module.adapter, adapter_versions(module.adapter, known))
     end
   end
   local prefix = model.prefix

@@ -1,5 +1,5 @@
--- base.lua - what all models share: loading, saving, parameters and gradients under published names;
--- and what all causal models share.
+-- base.lua - what all models share: modules whose tensors have published names, loading and saving of folders; and
+-- what all causal models share.
 local peri = require "perilune"
 local options = require "perilune.options"
 local hf = require "perilune.weights.hf"
@@ -9,61 +9,95 @@ local generate = require "perilune.decode.generate"
 local settings = require "perilune.models.settings"
 local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
+local Projection = require "perilune.models.projection"
+local Module = require "perilune.nn.module"
 local describe = require "perilune.models.describe"
 
 local M = {}
 
 -- ---- all models ----------------------------------------------------------------------------------
 
---- @class perilune.models.Model
+--- @class perilune.models.Model: perilune.nn.Module
 --- @field config table  as in config.json
 --- @field generation_config table
 --- @field settings table  sizes under our names
 --- @field training boolean  dropout is on
 --- @field source_path string?  what it was read from
-local Model = {}
-Model.__index = Model
+local Model = Module.class "model"
 Model.kind = "encoder" -- or "causal", "encoder-decoder"
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
+-- What is no tensor of its own, or follows from the config; "dropped": what adapters put on it, which a copy has not.
+Model.references = { config = true, generation_config = true, inv_freq = true, _layout = true, _places = true,
+  prefix = "dropped", _modules = "dropped" }
 
---- A class of models. It offers read(config, has) -> settings (has: the published names that there
---- are, when they are known), declare(self, d) and forward.
+-- ---- blocks ----
+
+--- A block of a model: its weights, and what it does, which is a method of the model. A module of its own, so that
+--- hooks see what goes into it and comes out, once, also under checkpointing.
+--- @class perilune.models.Layer: perilune.nn.Module
+local Layer = Module.class "Layer"
+
+--- What the model's method takes behind the number of the block.
+function Layer:forward(...)
+  local model, run, i = self._model, self._run, self._index
+  if model._checkpointing and peri.grad_enabled() then
+    return peri.checkpoint(function (...) return model[run](model, i, ...) end, ...)
+  end
+  return model[run](model, i, ...)
+end
+
+--- A stack of n blocks in a field of the model; declare then gives them weights.
 --- @param name string
---- @param parent table?  M.Causal
-function M.class(name, parent)
-  local class = { __name = name, __tostring = describe, forward_name = name .. ": forward" }
-  class.__index = class
-  return setmetatable(class, { __index = parent or M.Causal })
+--- @param n integer
+--- @param run string?  method that computes block i: self[run](self, i, ...); default "block"
+--- @return perilune.models.Layer[]
+function Model:stack(name, n, run)
+  local list = {}
+  for i = 1, n do
+    local layer = Module.instance(Layer)
+    layer._model, layer._index, layer._run = self, i, run or "block"
+    list[i] = layer
+  end
+  self[name] = list
+  return list
+end
+
+-- ---- making ----
+
+local function build(self, config, names)
+  self.config, self.generation_config, self._layout, self._places = config, {}, {}, {}
+  local has = {}
+  for _, name in ipairs(names or {}) do has[name] = true end
+  settings.check(config)
+  self.settings = self.read(config, names and has)
+  self:declare(weights.declaration(self, names and #names))
+  return self:eval()
 end
 
 --- A model without weights.
 --- @param class table
 --- @param config table  Hugging Face config
 --- @param names string[]?  the published tensors there are, for classes that differ by them
-function M.create(class, config, names)
-  local self = setmetatable({ config = config, generation_config = {}, training = false, layers = {}, _layout = {},
-                              _projections = {} }, class)
-  local has = {}
-  for _, name in ipairs(names or {}) do has[name] = true end
-  settings.check(config)
-  self.settings = class.read(config, names and has)
-  for i = 1, self.settings.layers do self.layers[i] = {} end
-  self:declare(weights.declaration(self, names and #names))
-  return self
-end
+function M.create(class, config, names) return build(Module.instance(class), config, names) end
 
---- A model with random weights: normal with standard deviation `std`, norms at their neutral value.
---- @param class table
---- @param config table  Hugging Face config
---- @param opts table?  std (default config.initializer_range or 0.02)
-function M.new(class, config, opts)
-  local self = M.create(class, config)
-  local std = opts and opts.std or config.initializer_range or 0.02
-  for _, p in ipairs(self._layout) do
-    local t = p.init == "normal" and peri.randn(p.shape):mul_(std) or peri[p.init](p.shape)
-    p.owner[p.key] = t:detach():requires_grad_(p.kind ~= "buffer")
-  end
-  return self:train()
+--- A class of models. It offers read(config, has) -> settings (has: the published names that there
+--- are, when they are known), declare(self, d) and forward. Class(config, opts) is a model with random weights:
+--- normal with standard deviation `std`, norms at their neutral value.
+--- @param name string
+--- @param parent table?  M.Causal
+function M.class(name, parent)
+  local class = Module.class(name, function (self, config, opts)
+    build(self, config)
+    local std = opts and opts.std or config.initializer_range or 0.02
+    for _, p in ipairs(self._layout) do
+      local owner, key = weights.at(self, p)
+      local t = p.init == "normal" and peri.randn(p.shape):mul_(std) or peri[p.init](p.shape)
+      owner[key] = t:detach():requires_grad_(p.kind == "parameter")
+    end
+    self:train()
+  end, parent or M.Causal)
+  class.__tostring, class.forward_name = describe, name .. ": forward"
+  return class
 end
 
 --- Other published names of a tensor: of those that are tied to it, a checkpoint may hold any one.
@@ -76,16 +110,14 @@ end
 --- Whether a published tensor is known and not needed.
 function Model:ignored(name) return name:find "rotary_emb%.inv_freq$" ~= nil end
 
---- Replace every weight by tensors under published names, cast to f32.
---- @param tensors table<string, perilune.Tensor>
---- @return self
-function Model:load_state_dict(tensors)
-  local names = {}
-  for name in pairs(tensors) do names[#names + 1] = name end
-  local ok, message = weights.fill(self, names, function (name) return tensors[name] end,
-    { dtype = "f32", check = true })
-  if not ok then error(message, 2) end
-  return self
+-- What the walk of nn asks: see perilune.nn.walk.
+Model._publish = weights.published
+
+-- Other names under which files have a published tensor.
+function Model:_also(name)
+  local list = weights.candidates(self, name)
+  table.remove(list, 1)
+  return list
 end
 
 --- A model from a source: see perilune.models.load.
@@ -107,20 +139,24 @@ function M.from_source(class, source, opts)
   return self
 end
 
---- Weights under published names; views where rows of a float matrix are meant, not copies.
---- @return table<string, perilune.Tensor>
-function Model:state_dict()
-  weights.check_adapters(self)
-  return weights.split(self, function (p)
-    local t = p.owner[p.key]
-    return t and t:detach() or p.owner.weights
-  end)
-end
-
---- Gradients under published names, of the parameters that have one.
---- @return table<string, perilune.Tensor>
-function Model:gradients()
-  return weights.split(self, function (p) return p.owner[p.key] and p.owner[p.key].grad end)
+-- A folder has the tensors that the architecture declares, no others.
+local function check_whole(self, state)
+  local known = {}
+  for _, p in ipairs(self._layout) do
+    for _, part in ipairs(p.parts) do
+      known[part[1]] = true
+      if not state[part[1]] then
+        options.raise(("%s: save: there is no %s: what was at %s was replaced; safetensors.save(path, "
+          .. "model:state_dict()) writes what there is"):format(self.__name, part[1], p.path))
+      end
+    end
+  end
+  for _, name in ipairs(options.names(state)) do
+    if not known[name] then
+      options.raise(("%s: save: %s is no tensor of a published %s; safetensors.save(path, model:state_dict()) writes "
+        .. "it"):format(self.__name, name, self.__name))
+    end
+  end
 end
 
 --- Write a Hugging Face folder: the weights in the dtypes they have (quantised ones as f32), config,
@@ -134,7 +170,9 @@ function Model:save(folder, opts)
   local config, list, main = {}, {}, "float32"
   local long = { f16 = "float16", bf16 = "bfloat16" }
   for k, v in pairs(self.config) do config[k] = v end
-  for name, t in pairs(self:state_dict()) do
+  local state = self:state_dict()
+  check_whole(self, state)
+  for name, t in pairs(state) do
     local dtype = weights.quantised[t.dtype] and "f32" or t.dtype
     if t.ndim == 2 and long[dtype] then main = long[dtype] end
     list[#list + 1] = { name = name, dtype = dtype, shape = t.shape, get = function () return t:to(dtype) end }
@@ -146,70 +184,15 @@ function Model:save(folder, opts)
     shard_bytes = opts and opts.shard_bytes, tokenizer_from = opts and opts.tokenizer_from })
 end
 
---- What is trained, in a fixed order.
---- @return perilune.Tensor[]
-function Model:parameters()
-  local list = {}
-  for i, pair in ipairs(self:named_parameters()) do list[i] = pair[2] end
-  return list
-end
-
---- { { name, tensor }, ... } in the order of parameters().
-function Model:named_parameters()
-  local list = {}
-  for _, p in ipairs(self._layout) do
-    local t = p.owner[p.key]
-    if t and p.kind ~= "buffer" then list[#list + 1] = { p.name, t } end
-    for i, w in ipairs(not t and p.owner.weights or {}) do
-      list[#list + 1] = { ("%s.%d"):format(p.name, i - 1), w }
-    end
-  end
-  return list
-end
-
---- Linear layers in order.
+--- Linear layers in order, those that were replaced by others left out.
 --- @return perilune.models.Projection[]
-function Model:projections() return self._projections end
-
-function Model:num_parameters()
-  local n = 0
-  for _, p in ipairs(self._layout) do
-    if p.kind ~= "buffer" then n = n + p.shape[1] * (p.shape[2] or 1) end
+function Model:projections()
+  local list = {}
+  for _, module in ipairs(self:modules()) do
+    if getmetatable(module) == Projection then list[#list + 1] = module end
   end
-  return n
+  return list
 end
-
---- A copy that collects no gradients: a reference model. Float weights are its own, quantised and
---- packed ones, which nothing writes to, are shared.
-function Model:copy()
-  weights.check_adapters(self)
-  local names = {}
-  for _, p in ipairs(self._layout) do
-    for _, part in ipairs(p.parts) do names[#names + 1] = part[1] end
-  end
-  local other = M.create(getmetatable(self), self.config, names)
-  for i, p in ipairs(other._layout) do
-    local from = self._layout[i].owner
-    local t = from[p.key]
-    local packed = self._packed and weights.is_product(p)
-    if t and not packed and not weights.quantised[t.dtype] then t = t:detach():clone() end
-    p.owner[p.key] = t
-    if not t then p.owner.weights = from.weights end
-  end
-  other.generation_config, other.source_path, other._packed = self.generation_config, self.source_path, self._packed
-  return other
-end
-
---- Training mode: dropout is on where the config has one.
---- @param on boolean?
---- @return self
-function Model:train(on)
-  self.training = on ~= false
-  return self
-end
-
---- @return self
-function Model:eval() return self:train(false) end
 
 --- Compute each block again in the backward pass instead of keeping what is inside of it.
 --- @param on boolean?  true
@@ -217,12 +200,6 @@ function Model:eval() return self:train(false) end
 function Model:checkpointing(on)
   self._checkpointing = on ~= false
   return self
-end
-
--- fn(...), under peri.checkpoint when that is on and gradients are recorded.
-function Model:_block(fn, ...)
-  if self._checkpointing and peri.grad_enabled() then return peri.checkpoint(fn, ...) end
-  return fn(...)
 end
 
 --- act(gate) up of a product (..., 2 F) that has both one after the other (2002.05202). -- (..., F)
@@ -236,9 +213,9 @@ end
 --- Rows of a table of embeddings of any dtype, in f32, and what an adapter on it adds. -- (..., D)
 function Model:embedded(table, ids)
   local x = table:embedding(ids)
-  if x.dtype ~= "f32" then x = x:to("f32") end
-  for key, module in pairs(self._modules or {}) do
-    if module.adapter and key ~= "head" and rawequal(self[key], table) then x = module.adapter:apply(ids, x, module) end
+  if x.dtype ~= "f32" and x.dtype ~= "f64" then x = x:to("f32") end
+  for key, place in pairs(self._modules or {}) do
+    if place.adapter and key ~= "head" and rawequal(self[key], table) then x = place.adapter:forward(ids, x, place) end
   end
   return x
 end
@@ -250,18 +227,25 @@ end
 --- @param rows integer
 --- @param columns integer
 --- @return table module
-function Model:module(key, name, rows, columns)
+function Model:_site(key, name, rows, columns)
   self._modules = self._modules or {}
   self._modules[key] = self._modules[key] or { parts = { { name, rows } }, rows = rows, columns = columns,
     transposed = false, key = key }
   return self._modules[key]
 end
 
+-- Adapters that are copied together with the model sit on the copy.
+function Model:_copied(from, map)
+  for key, place in pairs(from._modules or {}) do
+    Projection.take_adapters(self:_site(key, place.parts[1][1], place.rows, place.columns), place, map)
+  end
+end
+
 --- Scores of hidden states by the head, with what an adapter on it adds. -- (..., V)
 function M.scores(self, hidden)
   local y = hidden:linear(self.head or self.embed)
   local module = self._modules and self._modules.head
-  return module and module.adapter and module.adapter:apply(hidden, y, module) or y
+  return module and module.adapter and module.adapter:forward(hidden, y, module) or y
 end
 
 --- Log-probabilities and entropies by scores(hidden), of a few positions at a time.
@@ -328,8 +312,7 @@ end
 -- ---- causal models ------------------------------------------------------------------------------
 
 --- @class perilune.models.Causal: perilune.models.Model
-local Causal = setmetatable({}, { __index = Model })
-Causal.__index = Causal
+local Causal = Module.class("causal model", nil, Model)
 Causal.kind = "causal"
 
 -- Whether a call is what decoding asks for at every token, which needs no more checks.
@@ -429,7 +412,7 @@ end
 --- Each block gives the norm of the residual stream and the stream to the next one.
 function M.each_block(self, y, x, c)
   for i = 1, #self.layers do
-    y, x = self:_block(function (a, b) return self:block(i, a, b, c) end, y, x)
+    y, x = self.layers[i]:forward(y, x, c)
   end
   if c.cache then c.cache.length = c.past + c.time end
   return y
@@ -445,7 +428,7 @@ end
 function M.module(class)
   return {
     Class = class,
-    new = function (config, opts) return M.new(class, config, opts) end,
+    new = class,
     load = function (path, opts)
       local model, message = require("perilune.models").load(path, opts)
       if not model or getmetatable(model) == class then return model, message end

@@ -54,7 +54,7 @@ function Bert:declare(d)
   d:embedding("places", "embeddings.position_embeddings.weight", s.positions, s.dim)
   if s.types > 0 then d:embedding("types", "embeddings.token_type_embeddings.weight", s.types, s.dim) end
   d:layer_norm("norm", "embeddings.LayerNorm", s.dim)
-  for i, layer in ipairs(self.layers) do
+  for i, layer in ipairs(self:stack("layers", s.layers)) do
     d:at(layer, ("layers.%d."):format(i - 1), s.prefix .. n.layer:format(i - 1))
     d:linear("qkv", s.dim, { { n.query, s.dim }, { n.key, s.dim }, { n.value, s.dim } }, true)
     d:linear("out", s.dim, { { n.out, s.dim } }, true)
@@ -133,9 +133,7 @@ function Bert:forward(ids, opts)
   local x = self:embedded(self.embed, ids):add(self:embedded(self.places, positions))
   if types then x = x:add(self:embedded(self.types, types)) end
   x = self:dropout(x:layer_norm(self.norm_w, self.norm_b, s.eps), s.dropout)
-  for i = 1, #self.layers do
-    x = self:_block(function (h) return self:block(i, h, mask) end, x)
-  end
+  for i = 1, #self.layers do x = self.layers[i]:forward(x, mask) end
   return x
 end
 options.declare(Bert.forward, { "ids" }, inputs.encoder)

@@ -8,6 +8,7 @@ local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
 local rope = require "perilune.nn.rope"
 local moe = require "perilune.models.moe"
+local Module = require "perilune.nn.module"
 
 local DeepSeek = base.class "deepseek_v3"
 
@@ -42,6 +43,11 @@ function DeepSeek.read(config, has)
   }
 end
 
+-- An expert: a SwiGLU feed-forward.
+local Expert = Module.class "Expert"
+
+function Expert:forward(x, few) return self.down:forward(self.gate_up:forward(x, few):swiglu(), few) end
+
 local function feed_forward(d, owner, ours, published, dim, ff)
   d:at(owner, ours, published)
   d:linear("gate_up", dim, { { "gate_proj", ff }, { "up_proj", ff } })
@@ -53,7 +59,7 @@ function DeepSeek:declare(d)
   local s = self.settings
   d:at(self, "", "model.")
   d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
-  for i, layer in ipairs(self.layers) do
+  for i, layer in ipairs(self:stack("layers", s.layers)) do
     local ours, published = ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1)
     d:at(layer, ours, published)
     d:tensor("norm1", "input_layernorm.weight", { s.dim })
@@ -75,14 +81,14 @@ function DeepSeek:declare(d)
     else
       d:at(layer, ours, published)
       d:tensor("gate", "mlp.gate.weight", { s.experts, s.dim }, "normal")
-      d:tensor("gate_bias", "mlp.gate.e_score_correction_bias", { s.experts }, "zeros", "buffer")
+      d:tensor("gate_bias", "mlp.gate.e_score_correction_bias", { s.experts }, "zeros", "vector", "buffer")
       layer.experts = {}
       for e = 1, s.experts do
         local at = ("experts.%d."):format(e - 1)
-        layer.experts[e] = feed_forward(d, {}, ours .. at, published .. "mlp." .. at, s.dim, s.expert_ff)
+        layer.experts[e] = feed_forward(d, Expert(), ours .. at, published .. "mlp." .. at, s.dim, s.expert_ff)
       end
       if s.shared > 0 then
-        layer.shared = feed_forward(d, {}, ours .. "shared.", published .. "mlp.shared_experts.", s.dim,
+        layer.shared = feed_forward(d, Expert(), ours .. "shared.", published .. "mlp.shared_experts.", s.dim,
           s.shared * s.expert_ff)
       end
     end
@@ -123,8 +129,6 @@ local function attention(self, i, y, c)
   return layer.out:forward(a, few)
 end
 
-local function swiglu(ff, x, few) return ff.down:forward(ff.gate_up:forward(x, few):swiglu(), few) end
-
 -- Block i: y is the normed residual stream x. Returns both for the next block. -- (B, T, D)
 function DeepSeek:block(i, y, x, c)
   local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
@@ -132,10 +136,10 @@ function DeepSeek:block(i, y, x, c)
   local h
   if layer.experts then
     local places, weights = moe.route(y:linear(layer.gate):sigmoid(), layer.gate_bias, s)
-    h = moe.mix(y, places, weights, function (e, rows) return swiglu(layer.experts[e], rows, c.decoding) end, s.experts)
-    if layer.shared then h = h:add(swiglu(layer.shared, y, c.decoding)) end
+    h = moe.mix(y, places, weights, function (e, rows) return layer.experts[e]:forward(rows, c.decoding) end, s.experts)
+    if layer.shared then h = h:add(layer.shared:forward(y, c.decoding)) end
   else
-    h = swiglu(layer, y, c.decoding)
+    h = layer.down:forward(layer.gate_up:forward(y, c.decoding):swiglu(), c.decoding)
   end
   return h:add_rms_norm(x, after and after.norm1 or self.norm, s.eps)
 end

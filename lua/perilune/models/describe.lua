@@ -1,6 +1,7 @@
 -- describe.lua - a model as text: its sizes, then its weights as a tree with the number of parameters, layers that are
 -- alike on one line.
 local options = require "perilune.options"
+local weights = require "perilune.models.weights"
 
 local function grouped(n)
   local s, k = ("%d"):format(n), 1
@@ -58,12 +59,13 @@ local sizes = { "vocab", "dim", "layers", "decoder_layers", "heads", "kv_heads",
 return function (model)
   local dtypes, seen, entries = {}, {}, {}
   for _, p in ipairs(model._layout or {}) do
-    local t = p.owner and p.owner[p.key]
+    local owner, key = weights.at(model, p)
+    local t = owner and owner[key]
     local ok, dtype = pcall(function () return t and t.dtype end)
     if ok and dtype and not seen[dtype] then
       seen[dtype], dtypes[#dtypes + 1] = true, dtype
     end
-    entries[#entries + 1] = { rest = p.name, shape = p.shape, trained = p.kind ~= "buffer" }
+    entries[#entries + 1] = { rest = p.path, shape = p.shape, trained = p.kind == "parameter" }
   end
   local ok, count = pcall(model.num_parameters, model)
   local settings = {}

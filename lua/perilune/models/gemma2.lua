@@ -39,7 +39,7 @@ function Gemma2:declare(d)
   local q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
   d:at(self, "", "model.")
   d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
-  for i, layer in ipairs(self.layers) do
+  for i, layer in ipairs(self:stack("layers", s.layers)) do
     d:at(layer, ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1))
     d:tensor("norm1", "input_layernorm.weight", { s.dim }, "zeros")
     d:linear("qkv", s.dim,

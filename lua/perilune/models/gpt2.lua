@@ -29,7 +29,7 @@ function Gpt2:declare(d)
   d:at(self, "", "transformer.")
   d:embedding("embed", "wte.weight", s.vocab, s.dim)
   d:embedding("places", "wpe.weight", s.positions, s.dim)
-  for i, layer in ipairs(self.layers) do
+  for i, layer in ipairs(self:stack("layers", s.layers)) do
     d:at(layer, ("layers.%d."):format(i - 1), ("transformer.h.%d."):format(i - 1))
     d:layer_norm("norm1", "ln_1", s.dim)
     d:linear("qkv", s.dim, { { "attn.c_attn", 3 * s.dim } }, true, true)

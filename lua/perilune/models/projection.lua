@@ -1,8 +1,9 @@
 -- projection.lua - a linear layer of a published model: y = x W' + b, where W may be several
 -- published matrices one above the other (q, k, v; gate, up): fewer, fatter products.
 local peri = require "perilune"
+local Module = require "perilune.nn.module"
 
---- @class perilune.models.Projection
+--- @class perilune.models.Projection: perilune.nn.Module
 --- @field weight perilune.Tensor?  (N, K), any weight dtype, maybe packed; nil when the parts' dtypes differ
 --- @field weights perilune.Tensor[]?  then the parts' own weights, in order
 --- @field bias perilune.Tensor?  (N) f32
@@ -11,9 +12,10 @@ local peri = require "perilune"
 --- @field columns integer  K
 --- @field transposed boolean  published as (K, N)
 --- @field packed boolean?  the weights are laid out by peri.pack
---- @field adapter table?  with :apply(x, y, projection) -> y, called with every input and output
-local Projection = {}
-Projection.__index = Projection
+--- @field adapter table?  with :forward(x, y, projection) -> y, called with every input and output; see attach
+local Projection = Module.class "Projection"
+-- Adapters stand beside a model, and are put on it and taken off; the rest are no tensors.
+Projection.references = { adapter = "dropped", merged = "dropped", parts = true }
 
 -- Products with a small weight read it in order when it is stored column by column.
 local SMALL = 2 ^ 18
@@ -23,9 +25,21 @@ local SMALL = 2 ^ 18
 --- @param transposed boolean?
 --- @return perilune.models.Projection
 function Projection.new(parts, columns, transposed)
-  local rows = 0
+  local self, rows = Module.instance(Projection), 0
   for _, part in ipairs(parts) do rows = rows + part[2] end
-  return setmetatable({ parts = parts, rows = rows, columns = columns, transposed = transposed or false }, Projection)
+  self.parts, self.rows, self.columns, self.transposed = parts, rows, columns, transposed or false
+  return self
+end
+
+--- What is published of a weight with an adapter in it must have that adapter as it is.
+function Projection:_leaving()
+  for _, entry in ipairs(self.merged or {}) do
+    if not entry.gone then entry.site:check_unchanged() end
+  end
+end
+
+function Projection:extra()
+  return ("%d, %d%s"):format(self.columns, self.rows, self.bias and "" or ", bias = false")
 end
 
 --- All weights: one, or one for each part.
@@ -64,11 +78,63 @@ function Projection:forward(x, decoding, act)
     end
     y = peri.cat(list, -1)
   end
-  if self.adapter then y = self.adapter:apply(x, y, self) end
+  if self.adapter then y = self.adapter:forward(x, y, self) end
   if act and (self.adapter or not self.weight) then
     y = act == "gelu_tanh" and y:gelu("tanh") or y[act](y)
   end
   return y
 end
+
+-- ---- adapters ----
+
+-- Several adapters in one place, in the order in which they came.
+local Chain = {}
+Chain.__index = Chain
+
+function Chain:forward(x, y, place)
+  for _, adapter in ipairs(self) do y = adapter:forward(x, y, place) end
+  return y
+end
+
+--- Let an adapter see the inputs and outputs of a place, a projection or what Model:_site gives.
+--- @param place table
+--- @param adapter table
+function Projection.attach(place, adapter)
+  local old = place.adapter
+  if not old then place.adapter = adapter
+  elseif getmetatable(old) == Chain then table.insert(old, adapter)
+  else place.adapter = setmetatable({ old, adapter }, Chain) end
+end
+
+--- Take an adapter off a place that it is on.
+--- @param place table
+--- @param adapter table
+function Projection.detach(place, adapter)
+  local old = place.adapter
+  if old == adapter then place.adapter = nil
+  elseif getmetatable(old) == Chain then
+    for i, a in ipairs(old) do
+      if a == adapter then table.remove(old, i) break end
+    end
+    if #old == 1 then place.adapter = old[1] end
+  end
+end
+
+--- Put the copies of the adapters of one place, those that were copied with it, on another.
+--- @param place table
+--- @param from table
+--- @param map table  original -> copy
+function Projection.take_adapters(place, from, map)
+  local old = from.adapter
+  for _, adapter in ipairs(getmetatable(old) == Chain and old or { old }) do
+    local copy = map[adapter]
+    if copy then
+      copy.projection = place
+      Projection.attach(place, copy)
+    end
+  end
+end
+
+Projection._copied = Projection.take_adapters
 
 return Projection

@@ -31,11 +31,10 @@ function T5.read(config, has)
 end
 
 -- One stack: self-attention, in a decoder cross-attention, feed-forward; each with a norm before it.
-local function declare_stack(self, d, stack, n, decoder)
+local function declare_stack(self, d, n, decoder)
   local s, name = self.settings, decoder and "decoder" or "encoder"
-  local inner = s.heads * s.head_dim
+  local inner, stack = s.heads * s.head_dim, self:stack(name, n, name .. "_block")
   for i = 1, n do
-    stack[i] = {}
     local function part(k)
       d:at(stack[i], ("%s.%d."):format(name, i - 1), ("%s.block.%d.layer.%d."):format(name, i - 1, k))
     end
@@ -64,11 +63,10 @@ end
 
 function T5:declare(d)
   local s = self.settings
-  self.encoder, self.decoder = {}, {}
   d:at(self, "", "")
   d:embedding("embed", "shared.weight", s.vocab, s.dim)
-  declare_stack(self, d, self.encoder, s.layers, false)
-  declare_stack(self, d, self.decoder, s.decoder_layers, true)
+  declare_stack(self, d, s.layers, false)
+  declare_stack(self, d, s.decoder_layers, true)
   if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
 end
 
@@ -105,6 +103,24 @@ local function heads(self, y, n)
   return table.unpack(y:reshape({ y:size(1), y:size(2), n * s.heads, s.head_dim }):chunk(n, 3))
 end
 
+-- Block i of the encoder on its residual stream. -- (B, T, D)
+function T5:encoder_block(i, x, bias)
+  local layer = self.encoder[i]
+  local q, k, v = heads(self, layer.qkv:forward(x:rms_norm(layer.norm1, self.settings.eps)), 3)
+  return feed_forward(self, layer, x:add(attend(self, layer.out, q, k, v, bias, nil, false)))
+end
+
+-- Block i of the decoder; pass has cache, start, mask of the encoder's input and crossed, as decode was given them.
+function T5:decoder_block(i, x, encoded, bias, pass)
+  local layer, eps = self.decoder[i], self.settings.eps
+  local q, k, v = heads(self, layer.qkv:forward(x:rms_norm(layer.norm1, eps)), 3)
+  if pass.cache then k, v = pass.cache:append(i, k, v) end
+  x = x:add(attend(self, layer.out, q, k, v, bias, pass.start, true))
+  q = heads(self, layer.cross_q:forward(x:rms_norm(layer.norm2, eps)), 1)
+  if pass.crossed then k, v = pass.crossed[i][1], pass.crossed[i][2] else k, v = self:crossed(i, encoded) end
+  return feed_forward(self, layer, x:add(attend(self, layer.cross_out, q, k, v, pass.mask, nil, false)))
+end
+
 --- Hidden states of the encoder.
 --- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
 --- @param opts table|perilune.Tensor|nil  mask, start, lengths: see perilune.models.inputs; or the mask (B, T) itself
@@ -117,12 +133,7 @@ function T5:encode(ids, opts)
   local bias = relative.biases(self.encoder[1].distance, time, time, true, s.far)
   if mask then bias = bias:add(relative.hidden(mask)) end
   local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
-  for _, layer in ipairs(self.encoder) do
-    x = self:_block(function (h, b)
-      local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)
-      return feed_forward(self, layer, h:add(attend(self, layer.out, q, k, v, b, nil, false)))
-    end, x, bias)
-  end
+  for _, layer in ipairs(self.encoder) do x = layer:forward(x, bias) end
   return self:dropout(x:rms_norm(self.encoder_norm, s.eps), s.dropout)
 end
 
@@ -141,7 +152,7 @@ function T5:decode(ids, encoded, opts)
   local who, o = self.__name .. ": decode"
   ids, o = inputs.read(who, ids, opts, inputs.decoder, 2)
   local c = context.new(who, ids, { cache = o.cache, start = o.start, mask = o.decoder_mask, batch = o.batch }, 2)
-  local s, cache, time, past, start = self.settings, o.cache, ids:size(2), c.past, c.start
+  local s, cache, time, past = self.settings, o.cache, ids:size(2), c.past
   local bias = relative.biases(self.decoder[1].distance, time, past + time, false, s.far)
   if c.mask then bias = bias:add(relative.hidden(c.mask:squeeze { 2, 3 })) end
   local mask
@@ -150,16 +161,8 @@ function T5:decode(ids, encoded, opts)
     mask = relative.hidden(inputs.check_mask(who, "mask", o.mask, ids:size(1), seen, 2))
   end
   local x = self:dropout(self:embedded(self.embed, ids), s.dropout)
-  for i, layer in ipairs(self.decoder) do
-    x = self:_block(function (h, e, b)
-      local q, k, v = heads(self, layer.qkv:forward(h:rms_norm(layer.norm1, s.eps)), 3)
-      if cache then k, v = cache:append(i, k, v) end
-      h = h:add(attend(self, layer.out, q, k, v, b, start, true))
-      q = heads(self, layer.cross_q:forward(h:rms_norm(layer.norm2, s.eps)), 1)
-      if o.crossed then k, v = o.crossed[i][1], o.crossed[i][2] else k, v = self:crossed(i, e) end
-      return feed_forward(self, layer, h:add(attend(self, layer.cross_out, q, k, v, mask, nil, false)))
-    end, x, encoded, bias)
-  end
+  local pass = { cache = cache, start = c.start, mask = mask, crossed = o.crossed }
+  for _, layer in ipairs(self.decoder) do x = layer:forward(x, encoded, bias, pass) end
   if cache then cache.length = past + time end
   return self:dropout(x:rms_norm(self.decoder_norm, s.eps), s.dropout)
 end

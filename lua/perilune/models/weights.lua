@@ -1,16 +1,18 @@
 -- weights.lua - the weights of a model: declared once as what we hold (q, k, v in one matrix) and what is
--- published (one matrix each); filling them from a source, cast, and taking them apart again.
+-- published (one matrix each); filling them from a source, cast. The walk of nn asks for the names of each.
 local peri = require "perilune"
 local options = require "perilune.options"
+local walk = require "perilune.nn.walk"
 local Projection = require "perilune.models.projection"
 
 local M = {}
 
 -- ---- declarations -------------------------------------------------------------------------------
 
--- An entry of a layout is a tensor that we hold: { name (ours), owner, key, shape, init ("normal",
--- "ones", "zeros"), kind ("linear", "embedding", "vector", "buffer": not trained), transposed, parts },
--- where parts are the published tensors that it is made of, { name, rows } each, one above the other.
+-- An entry of a layout is a tensor that we hold: { path (from the model on), shape, init ("normal", "ones",
+-- "zeros"), form ("linear", "embedding", "vector"), kind ("parameter", "buffer": not trained), vector (f32 beside
+-- matrices of f16), transposed, parts }, where parts are the published tensors that it is made of, { name, rows }
+-- each, one above the other: what walk.lua asks _publish for.
 
 --- @class perilune.models.Declaration
 local Declaration = {}
@@ -28,18 +30,21 @@ function Declaration:at(owner, ours, published)
   self.owner, self.ours, self.published = owner, ours, published
 end
 
-local function add(self, owner, key, name, entry)
-  entry.name, entry.owner, entry.key = self.ours .. name, owner, key
+local function add(self, owner, key, path, entry)
+  entry.path, entry.kind, entry.vector = self.ours .. path, entry.kind or "parameter", entry.form == "vector"
   local layout = self.model._layout
   if self.most and #layout >= self.most + 1000 then -- some may be missing: fill() names them
     error(("the config asks for more than the %d tensors there are"):format(self.most), 0)
   end
   table.insert(layout, entry)
+  self.model._places[entry.path] = entry
+  walk.reserve(owner, key)
 end
 
---- A tensor. init is "ones" (default), "zeros" or "normal"; kind "vector" (default), "embedding", "buffer".
-function Declaration:tensor(key, published, shape, init, kind)
-  add(self, self.owner, key, key, { shape = shape, init = init or "ones", kind = kind or "vector",
+--- A tensor. init is "ones" (default), "zeros" or "normal"; form "vector" (default), "embedding"; kind "parameter"
+--- (default), "buffer".
+function Declaration:tensor(key, published, shape, init, form, kind)
+  add(self, self.owner, key, key, { shape = shape, init = init or "ones", form = form or "vector", kind = kind,
     parts = { { self.published .. published, shape[1] } } })
 end
 
@@ -63,18 +68,51 @@ function Declaration:linear(key, columns, parts, bias, transposed)
   end
   local p = Projection.new(named, columns, transposed)
   self.owner[key] = p
-  table.insert(self.model._projections, p)
-  add(self, p, "weight", key, { shape = { p.rows, columns }, init = "normal", kind = "linear", parts = weights,
-    transposed = transposed or false })
+  add(self, p, "weight", key .. ".weight", { shape = { p.rows, columns }, init = "normal", form = "linear",
+    parts = weights, transposed = transposed or false })
   if bias then
-    add(self, p, "bias", key .. "_bias", { shape = { p.rows }, init = "zeros", kind = "vector", parts = biases })
+    add(self, p, "bias", key .. ".bias", { shape = { p.rows }, init = "zeros", form = "vector", parts = biases })
   end
+end
+
+--- Where an entry's tensor stands now: owner and key, owner[key]. Whoever replaced what was there is asked.
+--- @param model table
+--- @param entry table
+--- @return table|nil owner  nil when nothing of the kind is there any more
+--- @return any key
+function M.at(model, entry)
+  local owner, key = model, nil
+  for word in entry.path:gmatch "[^.]+" do
+    if key ~= nil then owner = rawget(owner, key) end
+    if type(owner) ~= "table" then return nil end
+    local place = math.tointeger(tonumber(word))
+    key = place and place + 1 or word -- names in files count from 0
+  end
+  return owner, key
+end
+
+--- What the walk is told of a tensor of a model: the entry of its place, or the one part that it is where the parts
+--- of a matrix stay apart ("layers.0.qkv.weights.1"). Nil for what was never declared, or has another shape there.
+--- @param model table
+--- @param path string
+--- @param tensor perilune.Tensor
+--- @return table|nil
+function M.published(model, path, tensor)
+  local entry = model._places[path]
+  if not entry then
+    local of, place = path:match "^(.*)%.weights%.(%d+)$"
+    entry = of and model._places[of .. ".weight"]
+    local part = entry and entry.parts[tonumber(place) + 1]
+    if not part then return nil end
+    return { kind = entry.kind, parts = { part }, transposed = entry.transposed, vector = entry.vector }
+  end
+  if options.shape(tensor) == options.shape(entry.shape) then return entry end
 end
 
 -- ---- filling -------------------------------------------------------------------------------------
 
--- Names under which checkpoints of other ages have the same tensor.
-local function candidates(self, name)
+--- Names under which checkpoints of other ages have the same tensor, its own first.
+function M.candidates(self, name)
   local list = { name }
   local first = self.prefixes[1]
   if #first > 0 and name:sub(1, #first) == first then list[2] = name:sub(#first + 1) end
@@ -87,10 +125,12 @@ local function candidates(self, name)
   return list
 end
 
+local candidates = M.candidates
+
 local quantised = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 256, q5_K = 256, q6_K = 256 }
 
 --- Whether an entry may be in other dtypes than f32, and packed.
-function M.is_product(p) return p.kind == "linear" or p.kind == "embedding" end
+function M.is_product(p) return p.form == "linear" or p.form == "embedding" end
 
 -- The dtype that a weight of this entry is kept in.
 local function kept(p, stored, wanted)
@@ -113,9 +153,9 @@ local function stack(list)
   return peri.cat(bytes, 1):bitcast(list[1].dtype)
 end
 
--- Tensors of one entry, cast: one, or a list where the parts' dtypes differ. With `into` they are
--- written over it. One part is in memory at a time besides what is kept.
-local function gather(p, parts, wanted, into)
+-- Tensors of one entry, cast: one, or a list where the parts' dtypes differ. One part is in memory at a time besides
+-- what is kept.
+local function gather(p, parts, wanted)
   local dtypes, same = {}, true
   for i, t in ipairs(parts) do
     dtypes[i] = kept(p, t.dtype, wanted)
@@ -126,12 +166,12 @@ local function gather(p, parts, wanted, into)
     if p.transposed then t = (quantised[t.dtype] and t:to("f32") or t):transpose():contiguous() end
     return t.dtype == dtypes[i] and t or t:to(dtypes[i])
   end
-  if not into and same and #parts == 1 then
+  if same and #parts == 1 then
     local t = plain(1)
     if t == parts[1] and wanted ~= "file" and not quantised[t.dtype] then return t:clone() end
     return t
-  elseif into or same and not quantised[dtypes[1]] then
-    local t, at = into or peri.empty(p.shape, dtypes[1]), 1
+  elseif same and not quantised[dtypes[1]] then
+    local t, at = peri.empty(p.shape, dtypes[1]), 1
     for i, part in ipairs(parts) do
       local one <close> = peri.scope() -- luacheck: ignore 211
       if quantised[part.dtype] then part = part:to(t.dtype) end
@@ -146,17 +186,20 @@ local function gather(p, parts, wanted, into)
 end
 
 -- A weight takes its place; those in f32 are trained, unless they are the file's own memory.
-local function place(p, made, opts)
-  local owner, pack = p.owner, opts.pack
-  if p.kind == "linear" then owner.packed = pack end
+local function place(model, p, made, opts)
+  local owner, key = M.at(model, p)
+  local pack = opts.pack
+  if p.form == "linear" then owner.packed = pack end
   if type(made) == "table" then
     if pack then for i, t in ipairs(made) do made[i] = peri.pack(t) end end
     owner.weights, owner.weight = made, nil
     return table.unpack(made)
   end
   if pack and M.is_product(p) then made = peri.pack(made)
-  elseif made.dtype == "f32" then made = made:detach():requires_grad_(p.kind ~= "buffer" and opts.dtype ~= "file") end
-  owner[p.key] = made
+  elseif made.dtype == "f32" then
+    made = made:detach():requires_grad_(p.kind == "parameter" and opts.dtype ~= "file")
+  end
+  owner[key] = made
   return made
 end
 
@@ -174,7 +217,7 @@ end
 --- @param model table
 --- @param names string[]  what there is
 --- @param get fun(name: string): perilune.Tensor|nil, string?
---- @param opts table  dtype; pack; check: nothing is written unless everything fits
+--- @param opts table  dtype; pack
 --- @return boolean|nil ok
 --- @return string? message
 function M.fill(model, names, get, opts)
@@ -185,8 +228,7 @@ function M.fill(model, names, get, opts)
       for _, name in ipairs(candidates(model, part[1])) do
         if have[name] and not found[part[1]] then found[part[1]], used[name] = name, true end
       end
-      if not found[part[1]] then problems[#problems + 1] = part[1] .. " is missing"
-      elseif opts.check then problems[#problems + 1] = misfit(p, part, get(found[part[1]])) end
+      if not found[part[1]] then problems[#problems + 1] = part[1] .. " is missing" end
     end
   end
   for _, name in ipairs(names) do
@@ -202,39 +244,11 @@ function M.fill(model, names, get, opts)
       parts[i] = t
     end
     if #problems > 0 then break end
-    local old = p.owner[p.key]
-    if old and old.dtype == "f32" then gather(p, parts, "f32", old)
-    else scope:keep(place(p, gather(p, parts, opts.dtype), opts)) end
+    scope:keep(place(model, p, gather(p, parts, opts.dtype), opts))
   end
   if #problems == 0 then return true end
   table.sort(problems)
   return nil, ("%s: the weights do not fit the config: %s"):format(model.__name, table.concat(problems, "; "))
-end
-
--- ---- taking apart --------------------------------------------------------------------------------
-
--- Rows [at, at + n) of a weight of any dtype.
-local function rows_of(t, at, n)
-  if at == 1 and n == t:size(1) then return t end
-  if quantised[t.dtype] then return t:bitcast("u8"):narrow(1, at, n):bitcast(t.dtype) end
-  return t:narrow(1, at, n)
-end
-
---- Published name -> the rows of get(entry) (a parameter, or something of its shape) that it names.
---- @param model table
---- @param get fun(entry: table): perilune.Tensor|table|nil
---- @return table<string, perilune.Tensor>
-function M.split(model, get)
-  local out = {}
-  for _, p in ipairs(model._layout) do
-    local t, at = get(p), 1
-    for i, part in ipairs(t and p.parts or {}) do
-      local rows = type(t) == "table" and t[i] or rows_of(t, at, part[2])
-      out[part[1]] = p.transposed and rows:transpose() or rows
-      at = at + part[2]
-    end
-  end
-  return out
 end
 
 M.quantised = quantised
@@ -242,15 +256,5 @@ M.quantised = quantised
 --- Dtypes that a weight can be cast to.
 M.dtypes = { f32 = true, f16 = true, bf16 = true }
 for name in pairs(quantised) do M.dtypes[name] = true end
-
---- What leaves the model with an adapter in its weights must have that adapter as it is.
---- @param model perilune.models.Model
-function M.check_adapters(model)
-  for _, p in ipairs(model:projections()) do
-    for _, entry in ipairs(p.merged or {}) do
-      if not entry.gone then entry.site:check_unchanged() end
-    end
-  end
-end
 
 return M

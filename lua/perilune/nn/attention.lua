@@ -16,6 +16,7 @@ local M = {}
 local KVCache = {}
 KVCache.__index = KVCache
 KVCache.__name = "KVCache"
+KVCache.__transient = true -- a module may hold one, which is neither trained nor saved
 
 local function size(doc) return options.integer(required, "[1, inf)", doc) end
 

@@ -14,6 +14,7 @@ local peri = require "perilune"
 --- @field torn boolean  rows were being moved when an error came: what they hold is unknown
 local Cache = {}
 Cache.__index = Cache
+Cache.__transient = true -- a module may hold one, which is neither trained nor saved
 
 local M = { Cache = Cache }
 

@@ -27,9 +27,7 @@ end
 -- ---- Sequential ----
 
 local function check_part(part, i, level)
-  local ok = type(part) == "function" or Module.is_module(part)
-    or type(part) == "table" and type(walk.method(part, "forward")) == "function"
-  if not ok then
+  if type(part) ~= "function" and not Module.is_module(part) then
     options.raise(("Sequential: part %d is a %s, expected a module or a function"):format(i, type(part)),
       (level or 1) + 1)
   end
@@ -61,9 +59,7 @@ end
 
 function M.Sequential:forward(x, ...)
   for i = 1, self:_check() do
-    local part = self[i]
-    if type(part) == "function" or Module.is_module(part) then x = part(x, ...)
-    else x = part:forward(x, ...) end
+    x = self[i](x, ...)
   end
   return x
 end
@@ -71,7 +67,7 @@ end
 -- ---- ModuleList ----
 
 local function check_module(who, v, level)
-  if not Module.is_module(v) and not walk.is_foreign(v) then
+  if not Module.is_module(v) then
     options.raise(("%s is a %s, expected a module"):format(who, type(v)), level + 1)
   end
 end

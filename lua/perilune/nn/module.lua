@@ -13,26 +13,46 @@ local Module = {}
 Module.__index = Module
 walk.methods = Module
 
+-- Names of fields that are used and not owned, of instances of a class: they are neither walked nor saved. A copy has
+-- what they name, or its copy; where it says "dropped", nothing.
+Module.references = {}
+
+-- A class inherits the metamethods of its parent as well, which Lua looks for in the class itself.
+local function inherit(class, parent)
+  for key, value in pairs(parent) do
+    if type(key) == "string" and key:sub(1, 2) == "__" and class[key] == nil then class[key] = value end
+  end
+end
+
+-- An instance of a class without what its init does.
+function Module.instance(class) return setmetatable({ _names = {}, _known = {}, training = true }, class) end
+
 --- A class of modules: local Net = nn.class("Net", function(self, ...) self.fc = nn.Linear(2, 3) end),
 --- function Net:forward(x) return self.fc(x) end, local net = Net(...). Calling an instance runs forward.
 --- Tensors, modules, and lists and tables of them in its fields are trained, saved and moved with it,
 --- whenever they were put there; fields whose names begin with an underscore are private.
 --- @param name string
 --- @param init fun(self: table, ...)?
+--- @param parent table?  a class, whose methods this one has, too; its init is not called
 --- @return table
-function Module.class(name, init)
+function Module.class(name, init, parent)
   if type(name) ~= "string" then error(("class: the name is a %s, expected a string"):format(type(name)), 2) end
   if init ~= nil and type(init) ~= "function" then
     error(("class: what fills an instance is a %s, expected a function"):format(type(init)), 2)
   end
-  local class = { __name = name, __newindex = walk.track, __tostring = Module.describe }
+  if parent ~= nil and (type(parent) ~= "table" or rawget(parent, "__newindex") == nil) then
+    error(("class: the parent is a %s, expected a class of nn.class"):format(type(parent)), 2)
+  end
+  local class = { __name = name }
   class.__index = class
   class.__call = function(self, ...) return self:forward(...) end
+  if parent then inherit(class, parent) end
+  class.__newindex, class.__tostring = class.__newindex or walk.track, class.__tostring or Module.describe
   return setmetatable(class, {
-    __index = Module,
+    __index = parent or Module,
     __name = name,
     __call = function(_, ...)
-      local self = setmetatable({ _names = {}, _known = {}, training = true }, class)
+      local self = Module.instance(class)
       if init then init(self, ...) end
       return self
     end,
@@ -56,11 +76,31 @@ function Module:forward()
   error(("%s has no forward: define function %s:forward(x)"):format(name, name), 2)
 end
 
---- Every module below and including this one, each once, parents first.
---- @return perilune.nn.Module[]
-function Module:modules()
+local function seconds(list)
+  for i, pair in ipairs(list) do list[i] = pair[2] end
+  return list
+end
+
+--- { { path, module }, ... } of every module below and including this one, whose path is "": each once, parents
+--- first.
+--- @return table[]
+function Module:named_modules()
   local list = {}
-  walk.walk(self, { module = function(_, module) list[#list + 1] = module end })
+  walk.walk(self, { module = function(path, module) list[#list + 1] = { path, module } end })
+  return list
+end
+
+--- The modules of named_modules.
+--- @return perilune.nn.Module[]
+function Module:modules() return seconds(self:named_modules()) end
+
+--- The modules that stand in this one's own fields and in tables in them, in order.
+--- @return perilune.nn.Module[]
+function Module:children()
+  local list = {}
+  walk.walk(self, { module = function(_, module, _, _, parent)
+    if parent == self then list[#list + 1] = module end
+  end })
   return list
 end
 
@@ -72,38 +112,41 @@ function Module:apply(fn)
   return self
 end
 
--- Two things whose names in a file are one: a field "a.b" and a field b of a.
-local function collides(who, label)
-  walk.raise(("%s: two tensors are called %q: names of fields and keys should have no dots, "
-    .. "and a table not both 1 and \"0\""):format(who, label))
-end
-
---- { { name, tensor }, ... } in a fixed order; a tensor that occurs twice is listed once.
---- @return table[]
-function Module:named_parameters()
-  local list, seen, names = {}, {}, {}
-  local function add(label, tensor)
-    if seen[tensor] then return end
-    if names[label] then collides("named_parameters", label) end
-    seen[tensor], names[label] = true, true
-    list[#list + 1] = { label, tensor }
+-- { { path, tensor, published names }, ... } of one kind; a tensor that occurs twice is listed once.
+local function listed(self, who, kind)
+  local list, seen, paths = {}, {}, {}
+  for _, place in ipairs(walk.places(self)) do
+    if place.kind == kind and not seen[place.tensor] then
+      if paths[place.path] then
+        walk.raise(("%s: two tensors are called %q: names of fields and keys should have no dots, "
+          .. "and a table not both 1 and \"0\""):format(who, place.path))
+      end
+      seen[place.tensor], paths[place.path] = true, true
+      local names = {}
+      for i, part in ipairs(place.parts) do names[i] = part[1] end
+      list[#list + 1] = { place.path, place.tensor, names }
+    end
   end
-  walk.walk(self, {
-    tensor = function(label, tensor) if walk.kind_of(tensor, label) == "parameter" then add(label, tensor) end end,
-    foreign = function(label, object)
-      for _, pair in ipairs(object:named_parameters()) do add(label .. "." .. pair[1], pair[2]) end
-    end,
-  })
   return list
 end
+
+--- { { path, tensor, names }, ... } in a fixed order; a tensor that occurs twice is listed once. The path is
+--- where it stands, "layers.0.weight" in net.layers[1]; names are those that it has in state_dict, the path itself but
+--- in published models.
+--- @return table[]
+function Module:named_parameters() return listed(self, "named_parameters", "parameter") end
 
 --- The tensors of named_parameters.
 --- @return perilune.Tensor[]
-function Module:parameters()
-  local list = self:named_parameters()
-  for i, pair in ipairs(list) do list[i] = pair[2] end
-  return list
-end
+function Module:parameters() return seconds(self:named_parameters()) end
+
+--- As named_parameters, of the tensors that are saved and not trained.
+--- @return table[]
+function Module:named_buffers() return listed(self, "named_buffers", "buffer") end
+
+--- The tensors of named_buffers.
+--- @return perilune.Tensor[]
+function Module:buffers() return seconds(self:named_buffers()) end
 
 --- Elements of all parameters together; tied ones count once.
 --- @return integer
@@ -111,147 +154,6 @@ function Module:num_parameters()
   local n = 0
   for _, p in ipairs(self:parameters()) do n = n + p:numel() end
   return n
-end
-
-local function refuse_twice(who, objects)
-  local problem = walk.counted_twice(objects)
-  if problem then walk.raise(("%s: %s"):format(who, problem)) end
-end
-
---- Name -> tensor of all parameters and buffers, sharing their memory. A tensor that stands in two
---- fields has two names, a module that does has those of the first.
---- @return table<string, perilune.Tensor>
-function Module:state_dict()
-  local out, objects = {}, {}
-  local function add(label, tensor)
-    if out[label] then collides("state_dict", label) end
-    out[label] = tensor:detach()
-  end
-  walk.walk(self, {
-    tensor = function(label, tensor)
-      walk.kind_of(tensor, label)
-      add(label, tensor)
-    end,
-    foreign = function(label, object)
-      objects[#objects + 1] = { label, object }
-      for name, tensor in pairs((object:state_dict())) do add(label .. "." .. name, tensor) end
-    end,
-  })
-  refuse_twice("state_dict", objects)
-  return out
-end
-
-local shape_text = options.shape
-
--- What a module can load: name -> tensor, names in order, objects with tensors of their own by label,
--- and second names of modules as { from, to } prefixes.
-local function targets_of(self)
-  local t = { known = {}, names = {}, foreign = {}, aliases = {} }
-  local function add(label, tensor, foreign)
-    if t.known[label] then collides("load_state_dict", label) end
-    t.names[#t.names + 1] = label
-    t.known[label] = { tensor = tensor, foreign = foreign }
-  end
-  walk.walk(self, {
-    tensor = function(label, tensor)
-      walk.kind_of(tensor, label)
-      add(label, tensor)
-    end,
-    foreign = function(label, object)
-      t.foreign[#t.foreign + 1] = { label, object }
-      local state = object:state_dict()
-      for _, name in ipairs(options.names(state)) do add(label .. "." .. name, state[name], label) end
-    end,
-    again = function(label, object, first)
-      if is_module(object) then t.aliases[#t.aliases + 1] = { label .. ".", first == "" and "" or first .. "." } end
-    end,
-  })
-  refuse_twice("load_state_dict", t.foreign)
-  return t
-end
-
--- The name that a name of a file has here: itself, or through a module that has a second one.
-local function resolve(targets, name)
-  if targets.known[name] then return name end
-  for _, alias in ipairs(targets.aliases) do
-    if name:sub(1, #alias[1]) == alias[1] then
-      local real = alias[2] .. name:sub(#alias[1] + 1)
-      if targets.known[real] then return real end
-    end
-  end
-end
-
-local load_rules = { strict = options.boolean(true, "missing and unexpected names are errors") }
-
---- Copy values in by name. Nothing is written when anything does not fit, nor when a tensor that is tied here
---- comes with two values; the message names all.
---- @param state table<string, perilune.Tensor>
---- @param opts table?
---- @return self
-function Module:load_state_dict(state, opts)
-  if type(state) ~= "table" then -- a failed safetensors.load gives nil and a message
-    error(("load_state_dict: the state is %s, expected a table of tensors%s")
-      :format(state == nil and "nil" or "a " .. type(state), type(opts) == "string" and ": " .. opts or ""), 2)
-  end
-  for key in pairs(type(opts) == "table" and opts or {}) do
-    if load_rules[key] == nil then
-      options.raise("load_state_dict: " .. options.unknown("option", key, options.names(load_rules))
-        .. " (the metadata of safetensors.load? parentheses around the call leave its first result)")
-    end
-  end
-  local strict = options.fill("load_state_dict", opts, load_rules).strict
-  local targets, given = targets_of(self), {}
-  local missing, unexpected, wrong, torn, others = {}, {}, {}, {}, {}
-  local first_of = {} -- tensor of ours -> the first name that it comes under
-  for _, name in ipairs(options.names(state)) do
-    local tensor, real = state[name], resolve(targets, name)
-    local target = real and targets.known[real].tensor
-    if real then given[real] = given[real] or false end
-    if not real then unexpected[#unexpected + 1] = name
-    elseif not is_tensor(tensor) then others[#others + 1] = ("%s is a %s, expected a tensor"):format(name, type(tensor))
-    elseif tensor.shape ~= target.shape then
-      wrong[#wrong + 1] = ("%s has %s, expected %s"):format(name, shape_text(tensor), shape_text(target))
-    else
-      local first = first_of[target]
-      if first and not walk.same_values(state[first], tensor) then torn[#torn + 1] = first .. " and " .. name end
-      first_of[target], given[real] = first or name, tensor
-    end
-  end
-  for key in pairs(state) do if type(key) ~= "string" then unexpected[#unexpected + 1] = tostring(key) end end
-  for _, name in ipairs(targets.names) do if given[name] == nil then missing[#missing + 1] = name end end
-  local problems = {}
-  local function report(on, what, list)
-    if on and #list > 0 then problems[#problems + 1] = what .. " " .. table.concat(list, ", ") end
-  end
-  report(strict, "missing", missing)
-  report(strict, "unexpected", unexpected)
-  report(true, "wrong shape:", wrong)
-  report(true, "wrong:", others)
-  report(true, "one tensor here, with different values:", torn)
-  if #problems > 0 then error("load_state_dict: " .. table.concat(problems, "; "), 2) end
-  for _, f in ipairs(targets.foreign) do
-    local label, object = f[1], f[2]
-    local own, any = {}, false
-    for _, name in ipairs(targets.names) do
-      if targets.known[name].foreign == label then
-        own[name:sub(#label + 2)] = given[name] or targets.known[name].tensor
-        any = any or given[name] ~= nil
-      end
-    end
-    if any then object:load_state_dict(own) end
-  end
-  local _ <close> = peri.no_grad()
-  for _, name in ipairs(targets.names) do
-    local target = targets.known[name]
-    if given[name] and not target.foreign then target.tensor:copy_(given[name]) end
-  end
-  return self
-end
-options.declare(Module.load_state_dict, { "state" }, load_rules)
-
--- fn(object, method) for objects of other libraries below.
-local function each_foreign(self, fn)
-  walk.walk(self, { foreign = function(label, object) fn(label, object) end })
 end
 
 --- Training mode of this module and all below: dropout is on.
@@ -262,10 +164,7 @@ function Module:train(on)
     error(("train: on is %s, expected true or false"):format(tostring(on)), 2)
   end
   on = on ~= false
-  walk.walk(self, {
-    module = function(_, module) rawset(module, "training", on) end,
-    foreign = function(_, object) if walk.method(object, "train") then object:train(on) end end,
-  })
+  walk.walk(self, { module = function(_, module) rawset(module, "training", on) end })
   return self
 end
 
@@ -273,26 +172,54 @@ end
 --- @return self
 function Module:eval() return self:train(false) end
 
+-- Whether a pattern means a parameter, by its path or by the names that it is published under. One that means some of
+-- the parts of one tensor cannot be followed.
+local function means(who, pattern, entry)
+  if not pattern or entry[1]:find(pattern) then return true end
+  local hit, miss
+  for _, name in ipairs(entry[3]) do
+    if name:find(pattern) then hit = hit or name else miss = miss or name end
+  end
+  if hit and miss then
+    options.raise(("%s: %q means %s, which is one tensor with %s here (%s): name all of its parts or none")
+      :format(who, pattern, hit, miss, entry[1]))
+  end
+  return hit ~= nil
+end
+
+-- Why a tensor cannot collect gradients, or nil.
+local function untrainable(t)
+  if t.packed then return "packed" end
+  if not t.dtype:find "^b?f%d" then return t.dtype end
+end
+
 local function set_trained(self, who, pattern, on)
   if pattern ~= nil and type(pattern) ~= "string" then
     error(("%s: the pattern is a %s, expected a string"):format(who, type(pattern)), 3)
   end
-  local list, hit = self:named_parameters(), false
-  for _, pair in ipairs(list) do
-    if not pattern or pair[1]:find(pattern) then
-      pair[2]:requires_grad_(on)
-      hit = true
-    end
+  local list, chosen = self:named_parameters(), {}
+  for _, entry in ipairs(list) do
+    if means(who, pattern, entry) then chosen[#chosen + 1] = entry end
   end
-  if pattern and not hit then
+  if pattern and #chosen == 0 then
     local names = {}
     for i, pair in ipairs(list) do names[i] = pair[1] end
     error(("%s: no parameter's name matches %q; there are: %s"):format(who, pattern, table.concat(names, ", ")), 3)
   end
+  local live = {}
+  for _, entry in ipairs(chosen) do
+    if not (on and untrainable(entry[2])) then live[#live + 1] = entry[2] end
+  end
+  if #chosen > 0 and #live == 0 then
+    error(("%s: %s is %s, which takes no gradients: train an adapter beside it (peri.peft.lora)"):format(who,
+      chosen[1][1], untrainable(chosen[1][2])), 3)
+  end
+  for _, t in ipairs(live) do t:requires_grad_(on) end
   return self
 end
 
---- Stop training the parameters whose names match a Lua pattern; nil = all. They stay parameters.
+--- Stop training the parameters whose names match a Lua pattern; nil = all. They stay parameters. Names are paths and,
+--- in published models, those of their files.
 --- @param pattern string?
 --- @return self
 function Module:freeze(pattern)
@@ -300,7 +227,7 @@ function Module:freeze(pattern)
   return self
 end
 
---- Train the parameters whose names match a Lua pattern; nil = all.
+--- Train the parameters whose names match a Lua pattern; nil = all. Quantised and packed ones stay as they are.
 --- @param pattern string?
 --- @return self
 function Module:unfreeze(pattern)
@@ -315,33 +242,34 @@ end
 
 local floats = { f16 = true, bf16 = true, f32 = true, f64 = true }
 
---- Floats of another dtype, in place of the old tensors: make the optimizer after this.
+--- Floats of another dtype, in place of the old tensors: make the optimizer after this. Norms and biases of a
+--- published model stay f32 beside matrices of f16 and bf16, as when it is loaded so. Quantised and packed weights
+--- raise.
 --- @param dtype string  "f32", "f64", "f16" or "bf16"
 --- @return self
 function Module:to(dtype)
   if not floats[dtype] then
     error(("to: the dtype is %s, expected f32, f64, f16 or bf16"):format(tostring(dtype)), 2)
   end
-  local made, places = {}, {} -- tied tensors stay tied
-  each_foreign(self, function(label, object)
-    if not walk.method(object, "to") then
-      walk.raise(("to: %s is a %s, whose dtype is chosen when it is loaded"):format(label, name_of(object)))
+  local places, made = walk.places(self), {} -- tied tensors stay tied
+  for _, place in ipairs(places) do
+    local t = place.tensor
+    if t.packed or t.dtype:find "^q%d" then
+      walk.raise(("to: %s is %s, whose dtype is chosen when it is loaded"):format(place.path,
+        t.packed and "packed" or t.dtype))
     end
-  end)
-  walk.walk(self, {
-    tensor = function(label, tensor, owner, key)
-      if not floats[tensor.dtype] or tensor.dtype == dtype then return end
-      if not made[tensor] then
-        made[tensor] = tensor:detach():to(dtype)
-        if walk.kind_of(tensor, label) == "parameter" then
-          walk.note_parameter(made[tensor]):requires_grad_(tensor.requires_grad)
-        end
-      end
-      places[#places + 1] = { owner, key, made[tensor] }
-    end,
-    foreign = function(_, object) object:to(dtype) end,
-  })
-  for _, place in ipairs(places) do rawset(place[1], place[2], place[3]) end
+  end
+  for _, place in ipairs(places) do
+    local t = place.tensor
+    local want = place.vector and dtype ~= "f64" and "f32" or dtype
+    if floats[t.dtype] and t.dtype ~= want and not made[t] then
+      made[t] = peri.keep(t:detach():to(want))
+      if place.kind == "parameter" then walk.note_parameter(made[t]):requires_grad_(t.requires_grad) end
+    end
+  end
+  for _, place in ipairs(places) do
+    if made[place.tensor] then rawset(place.owner, place.key, made[place.tensor]) end
+  end
   return self
 end
 
@@ -389,7 +317,6 @@ function Module.describe(self)
       local text = ("%s(%s)"):format(name_of(module), ok and tostring(extra) or "?")
       lines[#lines + 1] = (label == "" and "" or place(label)) .. text:gsub("\n", " ")
     end,
-    foreign = function(label, object) lines[#lines + 1] = place(label) .. name_of(object) end,
     again = function(label, object, first)
       if not is_module(object) then return end
       local same = first == "" and ", the whole" or ", the same as " .. first
@@ -400,5 +327,8 @@ function Module.describe(self)
   return table.concat(lines, "\n")
 end
 
+for _, part in ipairs { "state", "copy" } do
+  for name, method in pairs(require("perilune.nn." .. part)) do Module[name] = method end
+end
 Module.is_tensor, Module.is_module, Module.is_parameter = is_tensor, is_module, walk.is_parameter
 return Module

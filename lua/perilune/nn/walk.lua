@@ -5,11 +5,16 @@
 --   tensor                     a parameter when it takes gradients (or did: a frozen one stays one),
 --                              else a buffer, which is saved and not trained
 --   module                     entered
---   object with named_parameters, state_dict and load_state_dict (a published model, an adapter)
---                              asked for its tensors
 --   table without metatable    entered: lists, tables by name, nested
---   object of another class    not entered, and refused when modules or parameters stand in its fields
+--   object of another class    not entered, and refused when tensors or modules stand in its fields,
+--                              unless its class says that they come and go (__transient: caches, optimizers)
 --   a name that begins with an underscore      private, whatever stands there
+--   a name that the class has in `references`  used and not owned: an adapter's model, a model's config
+--
+-- A tensor's path is where it stands: "layers.0.qkv.weight". It is published, which is to say saved and loaded,
+-- under that path too, unless a module above it has a method _publish(path), path from that module on:
+-- nil, or { kind = "parameter" or "buffer", parts = { { name, rows }, ... }, transposed, vector }, the published
+-- tensors that it is made of, one above the other.
 
 local peri = require "perilune"
 local options = require "perilune.options"
@@ -30,7 +35,7 @@ local is_module = M.is_module
 
 -- A method without running into an __index that raises.
 local function method(v, name)
-  for _ = 1, 4 do
+  for _ = 1, 16 do -- a class, its parents, Module
     local own = rawget(v, name)
     if own ~= nil then return own end
     local meta = getmetatable(v)
@@ -39,14 +44,6 @@ local function method(v, name)
   end
 end
 M.method = method
-
---- Whether something that is no module has tensors that a module can take as its own.
---- @return boolean
-function M.is_foreign(v)
-  return type(v) == "table" and not is_module(v) and type(method(v, "named_parameters")) == "function"
-    and type(method(v, "state_dict")) == "function" and type(method(v, "load_state_dict")) == "function"
-end
-local is_foreign = M.is_foreign
 
 M.raise = options.raise -- errors point at whoever called into the library, however deep the walk is
 
@@ -71,8 +68,10 @@ local function takes_gradients(t) return t.requires_grad and t.is_leaf, t.requir
 --- "parameter" or "buffer".
 --- @param t perilune.Tensor
 --- @param label string
+--- @param published table?  what _publish said of its place
 --- @return string
-function M.kind_of(t, label)
+function M.kind_of(t, label, published)
+  if published then return published.kind end
   if parameters[t] then return "parameter" end
   local ok, leaf, on = pcall(takes_gradients, t)
   if not ok then
@@ -111,7 +110,7 @@ local function keys_of(t, label)
       elseif math.type(k) == "integer" then
         ints = ints or {}
         ints[#ints + 1] = k
-      elseif is_tensor(v) or is_module(v) or is_foreign(v) then
+      elseif is_tensor(v) or is_module(v) then
         M.raise(("%s: what is held under a key that is a %s has no name to be saved by: use a string or an integer, "
           .. "or a private field"):format(label, type(k)))
       end
@@ -123,48 +122,70 @@ local function keys_of(t, label)
   return ints or names
 end
 
--- An object of another class is not looked into; that it has something to train is said, not passed over.
-local function check_object(label, object)
+-- ---- objects of other classes ----
+
+local FEW <const> = 64 -- entries of a list in such an object that are looked at
+
+-- The key under which an object of another class holds a tensor or a module, itself or in a table of it; or nil.
+local function held_by(object)
+  local meta = getmetatable(object)
+  if type(meta) == "table" and rawget(meta, "__transient") then return nil end
   for k, v in next, object do
-    local held = is_module(v) or parameters[v] or is_foreign(v)
-    if held and not is_private(k) then
-      local meta = getmetatable(object)
-      local class = type(meta) == "table" and type(meta.__name) == "string" and meta.__name or "object"
-      M.raise(("%s is a %s of its own class, and its %s would be neither trained nor saved: make the class with "
-        .. "nn.class, or give the field a private name such as _%s"):format(label, class, tostring(k),
-        label:match "[^%.]+$"))
+    if not is_private(k) then
+      if is_tensor(v) or is_module(v) then return k end
+      if type(v) == "table" and getmetatable(v) == nil then
+        local n = 0
+        for _, w in next, v do
+          if is_tensor(w) or is_module(w) then return k end
+          n = n + 1
+          if n == FEW then break end
+        end
+      end
     end
   end
+  if type(method(object, "named_parameters")) == "function" then return "named_parameters" end
+end
+
+-- It is not looked into; that it has something to train or to save is said, not passed over.
+local function check_object(label, object)
+  local key = held_by(object)
+  if key == nil then return end
+  local meta = getmetatable(object)
+  local class = type(meta) == "table" and type(meta.__name) == "string" and meta.__name or "object"
+  M.raise(("%s is a %s of its own class, and its %s would be neither trained nor saved: make the class with "
+    .. "nn.class, or give the field a private name such as _%s"):format(label, class, tostring(key),
+    label:match "[^%.]+$"))
 end
 
 --- Visit everything below a module, parents first. `on` has some of
----   module(label, module), tensor(label, tensor, owner, key), foreign(label, object) and
----   again(label, object, first) for what was met before under another name.
+---   module(label, module, owner, key, parent), tensor(label, tensor, owner, key, publisher, at) and
+---   again(label, object, first) for what was met before under another name;
+--- publisher is the innermost module with _publish above a tensor, at the label of that module.
 --- @param root perilune.nn.Module
 --- @param on table
 function M.walk(root, on)
   local on_tensor, seen = on.tensor, {}
+  local parent -- the module that is being walked
   local enter_module
 
-  local function hold(label, value, owner, key)
+  local function hold(label, value, owner, key, publisher, at)
     if is_tensor(value) then
-      if on_tensor then on_tensor(label, value, owner, key) end
+      if on_tensor then on_tensor(label, value, owner, key, publisher, at) end
     elseif type(value) == "table" then
       local first = seen[value]
       if first then
         if on.again then on.again(label, value, first) end
-      elseif is_module(value) then enter_module(label, value)
-      elseif getmetatable(value) == nil and not is_foreign(value) then
+      elseif is_module(value) then enter_module(label, value, owner, key, publisher, at)
+      elseif getmetatable(value) == nil then
         seen[value] = label
-        for _, k in ipairs(keys_of(value, label) or {}) do hold(join(label, k), value[k], value, k) end
-      elseif is_foreign(value) then
-        seen[value] = label
-        if on.foreign then on.foreign(label, value) end
+        for _, k in ipairs(keys_of(value, label) or {}) do
+          hold(join(label, k), value[k], value, k, publisher, at)
+        end
       elseif on_tensor then check_object(label, value) end
     end
   end
 
-  function enter_module(label, module)
+  function enter_module(label, module, owner, key, publisher, at)
     seen[module] = label
     local check = method(module, "_check") -- of containers, whose entries can be replaced at any time
     if check then check(module, label) end
@@ -172,15 +193,52 @@ function M.walk(root, on)
       M.raise(("%s is a %s, expected true or false: the field is the mode, call what stands there otherwise")
         :format(join(label, "training"), type(module.training)))
     end
-    if on.module then on.module(label, module) end
+    if method(module, "_publish") then publisher, at = module, label end
+    if on.module then on.module(label, module, owner, key, parent) end
+    local above = parent
+    parent = module
     for _, name in ipairs(rawget(module, "_names")) do
       local value = rawget(module, name)
       local kind = type(value)
-      if kind == "userdata" or kind == "table" then hold(join(label, name), value, module, name) end
+      if kind == "userdata" or kind == "table" then hold(join(label, name), value, module, name, publisher, at) end
     end
+    parent = above
   end
 
   enter_module("", root)
+end
+
+--- @class perilune.nn.Place  where a tensor stands and what it is called in files
+--- @field path string
+--- @field tensor perilune.Tensor
+--- @field owner table  owner[key] is the tensor
+--- @field key any
+--- @field kind string  "parameter" or "buffer"
+--- @field parts table[]  { published name, rows } of each, one above the other
+--- @field transposed boolean?  published as (K, N)
+--- @field vector boolean?  f32 beside matrices of f16 and bf16
+--- @field publisher perilune.nn.Module?  who named it
+--- @field at string?  label of the publisher
+
+--- Every tensor below a module, one entry for each place.
+--- @param root perilune.nn.Module
+--- @return perilune.nn.Place[]
+function M.places(root)
+  local list = {}
+  M.walk(root, { tensor = function(label, tensor, owner, key, publisher, at)
+    local published = publisher and publisher:_publish(at == "" and label or label:sub(#at + 2), tensor)
+    local kind, parts = M.kind_of(tensor, label, published), published and published.parts
+    if not parts then parts = { { label } }
+    elseif at ~= "" then
+      local full = {}
+      for i, part in ipairs(parts) do full[i] = { join(at, part[1]), part[2] } end
+      parts = full
+    end
+    list[#list + 1] = { path = label, tensor = tensor, owner = owner, key = key, kind = kind, parts = parts,
+      transposed = published and published.transposed, vector = published and published.vector, publisher = publisher,
+      at = at }
+  end })
+  return list
 end
 
 --- Whether two tensors hold the same numbers.
@@ -192,34 +250,44 @@ function M.same_values(a, b)
   return a:to(b.dtype):eq(b):logical_or(a:ne(a):logical_and(b:ne(b))):all():item()
 end
 
---- What is wrong with saving objects together, or nil: a model with an adapter in its weights, and the
+--- What is wrong with saving modules together, or nil: a model with an adapter in its weights, and the
 --- adapter, which would be put on those weights once more.
---- @param objects table[]  { label, object }
+--- @param objects table[]  { label, object }, not all of them modules
 --- @return string?
 function M.counted_twice(objects)
-  local label_of = {}
-  for _, entry in ipairs(objects) do label_of[entry[2]] = entry[1] end
+  local label_of, merged = {}, {}
   for _, entry in ipairs(objects) do
-    local object = entry[2]
-    local is_merged = type(object) == "table" and method(object, "is_merged")
-    if is_merged and is_merged(object) and label_of[object.model] then
+    if is_module(entry[2]) then
+      M.walk(entry[2], { module = function(label, module)
+        label_of[module] = label == "" and entry[1] or join(entry[1], label)
+        local is_merged = method(module, "is_merged")
+        if is_merged and is_merged(module) then merged[#merged + 1] = module end
+      end })
+    end
+  end
+  for _, adapter in ipairs(merged) do
+    local model = label_of[adapter.model]
+    if model then
       return ("%s is merged into %s, and what is loaded would have it twice: unmerge() it before, or save one of them")
-        :format(entry[1], label_of[object.model])
+        :format(label_of[adapter], model)
     end
   end
 end
 
---- Remember a field by name, in the order in which fields are first set. The names of a module's own methods
---- are for functions.
-function M.track(self, name, value)
-  local kind = type(value)
-  if (kind == "table" or kind == "userdata") and name ~= "extra" and type(M.methods[name]) == "function" then
-    M.raise(("a field called %q would hide the method of all modules: give it another name"):format(name))
-  end
-  rawset(self, name, value)
-  if value == nil or is_private(name) then return end
+--- What leaves a module, saved or copied, must be whole: a linear layer with an adapter in its weights knows whether
+--- that is so, and raises.
+--- @param root perilune.nn.Module
+function M.check_leaving(root)
+  M.walk(root, { module = function(_, module)
+    local check = method(module, "_leaving")
+    if check then check(module) end
+  end })
+end
+
+-- A field takes its place at the end of the order.
+local function note(self, name)
   local names, known = rawget(self, "_names"), rawget(self, "_known")
-  if known[name] then -- taken out before: at its new place
+  if known[name] then -- taken out before
     for i, n in ipairs(names) do
       if n == name then
         table.remove(names, i)
@@ -227,12 +295,41 @@ function M.track(self, name, value)
       end
     end
   end
-  if type(name) ~= "string" and math.type(name) ~= "integer" then
-    if not (is_tensor(value) or is_module(value) or is_foreign(value)) then return end
-    rawset(self, name, nil)
-    M.raise(("a field whose name is a %s cannot hold a %s: use a string or an integer"):format(type(name), type(value)))
-  end
   known[name], names[#names + 1] = true, name
+end
+
+--- Give a field that is filled later its place in the order of the fields.
+function M.reserve(self, name)
+  note(self, name)
+  rawget(self, "_known")[name] = "reserved"
+end
+
+--- Remember a field by name, in the order in which fields are first set. The names of a module's own methods
+--- are for functions.
+function M.track(self, name, value)
+  local kind = type(value)
+  local held = kind == "table" or kind == "userdata"
+  if held and name ~= "extra" and type(M.methods[name]) == "function" then
+    M.raise(("a field called %q would hide the method of all modules: give it another name"):format(name))
+  end
+  if value == nil or is_private(name) or getmetatable(self).references[name] then
+    rawset(self, name, value)
+    return
+  end
+  if type(name) ~= "string" and math.type(name) ~= "integer" then
+    if is_tensor(value) or is_module(value) then
+      M.raise(("a field whose name is a %s cannot hold a %s: use a string or an integer"):format(type(name),
+        type(value)))
+    end
+    rawset(self, name, value)
+    return
+  end
+  if kind == "table" and not is_module(value) and getmetatable(value) ~= nil then
+    check_object(tostring(name), value)
+  end
+  rawset(self, name, value)
+  local known = rawget(self, "_known")
+  if known[name] == "reserved" then known[name] = true else note(self, name) end
   if is_tensor(value) and value.requires_grad and value.is_leaf then parameters[value] = true end
 end
 

@@ -10,7 +10,7 @@ local params = require "perilune.optim.params"
 --- @field grad_norm number?  of the last step's gradients together, before clipping; NaN or inf where they were
 --- @field skipped integer  steps left out because their gradients were not finite
 --- @field was_skipped boolean  whether the last step was one of them
-local Optimizer = { __name = "optimizer" }
+local Optimizer = { __name = "optimizer", __transient = true } -- a module may hold one, and does not own it
 Optimizer.__index = Optimizer
 
 local M = { Optimizer = Optimizer }

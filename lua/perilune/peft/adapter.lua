@@ -1,13 +1,17 @@
--- adapter.lua - what every adapter is to optimizers and checkpoints: tensors by name in a fixed order.
-local targets = require "perilune.peft.targets"
+-- adapter.lua - what every adapter is: a module that stands beside a model. Its tensors are called by the published
+-- names of what they sit on, as in PEFT's files.
+local Module = require "perilune.nn.module"
 
---- @class perilune.peft.Adapter
+--- @class perilune.peft.Adapter: perilune.nn.Module
 --- @field training boolean  dropout is on
-local Adapter = {}
-Adapter.__index = Adapter
+--- @field model table  that it sits on, which is not part of it
+local Adapter = Module.class "adapter"
+Adapter.references = { model = true, config = true, published = true, whole = true, whole_names = true }
+
+local M = {}
 
 -- One line: what it is, how much of it is trained, on which model.
-function Adapter:describe()
+local function describe(self)
   local ok, n = pcall(self.num_parameters, self)
   local model = self.model
   return ("%s, %s parameters in %d tensors%s%s"):format(self.__name, ok and ("%d"):format(n) or "?",
@@ -15,58 +19,13 @@ function Adapter:describe()
     self.merged and ", merged" or "")
 end
 
-local M = {}
-
---- A class of adapters. Its objects list their tensors in _named or offer named_parameters().
+--- A class of adapters.
 --- @param name string  for messages
 function M.class(name)
-  local class = { __name = name, __tostring = Adapter.describe }
-  class.__index = class
-  return setmetatable(class, Adapter)
+  local class = Module.class(name, nil, Adapter)
+  class.__tostring = describe
+  return class
 end
-
---- { { name, tensor }, ... } in a fixed order.
-function Adapter:named_parameters() return self._named end
-
---- The trained tensors in that order.
---- @return perilune.Tensor[]
-function Adapter:parameters()
-  local list = {}
-  for i, pair in ipairs(self:named_parameters()) do list[i] = pair[2] end
-  return list
-end
-
---- @return integer
-function Adapter:num_parameters()
-  local n = 0
-  for _, pair in ipairs(self:named_parameters()) do n = n + pair[2]:numel() end
-  return n
-end
-
---- Tensors by name, for checkpoints.
---- @return table<string, perilune.Tensor>
-function Adapter:state_dict()
-  local out = {}
-  for _, pair in ipairs(self:named_parameters()) do out[pair[1]] = pair[2]:detach() end
-  return out
-end
-
---- @param state table<string, perilune.Tensor>
---- @return self
-function Adapter:load_state_dict(state)
-  targets.load(self:named_parameters(), state, self.__name)
-  return self
-end
-
---- @param on boolean?  true
---- @return self
-function Adapter:train(on)
-  self.training = on ~= false
-  return self
-end
-
---- @return self
-function Adapter:eval() return self:train(false) end
 
 -- Only what is a product beside a product can be added to the weights.
 local function refuse_merge(self)

@@ -3,6 +3,8 @@
 -- that nothing changes at first. With where = "pfeiffer" (2005.00052) after the feed-forward only.
 local peri = require "perilune"
 local options = require "perilune.options"
+local Module = require "perilune.nn.module"
+local layers = require "perilune.nn.layers"
 local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
@@ -18,13 +20,21 @@ local feed_forward_outputs = { "down_proj", "mlp.c_proj", "output.dense", "ffn.l
 --- @class perilune.peft.Bottleneck
 local Bottleneck = adapter.class "bottleneck"
 
-local Site = {}
-Site.__index = Site
+-- What stands behind one projection.
+local Site = Module.class "bottleneck layer"
+Site.references = { projection = true }
 
 --- @param y perilune.Tensor  (..., N)
 --- @return perilune.Tensor  (..., N)
-function Site:apply(_, y)
-  return y:add(y:linear(self.down, self.down_bias, self.act):linear(self.up, self.up_bias))
+function Site:forward(_, y) return y:add(self.adapter_up:forward(self.adapter_down:forward(y))) end
+
+-- A layer that begins with these weights. -- (out, in)
+local function linear(weight, act)
+  local self = Module.instance(layers.Linear)
+  self.out_features, self.in_features, self.activation = weight:size(1), weight:size(2), act
+  self.weight = Module.parameter(weight)
+  self.bias = Module.parameter(peri.zeros { weight:size(1) })
+  return self
 end
 
 local function ends_with(name, list)
@@ -50,8 +60,8 @@ function M.new(model, opts)
   options.argument("bottleneck", "model", model, "table")
   local config = options.fill("bottleneck", opts, rules)
   local act = activations[config.act]
-  local self = setmetatable({ kind = "BOTTLENECK", model = model, config = config, sites = {}, _named = {} },
-    Bottleneck)
+  local self = Module.instance(Bottleneck)
+  self.kind, self.model, self.config, self._sites = "BOTTLENECK", model, config, {}
   local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
   for _, p in ipairs(model:projections()) do
     local name = p.parts[1][1]
@@ -63,20 +73,16 @@ function M.new(model, opts)
     end
     if on then
       local middle = math.max(p.rows // config.reduction, 1)
-      local site = setmetatable({ projection = p, name = name, act = act,
-        down = peri.randn({ middle, p.rows }):mul_(config.std):requires_grad_(),
-        down_bias = peri.zeros({ middle }):requires_grad_(),
-        up = peri.zeros({ p.rows, middle }):requires_grad_(),
-        up_bias = peri.zeros({ p.rows }):requires_grad_() }, Site)
-      for _, key in ipairs { "down", "down_bias", "up", "up_bias" } do
-        local label = key:find "_bias" and key:gsub("_bias", "") .. ".bias" or key .. ".weight"
-        table.insert(self._named, { ("%s.adapter_%s"):format(name, label), site[key] })
-      end
+      local site = Module.instance(Site)
+      site.projection = p
+      site.adapter_down = linear(peri.randn({ middle, p.rows }):mul_(config.std), act)
+      site.adapter_up = linear(peri.zeros { p.rows, middle })
+      self[name] = site -- its tensors are name .. ".adapter_down.weight" and so on
       targets.attach(p, site)
-      self.sites[#self.sites + 1] = site
+      self._sites[#self._sites + 1] = site
     end
   end
-  if #self.sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
+  if #self._sites == 0 then error("bottleneck: the model has no layer to put one on: name them with targets", 2) end
   self._thaw = targets.freeze(model)
   return self
 end
@@ -84,8 +90,8 @@ options.declare(M.new, { "model" }, rules)
 
 --- Take the adapters off the model.
 function Bottleneck:remove()
-  for _, site in ipairs(self.sites) do targets.detach(site.projection, site) end
-  self.sites = {}
+  for _, site in ipairs(self._sites) do targets.detach(site.projection, site) end
+  self._sites = {}
 end
 
 --- Write adapter_config.json and adapter_model.safetensors, which peft.load reads; PEFT itself has no

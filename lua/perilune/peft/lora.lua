@@ -4,6 +4,7 @@
 -- quantised (QLoRA, 2305.14314) or packed.
 local peri = require "perilune"
 local options = require "perilune.options"
+local Module = require "perilune.nn.module"
 local adapter = require "perilune.peft.adapter"
 local merging = require "perilune.peft.merging"
 local peft_config = require "perilune.peft.config"
@@ -19,20 +20,26 @@ local M = {}
 --- @field scale number  of set_scale
 local LoRA = adapter.class "lora"
 
--- What stands on one projection: an A and a B for each part of it that is a target.
-local Site = {}
-Site.__index = Site
+-- The A and B of one part of a projection, or of a table of embeddings; called as PEFT calls them.
+local Part = Module.class "lora layer"
+
+function Part:a() return rawget(self, self._a) end -- (r, in)
+function Part:b() return rawget(self, self._b) end -- (out, r)
+
+-- What stands on one projection: a Part for each part of it that is a target. Their owner is the adapter.
+local Site = Module.class "lora site"
+Site.references = { owner = true, projection = true }
 
 -- B's of several parts as one matrix (N, sum of ranks), zero where a rank does not belong to a part.
 local function stacked(self)
   local rows, at = {}, 0
   for i, part in ipairs(self.projection.parts) do
-    local slot = self.slots[i]
+    local slot = self._slots[i]
     local before, rank = at, slot and slot.r or 0
     at = at + rank
     local row = {}
     if before > 0 then row[#row + 1] = peri.zeros { part[2], before } end
-    if slot then row[#row + 1] = slot.scale == 1 and slot.b or slot.b:mul(slot.scale) end
+    if slot then row[#row + 1] = slot.scale == 1 and slot:b() or slot:b():mul(slot.scale) end
     if self.rank > at then row[#row + 1] = peri.zeros { part[2], self.rank - at } end
     rows[i] = #row == 1 and row[1] or peri.cat(row, 2)
   end
@@ -44,15 +51,16 @@ end
 local function matrices(self)
   local list = {}
   if peri.grad_enabled() then
-    for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
+    for _, slot in ipairs(self._order) do list[#list + 1] = slot:a() end
     return #list == 1 and list[1] or peri.cat(list, 1), stacked(self)
   end
   local version, scales = 0, 0
-  for _, slot in ipairs(self.order) do
-    version, scales = version + slot.a:version() + slot.b:version(), scales * 31 + slot.scale
+  for _, slot in ipairs(self._order) do
+    version, scales = version + slot:a():version() + slot:b():version(), scales * 31 + slot.scale
   end
-  if self._version ~= version or self._scales ~= scales then
-    for _, slot in ipairs(self.order) do list[#list + 1] = slot.a end
+  if self._version ~= version or self._scales ~= scales or self._of ~= self._order[1]:a() then
+    self._of = self._order[1]:a()
+    for _, slot in ipairs(self._order) do list[#list + 1] = slot:a() end
     if self._a then
       self._a:release()
       self._b:release()
@@ -69,7 +77,7 @@ Site.check_unchanged = merging.check_unchanged
 --- @param x perilune.Tensor  (..., in)
 --- @param y perilune.Tensor  (..., out)
 --- @return perilune.Tensor  (..., out)
-function Site:apply(x, y)
+function Site:forward(x, y)
   if self.owner.merged then
     self:check_unchanged()
     return y
@@ -122,16 +130,15 @@ local function check_patterns(config, chosen)
 end
 
 -- What stands on a table of embeddings: the rows of A' of the ids, times B'. -- A (r, rows), B (columns, r)
-local Lookup = setmetatable({}, { __index = Site })
-Lookup.__index = Lookup
+local Lookup = Module.class("lora lookup", nil, Site)
 
 --- Called by the model with ids and their rows.
 --- @param ids perilune.Tensor  (...) i64
 --- @param y perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., D)
-function Lookup:apply(ids, y)
-  local slot = self.order[1]
-  return y:add(slot.a:transpose():contiguous():embedding(ids):linear(slot.b):mul(slot.scale))
+function Lookup:forward(ids, y)
+  local slot = self._order[1]
+  return y:add(slot:a():transpose():contiguous():embedding(ids):linear(slot:b()):mul(slot.scale))
 end
 
 -- A and B of a slot, which begin at nothing. PEFT begins tables of embeddings the other way round.
@@ -142,32 +149,35 @@ end
 
 -- An adapter on the modules that `how` wants, at the ranks and alphas that it has for them.
 local function build(model, config, how)
-  local self = setmetatable({ kind = "LORA", model = model, config = fixed(config), training = true, merged = false,
-                              scale = 1, sites = {}, _named = {}, _thaw = targets.freeze(model) }, LoRA)
+  local self, sites = Module.instance(LoRA), {}
+  self.kind, self.model, self.config, self.merged, self.scale = "LORA", model, fixed(config), false, 1
+  self._thaw = targets.freeze(model)
   for _, module in ipairs(targets.modules(model)) do
     local p, kind = module.projection, module.kind
-    local site = setmetatable({ owner = self, projection = p, slots = {}, order = {}, rank = 0 },
-      kind == "embedding" and Lookup or Site)
+    local site = Module.instance(kind == "embedding" and Lookup or Site)
+    site.owner, site.projection, site.rank, site._slots, site._order = self, p, 0, {}, {}
     for i, part in ipairs(p.parts) do
       if how.wants(part[1], kind) then
         local r = how.rank(part[1]) or config.r
         local scale = (how.alpha(part[1]) or config.alpha) / (config.rslora and math.sqrt(r) or r)
         local a, b = matrices_for(config, kind, r, part[2], p.columns)
-        local slot = { name = part[1], r = r, scale = scale, trained_scale = scale, a = a:requires_grad_(),
-                       b = b:requires_grad_() }
-        site.slots[i], site.rank = slot, site.rank + r
-        site.order[#site.order + 1] = slot
-        local first, second = ".lora_A.weight", ".lora_B.weight"
-        if kind == "embedding" then first, second = ".lora_embedding_A", ".lora_embedding_B" end
-        table.insert(self._named, { slot.name .. first, slot.a })
-        table.insert(self._named, { slot.name .. second, slot.b })
+        local slot = Module.instance(Part)
+        slot.name, slot.r, slot.scale, slot.trained_scale = part[1], r, scale, scale
+        slot._a, slot._b = "lora_A.weight", "lora_B.weight"
+        if kind == "embedding" then slot._a, slot._b = "lora_embedding_A", "lora_embedding_B" end
+        slot[slot._a] = Module.parameter(a)
+        slot[slot._b] = Module.parameter(b)
+        self[part[1]] = slot -- so that its tensors are called by the layer that they are for
+        site._slots[i], site.rank = slot, site.rank + r
+        site._order[#site._order + 1] = slot
       end
     end
-    if #site.order > 0 then
+    if #site._order > 0 then
       targets.attach(p, site)
-      self.sites[#self.sites + 1] = site
+      sites[#sites + 1] = site
     end
   end
+  self.sites = sites
   return self
 end
 
@@ -231,12 +241,16 @@ local function apart(self, fn)
   if not ok then error(message, 0) end
 end
 
---- Copy values in by name; the weights of a model that it is merged into follow.
---- @param state table<string, perilune.Tensor>
---- @return self
-function LoRA:load_state_dict(state)
-  apart(self, function() targets.load(self:named_parameters(), state, "lora") end)
-  return self
+-- Values are about to be loaded: the weights of a model that it is merged into follow.
+function LoRA:_loading()
+  if not self.merged then return function () end end
+  merging.unmerge(self, 4)
+  return function () merging.merge(self, true, 4) end
+end
+
+-- A copy brings no tensors of a model that is another's.
+function LoRA:_copied(from)
+  if from.whole then self.whole = { tensors = from.whole.tensors, undo = {} } end
 end
 
 --- Make the adapter stronger or weaker: its product counts factor times as much as alpha says, also when it
@@ -249,7 +263,7 @@ function LoRA:set_scale(factor)
   apart(self, function()
     self.scale = factor
     for _, site in ipairs(self.sites) do
-      for _, slot in ipairs(site.order) do slot.scale = slot.trained_scale * factor end
+      for _, slot in ipairs(site._order) do slot.scale = slot.trained_scale * factor end
     end
   end)
   return self
@@ -277,7 +291,7 @@ function LoRA:save(folder, base)
   local config, tensors, last, seen = self.config, {}, {}, {}
   for name, t in pairs(self:state_dict()) do tensors[PREFIX .. name] = t end
   for _, site in ipairs(self.sites) do
-    for _, slot in ipairs(site.order) do
+    for _, slot in ipairs(site._order) do
       local name = slot.name:match "[^.]+$"
       if not seen[name] then seen[name], last[#last + 1] = true, name end
     end

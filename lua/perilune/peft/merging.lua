@@ -27,7 +27,7 @@ end
 local function each_part(site, fn)
   local at = 1
   for i, part in ipairs(site.projection.parts) do
-    if site.slots[i] then fn(site.slots[i], site.projection.weight:detach():narrow(1, at, part[2]), i) end
+    if site._slots[i] then fn(site._slots[i], site.projection.weight:detach():narrow(1, at, part[2]), i) end
     at = at + part[2]
   end
 end
@@ -45,13 +45,13 @@ end
 -- Grows with every write to the adapter's matrices on one projection.
 local function version_of(site)
   local version = 0
-  for _, slot in ipairs(site.order) do version = version + slot.a:version() + slot.b:version() end
+  for _, slot in ipairs(site._order) do version = version + slot:a():version() + slot:b():version() end
   return version
 end
 
 --- The matrices must be those that were merged: the model would go on, and be saved, with the old ones.
 function M.check_unchanged(site)
-  if version_of(site) == site.merged_version then return end
+  if version_of(site) == site._merged_version then return end
   options.raise("lora: the adapter was changed while it is merged, and the model still has the old one: "
     .. (site.owner.merged == "for good" and "it was merged for good (keep = false) and can only be removed"
       or "unmerge() and merge() it"))
@@ -73,7 +73,7 @@ function M.merge(self, keep, level)
   local function add(site)
     local scope <close> = peri.scope() -- luacheck: ignore 211
     each_part(site, function(slot, rows)
-      rows:add_(slot.b:detach():matmul(slot.a:detach()):mul(slot.scale))
+      rows:add_(slot:b():detach():matmul(slot:a():detach()):mul(slot.scale))
     end)
   end
   for s, site in ipairs(self.sites) do
@@ -85,7 +85,7 @@ function M.merge(self, keep, level)
   end
   for s, site in ipairs(self.sites) do
     local p = site.projection
-    site.merged_version = version_of(site)
+    site._merged_version = version_of(site)
     p.merged = p.merged or {}
     table.insert(p.merged, { site = site, weight = p.weight, version = p.weight:version(), kept = kept and kept[s] })
   end

@@ -3,6 +3,8 @@
 -- small network (embedding, linear, tanh, linear), which stabilises it; only what comes out is saved.
 local peri = require "perilune"
 local options = require "perilune.options"
+local Module = require "perilune.nn.module"
+local layers = require "perilune.nn.layers"
 local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
@@ -14,9 +16,10 @@ local Prefix = adapter.class "prefix"
 
 -- (n, 2 * layers * heads * dim) as PEFT has it: key of layer 0, value of layer 0, key of layer 1 ...
 local function values(self)
-  if not self.projection then return self.embeddings end
-  local p = self.projection
-  return self.embeddings:linear(p.w1, p.b1, "tanh"):linear(p.w2, p.b2)
+  local encoder = self.prompt_encoder
+  local embeddings, transform = encoder.embedding.weight, encoder.transform
+  if not transform then return embeddings end
+  return transform[3]:forward(transform[1]:forward(embeddings))
 end
 
 -- What a forward pass takes as `prefix`: per layer (1, n, Hkv, D).
@@ -27,6 +30,11 @@ local function split(self)
     k[i], v[i] = x:select(2, 2 * i - 1):unsqueeze(1), x:select(2, 2 * i):unsqueeze(1)
   end
   return { k = k, v = v }
+end
+
+local function put(self)
+  self._put = function () return split(self) end
+  self.model.prefix = self._put
 end
 
 local rules = {
@@ -48,44 +56,43 @@ function M.new(model, opts)
     error(("prefix: a model of class %s takes no prefix"):format(model.__name), 2)
   end
   if model.prefix then error("prefix: the model has a prefix already, which is the only one: remove() it before", 2) end
-  local self = setmetatable({ kind = "PREFIX_TUNING", model = model, config = config, tokens = config.tokens,
-    _thaw = targets.freeze(model) }, Prefix)
+  local self = Module.instance(Prefix)
+  self.kind, self.model, self.config, self.tokens = "PREFIX_TUNING", model, config, config.tokens
+  self._thaw = targets.freeze(model)
   local width = 2 * s.layers * s.kv_heads * s.head_dim
-  local function weight(shape) return peri.randn(shape):mul_(config.std):requires_grad_() end
-  if config.projection then
-    local hidden = config.hidden or s.dim
-    self.embeddings = weight { config.tokens, s.dim }
-    self.projection = { w1 = weight { hidden, s.dim }, b1 = peri.zeros({ hidden }):requires_grad_(),
-                        w2 = weight { width, hidden }, b2 = peri.zeros({ width }):requires_grad_() }
-  else
-    self.embeddings = weight { config.tokens, width }
+  local function weight(shape) return Module.parameter(peri.randn(shape):mul_(config.std)) end
+  local function linear(rows, columns, act)
+    local layer = Module.instance(layers.Linear)
+    layer.in_features, layer.out_features, layer.activation = columns, rows, act
+    layer.weight = weight { rows, columns }
+    layer.bias = Module.parameter(peri.zeros { rows })
+    return layer
   end
-  self._put = function () return split(self) end
-  model.prefix = self._put
+  if config.projection then -- named as PEFT names the network: transform.0 and transform.2, an activation between
+    local hidden = config.hidden or s.dim
+    self.prompt_encoder = { embedding = { weight = weight { config.tokens, s.dim } } }
+    self.prompt_encoder.transform = { [1] = linear(hidden, s.dim, "tanh"), [3] = linear(width, hidden) }
+  else
+    self.prompt_encoder = { embedding = { weight = weight { config.tokens, width } } }
+  end
+  put(self)
   return self
 end
 options.declare(M.new, { "model" }, rules)
 
---- @return table[]
-function Prefix:named_parameters()
-  local list = { { "prompt_encoder.embedding.weight", self.embeddings } }
-  if self.projection then
-    local p = self.projection
-    list[2], list[3] = { "prompt_encoder.transform.0.weight", p.w1 }, { "prompt_encoder.transform.0.bias", p.b1 }
-    list[4], list[5] = { "prompt_encoder.transform.2.weight", p.w2 }, { "prompt_encoder.transform.2.bias", p.b2 }
-  end
-  return list
-end
-
 --- Keep what the network makes and drop the network: same function, fewer parameters.
 --- @return self
 function Prefix:materialise()
-  if self.projection then
+  if self.prompt_encoder.transform then
     local _ <close> = peri.no_grad()
-    self.embeddings = values(self):detach():clone():requires_grad_()
-    self.projection = nil
+    self.prompt_encoder = { embedding = { weight = Module.parameter(values(self):detach():clone()) } }
   end
   return self
+end
+
+-- A copy is on the model's copy, where that was made with it.
+function Prefix:_copied(from, map)
+  if map[from.model] and from.model.prefix == from._put then put(self) end
 end
 
 --- Take the prefix off the model.

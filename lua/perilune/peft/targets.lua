@@ -2,8 +2,9 @@
 -- the model, several adapters on one projection, adapter folders.
 local peri = require "perilune"
 local options = require "perilune.options"
+local Projection = require "perilune.models.projection"
 
-local M = {}
+local M = { attach = Projection.attach, detach = Projection.detach }
 
 --- No weight of the model is trained any more.
 --- @return fun() thaw  trains again what was
@@ -38,16 +39,16 @@ function M.modules(model)
   local vocabulary, columns
   for _, p in ipairs(model._layout) do
     local name = p.parts[1][1]:match "^(.*)%.weight$"
-    if p.kind == "embedding" and p.key == "head" then
-      list[#list + 1] = { projection = model:module("head", name, p.shape[1], p.shape[2]), kind = "head" }
+    if p.form == "embedding" and p.path == "head" then
+      list[#list + 1] = { projection = model:_site("head", name, p.shape[1], p.shape[2]), kind = "head" }
       vocabulary = nil
-    elseif p.kind == "embedding" then
-      list[#list + 1] = { projection = model:module(p.key, name, p.shape[1], p.shape[2]), kind = "embedding" }
-      if p.key == "embed" and not model.head then vocabulary, columns = p.shape[1], p.shape[2] end
+    elseif p.form == "embedding" then
+      list[#list + 1] = { projection = model:_site(p.path, name, p.shape[1], p.shape[2]), kind = "embedding" }
+      if p.path == "embed" and not model.head then vocabulary, columns = p.shape[1], p.shape[2] end
     end
   end
   if vocabulary and model.kind ~= "encoder" then -- a head that is tied to the embedding
-    list[#list + 1] = { projection = model:module("head", "lm_head", vocabulary, columns), kind = "head" }
+    list[#list + 1] = { projection = model:_site("head", "lm_head", vocabulary, columns), kind = "head" }
   end
   return list
 end
@@ -93,65 +94,6 @@ function M.pattern(patterns, name)
   for _, want in ipairs(options.names(patterns)) do
     if M.matches(name, want) then return patterns[want] end
   end
-end
-
--- Several adapters on one projection, in the order in which they came.
-local Chain = {}
-Chain.__index = Chain
-
-function Chain:apply(x, y, projection)
-  for _, adapter in ipairs(self) do y = adapter:apply(x, y, projection) end
-  return y
-end
-
---- Let an adapter see the inputs and outputs of a projection.
-function M.attach(projection, adapter)
-  local old = projection.adapter
-  if not old then projection.adapter = adapter
-  elseif getmetatable(old) == Chain then table.insert(old, adapter)
-  else projection.adapter = setmetatable({ old, adapter }, Chain) end
-end
-
-function M.detach(projection, adapter)
-  local old = projection.adapter
-  if old == adapter then projection.adapter = nil
-  elseif getmetatable(old) == Chain then
-    for i, a in ipairs(old) do
-      if a == adapter then table.remove(old, i) break end
-    end
-    if #old == 1 then projection.adapter = old[1] end
-  end
-end
-
---- Copy tensors in by name; nothing is written when anything does not fit.
---- @param named table[]  { { name, tensor }, ... }
---- @param state table<string, perilune.Tensor>
---- @param who string
-function M.load(named, state, who)
-  if type(state) ~= "table" then
-    error(("%s: the state is a %s, expected a table of tensors"):format(who, type(state)), 3)
-  end
-  local problems, known = {}, {}
-  for _, pair in ipairs(named) do
-    local name, t = pair[1], pair[2]
-    local given = state[name]
-    known[name] = true
-    if given == nil then problems[#problems + 1] = name .. " is missing"
-    elseif not peri.is_tensor(given) then
-      problems[#problems + 1] = ("%s is a %s, expected a tensor"):format(name, type(given))
-    elseif options.shape(given) ~= options.shape(t) then
-      problems[#problems + 1] = ("%s has shape %s, expected %s"):format(name, options.shape(given), options.shape(t))
-    end
-  end
-  for name in pairs(state) do
-    if not known[name] then problems[#problems + 1] = tostring(name) .. " is unexpected" end
-  end
-  if #problems > 0 then
-    table.sort(problems)
-    error(("%s: the tensors do not fit: %s"):format(who, table.concat(problems, "; ")), 3)
-  end
-  local _ <close> = peri.no_grad()
-  for _, pair in ipairs(named) do pair[2]:detach():copy_(state[pair[1]]) end
 end
 
 --- Write an adapter folder.

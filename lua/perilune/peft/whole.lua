@@ -6,6 +6,8 @@ local options = require "perilune.options"
 
 local M = {}
 
+local weights = require "perilune.models.weights"
+
 -- The entry of the layout that a published tensor is part of, and which rows.
 local function find(model, name)
   for _, p in ipairs(model._layout) do
@@ -37,15 +39,15 @@ local function put(model, name, t)
     if name == "lm_head.weight" and model.kind ~= "encoder" and not model.head then -- tied until now
       local ok, message = fitting({ shape = model.embed.shape }, model.embed:size(1), name, t)
       if not ok then return nil, message end
-      model.head = ok
-      return function () model.head = nil end
+      rawset(model, "head", ok) -- the adapter's: no tensor of the model
+      return function () rawset(model, "head", nil) end
     end
     return nil, name .. " is unexpected"
   end
   local made, message = fitting(p, rows, name, t)
   if not made then return nil, message end
-  local owner, key, old = p.owner, p.key, p.owner[p.key]
-  local is_product = p.kind == "linear" or p.kind == "embedding"
+  local owner, key = weights.at(model, p)
+  local old, is_product = owner[key], weights.is_product(p)
   if #p.parts > 1 then
     if not old or old.dtype ~= "f32" or is_product and model._packed then
       local kind = model._packed and "packed" or old and old.dtype or "of several dtypes"
@@ -59,11 +61,11 @@ local function put(model, name, t)
     made = peri.pack(made)
   end
   local tied = key == "embed" and not model.head and model.kind ~= "encoder" -- the head goes on with the old one
-  if tied then model.head = old end
+  if tied then rawset(model, "head", old) end
   owner[key] = made
   return function ()
     owner[key] = old
-    if tied then model.head = nil end
+    if tied then rawset(model, "head", nil) end
   end
 end
 
