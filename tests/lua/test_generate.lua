@@ -231,6 +231,53 @@ function TestCache.test_appending_gives_all_that_was_appended()
   end
 end
 
+-- Whatever layers keep, under names of their own and in either layout, goes with its row.
+function TestCache.test_a_layer_says_what_it_keeps_and_every_part_goes_with_its_row()
+  local _ <close> = peri.no_grad()
+  local layers = { { { "latent", 1, 5 }, { "turned", 1, 2, true } }, { { "k", 2, 3, true }, { "v", 2, 3 } }, {},
+    { { "latent", 2, 1, true }, { "state", 3, 2 } } }
+  local function made(batch, length)
+    local c = caches.new { batch = batch, length = length + 2, dtype = "f64", layers = layers }
+    for at = 0, length - 1, 2 do
+      c.length = at
+      for i, parts in ipairs(layers) do
+        for _, part in ipairs(parts) do
+          local n = math.min(2, length - at)
+          local new = peri.randn({ batch, n, part[2], part[3] }, "f64")
+          lu.assertEquals(c:put(i, part[1], new):narrow(2, at + 1, n):contiguous():bytes(), new:bytes())
+        end
+      end
+    end
+    c.length = length
+    return c
+  end
+  local function holds(c, row)
+    local first, list = c:starts()[row], {}
+    for i, parts in ipairs(layers) do
+      for _, part in ipairs(parts) do
+        list[#list + 1] = c.held[part[1]][i]:narrow(1, row, 1):narrow(2, first + 1, c.length - first):contiguous():bytes()
+      end
+    end
+    return table.concat(list)
+  end
+  local a <close> = made(3, 5)
+  local other <close> = made(2, 7)
+  local rows, others = { holds(a, 1), holds(a, 2), holds(a, 3) }, { holds(other, 1), holds(other, 2) }
+  a:select_rows { 2, 3 }
+  a:append_rows(other, { 2, 1 })
+  lu.assertEquals({ holds(a, 1), holds(a, 2), holds(a, 3), holds(a, 4) }, { rows[2], rows[3], others[2], others[1] })
+  a:select_rows { 2, 1 }
+  a:reserve(30)
+  lu.assertEquals(a:compact(), 2)
+  lu.assertEquals({ holds(a, 1), holds(a, 2) }, { rows[3], rows[2] })
+  lu.assertEquals(a:bytes(), a.capacity * 30 * (5 + 2 + 6 + 6 + 2 + 6) * 8)
+  local b = a:copy_row(2, 5)
+  lu.assertEquals(holds(b, 1), rows[2])
+  lu.assertErrorMsgContains("cache: 5 positions and 1 more, room for 5", b.put, b, 1, "latent", peri.zeros { 1, 1, 1, 5 })
+  b:release()
+  b:release()
+end
+
 -- ---- continuous batching ------------------------------------------------------------------------
 
 TestBatching = {}

@@ -94,7 +94,7 @@ end
 --- @param model table
 --- @param ids integer[]
 --- @return integer n  tokens, 0 when there are none
---- @return perilune.models.Cache? cache  of one row, whose first n positions are meant
+--- @return perilune.nn.Cache? cache  of one row, whose first n positions are meant
 function PrefixCache:find(model, ids)
   local now, held = stamp(model)
   if self.model ~= model or self.stamp ~= now then self:clear() end
@@ -113,7 +113,7 @@ end
 
 --- Keep a text. Entries that it continues are given up for it; one that continues it makes it needless.
 --- @param ids integer[]  of the positions in the cache
---- @param cache perilune.models.Cache  of one row with no columns before it; belongs to this from now on
+--- @param cache perilune.nn.Cache  of one row with no columns before it; belongs to this from now on
 function PrefixCache:put(ids, cache)
   local size = cache:bytes()
   for i = #self.list, 1, -1 do
@@ -140,7 +140,7 @@ end
 --- @param ids integer[]
 --- @param chunk integer  most tokens read at once
 --- @param self perilune.models.PrefixCache?  without one everything is read
---- @return perilune.models.Cache cache  one row of #ids positions
+--- @return perilune.nn.Cache cache  one row of #ids positions
 --- @return perilune.Tensor last  (1, D) hidden state of the last
 --- @return integer known  tokens that did not have to be read
 function M.read(self, model, ids, chunk)

@@ -396,7 +396,7 @@ end
 options.declare(Causal.token_logprobs, { "ids", "from" }, scored)
 
 --- Room for `length` positions of `batch` sequences.
---- @return perilune.models.Cache
+--- @return perilune.nn.Cache
 function Causal:cache(batch, length)
   local s = self.settings
   return caches.new { batch = batch, length = length, layers = s.layers, kv_heads = s.kv_heads, head_dim = s.head_dim }

@@ -85,7 +85,8 @@ local function attention(self, i, y, c)
   local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
   local a
   if c.fused then -- the same bits, one op
-    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, self.rope_scale, s.scale, s.windows[i], s.cap)
+    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, false, self.rope_scale, s.scale,
+      s.windows[i], s.cap)
   else
     local q, k, v = qkv:rope_qkv(c.positions, self.inv_freq, s.heads, s.kv_heads, false, self.rope_scale)
     a = c:attend(i, q, k, v, { scale = s.scale, window = s.windows[i], softcap = s.cap,

@@ -60,7 +60,7 @@ local function attention(self, i, y, c)
   local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, 3 * s.heads, s.head_dim }
   local a
   if c.fused then
-    a = c.cache:step(i, qkv, nil, nil, c.start, 1, scale, 0)
+    a = c.cache:step(i, qkv, nil, nil, c.start, false, 1, scale, 0)
   else
     local q, k, v = qkv:unpack_qkv(s.heads, s.heads) -- (B, T, H, D)
     a = c:attend(i, q, k, v, { scale = scale, dropout = self.training and s.attention_dropout or 0 })

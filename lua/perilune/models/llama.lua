@@ -75,7 +75,7 @@ local function attention(self, i, y, c)
   local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
   local a
   if c.fused and not s.qk_norm then -- the same bits, one op
-    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, self.rope_scale, scale, window)
+    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, false, self.rope_scale, scale, window)
   else
     local q, k, v
     if s.qk_norm then

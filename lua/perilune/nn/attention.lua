@@ -2,6 +2,7 @@
 -- feed-forward variants, and the block that joins them.
 
 local peri = require "perilune"
+local caches = require "perilune.nn.cache"
 local rope = require "perilune.nn.rope"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
@@ -11,13 +12,6 @@ local class, required = Module.class, options.required
 
 local M = {}
 
---- Keys and values of past positions: room for `length` positions of `batch` sequences.
---- One cache serves one attention layer; nn.caches(model, batch, length) makes one for each.
-local KVCache = {}
-KVCache.__index = KVCache
-KVCache.__name = "KVCache"
-KVCache.__transient = true -- a module may hold one, which is neither trained nor saved
-
 local function size(doc) return options.integer(required, "[1, inf)", doc) end
 
 local cache_rules = {
@@ -26,35 +20,21 @@ local cache_rules = {
   dtype = options.choice("f32", { "f32", "f64", "f16", "bf16" }, "of what is kept"),
 }
 
---- Room for the keys and values of one attention layer.
+--- Room for the keys and values of one attention layer; layer:cache(batch, length) makes one for a layer, nn.caches
+--- one for each layer of a module. print(cache) shows how much of it is used, reset() forgets all positions.
 --- @param batch integer
 --- @param length integer
 --- @param kv_heads integer
 --- @param head_dim integer
 --- @param dtype string?
+--- @return perilune.nn.Cache
 function M.KVCache(batch, length, kv_heads, head_dim, dtype)
   local o = options.fill("KVCache", { batch = batch, length = length, kv_heads = kv_heads, head_dim = head_dim,
     dtype = dtype }, cache_rules)
-  local shape = { o.batch, o.length, o.kv_heads, o.head_dim }
-  return setmetatable({
-    k = peri.empty(shape, o.dtype), v = peri.empty(shape, o.dtype), length = 0, capacity = o.length,
-  }, KVCache)
+  return caches.new { batch = o.batch, length = o.length, dtype = o.dtype,
+    layers = { caches.keys_and_values(o.kv_heads, o.head_dim) } }
 end
 options.declare(M.KVCache, { "batch", "length", "kv_heads", "head_dim", "dtype" }, cache_rules)
-
---- Append new positions; the keys and values so far, as views. -- k, v: (B, T, Hkv, D)
-function KVCache:append(k, v)
-  local time = k:size(2)
-  if self.length + time > self.capacity then
-    error(("KVCache: %d positions and %d more, room for %d"):format(self.length, time, self.capacity), 3)
-  end
-  peri.kv_append_(self.k, self.v, k, v, self.length + 1)
-  self.length = self.length + time
-  return self.k:narrow(2, 1, self.length), self.v:narrow(2, 1, self.length)
-end
-
---- Forget all positions.
-function KVCache:reset() self.length = 0 end
 
 --- Inverse frequencies of rotary positions, theta^(-2i/D) (Su et al. 2021). -- (D/2)
 --- @param head_dim integer
@@ -115,7 +95,7 @@ end)
 options.declare(M.MultiHeadAttention, { "dim", "heads" }, attention_rules)
 
 local forward_rules = {
-  cache = options.value(options.none, "table", "KVCache that the new positions are appended to"),
+  cache = options.value(options.none, "table", "of layer:cache(rows, columns), that the new positions go to"),
   start = options.value(options.none, "tensor", "(B) i64, left-pad positions of each row"),
   mask = options.value(options.none, "tensor", "see peri.attention"),
   positions = options.value(options.none, "tensor", "(T) or (B, T); default past .. past + T - 1 less start"),
@@ -140,7 +120,10 @@ function M.MultiHeadAttention:forward(x, opts)
     q = q:rope(positions, self._inv_freq, self._interleaved)
     k = k:rope(positions, self._inv_freq, self._interleaved)
   end
-  if cache then k, v = cache:append(k, v) end
+  if cache then
+    k, v = cache:append(1, k, v)
+    cache.length = cache.length + time
+  end
   local a = peri.attention(q, k, v, opts.mask, opts.start,
     { causal = self.causal, window = self.window, scale = self.head_dim ^ -0.5 })
   local y = self.out(a:reshape { batch, time, self.heads * self.head_dim })
@@ -149,7 +132,7 @@ function M.MultiHeadAttention:forward(x, opts)
 end
 
 --- A cache for decoding with this layer: room for `length` positions of `batch` sequences.
---- @return table KVCache
+--- @return perilune.nn.Cache
 function M.MultiHeadAttention:cache(batch, length)
   return M.KVCache(batch, length, self.kv_heads, self.head_dim, self.qkv.weight.dtype)
 end
@@ -236,7 +219,7 @@ end
 
 --- One KV cache for each attention layer below a module, by layer.
 --- @param module perilune.nn.Module
---- @return table<perilune.nn.Module, table>
+--- @return table<perilune.nn.Module, perilune.nn.Cache>
 function M.caches(module, batch, length)
   local out = {}
   for _, m in ipairs(module:modules()) do

@@ -1,18 +1,25 @@
--- cache.lua - keys and values of the positions that a causal model has read. Rows are aligned on the
--- right: row b's tokens stand in columns start[b] + 1 .. length, so that all rows grow together.
--- Keys are turned by their place in their own row, so rows can be moved to other columns as they are.
+-- cache.lua - what layers keep of the positions that a causal model has read: keys and values, or what a layer of
+-- another kind says that it keeps. Rows are aligned on the right: row b's tokens stand in columns start[b] + 1 ..
+-- length, so that all rows grow together. Keys are turned by their place in their own row, so rows can be moved to
+-- other columns as they are.
 local peri = require "perilune"
+local options = require "perilune.options"
 
---- @class perilune.models.Cache
+--- What one layer keeps is a list of parts { name, heads, channels, by_channel }: a tensor (B, room, heads, channels),
+--- stored channel by channel where that is how it is read.
+--- @class perilune.nn.Cache
 --- @field length integer  columns in use
 --- @field room integer  columns there is memory for
 --- @field batch integer  rows in use
 --- @field capacity integer  rows there is memory for
 --- @field start perilune.Tensor?  (B) i64: unused columns before each row; nil when there are none
+--- @field dtype string
+--- @field parts table[]  of each layer
+--- @field held table<string, perilune.Tensor[]>  name of a part -> tensor of each layer that has it
 --- @field k perilune.Tensor[]  keys of each layer, (B, room, Hkv, Dk), stored channel by channel
 --- @field v perilune.Tensor[]  values of each layer, (B, room, Hkv, Dv)
 --- @field torn boolean  rows were being moved when an error came: what they hold is unknown
-local Cache = {}
+local Cache = { __name = "cache" }
 Cache.__index = Cache
 Cache.__transient = true -- a module may hold one, which is neither trained nor saved
 
@@ -21,52 +28,74 @@ local M = { Cache = Cache }
 --- A to-be-closed cache lets go of its memory.
 function Cache:__close() self:release() end
 
--- Scores read keys channel by channel: (B, Hkv, D, Tmax), seen as (B, Tmax, Hkv, D). Whole columns are
--- copied in the order they are stored in.
-local function by_channel(k) return k:permute { 1, 4, 2, 3 } end
-local function stored(k) return k:permute { 1, 3, 4, 2 } end
+function Cache:__tostring()
+  return ("cache of %d layers, %d rows, %d of %d positions, %s"):format(#self.parts, self.batch, self.length, self.room,
+    self.dtype)
+end
 
--- Columns [at, at + n) of keys, as stored.
-local function key_columns(k, at, n) return stored(k):narrow(4, at, n) end
+--- What a layer of attention keeps. Scores read keys channel by channel: (B, Hkv, D, room), seen as (B, room, Hkv, D).
+--- @param heads integer
+--- @param head_dim integer
+--- @param value_heads integer?
+--- @param value_dim integer?
+--- @return table[]
+function M.keys_and_values(heads, head_dim, value_heads, value_dim)
+  return { { "k", heads, head_dim, true }, { "v", value_heads or heads, value_dim or head_dim, false } }
+end
 
--- Memory of one layer, lifted out of all scopes.
-local function layer_memory(c, i, rows, room)
-  local kh, kd, vh, vd = c.k_heads[i], c.k_dim[i], c.v_heads[i], c.v_dim[i]
-  local k = peri.empty({ rows, kh, kd, room }, c.dtype)
-  return peri.keep(by_channel(k)), peri.keep(peri.empty({ rows, room, vh, vd }, c.dtype))
+-- Columns [at, at + n) of what a part holds, in the order in which they are stored, so that whole columns are copied.
+local function columns(part, t, at, n)
+  if part[4] then return t:permute({ 1, 3, 4, 2 }):narrow(4, at, n) end
+  return t:narrow(2, at, n)
+end
+
+-- Memory for a part, lifted out of all scopes.
+local function memory(c, part, rows, room)
+  local _, heads, channels, by_channel = table.unpack(part, 1, 4)
+  if by_channel then
+    return peri.keep(peri.empty({ rows, heads, channels, room }, c.dtype):permute { 1, 4, 2, 3 })
+  end
+  return peri.keep(peri.empty({ rows, room, heads, channels }, c.dtype))
+end
+
+-- fn(part, i, held, whole): held[i] is what layer i holds of a part, in the rows in use, whole[i] all of its memory.
+local function each(self, fn)
+  for i, parts in ipairs(self.parts) do
+    for _, part in ipairs(parts) do fn(part, i, self.held[part[1]], self._whole[part[1]]) end
+  end
 end
 
 -- The rows in use: views of the memory, or itself where all are.
 local function show(self, batch)
-  for i = 1, #self.all_k do
-    for _, pair in ipairs { { self.k, self.all_k }, { self.v, self.all_v } } do
-      local old, whole = pair[1][i], pair[2][i]
-      if old and not rawequal(old, whole) then old:release() end
-      pair[1][i] = batch == self.capacity and whole or peri.keep(whole:narrow(1, 1, batch))
-    end
-  end
+  each(self, function (_, i, held, whole)
+    local old = held[i]
+    if old and not rawequal(old, whole[i]) then old:release() end
+    held[i] = batch == self.capacity and whole[i] or peri.keep(whole[i]:narrow(1, 1, batch))
+  end)
   self.batch = batch
 end
 
-local function each(value, layers)
-  if type(value) == "table" then return value end
-  local list = {}
-  for i = 1, layers do list[i] = value end
-  return list
-end
-
 --- Room for `length` positions of `batch` sequences.
---- @param opts table  batch, length, layers, kv_heads and head_dim (a number, or a list with one a layer),
---- value_dim and value_heads where values differ from keys, dtype ("f32")
---- @return perilune.models.Cache
+--- @param opts table  batch, length, dtype ("f32"), layers: what each keeps, a list of parts; or their number, with
+--- kv_heads, head_dim, and value_dim and value_heads where values differ from keys
+--- @return perilune.nn.Cache
 function M.new(opts)
   local layers = opts.layers
+  if type(layers) == "number" then
+    layers = {}
+    for i = 1, opts.layers do
+      layers[i] = M.keys_and_values(opts.kv_heads, opts.head_dim, opts.value_heads, opts.value_dim)
+    end
+  end
   local self = setmetatable({ length = 0, room = opts.length, capacity = opts.batch, dtype = opts.dtype or "f32",
-                              k = {}, v = {}, all_k = {}, all_v = {}, torn = false }, Cache)
-  self.k_heads, self.k_dim = each(opts.kv_heads, layers), each(opts.head_dim, layers)
-  self.v_heads = each(opts.value_heads or opts.kv_heads, layers)
-  self.v_dim = each(opts.value_dim or opts.head_dim, layers)
-  for i = 1, layers do self.all_k[i], self.all_v[i] = layer_memory(self, i, opts.batch, opts.length) end
+    parts = layers, held = { k = {}, v = {} }, _whole = {}, torn = false }, Cache)
+  for _, parts in ipairs(layers) do
+    for _, part in ipairs(parts) do
+      self.held[part[1]], self._whole[part[1]] = self.held[part[1]] or {}, self._whole[part[1]] or {}
+    end
+  end
+  self.k, self.v = self.held.k, self.held.v
+  each(self, function (part, i, _, whole) whole[i] = memory(self, part, opts.batch, opts.length) end)
   show(self, opts.batch)
   return self
 end
@@ -74,61 +103,78 @@ end
 --- An empty cache of the same model.
 --- @param batch integer
 --- @param length integer
---- @return perilune.models.Cache
+--- @return perilune.nn.Cache
 function Cache:like(batch, length)
-  local c = setmetatable({}, Cache)
-  for key, value in pairs(self) do c[key] = value end
-  c.length, c.room, c.capacity, c.start, c.begins, c.torn = 0, length, batch, nil, nil, false
-  c.k, c.v, c.all_k, c.all_v = {}, {}, {}, {}
-  for i = 1, #self.all_k do c.all_k[i], c.all_v[i] = layer_memory(c, i, batch, length) end
-  show(c, batch)
-  return c
+  return M.new { batch = batch, length = length, dtype = self.dtype, layers = self.parts }
 end
 
---- Bytes of the keys and values that there is memory for.
+local size_of = { f64 = 8, f32 = 4, f16 = 2, bf16 = 2 }
+
+--- Bytes that there is memory for.
 --- @return integer
 function Cache:bytes()
   local n = 0
-  for i = 1, #self.k do n = n + self.k_heads[i] * self.k_dim[i] + self.v_heads[i] * self.v_dim[i] end
-  return n * self.capacity * self.room * (self.dtype == "f32" and 4 or self.dtype == "f64" and 8 or 2)
+  each(self, function (part) n = n + part[2] * part[3] end)
+  return n * self.capacity * self.room * size_of[self.dtype]
 end
 
 --- Let go of the memory now.
 function Cache:release()
   show(self, self.capacity)
-  for i = 1, #self.all_k do
-    self.all_k[i]:release()
-    self.all_v[i]:release()
-  end
+  each(self, function (_, i, held, whole)
+    whole[i]:release()
+    held[i], whole[i] = nil, nil
+  end)
   if self.start then self.start:release() end
-  self.k, self.v, self.all_k, self.all_v = {}, {}, {}, {}
-  self.start, self.begins, self.room, self.length = nil, nil, 0, 0
+  self.parts, self.start, self.begins, self.room, self.length = {}, nil, nil, 0, 0
+end
+
+--- Forget all positions.
+function Cache:reset()
+  self.length = 0
+  self:set_starts {}
 end
 
 -- ---- what a layer does with it ----------------------------------------------------------------
 
---- Write keys and values of new positions for layer i; `length` itself moves on with the model.
+-- Raise where new positions do not fit.
+local function check_room(self, time)
+  if self.length + time <= self.room then return end
+  options.raise(("cache: %d positions and %d more, room for %d"):format(self.length, time, self.room))
+end
+
+--- Write new positions of a part of layer i; `length` itself moves on with the model.
+--- @param i integer
+--- @param name string
+--- @param t perilune.Tensor  (B, T, heads, channels)
+--- @return perilune.Tensor  (B, length + T, heads, channels): all so far
+function Cache:put(i, name, t)
+  local held, time = self.held[name][i], t:size(2)
+  check_room(self, time)
+  held:narrow(2, self.length + 1, time):copy_(t)
+  return held:narrow(2, 1, self.length + time)
+end
+
+--- Write keys and values of new positions for layer i.
 --- @param i integer
 --- @param k perilune.Tensor  (B, T, Hkv, Dk)
 --- @param v perilune.Tensor  (B, T, Hkv, Dv)
 --- @return perilune.Tensor k  (B, length + T, Hkv, Dk): all so far
 --- @return perilune.Tensor v  (B, length + T, Hkv, Dv)
 function Cache:append(i, k, v)
-  local time = k:size(2)
-  if self.k_dim[i] == self.v_dim[i] and self.k_heads[i] == self.v_heads[i] then
-    peri.kv_append_(self.k[i], self.v[i], k, v, self.length + 1)
-  else
-    self.k[i]:narrow(2, self.length + 1, time):copy_(k)
-    self.v[i]:narrow(2, self.length + 1, time):copy_(v)
-  end
-  return self.k[i]:narrow(2, 1, self.length + time), self.v[i]:narrow(2, 1, self.length + time)
+  local keys, values = self.parts[i][1], self.parts[i][2]
+  if keys[2] ~= values[2] or keys[3] ~= values[3] then return self:put(i, "k", k), self:put(i, "v", v) end
+  local all = self.length + k:size(2)
+  check_room(self, k:size(2))
+  peri.kv_append_(self.k[i], self.v[i], k, v, self.length + 1)
+  return self.k[i]:narrow(2, 1, all), self.v[i]:narrow(2, 1, all)
 end
 
 --- Rotate, append and attend for layer i, as one op: peri.attention_step_.
 --- @param qkv perilune.Tensor  (B, T, Hq + 2 Hkv, D)
 --- @return perilune.Tensor  (B, T, Hq, D)
-function Cache:step(i, qkv, positions, inv_freq, start, rope_scale, scale, window, softcap)
-  return peri.attention_step_(self.k[i], self.v[i], qkv, positions, inv_freq, start, self.length + 1, false,
+function Cache:step(i, qkv, positions, inv_freq, start, interleaved, rope_scale, scale, window, softcap)
+  return peri.attention_step_(self.k[i], self.v[i], qkv, positions, inv_freq, start, self.length + 1, interleaved,
     rope_scale, scale, window, softcap)
 end
 
@@ -138,10 +184,10 @@ end
 local function copy(to, row, at, from, other_row, from_at, n)
   if n == 0 then return end
   local scope <close> = peri.scope() -- luacheck: ignore 211
-  for i = 1, #to.k do
-    key_columns(to.k[i]:narrow(1, row, 1), at, n):copy_(key_columns(from.k[i]:narrow(1, other_row, 1), from_at, n))
-    to.v[i]:narrow(1, row, 1):narrow(2, at, n):copy_(from.v[i]:narrow(1, other_row, 1):narrow(2, from_at, n))
-  end
+  each(to, function (part, i, held)
+    local source = from.held[part[1]][i]:narrow(1, other_row, 1)
+    columns(part, held[i]:narrow(1, row, 1), at, n):copy_(columns(part, source, from_at, n))
+  end)
 end
 
 --- Unused columns before each row.
@@ -175,23 +221,17 @@ local function rebuild(self, list, capacity, room, drop)
   for r, from in ipairs(list) do same = same and r == from end
   local rows = not same and zero_based(list)
   self.torn = true
-  for i = 1, #self.k do
-    local k, v = layer_memory(self, i, capacity, room)
+  each(self, function (part, i, held, whole)
+    local new = memory(self, part, capacity, room)
     if used > 0 then
-      local part <close> = peri.scope() -- luacheck: ignore 211
-      local old_k, old_v = key_columns(self.k[i], drop + 1, used), self.v[i]:narrow(2, drop + 1, used)
-      if rows then old_k, old_v = old_k:index_select(rows, 1), old_v:index_select(rows, 1) end
-      key_columns(k:narrow(1, 1, #list), 1, used):copy_(old_k)
-      v:narrow(1, 1, #list):narrow(2, 1, used):copy_(old_v)
+      local one <close> = peri.scope() -- luacheck: ignore 211
+      local old = columns(part, held[i], drop + 1, used)
+      columns(part, new:narrow(1, 1, #list), 1, used):copy_(rows and old:index_select(rows, 1) or old)
     end
-    if not rawequal(self.k[i], self.all_k[i]) then
-      self.k[i]:release()
-      self.v[i]:release()
-    end
-    self.all_k[i]:release()
-    self.all_v[i]:release()
-    self.all_k[i], self.all_v[i], self.k[i], self.v[i] = k, v, k, v
-  end
+    if not rawequal(held[i], whole[i]) then held[i]:release() end
+    whole[i]:release()
+    whole[i], held[i] = new, new
+  end)
   local starts, new = self:starts(), {}
   for r, from in ipairs(list) do new[r] = starts[from] - drop end
   self.capacity, self.room, self.length = capacity, room, used
@@ -223,11 +263,10 @@ function Cache:select_rows(list)
   self.torn = true
   if #from > 0 and self.length > 0 then
     local read, written = zero_based(from), zero_based(to)
-    for i = 1, #self.k do
-      local part <close> = peri.scope() -- luacheck: ignore 211
-      key_columns(self.all_k[i], 1, self.length):move_rows_(read, written)
-      self.all_v[i]:narrow(2, 1, self.length):move_rows_(read, written)
-    end
+    each(self, function (part, i, _, whole)
+      local one <close> = peri.scope() -- luacheck: ignore 211
+      columns(part, whole[i], 1, self.length):move_rows_(read, written)
+    end)
   end
   local starts, new = self:starts(), {}
   for r, row in ipairs(list) do new[r] = starts[row] end
@@ -238,7 +277,7 @@ end
 
 --- Take in rows of another cache of the same model behind the rows there are: their positions then end at this
 --- cache's length, too. Where they are more than fit in front, the rows there are move back.
---- @param other perilune.models.Cache
+--- @param other perilune.nn.Cache
 --- @param list integer[]  rows of the other; a row may occur more than once
 --- @param capacity integer?  rows to have memory for where there is too little, default just enough
 function Cache:append_rows(other, list, capacity)
@@ -248,10 +287,12 @@ function Cache:append_rows(other, list, capacity)
   if needed > self.capacity then rebuild(self, all_rows(self), math.max(needed, capacity or 0), self.room, 0) end
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local rows, at = zero_based(list), self.length - n + 1
-  for i = 1, n > 0 and #self.k or 0 do -- behind the rows in use: nothing that counts is touched
-    local part <close> = peri.scope() -- luacheck: ignore 211
-    key_columns(self.all_k[i]:narrow(1, first, #list), at, n):copy_(key_columns(other.k[i], 1, n):index_select(rows, 1))
-    self.all_v[i]:narrow(1, first, #list):narrow(2, at, n):copy_(other.v[i]:narrow(2, 1, n):index_select(rows, 1))
+  if n > 0 then
+    each(self, function (part, i, _, whole) -- behind the rows in use: nothing that counts is touched
+      local one <close> = peri.scope() -- luacheck: ignore 211
+      local theirs = columns(part, other.held[part[1]][i], 1, n)
+      columns(part, whole[i]:narrow(1, first, #list), at, n):copy_(theirs:index_select(rows, 1))
+    end)
   end
   local starts, theirs = self:starts(), other:starts()
   for r, row in ipairs(list) do starts[first + r - 1] = theirs[row] + self.length - n end
@@ -307,11 +348,11 @@ function Cache:push_back(by)
   self:reserve(self.length + by)
   local n = self.length
   self.torn = true
-  for i = 1, n > 0 and #self.k or 0 do
-    local part <close> = peri.scope() -- luacheck: ignore 211
-    local k, v = key_columns(self.k[i], 1, n):clone(), self.v[i]:narrow(2, 1, n):clone()
-    key_columns(self.k[i], by + 1, n):copy_(k)
-    self.v[i]:narrow(2, by + 1, n):copy_(v)
+  if n > 0 then
+    each(self, function (part, i, held)
+      local one <close> = peri.scope() -- luacheck: ignore 211
+      columns(part, held[i], by + 1, n):copy_(columns(part, held[i], 1, n):clone())
+    end)
   end
   local starts = self:starts()
   for row, s in ipairs(starts) do starts[row] = s + by end
@@ -321,7 +362,7 @@ function Cache:push_back(by)
 end
 
 --- Take over the first `n` positions of a row as those of a cache of one row.
---- @param other perilune.models.Cache
+--- @param other perilune.nn.Cache
 --- @param row integer
 --- @param n integer
 function Cache:copy_from(other, row, n)
@@ -334,7 +375,7 @@ end
 --- @param row integer
 --- @param n integer
 --- @param room integer?  columns to have memory for, default n
---- @return perilune.models.Cache
+--- @return perilune.nn.Cache
 function Cache:copy_row(row, n, room)
   local c = self:like(1, math.max(room or n, n))
   c:copy_from(self, row, n)
