@@ -420,6 +420,21 @@ function TestOptimLaws:test_every_parameter_is_in_exactly_one_group_the_first_th
   lu.assertTrue(made > 20)
 end
 
+function TestOptimLaws:test_a_pattern_means_paths_and_the_names_that_models_publish()
+  local model = assert(models.load "tests/data/hf_tiny/llama")
+  local function sizes(pattern, net)
+    local list = {}
+    for g, group in ipairs(optim.AdamW(net or model, { groups = { { pattern = pattern } } }).groups) do list[g] = #group.params end
+    return list[1]
+  end
+  local layers = #model.layers
+  lu.assertEquals(sizes "input_layernorm", layers)
+  lu.assertEquals(sizes "o_proj", layers)
+  lu.assertEquals(sizes { "q_proj", "k_proj", "v_proj" }, layers)
+  lu.assertEquals(sizes("^policy%.model%.layers%.0%.mlp%.down_proj", nn.class("N", function(n) n.policy = model end)()), 1)
+  refused("which is one tensor with model.layers.0.self_attn.k_proj.weight here", function() sizes "q_proj" end)
+end
+
 function TestOptimLaws:test_choices_that_mean_nothing_or_are_none_are_refused()
   local net = nn.Linear(2, 2)
   for _, name in ipairs(kinds) do
@@ -436,7 +451,7 @@ function TestOptimLaws:test_choices_that_mean_nothing_or_are_none_are_refused()
       ['group 1: unknown option "params"'] = { { pattern = "bias", params = {} } },
       ["group 1: where means none"] = { { where = function() return false end } },
       ["group 1: pattern is 3"] = { { pattern = 3 } }, ["group 1: where is true"] = { { where = true } },
-      ["entry 2 of pattern is a number"] = { { pattern = { "x", 3 } } }, ["is malformed"] = { { pattern = "[" } },
+      ["entry 2 of the patterns is a number"] = { { pattern = { "x", 3 } } }, ["is malformed"] = { { pattern = "[" } },
       ['groups has the key "pattern"'] = { pattern = "bias" }, ["group 1 is a number"] = { 3 }, ["groups is 3"] = 3,
       ["group 1 is a table, expected"] = { net }, ["group 1: lr is -1"] = { { pattern = "bias", lr = -1 } },
     } do refused(text, new(groups)) end

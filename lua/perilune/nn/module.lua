@@ -2,7 +2,6 @@
 -- tables in its fields, belong to it: see walk.lua for what counts and in which order.
 
 local peri = require "perilune"
-local options = require "perilune.options"
 local walk = require "perilune.nn.walk"
 
 local is_tensor, is_module = walk.is_tensor, walk.is_module
@@ -172,21 +171,6 @@ end
 --- @return self
 function Module:eval() return self:train(false) end
 
--- Whether a pattern means a parameter, by its path or by the names that it is published under. One that means some of
--- the parts of one tensor cannot be followed.
-local function means(who, pattern, entry)
-  if not pattern or entry[1]:find(pattern) then return true end
-  local hit, miss
-  for _, name in ipairs(entry[3]) do
-    if name:find(pattern) then hit = hit or name else miss = miss or name end
-  end
-  if hit and miss then
-    options.raise(("%s: %q means %s, which is one tensor with %s here (%s): name all of its parts or none")
-      :format(who, pattern, hit, miss, entry[1]))
-  end
-  return hit ~= nil
-end
-
 -- Why a tensor cannot collect gradients, or nil.
 local function untrainable(t)
   if t.packed then return "packed" end
@@ -199,7 +183,7 @@ local function set_trained(self, who, pattern, on)
   end
   local list, chosen = self:named_parameters(), {}
   for _, entry in ipairs(list) do
-    if means(who, pattern, entry) then chosen[#chosen + 1] = entry end
+    if not pattern or walk.means(who, pattern, entry[1], entry[3]) then chosen[#chosen + 1] = entry end
   end
   if pattern and #chosen == 0 then
     local names = {}

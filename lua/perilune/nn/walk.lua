@@ -241,6 +241,40 @@ function M.places(root)
   return list
 end
 
+-- Whether a name matches a Lua pattern, or one of a list of them.
+local function matches(who, patterns, name)
+  for i, pattern in ipairs(type(patterns) == "table" and patterns or { patterns }) do
+    if type(pattern) ~= "string" then
+      M.raise(("%s: entry %d of the patterns is a %s, expected a Lua pattern"):format(who, i, type(pattern)))
+    end
+    local ok, found = pcall(string.find, name, pattern)
+    if not ok then M.raise(("%s: the pattern %q is malformed: %s"):format(who, pattern, found)) end
+    if found then return true end
+  end
+  return false
+end
+
+--- Whether patterns mean a parameter, by its path or by the names that it is published under. Patterns that mean some
+--- of the parts of one tensor cannot be followed, and raise.
+--- @param who string
+--- @param patterns string|string[]  Lua patterns, of which one has to match
+--- @param path string
+--- @param names string[]?  published
+--- @return boolean
+function M.means(who, patterns, path, names)
+  if matches(who, patterns, path) then return true end
+  local hit, miss
+  for _, name in ipairs(names or {}) do
+    if matches(who, patterns, name) then hit = hit or name else miss = miss or name end
+  end
+  if hit and miss then
+    local shown = type(patterns) == "table" and table.concat(patterns, ", ") or patterns
+    M.raise(("%s: %q means %s, which is one tensor with %s here (%s): name all of its parts or none")
+      :format(who, shown, hit, miss, path))
+  end
+  return hit ~= nil
+end
+
 --- Whether two tensors hold the same numbers.
 --- @return boolean
 function M.same_values(a, b)

@@ -9,26 +9,14 @@ local M = {}
 
 --- What says which parameters are meant.
 M.rules = {
-  pattern = options.value(options.none, "string or table", "Lua pattern over names, or a list of them"),
-  where = options.value(options.none, "callable", "where(name, tensor): whether it is meant; name is \"\" without one"),
+  pattern = options.value(options.none, "string or table", "Lua pattern over paths and published names, or a list"),
+  where = options.value(options.none, "callable",
+    "where(name, tensor): whether it is meant; name is \"\" without one"),
 }
-
--- Whether a name matches; raises for a pattern that is none.
-local function matches(who, name, patterns)
-  for i, pattern in ipairs(type(patterns) == "table" and patterns or { patterns }) do
-    if type(pattern) ~= "string" then
-      walk.raise(("%s: entry %d of pattern is a %s, expected a Lua pattern"):format(who, i, type(pattern)))
-    end
-    local ok, found = pcall(string.find, name, pattern)
-    if not ok then walk.raise(("%s: the pattern %q is malformed: %s"):format(who, pattern, found)) end
-    if found then return true end
-  end
-  return false
-end
 
 -- Whether an entry is meant by { pattern, where }: by both, when both are there.
 local function is_meant(who, how, entry)
-  if how.pattern ~= nil and not (entry[2] and matches(who, entry[2], how.pattern)) then return false end
+  if how.pattern ~= nil and not (entry[2] and walk.means(who, how.pattern, entry[2], entry[4])) then return false end
   return how.where == nil or (how.where(entry[2] or "", entry[1]) and true or false)
 end
 
@@ -69,8 +57,8 @@ local function nothing_meant(who, how, entries, taken)
     or "there are: " .. table.concat(names, ", ")))
 end
 
---- Parts of a list of entries { tensor, name? }, by choices of which the first that means an entry has it; the last
---- part has the others. Raises for a choice that gets none.
+--- Parts of a list of entries { tensor, name?, _, published names? }, by choices of which the first that means an
+--- entry has it; the last part has the others. Raises for a choice that gets none.
 --- @param who fun(choice: integer): string
 --- @param entries table[]
 --- @param choices table[]  checked

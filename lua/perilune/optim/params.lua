@@ -16,19 +16,29 @@ local function is_object(v)
   return type(v) == "table" and (Module.is_module(v) or type(walk.method(v, "parameters")) == "function")
 end
 
--- An entry of named_parameters(): { name, tensor }.
+-- An entry of named_parameters(): { path, tensor, published names }.
 local function is_named(v)
-  return type(v) == "table" and getmetatable(v) == nil and #v == 2 and type(v[1]) == "string" and peri.is_tensor(v[2])
+  return type(v) == "table" and getmetatable(v) == nil and type(v[1]) == "string" and peri.is_tensor(v[2])
+    and (v[3] == nil or type(v[3]) == "table")
 end
 
--- { { tensor, name?, of an object }, ... } of a module, a model, an adapter, or a list of these, of tensors and of
--- { name, tensor }; and the objects { object, prefix of names }.
+local function prefixed(prefix, names)
+  if prefix == "" or not names then return names end
+  local list = {}
+  for i, name in ipairs(names) do list[i] = prefix .. name end
+  return list
+end
+
+-- { { tensor, path?, of an object, published names? }, ... } of a module, or a list of modules, tensors and entries of
+-- named_parameters(); and the modules { object, prefix of names }.
 local function flatten(who, given)
   local list, objects = {}, {}
   local function add_object(object, prefix)
     objects[#objects + 1] = { object, prefix }
     if type(walk.method(object, "named_parameters")) == "function" then
-      for _, pair in ipairs(object:named_parameters()) do list[#list + 1] = { pair[2], prefix .. pair[1], true } end
+      for _, entry in ipairs(object:named_parameters()) do
+        list[#list + 1] = { entry[2], prefix .. entry[1], true, prefixed(prefix, entry[3]) }
+      end
     else
       for _, t in ipairs(object:parameters()) do list[#list + 1] = { t, nil, true } end
     end
@@ -43,7 +53,7 @@ local function flatten(who, given)
   end
   for i, v in ipairs(given) do
     if is_object(v) then add_object(v, i - 1 .. ".")
-    elseif is_named(v) then list[#list + 1] = { v[2], v[1], true }
+    elseif is_named(v) then list[#list + 1] = { v[2], v[1], true, v[3] }
     elseif peri.is_tensor(v) then list[#list + 1] = { v }
     else walk.raise(("%s: parameter %d is a %s, expected a tensor"):format(who, i, type(v))) end
   end
@@ -240,13 +250,13 @@ end
 --- @param who string
 --- @param given any
 --- @param how table  pattern, where
---- @return table[] meant  { { name, tensor }, ... }
+--- @return table[] meant  { { path, tensor, published names }, ... }
 --- @return table[] others
 function M.split(who, given, how)
   choice.check(who, how)
   local parts = choice.divide(function () return who end, (flatten(who, given)), { how })
   for _, part in ipairs(parts) do
-    for i, entry in ipairs(part) do part[i] = entry[2] and { entry[2], entry[1] } or entry[1] end
+    for i, entry in ipairs(part) do part[i] = entry[2] and { entry[2], entry[1], entry[4] } or entry[1] end
   end
   return parts[1], parts[2]
 end
