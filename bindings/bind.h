@@ -83,6 +83,9 @@ void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const
 /* Push a new table with weak keys. */
 void peri__weak_keys (lua_State *L);
 
+/* ---- activation.c ---- */
+int peri__activations (lua_State *L);
+
 /* ---- box.c ---- */
 /* Push an empty box, registered in the innermost open scope of L, whose modes are in force then. */
 peri_tensor **peri__box_new (lua_State *L);

@@ -22,13 +22,17 @@ local titles = {
 }
 
 local function families()
-  local of, order, title = {}, {}, "Others"
+  local of, order, title, last = {}, {}, "Others", nil
   for line in (read "runtime/op/list.h" or ""):gmatch "[^\n]+" do
     local file, name = line:match "^/%* ([%w_]+)%.c", line:match "^X%(([%w_]+)%)"
-    if file then
+    if file and file ~= "activation" then
       title = titles[file] or file
       order[#order + 1] = title
     elseif name then of[name] = title end
+  end
+  for _, op in ipairs(peri.ops()) do -- those of a list in a list stand after what it stands after
+    of[op.name] = of[op.name] or last
+    last = of[op.name]
   end
   return of, order
 end

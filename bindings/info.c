@@ -452,6 +452,10 @@ static const peri_reg functions[] = {
     "Call fn(...) and return a printable table of its ops by time, then fn's results.", l_profile },
   { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.",
     l_ops },
+  { "activations", "",
+    "The registry of activations: {name, layer, published, gain, doc} of each, published being the "
+    "names that configs of models have for it besides.",
+    peri__activations },
   { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.",
     l_functions },
   { "methods", "", "Every method of tensors by name.", l_methods },

@@ -113,6 +113,20 @@ local function is_shown(item)
     and not (item.owner or ""):find "^self"
 end
 
+-- What a module holds without a line of its own in the source: made in a loop, declared with a text.
+local function made_in_loops(module)
+  local list = {}
+  for name, value in pairs(type(module) == "table" and module or {}) do
+    local known = options.declared(value)
+    if known and known.text then
+      list[#list + 1] = { name = name, owner = "M", kind = "value", args = "", text = known.text,
+        params = {}, returns = {} }
+    end
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  return list
+end
+
 --- A page with its generated parts made anew.
 --- @param page string
 --- @param read fun(path: string): string?
@@ -129,6 +143,7 @@ return function(page, read)
         if is_shown(item) and item.kind == "class" then class_section(out, item)
         elseif is_shown(item) and not own then section(out, item, prefix, module, known) end
       end
+      for _, item in ipairs(made_in_loops(module)) do section(out, item, prefix, module, known) end
       return first .. "\n" .. table.concat(out, "\n") .. "\n" .. last
     end))
 end

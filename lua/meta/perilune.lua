@@ -767,6 +767,30 @@ function peri.gae(rewards, values, next_values, terminated, truncated, mask, gam
 ---@return perilune.Tensor, perilune.Tensor
 function tensor:gae(values, next_values, terminated, truncated, mask, gamma, lam) end
 
+--- act(x[..., :F]) * x[..., F:] for x (..., 2 F); act is the name of an activation (arXiv:2002.05202).
+---@param x perilune.Tensor|number
+---@param act string
+---@return perilune.Tensor
+function peri.gated(x, act) end
+
+--- act(x[..., :F]) * x[..., F:] for x (..., 2 F); act is the name of an activation (arXiv:2002.05202).
+---@param act string
+---@return perilune.Tensor
+function tensor:gated(act) end
+
+--- act(gate) * up, two tensors of one shape; act is the name of an activation (arXiv:2002.05202).
+---@param gate perilune.Tensor|number
+---@param up perilune.Tensor|number
+---@param act string
+---@return perilune.Tensor
+function peri.gated_mul(gate, up, act) end
+
+--- act(gate) * up, two tensors of one shape; act is the name of an activation (arXiv:2002.05202).
+---@param up perilune.Tensor|number
+---@param act string
+---@return perilune.Tensor
+function tensor:gated_mul(up, act) end
+
 --- out[i][j] = x[i][index[i][j]] for dim 2, likewise for others; out has index's shape, which may not exceed x's in the other dims.
 ---@param x perilune.Tensor|number
 ---@param index perilune.Tensor|number
@@ -806,6 +830,19 @@ function tensor:gelu(approximate) end
 ---@param approximate? string
 ---@return perilune.Tensor
 function tensor:gelu_(approximate) end
+
+--- 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): gelu(x, "tanh") (arXiv:1606.08415).
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.gelu_tanh(x) end
+
+--- 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): gelu(x, "tanh") (arXiv:1606.08415).
+---@return perilune.Tensor
+function tensor:gelu_tanh() end
+
+--- 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): gelu(x, "tanh") (arXiv:1606.08415).
+---@return perilune.Tensor
+function tensor:gelu_tanh_() end
 
 --- Euclidean norm of all elements of a list of tensors together, summed in f64 in a fixed order -> (); the gradient is 0 where the norm is 0.
 ---@param grads perilune.Tensor[]
@@ -1034,7 +1071,7 @@ function tensor:lerp(y, weight) end
 ---@return perilune.Tensor
 function tensor:lerp_(y, weight) end
 
---- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or packed, and gets no gradient then.
+--- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none or the name of an activation (peri.activations()). weight may be quantised or packed, and gets no gradient then.
 ---@param x perilune.Tensor|number
 ---@param weight perilune.Tensor|number
 ---@param bias? perilune.Tensor|number
@@ -1042,7 +1079,7 @@ function tensor:lerp_(y, weight) end
 ---@return perilune.Tensor
 function peri.linear(x, weight, bias, act) end
 
---- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or packed, and gets no gradient then.
+--- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none or the name of an activation (peri.activations()). weight may be quantised or packed, and gets no gradient then.
 ---@param weight perilune.Tensor|number
 ---@param bias? perilune.Tensor|number
 ---@param act? string
@@ -1298,6 +1335,19 @@ function tensor:minimum(y) end
 ---@return perilune.Tensor
 function tensor:minimum_(y) end
 
+--- x tanh(log(1 + e^x)) (arXiv:1908.08681).
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.mish(x) end
+
+--- x tanh(log(1 + e^x)) (arXiv:1908.08681).
+---@return perilune.Tensor
+function tensor:mish() end
+
+--- x tanh(log(1 + e^x)) (arXiv:1908.08681).
+---@return perilune.Tensor
+function tensor:mish_() end
+
 --- x - floordiv(x, y) * y, broadcast: the remainder has the sign of y, as in Lua.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
@@ -1532,6 +1582,19 @@ function peri.prod(x, dims, keep) end
 ---@return perilune.Tensor
 function tensor:prod(dims, keep) end
 
+--- x sigmoid(1.702 x), near gelu (arXiv:1606.08415).
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.quick_gelu(x) end
+
+--- x sigmoid(1.702 x), near gelu (arXiv:1606.08415).
+---@return perilune.Tensor
+function tensor:quick_gelu() end
+
+--- x sigmoid(1.702 x), near gelu (arXiv:1606.08415).
+---@return perilune.Tensor
+function tensor:quick_gelu_() end
+
 --- Uniform random numbers in [0, 1).
 ---@param shape integer|integer[]
 ---@param dtype? perilune.Dtype default f32
@@ -1605,6 +1668,19 @@ function tensor:relu() end
 --- max(x, 0); the gradient at 0 is 0.
 ---@return perilune.Tensor
 function tensor:relu_() end
+
+--- max(x, 0)^2 (arXiv:2109.08668); the gradient at 0 is 0.
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.relu_squared(x) end
+
+--- max(x, 0)^2 (arXiv:2109.08668); the gradient at 0 is 0.
+---@return perilune.Tensor
+function tensor:relu_squared() end
+
+--- max(x, 0)^2 (arXiv:2109.08668); the gradient at 0 is 0.
+---@return perilune.Tensor
+function tensor:relu_squared_() end
 
 --- Each position of dim n times in a row: a b becomes a a b b for n = 2.
 ---@param x perilune.Tensor|number
@@ -2329,6 +2405,10 @@ function peri.profile(fn, ...) end
 --- The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.
 ---@return any ...
 function peri.ops() end
+
+--- The registry of activations: {name, layer, published, gain, doc} of each, published being the names that configs of models have for it besides.
+---@return any ...
+function peri.activations() end
 
 --- The functions and methods that are no ops: {name, sig, doc, of} of each.
 ---@return any ...

@@ -160,6 +160,7 @@ end
 -- Title, text, arguments, options and results of a function or constructor.
 local function describe_item(title, item, known)
   local out = { title }
+  if known and known.text then item = { text = known.text, params = {}, returns = {} } end
   if item and item.text ~= "" then out[#out + 1] = comments.wrap(item.text, terminal.width()) end
   if not (item and item.text ~= "") and not known then out[#out + 1] = "(no comment above it)" end
   local params = item and shown_params(item, known) or {}

@@ -339,15 +339,16 @@ local declared = setmetatable({}, { __mode = "k" })
 --- @param object T  function or class
 --- @param positional string[]  names of the arguments before the table of options
 --- @param rules table  options of that table
+--- @param text string?  what it is, for what is made in a loop and so has no comment of its own
 --- @return T
-function M.declare(object, positional, rules)
-  declared[object] = { positional = positional, rules = rules }
+function M.declare(object, positional, rules, text)
+  declared[object] = { positional = positional, rules = rules, text = text }
   return object
 end
 
 --- What declare noted: { positional = { "dim" }, more = true, options = { { name, kind, default, doc }, ... } }
---- with the positional options first and the others sorted by name, more when there are others; nil when
---- nothing was noted. A default is shown as text, "required" or nil.
+--- with the positional options first and the others sorted by name, more when there are others, and the text;
+--- nil when nothing was noted. A default is shown as text, "required" or nil.
 --- @param object any
 --- @return table?
 function M.declared(object)
@@ -376,7 +377,7 @@ function M.declared(object)
     list[#list + 1] = { name = name, default = text, kind = is_rule(entry) and entry.kind or "",
       doc = is_rule(entry) and entry.doc or "" }
   end
-  return { positional = known.positional, options = list, more = #others > 0 }
+  return { positional = known.positional, options = list, more = #others > 0, text = known.text }
 end
 
 --- Options of a constructor that takes its first values by position, or everything in one table:

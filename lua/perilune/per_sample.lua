@@ -6,15 +6,6 @@
 local peri = require "perilune.core"
 local options = require "perilune.options"
 
-local activations = {
-  relu = function(x) return x:relu() end,
-  tanh = function(x) return x:tanh() end,
-  sigmoid = function(x) return x:sigmoid() end,
-  silu = function(x) return x:silu() end,
-  gelu = function(x) return x:gelu() end,
-  gelu_tanh = function(x) return x:gelu("tanh") end,
-}
-
 local function add_to(sums, param, grad)
   sums[param] = sums[param] and sums[param] + grad or grad
 end
@@ -102,7 +93,7 @@ local function interceptor(state)
     local ours = wanted[weight] or (bias and wanted[bias])
     if not ours or (x:numel() // x:size(-1)) % n ~= 0 then return peri.linear(x, weight, bias, act) end
     local y = linear_of(state)(x, weight, bias)
-    if act and act ~= "none" then y = activations[act](y) end
+    if act and act ~= "none" then y = peri[act](y) end
     return y
   end
   local function embedding(...)

@@ -15,8 +15,8 @@
 #define PERI_NAME(base) PERI_CAT(base, PERI_LEVEL)
 
 struct peri__gemm_kernels;   /* cpu/gemm.h */
-struct peri__math_kernels;   /* cpu/math.h: unary, binary, reductions over arrays */
-struct peri__nn_kernels;     /* cpu/nn.h: softmax, norms, rope, attention, gated activations */
+struct peri__math_kernels;   /* cpu/math.h: unary, binary, gates, reductions over arrays */
+struct peri__nn_kernels;     /* cpu/nn.h: softmax, norms, rope, attention */
 struct peri__loss_kernels;   /* cpu/loss.h: losses, optimizer steps */
 struct peri__quant_kernels;  /* cpu/quant.h: products with quantised weights */
 struct peri__packed_kernels; /* cpu/packed.h: products with packed float weights */

@@ -16,29 +16,53 @@ typedef void (*peri__kernel)(int64_t n, const void *const *in, const int64_t *st
 
 /* ORDER math: these lists give the enums below and the tables in cpu/simd_*.c and op/. */
 /* clang-format off */
-#define PERI_UNARY(X)                                                                            \
+
+/* The activations: a line here, v_NAME and v_NAME_back in cpu/vec_act.h, a block in
+** op/activation.c; from these come the ops NAME and NAME_backward, the mode of linear and of the gated
+** ops, the layer of nn, the names that a config.json has. The second word is what the gradient
+** reads: the input x or the output y. The use gives F, which receives X and both. */
+#define PERI_ACTIVATIONS(F, X)                                                                   \
+  F(X, relu, y) F(X, relu_squared, x) F(X, tanh, y) F(X, sigmoid, y) F(X, silu, x) F(X, gelu, x) \
+  F(X, gelu_tanh, x) F(X, quick_gelu, x) F(X, mish, x)
+#define PERI_ACT_NAME(X, name, saved) X(name)
+#define PERI_ACT_BACK(X, name, saved) X(name##_backward)
+
+#define PERI_PLAIN_UNARY(X)                                                                      \
   X(neg) X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(log2) X(sqrt) X(rsqrt) X(square)       \
-  X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(relu) X(leaky_relu) X(elu) X(gelu_tanh)       \
-  X(gelu_erf) X(silu) X(softplus) X(erf) X(floor) X(ceil) X(round) X(clamp)
+  X(reciprocal) X(sin) X(cos) X(leaky_relu) X(elu) X(softplus) X(erf) X(floor) X(ceil) X(round)  \
+  X(clamp)
+#define PERI_UNARY(X) PERI_PLAIN_UNARY(X) PERI_ACTIVATIONS(PERI_ACT_NAME, X)
 #define PERI_TEST(X) X(isnan) X(isinf) X(isfinite)             /* float -> bool */
-#define PERI_BINARY(X)                                                                           \
-  X(add) X(sub) X(mul) X(div) X(floordiv) X(mod) X(pow) X(maximum) X(minimum) X(atan2)           \
-  X(relu_backward) X(gelu_tanh_backward) X(gelu_erf_backward) X(silu_backward) X(tanh_backward)  \
-  X(sigmoid_backward)
+#define PERI_ARITHMETIC(X) X(add) X(sub) X(mul) X(div) X(maximum) X(minimum)
+#define PERI_COSTLY_BINARY(X) X(floordiv) X(mod) X(pow) X(atan2)
+#define PERI_PLAIN_BINARY(X) PERI_ARITHMETIC(X) PERI_COSTLY_BINARY(X)
+#define PERI_BINARY(X) PERI_PLAIN_BINARY(X) PERI_ACTIVATIONS(PERI_ACT_BACK, X)
 #define PERI_COMPARE(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge)    /* -> bool */
 /* clang-format on */
 
 #define PERI_MATH_ID(name) PERI_MATH_##name,
+#define PERI_ACT_ID(name) PERI_ACT_##name,
 enum { PERI_UNARY(PERI_MATH_ID) PERI_N_UNARY };
+enum { PERI_ACTIVATIONS(PERI_ACT_NAME, PERI_ACT_ID) PERI_N_ACT };
+enum { PERI_N_PLAIN_UNARY = PERI_N_UNARY - PERI_N_ACT };
 enum { PERI_TEST(PERI_MATH_ID) PERI_N_TEST };
 enum { PERI_BINARY(PERI_MATH_ID) PERI_N_BINARY };
+enum { PERI_N_PLAIN_BINARY = PERI_N_BINARY - PERI_N_ACT };
 enum { PERI_COMPARE(PERI_MATH_ID) PERI_N_COMPARE };
+
+/* One activation, gated: y = act(gate) up, and its gradients from g. f64 twins are in op/gated.c. */
+typedef struct peri__gate {
+  void (*forward)(const float *gate, const float *up, float *y, int64_t n);
+  void (*back)(const float *gate, const float *up, const float *g, float *dgate, float *dup,
+               int64_t n);
+} peri__gate;
 
 /* Reductions of n floats go in a fixed order that depends on n alone. Sums are carried in f64. */
 struct peri__math_kernels {
   const peri__kernel *unary, *test, *binary, *compare;
-  peri__kernel where; /* bool ? f32 : f32 */
-  peri__kernel lerp;  /* a + w (b - a) */
+  const peri__gate *gate; /* by PERI_ACT_ id */
+  peri__kernel where;     /* bool ? f32 : f32 */
+  peri__kernel lerp;      /* a + w (b - a) */
   double (*sum)(const float *x, int64_t n);
   double (*sum_abs)(const float *x, int64_t n);
   double (*sum_square)(const float *x, int64_t n, double shift); /* of x - shift */

@@ -1,5 +1,5 @@
 /*
-** nn.h - kernels of the layers: softmax, norms, rotary positions, dropout, gated activations and
+** nn.h - kernels of the layers: softmax, norms, rotary positions, dropout and
 ** attention, all f32. Arrays are row-major; rows are cut between threads by the op, so nothing in a
 ** row may depend on which rows a call was given.
 */
@@ -77,10 +77,6 @@ struct peri__nn_kernels {
   /* Rotate pairs of the first 2 n channels of heads x D by the angles of c, s (n). */
   void (*rope)(const float *x, float *y, int64_t heads, int64_t x_head, int64_t D, int64_t n,
                const float *c, const float *s, bool interleaved, bool inverse);
-  /* y = silu(gate) up, and its gradients. */
-  void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n);
-  void (*silu_mul_back)(const float *gate, const float *up, const float *g, float *dgate,
-                        float *dup, int64_t n);
   /* mask[i] = 1 where bits 8.. of word 4 block + i of the stream are at least limit, i < n. */
   void (*dropout_mask)(peri_rng rng, uint64_t block, int64_t n, uint32_t limit, uint8_t *mask);
   /* y = mask[i] ? x scale : 0 */

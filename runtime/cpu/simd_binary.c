@@ -4,13 +4,14 @@
 */
 #include "cpu/cpu.h"
 #include "cpu/math.h"
-#include "cpu/vec_math.h"
+#include "cpu/vec_act.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
 typedef vf (*map2)(vf a, vf b);
 
-INLINE void each (int64_t n, const void *const *in, const int64_t *step, float *y, map2 f) {
+/* Arithmetic: a loop for each pair of steps. */
+INLINE void each_cheap (int64_t n, const void *const *in, const int64_t *step, float *y, map2 f) {
   const float *a = in[0], *b = in[1];
   int64_t i = 0;
   if (step[0] && step[1]) {
@@ -33,6 +34,19 @@ INLINE void each (int64_t n, const void *const *in, const int64_t *step, float *
   }
 }
 
+/* What costs more than its loads: one element for all is read again and again from a vector that it
+** fills, so that one loop serves every pair of steps and a function stands in the program twice. */
+INLINE void each_costly (int64_t n, const void *const *in, const int64_t *step, float *y, map2 f) {
+  float fill[2][PERI_VW];
+  const float *a = in[0], *b = in[1];
+  int64_t i = 0, sa = step[0] ? PERI_VW : 0, sb = step[1] ? PERI_VW : 0;
+  if (!sa) v_store(fill[0], v_set(*a)), a = fill[0];
+  if (!sb) v_store(fill[1], v_set(*b)), b = fill[1];
+  for (; i + PERI_VW <= n; i += PERI_VW, a += sa, b += sb) v_store(y + i, f(v_load(a), v_load(b)));
+  if (i < n)
+    v_store_tail(y + i, f(v_load_tail(a, n - i, 1.0f), v_load_tail(b, n - i, 1.0f)), n - i);
+}
+
 #define FORMULA(name, e) \
   static inline vf f_##name(vf a, vf b) { return e; }
 FORMULA(add, a + b)
@@ -42,13 +56,9 @@ FORMULA(div, a / b)
 /* the larger; NaN if either is NaN: max picks b then, and a + b is NaN where a is */
 FORMULA(maximum, v_select((vi)(a == a), v_max(a, b), a))
 FORMULA(minimum, v_select((vi)(a == a), v_min(a, b), a))
-/* gradients: a is the saved input (tanh, sigmoid: output), b the gradient that came */
-FORMULA(relu_backward, v_select((vi)(a <= 0.0f), v_set(0.0f), b))
-FORMULA(gelu_tanh_backward, b *v_gelu_tanh_grad(a))
-FORMULA(gelu_erf_backward, b *v_gelu_erf_grad(a))
-FORMULA(silu_backward, b *v_silu_grad(a))
-FORMULA(tanh_backward, b *(1.0f - a * a))
-FORMULA(sigmoid_backward, b *(a *(1.0f - a)))
+/* gradients: a is what is saved, b the gradient that came */
+#define GRADIENT(name) FORMULA(name##_backward, v_##name##_back(a, b))
+PERI_ACTIVATIONS(PERI_ACT_NAME, GRADIENT)
 
 #define LANES(name, e)                                             \
   static inline float s_##name(float a, float b) { e }             \
@@ -61,13 +71,17 @@ LANES(floordiv, return floorf(a / b);)
 LANES(pow, return b == 2.0f ? a * a : b == 3.0f ? a * a * a : b == 1.0f ? a : powf(a, b);)
 LANES(atan2, return atan2f(a, b);)
 
-#define KERNEL(name)                                                                     \
+#define KERNEL_BY(how, name)                                                             \
   static void k_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
                        const double *p) {                                                \
     (void)p;                                                                             \
-    each(n, in, step, out, f_##name);                                                    \
+    each_##how(n, in, step, out, f_##name);                                              \
   }
-PERI_BINARY(KERNEL)
+#define CHEAP(name) KERNEL_BY(cheap, name)
+#define COSTLY(name) KERNEL_BY(costly, name)
+PERI_ARITHMETIC(CHEAP)
+PERI_COSTLY_BINARY(COSTLY)
+PERI_ACTIVATIONS(PERI_ACT_BACK, COSTLY)
 
 #define ENTRY(name) k_##name,
 const peri__kernel PERI_NAME(peri__binary_f32)[PERI_N_BINARY] = { PERI_BINARY(ENTRY) };

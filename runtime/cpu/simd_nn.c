@@ -1,5 +1,5 @@
 /*
-** simd_nn.c - softmax, rotary positions, gated activations and dropout over f32 rows, and the table
+** simd_nn.c - softmax, rotary positions and dropout over f32 rows, and the table
 ** of all layer kernels. Order of every sum: vectors in groups of CHUNK, groups one after another,
 ** lanes last; it depends on the row's length alone.
 */
@@ -183,24 +183,7 @@ static void rope (const float *x, float *y, int64_t heads, int64_t x_head, int64
   }
 }
 
-/* ---- gated activation, dropout ---- */
-
-static void silu_mul (const float *gate, const float *up, float *y, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) {
-    int64_t k = n - i;
-    put(y + i, v_silu(get(gate + i, k)) * get(up + i, k), k);
-  }
-}
-
-static void silu_mul_back (const float *gate, const float *up, const float *g, float *dgate,
-                           float *dup, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) {
-    int64_t k = n - i;
-    vf x = v_clamp(get(gate + i, k), -1e4f, 1e4f), t = get(g + i, k), s = v_sigmoid(x);
-    put(dgate + i, t * get(up + i, k) * (s * (x * (1.0f - s) + 1.0f)), k);
-    put(dup + i, t * (x * s), k);
-  }
-}
+/* ---- dropout ---- */
 
 /* 32 x 32 bit products by lane: low and high halves. */
 static inline void wide_mul (v_u32 x, uint32_t by, v_u32 *low, v_u32 *high) {
@@ -269,8 +252,6 @@ const struct peri__nn_kernels PERI_NAME(peri__nn) = {
   .norm_back = PERI_NAME(peri__norm_back_rows),
   .sincos = sincos_table,
   .rope = rope,
-  .silu_mul = silu_mul,
-  .silu_mul_back = silu_mul_back,
   .dropout_mask = dropout_mask,
   .dropout = dropout,
   .attn_units = PERI_NAME(peri__attn_units),

@@ -9,6 +9,7 @@
 
 extern const peri__kernel PERI_NAME(peri__unary_f32)[], PERI_NAME(peri__test_f32)[],
     PERI_NAME(peri__binary_f32)[], PERI_NAME(peri__compare_f32)[];
+extern const peri__gate PERI_NAME(peri__gates)[];
 extern void PERI_NAME(peri__where_f32)(int64_t, const void *const *, const int64_t *, void *,
                                        const double *);
 extern void PERI_NAME(peri__lerp_f32)(int64_t, const void *const *, const int64_t *, void *,
@@ -216,6 +217,7 @@ const struct peri__math_kernels PERI_NAME(peri__math) = {
   .unary = PERI_NAME(peri__unary_f32),
   .test = PERI_NAME(peri__test_f32),
   .binary = PERI_NAME(peri__binary_f32),
+  .gate = PERI_NAME(peri__gates),
   .compare = PERI_NAME(peri__compare_f32),
   .where = PERI_NAME(peri__where_f32),
   .lerp = PERI_NAME(peri__lerp_f32),

@@ -4,22 +4,18 @@
 */
 #include "cpu/cpu.h"
 #include "cpu/math.h"
-#include "cpu/vec_math.h"
+#include "cpu/vec_act.h"
 
 typedef vf (*map1)(vf x, vf p0, vf p1);
 
 static inline __attribute__((always_inline)) void each (int64_t n, const float *x, int64_t step,
                                                         float *y, const double *p, map1 f) {
   vf p0 = v_set(p ? (float)p[0] : 0), p1 = v_set(p ? (float)p[1] : 0);
-  int64_t i = 0;
-  if (!step) { /* one value for all */
-    vf v = f(v_set(*x), p0, p1);
-    for (; i + PERI_VW <= n; i += PERI_VW) v_store(y + i, v);
-    if (i < n) v_store_tail(y + i, v, n - i);
-    return;
-  }
-  for (; i + PERI_VW <= n; i += PERI_VW) v_store(y + i, f(v_load(x + i), p0, p1));
-  if (i < n) v_store_tail(y + i, f(v_load_tail(x + i, n - i, 1.0f), p0, p1), n - i);
+  float fill[PERI_VW];
+  int64_t i = 0, sx = step ? PERI_VW : 0;
+  if (!step) v_store(fill, v_set(*x)), x = fill; /* one value for all */
+  for (; i + PERI_VW <= n; i += PERI_VW, x += sx) v_store(y + i, f(v_load(x), p0, p1));
+  if (i < n) v_store_tail(y + i, f(v_load_tail(x, n - i, 1.0f), p0, p1), n - i);
 }
 
 #define PLAIN(name)                               \
@@ -37,13 +33,9 @@ PLAIN(sqrt)
 PLAIN(rsqrt)
 PLAIN(sin)
 PLAIN(cos)
-PLAIN(tanh)
-PLAIN(sigmoid)
-PLAIN(gelu_tanh)
-PLAIN(gelu_erf)
-PLAIN(silu)
 PLAIN(erf)
 PLAIN(abs)
+PERI_ACTIVATIONS(PERI_ACT_NAME, PLAIN)
 
 #define FORMULA(name, e)                          \
   static inline vf f_##name(vf x, vf p0, vf p1) { \
@@ -54,7 +46,6 @@ PLAIN(abs)
 FORMULA(neg, -x)
 FORMULA(square, x *x)
 FORMULA(reciprocal, 1.0f / x)
-FORMULA(relu, v_max(v_set(0.0f), x))
 FORMULA(leaky_relu, v_select((vi)(x > 0.0f), x, x *p0))
 FORMULA(elu, v_select((vi)(x > 0.0f), x, v_expm1(x) * p0))
 /* NaN bounds are no bounds; a NaN x stays */

@@ -1,13 +1,11 @@
 /*
-** vec_math.h - exp, log, tanh, erf, the activations and friends over vectors of floats, included by
-** simd_*.c only. Own polynomials (weighted minimax fits, coefficients rounded one by one), no
+** vec_math.h - exp, log, tanh, erf and friends over vectors of floats, included by simd_*.c only;
+** the activations are in vec_act.h. Own polynomials (weighted minimax fits, coefficients rounded one by one), no
 ** tables, no branches that depend on neighbouring lanes: a lane's bits depend on that lane alone.
 **
 ** Errors against exact values, in units in the last place (tests/c/test_math.c measures them):
 **   sqrt 0.5   log log1p 1   exp 1.1   sin cos log2 rsqrt expm1 1.7   erf softplus 2
-**   tanh sigmoid 2.6   silu 3.2
-**   gelu forms 4e-7 (|x| + 1) absolute: the far left tail loses relative accuracy, as does the
-**   neighbourhood of a derivative's zero.
+**   tanh sigmoid 2.6
 ** +-inf, NaN, +-0, overflow and denormal results are those of the C library.
 */
 #ifndef peri_vec_math_h
@@ -170,15 +168,6 @@ static inline vf v_sigmoid (vf x) { /* 1 / (1 + e) or e / (1 + e), e = exp(-|x|)
   vf e = v_exp(-v_abs(x));
   return v_select((vi)(x < 0.0f), e, v_set(1.0f)) / (e + 1.0f);
 }
-static inline vf v_silu (vf x) {
-  x = v_max(v_set(-1e4f), x); /* the limit at -inf is -0, not -inf * 0 */
-  return x * v_sigmoid(x);
-}
-static inline vf v_silu_grad (vf x) {
-  x = v_clamp(x, -1e4f, 1e4f);
-  vf s = v_sigmoid(x);
-  return s * (x * (1.0f - s) + 1.0f);
-}
 static inline vf v_softplus (vf x) { /* log(1 + e^x) */
   return v_max(v_set(0.0f), x) + v_log1p(v_exp(-v_abs(x)));
 }
@@ -201,48 +190,6 @@ static inline vf v_erf (vf x) {
   vf y = v_copysign(1.0f - v_exp(-t * g), x);
   return v_select((vi)(t < 0.94f), p, y);
 }
-/* Standard normal distribution function of x, and *e = exp(-x^2 / 2). erfc(t) = exp(-t^2) q P(q),
-** q = 1 / (1 + 0.3 t): relative error 2e-8 to t = 10, where it has left f32; no cancellation. */
-static inline vf v_normal_cdf (vf x, vf *e) {
-  vf q = 1.0f / (v_abs(x) * (0.3f * 0x1.6a09e6p-1f) + 1.0f), y = q - 0.5f;
-  vf p = y * -0x1.09a47ap-3f + -0x1.090356p-5f;
-  p = p * y + 0x1.1f3f2ep-2f;
-  p = p * y + 0x1.4e8b90p-1f;
-  p = p * y + 0x1.d2943cp-1f;
-  p = p * y + 0x1.e643a6p-1f;
-  p = p * y + 0x1.971abep-1f;
-  p = p * y + 0x1.1b2902p-1f;
-  p = p * y + 0x1.4cc78ap-2f;
-  *e = v_exp(x * x * -0.5f);
-  vf h = *e * q * p * 0.5f;
-  return v_select((vi)(x < 0.0f), h, 1.0f - h);
-}
-static inline vf v_gelu_erf (vf x) {
-  vf e;
-  x = v_max(v_set(-1e4f), x);
-  return x * v_normal_cdf(x, &e);
-}
-static inline vf v_gelu_erf_grad (vf x) {
-  vf e;
-  x = v_clamp(x, -1e4f, 1e4f);
-  vf c = v_normal_cdf(x, &e);
-  return x * e * 0x1.988454p-2f + c; /* 1 / sqrt(2 pi) */
-}
-/* 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); arXiv:1606.08415. */
-static inline vf v_gelu_tanh_2u (vf x) {
-  return x * (x * x * (1.5957691216057308f * 0.044715f) + 1.5957691216057308f);
-}
-static inline vf v_gelu_tanh (vf x) {
-  x = v_max(v_set(-1e4f), x);
-  return x * v_sigmoid(v_gelu_tanh_2u(x));
-}
-static inline vf v_gelu_tanh_grad (vf x) {
-  x = v_clamp(x, -1e4f, 1e4f);
-  vf s = v_sigmoid(v_gelu_tanh_2u(x));
-  vf du = x * x * (3.0f * 1.5957691216057308f * 0.044715f) + 1.5957691216057308f;
-  return s * (x * du * (1.0f - s) + 1.0f);
-}
-
 /* sin and cos of x = n pi/2 + r: the reduction is done in f64 with pi/2 in two parts, n * the first
 ** is exact up to |x| = 1e6; lanes beyond go to the C library one by one. */
 static inline vf v_trig (vf x, int shift) {
@@ -277,10 +224,6 @@ static inline vf v_cos (vf x) {
     for (int i = 0; i < PERI_VW; i++)
       if (far[i]) y[i] = cosf(x[i]);
   return y;
-}
-static inline vf v_pow (vf x, vf y) {
-  for (int i = 0; i < PERI_VW; i++) x[i] = powf(x[i], y[i]);
-  return x;
 }
 
 #endif

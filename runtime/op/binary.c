@@ -1,12 +1,13 @@
 /*
 ** binary.c - elementwise functions of two and three tensors with broadcasting: arithmetic,
-** comparisons, logic, and the fused gradients of the hot activations.
+** comparisons, logic.
 */
 #include <math.h>
 #include <string.h>
 
 #include "op/elementwise.h"
 #include "op/move.h"
+#include "op/rule.h"
 
 /* ---- f64 and i64 kernels ---- */
 
@@ -24,30 +25,9 @@
 #define F64(name, e) LOOP(d, name, double, double, e)
 #define I64(name, e) LOOP(i, name, int64_t, int64_t, e)
 
-#define C_GELU 1.59576912160573071 /* 2 sqrt(2 / pi) */
-#define INV_SQRT_2PI 0.39894228040143267794
-static double logistic (double x) {
-  double e = exp(-fabs(x));
-  return (x < 0 ? e : 1) / (1 + e);
-}
-static double bounded (double x) { return x > 1e3 ? 1e3 : x < -1e3 ? -1e3 : x; }
 static double mod_f64 (double a, double b) {
   double m = fmod(a, b);
   return m != 0 && (m < 0) != (b < 0) ? m + b : m;
-}
-static double gelu_tanh_grad (double x) {
-  x = bounded(x);
-  double s = logistic(C_GELU * (x + 0.044715 * x * x * x));
-  return s + x * s * (1 - s) * C_GELU * (1 + 3 * 0.044715 * x * x);
-}
-static double gelu_erf_grad (double x) {
-  x = bounded(x);
-  return 0.5 * erfc(-x * PERI_SQRT1_2) + x * INV_SQRT_2PI * exp(-0.5 * x * x);
-}
-static double silu_grad (double x) {
-  x = bounded(x);
-  double s = logistic(x);
-  return s * (1 + x * (1 - s));
 }
 F64(add, a + b)
 F64(sub, a - b)
@@ -59,14 +39,8 @@ F64(pow, pow(a, b))
 F64(maximum, a != a || a > b ? a : b)
 F64(minimum, a != a || a < b ? a : b)
 F64(atan2, atan2(a, b))
-F64(relu_backward, a <= 0 ? 0 : b)
-F64(gelu_tanh_backward, b *gelu_tanh_grad(a))
-F64(gelu_erf_backward, b *gelu_erf_grad(a))
-F64(silu_backward, b *silu_grad(a))
-F64(tanh_backward, b *(1 - a * a))
-F64(sigmoid_backward, b *(a *(1 - a)))
 #define D(name) d_##name,
-static const peri__kernel binary_f64[PERI_N_BINARY] = { PERI_BINARY(D) };
+static const peri__kernel binary_f64[PERI_N_PLAIN_BINARY] = { PERI_PLAIN_BINARY(D) };
 
 /* Integers wrap around. A divisor of 0 does not come here; -1 may not go through the processor's
 ** division, which traps on the least integer. */
@@ -94,17 +68,10 @@ I64(mod, mod_i64(a, b))
 I64(pow, pow_i64(a, b))
 I64(maximum, a > b ? a : b)
 I64(minimum, a < b ? a : b)
-I64(relu_backward, a > 0 ? b : 0)
-static const peri__kernel binary_i64[PERI_N_BINARY] = {
-  [PERI_MATH_add] = i_add,
-  [PERI_MATH_sub] = i_sub,
-  [PERI_MATH_mul] = i_mul,
-  [PERI_MATH_floordiv] = i_floordiv,
-  [PERI_MATH_mod] = i_mod,
-  [PERI_MATH_pow] = i_pow,
-  [PERI_MATH_maximum] = i_maximum,
-  [PERI_MATH_minimum] = i_minimum,
-  [PERI_MATH_relu_backward] = i_relu_backward,
+static const peri__kernel binary_i64[PERI_N_PLAIN_BINARY] = {
+  [PERI_MATH_add] = i_add,           [PERI_MATH_sub] = i_sub,         [PERI_MATH_mul] = i_mul,
+  [PERI_MATH_floordiv] = i_floordiv, [PERI_MATH_mod] = i_mod,         [PERI_MATH_pow] = i_pow,
+  [PERI_MATH_maximum] = i_maximum,   [PERI_MATH_minimum] = i_minimum,
 };
 
 #define COMPARE(name, op)                \
@@ -127,7 +94,7 @@ static peri_status run (peri_call *c, int id) {
   peri__kernel fn = type == PERI_F32   ? c->ctx->cpu->math->binary[id]
                     : type == PERI_F64 ? binary_f64[id]
                                        : binary_i64[id];
-  bool cheap = id <= PERI_MATH_div || id == PERI_MATH_maximum || id == PERI_MATH_minimum;
+  bool cheap = id <= PERI_MATH_minimum; /* PERI_ARITHMETIC */
   peri__loop l = { .fn = fn,
                    .nin = 2,
                    .in_type = { type, type },
@@ -150,42 +117,31 @@ static peri_status float_infer (peri_call *c) {
   return peri__infer_broadcast(c, 2, peri__float_of(peri__promoted(c, 0, 2)));
 }
 
-#define RULE(name) static void name##_vjp(peri_vjp *v)
-#define X (v->c->in[0])
-#define Y (v->c->in[1])
-#define OUT (peri__saved(v, 0))
-#define G (v->g[0])
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
-#define GIN(i, e) \
-  if (v->need[i]) v->gin[i] = (e)
-
-#define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE)
 #define BINARY(id, rule, ...)                                                  \
   static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id); } \
   OP(id, .sig = "x, y", .flags = ELEMENTWISE, .infer = rule, .cpu = id##_cpu, __VA_ARGS__)
 
 /* ---- arithmetic ---- */
 
-RULE(add) { v->gin[0] = v->gin[1] = G; }
+RULE(add) { v->gin[0] = v->gin[1] = GRAD; }
 BINARY(add, same_infer, .doc = "x + y, broadcast; integers wrap around, for bool it is \"or\".",
        .unread = 1 | 2, .vjp = add_vjp);
 
 RULE(sub) {
-  v->gin[0] = G;
-  GIN(1, B(BB, neg, G));
+  v->gin[0] = GRAD;
+  GIVE(1, B(BB, neg, GRAD));
 }
 BINARY(sub, same_infer, .doc = "x - y, broadcast.", .unread = 1 | 2, .vjp = sub_vjp);
 
 RULE(mul) {
-  GIN(0, B(BB, mul, G, Y));
-  GIN(1, B(BB, mul, G, X));
+  GIVE(0, B(BB, mul, GRAD, IN(1)));
+  GIVE(1, B(BB, mul, GRAD, IN(0)));
 }
 BINARY(mul, same_infer, .doc = "x * y, broadcast; for bool it is \"and\".", .vjp = mul_vjp);
 
 RULE(div) {
-  GIN(0, B(BB, div, G, Y));
-  GIN(1, B(BB, neg, B(BB, div, B(BB, mul, G, OUT), Y)));
+  GIVE(0, B(BB, div, GRAD, IN(1)));
+  GIVE(1, B(BB, neg, B(BB, div, B(BB, mul, GRAD, OUT), IN(1))));
 }
 BINARY(div, float_infer, .doc = "x / y, broadcast; integers give f32.", .vjp = div_vjp,
        .domain = "y=0.3..3");
@@ -227,8 +183,8 @@ CHECKED(floordiv, false, same_infer,
                "Constant for differentiation.");
 
 RULE(mod) {
-  v->gin[0] = G;
-  GIN(1, B(BB, neg, B(BB, mul, G, B(BB, floordiv, X, Y))));
+  v->gin[0] = GRAD;
+  GIVE(1, B(BB, neg, B(BB, mul, GRAD, B(BB, floordiv, IN(0), IN(1)))));
 }
 CHECKED(mod, false, same_infer,
         .doc = "x - floordiv(x, y) * y, broadcast: the remainder has the sign of y, as in Lua.",
@@ -243,23 +199,23 @@ RULE(pow) {
   peri_tensor *zero = NUM(0);
   if (plain_exponent(v, &e)) {
     if (e == 2)
-      v->gin[0] = B(BB, mul, G, B(BB, mul, X, NUM(2)));
+      v->gin[0] = B(BB, mul, GRAD, B(BB, mul, IN(0), NUM(2)));
     else if (e == 0)
-      v->gin[0] = B(BB, mul, G, zero);
+      v->gin[0] = B(BB, mul, GRAD, zero);
     else
-      v->gin[0] = B(BB, mul, G, B(BB, mul, B(BB, pow, X, NUM(e - 1)), NUM(e)));
+      v->gin[0] = B(BB, mul, GRAD, B(BB, mul, B(BB, pow, IN(0), NUM(e - 1)), NUM(e)));
     return;
   }
   if (v->need[0]) { /* 0 where y is 0, also where x is 0 then */
-    peri_tensor *d = B(BB, mul, Y, B(BB, pow, X, B(BB, sub, Y, NUM(1))));
-    v->gin[0] = B(BB, mul, G, B(BB, where, B(BB, eq, Y, zero), zero, d));
+    peri_tensor *d = B(BB, mul, IN(1), B(BB, pow, IN(0), B(BB, sub, IN(1), NUM(1))));
+    v->gin[0] = B(BB, mul, GRAD, B(BB, where, B(BB, eq, IN(1), zero), zero, d));
   }
   if (v->need[1]) { /* 0 where x is 0 and y at least 0 */
-    peri_tensor *flat = B(BB, logical_and, B(BB, eq, X, zero), B(BB, ge, Y, zero));
+    peri_tensor *flat = B(BB, logical_and, B(BB, eq, IN(0), zero), B(BB, ge, IN(1), zero));
     peri_tensor *base =
-        BA(BB, to, ATTR(A_INT(v->like[0]->dtype)), X); /* log of a number alone is f32 */
+        BA(BB, to, ATTR(A_INT(v->like[0]->dtype)), IN(0)); /* log of a number alone is f32 */
     peri_tensor *d = B(BB, mul, OUT, B(BB, log, base));
-    v->gin[1] = B(BB, mul, G, B(BB, where, flat, zero, d));
+    v->gin[1] = B(BB, mul, GRAD, B(BB, where, flat, zero, d));
   }
 }
 CHECKED(pow, true, pow_infer,
@@ -269,27 +225,28 @@ CHECKED(pow, true, pow_infer,
 /* The gradient goes to x where it wins, greater being where it does among numbers: a NaN of x wins,
 ** and one of y against a number. Equal ones have half of it each. */
 static void to_winner (peri_vjp *v, peri_tensor *greater) {
-  peri_tensor *ties = B(BB, eq, X, Y), *zero = NUM(0), *half = B(BB, mul, G, NUM(0.5));
-  if (peri__any_nan(BB, X)) greater = B(BB, logical_or, greater, B(BB, ne, X, X));
-  GIN(0, B(BB, where, greater, G, B(BB, where, ties, half, zero)));
-  GIN(1, B(BB, where, greater, zero, B(BB, where, ties, half, G)));
+  peri_tensor *ties = B(BB, eq, IN(0), IN(1)), *zero = NUM(0), *half = B(BB, mul, GRAD, NUM(0.5));
+  if (peri__any_nan(BB, IN(0))) greater = B(BB, logical_or, greater, B(BB, ne, IN(0), IN(0)));
+  GIVE(0, B(BB, where, greater, GRAD, B(BB, where, ties, half, zero)));
+  GIVE(1, B(BB, where, greater, zero, B(BB, where, ties, half, GRAD)));
 }
-RULE(maximum) { to_winner(v, B(BB, gt, X, Y)); }
+RULE(maximum) { to_winner(v, B(BB, gt, IN(0), IN(1))); }
 BINARY(maximum, same_infer,
        .doc = "The larger of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
        .vjp = maximum_vjp);
 
-RULE(minimum) { to_winner(v, B(BB, lt, X, Y)); }
+RULE(minimum) { to_winner(v, B(BB, lt, IN(0), IN(1))); }
 BINARY(minimum, same_infer,
        .doc = "The smaller of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
        .vjp = minimum_vjp);
 
 RULE(atan2) { /* 0 at the origin, where no direction is the steepest */
-  peri_tensor *d = B(BB, add, B(BB, square, X), B(BB, square, Y)), *at0 = B(BB, eq, d, NUM(0));
-  peri_tensor *t = B(BB, div, G, BA(BB, masked_fill, ATTR(A_NUM(1)), d, at0));
+  peri_tensor *d = B(BB, add, B(BB, square, IN(0)), B(BB, square, IN(1))),
+              *at0 = B(BB, eq, d, NUM(0));
+  peri_tensor *t = B(BB, div, GRAD, BA(BB, masked_fill, ATTR(A_NUM(1)), d, at0));
   t = BA(BB, masked_fill, ATTR(A_NUM(0)), t, at0);
-  GIN(0, B(BB, mul, t, Y));
-  GIN(1, B(BB, neg, B(BB, mul, t, X)));
+  GIVE(0, B(BB, mul, t, IN(1)));
+  GIVE(1, B(BB, neg, B(BB, mul, t, IN(0))));
 }
 BINARY(
     atan2, float_infer,
@@ -364,69 +321,3 @@ static peri_status logical (peri_call *c, peri__kernel fn) {
 LOGICAL(and, "True where x and y are both not 0, broadcast.");
 LOGICAL(or, "True where x or y is not 0, broadcast.");
 LOGICAL(xor, "True where exactly one of x and y is not 0, broadcast.");
-
-/* ---- fused gradients of activations ---- */
-
-#define BACKWARD(id, text, ...)                                                         \
-  static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id); }          \
-  OP(id, .sig = "x, grad", .flags = PERI_OP_STRIDED, .doc = text, .infer = float_infer, \
-     .cpu = id##_cpu, .vjp = id##_vjp, __VA_ARGS__)
-
-/* gin of x: gout * grad * d2, d2 being the second derivative of the activation. */
-static peri_tensor *second (peri_vjp *v, peri_tensor *d2) {
-  return B(BB, mul, B(BB, mul, G, Y), d2);
-}
-
-RULE(relu_backward) { GIN(1, B(BB, relu_backward, X, G)); }
-BACKWARD(relu_backward, "Gradient of relu at x: 0 where x is 0 or less, else grad (at NaN, too).",
-         .domain = "kinks=0");
-
-RULE(tanh_backward) {
-  GIN(0, second(v, B(BB, mul, X, NUM(-2))));
-  GIN(1, B(BB, tanh_backward, X, G));
-}
-BACKWARD(tanh_backward, "Gradient of tanh where its output is x: grad * (1 - x^2).",
-         .domain = "x=-0.9..0.9");
-
-RULE(sigmoid_backward) {
-  GIN(0, second(v, B(BB, sub, NUM(1), B(BB, mul, X, NUM(2)))));
-  GIN(1, B(BB, sigmoid_backward, X, G));
-}
-BACKWARD(sigmoid_backward, "Gradient of sigmoid where its output is x: grad * x * (1 - x).",
-         .domain = "x=0.1..0.9");
-
-RULE(silu_backward) { /* s (1 - s) (2 + x (1 - 2 s)) */
-  if (v->need[0]) {
-    peri_tensor *s = B(BB, sigmoid, X), *r = B(BB, sub, NUM(1), s);
-    peri_tensor *t = B(BB, add, B(BB, mul, X, B(BB, sub, r, s)), NUM(2));
-    v->gin[0] = second(v, B(BB, mul, B(BB, mul, s, r), t));
-  }
-  GIN(1, B(BB, silu_backward, X, G));
-}
-BACKWARD(silu_backward, "Gradient of silu at x, times grad.", .domain = NULL);
-
-RULE(gelu_erf_backward) { /* phi(x) (2 - x^2), phi the normal density */
-  if (v->need[0]) {
-    peri_tensor *q = B(BB, square, X), *e = B(BB, exp, B(BB, mul, q, NUM(-0.5)));
-    peri_tensor *t = B(BB, sub, NUM(2 * INV_SQRT_2PI), B(BB, mul, q, NUM(INV_SQRT_2PI)));
-    v->gin[0] = second(v, B(BB, mul, e, t));
-  }
-  GIN(1, B(BB, gelu_erf_backward, X, G));
-}
-BACKWARD(gelu_erf_backward, "Gradient of gelu(x) at x, times grad.", .domain = NULL);
-
-/* y = x s(t), t = 2 u: y'' = s (1 - s) (2 t' + x ((1 - 2 s) t'^2 + t'')) */
-RULE(gelu_tanh_backward) {
-  if (v->need[0]) {
-    peri_tensor *q = B(BB, square, X);
-    peri_tensor *t = B(BB, mul, X, B(BB, add, B(BB, mul, q, NUM(C_GELU * 0.044715)), NUM(C_GELU)));
-    peri_tensor *t1 = B(BB, add, B(BB, mul, q, NUM(3 * C_GELU * 0.044715)), NUM(C_GELU));
-    peri_tensor *s = B(BB, sigmoid, t), *r = B(BB, sub, NUM(1), s);
-    peri_tensor *k = B(BB, mul, B(BB, mul, B(BB, sub, r, s), B(BB, square, t1)), X);
-    k = B(BB, add, k, B(BB, mul, q, NUM(6 * C_GELU * 0.044715))); /* x t'' */
-    k = B(BB, add, k, B(BB, mul, t1, NUM(2)));
-    v->gin[0] = second(v, B(BB, mul, B(BB, mul, s, r), k));
-  }
-  GIN(1, B(BB, gelu_tanh_backward, X, G));
-}
-BACKWARD(gelu_tanh_backward, "Gradient of gelu(x, \"tanh\") at x, times grad.", .domain = NULL);

@@ -5,6 +5,8 @@
 #ifndef peri_elementwise_h
 #define peri_elementwise_h
 
+#include <math.h>
+
 #include "cpu/convert.h"
 #include "cpu/math.h"
 #include "op/op.h"
@@ -23,6 +25,14 @@ typedef struct peri__loop {
 
 #define PERI_SQRT1_2 0.70710678118654752440 /* POSIX's M_ constants are not C11 */
 #define PERI_LN2 0.69314718055994530942
+
+#define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE) /* flags of most ops here */
+
+static inline double peri__logistic (double x) {
+  double e = exp(-fabs(x));
+  return (x < 0 ? e : 1) / (1 + e);
+}
+static inline double peri__softplus (double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }
 
 /* Run l over in[0..nin-1], broadcast to out's shape, into out, which has any strides and may be one
 ** of the inputs. */

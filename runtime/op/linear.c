@@ -5,51 +5,15 @@
 #include <string.h>
 
 #include "cpu/gemm.h"
-#include "cpu/math.h"
+#include "op/activation.h"
 #include "op/matrix.h"
 #include "op/weights.h"
-
-/* ORDER act: the names, their kernels, and what the gradient reads. */
-typedef enum act {
-  ACT_NONE,
-  ACT_RELU,
-  ACT_TANH,
-  ACT_SIGMOID,
-  ACT_SILU,
-  ACT_GELU,
-  ACT_GELU_TANH,
-  ACT_COUNT
-} act;
-static const struct {
-  const char *name;
-  int kernel;
-  bool from_pre; /* the gradient needs the pre-activation, not the output */
-} acts[ACT_COUNT] = {
-  { "none", -1, false },
-  { "relu", PERI_MATH_relu, false },
-  { "tanh", PERI_MATH_tanh, false },
-  { "sigmoid", PERI_MATH_sigmoid, false },
-  { "silu", PERI_MATH_silu, true },
-  { "gelu", PERI_MATH_gelu_erf, true },
-  { "gelu_tanh", PERI_MATH_gelu_tanh, true },
-};
-
-static peri_status act_of (peri_ctx *ctx, const char *name, act *out) {
-  for (int i = 0; i < ACT_COUNT; i++)
-    if (name == NULL || strcmp(name, acts[i].name) == 0) {
-      *out = (act)i;
-      return PERI_OK;
-    }
-  return peri__fail(ctx, PERI_EINVAL,
-                    "act is \"%s\", expected none, relu, tanh, sigmoid, silu, gelu or gelu_tanh",
-                    name);
-}
 
 static peri_status linear_infer (peri_call *c) {
   peri_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2];
   char sx[128], sw[128];
-  act a;
-  TRY(act_of(c->ctx, c->attr[0].s, &a));
+  const peri__act *a;
+  TRY(peri__act_named(c->ctx, c->attr[0].s, &a));
   TRY(peri__want_matrices(c, "x", "weight"));
   TRY(peri__want_float(c, 0, "x"));
   TRY(peri__want_ndim(c, 1, "weight", 2));
@@ -72,7 +36,7 @@ static peri_status linear_infer (peri_call *c) {
   shape[x->ndim - 1] = w->shape[0];
   TRY(peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim, shape, &c->out[0]));
   /* The pre-activation is kept only where a gradient will ask for it. */
-  bool keep = acts[a].from_pre && c->ctx->grad_enabled &&
+  bool keep = a != NULL && !a->from_output && c->ctx->grad_enabled &&
               (peri__tracked(x) || peri__tracked(w) || (b != NULL && peri__tracked(b)));
   int64_t none = 0;
   return peri__new(c->ctx, (peri_dtype)x->dtype, keep ? x->ndim : 1, keep ? shape : &none,
@@ -96,11 +60,11 @@ static void activate (void *ud, float *c, int64_t crs, int64_t i, int64_t j, int
 }
 
 static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
-                               const peri_tensor *w, const peri_tensor *bias, act a, peri_tensor *y,
-                               peri_tensor *pre) {
+                               const peri_tensor *w, const peri_tensor *bias, const peri__act *a,
+                               peri_tensor *y, peri_tensor *pre) {
   int64_t n = w->shape[0], k = w->shape[1];
   peri__matrix m = peri__matrix_of(w, false);
-  finish f = { a == ACT_NONE ? NULL : ctx->cpu->math->unary[acts[a].kernel], y->data, n };
+  finish f = { a == NULL ? NULL : ctx->cpu->math->unary[a->unary], y->data, n };
   peri__gemm g = { .m = n > 0 ? y->numel / n : 0,
                    .n = n,
                    .k = k,
@@ -120,25 +84,9 @@ static peri_status linear_f32 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
   return peri__gemm_f32(ctx, &g);
 }
 
-/* y = act(pre), any float dtype, by the op of that name. */
-static peri_status activate_tensor (peri_ctx *ctx, act a, peri_tensor *pre, peri_tensor *y) {
-  static const peri_op *const ops[ACT_COUNT] = { NULL,           &peri__op_relu,
-                                                 &peri__op_tanh, &peri__op_sigmoid,
-                                                 &peri__op_silu, &peri__op_gelu,
-                                                 &peri__op_gelu };
-  peri_tensor *out = NULL;
-  bool was = peri_set_grad_enabled(ctx, false);
-  peri_status s =
-      peri__apply(ctx, ops[a], 1, &pre, ATTR(A_STR(a == ACT_GELU_TANH ? "tanh" : "none")), &out);
-  peri_set_grad_enabled(ctx, was);
-  if (s == PERI_OK) memcpy(y->data, out->data, (size_t)y->numel * peri__size(y));
-  peri_release(out);
-  return s;
-}
-
 static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
-                               const peri_tensor *w, const peri_tensor *bias, act a, peri_tensor *y,
-                               peri_tensor *pre) {
+                               const peri_tensor *w, const peri_tensor *bias, const peri__act *a,
+                               peri_tensor *y, peri_tensor *pre) {
   int64_t n = w->shape[0];
   peri_tensor *c = pre->numel > 0 ? pre : y;
   peri__gemm64 g = { .m = n > 0 ? y->numel / n : 0,
@@ -154,7 +102,10 @@ static peri_status linear_f64 (peri_ctx *ctx, const peri_tensor *x, int64_t xrs,
                      .crs = n,
                      .bias = bias != NULL ? bias->data : NULL };
   peri__gemm_f64(ctx, &g);
-  return a == ACT_NONE ? PERI_OK : activate_tensor(ctx, a, c, y);
+  const void *in = c->data;
+  const int64_t step = 1;
+  if (a != NULL) a->f64(y->numel, &in, &step, y->data, NULL);
+  return PERI_OK;
 }
 
 /* A range of y = act(c). */
@@ -173,7 +124,7 @@ static void act_range (void *ud, int64_t begin, int64_t end, int worker) {
 }
 
 /* A quantised or packed weight; x and bias are f32. */
-static peri_status linear_weight (peri_call *c, act a) {
+static peri_status linear_weight (peri_call *c, const peri__act *a) {
   peri_tensor *x = peri_retain(c->in[0]), *bias = NULL, *y = c->out[0];
   int64_t k = c->in[1]->shape[1], n = c->in[1]->shape[0], xrs = k;
   peri_status s = PERI_OK;
@@ -187,9 +138,9 @@ static peri_status linear_weight (peri_call *c, act a) {
   if (s == PERI_OK)
     s = peri__weight_product(c->ctx, c->in[1], y->numel / n, x->data, xrs,
                              bias != NULL ? bias->data : NULL, to);
-  if (s == PERI_OK && a != ACT_NONE)
+  if (s == PERI_OK && a != NULL)
     peri__parallel(c->ctx, y->numel, 8192, act_range,
-                   &(act_job){ c->ctx->cpu->math->unary[acts[a].kernel], to, y->data });
+                   &(act_job){ c->ctx->cpu->math->unary[a->unary], to, y->data });
   peri_release(x);
   peri_release(bias);
   return s;
@@ -198,8 +149,8 @@ static peri_status linear_weight (peri_call *c, act a) {
 static peri_status linear_cpu (peri_call *c) {
   peri_tensor *x = NULL, *w = NULL, *bias = NULL;
   int64_t xrs = 0;
-  act a;
-  TRY(act_of(c->ctx, c->attr[0].s, &a));
+  const peri__act *a;
+  TRY(peri__act_named(c->ctx, c->attr[0].s, &a));
   if (c->out[0]->numel == 0) return PERI_OK;
   if (peri__opaque(c->in[1])) return linear_weight(c, a);
   peri_status s = peri__matrix_readable(c->in[0], false, &x);
@@ -222,26 +173,17 @@ static peri_status linear_cpu (peri_call *c) {
 }
 
 /* Gradient of the pre-activation. */
-static peri_tensor *act_vjp (peri_vjp *v, act a, peri_tensor *g) {
-  peri_build *b = &v->b;
-  peri_tensor *y = a == ACT_RELU || a == ACT_TANH || a == ACT_SIGMOID ? peri__saved(v, 0) : NULL;
-  peri_tensor *pre = y == NULL && a != ACT_NONE ? peri__saved(v, 1) : NULL;
-  switch (a) {
-  case ACT_RELU: return B(b, relu_backward, y, g);
-  case ACT_TANH: return B(b, tanh_backward, y, g);
-  case ACT_SIGMOID: return B(b, sigmoid_backward, y, g);
-  case ACT_SILU: return B(b, silu_backward, pre, g);
-  case ACT_GELU: return B(b, gelu_erf_backward, pre, g);
-  case ACT_GELU_TANH: return B(b, gelu_tanh_backward, pre, g);
-  default: return g;
-  }
+static peri_tensor *act_vjp (peri_vjp *v, const peri__act *a, peri_tensor *g) {
+  if (a == NULL) return g;
+  peri_tensor *in[2] = { peri__saved(v, a->from_output ? 0 : 1), g };
+  return peri__build(&v->b, a->back, 2, in, NULL);
 }
 
 static void linear_vjp (peri_vjp *v) {
   peri_build *b = &v->b;
   peri_tensor *x = v->c->in[0], *w = v->c->in[1];
-  act a;
-  peri__build_fail(b, act_of(v->c->ctx, v->c->attr[0].s, &a));
+  const peri__act *a;
+  peri__build_fail(b, peri__act_named(v->c->ctx, v->c->attr[0].s, &a));
   /* pre gets a gradient of its own in a second backward pass */
   peri_tensor *g = v->g[0] != NULL ? act_vjp(v, a, v->g[0]) : v->g[1];
   if (v->g[0] != NULL && v->g[1] != NULL) g = B(b, add, g, v->g[1]);
@@ -264,7 +206,8 @@ OPN(linear, 2, .nret = 1, .sig = "x, weight, bias:tensor?, act:str=none",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_WEIGHT,
     .doc =
         "act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is "
-        "none, relu, tanh, sigmoid, silu, gelu (by erf) or gelu_tanh. weight may be quantised or "
-        "packed, and gets no gradient then.",
+        "none or the name of an activation (peri.activations()). weight may be quantised or "
+        "packed, "
+        "and gets no gradient then.",
     .infer = linear_infer, .cpu = linear_cpu, .vjp = linear_vjp, .cost = peri__matmul_cost,
     .domain = "x.shape=2,3,4; weight.shape=5,4; bias.shape=5");

@@ -7,6 +7,7 @@
 #define peri_op_h
 
 #include "core/core.h"
+#include "cpu/math.h"
 
 #define PERI_MAX_OUT 4
 #define PERI_MAX_PARAM 24

@@ -3,22 +3,16 @@
 ** of f32 are carried in f64 and rounded once; integers and bool are summed in i64.
 */
 #include "op/reduce.h"
+#include "op/rule.h"
 
 #include <math.h>
 
-#define RULE(name) static void name##_vjp(peri_vjp *v)
-#define X (v->c->in[0])
-#define OUT (peri__saved(v, 0))
-#define G (v->g[0])
-#define GIN (v->gin[0])
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
 #define FLAGS(c)             \
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
 
 static peri_tensor *spread (peri_vjp *v, peri_tensor *g) {
-  return BA(BB, expand, ATTR(A_DIMS(X->shape, X->ndim)), peri__unfold_in(v, g));
+  return BA(BB, expand, ATTR(A_DIMS(IN(0)->shape, IN(0)->ndim)), peri__unfold_in(v, g));
 }
 
 static int fold_type (int dtype) {
@@ -92,7 +86,7 @@ static peri_status sum_cpu (peri_call *c) {
   peri__fold f = sum_fold(c->in[0]->dtype);
   return peri__reduce(c->ctx, &f, c->in[0], flags, c->out[0]);
 }
-RULE(sum) { GIN = spread(v, G); }
+RULE(sum) { GIVE(0, spread(v, GRAD)); }
 OP(sum, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Sum over dims; keep leaves them with size 1. bool and integers give i64; the empty sum "
           "is 0.",
@@ -111,7 +105,7 @@ static peri_status mean_cpu (peri_call *c) {
 RULE(mean) {
   bool flags[PERI_MAX_DIMS];
   peri__fold_flags(v, flags);
-  GIN = spread(v, B(BB, div, G, NUM((double)peri__folded(X, flags))));
+  GIVE(0, spread(v, B(BB, div, GRAD, NUM((double)peri__folded(IN(0), flags)))));
 }
 OP(mean, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
@@ -161,13 +155,13 @@ static peri_status prod_cpu (peri_call *c) {
 ** alone; with more it is 0 everywhere. */
 RULE(prod) {
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  peri_tensor *zero = B(BB, eq, X, NUM(0));
-  peri_tensor *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), X, zero);
+  peri_tensor *zero = B(BB, eq, IN(0), NUM(0));
+  peri_tensor *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), IN(0), zero);
   peri_tensor *rest = BA(BB, prod, keep, safe), *zeros = BA(BB, sum, keep, zero);
   peri_tensor *lone = B(BB, logical_and, zero, B(BB, eq, zeros, NUM(1)));
   peri_tensor *d = B(BB, where, lone, rest, NUM(0));
   d = B(BB, where, B(BB, eq, zeros, NUM(0)), B(BB, div, rest, safe), d);
-  GIN = B(BB, mul, peri__unfold_in(v, G), d);
+  GIVE(0, B(BB, mul, peri__unfold_in(v, GRAD), d));
 }
 OP(prod, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc =
@@ -256,10 +250,10 @@ static peri_status min_cpu (peri_call *c) {
 /* Equal ones share the gradient. A NaN is equal to nothing, but where there is one it was chosen. */
 RULE(max) {
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  peri_tensor *y = OUT, *hit = B(BB, eq, X, peri__unfold_in(v, y));
-  if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, X));
-  peri_tensor *share = B(BB, div, peri__unfold_in(v, G), BA(BB, sum, keep, hit));
-  GIN = B(BB, where, hit, share, NUM(0));
+  peri_tensor *y = OUT, *hit = B(BB, eq, IN(0), peri__unfold_in(v, y));
+  if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, IN(0)));
+  peri_tensor *share = B(BB, div, peri__unfold_in(v, GRAD), BA(BB, sum, keep, hit));
+  GIVE(0, B(BB, where, hit, share, NUM(0)));
 }
 OP(max, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Largest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.",

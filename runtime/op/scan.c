@@ -6,9 +6,8 @@
 
 #include "cpu/convert.h"
 #include "op/op.h"
+#include "op/rule.h"
 
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
 #define LANES 64 /* neighbouring lanes that advance together */
 
 typedef struct scan {

@@ -3,17 +3,7 @@
 
 #include "op/elementwise.h"
 #include "op/move.h"
-
-#define RULE(name) static void name##_vjp(peri_vjp *v)
-#define X (v->c->in[0])
-#define Y (v->c->in[1])
-#define G (v->g[0])
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
-#define GIN(i, e) \
-  if (v->need[i]) v->gin[i] = (e)
-
-#define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE)
+#include "op/rule.h"
 
 #define WHERE(name, type)                                                                    \
   static void name(int64_t n, const void *const *in, const int64_t *step, void *out,         \
@@ -45,8 +35,8 @@ static peri_status where_cpu (peri_call *c) {
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
 RULE(where) {
-  GIN(1, B(BB, where, X, G, NUM(0)));
-  GIN(2, B(BB, where, X, NUM(0), G));
+  GIVE(1, B(BB, where, IN(0), GRAD, NUM(0)));
+  GIVE(2, B(BB, where, IN(0), NUM(0), GRAD));
 }
 OP(where, .sig = "cond, x, y", .flags = PERI_OP_STRIDED,
    .doc = "x where cond is not 0, else y; all three broadcast.", .infer = where_infer,
@@ -88,7 +78,7 @@ static peri_status masked_fill_cpu (peri_call *c) {
                    .p = &value };
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
-RULE(masked_fill) { v->gin[0] = BA(BB, masked_fill, ATTR(A_NUM(0)), G, Y); }
+RULE(masked_fill) { v->gin[0] = BA(BB, masked_fill, ATTR(A_NUM(0)), GRAD, IN(1)); }
 OP(masked_fill, .sig = "x, mask, value:num", .flags = ELEMENTWISE,
    .doc = "value where mask is not 0, else x; broadcast.", .infer = masked_fill_infer,
    .cpu = masked_fill_cpu, .unread = 1, .vjp = masked_fill_vjp,
@@ -118,9 +108,9 @@ static peri_status lerp_cpu (peri_call *c) {
 }
 RULE(lerp) {
   peri_tensor *w = v->c->in[2];
-  GIN(0, B(BB, mul, G, B(BB, sub, NUM(1), w)));
-  GIN(1, B(BB, mul, G, w));
-  GIN(2, B(BB, mul, G, B(BB, sub, Y, X)));
+  GIVE(0, B(BB, mul, GRAD, B(BB, sub, NUM(1), w)));
+  GIVE(1, B(BB, mul, GRAD, w));
+  GIVE(2, B(BB, mul, GRAD, B(BB, sub, IN(1), IN(0))));
 }
 OP(lerp, .sig = "x, y, weight", .flags = ELEMENTWISE, .doc = "x + weight * (y - x); broadcast.",
    .infer = lerp_infer, .cpu = lerp_cpu, .vjp = lerp_vjp);

@@ -6,8 +6,8 @@
 
 #include "cpu/convert.h"
 #include "op/op.h"
+#include "op/rule.h"
 
-#define BB (&v->b)
 #define SHORT 24 /* below this, insertion */
 
 typedef struct pair {

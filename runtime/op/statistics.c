@@ -3,16 +3,10 @@
 ** variance, standard deviation, logsumexp, norms. All are carried in f64.
 */
 #include "op/reduce.h"
+#include "op/rule.h"
 
 #include <math.h>
 
-#define RULE(name) static void name##_vjp(peri_vjp *v)
-#define X (v->c->in[0])
-#define OUT (peri__saved(v, 0))
-#define G (v->g[0])
-#define GIN (v->gin[0])
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
 #define FLAGS(c)             \
   bool flags[PERI_MAX_DIMS]; \
   TRY(peri__dims((c)->ctx, &(c)->attr[0], (c)->in[0]->ndim, flags))
@@ -97,9 +91,10 @@ RULE(var) { /* 2 (x - mean) / (n - ddof) */
   bool flags[PERI_MAX_DIMS];
   peri__fold_flags(v, flags);
   const peri_attr keep[] = { v->c->attr[0], A_INT(1) };
-  double left = (double)peri__folded(X, flags) - (double)v->c->attr[2].i;
-  peri_tensor *d = B(BB, sub, X, BA(BB, mean, keep, X));
-  GIN = B(BB, mul, d, B(BB, mul, peri__unfold_in(v, G), NUM(left > 0 ? 2 / left : (double)NAN)));
+  double left = (double)peri__folded(IN(0), flags) - (double)v->c->attr[2].i;
+  peri_tensor *d = B(BB, sub, IN(0), BA(BB, mean, keep, IN(0)));
+  GIVE(0,
+       B(BB, mul, d, B(BB, mul, peri__unfold_in(v, GRAD), NUM(left > 0 ? 2 / left : (double)NAN))));
 }
 OP(var, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
@@ -167,7 +162,7 @@ static peri_status logsumexp_cpu (peri_call *c) {
 RULE(logsumexp) { /* 0 where all are -inf, as each of them alone has */
   peri_tensor *y = peri__unfold_in(v, OUT), *none = B(BB, eq, y, NUM(-INFINITY));
   y = BA(BB, masked_fill, ATTR(A_NUM(0)), y, none);
-  GIN = B(BB, mul, peri__unfold_in(v, G), B(BB, exp, B(BB, sub, X, y)));
+  GIVE(0, B(BB, mul, peri__unfold_in(v, GRAD), B(BB, exp, B(BB, sub, IN(0), y))));
 }
 OP(logsumexp, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
@@ -234,37 +229,37 @@ static peri_status norm_cpu (peri_call *c) {
 RULE(norm) {
   bool flags[PERI_MAX_DIMS];
   double p = v->c->attr[0].f;
-  peri_status s = peri__dims(v->c->ctx, &v->c->attr[1], X->ndim, flags);
+  peri_status s = peri__dims(v->c->ctx, &v->c->attr[1], IN(0)->ndim, flags);
   peri__build_fail(BB, s);
   if (s != PERI_OK) return;
-  peri_tensor *g = peri__unfold(BB, G, X, flags);
+  peri_tensor *g = peri__unfold(BB, GRAD, IN(0), flags);
   if (p == 0) {
-    GIN = BA(BB, zeros_like, ATTR(A_INT(-1)), X);
+    GIVE(0, BA(BB, zeros_like, ATTR(A_INT(-1)), IN(0)));
     return;
   }
   if (p == 1) {
-    GIN = B(BB, mul, g, B(BB, sign, X));
+    GIVE(0, B(BB, mul, g, B(BB, sign, IN(0))));
     return;
   }
-  peri_tensor *y = peri__unfold(BB, OUT, X, flags);
+  peri_tensor *y = peri__unfold(BB, OUT, IN(0), flags);
   if (isinf(p)) {
     const peri_attr keep[] = { v->c->attr[1], A_INT(1) };
-    peri_tensor *hit = B(BB, eq, B(BB, abs, X), y);
-    if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, X));
+    peri_tensor *hit = B(BB, eq, B(BB, abs, IN(0)), y);
+    if (peri__any_nan(BB, y)) hit = B(BB, logical_or, hit, B(BB, isnan, IN(0)));
     peri_tensor *share = B(BB, div, g, BA(BB, sum, keep, hit));
-    GIN = B(BB, mul, B(BB, sign, X), B(BB, where, hit, share, NUM(0)));
+    GIVE(0, B(BB, mul, B(BB, sign, IN(0)), B(BB, where, hit, share, NUM(0))));
     return;
   }
   peri_tensor *zero = B(BB, eq, y, NUM(0)), *safe = BA(BB, masked_fill, ATTR(A_NUM(1)), y, zero);
   g = BA(BB, masked_fill, ATTR(A_NUM(0)), g, zero);
   if (p == 2) {
-    GIN = B(BB, mul, X, B(BB, div, g, safe));
+    GIVE(0, B(BB, mul, IN(0), B(BB, div, g, safe)));
     return;
   }
   /* sign(x) (|x| / y)^(p - 1): powers of the ratio, as those of x and y may over- or underflow */
-  peri_tensor *ratio = B(BB, div, B(BB, abs, X), safe);
-  ratio = BA(BB, masked_fill, ATTR(A_NUM(1)), ratio, B(BB, eq, X, NUM(0)));
-  GIN = B(BB, mul, B(BB, mul, B(BB, sign, X), B(BB, pow, ratio, NUM(p - 1))), g);
+  peri_tensor *ratio = B(BB, div, B(BB, abs, IN(0)), safe);
+  ratio = BA(BB, masked_fill, ATTR(A_NUM(1)), ratio, B(BB, eq, IN(0), NUM(0)));
+  GIVE(0, B(BB, mul, B(BB, mul, B(BB, sign, IN(0)), B(BB, pow, ratio, NUM(p - 1))), g));
 }
 OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,

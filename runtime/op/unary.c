@@ -1,13 +1,14 @@
 /*
-** unary.c - elementwise functions of one tensor: arithmetic, exponentials, activations, rounding,
-** tests. f32 kernels come from cpu/, f64 and i64 ones are here. Gradients of the smooth ones are
-** differentiable again; the hot activations have fused backward ops (binary.c).
+** unary.c - elementwise functions of one tensor: arithmetic, exponentials, rounding, tests. f32
+** kernels come from cpu/, f64 and i64 ones are here. Gradients of the smooth ones are differentiable
+** again. Activations without parameters are in activation.c.
 */
 #include <math.h>
 #include <string.h>
 
 #include "op/elementwise.h"
 #include "op/move.h"
+#include "op/rule.h"
 
 /* ---- f64 and i64 kernels ---- */
 
@@ -23,11 +24,6 @@
     }                                                                                    \
   }
 #define SQRT_2_PI 0.79788456080286535588 /* sqrt(2 / pi) */
-static double logistic (double x) {
-  double e = exp(-fabs(x));
-  return (x < 0 ? e : 1) / (1 + e);
-}
-static double softplus_of (double t) { return (t > 0 ? t : 0) + log1p(exp(-fabs(t))); }
 F64(neg, -x)
 F64(abs, fabs(x))
 F64(sign, x != x ? x : (x > 0) - (x < 0))
@@ -42,15 +38,9 @@ F64(square, x *x)
 F64(reciprocal, 1 / x)
 F64(sin, sin(x))
 F64(cos, cos(x))
-F64(tanh, tanh(x))
-F64(sigmoid, logistic(x))
-F64(relu, x < 0 ? 0 : x)
 F64(leaky_relu, x > 0 ? x : x * p[0])
 F64(elu, x > 0 ? x : p[0] * expm1(x))
-F64(gelu_tanh, x < -1e3 ? -0.0 : x * logistic(2 * SQRT_2_PI * (x + 0.044715 * x * x * x)))
-F64(gelu_erf, x < -1e3 ? -0.0 : 0.5 * x * erfc(-x * PERI_SQRT1_2))
-F64(silu, x < -1e4 ? -0.0 : x * logistic(x))
-F64(softplus, x *p[0] > p[1] ? x : softplus_of(x * p[0]) / p[0])
+F64(softplus, x *p[0] > p[1] ? x : peri__softplus(x * p[0]) / p[0])
 F64(erf, erf(x))
 F64(floor, floor(x))
 F64(ceil, ceil(x))
@@ -58,7 +48,7 @@ F64(round, nearbyint(x))
 F64(clamp, x > p[1] ? p[1] : x < p[0] ? p[0] : x)
 
 #define D(name) d_##name,
-static const peri__kernel unary_f64[PERI_N_UNARY] = { PERI_UNARY(D) };
+static const peri__kernel unary_f64[PERI_N_PLAIN_UNARY] = { PERI_PLAIN_UNARY(D) };
 
 #define I64(name, e)                                                                     \
   static void i_##name(int64_t n, const void *const *in, const int64_t *step, void *out, \
@@ -75,7 +65,6 @@ I64(neg, 0 - (uint64_t)x)
 I64(abs, x < 0 ? 0 - (uint64_t)x : (uint64_t)x)
 I64(sign, (x > 0) - (x < 0))
 I64(square, (uint64_t)x *(uint64_t)x)
-I64(relu, x > 0 ? x : 0)
 I64(floor, x) /* ceil and round as well */
 /* The bounds are integers in p. */
 static void i_clamp (int64_t n, const void *const *in, const int64_t *step, void *out,
@@ -89,10 +78,10 @@ static void i_clamp (int64_t n, const void *const *in, const int64_t *step, void
   }
 }
 
-static const peri__kernel unary_i64[PERI_N_UNARY] = {
-  [PERI_MATH_neg] = i_neg,       [PERI_MATH_abs] = i_abs,    [PERI_MATH_sign] = i_sign,
-  [PERI_MATH_square] = i_square, [PERI_MATH_relu] = i_relu,  [PERI_MATH_clamp] = i_clamp,
-  [PERI_MATH_floor] = i_floor,   [PERI_MATH_ceil] = i_floor, [PERI_MATH_round] = i_floor,
+static const peri__kernel unary_i64[PERI_N_PLAIN_UNARY] = {
+  [PERI_MATH_neg] = i_neg,       [PERI_MATH_abs] = i_abs,     [PERI_MATH_sign] = i_sign,
+  [PERI_MATH_square] = i_square, [PERI_MATH_clamp] = i_clamp, [PERI_MATH_floor] = i_floor,
+  [PERI_MATH_ceil] = i_floor,    [PERI_MATH_round] = i_floor,
 };
 
 #define TEST64(name, e)                                                                  \
@@ -120,8 +109,8 @@ static peri_status run (peri_call *c, int id, const double *p) {
                     : type == PERI_F64 ? unary_f64[id]
                                        : unary_i64[id];
   if (!fn) return peri__want_float(c, 0, "x"); /* in place into integers */
-  bool cheap = id == PERI_MATH_neg || id == PERI_MATH_abs || id == PERI_MATH_relu ||
-               id == PERI_MATH_square || id == PERI_MATH_clamp;
+  bool cheap =
+      id == PERI_MATH_neg || id == PERI_MATH_abs || id == PERI_MATH_square || id == PERI_MATH_clamp;
   peri__loop l = { .fn = fn,
                    .nin = 1,
                    .in_type = { type },
@@ -131,16 +120,6 @@ static peri_status run (peri_call *c, int id, const double *p) {
   return peri__elementwise(c->ctx, &l, c->in, c->out[0]);
 }
 
-#define RULE(name) static void name##_vjp(peri_vjp *v)
-#define X (v->c->in[0])
-#define Y (peri__saved(v, 0))
-#define G (v->g[0])
-#define GIN (v->gin[0])
-#define BB (&v->b)
-#define NUM(x) peri__build_scalar(BB, x)
-
-#define ELEMENTWISE (PERI_OP_STRIDED | PERI_OP_ELEMENTWISE)
-
 /* One block for each op; name_cpu and the descriptor. KEEP ops accept integers as they are. */
 #define UNARY(id, flag, ...)                                                                    \
   static peri_status id##_cpu(peri_call *c) { return run(c, PERI_MATH_##id, NULL); }            \
@@ -149,65 +128,54 @@ static peri_status run (peri_call *c, int id, const double *p) {
 #define KEEP 0
 #define FLOAT PERI_OP_FLOAT
 
-RULE(neg) { GIN = B(BB, neg, G); }
+RULE(neg) { GIVE(0, B(BB, neg, GRAD)); }
 UNARY(neg, KEEP, .doc = "-x; integers wrap around.", .unread = 1, .vjp = neg_vjp);
 
-RULE(abs) { GIN = B(BB, mul, G, B(BB, sign, X)); }
+RULE(abs) { GIVE(0, B(BB, mul, GRAD, B(BB, sign, IN(0)))); }
 UNARY(abs, KEEP, .doc = "|x|; the gradient at 0 is 0.", .vjp = abs_vjp, .domain = "kinks=0");
 
 UNARY(sign, KEEP, .doc = "-1, 0 or 1; NaN stays NaN. Constant for differentiation.");
 
-RULE(exp) { GIN = B(BB, mul, G, Y); }
+RULE(exp) { GIVE(0, B(BB, mul, GRAD, OUT)); }
 UNARY(exp, FLOAT, .doc = "e^x, elementwise.", .vjp = exp_vjp);
 
-RULE(expm1) { GIN = B(BB, mul, G, B(BB, add, Y, NUM(1))); }
+RULE(expm1) { GIVE(0, B(BB, mul, GRAD, B(BB, add, OUT, NUM(1)))); }
 UNARY(expm1, FLOAT, .doc = "e^x - 1, accurate near 0.", .vjp = expm1_vjp);
 
-RULE(log) { GIN = B(BB, div, G, X); }
+RULE(log) { GIVE(0, B(BB, div, GRAD, IN(0))); }
 UNARY(log, FLOAT, .doc = "Natural logarithm; -inf at 0, NaN below.", .vjp = log_vjp,
       .domain = "x=0.2..3");
 
-RULE(log1p) { GIN = B(BB, div, G, B(BB, add, X, NUM(1))); }
+RULE(log1p) { GIVE(0, B(BB, div, GRAD, B(BB, add, IN(0), NUM(1)))); }
 UNARY(log1p, FLOAT, .doc = "log(1 + x), accurate near 0.", .vjp = log1p_vjp, .domain = "x=-0.7..3");
 
-RULE(log2) { GIN = B(BB, div, G, B(BB, mul, X, NUM(PERI_LN2))); }
+RULE(log2) { GIVE(0, B(BB, div, GRAD, B(BB, mul, IN(0), NUM(PERI_LN2)))); }
 UNARY(log2, FLOAT, .doc = "Logarithm to base 2.", .vjp = log2_vjp, .domain = "x=0.2..3");
 
-RULE(sqrt) { GIN = B(BB, div, G, B(BB, mul, Y, NUM(2))); }
+RULE(sqrt) { GIVE(0, B(BB, div, GRAD, B(BB, mul, OUT, NUM(2)))); }
 UNARY(sqrt, FLOAT, .doc = "Square root; NaN below 0. The gradient at 0 is inf.", .vjp = sqrt_vjp,
       .domain = "x=0.2..3");
 
-RULE(rsqrt) { GIN = B(BB, mul, B(BB, mul, G, NUM(-0.5)), B(BB, mul, Y, B(BB, square, Y))); }
+RULE(rsqrt) {
+  GIVE(0, B(BB, mul, B(BB, mul, GRAD, NUM(-0.5)), B(BB, mul, OUT, B(BB, square, OUT))));
+}
 UNARY(rsqrt, FLOAT, .doc = "1 / sqrt(x).", .vjp = rsqrt_vjp, .domain = "x=0.2..3");
 
-RULE(square) { GIN = B(BB, mul, G, B(BB, mul, X, NUM(2))); }
+RULE(square) { GIVE(0, B(BB, mul, GRAD, B(BB, mul, IN(0), NUM(2)))); }
 UNARY(square, KEEP, .doc = "x * x, elementwise.", .vjp = square_vjp);
 
-RULE(reciprocal) { GIN = B(BB, mul, B(BB, neg, G), B(BB, square, Y)); }
+RULE(reciprocal) { GIVE(0, B(BB, mul, B(BB, neg, GRAD), B(BB, square, OUT))); }
 UNARY(reciprocal, FLOAT, .doc = "1 / x, elementwise.", .vjp = reciprocal_vjp, .domain = "x=0.3..3");
 
-RULE(sin) { GIN = B(BB, mul, G, B(BB, cos, X)); }
+RULE(sin) { GIVE(0, B(BB, mul, GRAD, B(BB, cos, IN(0)))); }
 UNARY(sin, FLOAT, .doc = "Sine of x in radians.", .vjp = sin_vjp);
 
-RULE(cos) { GIN = B(BB, mul, B(BB, neg, G), B(BB, sin, X)); }
+RULE(cos) { GIVE(0, B(BB, mul, B(BB, neg, GRAD), B(BB, sin, IN(0)))); }
 UNARY(cos, FLOAT, .doc = "Cosine of x in radians.", .vjp = cos_vjp);
 
-RULE(tanh) { GIN = B(BB, tanh_backward, Y, G); }
-UNARY(tanh, FLOAT, .doc = "Hyperbolic tangent.", .vjp = tanh_vjp);
-
-RULE(sigmoid) { GIN = B(BB, sigmoid_backward, Y, G); }
-UNARY(sigmoid, FLOAT, .doc = "1 / (1 + e^-x).", .vjp = sigmoid_vjp);
-
-RULE(relu) { GIN = B(BB, relu_backward, X, G); }
-UNARY(relu, KEEP, .doc = "max(x, 0); the gradient at 0 is 0.", .vjp = relu_vjp,
-      .domain = "kinks=0");
-
-RULE(silu) { GIN = B(BB, silu_backward, X, G); }
-UNARY(silu, FLOAT, .doc = "x sigmoid(x), also called swish (arXiv:1702.03118).", .vjp = silu_vjp);
-
 RULE(erf) {
-  peri_tensor *e = B(BB, exp, B(BB, neg, B(BB, square, X)));
-  GIN = B(BB, mul, G, B(BB, mul, e, NUM(2 * SQRT_2_PI * PERI_SQRT1_2)));
+  peri_tensor *e = B(BB, exp, B(BB, neg, B(BB, square, IN(0))));
+  GIVE(0, B(BB, mul, GRAD, B(BB, mul, e, NUM(2 * SQRT_2_PI * PERI_SQRT1_2))));
 }
 UNARY(erf, FLOAT, .doc = "Error function, 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x.",
       .vjp = erf_vjp);
@@ -224,8 +192,8 @@ static peri_status leaky_relu_cpu (peri_call *c) {
   return run(c, PERI_MATH_leaky_relu, (double[]){ c->attr[0].f, 0 });
 }
 RULE(leaky_relu) {
-  peri_tensor *low = B(BB, mul, G, NUM(v->c->attr[0].f));
-  GIN = B(BB, where, B(BB, gt, X, NUM(0)), G, low);
+  peri_tensor *low = B(BB, mul, GRAD, NUM(v->c->attr[0].f));
+  GIVE(0, B(BB, where, B(BB, gt, IN(0), NUM(0)), GRAD, low));
 }
 OP(leaky_relu, .sig = "x, slope:num=0.01", .flags = ELEMENTWISE | FLOAT,
    .doc = "x above 0, slope * x below.", .infer = peri__infer_same, .cpu = leaky_relu_cpu,
@@ -235,8 +203,8 @@ static peri_status elu_cpu (peri_call *c) {
   return run(c, PERI_MATH_elu, (double[]){ c->attr[0].f, 0 });
 }
 RULE(elu) { /* below 0 the slope is alpha e^x = y + alpha */
-  peri_tensor *low = B(BB, mul, G, B(BB, add, Y, NUM(v->c->attr[0].f)));
-  GIN = B(BB, where, B(BB, gt, X, NUM(0)), G, low);
+  peri_tensor *low = B(BB, mul, GRAD, B(BB, add, OUT, NUM(v->c->attr[0].f)));
+  GIVE(0, B(BB, where, B(BB, gt, IN(0), NUM(0)), GRAD, low));
 }
 OP(elu, .sig = "x, alpha:num=1", .flags = ELEMENTWISE | FLOAT,
    .doc = "x above 0, alpha * (e^x - 1) below (arXiv:1511.07289).", .infer = peri__infer_same,
@@ -251,9 +219,9 @@ static peri_status softplus_cpu (peri_call *c) {
   return run(c, PERI_MATH_softplus, (double[]){ c->attr[0].f, c->attr[1].f });
 }
 RULE(softplus) {
-  peri_tensor *t = B(BB, mul, X, NUM(v->c->attr[0].f));
-  peri_tensor *low = B(BB, mul, G, B(BB, sigmoid, t));
-  GIN = B(BB, where, B(BB, gt, t, NUM(v->c->attr[1].f)), G, low);
+  peri_tensor *t = B(BB, mul, IN(0), NUM(v->c->attr[0].f));
+  peri_tensor *low = B(BB, mul, GRAD, B(BB, sigmoid, t));
+  GIVE(0, B(BB, where, B(BB, gt, t, NUM(v->c->attr[1].f)), GRAD, low));
 }
 OP(softplus, .sig = "x, beta:num=1, threshold:num=20", .flags = ELEMENTWISE | FLOAT,
    .doc = "log(1 + e^(beta x)) / beta; x itself where beta x is above threshold.",
@@ -303,10 +271,10 @@ static peri_status clamp_cpu (peri_call *c) {
 }
 RULE(clamp) { /* the bounds themselves pass the gradient */
   double lo = v->c->attr[0].f, hi = v->c->attr[1].f;
-  peri_tensor *g = G, *zero = NUM(0);
-  if (lo == lo) g = B(BB, where, B(BB, ge, X, NUM(lo)), g, zero);
-  if (hi == hi) g = B(BB, where, B(BB, le, X, NUM(hi)), g, zero);
-  GIN = g;
+  peri_tensor *g = GRAD, *zero = NUM(0);
+  if (lo == lo) g = B(BB, where, B(BB, ge, IN(0), NUM(lo)), g, zero);
+  if (hi == hi) g = B(BB, where, B(BB, le, IN(0), NUM(hi)), g, zero);
+  GIVE(0, g);
 }
 OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
    .doc =
@@ -314,32 +282,6 @@ OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
        "Integers stay in their dtype.",
    .infer = clamp_infer, .cpu = clamp_cpu, .vjp = clamp_vjp,
    .domain = "attr min=-1; attr max=1.5; kinks=-1,1.5");
-
-/* Which gelu: true = the tanh approximation. */
-static peri_status gelu_kind (peri_ctx *ctx, const char *s, bool *tanh_form) {
-  *tanh_form = s != NULL && strcmp(s, "tanh") == 0;
-  if (s == NULL || *tanh_form || strcmp(s, "none") == 0) return PERI_OK;
-  return peri__fail(ctx, PERI_EINVAL, "approximate is \"%s\", expected \"none\" or \"tanh\"", s);
-}
-static peri_status gelu_infer (peri_call *c) {
-  bool t;
-  TRY(gelu_kind(c->ctx, c->attr[0].s, &t));
-  return peri__infer_same(c);
-}
-static peri_status gelu_cpu (peri_call *c) {
-  bool t;
-  TRY(gelu_kind(c->ctx, c->attr[0].s, &t));
-  return run(c, t ? PERI_MATH_gelu_tanh : PERI_MATH_gelu_erf, NULL);
-}
-RULE(gelu) {
-  bool t;
-  peri__build_fail(BB, gelu_kind(v->c->ctx, v->c->attr[0].s, &t));
-  GIN = t ? B(BB, gelu_tanh_backward, X, G) : B(BB, gelu_erf_backward, X, G);
-}
-OP(gelu, .sig = "x, approximate:str=none", .flags = ELEMENTWISE | FLOAT,
-   .doc = "x times the normal distribution function of x; approximate \"tanh\": "
-          "0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (arXiv:1606.08415).",
-   .infer = gelu_infer, .cpu = gelu_cpu, .vjp = gelu_vjp);
 
 /* ---- tests ---- */
 

@@ -26,7 +26,7 @@ static void same_bits (peri_tensor *a, peri_tensor *b) {
 
 static const char *const pairs[] = {
   "add",     "sub",   "mul", "div", "floordiv",         "mod", "pow", "maximum",
-  "minimum", "atan2", "eq",  "lt",  "gelu_erf_backward"
+  "minimum", "atan2", "eq",  "lt",  "gelu_backward"
 };
 enum { NPAIRS = sizeof pairs / sizeof *pairs };
 

@@ -71,7 +71,8 @@ static int calls (int64_t rows, int64_t n, struct call *c) {
   struct in x = { 2, { rows, n } }, w = { 1, { n } }, half = { 2, { rows, n } },
             two = { 2, { rows, 2 * n } }, no = { 0 };
   struct in slab = { 3, { 2, n, rows } };
-  peri_attr last = { .i = -1 }, mid = { .i = 1 }, eps = { .f = 1e-5 }, yes = { .i = 1 };
+  peri_attr last = { .i = -1 }, mid = { .i = 1 }, eps = { .f = 1e-5 }, yes = { .i = 1 },
+            act = { .s = "silu" };
   struct call list[] = {
     { "softmax", { x }, 1, { last } },
     { "log_softmax", { x }, 1, { last } },
@@ -89,9 +90,9 @@ static int calls (int64_t rows, int64_t n, struct call *c) {
     { "layer_norm_backward", { x, x, w, x }, 4, { eps, yes } },
     { "rms_norm_backward", { x, x, no, no }, 4, { eps, yes } },
     { "silu_mul", { x, x }, 2, { eps } },
-    { "silu_mul_backward", { x, x, x }, 3, { eps } },
+    { "gated_mul_backward", { x, x, x }, 3, { act } },
     { "swiglu", { two }, 1, { eps } },
-    { "swiglu_backward", { two, half }, 2, { eps } },
+    { "gated_backward", { two, half }, 2, { act } },
   };
   memcpy(c, list, sizeof list);
   return (int)(sizeof list / sizeof *list);

@@ -263,7 +263,7 @@ def gradients_of_activations():
     for op, fn in (
         ("relu", F.relu),
         ("silu", F.silu),
-        ("gelu_erf", F.gelu),
+        ("gelu", F.gelu),
         ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh")),
     ):
         for s in ((2, 3), (), (0,), (37,)):

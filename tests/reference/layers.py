@@ -125,12 +125,14 @@ def gates():
     for s in ((2, 3), (), (0, 4), (37,)):
         fn = lambda a, b: F.silu(a) * b
         case("silu_mul", [f(*s), f(*s)], fn)
-        case("silu_mul_backward", [f(*s), f(*s), f(*s)], gradient_of(fn, 2), tol="sum", grad=False, n=1)
+        case(
+            "gated_mul_backward", [f(*s), f(*s), f(*s)], gradient_of(fn, 2), {"act": "silu"}, "sum", grad=False, n=1
+        )
     for s in ((2, 6), (8,), (0, 4), (2, 3, 70)):
         h = s[-1] // 2
         fn = lambda x: F.silu(x[..., :h]) * x[..., h:]
         case("swiglu", [f(*s)], fn)
-        case("swiglu_backward", [f(*s), f(*s[:-1], h)], gradient_of(fn), tol="sum", grad=False, n=1)
+        case("gated_backward", [f(*s), f(*s[:-1], h)], gradient_of(fn), {"act": "silu"}, "sum", grad=False, n=1)
     case("dropout", [f(2, 3)], lambda x: x * 1, {"training": False}, "exact")
     case("dropout", [f(2, 3)], lambda x: x * 1, {"p": 0}, "exact")
     case("dropout_backward", [f(3, 4), ints(3, 4, lo=0, hi=1, dtype="u8")], lambda g, m: g * m * 1.25, {"scale": 1.25})

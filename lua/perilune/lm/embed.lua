@@ -5,6 +5,7 @@
 --   print(encoder:similarity(vectors, vectors))
 local peri = require "perilune"
 local foreign = require "perilune.foreign"
+local activation = require "perilune.nn.activation"
 local options = require "perilune.options"
 local pooling = require "perilune.models.pooling"
 local strings = require "perilune.text.template.strings"
@@ -287,18 +288,17 @@ local function read_pooling(path)
   return list
 end
 
-local activations = { Tanh = "tanh", Identity = false, ReLU = "relu", GELU = "gelu", SiLU = "silu",
-  Sigmoid = "sigmoid" }
-
 local function read_dense(folder)
   local c = read_json(folder .. "/config.json") or error(folder .. "/config.json: there is no such file", 0)
   local name = tostring(c.activation_function or "torch.nn.modules.activation.Tanh"):match "[^.]+$"
-  if activations[name] == nil then error(("%s: activation_function %s is not supported"):format(folder, name), 0) end
+  local act, unknown
+  if name ~= "Identity" then act, unknown = activation.layer(name) end
+  if unknown then error(("%s: activation_function %s is not supported: %s"):format(folder, name, unknown), 0) end
   local tensors, message = peri.safetensors.load(folder .. "/model.safetensors")
   if not tensors then error(message, 0) end
   local w = tensors["linear.weight"] or error(folder .. ": there is no linear.weight", 0)
   return { weight = w:to("f32"), bias = tensors["linear.bias"] and tensors["linear.bias"]:to("f32"),
-    act = activations[name] or nil }
+    act = act and act.name }
 end
 
 local sentence_configs = { "sentence_bert_config.json", "sentence_roberta_config.json",

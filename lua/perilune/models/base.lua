@@ -202,14 +202,6 @@ function Model:checkpointing(on)
   return self
 end
 
---- act(gate) up of a product (..., 2 F) that has both one after the other (2002.05202). -- (..., F)
-function M.gated(x, act)
-  local n = x:size(-1) // 2
-  local gate, up = x:narrow(-1, 1, n), x:narrow(-1, n + 1, n)
-  gate = act == "gelu_tanh" and gate:gelu "tanh" or gate[act](gate)
-  return gate:mul(up)
-end
-
 --- Rows of a table of embeddings of any dtype, in f32, and what an adapter on it adds. -- (..., D)
 function Model:embedded(table, ids)
   local x = table:embedding(ids)

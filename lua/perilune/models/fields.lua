@@ -1,5 +1,7 @@
 -- fields.lua - what architectures read from a config: sizes, factors, ties, activations; each checked where it is read,
 -- so that a message names the key.
+local activation = require "perilune.nn.activation"
+
 local M = {}
 
 --- A size of a config: an integer from 1 to 2^24, or a message that names it.
@@ -65,17 +67,12 @@ function M.tied(config, has, embed, head, default)
   return default
 end
 
--- Published names of activations -> those of the op `linear`.
-local activations = {
-  gelu = "gelu", gelu_new = "gelu_tanh", gelu_pytorch_tanh = "gelu_tanh", gelu_fast = "gelu_tanh", relu = "relu",
-  silu = "silu", swish = "silu", tanh = "tanh",
-}
-
 --- An activation of a config under the name that the op `linear` has for it.
 function M.activation(config, key, default)
-  local name = config[key] or default
-  return activations[name] or error(("%s: the setting %s = %q is not supported, expected gelu, gelu_new, relu, silu, "
-    .. "tanh or a name of the same"):format(config.model_type or "model", key, tostring(name)), 0)
+  local entry, message = activation.published(config[key] or default)
+  if entry then return entry.name end
+  error(("%s: the setting %s = %q is not supported: %s"):format(config.model_type or "model", key,
+    tostring(config[key]), message), 0)
 end
 
 return M

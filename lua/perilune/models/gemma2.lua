@@ -100,7 +100,7 @@ function Gemma2:block(i, y, x, c)
   local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
   local a = attention(self, i, y, c):rms_norm(shifted(layer, "norm2"), s.eps)
   y, x = a:add_rms_norm(x, shifted(layer, "norm3"), s.eps)
-  local h = base.gated(layer.gate_up:forward(y, c.decoding), s.act)
+  local h = layer.gate_up:forward(y, c.decoding):gated(s.act)
   h = layer.down:forward(h, c.decoding):rms_norm(shifted(layer, "norm4"), s.eps)
   return h:add_rms_norm(x, after and shifted(after, "norm1") or shifted(self, "norm"), s.eps)
 end

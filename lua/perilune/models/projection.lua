@@ -80,7 +80,7 @@ function Projection:forward(x, decoding, act)
   end
   if self.adapter then y = self.adapter:forward(x, y, self) end
   if act and (self.adapter or not self.weight) then
-    y = act == "gelu_tanh" and y:gelu("tanh") or y[act](y)
+    y = y[act](y)
   end
   return y
 end

@@ -85,7 +85,7 @@ end
 
 local function feed_forward(self, layer, x)
   local s, y = self.settings, x:rms_norm(layer.norm3, self.settings.eps)
-  local h = s.gated and base.gated(layer.up:forward(y), s.act) or layer.up:forward(y, false, s.act)
+  local h = s.gated and layer.up:forward(y):gated(s.act) or layer.up:forward(y, false, s.act)
   return x:add(self:dropout(layer.down:forward(self:dropout(h, s.dropout)), s.dropout))
 end
 

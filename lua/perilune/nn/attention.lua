@@ -6,6 +6,7 @@ local caches = require "perilune.nn.cache"
 local rope = require "perilune.nn.rope"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
+local acts = require "perilune.nn.activation"
 local options = require "perilune.options"
 
 local class, required = Module.class, options.required
@@ -143,12 +144,12 @@ end
 
 -- Gated variants (Shazeer 2020): h = act(gate) * up, gate and up from one product.
 local gates = { swiglu = "silu", geglu = "gelu", reglu = "relu", glu = "sigmoid" }
-
-local kinds = { "gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "reglu", "glu" }
+local kinds = acts.choices({}, { "swiglu", "geglu", "reglu", "glu" })
 
 local feed_forward_rules = {
   dim = size "of x's last dim", hidden = size "width between the two products",
   kind = options.choice("gelu", kinds, "activation; the last four are gated"),
+  gated = options.boolean(false, "gate a second product with the activation, as the last four kinds do with theirs"),
   bias = options.boolean(options.none, "of both products; default true, false for gated kinds"),
   dropout = options.number(0, "[0, 1)", "of the output, while training"),
 }
@@ -156,10 +157,11 @@ local feed_forward_rules = {
 --- Two products with an activation between, or a gated one (Shazeer 2020).
 M.FeedForward = class("FeedForward", function(self, ...)
   local o = options.read("FeedForward", { "dim", "hidden" }, feed_forward_rules, 4, ...)
-  local gated = gates[o.kind] ~= nil
+  local gated = o.gated or gates[o.kind] ~= nil
   local bias = o.bias
   if bias == nil then bias = not gated end
   self.kind, self.dropout = o.kind, o.dropout
+  self.gate = gated and (gates[o.kind] or o.kind) or nil -- activation of the gate
   if gated then self.up = layers.Linear(o.dim, 2 * o.hidden, { bias = bias })
   else self.up = layers.Linear(o.dim, o.hidden, { bias = bias, activation = o.kind }) end
   self.down = layers.Linear(o.hidden, o.dim, { bias = bias })
@@ -170,12 +172,7 @@ options.declare(M.FeedForward, { "dim", "hidden" }, feed_forward_rules)
 --- @return perilune.Tensor  (..., dim)
 function M.FeedForward:forward(x)
   local h = self.up(x)
-  if self.kind == "swiglu" then h = h:swiglu()
-  elseif gates[self.kind] then
-    local half, act = h:size(-1) // 2, gates[self.kind]
-    local gate, up = h:narrow(-1, 1, half), h:narrow(-1, half + 1, half)
-    h = gate[act](gate):mul(up)
-  end
+  if self.gate then h = h:gated(self.gate) end
   local y = self.down(h)
   if self.training and self.dropout > 0 then y = y:dropout(self.dropout) end
   return y
@@ -187,6 +184,7 @@ local block_rules = {
   ff = maybe "width of the feed-forward; default 4 dim",
   norm = options.choice("layer", { "layer", "rms" }, "LayerNorm or RMSNorm"),
   kind = options.choice("gelu", kinds, "of FeedForward"),
+  gated = options.boolean(false, "of FeedForward"),
   eps = options.number(options.none, "(0, inf)", "of the norms; default theirs"),
   bias = options.boolean(options.none, "of attention and feed-forward; default theirs"),
 }
@@ -205,7 +203,9 @@ M.Block = class("Block", function(self, ...)
     qk_norm = o.qk_norm, window = o.window, dropout = o.dropout,
   })
   self.norm2 = Norm(o.dim, given)
-  self.ff = M.FeedForward(o.dim, o.ff or 4 * o.dim, { kind = o.kind, bias = o.bias, dropout = o.dropout })
+  self.ff = M.FeedForward(o.dim, o.ff or 4 * o.dim, {
+    kind = o.kind, gated = o.gated, bias = o.bias, dropout = o.dropout,
+  })
 end)
 options.declare(M.Block, { "dim", "heads" }, block_rules)
 

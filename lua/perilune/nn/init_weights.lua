@@ -2,6 +2,7 @@
 -- generator and returns it. Weights are (out, in) as nn.Linear keeps them.
 
 local peri = require "perilune"
+local acts = require "perilune.nn.activation"
 local options = require "perilune.options"
 
 local M = {}
@@ -130,9 +131,10 @@ function M.xavier_normal_(t, gain)
   return normal(t, o.gain * math.sqrt(2 / (fan_in + fan_out)))
 end
 
-local gains = {
-  linear = 1, sigmoid = 1, tanh = 5 / 3, relu = math.sqrt(2), silu = math.sqrt(2), gelu = math.sqrt(2),
-}
+local gains, gain_names = { linear = 1 }, { "linear", "leaky_relu" }
+for _, a in ipairs(acts.list) do
+  if a.gain then gains[a.name], gain_names[#gain_names + 1] = a.gain, a.name end
+end
 
 --- Factor that keeps the variance of activations: of "linear", "relu", "tanh" ... and "leaky_relu".
 --- @param activation string
@@ -148,8 +150,7 @@ end
 
 local kaiming_rules = {
   fan = options.choice("in", { "in", "out" }, "which side's variance is kept"),
-  activation = options.choice("relu", { "linear", "sigmoid", "tanh", "relu", "silu", "gelu", "leaky_relu" },
-    "that follows"),
+  activation = options.choice("relu", gain_names, "that follows"),
   slope = options.number(0.01, "(-inf, inf)", "of leaky_relu"),
 }
 

@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local Module = require "perilune.nn.module"
 local init = require "perilune.nn.init_weights"
+local acts = require "perilune.nn.activation"
 local options = require "perilune.options"
 
 local class, parameter = Module.class, Module.parameter
@@ -28,8 +29,7 @@ local linear_rules = {
   in_features = size "of x's last dim",
   out_features = size "of y's last dim",
   bias = options.boolean(true, "add b"),
-  activation = options.choice(options.none, { "none", "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh" },
-    "applied in the same pass"),
+  activation = options.choice(options.none, acts.choices { "none" }, "applied in the same pass"),
 }
 
 --- y = x W' + b. Weights and bias begin uniform in +- 1 / sqrt(in).
@@ -126,8 +126,9 @@ function M.Dropout:extra() return tostring(self.p) end
 
 -- ---- activations without weights ----
 
--- The op and, in its order, the arguments that the constructor takes.
-local function activation(name, op, positional, rules)
+-- The op and, in its order, the arguments that the constructor takes. The text stands in for a comment where the
+-- class has no line of its own.
+local function activation(name, op, positional, rules, text)
   local made = layer(name, positional, rules, function(self, o)
     self._args = { n = #positional }
     for i, key in ipairs(positional) do self._args[i] = o[key] end
@@ -138,13 +139,10 @@ local function activation(name, op, positional, rules)
     for i = 1, self._args.n do shown[i] = tostring(self._args[i]) end
     return table.concat(shown, ", ")
   end
-  return made
+  return options.declare(made, positional, rules, text)
 end
 
 local function last_dim() return { dim = options.integer(-1, "(-inf, inf)", "that sums to 1; -1 is the last") } end
-
---- max(x, 0).
-M.ReLU = activation("ReLU", "relu", {}, {})
 
 --- x, or slope x where x is below 0.
 M.LeakyReLU = activation("LeakyReLU", "leaky_relu", { "slope" },
@@ -157,14 +155,10 @@ M.ELU = activation("ELU", "elu", { "alpha" }, { alpha = options.number(1, "(-inf
 M.GELU = activation("GELU", "gelu", { "approximate" },
   { approximate = options.choice("none", { "none", "tanh" }, "by erf, or the approximation by tanh") })
 
---- x sigmoid(x).
-M.SiLU = activation("SiLU", "silu", {}, {})
-
---- The hyperbolic tangent.
-M.Tanh = activation("Tanh", "tanh", {}, {})
-
---- 1 / (1 + e^-x).
-M.Sigmoid = activation("Sigmoid", "sigmoid", {}, {})
+-- The others of the runtime's registry, which take nothing.
+for _, a in ipairs(acts.list) do
+  if not M[a.layer] then M[a.layer] = activation(a.layer, a.name, {}, {}, a.doc) end
+end
 
 --- ln(1 + e^(beta x)) / beta, x itself where beta x is above the threshold.
 M.Softplus = activation("Softplus", "softplus", { "beta", "threshold" },

@@ -2,6 +2,7 @@
 -- attention and of the feed-forward, y <- y + U f(D y + d) + u with a narrow middle; U begins at 0, so
 -- that nothing changes at first. With where = "pfeiffer" (2005.00052) after the feed-forward only.
 local peri = require "perilune"
+local activation = require "perilune.nn.activation"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
@@ -9,8 +10,6 @@ local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
 local M = {}
-
-local activations = { relu = "relu", gelu = "gelu", silu = "silu", swish = "silu", tanh = "tanh" }
 
 -- Last names of the projections that end a sub-layer: Llama and its kin, GPT-2, BERT, DistilBERT, T5.
 local attention_outputs = { "o_proj", "attn.c_proj", "attention.output.dense", "attention.out_lin", "SelfAttention.o",
@@ -46,7 +45,7 @@ end
 
 local rules = {
   reduction = options.integer(16, "[1, inf)", "the middle has dim / reduction, at least 1"),
-  act = options.choice("relu", { "relu", "gelu", "silu", "swish", "tanh" }, "between down and up"),
+  act = options.choice("relu", activation.known, "between down and up"),
   where = options.choice("houlsby", { "houlsby", "pfeiffer" }, "after attention and feed-forward, or the latter alone"),
   targets = options.value(options.none, "string or table", "names of layers in place of where"),
   std = options.number(0.02, "[0, inf)", "of the initial weights on the way down"),
@@ -59,7 +58,7 @@ local rules = {
 function M.new(model, opts)
   options.argument("bottleneck", "model", model, "table")
   local config = options.fill("bottleneck", opts, rules)
-  local act = activations[config.act]
+  local act = activation.published(config.act).name
   local self = Module.instance(Bottleneck)
   self.kind, self.model, self.config, self._sites = "BOTTLENECK", model, config, {}
   local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
