@@ -95,12 +95,36 @@ static void push_params (lua_State *L, const peri_sig *sig, uint32_t written) {
   }
 }
 
+#ifdef PERI_TESTING
+static void set_list (lua_State *L, const char *key, const char *const *list) {
+  lua_newtable(L);
+  for (int i = 0; list[i]; i++) {
+    lua_pushstring(L, list[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_setfield(L, -2, key);
+}
+
+/* What the block says for the tests, as fields of the op. */
+static void push_tests (lua_State *L, const peri_op *op) {
+  if (op->tests.domain) set_string(L, "domain", op->tests.domain);
+  if (op->tests.large) set_string(L, "large", op->tests.large);
+  if (op->tests.reference) set_string(L, "reference", op->tests.reference);
+  set_list(L, "variants", op->tests.variants);
+  set_list(L, "refuses", op->tests.refuses);
+  lua_pushboolean(L, op->compose != NULL);
+  lua_setfield(L, -2, "composed");
+}
+#endif
+
 static void push_op (lua_State *L, const peri_op *op) {
   lua_createtable(L, 0, 8);
   set_string(L, "name", op->name);
   set_string(L, "sig", op->sig);
   set_string(L, "doc", op->doc ? op->doc : "");
-  if (op->domain) set_string(L, "domain", op->domain);
+#ifdef PERI_TESTING
+  push_tests(L, op);
+#endif
   lua_pushinteger(L, peri_op_outputs(op));
   lua_setfield(L, -2, "outputs");
   lua_pushboolean(L, op->vjp != NULL || op->compose != NULL);

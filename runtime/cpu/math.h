@@ -18,12 +18,12 @@ typedef void (*peri__kernel)(int64_t n, const void *const *in, const int64_t *st
 /* clang-format off */
 
 /* The activations: a line here, v_NAME and v_NAME_back in cpu/vec_act.h, a block in
-** op/activation.c; from these come the ops NAME and NAME_backward, the mode of linear and of the gated
-** ops, the layer of nn, the names that a config.json has. The second word is what the gradient
-** reads: the input x or the output y. The use gives F, which receives X and both. */
+** op/activation.c; from these come the ops NAME and NAME_backward, the mode of linear and of the
+** gated ops, the layer of nn, the names that a config.json has. The second word is what the gradient
+** reads: the input x, the output y, or xy where either will do. F receives X and both words. */
 #define PERI_ACTIVATIONS(F, X)                                                                   \
-  F(X, relu, y) F(X, relu_squared, x) F(X, tanh, y) F(X, sigmoid, y) F(X, silu, x) F(X, gelu, x) \
-  F(X, gelu_tanh, x) F(X, quick_gelu, x) F(X, mish, x)
+  F(X, relu, xy) F(X, relu_squared, x) F(X, tanh, y) F(X, sigmoid, y) F(X, silu, x)                 \
+  F(X, gelu, x) F(X, gelu_tanh, x) F(X, quick_gelu, x) F(X, mish, x)
 #define PERI_ACT_NAME(X, name, saved) X(name)
 #define PERI_ACT_BACK(X, name, saved) X(name##_backward)
 

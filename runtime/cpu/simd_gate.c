@@ -11,6 +11,7 @@ enum { W = PERI_VW };
 /* What the gradient reads of the two. */
 #define SAVED_x(x, y) (x)
 #define SAVED_y(x, y) (y)
+#define SAVED_xy(x, y) (y)
 
 #define GATE(X, name, saved)                                                                  \
   static inline void name##_grads(vf x, vf up, vf g, vf *dgate, vf *dup) {                    \

@@ -65,7 +65,7 @@ static peri_status back_infer (peri_call *c) {
 }
 /* What a NAME's gradient is: x or y into its backward op. */
 static void forward_rule (peri_vjp *v, const peri__act *a) {
-  peri_tensor *in[2] = { a->from_output ? OUT : IN(0), GRAD };
+  peri_tensor *in[2] = { a->from_input ? IN(0) : OUT, GRAD };
   GIVE(0, peri__build(BB, a->back, 2, in, NULL));
 }
 static void back_rule (peri_vjp *v, const peri__act *a) {
@@ -75,7 +75,7 @@ static void back_rule (peri_vjp *v, const peri__act *a) {
 }
 
 /* The registry's entry and the backward op; saved is the word of the list in cpu/math.h. */
-enum { FROM_x, FROM_y };
+enum { FROM_x = 1, FROM_y = 2, FROM_xy = 3 };
 #define ENTRY_OF(id_, of, ...)                                               \
   static const peri__act act_##id_ = { .name = #id_,                         \
                                        .op = &peri__op_##id_,                \
@@ -85,7 +85,8 @@ enum { FROM_x, FROM_y };
                                        .binary = PERI_MATH_##id_##_backward, \
                                        .f64 = y_##id_,                       \
                                        .back_f64 = dx_##id_,                 \
-                                       .from_output = FROM_##of,             \
+                                       .from_input = (FROM_##of & 1) != 0,   \
+                                       .from_output = (FROM_##of & 2) != 0,  \
                                        __VA_ARGS__ }
 #define BACKWARD(id, ...)                                                            \
   static peri_status id##_backward_cpu(peri_call *c) { return back(c, &act_##id); }  \
@@ -115,11 +116,11 @@ static void relu_i64 (int64_t n, const void *const *in, const int64_t *step, voi
   (void)p;
   for (int64_t i = 0; i < n; i++) y[i] = x[i * step[0]] > 0 ? x[i * step[0]] : 0;
 }
-ENTRY_OF(relu, y, .layer = "ReLU", .published = "", .gain = SQRT_2);
+ENTRY_OF(relu, xy, .layer = "ReLU", .published = "", .gain = SQRT_2);
 FORWARD(relu, KEEP, relu_i64, PERI_GRAIN_CHEAP, .doc = "max(x, 0); the gradient at 0 is 0.",
-        .domain = "kinks=0");
+        TESTS(.domain = "kinks=0"));
 BACKWARD(relu, .doc = "Gradient of relu at x: 0 where x is 0 or less, else grad (at NaN, too).",
-         .domain = "kinks=0");
+         TESTS(.domain = "kinks=0"));
 
 /* ---- relu_squared ---- */
 
@@ -129,8 +130,10 @@ BEND(relu_squared) { return B(b, where, B(b, gt, a, N(0)), N(2), N(0)); }
 ENTRY_OF(relu_squared, x, .layer = "ReLUSquared", .published = "relu2",
          .gain = 0.81649658092772603273, .bend = bend_relu_squared); /* sqrt(2 / 3) */
 FORWARD(relu_squared, FLOAT, NULL, PERI_GRAIN_CHEAP,
-        .doc = "max(x, 0)^2 (arXiv:2109.08668); the gradient at 0 is 0.", .domain = "kinks=0");
-BACKWARD(relu_squared, .doc = "Gradient of relu_squared at x, times grad.", .domain = "kinks=0");
+        .doc = "max(x, 0)^2 (arXiv:2109.08668); the gradient at 0 is 0.",
+        TESTS(.domain = "kinks=0", .reference = "square(maximum(x, 0))"));
+BACKWARD(relu_squared, .doc = "Gradient of relu_squared at x, times grad.",
+         TESTS(.domain = "kinks=0", .reference = "grad * 2 * maximum(x, 0)"));
 
 /* ---- tanh ---- */
 
@@ -140,7 +143,7 @@ BEND(tanh) { return B(b, mul, a, N(-2)); }
 ENTRY_OF(tanh, y, .layer = "Tanh", .published = "", .gain = 5.0 / 3, .bend = bend_tanh);
 FORWARD(tanh, FLOAT, NULL, PERI_GRAIN_COSTLY, .doc = "Hyperbolic tangent.");
 BACKWARD(tanh, .doc = "Gradient of tanh where its output is x: grad * (1 - x^2).",
-         .domain = "x=-0.9..0.9");
+         TESTS(.domain = "x=-0.9..0.9"));
 
 /* ---- sigmoid ---- */
 
@@ -150,7 +153,7 @@ BEND(sigmoid) { return B(b, sub, N(1), B(b, mul, a, N(2))); }
 ENTRY_OF(sigmoid, y, .layer = "Sigmoid", .published = "", .gain = 1, .bend = bend_sigmoid);
 FORWARD(sigmoid, FLOAT, NULL, PERI_GRAIN_COSTLY, .doc = "1 / (1 + e^-x).");
 BACKWARD(sigmoid, .doc = "Gradient of sigmoid where its output is x: grad * x * (1 - x).",
-         .domain = "x=0.1..0.9");
+         TESTS(.domain = "x=0.1..0.9"));
 
 /* ---- silu, quick_gelu: x s, s = sigmoid(k x) ---- */
 
@@ -181,8 +184,10 @@ BEND(quick_gelu) { return sigmoid_bend(b, a, 1.702); }
 ENTRY_OF(quick_gelu, x, .layer = "QuickGELU", .published = "", .gain = SQRT_2,
          .bend = bend_quick_gelu);
 FORWARD(quick_gelu, FLOAT, NULL, PERI_GRAIN_COSTLY,
-        .doc = "x sigmoid(1.702 x), near gelu (arXiv:1606.08415).");
-BACKWARD(quick_gelu, .doc = "Gradient of quick_gelu at x, times grad.");
+        .doc = "x sigmoid(1.702 x), near gelu (arXiv:1606.08415).",
+        TESTS(.reference = "x * sigmoid(1.702 * x)"));
+BACKWARD(quick_gelu, .doc = "Gradient of quick_gelu at x, times grad.",
+         TESTS(.reference = "grad * sigmoid(1.702 * x) * (1 + 1.702 * x * sigmoid(-1.702 * x))"));
 
 /* ---- gelu: x times the normal distribution function ---- */
 
@@ -224,9 +229,11 @@ BEND(gelu_tanh) { /* s (1 - s) (2 t' + x ((1 - 2 s) t'^2 + t'')) */
 ENTRY_OF(gelu_tanh, x, .layer = "GELUTanh",
          .published = "gelu_new gelu_pytorch_tanh gelu_fast gelu_accurate", .gain = SQRT_2,
          .bend = bend_gelu_tanh);
-FORWARD(gelu_tanh, FLOAT, NULL, PERI_GRAIN_COSTLY,
-        .doc = "0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): gelu(x, \"tanh\") "
-               "(arXiv:1606.08415).");
+FORWARD(
+    gelu_tanh, FLOAT, NULL, PERI_GRAIN_COSTLY,
+    .doc = "0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): gelu(x, \"tanh\") "
+           "(arXiv:1606.08415).",
+    TESTS(.reference = "0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)))"));
 BACKWARD(gelu_tanh, .doc = "Gradient of gelu_tanh at x, times grad.");
 
 /* The op gelu has both forms. */
@@ -254,7 +261,8 @@ RULE(gelu) {
 OP(gelu, .sig = "x, approximate:str=none", .flags = ELEMENTWISE | FLOAT,
    .doc = "x times the normal distribution function of x; approximate \"tanh\": "
           "0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (arXiv:1606.08415).",
-   .infer = gelu_infer, .cpu = gelu_cpu, .vjp = gelu_vjp);
+   .infer = gelu_infer, .cpu = gelu_cpu, .vjp = gelu_vjp,
+   TESTS(.variants = { "attr approximate=tanh", "x=-9..9; attr approximate=tanh", "x=-9..9" }));
 
 /* ---- mish: x t, t = tanh(log(1 + e^x)) ---- */
 
@@ -273,8 +281,12 @@ BEND(mish) { /* t' (2 + x (1 - s - 2 t s)), s = sigmoid(x) */
   return B(b, mul, t1, B(b, add, B(b, mul, a, k), two));
 }
 ENTRY_OF(mish, x, .layer = "Mish", .published = "", .gain = SQRT_2, .bend = bend_mish);
-FORWARD(mish, FLOAT, NULL, PERI_GRAIN_COSTLY, .doc = "x tanh(log(1 + e^x)) (arXiv:1908.08681).");
-BACKWARD(mish, .doc = "Gradient of mish at x, times grad.");
+FORWARD(mish, FLOAT, NULL, PERI_GRAIN_COSTLY, .doc = "x tanh(log(1 + e^x)) (arXiv:1908.08681).",
+        TESTS(.reference = "x * tanh(log1p(exp(x)))"));
+BACKWARD(
+    mish, .doc = "Gradient of mish at x, times grad.",
+    TESTS(.reference =
+              "grad * (tanh(log1p(exp(x))) + x * (1 - square(tanh(log1p(exp(x))))) * sigmoid(x))"));
 
 /* ---- the registry ---- */
 

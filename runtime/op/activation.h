@@ -19,7 +19,7 @@ typedef struct peri__act {
   int id;                /* PERI_ACT_ */
   int unary;             /* PERI_MATH_ ids of the f32 kernels */
   int binary;
-  bool from_output; /* y is saved for the gradient, not x */
+  bool from_input, from_output; /* which of x and y the gradient may read: one or either */
   peri__kernel f64, back_f64;
   /* d slope / d saved as ops, where back is slope(saved) g; NULL = 0 everywhere. */
   peri_tensor *(*bend)(peri_build *b, peri_tensor *saved);

@@ -248,7 +248,11 @@ OPN(attention_backward, 4,
            "(arXiv:2205.14135); with mask_grad also that of an added mask, (B, Hq, Tq, Tk).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = attention_backward_infer,
     .cpu = attention_backward_cpu, .cost = attention_backward_cost,
-    .domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3");
+    TESTS(.domain = "shape=2,3,2,4; lse.shape=2,2,3; lse=2..3",
+          .large = "shape=2,80,4,32; lse.shape=2,4,80; lse=4..5; attr causal=true",
+          .refuses = {
+              "q.shape=2,3,4; k.shape=2,3,4; v.shape=2,3,4; out.shape=2,3,4; lse.shape=2,3,4; "
+              "g.shape=2,3,4 => 3 | 4" }));
 
 /* ---- attention ---- */
 
@@ -319,4 +323,24 @@ OPN(attention, 2,
            "arXiv:2205.14135).",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_NO_GRAD2, .nret = 1,
     .infer = attention_infer, .cpu = attention_cpu, .vjp = attention_vjp, .cost = attention_cost,
-    .domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true");
+    TESTS(.domain = "shape=2,3,2,4; start=int:0..1; start.shape=2; attr causal=true",
+          .variants = { "shape=2,3,2,4",
+                        "q.shape=2,3,4,2; k.shape=2,5,2,2; v.shape=2,5,2,2; attr causal=true",
+                        "q.shape=2,3,2,2; k.shape=2,5,1,2; v.shape=2,5,1,2; attr causal=true; attr "
+                        "window=2; "
+                        "attr scale=0.3",
+                        "shape=2,3,2,4; mask=bool; mask.shape=2,3",
+                        "shape=2,3,2,4; mask=f64:-3..1; mask.shape=2,2,3,3",
+                        "shape=2,3,2,4; mask=-3..1; mask.shape=1,2,3,3; attr softcap=0.6",
+                        "shape=2,3,2,4; mask=-3..1; mask.shape=2,3; attr causal=true",
+                        "shape=2,3,2,4; start=int:0..2; start.shape=2,3; attr causal=true; attr "
+                        "softcap=0.8",
+                        "q.shape=1,2,2,2; k.shape=1,5,2,2; v.shape=1,5,2,2; attr causal=true; attr "
+                        "offset=1" },
+          .large = "shape=2,80,4,32; attr causal=true",
+          .refuses = {
+              "q.shape=2,3,4; k.shape=2,3,4; v.shape=2,3,4 => 3 | 4",
+              "q.shape=1,2,3,4; k.shape=1,2,2,4; v.shape=1,2,2,4 => 3 | 2",
+              "q.shape=2,3,1,4; k.shape=2,3,1,4; v.shape=2,3,1,4; mask.shape=2,5 => (2, 5)",
+              "q.shape=2,3,1,4; k.shape=2,3,1,4; v.shape=2,3,1,4; start=i64[0,1,2] => (3)",
+              "q.shape=2,3,1,4; k.shape=2,3,1,4; v.shape=2,3,1,4; attr softcap=-1 => -1" }));

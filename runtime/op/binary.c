@@ -125,26 +125,28 @@ static peri_status float_infer (peri_call *c) {
 
 RULE(add) { v->gin[0] = v->gin[1] = GRAD; }
 BINARY(add, same_infer, .doc = "x + y, broadcast; integers wrap around, for bool it is \"or\".",
-       .unread = 1 | 2, .vjp = add_vjp);
+       .unread = 1 | 2, .vjp = add_vjp, TESTS(.variants = { "x.shape=2,1; y.shape=3" }));
 
 RULE(sub) {
   v->gin[0] = GRAD;
   GIVE(1, B(BB, neg, GRAD));
 }
-BINARY(sub, same_infer, .doc = "x - y, broadcast.", .unread = 1 | 2, .vjp = sub_vjp);
+BINARY(sub, same_infer, .doc = "x - y, broadcast.", .unread = 1 | 2, .vjp = sub_vjp,
+       TESTS(.variants = { "x.shape=(); y.shape=2,3" }));
 
 RULE(mul) {
   GIVE(0, B(BB, mul, GRAD, IN(1)));
   GIVE(1, B(BB, mul, GRAD, IN(0)));
 }
-BINARY(mul, same_infer, .doc = "x * y, broadcast; for bool it is \"and\".", .vjp = mul_vjp);
+BINARY(mul, same_infer, .doc = "x * y, broadcast; for bool it is \"and\".", .vjp = mul_vjp,
+       TESTS(.variants = { "x.shape=2,1,3; y.shape=4,1" }));
 
 RULE(div) {
   GIVE(0, B(BB, div, GRAD, IN(1)));
   GIVE(1, B(BB, neg, B(BB, div, B(BB, mul, GRAD, OUT), IN(1))));
 }
 BINARY(div, float_infer, .doc = "x / y, broadcast; integers give f32.", .vjp = div_vjp,
-       .domain = "y=0.3..3");
+       TESTS(.domain = "y=0.3..3", .variants = { "x.shape=2,3; y.shape=3; y=-3..-0.3" }));
 
 /* Integer ops that some divisor or exponent makes impossible: found before anything is computed. */
 static peri_status check_integers (peri_call *c, bool negative) {
@@ -180,7 +182,8 @@ static peri_status check_integers (peri_call *c, bool negative) {
 
 CHECKED(floordiv, false, same_infer,
         .doc = "The whole number below x / y, broadcast; integer division by zero is an error. "
-               "Constant for differentiation.");
+               "Constant for differentiation.",
+        TESTS(.refuses = { "x=i64[1,2]; y=i64[1,0] => zero | position 1" }));
 
 RULE(mod) {
   v->gin[0] = GRAD;
@@ -188,7 +191,9 @@ RULE(mod) {
 }
 CHECKED(mod, false, same_infer,
         .doc = "x - floordiv(x, y) * y, broadcast: the remainder has the sign of y, as in Lua.",
-        .vjp = mod_vjp, .domain = "x=2.1..2.4; y=0.9..1");
+        .vjp = mod_vjp,
+        TESTS(.domain = "x=2.1..2.4; y=0.9..1", .variants = { "x=-2.4..-2.1; y=0.9..1" },
+              .refuses = { "x=i64[1,2]; y=i64[1,0] => zero | position 1" }));
 
 /* The exponent when it is one number that takes no gradient. */
 static bool plain_exponent (const peri_vjp *v, double *e) {
@@ -220,7 +225,9 @@ RULE(pow) {
 }
 CHECKED(pow, true, pow_infer,
         .doc = "x to the power of y, broadcast; integers take no negative exponents.",
-        .vjp = pow_vjp, .domain = "x=0.3..2");
+        .vjp = pow_vjp,
+        TESTS(.domain = "x=0.3..2", .variants = { "x=0.3..2; y.shape=()", "x=0.3..2; x.shape=2,1" },
+              .refuses = { "x=i64[1,2]; y=number:-2 => -2" }));
 
 /* The gradient goes to x where it wins, greater being where it does among numbers: a NaN of x wins,
 ** and one of y against a number. Equal ones have half of it each. */
@@ -233,7 +240,7 @@ static void to_winner (peri_vjp *v, peri_tensor *greater) {
 RULE(maximum) { to_winner(v, B(BB, gt, IN(0), IN(1))); }
 BINARY(maximum, same_infer,
        .doc = "The larger of x and y, broadcast; NaN if either is. Equal ones share the gradient.",
-       .vjp = maximum_vjp);
+       .vjp = maximum_vjp, TESTS(.variants = { "y.shape=3" }));
 
 RULE(minimum) { to_winner(v, B(BB, lt, IN(0), IN(1))); }
 BINARY(minimum, same_infer,
@@ -251,7 +258,7 @@ RULE(atan2) { /* 0 at the origin, where no direction is the steepest */
 BINARY(
     atan2, float_infer,
     .doc = "The angle of the point (y, x), in (-pi, pi], broadcast; its gradient at (0, 0) is 0.",
-    .vjp = atan2_vjp, .domain = "x=0.3..2");
+    .vjp = atan2_vjp, TESTS(.domain = "x=0.3..2", .variants = { "x=-2..-0.3; y=-2..-0.3" }));
 
 /* ---- comparisons and logic ---- */
 

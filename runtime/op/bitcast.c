@@ -38,4 +38,6 @@ OP(bitcast, .sig = "x, dtype:dtype", .flags = PERI_OP_VIEW | PERI_OP_STRIDED | P
    .doc = "The bytes of x seen as dtype, a view when x is dense; the last dim grows or shrinks "
           "with the "
           "element size. Rows of quantised weights are moved as u8 and seen as weights again.",
-   .infer = bitcast_infer, .domain = "attr dtype=i32");
+   .infer = bitcast_infer,
+   TESTS(.domain = "attr dtype=i32",
+         .refuses = { "x.shape=2,3; attr dtype=i64 => 12 bytes | i64" }));

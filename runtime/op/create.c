@@ -39,14 +39,16 @@ static peri_status empty_cpu (peri_call *c) { /* no byte is left that is no bool
 }
 
 OP(zeros, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of zeros.",
-   .infer = shape_dtype_infer, .cpu = zeros_cpu, .domain = "attr shape=2,3");
+   .infer = shape_dtype_infer, .cpu = zeros_cpu, TESTS(.domain = "attr shape=2,3"));
 OP(ones, .sig = "shape:shape, dtype:dtype=f32", .doc = "A tensor of ones.",
-   .infer = shape_dtype_infer, .cpu = ones_cpu, .domain = "attr shape=2,3");
+   .infer = shape_dtype_infer, .cpu = ones_cpu, TESTS(.domain = "attr shape=2,3"));
 OP(full, .sig = "shape:shape, value:num, dtype:dtype=f32", .doc = "A tensor filled with value.",
-   .infer = full_infer, .cpu = full_cpu, .domain = "attr shape=2,3; attr value=1.5");
+   .infer = full_infer, .cpu = full_cpu,
+   TESTS(.domain = "attr shape=2,3; attr value=1.5",
+         .refuses = { "attr shape=2; attr value=300; attr dtype=u8 => 300 | u8" }));
 OP(empty, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_UNSET,
    .doc = "A tensor whose elements are whatever the memory held.", .infer = shape_dtype_infer,
-   .cpu = empty_cpu, .domain = "attr shape=2,3");
+   .cpu = empty_cpu, TESTS(.domain = "attr shape=2,3"));
 OP(zeros_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "Zeros in x's shape, and dtype unless one is given.", .infer = like_infer,
    .cpu = zeros_cpu);
@@ -55,7 +57,9 @@ OP(ones_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .cpu = ones_cpu);
 OP(full_like, .sig = "x, value:num, dtype:dtype=none", .flags = PERI_OP_STRIDED,
    .doc = "value everywhere in x's shape, and dtype unless one is given.", .infer = full_like_infer,
-   .cpu = full_like_cpu, .domain = "attr value=2");
+   .cpu = full_like_cpu,
+   TESTS(.domain = "attr value=2",
+         .refuses = { "x.shape=2; attr value=300; attr dtype=u8 => 300 | u8" }));
 OP(empty_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_STRIDED | PERI_OP_UNSET,
    .doc = "An uninitialised tensor of x's shape, and dtype unless one is given.",
    .infer = like_infer, .cpu = empty_cpu);
@@ -145,7 +149,9 @@ OP(arange, .sig = "start:num, stop:num=none, step:num=1, dtype:dtype=none",
    .doc =
        "start, start + step, ... as far as stop, which is left out; one number is the stop, from "
        "0 on; i64 when all are integral, else f32.",
-   .infer = arange_infer, .cpu = arange_cpu, .domain = "attr start=5");
+   .infer = arange_infer, .cpu = arange_cpu,
+   TESTS(.domain = "attr start=5",
+         .refuses = { "attr start=0; attr stop=5; attr step=0 => step | 0" }));
 
 static peri_status linspace_infer (peri_call *c) {
   int64_t n = c->attr[2].i;
@@ -189,7 +195,9 @@ static peri_status linspace_cpu (peri_call *c) {
 OP(linspace, .sig = "start:num, stop:num, n:int, dtype:dtype=f32",
    .doc = "n numbers at equal distances from start to stop, both included; integers are cut "
           "toward 0.",
-   .infer = linspace_infer, .cpu = linspace_cpu, .domain = "attr start=0; attr stop=1; attr n=5");
+   .infer = linspace_infer, .cpu = linspace_cpu,
+   TESTS(.domain = "attr start=0; attr stop=1; attr n=5",
+         .refuses = { "attr start=0; attr stop=1; attr n=-1 => -1" }));
 
 static peri_status eye_infer (peri_call *c) {
   int64_t shape[2] = { c->attr[0].i, c->attr[1].i == INT64_MIN ? c->attr[0].i : c->attr[1].i };
@@ -210,7 +218,7 @@ static peri_status eye_cpu (peri_call *c) {
 
 OP(eye, .sig = "n:int, m:int=none, dtype:dtype=f32",
    .doc = "An n by m matrix (m = n by default) with ones on the diagonal.", .infer = eye_infer,
-   .cpu = eye_cpu, .domain = "attr n=3");
+   .cpu = eye_cpu, TESTS(.domain = "attr n=3", .refuses = { "attr n=-1 => -1" }));
 
 /* ---- one_hot ---- */
 
@@ -243,4 +251,8 @@ static peri_status one_hot_cpu (peri_call *c) {
 
 OP(one_hot, .sig = "x, classes:int, dtype:dtype=f32",
    .doc = "Integers x (...) from 0 as rows (..., classes) that are 1 at x and 0 elsewhere.",
-   .infer = one_hot_infer, .cpu = one_hot_cpu, .domain = "x=int:0..3; attr classes=4");
+   .infer = one_hot_infer, .cpu = one_hot_cpu,
+   TESTS(.domain = "x=int:0..3; attr classes=4",
+         .refuses = { "x=i64[0,4]; attr classes=3 => 4 | 0 to 2",
+                      "x=i64[0,-1]; attr classes=3 => -1 | 0 to 2",
+                      "x.shape=2; attr classes=3 => f32" }));

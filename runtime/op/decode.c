@@ -80,7 +80,12 @@ OPN(kv_append_, 0, .sig = "cache_k, cache_v, k, v, pos:pos",
     .doc = "Writes k, v (B, T, H, D) into the caches (B, Tmax, H, D) from position pos on.",
     .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 2, .infer = append_infer,
     .cpu = append_cpu,
-    .domain = "shape=2,2,2,3; cache_k.shape=2,5,2,3; cache_v.shape=2,5,2,3; attr pos=2");
+    TESTS(.domain = "shape=2,2,2,3; cache_k.shape=2,5,2,3; cache_v.shape=2,5,2,3; attr pos=2",
+          .large =
+              "shape=4,40,4,32; cache_k.shape=4,100,4,32; cache_v.shape=4,100,4,32; attr pos=30",
+          .refuses = {
+              "cache_k.shape=1,3,1,2; cache_v.shape=1,3,1,2; k.shape=1,1,1,2; v.shape=1,1,1,2; "
+              "attr pos=4 => 1 tokens | cache of 3" }));
 
 /* ---- move_rows_ ---- */
 
@@ -144,7 +149,11 @@ OPN(move_rows_, 0, .sig = "x, from, to",
     .doc = "Row to[i] of x (B, ...) becomes what row from[i] was, for all i at once; from and to "
            "(N) count from 0, and of equal ones in to the last wins.",
     .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1, .infer = rows_infer, .cpu = rows_cpu,
-    .domain = "x.shape=4,3; from.shape=2; to.shape=2; from=int:0..3; to=int:0..3");
+    TESTS(.domain = "x.shape=4,3; from.shape=2; to.shape=2; from=int:0..3; to=int:0..3",
+          .large = "x.shape=200,300; from.shape=90; to.shape=90; from=int:0..199; to=int:0..199",
+          .refuses = { "x.shape=3,2; from=i64[3]; to=i64[0] => from | 3",
+                       "x.shape=3,2; from=i64[0]; to=i64[-1] => to | -1",
+                       "x.shape=3; from=i64[0,1]; to=i64[0] => (2) | (1)" }));
 
 /* ---- attention_step_ ---- */
 
@@ -326,4 +335,8 @@ OPN(attention_step_, 3,
            "attention one by one. Fastest where cache_k is a view of (B, Hkv, D, Tmax).",
     .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 2, .nret = 1, .infer = step_infer,
     .cpu = step_cpu, .cost = step_cost,
-    .domain = "cache_k.shape=2,5,1,4; cache_v.shape=2,5,1,4; qkv.shape=2,2,4,4; attr pos=2");
+    TESTS(.domain = "cache_k.shape=2,5,1,4; cache_v.shape=2,5,1,4; qkv.shape=2,2,4,4; attr pos=2",
+          .large =
+              "cache_k.shape=4,60,2,32; cache_v.shape=4,60,2,32; qkv.shape=4,9,8,32; attr pos=50",
+          .refuses = { "cache_k.shape=1,3,1,2; cache_v.shape=1,3,1,2; qkv.shape=1,2,3,2; attr "
+                       "pos=3 => 2 | 3" }));

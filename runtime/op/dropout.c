@@ -70,7 +70,9 @@ static void dropout_backward_vjp (peri_vjp *v) {
 OP(dropout_backward, .sig = "g, mask, scale:num",
    .doc = "Gradient of dropout: g * scale where the u8 mask is not 0, else 0.",
    .flags = PERI_OP_UPCAST, .infer = dropout_backward_infer, .cpu = dropout_backward_cpu,
-   .vjp = dropout_backward_vjp, .domain = "mask=u8:0..1; attr scale=2");
+   .vjp = dropout_backward_vjp,
+   TESTS(.domain = "mask=u8:0..1; attr scale=2",
+         .refuses = { "g.shape=2; mask.shape=3; mask=u8:0..1; attr scale=2 => (2) | (3)" }));
 
 /* ---- dropout ---- */
 
@@ -120,4 +122,6 @@ OPN(dropout, 2, .sig = "x, p:num=0.5, training:bool=true",
     .doc = "In training each element is 0 with probability p and x / (1 - p) otherwise; else x "
            "itself.",
     .flags = PERI_OP_RANDOM | PERI_OP_UPCAST, .nret = 1, .infer = dropout_infer, .cpu = dropout_cpu,
-    .unread = 1, .vjp = dropout_vjp, .domain = "attr training=false");
+    .unread = 1, .vjp = dropout_vjp,
+    TESTS(.domain = "attr training=false", .variants = { "attr p=0.4" },
+          .refuses = { "x.shape=2; attr p=2 => 2" }));

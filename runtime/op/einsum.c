@@ -84,8 +84,8 @@ static peri_status parse (peri_ctx *ctx, const char *text, equation *e) {
 static peri_status check_sizes (peri_call *c, equation *e) {
   char shape[128];
   if (c->list[0].count != e->nterms)
-    return peri__fail(c->ctx, PERI_EINVAL, "equation has %d terms for %d tensors", e->nterms,
-                      c->list[0].count);
+    return peri__fail(c->ctx, PERI_EINVAL, "equation \"%.100s\" has %d terms for %d tensors",
+                      c->attr[0].s, e->nterms, c->list[0].count);
   for (int k = 0; k < LABELS; k++) e->size[k] = -1;
   for (int t = 0; t < e->nterms; t++) {
     const peri_tensor *x = c->in[c->list[0].start + t];
@@ -235,4 +235,14 @@ OP(einsum, .sig = "xs:tensors, equation:str",
    .doc = "Sum of products over the letters that the result lacks: einsum({a, b}, \"ij,jk->ik\"); "
           "without -> the result has the letters that stand once, in alphabetical order. A letter "
           "twice in a term is its diagonal: \"ii\" is the trace.",
-   .compose = einsum_compose, .domain = "shape=3,3; attr equation=ij,jk->ik");
+   .compose = einsum_compose,
+   TESTS(.domain = "shape=3,3; attr equation=ij,jk->ik",
+         .variants = { "shape=2,3,3; attr equation=bij,bjk->bik",
+                       "shape=3,3; attr equation=ij,ij->",
+                       "xs1.shape=3; xs2.shape=4; attr equation=i,j->ji",
+                       "shape=2,3; xs2.shape=4,3; attr equation=bi,oi->bo",
+                       "shape=3,3; attr equation=ii,ij->ij", "shape=3,3; attr equation=ii,jj" },
+         .large = "shape=100,100; attr equation=ij,jk->ik",
+         .refuses = { "xs1.shape=2,3; xs2.shape=4,5; attr equation=ij,jk->ik => 3 | 4",
+                      "xs1.shape=2,3,4; xs.count=1; attr equation=ij->i => (2, 3, 4) | 2 letters",
+                      "xs1.shape=2,3; xs.count=1; attr equation=ij,jk->ik => 2" }));

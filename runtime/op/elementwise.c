@@ -465,7 +465,8 @@ OP(to, .sig = "x, dtype:dtype", .flags = PERI_OP_STRIDED | PERI_OP_WEIGHT,
        "x converted to dtype. Floats become integers by truncation (NaN 0); integers that do not "
        "fit wrap around; bool is x != 0. Floats become quantised weights by ggml's rules, and "
        "quantised and packed weights floats.",
-   .infer = to_infer, .cpu = to_cpu, .unread = 1, .vjp = to_vjp, .domain = "attr dtype=f64");
+   .infer = to_infer, .cpu = to_cpu, .unread = 1, .vjp = to_vjp,
+   TESTS(.domain = "attr dtype=f64", .refuses = { "x.shape=2; attr dtype=f8 => f8" }));
 
 static peri_status copy_into_cpu (peri_call *c) { return peri__copy(c->in[1], c->in[0]); }
 static peri_status copy_into_infer (peri_call *c) {
@@ -484,7 +485,8 @@ static peri_status copy_into_infer (peri_call *c) {
 }
 OPN(copy_, 0, .sig = "dst, src", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE, .writes = 1,
     .doc = "Write src, broadcast to dst's shape and converted to its dtype, into dst.",
-    .infer = copy_into_infer, .cpu = copy_into_cpu);
+    .infer = copy_into_infer, .cpu = copy_into_cpu,
+    TESTS(.refuses = { "dst.shape=2; src.shape=3 => (3) | (2)" }));
 
 static peri_status fill_cpu (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -495,4 +497,6 @@ static peri_status fill_cpu (peri_call *c) {
   return PERI_OK;
 }
 OPN(fill_, 0, .sig = "x, value:num", .flags = PERI_OP_STRIDED | PERI_OP_INPLACE, .writes = 1,
-    .doc = "Set every element of x to value.", .cpu = fill_cpu, .domain = "attr value=1.5");
+    .doc = "Set every element of x to value.", .cpu = fill_cpu,
+    TESTS(.domain = "attr value=1.5",
+          .refuses = { "x.shape=1; x=u8:0..1; attr value=300 => 300 | u8" }));

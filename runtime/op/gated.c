@@ -158,7 +158,9 @@ static void gated_mul_backward_vjp (peri_vjp *v) {
 OPN(gated_mul_backward, 2, .sig = "gate, up, g, act:str",
     .doc = "Gradients (dgate, dup) of gated_mul.", .flags = PERI_OP_FLOAT | PERI_OP_UPCAST,
     .infer = gated_mul_infer, .cpu = gated_mul_backward_cpu, .vjp = gated_mul_backward_vjp,
-    .cost = gated_cost, .domain = "attr act=silu");
+    .cost = gated_cost,
+    TESTS(.domain = "attr act=silu",
+          .refuses = { "gate.shape=2; up.shape=2; g.shape=3; attr act=silu => (2) | (3)" }));
 
 static void gated_mul_vjp (peri_vjp *v) {
   const peri__act *act = NULL;
@@ -174,12 +176,17 @@ OP(gated_mul, .sig = "gate, up, act:str",
    .doc = "act(gate) * up, two tensors of one shape; act is the name of an activation "
           "(arXiv:2002.05202).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = gated_mul_infer, .cpu = gated_mul_cpu,
-   .vjp = gated_mul_vjp, .cost = gated_cost, .domain = "attr act=silu");
+   .vjp = gated_mul_vjp, .cost = gated_cost,
+   TESTS(.domain = "attr act=silu",
+         .refuses = { "gate.shape=2; up.shape=3; attr act=silu => (2) | (3)",
+                      "attr act=swish => silu" },
+         .reference = "peri[act](gate) * up"));
 
 OP(silu_mul, .sig = "gate, up",
    .doc = "silu(gate) * up, two tensors of one shape (arXiv:2002.05202).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = gated_mul_infer, .cpu = gated_mul_cpu,
-   .vjp = gated_mul_vjp, .cost = gated_cost);
+   .vjp = gated_mul_vjp, .cost = gated_cost,
+   TESTS(.refuses = { "gate.shape=2; up.shape=3 => (2) | (3)" }));
 
 /* ---- gated ---- */
 
@@ -240,7 +247,9 @@ OP(gated_backward, .sig = "x, g, act:str",
    .doc = "Gradient (..., 2 F) of gated, from x (..., 2 F) and g (..., F).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = gated_infer, .cpu = gated_backward_cpu,
    .vjp = gated_backward_vjp, .cost = gated_cost,
-   .domain = "x.shape=3,8; g.shape=3,4; attr act=silu");
+   TESTS(.domain = "x.shape=3,8; g.shape=3,4; attr act=silu",
+         .large = "x.shape=128,300; g.shape=128,150; attr act=silu",
+         .refuses = { "x.shape=4; g.shape=3; attr act=silu => (4) | (3)" }));
 
 static void gated_vjp (peri_vjp *v) {
   const peri__act *act = NULL;
@@ -253,8 +262,13 @@ OP(gated, .sig = "x, act:str",
    .doc = "act(x[..., :F]) * x[..., F:] for x (..., 2 F); act is the name of an activation "
           "(arXiv:2002.05202).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = gated_infer, .cpu = gated_cpu,
-   .vjp = gated_vjp, .cost = gated_cost, .domain = "x.shape=3,8; attr act=silu");
+   .vjp = gated_vjp, .cost = gated_cost,
+   TESTS(.domain = "x.shape=3,8; attr act=silu",
+         .refuses = { "x.shape=3; attr act=silu => (3)", "x.shape=4; attr act=none => none" },
+         .reference = "peri[act](x:narrow(-1, 1, x:size(-1) // 2)) * x:narrow(-1, x:size(-1) // 2 "
+                      "+ 1, x:size(-1) // 2)"));
 
 OP(swiglu, .sig = "x", .doc = "silu(x[..., :F]) * x[..., F:] for x (..., 2 F) (arXiv:2002.05202).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = gated_infer, .cpu = gated_cpu,
-   .vjp = gated_vjp, .cost = gated_cost, .domain = "x.shape=3,8");
+   .vjp = gated_vjp, .cost = gated_cost,
+   TESTS(.domain = "x.shape=3,8", .large = "x.shape=128,300", .refuses = { "x.shape=3 => (3)" }));

@@ -35,4 +35,7 @@ OPN(unpack_qkv, 3, .sig = "x, heads:int, kv_heads:int",
     .doc = "Views q (..., heads, D), k and v (..., kv_heads, D) of a fused projection x (..., "
            "heads + 2 kv_heads, D).",
     .flags = PERI_OP_VIEW, .infer = infer_unpack_qkv, .vjp = vjp_unpack_qkv,
-    .domain = "shape=2,4,3; attr heads=2; attr kv_heads=1");
+    TESTS(.domain = "shape=2,4,3; attr heads=2; attr kv_heads=1",
+          .variants = { "shape=2,3,5,2; attr heads=3; attr kv_heads=1" },
+          .large = "shape=64,50,4,8; attr heads=2; attr kv_heads=1",
+          .refuses = { "x.shape=2,5,3; attr heads=2; attr kv_heads=1 => (2, 5, 3)" }));

@@ -56,7 +56,13 @@ OP(gather, .sig = "x, index, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "out[i][j] = x[i][index[i][j]] for dim 2, likewise for others; out has index's shape, "
           "which may not exceed x's in the other dims.",
    .infer = gather_infer, .cpu = gather_cpu, .unread = 1, .vjp = gather_vjp,
-   .domain = "x.shape=3,4; index.shape=2,4; index=int:0..2; attr dim=1");
+   TESTS(.domain = "x.shape=3,4; index.shape=2,4; index=int:0..2; attr dim=1",
+         .variants = { "x.shape=3,4; index.shape=3,6; index=int:0..3; attr dim=2" },
+         .large = "x.shape=128,300; index.shape=120,300; index=int:0..127; attr dim=1",
+         .refuses = { "x.shape=3; index=i64[0,3]; attr dim=1 => 3",
+                      "x.shape=3; index=i64[-1]; attr dim=1 => -1",
+                      "x.shape=3; index.shape=3; attr dim=1 => f32",
+                      "x.shape=3,2; index=i64[0]; attr dim=1 => 1 | 2" }));
 
 /* ---- index_select, embedding: whole rows ---- */
 
@@ -115,7 +121,11 @@ static void index_select_vjp (peri_vjp *v) {
 OP(index_select, .sig = "x, index, dim:dim",
    .doc = "Positions index (n) of one dim of x: size n takes the place of that dim's.",
    .infer = index_select_infer, .cpu = index_select_cpu, .unread = 1, .vjp = index_select_vjp,
-   .domain = "x.shape=4,3; index.shape=5; index=int:0..3; attr dim=1");
+   TESTS(.domain = "x.shape=4,3; index.shape=5; index=int:0..3; attr dim=1",
+         .variants = { "x.shape=2,4,2; index.shape=5; index=int:0..3; attr dim=-2" },
+         .large = "x.shape=200,300; index.shape=150; index=int:0..199; attr dim=1",
+         .refuses = { "x.shape=3; index=i64[3]; attr dim=1 => 3",
+                      "x.shape=3; index=i64[0]; attr dim=2 => 2 | 1" }));
 
 static peri_status embedding_infer (peri_call *c) {
   peri_tensor *w = c->in[0], *ids = c->in[1];
@@ -173,7 +183,12 @@ OP(embedding, .sig = "weight, ids, padding_idx:int=none", .flags = PERI_OP_WEIGH
        "Rows of weight (V, D) named by ids (...), to (..., D); row padding_idx gets no gradient. "
        "Rows of a quantised or packed weight are f32.",
    .infer = embedding_infer, .cpu = embedding_cpu, .unread = 1, .vjp = embedding_vjp,
-   .domain = "weight.shape=5,3; ids.shape=2,2; ids=int:0..4");
+   TESTS(.domain = "weight.shape=5,3; ids.shape=2,2; ids=int:0..4",
+         .variants = { "weight.shape=5,3; ids.shape=4; ids=int:0..4; attr padding_idx=2" },
+         .large = "weight.shape=50,300; ids.shape=20,10; ids=int:0..49",
+         .refuses = { "weight.shape=5,2; ids=i64[0,5] => 5 | 5",
+                      "weight.shape=5,2; ids=i64[-1] => -1",
+                      "weight.shape=5; ids=i64[0] => 1 | 2" }));
 
 /* ---- masked_select ---- */
 
@@ -211,7 +226,7 @@ OP(masked_select, .sig = "x, mask",
    .doc =
        "The elements of x where mask (bool or u8, broadcast to x) is true, (n) in row-major order.",
    .infer = masked_select_infer, .cpu = masked_select_cpu, .unread = 1, .vjp = masked_select_vjp,
-   .domain = "mask=bool");
+   TESTS(.domain = "mask=bool", .refuses = { "x.shape=3; mask.shape=3 => f32" }));
 
 /* ---- nonzero ---- */
 

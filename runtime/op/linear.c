@@ -210,4 +210,14 @@ OPN(linear, 2, .nret = 1, .sig = "x, weight, bias:tensor?, act:str=none",
         "packed, "
         "and gets no gradient then.",
     .infer = linear_infer, .cpu = linear_cpu, .vjp = linear_vjp, .cost = peri__matmul_cost,
-    .domain = "x.shape=2,3,4; weight.shape=5,4; bias.shape=5");
+    TESTS(.domain = "x.shape=2,3,4; weight.shape=5,4; bias.shape=5",
+          .variants = { "x.shape=4; weight.shape=5,4",
+                        "x.shape=3,4; weight.shape=5,4; bias.shape=5; attr act=relu",
+                        "x.shape=3,4; weight.shape=5,4; bias.shape=5; attr act=gelu",
+                        "x.shape=3,4; weight.shape=5,4; attr act=silu",
+                        "x.shape=3,4; weight.shape=5,4; attr act=gelu_tanh" },
+          .large = "x.shape=130,200; weight.shape=150,200; bias.shape=150",
+          .refuses = { "x.shape=3; x=f64:-2..2; weight.shape=2,3; weight=packed => f64 | packed",
+                       "x.shape=4,8; weight.shape=16,7 => 8 | 7",
+                       "x.shape=4,8; weight.shape=16,8; bias.shape=3 => 3 | 16",
+                       "x.shape=4,8; weight.shape=16,8; attr act=swish => silu" }));

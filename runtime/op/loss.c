@@ -166,7 +166,17 @@ OPN(cross_entropy, 2, .nret = 1, .flags = PERI_OP_UPCAST,
            "not ignore_index and NaN when there are none; smoothing mixes in the uniform "
            "distribution (torch's definition).",
     .infer = ce_infer, .cpu = ce_cpu, .vjp = ce_vjp, .cost = ce_cost,
-    .domain = "shape=2,4; target.shape=2; target=int:0..3; attr label_smoothing=0.1");
+    TESTS(.domain = "shape=2,4; target.shape=2; target=int:0..3; attr label_smoothing=0.1",
+          .variants = { "shape=2,4; target.shape=2; target=int:0..3; attr reduction=sum",
+                        "shape=2,3,4; target.shape=2,3; target=int:0..3; attr reduction=none; "
+                        "attr ignore_index=2",
+                        "shape=5,4; target.shape=5; target=int:0..3; attr ignore_index=1; "
+                        "attr label_smoothing=0.2" },
+          .large = "shape=128,300; target.shape=128; target=int:0..299; attr label_smoothing=0.1",
+          .refuses = { "logits.shape=2,4; target=i64[0,4] => 4",
+                       "logits.shape=2,4; target=i64[0,1,2] => (3) | (2, 4)",
+                       "logits.shape=2,4; target.shape=2 => f32",
+                       "logits.shape=2,4; target=i64[0,1]; attr label_smoothing=2 => 2" }));
 
 /* ---- cross_entropy_backward ---- */
 
@@ -227,8 +237,13 @@ OP(cross_entropy_backward,
           "loss, stats (..., 2) what the forward pass saved: the largest logit of a row and "
           "log(sum(exp(x - max))).",
    .infer = ceb_infer, .cpu = ceb_cpu, .cost = ce_cost,
-   .domain = "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; "
-             "stats=1..2");
+   TESTS(.domain =
+             "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; "
+             "stats=1..2",
+         .large = "g.shape=(); logits.shape=128,300; target.shape=128; target=int:0..299; "
+                  "stats.shape=128,2; stats=1..2",
+         .refuses = {
+             "g.shape=(); g=f32[1.5]; logits.shape=2,4; target=i64[0,4]; stats.shape=2,2 => 4" }));
 
 /* ---- losses that are a line of other ops ---- */
 
@@ -268,7 +283,9 @@ static void mse_compose (peri_build *b, peri_call *c) {
 OP(mse, .sig = "x, y, reduction:str=mean", .flags = PERI_OP_FLOAT,
    .doc = "Squared error (x - y)^2 of tensors of one shape, reduced: mean or sum (a number) or "
           "none.",
-   .compose = mse_compose);
+   .compose = mse_compose,
+   TESTS(.variants = { "attr reduction=sum", "attr reduction=none" },
+         .refuses = { "x.shape=2; y.shape=3 => (2) | (3)" }));
 
 /* 0.5 m^2 + delta (|e| - m) with m = min(|e|, delta) is both branches at once. */
 static void huber_compose (peri_build *b, peri_call *c) {
@@ -288,7 +305,10 @@ static void huber_compose (peri_build *b, peri_call *c) {
 OP(huber, .sig = "x, y, delta:num=1, reduction:str=mean", .flags = PERI_OP_FLOAT,
    .doc = "Huber loss of e = x - y: e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2); "
           "reduced: mean, sum or none (torch.nn.functional.huber_loss).",
-   .compose = huber_compose);
+   .compose = huber_compose,
+   TESTS(.variants = { "attr delta=0.3; attr reduction=sum", "attr reduction=none" },
+         .refuses = { "x.shape=2; y.shape=3 => (2) | (3)",
+                      "x.shape=2; y.shape=2; attr delta=0 => 0" }));
 
 static void bce_compose (peri_build *b, peri_call *c) {
   peri_tensor *x = c->in[0], *t = c->in[1], *w = c->in[2];
@@ -301,7 +321,11 @@ OP(bce_with_logits, .sig = "logits, target, weight:tensor?, reduction:str=mean",
    .flags = PERI_OP_FLOAT,
    .doc = "Binary cross-entropy of probabilities target under sigmoid(logits), one shape: "
           "softplus(x) - x t, times weight (broadcast), reduced: mean, sum or none.",
-   .compose = bce_compose, .domain = "target=0.1..0.9");
+   .compose = bce_compose,
+   TESTS(.domain = "target=0.1..0.9",
+         .variants = { "target=0.1..0.9; weight=0.2..2; attr reduction=sum",
+                       "target=0.1..0.9; attr reduction=none" },
+         .refuses = { "logits.shape=2; target.shape=3 => (2) | (3)" }));
 
 static void kl_compose (peri_build *b, peri_call *c) {
   peri_tensor *q = c->in[0], *p = c->in[1], *d;
@@ -319,4 +343,9 @@ OP(kl_div, .sig = "log_q, target, reduction:str=batchmean, log_target:bool=false
    .doc = "Kullback-Leibler divergence KL(p || q) pointwise p (log p - log_q), where target is "
           "p, or log p with log_target (arguments as in torch.nn.functional.kl_div); batchmean "
           "divides the sum by the first size.",
-   .compose = kl_compose, .domain = "log_q=-3..-0.5; target=0.1..0.9");
+   .compose = kl_compose,
+   TESTS(.domain = "log_q=-3..-0.5; target=0.1..0.9",
+         .variants = { "log_q=-3..-0.5; target=-3..-0.5; attr log_target=true",
+                       "log_q=-3..-0.5; target=0.1..0.9; attr reduction=none",
+                       "log_q=-3..-0.5; target=0.1..0.9; attr reduction=mean" },
+         .refuses = { "log_q.shape=2; target.shape=3 => (2) | (3)" }));

@@ -266,7 +266,15 @@ OP(matmul, .sig = "a, b", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST | PERI_OP_WE
           "1-dim operand is a row on the left, a column on the right, whose dim is dropped. b may "
           "be a quantised or packed weight (k, n).",
    .infer = matmul_infer, .cpu = matmul_cpu, .vjp = matmul_vjp, .cost = peri__matmul_cost,
-   .domain = "a.shape=2,3,4; b.shape=4,5");
+   TESTS(.domain = "a.shape=2,3,4; b.shape=4,5",
+         .variants = { "a.shape=3; b.shape=3", "a.shape=3; b.shape=2,3,4",
+                       "a.shape=2,4,3; b.shape=3", "a.shape=2,1,3,4; b.shape=3,4,2",
+                       "a.shape=2,3; b.shape=3,4" },
+         .large = "a.shape=3,65,130; b.shape=130,70",
+         .refuses = { "a.shape=2,3; a=packed; b.shape=3,2 => packed",
+                      "a.shape=4,8; b.shape=7,16 => 8 | 7",
+                      "a.shape=2,4,3; b.shape=3,3,4 => (2, 4, 3) | (3, 3, 4)",
+                      "a.shape=(); a=f32[1.5]; b.shape=2 => no dims" }));
 
 /* ---- outer ---- */
 
@@ -283,4 +291,6 @@ static void outer_compose (peri_build *b, peri_call *c) {
 }
 
 OP(outer, .sig = "a, b", .doc = "All products of two vectors, (m), (n) -> (m, n).",
-   .compose = outer_compose, .domain = "a.shape=3; b.shape=4");
+   .compose = outer_compose,
+   TESTS(.domain = "a.shape=3; b.shape=4", .large = "a.shape=200; b.shape=210",
+         .refuses = { "a.shape=2,2; b.shape=2 => (2, 2)" }));

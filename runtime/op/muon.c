@@ -179,4 +179,12 @@ OPN(muon_, 0, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1 | 4,
     .doc = "One Muon step in place on lists of matrices (Jordan et al. 2024): b = momentum b + "
            "(1 - momentum) g, u = b (or Nesterov's mix with g) made near-orthogonal by "
            "Newton-Schulz steps, p = (1 - lr weight_decay) p - lr sqrt(max(1, rows / cols)) u.",
-    .infer = infer, .cpu = cpu, .domain = "attr lr=0.1");
+    .infer = infer, .cpu = cpu,
+    TESTS(.domain = "attr lr=0.1",
+          .refuses = {
+              "params1.shape=2,2; params2.shape=2,2; grads1.shape=2,2; grads.count=1; "
+              "momentum_bufs1.shape=2,2; momentum_bufs2.shape=2,2; attr lr=0.1 => 1 | 2",
+              "params1.shape=2,2; params.count=1; grads1.shape=3; grads.count=1; "
+              "momentum_bufs1.shape=2,2; momentum_bufs.count=1; attr lr=0.1 => (2, 2) | (3)",
+              "params1.shape=3; params.count=1; grads1.shape=3; grads.count=1; "
+              "momentum_bufs1.shape=3; momentum_bufs.count=1; attr lr=0.1 => (3)" }));

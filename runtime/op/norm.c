@@ -262,7 +262,10 @@ OPN(layer_norm_backward, 3,
            "the last two are empty.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = norm_back_infer,
     .cpu = layer_norm_backward_cpu, .vjp = layer_norm_backward_vjp, .cost = norm_cost,
-    .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
+    TESTS(.domain = "shape=3,5; weight.shape=5; add.shape=3,5",
+          .variants = { "shape=3,5", "shape=3,5; weight.shape=5; attr params=false" },
+          .large = "shape=128,300; weight.shape=300; add.shape=128,300",
+          .refuses = { "x.shape=2,3; g.shape=3 => (2, 3) | (3)" }));
 
 OPN(rms_norm_backward, 2,
     .sig = "x, g, weight:tensor?, add:tensor?, eps:num=1e-6, params:bool=true",
@@ -270,7 +273,10 @@ OPN(rms_norm_backward, 2,
            "one is empty.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = norm_back_infer, .cpu = rms_norm_backward_cpu,
     .vjp = rms_norm_backward_vjp, .cost = norm_cost,
-    .domain = "shape=3,5; weight.shape=5; add.shape=3,5");
+    TESTS(.domain = "shape=3,5; weight.shape=5; add.shape=3,5",
+          .variants = { "shape=3,5; weight.shape=5" },
+          .large = "shape=128,300; weight.shape=300; add.shape=128,300",
+          .refuses = { "x.shape=2,3; g.shape=3 => (2, 3) | (3)" }));
 
 /* Gradients for a norm of x whose weight is input wi and bias input wi + 1; sum: what was
 ** normalised; gsum: gradient of sum as an output, or NULL. */
@@ -307,7 +313,13 @@ static void layer_norm_vjp (peri_vjp *v) { norm_vjp(v, false, 1, v->c->in[0], NU
 OP(layer_norm, .sig = "x, weight:tensor?, bias:tensor?, eps:num=1e-5",
    .doc = "(x - mean) / sqrt(variance + eps) * weight + bias over the last dim (arXiv:1607.06450).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = layer_norm_infer, .cpu = layer_norm_cpu,
-   .vjp = layer_norm_vjp, .cost = norm_cost, .domain = "x.shape=3,5; weight.shape=5; bias.shape=5");
+   .vjp = layer_norm_vjp, .cost = norm_cost,
+   TESTS(.domain = "x.shape=3,5; weight.shape=5; bias.shape=5",
+         .variants = { "x.shape=2,3,5", "x.shape=3,5; weight.shape=5; attr eps=0.1",
+                       "x.shape=3,5; bias.shape=5" },
+         .large = "x.shape=128,300; weight.shape=300; bias.shape=300",
+         .refuses = { "x.shape=2,3; weight.shape=4 => (4) | 3",
+                      "x.shape=(); x=f32[1.5] => no dim" }));
 
 /* ---- rms_norm ---- */
 
@@ -323,7 +335,11 @@ static void rms_norm_vjp (peri_vjp *v) { norm_vjp(v, true, 1, v->c->in[0], NULL)
 OP(rms_norm, .sig = "x, weight:tensor?, eps:num=1e-6",
    .doc = "x / sqrt(mean(x^2) + eps) * weight over the last dim (arXiv:1910.07467).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = rms_norm_infer, .cpu = rms_norm_cpu,
-   .vjp = rms_norm_vjp, .cost = norm_cost, .domain = "x.shape=3,5; weight.shape=5");
+   .vjp = rms_norm_vjp, .cost = norm_cost,
+   TESTS(.domain = "x.shape=3,5; weight.shape=5", .variants = { "x.shape=2,3,5; attr eps=0.1" },
+         .large = "x.shape=128,300; weight.shape=300",
+         .refuses = { "x.shape=2,3; weight.shape=4 => (4) | 3",
+                      "x.shape=(); x=f32[1.5] => no dim" }));
 
 /* ---- add_layer_norm, add_rms_norm ---- */
 
@@ -353,13 +369,19 @@ OPN(add_layer_norm, 2, .sig = "x, residual, weight:tensor?, bias:tensor?, eps:nu
     .doc = "layer_norm of x + residual, and that sum, in one pass.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = add_norm_infer, .cpu = add_layer_norm_cpu,
     .vjp = add_layer_norm_vjp, .cost = norm_cost,
-    .domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5; bias.shape=5");
+    TESTS(.domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5; bias.shape=5",
+          .variants = { "x.shape=3,5; residual.shape=3,5" },
+          .large = "shape=128,300; weight.shape=300; bias.shape=300",
+          .refuses = { "x.shape=2,3; residual.shape=3 => (2, 3) | (3)" }));
 
 OPN(add_rms_norm, 2, .sig = "x, residual, weight:tensor?, eps:num=1e-6",
     .doc = "rms_norm of x + residual, and that sum, in one pass.",
     .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = add_norm_infer, .cpu = add_rms_norm_cpu,
     .vjp = add_rms_norm_vjp, .cost = norm_cost,
-    .domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5");
+    TESTS(.domain = "x.shape=3,5; residual.shape=3,5; weight.shape=5",
+          .variants = { "x.shape=3,5; residual.shape=3,5" },
+          .large = "shape=128,300; weight.shape=300",
+          .refuses = { "x.shape=2,3; residual.shape=3 => (2, 3) | (3)" }));
 
 /* ---- group_norm ---- */
 
@@ -396,4 +418,8 @@ OP(group_norm, .sig = "x, weight:tensor?, bias:tensor?, groups:int, eps:num=1e-5
    .doc = "x (N, C, ...) normalised over each of groups of channels, times weight (C) plus bias "
           "(C) (arXiv:1803.08494).",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .compose = group_norm_compose,
-   .domain = "x.shape=2,4,3; weight.shape=4; bias.shape=4; attr groups=2");
+   TESTS(.domain = "x.shape=2,4,3; weight.shape=4; bias.shape=4; attr groups=2",
+         .variants = { "x.shape=2,6,2,2; weight.shape=6; attr groups=3",
+                       "x.shape=2,4; bias.shape=4; attr groups=2; attr eps=0.1" },
+         .large = "x.shape=16,8,40,10; weight.shape=8; bias.shape=8; attr groups=2",
+         .refuses = { "x.shape=2,4; attr groups=3 => (2, 4) | 3" }));

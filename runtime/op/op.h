@@ -134,6 +134,24 @@ enum {
   PERI_OP_UNSET = 512      /* its elements mean nothing yet: no NaN among them is an anomaly */
 };
 
+/*
+** What the table-driven tests need to know of an op; it stands in the op's block as TESTS(...), the
+** last thing there, and is compiled for tests only. Calls are written in the grammar of
+** tests/lua/optest.lua: "x.shape=2,3; attr dim=1".
+*/
+#ifdef PERI_TESTING
+typedef struct peri_op_tests {
+  const char *domain;       /* one good call; NULL: that of the defaults */
+  const char *variants[12]; /* more, which take other ways through the gradient */
+  const char *large;        /* one that threads share */
+  const char *refuses[12];  /* "call => words | words": refused with a message that has the words */
+  const char *reference;    /* Lua: the results by other ops in f64, where no vectors are kept */
+} peri_op_tests;
+#define TESTS(...) .tests = { __VA_ARGS__ }
+#else
+#define TESTS(...)
+#endif
+
 struct peri_op {
   const char *name, *sig, *doc; /* doc: one sentence, shapes and source included */
   uint32_t flags;
@@ -147,7 +165,9 @@ struct peri_op {
   void (*compose)(peri_build *b,
                   peri_call *c); /* instead of infer and cpu: sets c->out[], borrowed */
   void (*cost)(const peri_call *c, double *flops, double *bytes); /* NULL = bytes of in and out */
-  const char *domain; /* for the table-driven tests; grammar in tests/lua/optest.lua */
+#ifdef PERI_TESTING
+  peri_op_tests tests;
+#endif
 };
 
 extern const peri_op *const peri__ops[]; /* NULL-terminated; op/list.c */

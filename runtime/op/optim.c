@@ -54,15 +54,22 @@ static peri_status sgd_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-STEP_OP(sgd_, 1 | 4,
-        .sig = "params:tensors, grads:tensors, momentum_bufs:tensors, lr:num, momentum:num=0, "
-               "dampening:num=0, weight_decay:num=0, nesterov:bool=false, first:bool=false, "
-               "grad_scale:num=1",
-        .doc = "One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay "
-               "p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov "
-               "p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The "
-               "gradient is multiplied by grad_scale as it is read.",
-        .infer = sgd_infer, .cpu = sgd_cpu, .domain = "attr lr=0.1");
+STEP_OP(
+    sgd_, 1 | 4,
+    .sig = "params:tensors, grads:tensors, momentum_bufs:tensors, lr:num, momentum:num=0, "
+           "dampening:num=0, weight_decay:num=0, nesterov:bool=false, first:bool=false, "
+           "grad_scale:num=1",
+    .doc = "One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay "
+           "p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov "
+           "p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The "
+           "gradient is multiplied by grad_scale as it is read.",
+    .infer = sgd_infer, .cpu = sgd_cpu,
+    TESTS(.domain = "attr lr=0.1",
+          .refuses = {
+              "params1.shape=2,2; params2.shape=2,2; grads1.shape=2,2; grads.count=1; "
+              "momentum_bufs1.shape=2,2; momentum_bufs2.shape=2,2; attr lr=0.1 => 1 | 2",
+              "params1.shape=2,2; params.count=1; grads1.shape=3; grads.count=1; "
+              "momentum_bufs1.shape=2,2; momentum_bufs.count=1; attr lr=0.1 => (2, 2) | (3)" }));
 
 /* ---- adam_, adamw_ ---- */
 
@@ -110,23 +117,39 @@ static peri_status adam_cpu (peri_call *c) { return adam_run(c, false); }
 static peri_status adamw_cpu (peri_call *c) { return adam_run(c, true); }
 
 #define ADAM_LISTS "params:tensors, grads:tensors, m:tensors, v:tensors, "
-STEP_OP(adam_, 1 | 4 | 8,
-        .sig = ADAM_LISTS
-        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
-        "grad_scale:num=1",
-        .doc = "One Adam step in place on lists of tensors (torch.optim.Adam; step counts from "
-               "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
-               "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
-               "it is read (clipping at no cost).",
-        .infer = adam_scaled_infer, .cpu = adam_cpu, .domain = "v=0.1..1; attr lr=0.1");
-STEP_OP(adamw_, 1 | 4 | 8,
-        .sig = ADAM_LISTS
-        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
-        "grad_scale:num=1",
-        .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
-               "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
-               "multiplied by grad_scale as it is read.",
-        .infer = adam_scaled_infer, .cpu = adamw_cpu, .domain = "v=0.1..1; attr lr=0.1");
+STEP_OP(
+    adam_, 1 | 4 | 8,
+    .sig = ADAM_LISTS
+    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
+    "grad_scale:num=1",
+    .doc = "One Adam step in place on lists of tensors (torch.optim.Adam; step counts from "
+           "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
+           "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
+           "it is read (clipping at no cost).",
+    .infer = adam_scaled_infer, .cpu = adam_cpu,
+    TESTS(.domain = "v=0.1..1; attr lr=0.1",
+          .refuses = {
+              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
+              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
+              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
+              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
+              "attr lr=0.1 => i64" }));
+STEP_OP(
+    adamw_, 1 | 4 | 8,
+    .sig = ADAM_LISTS
+    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
+    "grad_scale:num=1",
+    .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
+           "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
+           "multiplied by grad_scale as it is read.",
+    .infer = adam_scaled_infer, .cpu = adamw_cpu,
+    TESTS(.domain = "v=0.1..1; attr lr=0.1",
+          .refuses = {
+              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
+              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
+              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
+              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
+              "attr lr=0.1 => i64" }));
 
 /* ---- rmsprop_ ---- */
 
@@ -159,14 +182,24 @@ static peri_status rmsprop_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-STEP_OP(rmsprop_, 1 | 4 | 8,
-        .sig = "params:tensors, grads:tensors, squares:tensors, momentum_bufs:tensors, lr:num, "
-               "alpha:num=0.99, eps:num=1e-8, weight_decay:num=0, momentum:num=0, "
-               "grad_scale:num=1",
-        .doc = "One RMSprop step in place on lists of tensors (torch.optim.RMSprop): s = alpha s "
-               "+ (1 - alpha) g^2; u = g / (sqrt(s) + eps), with momentum b = momentum b + u; p "
-               "-= lr u (or b). Without momentum the list of buffers may be empty.",
-        .infer = rmsprop_infer, .cpu = rmsprop_cpu, .domain = "squares=0.1..1; attr lr=0.1");
+STEP_OP(
+    rmsprop_, 1 | 4 | 8,
+    .sig = "params:tensors, grads:tensors, squares:tensors, momentum_bufs:tensors, lr:num, "
+           "alpha:num=0.99, eps:num=1e-8, weight_decay:num=0, momentum:num=0, "
+           "grad_scale:num=1",
+    .doc = "One RMSprop step in place on lists of tensors (torch.optim.RMSprop): s = alpha s "
+           "+ (1 - alpha) g^2; u = g / (sqrt(s) + eps), with momentum b = momentum b + u; p "
+           "-= lr u (or b). Without momentum the list of buffers may be empty.",
+    .infer = rmsprop_infer, .cpu = rmsprop_cpu,
+    TESTS(.domain = "squares=0.1..1; attr lr=0.1",
+          .refuses = {
+              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; squares1.shape=2; "
+              "squares.count=1; momentum_bufs1.shape=2; momentum_bufs.count=1; attr lr=0.1"
+              " => (2) | (3)",
+              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
+              "grads.count=1; squares1.shape=1; squares=i64[1]; squares.count=1; "
+              "momentum_bufs1.shape=1; momentum_bufs=i64[1]; momentum_bufs.count=1; attr lr=0.1"
+              " => i64" }));
 
 /* ---- norms: global_norm, clip_grad_norm_ ---- */
 
@@ -210,7 +243,8 @@ static void global_norm_vjp (peri_vjp *v) { /* g x / norm, 0 where the norm is 0
 OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
    .doc = "Euclidean norm of all elements of a list of tensors together, summed in f64 in a "
           "fixed order -> (); the gradient is 0 where the norm is 0.",
-   .infer = global_norm_infer, .cpu = global_norm_cpu, .vjp = global_norm_vjp);
+   .infer = global_norm_infer, .cpu = global_norm_cpu, .vjp = global_norm_vjp,
+   TESTS(.refuses = { "grads1.shape=1; grads=i64[1]; grads.count=1 => i64" }));
 
 /* Parameters in place of their gradients would be scaled without a word. */
 static peri_status clip_infer (peri_call *c) {
@@ -241,7 +275,9 @@ OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1,
    .doc = "Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is "
           "less than 1 and returns their norm () from before; a norm that is not finite leaves "
           "them as they are.",
-   .infer = clip_infer, .cpu = clip_cpu, .domain = "attr max_norm=1");
+   .infer = clip_infer, .cpu = clip_cpu,
+   TESTS(.domain = "attr max_norm=1",
+         .refuses = { "grads1.shape=2; grads.count=1; attr max_norm=-1 => -1" }));
 
 /* ---- lamb_ ---- */
 
@@ -275,15 +311,23 @@ static peri_status lamb_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-STEP_OP(lamb_, 1 | 4 | 8,
-        .sig = ADAM_LISTS
-        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
-        "max_grad_norm:num=1",
-        .doc = "One LAMB step in place on lists of tensors (You et al. 2020, as apex's RefLAMB): "
-               "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
-               "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
-               "either norm is 0.",
-        .infer = lamb_infer, .cpu = lamb_cpu, .domain = "v=0.1..1; attr lr=0.1");
+STEP_OP(
+    lamb_, 1 | 4 | 8,
+    .sig = ADAM_LISTS
+    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
+    "max_grad_norm:num=1",
+    .doc = "One LAMB step in place on lists of tensors (You et al. 2020, as apex's RefLAMB): "
+           "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
+           "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
+           "either norm is 0.",
+    .infer = lamb_infer, .cpu = lamb_cpu,
+    TESTS(.domain = "v=0.1..1; attr lr=0.1",
+          .refuses = {
+              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
+              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
+              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
+              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
+              "attr lr=0.1 => i64" }));
 
 /* ---- ema_ ---- */
 
@@ -303,7 +347,12 @@ static peri_status ema_cpu (peri_call *c) {
   peri__multi_close(&m);
   return PERI_OK;
 }
-STEP_OP(ema_, 1, .sig = "targets:tensors, sources:tensors, decay:num",
-        .doc = "Exponential moving average in place on lists of tensors: target = decay target + "
-               "(1 - decay) source.",
-        .infer = ema_infer, .cpu = ema_cpu, .domain = "attr decay=0.9");
+STEP_OP(
+    ema_, 1, .sig = "targets:tensors, sources:tensors, decay:num",
+    .doc = "Exponential moving average in place on lists of tensors: target = decay target + "
+           "(1 - decay) source.",
+    .infer = ema_infer, .cpu = ema_cpu,
+    TESTS(.domain = "attr decay=0.9",
+          .refuses = {
+              "targets1.shape=2; targets.count=1; sources1.shape=3; sources.count=1; attr decay=0.9"
+              " => (2) | (3)" }));

@@ -42,7 +42,10 @@ OP(pack, .sig = "weight", .flags = PERI_OP_WEIGHT,
           "the bits of plain f32 weights, f16 and bf16 ones widened. But where the processor "
           "multiplies pairs of bf16 (AVX512-BF16), inputs of bf16 weights are rounded to bf16, and "
           "everywhere those of quantised ones to 8 bits.",
-   .infer = pack_infer, .cpu = pack_cpu, .domain = "weight.shape=5,4");
+   .infer = pack_infer, .cpu = pack_cpu,
+   TESTS(.domain = "weight.shape=5,4",
+         .refuses = { "weight.shape=2,3,4 => (2, 3, 4) | 2 dims",
+                      "weight.shape=1,1; weight=i64[1] => i64 | quantised" }));
 
 /* ---- products ---- */
 

@@ -154,17 +154,20 @@ static peri_status randn_cpu (peri_call *c) { return draw_out(c, randn_range); }
 
 OP(rand, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_RANDOM,
    .doc = "Uniform random numbers in [0, 1).", .infer = rand_infer, .cpu = rand_cpu,
-   .domain = "attr shape=2,3");
+   TESTS(.domain = "attr shape=2,3", .large = "attr shape=200,300"));
 OP(randn, .sig = "shape:shape, dtype:dtype=f32", .flags = PERI_OP_RANDOM,
    .doc = "Normal random numbers of mean 0 and variance 1 (Box and Muller, 1958).",
-   .infer = rand_infer, .cpu = randn_cpu, .domain = "attr shape=2,3");
+   .infer = rand_infer, .cpu = randn_cpu,
+   TESTS(.domain = "attr shape=2,3", .large = "attr shape=200,300"));
 OP(rand_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_RANDOM | PERI_OP_STRIDED,
    .doc = "Uniform random numbers in [0, 1) in x's shape, and dtype unless one is given.",
-   .infer = rand_like_infer, .cpu = rand_cpu);
+   .infer = rand_like_infer, .cpu = rand_cpu,
+   TESTS(.refuses = { "x=i64[1,2] => i64 | float", "x.shape=2; attr dtype=bool => bool | float" }));
 OP(randn_like, .sig = "x, dtype:dtype=none", .flags = PERI_OP_RANDOM | PERI_OP_STRIDED,
    .doc = "Normal random numbers of mean 0 and variance 1 in x's shape, and dtype unless one is "
           "given.",
-   .infer = rand_like_infer, .cpu = randn_cpu);
+   .infer = rand_like_infer, .cpu = randn_cpu,
+   TESTS(.refuses = { "x=i64[1,2] => i64 | float", "x.shape=2; attr dtype=bool => bool | float" }));
 
 /* ---- randint, randperm ---- */
 
@@ -244,7 +247,10 @@ static peri_status randint_cpu (peri_call *c) {
 
 OP(randint, .sig = "low:int, high:int, shape:shape, dtype:dtype=i64", .flags = PERI_OP_RANDOM,
    .doc = "Random integers, each of low, ..., high - 1 equally likely.", .infer = randint_infer,
-   .cpu = randint_cpu, .domain = "attr low=0; attr high=5; attr shape=2,3");
+   .cpu = randint_cpu,
+   TESTS(.domain = "attr low=0; attr high=5; attr shape=2,3",
+         .large = "attr shape=200,300; attr low=-3; attr high=9",
+         .refuses = { "attr low=5; attr high=5; attr shape=2 => 5" }));
 
 static peri_status randperm_infer (peri_call *c) {
   int64_t n = c->attr[0].i, dtype = c->attr[1].i;
@@ -278,7 +284,8 @@ static peri_status randperm_cpu (peri_call *c) {
 
 OP(randperm, .sig = "n:int, dtype:dtype=i64", .flags = PERI_OP_RANDOM,
    .doc = "The numbers 0 to n - 1 in random order, all orders equally likely.",
-   .infer = randperm_infer, .cpu = randperm_cpu, .domain = "attr n=6");
+   .infer = randperm_infer, .cpu = randperm_cpu,
+   TESTS(.domain = "attr n=6", .large = "attr n=50000", .refuses = { "attr n=-1 => -1" }));
 
 /* ---- bernoulli ---- */
 
@@ -318,4 +325,4 @@ static peri_status bernoulli_cpu (peri_call *c) {
 
 OP(bernoulli, .sig = "p", .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
    .doc = "1 with probability p, else 0, in p's shape and dtype.", .infer = bernoulli_infer,
-   .cpu = bernoulli_cpu, .domain = "p=0..1");
+   .cpu = bernoulli_cpu, TESTS(.domain = "p=0..1", .refuses = { "p=f32[0.5,1.5] => 1.5" }));

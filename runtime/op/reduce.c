@@ -90,7 +90,8 @@ RULE(sum) { GIVE(0, spread(v, GRAD)); }
 OP(sum, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Sum over dims; keep leaves them with size 1. bool and integers give i64; the empty sum "
           "is 0.",
-   .infer = sum_infer, .cpu = sum_cpu, .unread = 1, .vjp = sum_vjp);
+   .infer = sum_infer, .cpu = sum_cpu, .unread = 1, .vjp = sum_vjp,
+   TESTS(.variants = { "attr dims=1; attr keep=true", "shape=2,3,2; attr dims=1,3", "shape=()" }));
 
 static peri_status mean_infer (peri_call *c) {
   FLAGS(c);
@@ -110,7 +111,8 @@ RULE(mean) {
 OP(mean, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc = "Arithmetic mean over dims; integers give f32, nothing gives NaN.", .infer = mean_infer,
-   .cpu = mean_cpu, .unread = 1, .vjp = mean_vjp);
+   .cpu = mean_cpu, .unread = 1, .vjp = mean_vjp,
+   TESTS(.variants = { "attr dims=-1", "shape=2,3,2; attr dims=1,3; attr keep=true" }));
 
 /* ---- prod ---- */
 
@@ -167,7 +169,8 @@ OP(prod, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | 
    .doc =
        "Product over dims; integers give i64, the empty product is 1. The gradient is right with "
        "zeros among the factors, the second one only without.",
-   .infer = sum_infer, .cpu = prod_cpu, .vjp = prod_vjp);
+   .infer = sum_infer, .cpu = prod_cpu, .vjp = prod_vjp,
+   TESTS(.variants = { "attr dims=2", "shape=3,1,2; attr dims=1; attr keep=true" }));
 
 /* ---- max, min ---- */
 
@@ -257,10 +260,14 @@ RULE(max) {
 }
 OP(max, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Largest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.",
-   .infer = extreme_infer, .cpu = max_cpu, .vjp = max_vjp);
+   .infer = extreme_infer, .cpu = max_cpu, .vjp = max_vjp,
+   TESTS(.variants = { "attr dims=2", "attr dims=1; attr keep=true" },
+         .refuses = { "x.shape=0 => (0)" }));
 OP(min, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Smallest element over dims; NaN wins. Equal ones, and NaNs, share the gradient.",
-   .infer = extreme_infer, .cpu = min_cpu, .vjp = max_vjp);
+   .infer = extreme_infer, .cpu = min_cpu, .vjp = max_vjp,
+   TESTS(.variants = { "attr dims=2", "attr dims=1; attr keep=true" },
+         .refuses = { "x.shape=0 => (0)" }));
 
 /* ---- argmax, argmin ---- */
 
@@ -336,11 +343,11 @@ static peri_status argmin_cpu (peri_call *c) { return find_places(c, true); }
 OP(argmax, .sig = "x, dim:dim=none, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Place (i64, from 0) of the first largest element along dim, or in the flattened x; NaN "
           "wins.",
-   .infer = place_infer, .cpu = argmax_cpu);
+   .infer = place_infer, .cpu = argmax_cpu, TESTS(.refuses = { "x.shape=0 => (0)" }));
 OP(argmin, .sig = "x, dim:dim=none, keep:bool=false", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc = "Place (i64, from 0) of the first smallest element along dim, or in the flattened x; NaN "
           "wins.",
-   .infer = place_infer, .cpu = argmin_cpu);
+   .infer = place_infer, .cpu = argmin_cpu, TESTS(.refuses = { "x.shape=0 => (0)" }));
 
 /* ---- counts ---- */
 

@@ -103,7 +103,12 @@ OP(discounted_sum, .flags = PERI_OP_UPCAST,
    .doc = "Discounted sums along the last dim, rewards (..., time): y_t = r_t + gamma y_t+1, "
           "where a set terminated_t cuts the sum after t; reverse sums forward in time, y_t = "
           "r_t + gamma y_t-1 (cut before t).",
-   .infer = discounted_infer, .cpu = discounted_cpu, .vjp = discounted_vjp);
+   .infer = discounted_infer, .cpu = discounted_cpu, .vjp = discounted_vjp,
+   TESTS(.variants = { "rewards.shape=2,5; terminated=bool; terminated.shape=2,5; attr gamma=0.8",
+                       "rewards.shape=2,5; terminated=bool; terminated.shape=2,5; attr "
+                       "reverse=true" },
+         .refuses = { "rewards.shape=3; attr gamma=2 => 2",
+                      "rewards.shape=3; terminated.shape=2 => (2) | (3)" }));
 
 /* ---- gae ---- */
 
@@ -174,7 +179,9 @@ OPN(gae, 2, .flags = PERI_OP_UPCAST,
            "bootstraps from next_values. Returns A and A + v. Without next_values the next value "
            "is that of the next step, 0 after the last. Steps with mask 0 are skipped over and "
            "give 0.",
-    .infer = gae_infer, .cpu = gae_cpu);
+    .infer = gae_infer, .cpu = gae_cpu,
+    TESTS(.refuses = { "rewards.shape=3; values.shape=2 => (2) | (3)",
+                       "rewards.shape=2; values.shape=2; truncated=bool[1,0] => next_values" }));
 
 /* ---- group_advantage ---- */
 
@@ -265,4 +272,7 @@ OP(group_advantage, .flags = PERI_OP_FLOAT | PERI_OP_UPCAST,
           "eps), std sample (n - 1), population, or none (Dr. GRPO: centred only). Members with "
           "mask 0 do not count and give 0; equal rewards give 0; a reward that is not finite is "
           "refused.",
-   .infer = group_infer, .cpu = group_cpu, .domain = "attr group=2");
+   .infer = group_infer, .cpu = group_cpu,
+   TESTS(.domain = "attr group=2",
+         .refuses = { "rewards.shape=3; attr group=2 => (3) | 2",
+                      "rewards=f32[nan,1]; attr group=2 => NaN | position 0" }));

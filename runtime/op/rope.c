@@ -210,8 +210,18 @@ OP(rope, .sig = "x, positions, inv_freq, interleaved:bool=false, scale:num=1, in
           "(arXiv:2104.09864).",
    .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_infer, .cpu = rope_cpu, .unread = 1,
    .vjp = rope_vjp, .cost = rope_cost,
-   .domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
-             "inv_freq.shape=2");
+   TESTS(.domain = "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
+                   "inv_freq.shape=2",
+         .variants = { "x.shape=2,3,2,6; positions=int:0..9; positions.shape=2,3; "
+                       "inv_freq=f32:0..2; "
+                       "inv_freq.shape=2; attr interleaved=true; attr scale=1.2",
+                       "x.shape=2,3,2,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
+                       "inv_freq.shape=2; attr inverse=true" },
+         .large = "x.shape=4,40,4,64; positions=int:0..50; positions.shape=40; inv_freq=f32:0..2; "
+                  "inv_freq.shape=32",
+         .refuses = { "x.shape=2,3,4; positions=i64[0]; inv_freq.shape=2 => 3",
+                      "x.shape=1,1,1,4; positions=i64[0]; inv_freq.shape=3 => 3 | 4",
+                      "x.shape=1,2,1,4; positions=i64[0]; inv_freq.shape=2 => (1)" }));
 
 /* ---- rope_qkv ---- */
 
@@ -276,8 +286,13 @@ OPN(rope_qkv, 3,
            "(B, T, kv_heads, D) turned as by rope, and v, a view.",
     .flags = PERI_OP_STRIDED | PERI_OP_UPCAST, .infer = rope_qkv_infer, .cpu = rope_qkv_cpu,
     .unread = 1, .vjp = rope_qkv_vjp, .cost = rope_cost,
-    .domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
-              "inv_freq.shape=2; attr heads=2; attr kv_heads=1");
+    TESTS(.domain = "x.shape=2,3,4,4; positions=int:0..9; positions.shape=3; inv_freq=f32:0..2; "
+                    "inv_freq.shape=2; attr heads=2; attr kv_heads=1",
+          .large = "x.shape=4,40,8,64; positions=int:0..50; positions.shape=40; inv_freq=f32:0..2; "
+                   "inv_freq.shape=32; attr heads=4; attr kv_heads=2",
+          .refuses = {
+              "x.shape=1,1,5,4; positions=i64[0]; inv_freq.shape=2; attr heads=2; attr kv_heads=1"
+              " => (1, 1, 5, 4) | 2" }));
 
 static peri_status rope_qkv_backward_infer (peri_call *c) {
   static const char *const names[] = { "gq", "gk", "gv" };
@@ -352,5 +367,10 @@ OP(rope_qkv_backward,
    .doc = "Gradient (B, T, heads + 2 kv_heads, D) of rope_qkv.", .flags = PERI_OP_UPCAST,
    .infer = rope_qkv_backward_infer, .cpu = rope_qkv_backward_cpu, .vjp = rope_qkv_backward_vjp,
    .cost = rope_cost,
-   .domain = "gq.shape=2,3,2,4; gk.shape=2,3,1,4; gv.shape=2,3,1,4; positions=int:0..9; "
-             "positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2");
+   TESTS(.domain = "gq.shape=2,3,2,4; gk.shape=2,3,1,4; gv.shape=2,3,1,4; positions=int:0..9; "
+                   "positions.shape=3; inv_freq=f32:0..2; inv_freq.shape=2",
+         .large =
+             "gq.shape=4,40,4,64; gk.shape=4,40,2,64; gv.shape=4,40,2,64; positions=int:0..50; "
+             "positions.shape=40; inv_freq=f32:0..2; inv_freq.shape=32",
+         .refuses = { "gq.shape=1,1,2,4; gk.shape=1,2,1,4; gv.shape=1,2,1,4; positions=i64[0]; "
+                      "inv_freq.shape=2 => (1, 1, 2, 4) | (1, 2, 1, 4)" }));

@@ -274,7 +274,11 @@ OPN(sample, 2, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
            "own; with keys (..., 2) a row brings its seed, too, and the generator's is not used; "
            "keys (..., 3) also name the block of the stream: seed, offset and r are what row r "
            "draws without keys from a generator in that state.",
-    .infer = sample_infer, .cpu = sample_cpu);
+    .infer = sample_infer, .cpu = sample_cpu,
+    TESTS(.refuses = { "logits.shape=1,2; logits=f32[nan,1] => 0",
+                       "logits.shape=2,3; attr temperature=-1 => -1",
+                       "logits.shape=2,3; attr top_p=2 => 2",
+                       "logits.shape=1,3; keys.shape=1,4; keys=int:0..9 => (1, 3) | (1, 4)" }));
 
 /* ---- categorical ---- */
 
@@ -344,4 +348,5 @@ static peri_status categorical_cpu (peri_call *c) {
 OP(categorical, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST, .sig = "logits, n:int=1",
    .doc = "n draws with replacement from softmax(logits) for each row of logits (..., classes) "
           "-> ids (..., n) i64; give log(p) to draw by probabilities.",
-   .infer = categorical_infer, .cpu = categorical_cpu);
+   .infer = categorical_infer, .cpu = categorical_cpu,
+   TESTS(.refuses = { "logits.shape=2,3; attr n=0 => 0" }));

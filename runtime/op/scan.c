@@ -132,7 +132,8 @@ static peri_status cumsum_cpu (peri_call *c) { return scan_all(c, sum_f32, sum_f
 static void cumsum_vjp (peri_vjp *v) { v->gin[0] = sum_to_end(v, v->g[0]); }
 OP(cumsum, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
    .doc = "Running sum along dim, own element included; bool and integers give i64.",
-   .infer = wide_infer, .cpu = cumsum_cpu, .unread = 1, .vjp = cumsum_vjp);
+   .infer = wide_infer, .cpu = cumsum_cpu, .unread = 1, .vjp = cumsum_vjp,
+   TESTS(.variants = { "shape=2,3,2; attr dim=2" }));
 
 static peri_status cumprod_cpu (peri_call *c) { return scan_all(c, prod_f32, prod_f64, prod_i64); }
 /*
@@ -154,7 +155,8 @@ OP(cumprod, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
    .doc =
        "Running product along dim, own element included; integers give i64. The gradient is right "
        "with zeros, the second one only without.",
-   .infer = wide_infer, .cpu = cumprod_cpu, .vjp = cumprod_vjp);
+   .infer = wide_infer, .cpu = cumprod_cpu, .vjp = cumprod_vjp,
+   TESTS(.variants = { "shape=2,3,2; attr dim=2" }));
 
 /* ---- cummax ---- */
 
@@ -179,4 +181,5 @@ OPN(cummax, 2, .sig = "x, dim:dim=-1", .flags = PERI_OP_UPCAST,
     .doc =
         "Running maximum along dim and its place (i64, from 0; the latest of equal ones); from a "
         "NaN on, NaN.",
-    .infer = cummax_infer, .cpu = cummax_cpu, .vjp = cummax_vjp);
+    .infer = cummax_infer, .cpu = cummax_cpu, .vjp = cummax_vjp,
+    TESTS(.variants = { "shape=5,2; attr dim=1" }));

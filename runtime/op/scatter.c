@@ -239,12 +239,21 @@ OP(scatter, .sig = "x, index, src, dim:dim", .flags = PERI_OP_STRIDED,
        "x with out[i][index[i][j]] = src[i][j] for dim 2, likewise for others; the last of equal "
        "indices wins; src may be one number.",
    .infer = scatter_infer, .cpu = scatter_cpu, .unread = 1 | 4, .vjp = scatter_vjp,
-   .domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1");
+   TESTS(.domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1",
+         .variants = { "x.shape=3,4; index.shape=3,1; src.shape=3,1; index=int:0..3; attr dim=2" },
+         .large = "x.shape=128,300; index.shape=120,300; src.shape=120,300; index=int:0..127; "
+                  "attr dim=1",
+         .refuses = { "x.shape=3; index=i64[3]; src.shape=1; attr dim=1 => 3" }));
 OP(scatter_add, .sig = "x, index, src, dim:dim", .flags = PERI_OP_STRIDED | PERI_OP_UPCAST,
    .doc =
        "x with out[i][index[i][j]] += src[i][j] for dim 2, likewise for others; in a fixed order.",
    .infer = scatter_add_infer, .cpu = scatter_add_cpu, .unread = 1 | 4, .vjp = scatter_add_vjp,
-   .domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1");
+   TESTS(.domain = "x.shape=3,4; index.shape=2,4; src.shape=2,4; index=int:0..2; attr dim=1",
+         .variants = { "x.shape=3,4; index.shape=3,6; src.shape=3,6; index=int:0..3; attr dim=-1" },
+         .large = "x.shape=128,300; index.shape=120,300; src.shape=120,300; index=int:0..127; "
+                  "attr dim=1",
+         .refuses = { "x.shape=3; index=i64[3]; src.shape=1; attr dim=1 => 3",
+                      "x.shape=4; index=i64[0,1,2]; src.shape=2; attr dim=1 => (2) | (3)" }));
 
 /* ---- index_add, embedding_backward: whole rows ---- */
 
@@ -323,7 +332,13 @@ static void index_add_vjp (peri_vjp *v) {
 OP(index_add, .sig = "x, index, src, dim:dim", .flags = PERI_OP_UPCAST,
    .doc = "x with position i of src's dim added to position index[i] of that dim, in order.",
    .infer = index_add_infer, .cpu = index_add_cpu, .unread = 1 | 4, .vjp = index_add_vjp,
-   .domain = "x.shape=4,3; index.shape=5; src.shape=5,3; index=int:0..3; attr dim=1");
+   TESTS(.domain = "x.shape=4,3; index.shape=5; src.shape=5,3; index=int:0..3; attr dim=1",
+         .variants = { "x.shape=2,4,2; index.shape=5; src.shape=2,5,2; index=int:0..3; attr "
+                       "dim=2" },
+         .large =
+             "x.shape=200,300; index.shape=150; src.shape=150,300; index=int:0..199; attr dim=1",
+         .refuses = { "x.shape=3; index=i64[3]; src.shape=1; attr dim=1 => 3",
+                      "x.shape=3; index=i64[0]; src.shape=2; attr dim=1 => 2" }));
 
 static peri_status embedding_backward_infer (peri_call *c) {
   peri_tensor *g = c->in[0], *ids = c->in[1];
@@ -374,7 +389,10 @@ static void embedding_backward_vjp (peri_vjp *v) {
 OP(embedding_backward, .sig = "g, ids, rows:int, padding_idx:int=none", .flags = PERI_OP_UPCAST,
    .doc = "Gradient of embedding's weight, (rows, D): g (..., D) summed by ids (...), in order.",
    .infer = embedding_backward_infer, .cpu = embedding_backward_cpu, .vjp = embedding_backward_vjp,
-   .domain = "g.shape=2,2,3; ids.shape=2,2; ids=int:0..4; attr rows=5");
+   TESTS(.domain = "g.shape=2,2,3; ids.shape=2,2; ids=int:0..4; attr rows=5",
+         .variants = { "g.shape=6,3; ids.shape=6; ids=int:0..4; attr rows=5; attr padding_idx=2" },
+         .large = "g.shape=20,10,300; ids.shape=20,10; ids=int:0..49; attr rows=50",
+         .refuses = { "g.shape=1,2; ids=i64[5]; attr rows=5 => 5" }));
 
 /* ---- masked_scatter ---- */
 
@@ -430,4 +448,6 @@ OP(masked_scatter, .sig = "x, mask, src",
    .doc = "x whose elements under a true mask (bool or u8, broadcast to x) are src's, in row-major "
           "order.",
    .infer = masked_scatter_infer, .cpu = masked_scatter_cpu, .unread = 1 | 4,
-   .vjp = masked_scatter_vjp, .domain = "mask=bool; src.shape=6");
+   .vjp = masked_scatter_vjp,
+   TESTS(.domain = "mask=bool; src.shape=6", .large = "shape=128,300; mask=bool; src.shape=38400",
+         .refuses = { "x.shape=2; mask=bool[1,1]; src.shape=1 => 2 | 1" }));

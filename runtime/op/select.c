@@ -40,7 +40,10 @@ RULE(where) {
 }
 OP(where, .sig = "cond, x, y", .flags = PERI_OP_STRIDED,
    .doc = "x where cond is not 0, else y; all three broadcast.", .infer = where_infer,
-   .cpu = where_cpu, .unread = 2 | 4, .vjp = where_vjp, .domain = "cond=int:0..1");
+   .cpu = where_cpu, .unread = 2 | 4, .vjp = where_vjp,
+   TESTS(.domain = "cond=int:0..1",
+         .variants = { "cond=bool; cond.shape=3; x.shape=(); y.shape=2,1" },
+         .refuses = { "cond.shape=2; x.shape=3; y.shape=3 => (2) | (3)" }));
 
 /* p: one element of the type. */
 #define FILL(name, type)                                                             \
@@ -82,7 +85,9 @@ RULE(masked_fill) { v->gin[0] = BA(BB, masked_fill, ATTR(A_NUM(0)), GRAD, IN(1))
 OP(masked_fill, .sig = "x, mask, value:num", .flags = ELEMENTWISE,
    .doc = "value where mask is not 0, else x; broadcast.", .infer = masked_fill_infer,
    .cpu = masked_fill_cpu, .unread = 1, .vjp = masked_fill_vjp,
-   .domain = "mask=int:0..1; attr value=0.5");
+   TESTS(.domain = "mask=int:0..1; attr value=0.5",
+         .variants = { "mask=bool; mask.shape=2,1,3; x.shape=3; attr value=2" },
+         .refuses = { "x.shape=3; mask.shape=2; attr value=0 => (2) | (3)" }));
 
 static void d_lerp (int64_t n, const void *const *in, const int64_t *step, void *out,
                     const double *p) {
@@ -113,4 +118,6 @@ RULE(lerp) {
   GIVE(2, B(BB, mul, GRAD, B(BB, sub, IN(1), IN(0))));
 }
 OP(lerp, .sig = "x, y, weight", .flags = ELEMENTWISE, .doc = "x + weight * (y - x); broadcast.",
-   .infer = lerp_infer, .cpu = lerp_cpu, .vjp = lerp_vjp);
+   .infer = lerp_infer, .cpu = lerp_cpu, .vjp = lerp_vjp,
+   TESTS(.variants = { "weight.shape=(); y.shape=3" },
+         .refuses = { "x.shape=2; y.shape=3; weight=number:0.5 => (2) | (3)" }));

@@ -87,7 +87,10 @@ static void cat_vjp (peri_vjp *v) {
 
 OP(cat, .sig = "xs:tensors, dim:dim=0", .flags = PERI_OP_STRIDED,
    .doc = "Tensors joined along an existing dim; the other sizes are equal.", .infer = cat_infer,
-   .cpu = cat_cpu, .unread = 1, .vjp = cat_vjp);
+   .cpu = cat_cpu, .unread = 1, .vjp = cat_vjp,
+   TESTS(.variants = { "shape=2,3; xs2.shape=2,1; attr dim=2" },
+         .refuses = { "xs1.shape=2,3; xs2.shape=2,4; attr dim=1 => (2, 3) | (2, 4)",
+                      "xs.count=0 => empty" }));
 
 static peri_status stack_infer (peri_call *c) {
   peri_tensor *x = NULL;
@@ -120,7 +123,8 @@ static void stack_vjp (peri_vjp *v) {
 
 OP(stack, .sig = "xs:tensors, dim:dim=0", .flags = PERI_OP_STRIDED,
    .doc = "Tensors of one shape joined along a new dim; dim is its number in the result.",
-   .infer = stack_infer, .cpu = stack_cpu, .unread = 1, .vjp = stack_vjp);
+   .infer = stack_infer, .cpu = stack_cpu, .unread = 1, .vjp = stack_vjp,
+   TESTS(.variants = { "attr dim=-1" }, .refuses = { "xs1.shape=2; xs2.shape=3 => (2) | (3)" }));
 
 /* ---- pad ---- */
 
@@ -180,7 +184,9 @@ static void pad_vjp (peri_vjp *v) {
 OP(pad, .sig = "x, pads:ints, value:num=0", .flags = PERI_OP_STRIDED,
    .doc = "Adds value around x: pads is {before, after} of the last dim, then of the one before, "
           "...; negative pads cut.",
-   .infer = pad_infer, .cpu = pad_cpu, .unread = 1, .vjp = pad_vjp, .domain = "attr pads=1,2,0,-1");
+   .infer = pad_infer, .cpu = pad_cpu, .unread = 1, .vjp = pad_vjp,
+   TESTS(.domain = "attr pads=1,2,0,-1", .variants = { "attr pads=2,1; attr value=3" },
+         .refuses = { "x.shape=3; attr pads=1,1,1 => 3", "x.shape=3; attr pads=-4,0 => -4" }));
 
 /* ---- tile, repeat_interleave ---- */
 
@@ -252,7 +258,9 @@ static void tile_vjp (peri_vjp *v) {
 
 OP(tile, .sig = "x, counts:ints", .flags = PERI_OP_STRIDED,
    .doc = "x repeated as a whole, counts[i] times along dim i: size n becomes counts[i] * n.",
-   .infer = tile_infer, .cpu = tile_cpu, .unread = 1, .vjp = tile_vjp, .domain = "attr counts=2,3");
+   .infer = tile_infer, .cpu = tile_cpu, .unread = 1, .vjp = tile_vjp,
+   TESTS(.domain = "attr counts=2,3", .variants = { "shape=3; attr counts=2,2" },
+         .refuses = { "x.shape=3; attr counts=-1 => -1" }));
 
 static peri_status repeat_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -293,7 +301,8 @@ static void repeat_vjp (peri_vjp *v) {
 OP(repeat_interleave, .sig = "x, n:int, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "Each position of dim n times in a row: a b becomes a a b b for n = 2.",
    .infer = repeat_infer, .cpu = repeat_cpu, .unread = 1, .vjp = repeat_vjp,
-   .domain = "attr n=2; attr dim=1");
+   TESTS(.domain = "attr n=2; attr dim=1", .variants = { "attr n=3; attr dim=-1" },
+         .refuses = { "x.shape=3; attr n=-1; attr dim=1 => -1" }));
 
 /* ---- roll ---- */
 
@@ -332,7 +341,9 @@ static void roll_vjp (peri_vjp *v) {
 OP(roll, .sig = "x, shift:int, dim:dim", .flags = PERI_OP_STRIDED,
    .doc = "Position i of dim moves to i + shift; what falls off one end comes in at the other.",
    .infer = roll_infer, .cpu = roll_cpu, .unread = 1, .vjp = roll_vjp,
-   .domain = "attr shift=1; attr dim=2");
+   TESTS(.domain = "attr shift=1; attr dim=2",
+         .variants = { "shape=4,2; attr shift=-3; attr dim=1" },
+         .refuses = { "x.shape=3; attr shift=1; attr dim=2 => 2 | 1" }));
 
 /* ---- tril, triu, diag_embed, diag ---- */
 
@@ -389,10 +400,12 @@ static void triu_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, triu, v->c->attr, v->
 
 OP(tril, .sig = "x, k:int=0",
    .doc = "x with zeros above the k-th diagonal of the last two dims, (..., n, m).",
-   .infer = matrix_infer, .cpu = tril_cpu, .unread = 1, .vjp = tril_vjp);
+   .infer = matrix_infer, .cpu = tril_cpu, .unread = 1, .vjp = tril_vjp,
+   TESTS(.variants = { "shape=2,3,4; attr k=-1" }, .refuses = { "x.shape=3 => 1" }));
 OP(triu, .sig = "x, k:int=0",
    .doc = "x with zeros below the k-th diagonal of the last two dims, (..., n, m).",
-   .infer = matrix_infer, .cpu = triu_cpu, .unread = 1, .vjp = triu_vjp);
+   .infer = matrix_infer, .cpu = triu_cpu, .unread = 1, .vjp = triu_vjp,
+   TESTS(.variants = { "shape=2,3,4; attr k=1" }, .refuses = { "x.shape=3 => 1" }));
 
 static peri_status diag_embed_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -426,7 +439,9 @@ static void diag_embed_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, diagonal, v->c-
 OP(diag_embed, .sig = "x, k:int=0", .flags = PERI_OP_STRIDED,
    .doc =
        "Square matrices of zeros with x on the k-th diagonal, (..., n) -> (..., n + |k|, n + |k|).",
-   .infer = diag_embed_infer, .cpu = diag_embed_cpu, .vjp = diag_embed_vjp);
+   .infer = diag_embed_infer, .cpu = diag_embed_cpu, .vjp = diag_embed_vjp,
+   TESTS(.variants = { "shape=2,3; attr k=-2" }, .large = "shape=300",
+         .refuses = { "x.shape=(); x=f32[1.5] => 0" }));
 
 static void diag_compose (peri_build *b, peri_call *c) {
   int ndim = c->in[0]->ndim;
@@ -441,4 +456,6 @@ static void diag_compose (peri_build *b, peri_call *c) {
 OP(diag, .sig = "x, k:int=0",
    .doc = "A matrix with the vector x on its k-th diagonal, or the k-th diagonal of the matrix x "
           "(a view).",
-   .compose = diag_compose);
+   .compose = diag_compose,
+   TESTS(.variants = { "shape=3; attr k=1", "shape=3,4; attr k=-1" }, .large = "shape=300",
+         .refuses = { "x.shape=2,2,2 => 3" }));

@@ -134,7 +134,9 @@ static void softmax_backward_vjp (peri_vjp *v) {
 OP(softmax_backward, .sig = "y, g, dim:dim=-1",
    .doc = "Gradient of softmax: y (g - sum(g y)) along dim, from its result y and the gradient g.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = back_infer, .cpu = softmax_backward_cpu,
-   .vjp = softmax_backward_vjp, .cost = softmax_cost, .domain = "y=0.1..0.9; shape=3,4");
+   .vjp = softmax_backward_vjp, .cost = softmax_cost,
+   TESTS(.domain = "y=0.1..0.9; shape=3,4", .variants = { "y=0.1..0.9; shape=3,4; attr dim=1" },
+         .large = "y=0.1..0.9; shape=128,300", .refuses = { "y.shape=2; g.shape=3 => (2) | (3)" }));
 
 /* ---- softmax ---- */
 
@@ -148,7 +150,8 @@ OP(softmax, .sig = "x, dim:dim=-1",
    .doc = "exp(x) / sum(exp(x)) along dim, taken relative to the maximum; a row of -inf alone "
           "gives NaN.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = softmax_infer, .cpu = softmax_forward_cpu,
-   .vjp = softmax_vjp, .cost = softmax_cost, .domain = "x=-3..3");
+   .vjp = softmax_vjp, .cost = softmax_cost,
+   TESTS(.domain = "x=-3..3", .variants = { "shape=3,4; attr dim=1" }));
 
 /* ---- log_softmax_backward: g - exp(y) sum(g) ---- */
 
@@ -167,7 +170,9 @@ OP(log_softmax_backward, .sig = "y, g, dim:dim=-1",
    .doc = "Gradient of log_softmax: g - exp(y) sum(g) along dim, from its result y and the "
           "gradient g.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = back_infer, .cpu = log_softmax_backward_cpu,
-   .vjp = log_softmax_backward_vjp, .cost = softmax_cost, .domain = "y=-3..0; shape=3,4");
+   .vjp = log_softmax_backward_vjp, .cost = softmax_cost,
+   TESTS(.domain = "y=-3..0; shape=3,4", .variants = { "y=-3..0; shape=3,4; attr dim=1" },
+         .large = "y=-3..0; shape=128,300", .refuses = { "y.shape=2; g.shape=3 => (2) | (3)" }));
 
 /* ---- log_softmax ---- */
 
@@ -180,4 +185,5 @@ static void log_softmax_vjp (peri_vjp *v) {
 OP(log_softmax, .sig = "x, dim:dim=-1",
    .doc = "x - log(sum(exp(x))) along dim, taken relative to the maximum.",
    .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = softmax_infer, .cpu = log_softmax_forward_cpu,
-   .vjp = log_softmax_vjp, .cost = softmax_cost, .domain = "x=-3..3");
+   .vjp = log_softmax_vjp, .cost = softmax_cost,
+   TESTS(.domain = "x=-3..3", .variants = { "shape=2,3,2; attr dim=2" }));

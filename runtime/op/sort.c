@@ -261,7 +261,8 @@ OPN(sort, 2, .sig = "x, dim:dim=-1, descending:bool=false",
     .doc =
         "Values in order along dim, and where they came from (i64, from 0). Stable; NaN counts as "
         "the largest.",
-    .infer = sort_infer, .cpu = sort_cpu, .unread = 1, .vjp = sort_vjp);
+    .infer = sort_infer, .cpu = sort_cpu, .unread = 1, .vjp = sort_vjp,
+    TESTS(.variants = { "shape=5,2; attr dim=1; attr descending=true" }));
 
 static peri_status argsort_infer (peri_call *c) {
   int dim;
@@ -305,4 +306,7 @@ OPN(topk, 2, .sig = "x, k:int, dim:dim=-1, largest:bool=true",
     .doc =
         "The k largest (or smallest) values along dim in order, and their places (i64, from 0; the "
         "first of equal ones first).",
-    .infer = topk_infer, .cpu = topk_cpu, .unread = 1, .vjp = topk_vjp, .domain = "attr k=2");
+    .infer = topk_infer, .cpu = topk_cpu, .unread = 1, .vjp = topk_vjp,
+    TESTS(.domain = "attr k=2",
+          .variants = { "shape=5,2; attr k=3; attr dim=1; attr largest=false" },
+          .refuses = { "x.shape=3; attr k=4 => 4 | 3", "x.shape=3; attr k=-1 => -1" }));

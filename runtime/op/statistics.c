@@ -101,7 +101,8 @@ OP(var, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
    .doc =
        "Variance over dims: squared distances from the mean, summed, over n - ddof; NaN where that "
        "is not positive.",
-   .infer = var_infer, .cpu = var_cpu, .vjp = var_vjp);
+   .infer = var_infer, .cpu = var_cpu, .vjp = var_vjp,
+   TESTS(.variants = { "attr dims=2; attr ddof=0", "shape=2,3,2; attr dims=1,3; attr keep=true" }));
 
 /* Where the variance is 0 the gradient is 0, not 0 times infinity. */
 static void std_compose (peri_build *b, peri_call *c) {
@@ -110,7 +111,8 @@ static void std_compose (peri_build *b, peri_call *c) {
   c->out[0] = BA(b, masked_fill, ATTR(A_NUM(0)), root, flat);
 }
 OP(std, .sig = "x, dims:dims=all, keep:bool=false, ddof:int=1",
-   .doc = "Standard deviation over dims, the square root of var.", .compose = std_compose);
+   .doc = "Standard deviation over dims, the square root of var.", .compose = std_compose,
+   TESTS(.variants = { "attr dims=2; attr ddof=0", "attr dims=1; attr keep=true" }));
 
 /* ---- logsumexp ---- */
 
@@ -167,7 +169,8 @@ RULE(logsumexp) { /* 0 where all are -inf, as each of them alone has */
 OP(logsumexp, .sig = "x, dims:dims=all, keep:bool=false",
    .flags = PERI_OP_STRIDED | PERI_OP_FLOAT | PERI_OP_UPCAST,
    .doc = "log(sum(e^x)) over dims without overflow; -inf of nothing.", .infer = var_infer,
-   .cpu = logsumexp_cpu, .vjp = logsumexp_vjp);
+   .cpu = logsumexp_cpu, .vjp = logsumexp_vjp,
+   TESTS(.variants = { "attr dims=2", "shape=2,3,2; attr dims=1,3; attr keep=true" }));
 
 /* ---- norm ---- */
 
@@ -266,4 +269,7 @@ OP(norm, .sig = "x, p:num=2, dims:dims=all, keep:bool=false",
    .doc =
        "p-norm over dims, (sum |x|^p)^(1/p); p inf is the largest |x|, p 0 counts what is not 0. "
        "The gradient is 0 where the norm is 0, and, for p below 1, at elements that are 0.",
-   .infer = norm_infer, .cpu = norm_cpu, .vjp = norm_vjp);
+   .infer = norm_infer, .cpu = norm_cpu, .vjp = norm_vjp,
+   TESTS(.variants = { "attr p=1; kinks=0", "attr p=3; attr dims=2; kinks=0",
+                       "attr p=1.5; attr dims=1; attr keep=true; kinks=0",
+                       "attr p=2; attr dims=2" }));

@@ -241,8 +241,21 @@ OPN(token_logprob, 3, .nret = 2, .flags = PERI_OP_UPCAST | PERI_OP_NO_GRAD2 | PE
            "Ignored targets give 0 and no gradient. weight may be quantised or packed, and gets no "
            "gradient then.",
     .infer = infer, .cpu = cpu, .vjp = vjp, .cost = cost,
-    .domain = "hidden.shape=3,4; weight.shape=5,4; target.shape=3; target=int:0..4; bias.shape=5; "
-              "attr temperature=0.7");
+    TESTS(.domain =
+              "hidden.shape=3,4; weight.shape=5,4; target.shape=3; target=int:0..4; bias.shape=5; "
+              "attr temperature=0.7",
+          .variants = { "hidden.shape=2,3,4; weight.shape=5,4; target.shape=2,3; target=int:0..4; "
+                        "attr ignore_index=2",
+                        "hidden.shape=3,4; weight.shape=5,4; target.shape=3; target=int:0..4; "
+                        "attr temperature=2" },
+          .large = "hidden.shape=100,64; weight.shape=300,64; target.shape=100; target=int:0..299; "
+                   "bias.shape=300",
+          .refuses = {
+              "hidden.shape=1,3; hidden=f64:-2..2; weight.shape=2,3; weight=packed; target=i64[1]"
+              " => f64 | packed",
+              "hidden.shape=2,4; weight.shape=5,4; target=i64[0,5] => 5",
+              "hidden.shape=2,4; weight.shape=5,3; target=i64[0,1] => 4 | 3",
+              "hidden.shape=2,4; weight.shape=5,4; target=i64[0,1]; attr temperature=0 => 0" }));
 
 /* ---- backward ---- */
 
@@ -367,6 +380,10 @@ OPN(token_logprob_backward, 3, .flags = PERI_OP_WEIGHT,
            "(classes), from those of its two results; what is not wanted is empty. stats (..., "
            "2) is what the forward pass saved.",
     .infer = infer_backward, .cpu = cpu_backward, .cost = cost,
-    .domain =
-        "g_logp.shape=3; g_entropy.shape=3; hidden.shape=3,4; weight.shape=5,4; target.shape=3; "
-        "target=int:0..4; bias.shape=5; stats.shape=3,2; stats=1..2");
+    TESTS(.domain = "g_logp.shape=3; g_entropy.shape=3; hidden.shape=3,4; weight.shape=5,4; "
+                    "target.shape=3; target=int:0..4; bias.shape=5; stats.shape=3,2; stats=1..2",
+          .large =
+              "g_logp.shape=100; g_entropy.shape=100; hidden.shape=100,64; weight.shape=300,64; "
+              "target.shape=100; target=int:0..299; bias.shape=300; stats.shape=100,2; stats=5..6",
+          .refuses = { "g_logp.shape=2; g_entropy.shape=2; hidden.shape=2,4; weight.shape=5,4; "
+                       "target=i64[0,5]; stats.shape=2,2 => 5" }));

@@ -132,7 +132,7 @@ RULE(neg) { GIVE(0, B(BB, neg, GRAD)); }
 UNARY(neg, KEEP, .doc = "-x; integers wrap around.", .unread = 1, .vjp = neg_vjp);
 
 RULE(abs) { GIVE(0, B(BB, mul, GRAD, B(BB, sign, IN(0)))); }
-UNARY(abs, KEEP, .doc = "|x|; the gradient at 0 is 0.", .vjp = abs_vjp, .domain = "kinks=0");
+UNARY(abs, KEEP, .doc = "|x|; the gradient at 0 is 0.", .vjp = abs_vjp, TESTS(.domain = "kinks=0"));
 
 UNARY(sign, KEEP, .doc = "-1, 0 or 1; NaN stays NaN. Constant for differentiation.");
 
@@ -144,28 +144,30 @@ UNARY(expm1, FLOAT, .doc = "e^x - 1, accurate near 0.", .vjp = expm1_vjp);
 
 RULE(log) { GIVE(0, B(BB, div, GRAD, IN(0))); }
 UNARY(log, FLOAT, .doc = "Natural logarithm; -inf at 0, NaN below.", .vjp = log_vjp,
-      .domain = "x=0.2..3");
+      TESTS(.domain = "x=0.2..3"));
 
 RULE(log1p) { GIVE(0, B(BB, div, GRAD, B(BB, add, IN(0), NUM(1)))); }
-UNARY(log1p, FLOAT, .doc = "log(1 + x), accurate near 0.", .vjp = log1p_vjp, .domain = "x=-0.7..3");
+UNARY(log1p, FLOAT, .doc = "log(1 + x), accurate near 0.", .vjp = log1p_vjp,
+      TESTS(.domain = "x=-0.7..3"));
 
 RULE(log2) { GIVE(0, B(BB, div, GRAD, B(BB, mul, IN(0), NUM(PERI_LN2)))); }
-UNARY(log2, FLOAT, .doc = "Logarithm to base 2.", .vjp = log2_vjp, .domain = "x=0.2..3");
+UNARY(log2, FLOAT, .doc = "Logarithm to base 2.", .vjp = log2_vjp, TESTS(.domain = "x=0.2..3"));
 
 RULE(sqrt) { GIVE(0, B(BB, div, GRAD, B(BB, mul, OUT, NUM(2)))); }
 UNARY(sqrt, FLOAT, .doc = "Square root; NaN below 0. The gradient at 0 is inf.", .vjp = sqrt_vjp,
-      .domain = "x=0.2..3");
+      TESTS(.domain = "x=0.2..3"));
 
 RULE(rsqrt) {
   GIVE(0, B(BB, mul, B(BB, mul, GRAD, NUM(-0.5)), B(BB, mul, OUT, B(BB, square, OUT))));
 }
-UNARY(rsqrt, FLOAT, .doc = "1 / sqrt(x).", .vjp = rsqrt_vjp, .domain = "x=0.2..3");
+UNARY(rsqrt, FLOAT, .doc = "1 / sqrt(x).", .vjp = rsqrt_vjp, TESTS(.domain = "x=0.2..3"));
 
 RULE(square) { GIVE(0, B(BB, mul, GRAD, B(BB, mul, IN(0), NUM(2)))); }
 UNARY(square, KEEP, .doc = "x * x, elementwise.", .vjp = square_vjp);
 
 RULE(reciprocal) { GIVE(0, B(BB, mul, B(BB, neg, GRAD), B(BB, square, OUT))); }
-UNARY(reciprocal, FLOAT, .doc = "1 / x, elementwise.", .vjp = reciprocal_vjp, .domain = "x=0.3..3");
+UNARY(reciprocal, FLOAT, .doc = "1 / x, elementwise.", .vjp = reciprocal_vjp,
+      TESTS(.domain = "x=0.3..3"));
 
 RULE(sin) { GIVE(0, B(BB, mul, GRAD, B(BB, cos, IN(0)))); }
 UNARY(sin, FLOAT, .doc = "Sine of x in radians.", .vjp = sin_vjp);
@@ -197,7 +199,7 @@ RULE(leaky_relu) {
 }
 OP(leaky_relu, .sig = "x, slope:num=0.01", .flags = ELEMENTWISE | FLOAT,
    .doc = "x above 0, slope * x below.", .infer = peri__infer_same, .cpu = leaky_relu_cpu,
-   .vjp = leaky_relu_vjp, .domain = "kinks=0");
+   .vjp = leaky_relu_vjp, TESTS(.domain = "kinks=0", .variants = { "kinks=0; attr slope=-0.5" }));
 
 static peri_status elu_cpu (peri_call *c) {
   return run(c, PERI_MATH_elu, (double[]){ c->attr[0].f, 0 });
@@ -208,7 +210,8 @@ RULE(elu) { /* below 0 the slope is alpha e^x = y + alpha */
 }
 OP(elu, .sig = "x, alpha:num=1", .flags = ELEMENTWISE | FLOAT,
    .doc = "x above 0, alpha * (e^x - 1) below (arXiv:1511.07289).", .infer = peri__infer_same,
-   .cpu = elu_cpu, .vjp = elu_vjp, .domain = "kinks=0");
+   .cpu = elu_cpu, .vjp = elu_vjp,
+   TESTS(.domain = "kinks=0", .variants = { "kinks=0; attr alpha=0.3" }));
 
 static peri_status softplus_infer (peri_call *c) {
   if (!(c->attr[0].f > 0))
@@ -225,7 +228,8 @@ RULE(softplus) {
 }
 OP(softplus, .sig = "x, beta:num=1, threshold:num=20", .flags = ELEMENTWISE | FLOAT,
    .doc = "log(1 + e^(beta x)) / beta; x itself where beta x is above threshold.",
-   .infer = softplus_infer, .cpu = softplus_cpu, .vjp = softplus_vjp);
+   .infer = softplus_infer, .cpu = softplus_cpu, .vjp = softplus_vjp,
+   TESTS(.variants = { "attr beta=3; attr threshold=4; kinks=1.3333" }));
 
 /* The integers of x's dtype that lie between the bounds: there has to be one. */
 static peri_status whole_bounds (peri_call *c, int64_t bound[2]) {
@@ -281,7 +285,8 @@ OP(clamp, .sig = "x, min:num=none, max:num=none", .flags = ELEMENTWISE,
        "x held in [min, max]; an absent bound is none. NaN stays NaN; the gradient is 0 outside. "
        "Integers stay in their dtype.",
    .infer = clamp_infer, .cpu = clamp_cpu, .vjp = clamp_vjp,
-   .domain = "attr min=-1; attr max=1.5; kinks=-1,1.5");
+   TESTS(.domain = "attr min=-1; attr max=1.5; kinks=-1,1.5",
+         .variants = { "attr max=0.2; kinks=0.2" }));
 
 /* ---- tests ---- */
 

@@ -94,7 +94,10 @@ static peri_status reshape_infer (peri_call *c) {
 OP(reshape, .sig = "x, shape:shape", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "The same elements in another shape; one size may be -1. A view where strides permit, "
           "else a copy.",
-   .infer = reshape_infer, .vjp = reshape_vjp, .domain = "attr shape=3,-1");
+   .infer = reshape_infer, .vjp = reshape_vjp,
+   TESTS(.domain = "attr shape=3,-1", .large = "shape=128,300; attr shape=3,-1",
+         .refuses = { "x.shape=2,3; attr shape=4 => (2, 3) | (4)",
+                      "x.shape=2,3; attr shape=-1,-1 => -1" }));
 
 static peri_status flatten_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -116,7 +119,10 @@ static peri_status flatten_infer (peri_call *c) {
 
 OP(flatten, .sig = "x, first:dim=0, last:dim=-1", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "Dims first to last become one, (..., a, b, c) -> (..., a*b*c); 0-dim becomes (1).",
-   .infer = flatten_infer, .vjp = reshape_vjp, .domain = "shape=2,3,2");
+   .infer = flatten_infer, .vjp = reshape_vjp,
+   TESTS(.domain = "shape=2,3,2", .variants = { "shape=2,3,2; attr first=2; attr last=3" },
+         .large = "shape=20,30,40",
+         .refuses = { "x.shape=2,3; attr first=1; attr last=3 => 3 | 2" }));
 
 /* ---- transpose, permute ---- */
 
@@ -140,7 +146,9 @@ static void transpose_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, transpose, v->c-
 
 OP(transpose, .sig = "x, dim0:dim=-2, dim1:dim=-1", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with two dims exchanged, by default the last two; fewer than two dims stay.",
-   .infer = transpose_infer, .vjp = transpose_vjp);
+   .infer = transpose_infer, .vjp = transpose_vjp,
+   TESTS(.variants = { "shape=2,3,4; attr dim0=1; attr dim1=3" },
+         .refuses = { "x.shape=2,3; attr dim0=1; attr dim1=3 => 3 | 2" }));
 
 static peri_status permute_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -171,7 +179,10 @@ static void permute_vjp (peri_vjp *v) {
 
 OP(permute, .sig = "x, dims:dims", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with the dims in the given order: dim i of the result is dim dims[i] of x.",
-   .infer = permute_infer, .vjp = permute_vjp, .domain = "shape=2,3,2; attr dims=3,1,2");
+   .infer = permute_infer, .vjp = permute_vjp,
+   TESTS(.domain = "shape=2,3,2; attr dims=3,1,2", .large = "shape=20,30,40; attr dims=3,1,2",
+         .refuses = { "x.shape=2,3; attr dims=1,1 => entry 2 | repeats",
+                      "x.shape=2,3; attr dims=1 => 1 | 2" }));
 
 /* ---- narrow, select ---- */
 
@@ -219,7 +230,11 @@ static void narrow_vjp (peri_vjp *v) {
 
 OP(narrow, .sig = "x, dim:dim, start:pos, length:int", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view of length positions of one dim, from position start on.", .infer = narrow_infer,
-   .vjp = narrow_vjp, .domain = "attr dim=2; attr start=2; attr length=2");
+   .vjp = narrow_vjp,
+   TESTS(.domain = "attr dim=2; attr start=2; attr length=2",
+         .variants = { "attr dim=1; attr start=-1; attr length=1" },
+         .refuses = { "x.shape=2,3; attr dim=2; attr start=2; attr length=3 => 3",
+                      "x.shape=2,3; attr dim=2; attr start=1; attr length=-1 => -1" }));
 
 static peri_status select_place (const peri_call *c, int *dim, int64_t *at) {
   peri_tensor *x = c->in[0];
@@ -259,7 +274,11 @@ static void select_vjp (peri_vjp *v) {
 
 OP(select, .sig = "x, dim:dim, index:pos", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view of one position of a dim; the dim is dropped.", .infer = select_infer,
-   .vjp = select_vjp, .domain = "attr dim=1; attr index=-1");
+   .vjp = select_vjp,
+   TESTS(.domain = "attr dim=1; attr index=-1", .variants = { "attr dim=2; attr index=2" },
+         .refuses = { "x.shape=2,3; attr dim=2; attr index=4 => 4 | 3",
+                      "x.shape=2,3; attr dim=2; attr index=-4 => -4 | 3",
+                      "x.shape=2,3; attr dim=2; attr index=0 => 0 | from 1" }));
 
 /* ---- expand ---- */
 
@@ -290,7 +309,9 @@ static void expand_vjp (peri_vjp *v) { v->gin[0] = v->g[0]; } /* the engine sums
 
 OP(expand, .sig = "x, shape:shape", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view in which dims of size 1 (and new leading dims) repeat; -1 keeps a size.",
-   .infer = expand_infer, .vjp = expand_vjp, .domain = "shape=2,1; attr shape=3,2,4");
+   .infer = expand_infer, .vjp = expand_vjp,
+   TESTS(.domain = "shape=2,1; attr shape=3,2,4", .large = "shape=128,1; attr shape=3,128,300",
+         .refuses = { "x.shape=2,3; attr shape=4,3 => (2, 3) | (4, 3)" }));
 
 /* ---- squeeze, unsqueeze ---- */
 
@@ -309,7 +330,9 @@ static peri_status squeeze_infer (peri_call *c) {
 
 OP(squeeze, .sig = "x, dim:dim=none", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view without the given dim where its size is 1, or without all dims of size 1.",
-   .infer = squeeze_infer, .vjp = reshape_vjp, .domain = "shape=2,1,3");
+   .infer = squeeze_infer, .vjp = reshape_vjp,
+   TESTS(.domain = "shape=2,1,3", .variants = { "shape=2,1,3; attr dim=2" },
+         .large = "shape=128,1,300", .refuses = { "x.shape=2,1; attr dim=3 => 3 | 2" }));
 
 static peri_status unsqueeze_infer (peri_call *c) {
   peri_tensor *x = c->in[0];
@@ -328,7 +351,8 @@ static peri_status unsqueeze_infer (peri_call *c) {
 
 OP(unsqueeze, .sig = "x, dim:dim", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view with a new dim of size 1; dim is its number in the result.",
-   .infer = unsqueeze_infer, .vjp = reshape_vjp, .domain = "attr dim=2");
+   .infer = unsqueeze_infer, .vjp = reshape_vjp,
+   TESTS(.domain = "attr dim=2", .refuses = { "x.shape=2,1; attr dim=4 => 4 | 3" }));
 
 /* ---- flip ---- */
 
@@ -347,7 +371,9 @@ static peri_status flip_infer (peri_call *c) {
 static void flip_vjp (peri_vjp *v) { v->gin[0] = BA(&v->b, flip, v->c->attr, v->g[0]); }
 
 OP(flip, .sig = "x, dims:dims=all", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
-   .doc = "A view that walks the given dims backwards.", .infer = flip_infer, .vjp = flip_vjp);
+   .doc = "A view that walks the given dims backwards.", .infer = flip_infer, .vjp = flip_vjp,
+   TESTS(.variants = { "shape=2,3,2; attr dims=1,3" },
+         .refuses = { "x.shape=2,1; attr dims=3 => 3 | 2" }));
 
 /* ---- diagonal ---- */
 
@@ -381,4 +407,6 @@ static void diagonal_vjp (peri_vjp *v) {
 OP(diagonal, .sig = "x, k:int=0", .flags = PERI_OP_VIEW | PERI_OP_STRIDED,
    .doc = "A view of the k-th diagonal of the last two dims, (..., n, m) -> (..., length); k > 0 "
           "lies above the main one.",
-   .infer = diagonal_infer, .vjp = diagonal_vjp);
+   .infer = diagonal_infer, .vjp = diagonal_vjp,
+   TESTS(.variants = { "shape=2,3,4; attr k=1", "shape=3,2; attr k=-1" },
+         .refuses = { "x.shape=3 => 1" }));

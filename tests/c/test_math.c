@@ -51,6 +51,7 @@ static double logistic (double x) {
   double e = exp(-fabs(x));
   return (x < 0 ? e : 1) / (1 + e);
 }
+static double r_sign (double x) { return x != x ? x : (x > 0) - (x < 0); }
 static double r_neg (double x) { return -x; }
 static double r_square (double x) { return x * x; }
 static double r_reciprocal (double x) { return 1 / x; }
@@ -80,6 +81,7 @@ typedef struct function {
 static const function rows[PERI_N_UNARY] = {
   ROW(neg, r_neg, -1e30, 1e30, 0, 0, { 0, 0 }),
   ROW(abs, fabs, -1e30, 1e30, 0, 0, { 0, 0 }),
+  ROW(sign, r_sign, -1e30, 1e30, 0, 0, { 0, 0 }),
   ROW(exp, exp, -110, 95, 1.1, 0, { 0, 0 }),
   ROW(expm1, expm1, -30, 95, 1.8, 0, { 0, 0 }),
   ROW(log, log, 0, FLT_MAX, 1.1, 0, { 0, 0 }),
@@ -151,7 +153,7 @@ static const function2 rows2[PERI_N_BINARY] = {
   ROW2(mul, mul, -1e6, 1e6, 0.5001),    ROW2(div, quotient, -1e6, 1e6, 0.5001),
   ROW2(maximum, greater, -1e6, 1e6, 0), ROW2(minimum, lesser, -1e6, 1e6, 0),
   ROW2(floordiv, whole, -1e3, 1e3, 0),  ROW2(mod, rest, -1e3, 1e3, 0.5001),
-  ROW2(pow, pow, 0.01, 10, 1),          ROW2(atan2, atan2, -1e3, 1e3, 1),
+  ROW2(pow, pow, 0.01, 10, 1),          ROW2(atan2, atan2, -1e3, 1e3, 1.5),
 };
 static const char *const names2[] = { PERI_BINARY(NAME) };
 

@@ -1,6 +1,6 @@
 /*
 ** ops_plan.h - a random call of a random op, for fuzz_ops.c: which op, how each input is made, which
-** numbers go with it. Starts from what the descriptor's domain says is valid and changes a few things.
+** numbers go with it. Starts from a call that the op's block holds and changes a few things.
 */
 #ifndef ops_plan_h
 #define ops_plan_h
@@ -138,6 +138,8 @@ typedef struct plan {
 typedef struct job {
   const peri_op *op;
   const peri_sig *sig;
+  const char *call; /* what it starts from: one of those that the op's block holds, or NULL */
+  char text[PERI_MAX_PARAM][64];
   int nin;
   plan in[MAX_IN];
   peri_attr attr[PERI_MAX_PARAM];
@@ -146,16 +148,32 @@ typedef struct job {
   uint64_t seed;
 } job;
 
-/* What the descriptor's domain says of key, such as "shape" or "attr k"; NULL: nothing. */
-static const char *domain_of (const peri_op *op, const char *key) {
+/* What a call says of key, such as "shape" or "attr k"; NULL: nothing. */
+static const char *said_of (const char *call, const char *key) {
   size_t n = strlen(key);
-  for (const char *p = op->domain; p && *p;) {
+  for (const char *p = call; p && *p;) {
     while (*p == ' ') p++;
     if (strncmp(p, key, n) == 0 && p[n] == '=') return p + n + 1;
     p = strchr(p, ';');
     if (p) p++;
   }
   return NULL;
+}
+
+/* The i-th call of the op's block, good ones and refused ones in turn; NULL beyond the last. */
+static const char *call_at (const peri_op *op, int i) {
+  const peri_op_tests *t = &op->tests;
+  if (i-- == 0) return t->domain;
+  for (int k = 0; t->variants[k]; k++)
+    if (i-- == 0) return t->variants[k];
+  for (int k = 0; t->refuses[k]; k++)
+    if (i-- == 0) return t->refuses[k];
+  return NULL;
+}
+static int calls_of (const peri_op *op) {
+  int n = 1;
+  while (call_at(op, n)) n++;
+  return n;
 }
 
 static int read_list (const char *p, int64_t *v, int max) {
@@ -170,17 +188,17 @@ static int read_list (const char *p, int64_t *v, int max) {
   return n;
 }
 
-static shape plain_shape (const peri_op *op, const char *name, int index) {
+static shape plain_shape (const char *call, const char *name, int index) {
   char key[80];
   const char *text = NULL;
   shape s = { 2, { 2, 3 } };
   if (index >= 0) {
     snprintf(key, sizeof key, "%s%d.shape", name, index + 1);
-    text = domain_of(op, key);
+    text = said_of(call, key);
   }
   snprintf(key, sizeof key, "%s.shape", name);
-  if (!text) text = domain_of(op, key);
-  if (!text) text = domain_of(op, "shape");
+  if (!text) text = said_of(call, key);
+  if (!text) text = said_of(call, "shape");
   if (text) s.n = read_list(text, s.v, PERI_MAX_DIMS);
   return s;
 }
@@ -217,8 +235,8 @@ static int any_dtype (dice *d) {
 static void plan_tensor (dice *d, const job *j, plan *p, const peri_param *param, int index) {
   char key[64];
   *p = (plan){ .how = FRESH, .seed = mix(&d->more) };
-  const char *range = domain_of(j->op, param->name);
-  p->s = plain_shape(j->op, param->name, param->kind == PERI_K_TENSORS ? index : -1);
+  const char *range = said_of(j->call, param->name);
+  p->s = plain_shape(j->call, param->name, param->kind == PERI_K_TENSORS ? index : -1);
   p->dtype = PERI_F32;
   p->fill = SMALL;
   snprintf(key, sizeof key, "%s.shape", param->name);
@@ -226,7 +244,7 @@ static void plan_tensor (dice *d, const job *j, plan *p, const peri_param *param
   if (range && strncmp(range, "u8", 2) == 0) p->dtype = PERI_U8, p->fill = IDS;
   if (range && strncmp(range, "bool", 4) == 0) p->dtype = PERI_BOOL, p->fill = IDS;
   if (range && (strncmp(range, "0.", 2) == 0 || strncmp(range, "1.", 2) == 0)) p->fill = UNIT;
-  if (param->kind == PERI_K_OPTIONAL && chance(d, range || domain_of(j->op, key) ? 30 : 60))
+  if (param->kind == PERI_K_OPTIONAL && chance(d, range || said_of(j->call, key) ? 30 : 60))
     p->how = GONE;
   p->leaf = chance(d, 40);
 }
@@ -271,28 +289,32 @@ static void disturb_all (dice *d, job *j) {
   }
 }
 
+/* A text that some call of the op has for a parameter, or one that none should like. */
+static const char *any_text (dice *d, job *j, int k, const char *key) {
+  static const char *const odd[] = { "",   "none", "...",
+                                     "->", ",",    "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz" };
+  const char *text = said_of(call_at(j->op, (int)below(d, (unsigned)calls_of(j->op))), key);
+  if (!text) text = j->call ? said_of(j->call, key) : NULL;
+  if (!text || chance(d, 20)) return odd[below(d, sizeof odd / sizeof *odd)];
+  size_t n = strcspn(text, ";");
+  if (strstr(text, " => ") && (size_t)(strstr(text, " => ") - text) < n)
+    n = (size_t)(strstr(text, " => ") - text);
+  snprintf(j->text[k], sizeof j->text[k], "%.*s", (int)n, text);
+  return j->text[k];
+}
+
 static void plan_attr (dice *d, job *j, int k, const peri_param *p) {
-  static const char *const texts[] = {
-    "",          "mean",       "sum",
-    "none",      "batchmean",  "ij,jk->ik",
-    "tanh",      "relu",       "gelu",
-    "ii",        "...",        "i,i->",
-    "sample",    "population", "bij,bjk->bik",
-    "ij->",      "silu",       "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
-    "ij,jk->iq", "->",         ","
-  };
   peri_attr *a = &j->attr[k];
   char key[64];
   snprintf(key, sizeof key, "attr %s", p->name);
-  const char *text = domain_of(j->op, key);
+  const char *text = said_of(j->call, key);
   bool list = p->kind == PERI_K_DIMS || p->kind == PERI_K_SHAPE || p->kind == PERI_K_INTS;
   bool from_one = p->kind == PERI_K_DIM || p->kind == PERI_K_POS || p->kind == PERI_K_DIMS;
   *a = p->has_default ? p->def : (peri_attr){ 0 };
   if (text) {
     a->i = strtoll(text, NULL, 10) - (from_one && text[0] != '-');
     a->f = strtod(text, NULL);
-    a->s = p->kind == PERI_K_STR ? "ij,jk->ik" : NULL;
-    if (p->kind == PERI_K_STR && text[0] != 'i') a->s = texts[below(d, 6)];
+    a->s = p->kind == PERI_K_STR ? any_text(d, j, k, key) : NULL;
     if (p->kind == PERI_K_BOOL) a->i = text[0] == 't';
     if (p->kind == PERI_K_DTYPE) a->i = any_dtype(d);
     if (list) {
@@ -309,8 +331,7 @@ static void plan_attr (dice *d, job *j, int k, const peri_param *p) {
     a->i = chance(d, 70) ? any_dtype(d) : chance(d, 80) ? (int64_t)below(d, 27) - 2 : whole(d);
   if ((p->kind == PERI_K_DIM || p->kind == PERI_K_POS) && chance(d, 60))
     a->i = (int64_t)below(d, 8) - 4;
-  if (p->kind == PERI_K_STR)
-    a->s = chance(d, 5) ? NULL : texts[below(d, sizeof texts / sizeof *texts)];
+  if (p->kind == PERI_K_STR) a->s = chance(d, 5) ? NULL : any_text(d, j, k, key);
   if (list) {
     a->n = chance(d, 10) ? (int)below(d, 13) - 1 : (int)below(d, 5);
     for (int i = 0; i < 12; i++)
@@ -324,6 +345,7 @@ static void plan_job (dice *d, job *j) {
   memset(j, 0, sizeof *j);
   j->op = peri_op_at((int)below(d, (unsigned)peri_op_count()));
   j->sig = peri__sig(j->op);
+  j->call = call_at(j->op, chance(d, 50) ? 0 : (int)below(d, (unsigned)calls_of(j->op)));
   int each = chance(d, 70) ? 2 : (int)below(d, 4);
   for (int i = 0; i < j->sig->ntensor; i++) {
     bool list = j->sig->p[i].kind == PERI_K_TENSORS;

@@ -1,12 +1,14 @@
--- optest.lua - inputs for any op, made from its descriptor: what the table-driven tests share.
--- The descriptor's domain is a list of entries separated by ";":
+-- optest.lua - inputs for any op, made from what its block says under TESTS(...): what the table-driven tests share.
+-- A call is a list of entries separated by ";":
 --   shape=2,3            of every tensor without one of its own (default 2,3)
 --   x.shape=3,5          of the tensor x; xs2.shape of the second tensor of the list xs; () is 0-dim
+--   xs.count=1           tensors of the list xs (default 2)
 --   x=0.2..3             range of x's values (default -2..2); target=int:0..3 makes i64,
 --   mask=bool / m=u8:0..1  names the dtype
+--   y=i64[1,0]           these values; the shape is (2) where none is given
+--   weight=packed        a packed weight;  y=number:0.5 a Lua number;  bias=none an optional tensor left out
 --   attr groups=2        an attribute; lists are written 1,2
 --   kinks=0,1            values that inputs stay 0.1 away from
---   x=none               the optional tensor is left out
 local peri = require "perilune"
 
 local M = {}
@@ -19,11 +21,12 @@ local function numbers(s)
 end
 
 local function parse(domain)
-  local d = { ranges = {}, shapes = {}, attrs = {}, kinks = {}, shape = { 2, 3 } }
+  local d = { ranges = {}, shapes = {}, counts = {}, attrs = {}, kinks = {}, shape = { 2, 3 } }
   for entry in ((domain or "") .. ";"):gmatch "%s*(.-)%s*;" do
     local key, value = entry:match "^(.-)%s*=%s*(.*)$"
     if key == "shape" then d.shape = numbers(value)
     elseif key == "kinks" then d.kinks = numbers(value)
+    elseif key and key:find "%.count$" then d.counts[key:match "^(.*)%.count$"] = tonumber(value)
     elseif key and key:find "%.shape$" then d.shapes[key:match "^(.*)%.shape$"] = numbers(value)
     elseif key and key:find "^attr " then d.attrs[key:match "^attr%s+(.*)$"] = value
     elseif key then d.ranges[key] = value end
@@ -91,6 +94,19 @@ local function draw(shape, kind, dtype, lo, hi, rand)
   return peri.rand(shape, "f64"):mul(hi - lo):add(lo):to(dtype)
 end
 
+-- The values of an entry such as "f32[nan,1]".
+local function literal(range, shape)
+  local dtype, list = range:match "^(%w+)%[(.*)%]$"
+  local t = {}
+  for word in list:gmatch "[^,]+" do
+    if dtype == "bool" then t[#t + 1] = word == "1"
+    elseif word == "nan" then t[#t + 1] = 0 / 0
+    else t[#t + 1] = tonumber(word) end
+  end
+  local made = peri.tensor(t, dtype)
+  return shape and made:reshape(shape) or made
+end
+
 local function attr(kind, text)
   if kind == "num" then return tonumber(text) end
   if kind == "int" or kind == "dim" or kind == "pos" then return math.tointeger(tonumber(text)) end
@@ -108,9 +124,12 @@ function M.arguments(op, dtype, domain)
   local rand = lcg(seed_of(op.name))
   for i, p in ipairs(op.params) do
     local range = d.ranges[p.name]
-    local shape = d.shapes[p.name] or d.shape
     local function tensor(k)
-      local own = d.shapes[p.name .. k] or shape
+      local given = d.shapes[p.name .. k] or d.shapes[p.name]
+      local own = given or d.shape
+      if range and range:find "^number:" then return tonumber(range:match ":(.*)$") end
+      if range and range:find "%[" then return literal(range, given) end
+      if range == "packed" then return peri.pack(peri.tensor(values(own, nil, -2, 2, d.kinks, rand), "f32")) end
       local kind, lo, hi = parse_range(range)
       local t = numel(own) > 4096 and draw(own, kind, dtype, lo, hi, rand)
         or peri.tensor(values(own, kind, lo, hi, d.kinks, rand), kind or dtype)
@@ -120,7 +139,8 @@ function M.arguments(op, dtype, domain)
     if p.kind == "tensor" or (p.kind == "tensor?" and (range or d.shapes[p.name]) and range ~= "none") then
       args[i] = tensor ""
     elseif p.kind == "tensors" then
-      args[i] = { tensor(1), tensor(2) }
+      args[i] = {}
+      for k = 1, d.counts[p.name] or 2 do args[i][k] = tensor(k) end
     elseif d.attrs[p.name] then
       args[i] = attr(p.kind, d.attrs[p.name])
     elseif p.kind == "dtype" and not p.optional then
@@ -139,51 +159,9 @@ function M.call(op, args)
   return out
 end
 
--- Shapes at which threads share the work and rows span many vectors, for ops whose domain has shapes
--- of its own. The other ones take 128 by 300.
-local large = {
-  rand = "attr shape=200,300", randn = "attr shape=200,300", randint = "attr shape=200,300; attr low=-3; attr high=9",
-  randperm = "attr n=50000", reshape = "shape=128,300; attr shape=3,-1",
-  expand = "shape=128,1; attr shape=3,128,300", flatten = "shape=20,30,40", permute = "shape=20,30,40; attr dims=3,1,2",
-  squeeze = "shape=128,1,300", diag_embed = "shape=300", diag = "shape=300",
-  gather = "x.shape=128,300; index.shape=120,300; index=int:0..127; attr dim=1",
-  index_select = "x.shape=200,300; index.shape=150; index=int:0..199; attr dim=1",
-  embedding = "weight.shape=50,300; ids.shape=20,10; ids=int:0..49", masked_scatter = "shape=128,300; mask=bool; src.shape=38400",
-  scatter = "x.shape=128,300; index.shape=120,300; src.shape=120,300; index=int:0..127; attr dim=1",
-  scatter_add = "x.shape=128,300; index.shape=120,300; src.shape=120,300; index=int:0..127; attr dim=1",
-  index_add = "x.shape=200,300; index.shape=150; src.shape=150,300; index=int:0..199; attr dim=1",
-  embedding_backward = "g.shape=20,10,300; ids.shape=20,10; ids=int:0..49; attr rows=50",
-  matmul = "a.shape=3,65,130; b.shape=130,70", linear = "x.shape=130,200; weight.shape=150,200; bias.shape=150",
-  outer = "a.shape=200; b.shape=210", einsum = "shape=100,100; attr equation=ij,jk->ik",
-  unpack_qkv = "shape=64,50,4,8; attr heads=2; attr kv_heads=1", softmax_backward = "y=0.1..0.9; shape=128,300",
-  log_softmax_backward = "y=-3..0; shape=128,300",
-  layer_norm_backward = "shape=128,300; weight.shape=300; add.shape=128,300",
-  rms_norm_backward = "shape=128,300; weight.shape=300; add.shape=128,300",
-  layer_norm = "x.shape=128,300; weight.shape=300; bias.shape=300", rms_norm = "x.shape=128,300; weight.shape=300",
-  add_layer_norm = "shape=128,300; weight.shape=300; bias.shape=300", add_rms_norm = "shape=128,300; weight.shape=300",
-  group_norm = "x.shape=16,8,40,10; weight.shape=8; bias.shape=8; attr groups=2", swiglu = "x.shape=128,300",
-  swiglu_backward = "x.shape=128,300; g.shape=128,150",
-  rope = "x.shape=4,40,4,64; positions=int:0..50; positions.shape=40; inv_freq=f32:0..2; inv_freq.shape=32",
-  rope_qkv = "x.shape=4,40,8,64; positions=int:0..50; positions.shape=40; inv_freq=f32:0..2; inv_freq.shape=32; "
-    .. "attr heads=4; attr kv_heads=2",
-  rope_qkv_backward = "gq.shape=4,40,4,64; gk.shape=4,40,2,64; gv.shape=4,40,2,64; positions=int:0..50; positions.shape=40; "
-    .. "inv_freq=f32:0..2; inv_freq.shape=32",
-  move_rows_ = "x.shape=200,300; from.shape=90; to.shape=90; from=int:0..199; to=int:0..199",
-  kv_append_ = "shape=4,40,4,32; cache_k.shape=4,100,4,32; cache_v.shape=4,100,4,32; attr pos=30",
-  attention_step_ = "cache_k.shape=4,60,2,32; cache_v.shape=4,60,2,32; qkv.shape=4,9,8,32; attr pos=50",
-  attention = "shape=2,80,4,32; attr causal=true", attention_backward = "shape=2,80,4,32; lse.shape=2,4,80; lse=4..5; "
-    .. "attr causal=true",
-  cross_entropy = "shape=128,300; target.shape=128; target=int:0..299; attr label_smoothing=0.1",
-  cross_entropy_backward = "g.shape=(); logits.shape=128,300; target.shape=128; target=int:0..299; stats.shape=128,2; "
-    .. "stats=1..2",
-  token_logprob = "hidden.shape=100,64; weight.shape=300,64; target.shape=100; target=int:0..299; bias.shape=300",
-  token_logprob_backward = "g_logp.shape=100; g_entropy.shape=100; hidden.shape=100,64; weight.shape=300,64; "
-    .. "target.shape=100; target=int:0..299; bias.shape=300; stats.shape=100,2; stats=5..6",
-}
-
---- A domain with large shapes.
+--- A domain with shapes at which threads share the work and rows span many vectors: the block's own, else 128 by 300.
 function M.large(op)
-  if large[op.name] then return large[op.name] end
+  if op.large then return op.large end
   local domain = op.domain or ""
   if domain:find "shape=" then return domain end
   return domain .. "; shape=128,300"

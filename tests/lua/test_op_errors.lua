@@ -1,9 +1,9 @@
--- Misuse of every op: a wrong type for each parameter, too few and too many arguments, unknown names;
--- then what single ops refuse. Each error names the op and what was given, and leaves nothing behind.
+-- Misuse of every op: a wrong type for each parameter, too few and too many arguments, unknown names; what follows
+-- from the kinds of its parameters; then what its block says it refuses. Each error names the op and what was given,
+-- and leaves nothing behind.
 local lu = require "luaunit"
 local peri = require "perilune"
 local optest = require "optest"
-local refusals = require "op_refusals"
 
 local function live()
   collectgarbage()
@@ -138,22 +138,96 @@ for _, op in ipairs(peri.ops()) do
   end
 end
 
--- Shapes, dims, positions and values that single ops refuse.
-for _, r in ipairs(refusals) do
-  TestErrors[("test_%s refuses %s"):format(r.op, r.what)] = function ()
-    local before = live()
-    refused(r.op, r.what, r.says, function () return r.call() end)
-    lu.assertEquals(live(), before, r.op .. ": bytes are left")
+-- ---- what the kinds of parameters say ----
+
+-- By kind of an attribute: values that every op refuses, with what the message must say.
+local out_of_range = {
+  dim = { { 9, "9" }, { -9, "-9" }, { 0, "from 1" } },
+  pos = { { 99, "99" }, { 0, "from 1" } },
+  dims = { { { 9 }, "9" }, { { -9 }, "-9" }, { { 0 }, "from 1" }, { { 1, 1 }, "" } },
+  str = { { "zzz", "zzz" } },
+}
+-- Of the shape of something made from nothing.
+local sizes = { { { 3, -2 }, "-2" }, { { 1, 1, 1, 1, 1, 1, 1, 1, 1 }, "9" }, { { 1 << 40, 1 << 40 }, "overflows" } }
+
+-- Calls that op refuses whatever its block says: { what, says, call } of each.
+local function derived(op)
+  local list, makes = {}, op.params[1] and not op.params[1].kind:find "^tensor"
+  local function add(what, says, fn) list[#list + 1] = { what = what, says = says, call = fn } end
+  local plain, lists = {}, {}
+  for i, p in ipairs(op.params) do
+    for _, case in ipairs(makes and p.kind == "shape" and sizes or out_of_range[p.kind] or {}) do
+      local value, says = table.unpack(case)
+      local shown = type(value) == "table" and table.concat(value, ",") or value
+      add(("%s=%s"):format(p.name, shown), { says }, function ()
+        local tensors, n, named = by_name(op)
+        local good = named[p.name]
+        if p.kind == "dims" and type(good) == "table" and #value == 1 then -- as many as the op wants
+          value = table.move(good, 2, #good, 2, { value[1] })
+        end
+        named[p.name], tensors[n + 1] = value, named
+        return peri[op.name](table.unpack(tensors, 1, n + 1))
+      end)
+    end
+    if p.kind == "tensor" then plain[#plain + 1] = i end
+    if p.kind == "tensors" then lists[#lists + 1] = i end
+  end
+  -- tensors of any one shape, and two that have none in common
+  if #plain > 1 and not (op.domain or ""):find "shape" then
+    add("shapes that do not fit", { "(2, 3)", "(4, 3)" }, function ()
+      local domain = ("%s; %s.shape=4,3"):format(op.domain or "", op.params[plain[2]].name)
+      return optest.call(op, (optest.arguments(op, "f32", domain)))
+    end)
+  end
+  if #lists > 1 then
+    add("lists of different lengths", { "1", "2" }, function ()
+      local args = optest.arguments(op, "f32")
+      args[lists[2]][2] = nil
+      return optest.call(op, args)
+    end)
+  end
+  return list
+end
+
+-- ---- what the blocks say: "call => words | words" ----
+
+local function stated(op)
+  local list = {}
+  for i, text in ipairs(op.refuses) do
+    local call, words = text:match "^(.-) => (.*)$"
+    local says = {}
+    for word in (words .. " | "):gmatch "(.-) | " do says[#says + 1] = word end
+    list[i] = { what = call, says = says, call = function ()
+      return optest.call(op, (optest.arguments(op, "f32", call)))
+    end }
+  end
+  return list
+end
+
+-- An op of one tensor that refuses nothing takes everything.
+local function takes_all(op)
+  for _, dtype in ipairs { "bool", "u8", "i32", "i64", "f16", "bf16", "f32", "f64" } do
+    for _, shape in ipairs { {}, { 0 }, { 3 }, { 2, 3 }, { 2, 0, 3 }, { 1, 2, 1, 2, 1, 2, 1, 2 } } do
+      local ok, message = pcall(peri[op.name], peri.ones(shape, dtype))
+      lu.assertTrue(ok, ("%s refuses %s %s, and its block does not say so: %s"):format(op.name, dtype,
+        "(" .. table.concat(shape, ", ") .. ")", message))
+    end
   end
 end
 
-function TestErrors.test_every_op_with_tensors_has_a_refusal()
-  local seen, missing = {}, {}
-  for _, r in ipairs(refusals) do seen[r.op] = true end
-  for _, op in ipairs(peri.ops()) do
-    if not seen[op.name] and not refusals.takes_all[op.name] then missing[#missing + 1] = op.name end
+for _, op in ipairs(peri.ops()) do
+  local any = false
+  for _, make in ipairs { derived, stated } do
+    for _, r in ipairs(make(op)) do
+      any = true
+      TestErrors[("test_%s refuses [%s]"):format(op.name, r.what)] = function ()
+        local before = live()
+        refused(op.name, r.what, r.says, r.call)
+        lu.assertEquals(live(), before, op.name .. ": bytes are left")
+      end
+    end
   end
-  lu.assertEquals(missing, {})
+  if not any then TestErrors[("test_%s takes everything"):format(op.name)] = function () takes_all(op) end end
 end
 
 function TestErrors.test_nan_has_no_sign_where_elements_are_read_or_refused()

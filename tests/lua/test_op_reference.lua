@@ -1,5 +1,6 @@
--- Every op against independent results (tests/data/op_vectors.json, made by torch in binary64 with
--- tests/reference/make_op_vectors.py): outputs, their shapes and dtypes, gradients; at f64 and at f32.
+-- Every op against independent results: outputs, their shapes and dtypes, gradients; at f64 and at f32. They come from
+-- tests/data/op_vectors.json (made by torch in binary64 with tests/reference/make_op_vectors.py), from the formula
+-- that an op's block says, or from the ops that it is composed of, in f64.
 local lu = require "luaunit"
 local peri = require "perilune"
 
@@ -215,15 +216,75 @@ for name, list in pairs(by_op) do
   end
 end
 
+-- ---- references that stand in a block, or follow from it ----
+
+local optest = require "optest"
+
+-- The formula's names: the parameters, then the library's functions.
+local function evaluate(op, args)
+  local names = { peri = peri, math = math }
+  for i, p in ipairs(op.params) do
+    names[p.name] = args[i]
+    if args[i] == nil then names[p.name] = p.default end
+  end
+  local chunk = assert(load("return " .. op.reference, "=" .. op.name, "t", setmetatable(names, { __index = peri })))
+  return { chunk() }
+end
+
+-- Inputs in f64 with the same values.
+local function widened(args)
+  local out = { n = args.n }
+  local function wide(x) return type(x) == "userdata" and x.dtype == "f32" and x:to "f64" or x end
+  for i = 1, args.n do
+    out[i] = wide(args[i])
+    if type(args[i]) == "table" then
+      out[i] = {}
+      for k, x in ipairs(args[i]) do out[i][k] = wide(x) end
+    end
+  end
+  return out
+end
+
+-- A formula of some ten operations errs by some ten units of its terms, which may cancel, and a sum of n terms by
+-- sqrt(n) more: 64 u sqrt(n) (1 + |y|), n being the largest size of a dim.
+local function check_reference(op, float, domain)
+  local args, floats = optest.arguments(op, float, domain)
+  local n = 1
+  for _, x in ipairs(floats) do n = math.max(n, table.unpack(x.shape)) end
+  local want = op.reference and evaluate(op, widened(args)) or optest.call(op, widened(args))
+  local got = optest.call(op, args)
+  lu.assertEquals(#got, #want, op.name .. ": results")
+  for k, y in ipairs(got) do
+    lu.assertEquals(y.shape, want[k].shape, ("%s [%s]: shape of output %d"):format(op.name, domain, k))
+    if y:numel() > 0 then
+      local w = want[k]:to "f64"
+      local off = (y:to "f64" - w):abs():div(w:abs():add(1)):max():item()
+      lu.assertTrue(off <= 64 * math.sqrt(n) * unit[float], ("%s [%s]: output %d is %g off"):format(op.name, domain, k, off))
+    end
+  end
+end
+
+for name, op in pairs(ops) do
+  if op.reference or op.composed then
+    for _, float in ipairs { "f64", "f32" } do
+      TestReference[("test_%s by its formula, %s"):format(name, float)] = function ()
+        check_reference(op, float, op.domain or "")
+        for _, domain in ipairs(op.variants) do check_reference(op, float, domain) end
+        check_reference(op, float, optest.large(op))
+      end
+    end
+  end
+end
+
 -- What these ops return is memory as it was, or random: test_op_laws.lua has what holds of them. Elements of what pack
 -- makes cannot be read: test_packed.lua.
 local without = { empty = true, empty_like = true, rand = true, randn = true, rand_like = true, randn_like = true,
   randint = true, randperm = true, pack = true }
 
-function TestReference.test_every_op_has_a_case()
+function TestReference.test_every_op_has_vectors_or_a_formula()
   local missing = {}
   for name in pairs(ops) do
-    if not by_op[name] and not without[name] then missing[#missing + 1] = name end
+    if not by_op[name] and not ops[name].reference and not without[name] then missing[#missing + 1] = name end
   end
   lu.assertEquals(missing, {})
 end
