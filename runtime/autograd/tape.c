@@ -178,6 +178,13 @@ void peri__node_drop (peri_node *n, bool freed) {
   bury(ctx, n);
 }
 
+/* An output that had no reference left is used again: by the graph of a gradient that reads it. */
+void peri__node_output_rose (peri_tensor *t) {
+  if (!(t->flags & PERI_T_ZOMBIE)) return;
+  t->flags &= (uint8_t)~PERI_T_ZOMBIE;
+  t->node->live++;
+}
+
 void peri__node_output_died (peri_tensor *t) {
   peri_node *n = t->node;
   if (!(t->flags & PERI_T_ZOMBIE)) {

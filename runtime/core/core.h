@@ -188,6 +188,7 @@ void peri__tensor_free (
 
 /* ---- tape: autograd/tape.c ---- */
 void peri__node_output_died (peri_tensor *t); /* called when a recorded output loses its last ref */
+void peri__node_output_rose (peri_tensor *t); /* and when it gets a first one again */
 void peri__tape_close (peri_ctx *ctx);
 
 /* ---- profiler: core/profile.c ---- */

@@ -382,7 +382,7 @@ peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor 
 }
 
 peri_tensor *peri_retain (peri_tensor *t) {
-  if (t) t->refs++;
+  if (t && t->refs++ == 0 && t->node) peri__node_output_rose(t);
   return t;
 }
 

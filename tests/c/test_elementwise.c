@@ -24,10 +24,9 @@ static void same_bits (peri_tensor *a, peri_tensor *b) {
   free(q);
 }
 
-static const char *const pairs[] = {
-  "add",     "sub",   "mul", "div", "floordiv",         "mod", "pow", "maximum",
-  "minimum", "atan2", "eq",  "lt",  "gelu_backward"
-};
+static const char *const pairs[] = { "add", "sub", "mul",          "div",     "floordiv",
+                                     "mod", "pow", "maximum",      "minimum", "atan2",
+                                     "eq",  "lt",  "gelu_backward" };
 enum { NPAIRS = sizeof pairs / sizeof *pairs };
 
 /* Each way to lay out an operand against its dense copy. */
