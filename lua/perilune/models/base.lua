@@ -46,6 +46,26 @@ function Layer:forward(...)
   return model[run](model, i, ...)
 end
 
+-- Its neighbours and the model read what it holds: one of another kind, or of other sizes, would not do.
+function Layer:_refuses(new)
+  for _, name in ipairs(self._names) do
+    local mine, its = rawget(self, name), rawget(new, name)
+    if peri.is_tensor(mine) and not (peri.is_tensor(its) and its.shape == mine.shape) then
+      return ("the model reads its %s %s, which the new %s has not"):format(name, options.shape(mine),
+        getmetatable(new).__name)
+    elseif Module.is_module(mine) then
+      if not Module.is_module(its) then
+        return ("the model reads its %s, which the new %s has not"):format(name, getmetatable(new).__name)
+      end
+    end
+  end
+  if getmetatable(new) == Layer then
+    if new._run ~= self._run or getmetatable(new._model) ~= getmetatable(self._model) then
+      return ("the new one is of a %s"):format(new._model.__name)
+    end
+  end
+end
+
 --- A stack of n blocks in a field of the model; declare then gives them weights.
 --- @param name string
 --- @param n integer

@@ -8,6 +8,7 @@ local context = require "perilune.models.context"
 local inputs = require "perilune.models.inputs"
 local pooling = require "perilune.models.pooling"
 local settings = require "perilune.models.settings"
+local activated = require("perilune.models.projection").activated
 
 local Bert = base.class("bert", base.Model)
 Bert.prefixes = { "bert." }
@@ -94,7 +95,7 @@ function Bert:block(i, x, mask)
     { causal = false, scale = s.head_dim ^ -0.5, dropout = self.training and s.attention_dropout or 0 })
   a = self:dropout(layer.out:forward(a:reshape { batch, time, s.dim }), s.dropout)
   x = a:add(x):layer_norm(layer.norm1_w, layer.norm1_b, s.eps)
-  local h = self:dropout(layer.down:forward(layer.up:forward(x, false, s.act)), s.dropout)
+  local h = self:dropout(layer.down:forward(activated(layer.up, x, false, s.act)), s.dropout)
   return h:add(x):layer_norm(layer.norm2_w, layer.norm2_b, s.eps)
 end
 
@@ -144,7 +145,7 @@ options.declare(Bert.forward, { "ids" }, inputs.encoder)
 --- @return perilune.Tensor  (B, D)
 function Bert:pool(hidden, batch)
   if not self.pooler then error(self.__name .. ": this checkpoint has no pooler", 2) end
-  return self.pooler:forward(batch and pooling.cls(hidden, batch) or hidden:select(2, 1), false, "tanh")
+  return activated(self.pooler, batch and pooling.cls(hidden, batch) or hidden:select(2, 1), false, "tanh")
 end
 
 --- Masked-language-model scores.
@@ -153,7 +154,7 @@ end
 function Bert:logits(hidden)
   if not self.transform then error(self.__name .. ": this checkpoint has no masked-language-model head", 2) end
   local s = self.settings
-  local h = self.transform:forward(base.hidden(self, hidden), false, s.act)
+  local h = activated(self.transform, base.hidden(self, hidden), false, s.act)
   return h:layer_norm(self.transform_norm_w, self.transform_norm_b, s.eps):linear(self.embed, self.head_bias)
 end
 

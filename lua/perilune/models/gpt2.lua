@@ -4,6 +4,7 @@ local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
 local inputs = require "perilune.models.inputs"
+local activated = require("perilune.models.projection").activated
 
 local Gpt2 = base.class "gpt2"
 Gpt2.prefixes = { "transformer." }
@@ -72,7 +73,7 @@ end
 function Gpt2:block(i, y, x, c)
   local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
   y, x = attention(self, i, y, c):add_layer_norm(x, layer.norm2_w, layer.norm2_b, s.eps)
-  local h = layer.down:forward(layer.up:forward(y, c.decoding, s.act), c.decoding)
+  local h = layer.down:forward(activated(layer.up, y, c.decoding, s.act), c.decoding)
   local w, b = self.norm_w, self.norm_b
   if after then w, b = after.norm1_w, after.norm1_b end
   return self:dropout(h, s.dropout):add_layer_norm(x, w, b, s.eps)

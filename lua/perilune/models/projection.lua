@@ -38,6 +38,13 @@ function Projection:_leaving()
   end
 end
 
+function Projection:_widths() return self.columns, self.rows end
+
+-- An adapter would be lost with what it sits on.
+function Projection:_refuses()
+  if self.adapter or self.merged and #self.merged > 0 then return "an adapter is on it: take that off before" end
+end
+
 function Projection:extra()
   return ("%d, %d%s"):format(self.columns, self.rows, self.bias and "" or ", bias = false")
 end
@@ -83,6 +90,18 @@ function Projection:forward(x, decoding, act)
     y = y[act](y)
   end
   return y
+end
+
+--- A product with an activation behind it, by whatever module stands at a projection's place.
+--- @param module perilune.nn.Module
+--- @param x perilune.Tensor  (..., K)
+--- @param decoding boolean?
+--- @param act string  activation of the op `linear`
+--- @return perilune.Tensor  (..., N)
+function Projection.activated(module, x, decoding, act)
+  if getmetatable(module) == Projection then return module:forward(x, decoding, act) end
+  local y = module:forward(x, decoding)
+  return act == "gelu_tanh" and y:gelu "tanh" or y[act](y)
 end
 
 -- ---- adapters ----

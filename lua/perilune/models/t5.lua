@@ -8,6 +8,7 @@ local context = require "perilune.models.context"
 local inputs = require "perilune.models.inputs"
 local relative = require "perilune.models.relative"
 local seq2seq = require "perilune.models.seq2seq"
+local activated = require("perilune.models.projection").activated
 
 local T5 = base.class("t5", seq2seq.Class)
 
@@ -85,7 +86,7 @@ end
 
 local function feed_forward(self, layer, x)
   local s, y = self.settings, x:rms_norm(layer.norm3, self.settings.eps)
-  local h = s.gated and layer.up:forward(y):gated(s.act) or layer.up:forward(y, false, s.act)
+  local h = s.gated and layer.up:forward(y):gated(s.act) or activated(layer.up, y, false, s.act)
   return x:add(self:dropout(layer.down:forward(self:dropout(h, s.dropout)), s.dropout))
 end
 

@@ -44,6 +44,8 @@ end)
 --- @return perilune.Tensor  (..., out)
 function M.Linear:forward(x) return x:linear(self.weight, self.bias, self.activation) end
 
+function M.Linear:_widths() return self.in_features, self.out_features end
+
 function M.Linear:extra()
   return ("%d, %d%s"):format(self.in_features, self.out_features, self.bias and "" or ", bias = false")
 end
@@ -69,6 +71,12 @@ function M.Embedding:forward(ids) return self.weight:embedding(ids) end
 --- @return perilune.Tensor  (..., num)
 function M.Embedding:logits(x) return x:linear(self.weight) end
 
+function M.Embedding:_widths() return nil, self.dim end
+
+function M.Embedding:_refuses(new)
+  if new.num and new.num ~= self.num then return ("it has %d rows, the new one %d"):format(self.num, new.num) end
+end
+
 function M.Embedding:extra() return ("%d, %d"):format(self.num, self.dim) end
 
 local layer_norm_rules = {
@@ -84,6 +92,7 @@ end)
 
 function M.LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end
 function M.LayerNorm:extra() return tostring(self.dim) end
+function M.LayerNorm:_widths() return self.dim, self.dim end
 
 local rms_norm_rules = { dim = size "of x's last dim", eps = epsilon(1e-6) }
 
@@ -95,6 +104,7 @@ end)
 
 function M.RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end
 function M.RMSNorm:extra() return tostring(self.dim) end
+function M.RMSNorm:_widths() return self.dim, self.dim end
 
 local group_norm_rules = {
   groups = size "that the channels divide into", channels = size "C of x (N, C, ...)", eps = epsilon(1e-5),

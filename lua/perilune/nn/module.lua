@@ -311,7 +311,7 @@ function Module.describe(self)
   return table.concat(lines, "\n")
 end
 
-for _, part in ipairs { "state", "copy" } do
+for _, part in ipairs { "state", "copy", "tree", "hooks" } do
   for name, method in pairs(require("perilune.nn." .. part)) do Module[name] = method end
 end
 Module.is_tensor, Module.is_module, Module.is_parameter = is_tensor, is_module, walk.is_parameter

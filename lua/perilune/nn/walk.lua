@@ -159,7 +159,7 @@ end
 
 --- Visit everything below a module, parents first. `on` has some of
 ---   module(label, module, owner, key, parent), tensor(label, tensor, owner, key, publisher, at) and
----   again(label, object, first) for what was met before under another name;
+---   again(label, object, first, owner, key) for what was met before under another name;
 --- publisher is the innermost module with _publish above a tensor, at the label of that module.
 --- @param root perilune.nn.Module
 --- @param on table
@@ -174,7 +174,7 @@ function M.walk(root, on)
     elseif type(value) == "table" then
       local first = seen[value]
       if first then
-        if on.again then on.again(label, value, first) end
+        if on.again then on.again(label, value, first, owner, key) end
       elseif is_module(value) then enter_module(label, value, owner, key, publisher, at)
       elseif getmetatable(value) == nil then
         seen[value] = label
