@@ -389,6 +389,16 @@ static int l_profile (lua_State *L) {
   return lua_gettop(L) - 1;
 }
 
+/* For nn's summary: arithmetic of the profile that is running, so far. */
+static int l_flops (lua_State *L) {
+  peri_profile_row *rows = (peri_profile_row *)lua_newuserdatauv(L, ROWS * sizeof *rows, 0);
+  int n = peri_profile_rows(BIND(L)->ctx, rows, ROWS);
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += rows[i].flops;
+  lua_pushnumber(L, sum);
+  return 1;
+}
+
 static double field (lua_State *L, const char *key) {
   lua_getfield(L, -1, key);
   double v = lua_tonumber(L, -1);
@@ -474,6 +484,8 @@ static const peri_reg functions[] = {
   { "_bar", "on", "Say that a progress bar ends the terminal's text; for perilune.log.", l_bar },
   { "profile", "fn, ...",
     "Call fn(...) and return a printable table of its ops by time, then fn's results.", l_profile },
+  { "_flops", "", "Floating-point operations of the running profile so far; for nn's summary.",
+    l_flops },
   { "ops", "", "The op table: {name, sig, doc, params, flags, outputs, differentiable} of each.",
     l_ops },
   { "activations", "",

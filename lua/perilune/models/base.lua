@@ -11,7 +11,7 @@ local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
 local Projection = require "perilune.models.projection"
 local Module = require "perilune.nn.module"
-local describe = require "perilune.models.describe"
+local grouped = require("perilune.nn.describe").grouped
 
 local M = {}
 
@@ -82,6 +82,27 @@ function Model:stack(name, n, run)
   return list
 end
 
+-- ---- as text ----
+
+local sizes = { "vocab", "dim", "layers", "decoder_layers", "heads", "kv_heads", "head_dim", "ff", "experts",
+  "positions", "tied" }
+
+--- What stands above the tree of tensors in print(model): class, parameters, dtypes, sizes.
+--- @return string
+function Model:heading()
+  local dtypes, seen, said = {}, {}, {}
+  for _, p in ipairs(self:parameters()) do
+    local dtype = p.dtype
+    if not seen[dtype] then seen[dtype], dtypes[#dtypes + 1] = true, dtype end
+  end
+  for _, name in ipairs(sizes) do
+    local value = self.settings and self.settings[name]
+    if type(value) == "number" or value == true then said[#said + 1] = ("%s %s"):format(name, value) end
+  end
+  return ("%s, %s parameters, %s\n  %s"):format(self.__name, grouped(self:num_parameters()),
+    table.concat(dtypes, " and "), table.concat(said, ", "))
+end
+
 -- ---- making ----
 
 local function build(self, config, names)
@@ -116,7 +137,7 @@ function M.class(name, parent)
     end
     self:train()
   end, parent or M.Causal)
-  class.__tostring, class.forward_name = describe, name .. ": forward"
+  class.forward_name = name .. ": forward"
   return class
 end
 

@@ -101,7 +101,7 @@ end
 function Projection.activated(module, x, decoding, act)
   if getmetatable(module) == Projection then return module:forward(x, decoding, act) end
   local y = module:forward(x, decoding)
-  return act == "gelu_tanh" and y:gelu "tanh" or y[act](y)
+  return y[act](y)
 end
 
 -- ---- adapters ----

@@ -3,6 +3,7 @@
 
 local peri = require "perilune"
 local walk = require "perilune.nn.walk"
+local describe = require("perilune.nn.describe").describe
 
 local is_tensor, is_module = walk.is_tensor, walk.is_module
 
@@ -46,7 +47,7 @@ function Module.class(name, init, parent)
   class.__index = class
   class.__call = function(self, ...) return self:forward(...) end
   if parent then inherit(class, parent) end
-  class.__newindex, class.__tostring = class.__newindex or walk.track, class.__tostring or Module.describe
+  class.__newindex, class.__tostring = class.__newindex or walk.track, class.__tostring or describe
   return setmetatable(class, {
     __index = parent or Module,
     __name = name,
@@ -219,11 +220,6 @@ function Module:unfreeze(pattern)
   return self
 end
 
-local function name_of(object)
-  local meta = getmetatable(object)
-  return type(meta) == "table" and type(meta.__name) == "string" and meta.__name or "object"
-end
-
 local floats = { f16 = true, bf16 = true, f32 = true, f64 = true }
 
 --- Floats of another dtype, in place of the old tensors: make the optimizer after this. Norms and biases of a
@@ -267,51 +263,11 @@ end
 --- What a layer says of itself in print(); classes override it.
 function Module:extra() return "" end -- luacheck: ignore 212
 
--- "1,234 parameters, 200 of them frozen", or nothing.
-local function count_text(self)
-  local ok, list = pcall(self.parameters, self)
-  if not ok or #list == 0 then return "" end
-  local n, frozen = 0, 0
-  for _, p in ipairs(list) do
-    n = n + p:numel()
-    if not p.requires_grad then frozen = frozen + p:numel() end
-  end
-  local function digits(v) return (tostring(v):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", "")) end
-  return (", %s parameters%s"):format(digits(n), frozen > 0 and (", %s of them frozen"):format(digits(frozen)) or "")
-end
-
 --- The tree of modules as text, each as Lua reaches it: layers[1] is layers.0 in a state dict.
 --- @return string
-function Module.describe(self)
-  local lines, depth_of = {}, { [""] = -1 }
-  -- Files count from 0, Lua from 1: what is net[1] is shown as [1], what is net.layers[2] as layers[2].
-  local function shown(label)
-    return (("." .. label):gsub("%.(%d+)%f[.\0]", function (n) return ("[%d]"):format(n + 1) end):gsub("^%.", ""))
-  end
-  -- A label's depth is that of the module it stands in; its text is what follows that module's label.
-  local function place(label)
-    local parent = label
-    repeat parent = parent:match "^(.*)%.[^%.]*$" or "" until depth_of[parent]
-    depth_of[label] = depth_of[parent] + 1
-    return ("  "):rep(depth_of[label] + 1) .. shown(parent == "" and label or label:sub(#parent + 2)) .. ": "
-  end
-  walk.walk(self, {
-    module = function(label, module)
-      local ok, extra = pcall(getmetatable(module).extra, module)
-      local text = ("%s(%s)"):format(name_of(module), ok and tostring(extra) or "?")
-      lines[#lines + 1] = (label == "" and "" or place(label)) .. text:gsub("\n", " ")
-    end,
-    again = function(label, object, first)
-      if not is_module(object) then return end
-      local same = first == "" and ", the whole" or ", the same as " .. first
-      lines[#lines + 1] = place(label) .. name_of(object) .. same
-    end,
-  })
-  lines[1] = lines[1] .. count_text(self)
-  return table.concat(lines, "\n")
-end
+function Module:describe() return describe(self) end
 
-for _, part in ipairs { "state", "copy", "tree", "hooks" } do
+for _, part in ipairs { "state", "copy", "tree", "hooks", "summary" } do
   for name, method in pairs(require("perilune.nn." .. part)) do Module[name] = method end
 end
 Module.is_tensor, Module.is_module, Module.is_parameter = is_tensor, is_module, walk.is_parameter

@@ -77,9 +77,9 @@ local function misfit(old, new)
   return old._refuses and old:_refuses(new)
 end
 
---- Put another module in the place of one, also inside of a published model: a linear layer by one with fewer bits or an
---- adapter of your own. It is called as the old one was (in a published model with x, and whether it decodes), takes over
---- its mode, and has to take and give as many numbers, where both say so. Make the optimizer after this.
+--- Put another module in the place of one, also inside of a published model: a linear layer by one with fewer bits or
+--- an adapter of your own. It is called as the old one was (in a published model with x, and whether it decodes), takes
+--- over its mode, and has to take and give as many numbers, where both say so. Make the optimizer after this.
 --- @param path string  as for get
 --- @param module perilune.nn.Module
 --- @return perilune.nn.Module old  what stood there
