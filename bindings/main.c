@@ -229,10 +229,17 @@ static int body (lua_State *L) {
   return 1;
 }
 
+/* For the line editor; numbers stay in the C locale. Text is UTF-8 here: an environment that says
+** nothing of characters does not keep them from being typed. */
+static void choose_locale (void) {
+  const char *given = setlocale(LC_CTYPE, "");
+  if (!given || strcmp(given, "C") == 0) setlocale(LC_CTYPE, "C.UTF-8");
+}
+
 int main (int argc, char **argv) {
   (void)argc;
   int status = EXIT_ERROR;
-  setlocale(LC_CTYPE, ""); /* for the line editor; numbers stay in the C locale */
+  choose_locale();
   lua_State *L = luaL_newstate();
   if (!L) {
     fputs("perilune: out of memory\n", stderr);

@@ -6,10 +6,12 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/select.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -73,13 +75,6 @@ static unsigned char key_interrupt (EditLine *el, int c) {
   fputs("^C\n", stdout);
   fflush(stdout);
   return CC_EOF;
-}
-
-/* Ctrl-D deletes within a line and ends input on an empty one. */
-static unsigned char key_end (EditLine *el, int c) {
-  const LineInfo *line = edit.el_line(el);
-  (void)c;
-  return line->buffer == line->lastchar ? CC_EOF : CC_ERROR;
 }
 
 /* Protected: (text before the cursor) -> what to insert, a list to show or nil. The completer is
@@ -153,16 +148,42 @@ static int open_editor (void) {
   edit.el_set(edit.el, EL_SETTY, "-d", "-isig", (char *)NULL);
   edit.el_set(edit.el, EL_HIST, edit.history_fn, edit.history);
   edit.el_set(edit.el, EL_ADDFN, "peri-interrupt", "drop the line", key_interrupt);
-  edit.el_set(edit.el, EL_ADDFN, "peri-end", "end of input", key_end);
   edit.el_set(edit.el, EL_ADDFN, "peri-complete", "complete a name", key_complete);
   edit.el_set(edit.el, EL_BIND, "^C", "peri-interrupt", (char *)NULL);
-  edit.el_set(edit.el, EL_BIND, "^D", "peri-end", (char *)NULL);
+  edit.el_set(edit.el, EL_BIND, "^D", "em-delete-or-list", (char *)NULL); /* or ends input */
   edit.el_set(edit.el, EL_BIND, "\t", "peri-complete", (char *)NULL);
   edit.el_set(edit.el, EL_BIND, "^R", "em-inc-search-prev", (char *)NULL);
   return 1;
 }
 
 /* ---- the module ---- */
+
+/* Wait until the terminal has a line. False after Ctrl-C, which counts wherever it came since the last
+** one was dealt with: a read that begins after it would not notice. */
+static bool wait_for_line (void) {
+  sigset_t interrupt, before;
+  sigemptyset(&interrupt);
+  sigaddset(&interrupt, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+  int rc = -1;
+  while (rc < 0 && !peri__interrupt_pending()) {
+    fd_set input;
+    FD_ZERO(&input);
+    FD_SET(0, &input);
+    rc = pselect(1, &input, NULL, NULL, NULL, &before);
+    if (rc < 0 && errno != EINTR) break; /* the read will say why */
+  }
+  bool ready = !peri__interrupt_pending();
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return ready;
+}
+
+static int interrupted (lua_State *L) {
+  peri__interrupt_done();
+  fputc('\n', stdout);
+  lua_pushboolean(L, 0);
+  return 1;
+}
 
 /* read(prompt) -> line without newline; nil at the end of input; false after Ctrl-C. */
 static int l_read (lua_State *L) {
@@ -174,9 +195,12 @@ static int l_read (lua_State *L) {
     edit.L = L;
     const char *line = edit.el_gets(edit.el, &n);
     edit.L = NULL;
+    /* A signal, not the key: from elsewhere, or before keys were read. It drops what stood there then. */
+    bool signalled = peri__interrupt_pending();
+    if (signalled) peri__interrupt_done();
     if (line && n > 0)
       lua_pushlstring(L, line, (size_t)n - (line[n - 1] == '\n'));
-    else if (edit.interrupted)
+    else if (edit.interrupted || signalled)
       lua_pushboolean(L, 0);
     else {
       lua_pushnil(L);
@@ -190,6 +214,7 @@ static int l_read (lua_State *L) {
   if (tty) {
     fputs(prompt, stdout);
     fflush(stdout);
+    if (!wait_for_line()) return interrupted(L);
   }
   luaL_buffinit(L, &b);
   while (fgets(piece, sizeof piece, stdin)) {
@@ -204,11 +229,9 @@ static int l_read (lua_State *L) {
   luaL_pushresult(&b);
   if (ferror(stdin) && errno == EINTR) {
     clearerr(stdin);
-    peri__interrupt_done();
-    fputc('\n', stdout);
-    lua_pushboolean(L, 0);
-  } else if (!any)
-    lua_pushnil(L);
+    return interrupted(L);
+  }
+  if (!any) lua_pushnil(L);
   return 1;
 }
 
