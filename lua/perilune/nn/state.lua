@@ -31,7 +31,8 @@ local function rows_of(t, at, n)
   return t:narrow(1, at, n)
 end
 
--- fn(name, view, record) for every published part of every tensor of get(place).
+-- fn(name, view) for every published part of every tensor of get(place). Blocks cannot be transposed: what is published
+-- so is what they stand for.
 local function each_part(places, who, get, fn)
   for _, place in ipairs(places) do
     local t, at = get(place), 1
@@ -46,7 +47,7 @@ local function each_part(places, who, get, fn)
         if not whole then
           view = rows_of(t, at, part[2] or t:size(1))
           at = at + (part[2] or 0)
-          if place.transposed then view = view:transpose() end
+          if place.transposed then view = (quantised[view.dtype] and view:to "f32" or view):transpose() end
         end
         fn(part[1], view)
       end
@@ -170,8 +171,7 @@ local function rebuilt(place, values)
     at = at + n
   end
   local made = stack(rows, old.dtype)
-  if old.packed then return peri.pack(made) end
-  return rawequal(made, values[1]) and made:clone() or made
+  return old.packed and peri.pack(made) or made
 end
 
 -- Values over a tensor's own, part by part.
