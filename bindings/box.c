@@ -52,7 +52,7 @@ void peri__box_release (peri_bind *b, peri_box *box) {
   box->t = NULL;
   if (!t || !b->ctx) return; /* a closed context took its tensors with it */
   peri_release(t);
-  if (b->ctx->live + GRANULE < b->collect_at) b->collect_at = b->ctx->live + GRANULE;
+  if (peri__held(b->ctx) + GRANULE < b->collect_at) b->collect_at = peri__held(b->ctx) + GRANULE;
 }
 
 /* The collector sees 40 bytes where a tensor may own gigabytes. So growth of live tensor bytes
@@ -61,7 +61,7 @@ void peri__box_release (peri_bind *b, peri_box *box) {
 ** once is enough. In generational mode that frees what died young; tensors that died old go when
 ** live bytes have doubled since the last full collection. */
 void peri__charge_slow (lua_State *L, peri_bind *b) {
-  size_t live = b->ctx->live, granule = live / 16 > GRANULE ? live / 16 : GRANULE;
+  size_t live = peri__held(b->ctx), granule = live / 16 > GRANULE ? live / 16 : GRANULE;
   double growth = (double)(live + GRANULE - b->collect_at);
   double heap = (double)lua_gc(L, LUA_GCCOUNT);
   double kb =
@@ -70,7 +70,7 @@ void peri__charge_slow (lua_State *L, peri_bind *b) {
   if (lua_gc(L, LUA_GCISRUNNING) != 1) return;
   if (live > 2 * b->after_full + SMALL) {
     lua_gc(L, LUA_GCCOLLECT);
-    b->after_full = b->ctx->live;
+    b->after_full = peri__held(b->ctx);
   } else
     lua_gc(L, LUA_GCSTEP, kb < 1 ? 1 : kb > 1e6 ? 1000000 : (int)kb);
 }
@@ -78,13 +78,14 @@ void peri__charge_slow (lua_State *L, peri_bind *b) {
 /* Before a backward pass: what no Lua variable names any more need not outlive its use in the pass. A
 ** full collection is cheap (30 us for the libraries alone) while the Lua heap is small. */
 void peri__collect_forward (lua_State *L, peri_bind *b) {
-  if (b->ctx->live > SMALL && lua_gc(L, LUA_GCCOUNT) < 8 * 1024 && lua_gc(L, LUA_GCISRUNNING) == 1)
+  if (peri__held(b->ctx) > SMALL && lua_gc(L, LUA_GCCOUNT) < 8 * 1024 &&
+      lua_gc(L, LUA_GCISRUNNING) == 1)
     lua_gc(L, LUA_GCCOLLECT);
 }
 
 void peri__charge (lua_State *L) {
   peri_bind *b = peri__bind(L);
-  if (b->ctx->live > b->collect_at) peri__charge_slow(L, b);
+  if (peri__held(b->ctx) > b->collect_at) peri__charge_slow(L, b);
 }
 
 bool peri__is_tensor (lua_State *L, int idx) { return peri__box_at(L, peri__bind(L), idx) != NULL; }

@@ -19,7 +19,7 @@ static int failed (lua_State *L, const peri__op_binding *o) {
 }
 
 static void charge (lua_State *L, peri_bind *b) {
-  if (b->ctx->live > b->collect_at) peri__charge_slow(L, b);
+  if (peri__held(b->ctx) > b->collect_at) peri__charge_slow(L, b);
 }
 
 /* Buffers for long lists are userdata: an error later frees them. */

@@ -190,7 +190,7 @@ static int l_steps (lua_State *L) {
 static int l_memory (lua_State *L) {
   peri_bind *b = BIND(L);
   peri_memory m = peri_memory_stats(b->ctx);
-  lua_createtable(L, 0, 4);
+  lua_createtable(L, 0, 6);
   lua_pushinteger(L, (lua_Integer)(m.live_bytes - b->scalar_bytes));
   lua_setfield(L, -2, "live");
   lua_pushinteger(L, (lua_Integer)(m.peak_bytes - b->scalar_bytes));
@@ -199,6 +199,8 @@ static int l_memory (lua_State *L) {
   lua_setfield(L, -2, "reserved");
   lua_pushinteger(L, (lua_Integer)m.tensors - PERI_NSCALAR);
   lua_setfield(L, -2, "tensors");
+  lua_pushinteger(L, (lua_Integer)m.shared_bytes);
+  lua_setfield(L, -2, "shared");
   if (m.max_bytes) {
     lua_pushinteger(L, (lua_Integer)m.max_bytes);
     lua_setfield(L, -2, "limit");
@@ -242,7 +244,8 @@ static const peri_reg functions[] = {
   { "steps", "n?, options?", "for step, total in peri.steps(n, {from = k}): each turn is a scope.",
     l_steps },
   { "memory", "",
-    "Bytes of tensors {live, peak, reserved}, the number of tensor handles {tensors}, the limit on "
+    "Bytes of tensors {live, peak, reserved}, of memory of other states {shared}, the number of "
+    "tensor handles {tensors}, the limit on "
     "live bytes {limit; nil: none}.",
     l_memory },
   { "reset_peak", "", "Let peak of peri.memory() start again from the live bytes.", l_reset_peak },

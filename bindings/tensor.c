@@ -100,7 +100,7 @@ static int t_at (lua_State *L) {
 }
 
 static void check_write (lua_State *L, const char *fn, const peri_tensor *t) {
-  peri__check(L, fn, peri__check_folded(t->ctx, t, "x"));
+  peri__check(L, fn, peri__check_target(t->ctx, t, "x"));
   peri__here(L, BIND(L));
   if (BIND(L)->ctx->grad_enabled && peri__tracked(t))
     luaL_error(
@@ -190,6 +190,25 @@ static int t_release (lua_State *L) {
   return 0;
 }
 
+static const char *const share_modes[] = { NULL, "read-only",
+                                           "racing" }; /* ORDER peri_share_mode */
+
+static int t_share (lua_State *L) {
+  peri_tensor *t = self(L, "share");
+  const char *name = lua_isnoneornil(L, 2) ? NULL : lua_tostring(L, 2);
+  int mode = PERI_SHARE_DEFAULT;
+  peri_shared *h;
+  if (name || !lua_isnoneornil(L, 2)) {
+    for (mode = PERI_SHARE_RACING; mode > 0; mode--)
+      if (name && lua_type(L, 2) == LUA_TSTRING && strcmp(name, share_modes[mode]) == 0) break;
+    if (mode == 0) return peri__type_error(L, "share", 2, "mode", "\"read-only\" or \"racing\"");
+  }
+  peri__check(L, "share", peri_share(t, (peri_share_mode)mode, &h));
+  peri_shared_release(h); /* the memory stays what it was made */
+  lua_settop(L, 1);
+  return 1;
+}
+
 static int t_requires_grad (lua_State *L) {
   peri_tensor *t = self(L, "requires_grad_");
   bool on = lua_isnoneornil(L, 2) || lua_toboolean(L, 2);
@@ -216,8 +235,10 @@ static void push_transposed (lua_State *L, peri_tensor *t) {
   peri__check(L, "T", peri__invoke(t->ctx, permute, 1, &t, &attr, out));
 }
 
-static const char *const fields[] = { "shape",         "ndim",    "dtype",  "device", "grad",
-                                      "requires_grad", "is_leaf", "packed", "T",      NULL };
+static const char *const fields[] = { "shape",   "ndim",   "dtype",
+                                      "device",  "grad",   "requires_grad",
+                                      "is_leaf", "packed", "shared",
+                                      "T",       NULL };
 
 typedef struct names {
   lua_State *L;
@@ -276,6 +297,7 @@ static int t_index (lua_State *L) {
   case 5: lua_pushboolean(L, peri_requires_grad(t)); break;
   case 6: lua_pushboolean(L, peri_is_leaf(t)); break;
   case 7: lua_pushboolean(L, t->storage->packed); break;
+  case 8: lua_pushstring(L, share_modes[peri_sharing(t)]); break;
   default: push_transposed(L, t);
   }
   return 1;
@@ -329,6 +351,10 @@ static const peri_reg methods[] = {
   { "version", "",
     "How often the tensor's memory was written in place: equal numbers, equal values.", t_version },
   { "detach", "", "The same memory outside every graph.", t_detach },
+  { "share", "mode?",
+    "Let other states see the memory: \"read-only\", for this one too (default), or \"racing\"; "
+    "returns it.",
+    t_share },
   { "release", "", "Let go of the memory now; the tensor cannot be used afterwards.", t_release },
   { "requires_grad_", "on?",
     "Say whether this leaf collects a gradient (default true); returns it.", t_requires_grad },

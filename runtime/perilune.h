@@ -6,9 +6,10 @@
 **   nothing observable has changed and no output is written.
 ** - Nothing here prints, exits, aborts, or touches the process (locale, signals, environment).
 ** - All memory comes from the host's allocator when one is given.
-** - A context and everything made in it belong to one thread at a time. Two contexts share nothing
-**   and may run on two threads at once. Only peri_interrupt and
-**   peri_interrupt_request may be called from any thread or signal.
+** - A context and everything made in it belong to one thread at a time. Two contexts share nothing but
+**   what peri_share hands over, and may run on two threads at once. peri_interrupt and
+**   peri_interrupt_request may be called from any thread or signal, peri_post and what takes a
+**   peri_shared from any thread.
 ** - Functions that make a tensor return a new reference owned by the caller; release it with
 **   peri_release. "Borrowed" is said where that is not so. Pointers may not be NULL unless said.
 ** - What a caller gets wrong is answered: a NULL, a tensor of another context, an index or a number
@@ -126,7 +127,8 @@ typedef struct peri_options {
 PERI_API void peri_options_init (peri_options *o);
 /* NULL options = defaults. On failure *out is NULL (there is no context to hold a message). */
 PERI_API peri_status peri_open (const peri_options *o, peri_ctx **out);
-/* Frees everything that the context owns. Tensors still held by the host are freed with it. */
+/* Frees everything that the context owns but memory that others hold (peri_share). Tensors still held by
+** the host are freed with it; tasks still in its queue are dropped. */
 PERI_API void peri_close (peri_ctx *ctx); /* NULL is a no-op */
 PERI_API const char *peri_message (const peri_ctx *ctx);
 PERI_API const char *peri_status_name (peri_status s);
@@ -148,6 +150,7 @@ typedef struct peri_memory {
   size_t reserved_bytes; /* taken from the allocator, pooled blocks included */
   size_t tensors;        /* tensor handles alive */
   size_t max_bytes;      /* the limit on live_bytes; 0 = none */
+  size_t shared_bytes; /* of other contexts' memory, seen here: in live_bytes of its owner alone */
 } peri_memory;
 PERI_API peri_memory peri_memory_stats (const peri_ctx *ctx);
 PERI_API void peri_memory_reset_peak (peri_ctx *ctx);
@@ -196,11 +199,68 @@ PERI_API const int64_t *peri_strides (const peri_tensor *t); /* borrowed, in ele
 PERI_API peri_dtype peri_dtype_of (const peri_tensor *t);
 PERI_API int64_t peri_numel (const peri_tensor *t);
 PERI_API bool peri_is_dense (const peri_tensor *t); /* row-major without gaps */
-/* First element, for reading and writing in place; valid while t is held. Borrowed. */
+/* First element, for reading and, but for tensors that are shared read-only (peri_sharing), writing in
+** place; valid while t is held. Borrowed. */
 PERI_API void *peri_data (const peri_tensor *t);
 /* One element by flat row-major position, converted to double. */
 PERI_API peri_status peri_item (peri_tensor *t, int64_t flat, double *out);
 PERI_API peri_status peri_copy_out (peri_tensor *t, void *dst, size_t bytes); /* dense, own dtype */
+
+/* ---- sharing between contexts --------------------------------------------------------------- */
+
+/* A tensor on its way to other contexts: a handle that any thread may hold, and pass on by whatever
+** orders its memory accesses (a lock, a queue, a join). */
+typedef struct peri_shared peri_shared;
+typedef enum peri_share_mode {
+  PERI_SHARE_DEFAULT, /* as the memory is shared already, else PERI_SHARE_READ */
+  PERI_SHARE_READ,    /* nobody writes any more, the context that shared it included */
+  PERI_SHARE_RACING /* every context may write at any time: what a reader sees of a write under way
+                      ** is unspecified, element by element (Hogwild, asynchronous actor-critic) */
+} peri_share_mode;
+/* A handle for t, to be released; nothing is copied. From now on and for good t's memory, with all views
+** of it, is in common: written by nobody, or by everybody; a second mode is PERI_EINVAL. Ops that would
+** write into it when they may not are PERI_EINVAL. Quantised and packed weights and views are shared
+** as they are; of a tensor's place in a graph nothing is: a leaf arrives as a plain tensor, a result of
+** recorded ops is PERI_EINVAL until it is detached. In a graph each context sees its own writes
+** into racing memory and none of the others'.
+**
+** The memory stays that of the context which made it: in its live_bytes, under its limit, freed by its
+** allocator on its thread (at its next allocation) once no context and no handle is left that holds
+** it. That context may be closed first: it then keeps its allocator's memory until the last holder
+** lets go, on whose thread it is freed (and an imported tensor's release called). So the allocator
+** of a context that shares must outlive what it shared and, like malloc, be callable from any thread. */
+PERI_API peri_status peri_share (peri_tensor *t, peri_share_mode mode, peri_shared **out);
+PERI_API peri_shared *peri_shared_retain (peri_shared *s); /* any thread; NULL is a no-op */
+PERI_API void peri_shared_release (peri_shared *s);        /* any thread; NULL is a no-op */
+/* A tensor of ctx over the memory of s, on ctx's thread. s stays the caller's. */
+PERI_API peri_status peri_take (peri_ctx *ctx, peri_shared *s, peri_tensor **out);
+/* How t's memory is shared; PERI_SHARE_DEFAULT: it is not. PERI_SHARE_READ: peri_data is for reading. */
+PERI_API peri_share_mode peri_sharing (const peri_tensor *t);
+
+/* ---- work from other threads ------------------------------------------------------------------ */
+
+/* Something for a context's thread to do. The struct is the caller's and belongs to the queue from
+** peri_post until one of its functions is called, so that posting needs no memory and cannot fail. */
+typedef struct peri_task peri_task;
+struct peri_task {
+  void (*run)(void *ud,
+              peri_ctx *ctx); /* on the context's thread; may post again, itself included */
+  void (*drop)(void *ud);     /* instead of run, by peri_close; NULL: nobody to tell */
+  void *ud;
+  peri_task *next; /* the queue's */
+};
+/* Put a task at the end of ctx's queue, from any thread, before peri_close. A context that waits in
+** peri_post_run wakes up. PERI_EINVAL: a NULL. No message. */
+PERI_API peri_status peri_post (peri_ctx *ctx, peri_task *task);
+/* Run what was posted, in order; where nothing was, wait for it up to so many seconds (0: not at all;
+** INFINITY: until there is something). Tasks that are posted meanwhile are left for the next call. *ran (may be
+** NULL): how many there were. PERI_EINTR when the context is interrupted; they stay in the queue. */
+PERI_API peri_status peri_post_run (peri_ctx *ctx, double timeout, int *ran);
+/* Have fn called when the queue was empty and a task comes, on the thread that posts: it tells an event
+** loop of the host to call peri_post_run (writes to its eventfd), and may call nothing of this header.
+** Called at once where tasks wait already. NULL ends it: no call is under way when this returns. */
+typedef void (*peri_notify_fn)(void *ud);
+PERI_API void peri_post_notify (peri_ctx *ctx, peri_notify_fn fn, void *ud);
 
 /* ---- ops ---------------------------------------------------------------------------------- */
 
@@ -233,10 +293,10 @@ PERI_API peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri
                                  int nattr, const peri_attr *attr, int nout, peri_tensor **out);
 
 /* name_, the in-place twin of an elementwise op, which writes its result over in[0]: the result must
-** have in[0]'s shape and dtype. Refused: no elements of in[0] may share memory (an expanded view),
-** and while gradients are enabled neither it nor, where the op has a gradient, another input may take
-** part in a graph. Inputs that are other views of the memory written are read as they were. PERI_ENOSUP:
-** the op has no twin. */
+** have in[0]'s shape and dtype. Refused: in[0] may not be shared read-only, no elements of it may share
+** memory (an expanded view), and while gradients are enabled neither it nor, where the op has a
+** gradient, another input may take part in a graph. Inputs that are other views of the memory written
+** are read as they were. PERI_ENOSUP: the op has no twin. */
 PERI_API peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
                                          peri_tensor *const *in, int nattr, const peri_attr *attr);
 

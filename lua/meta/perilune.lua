@@ -2339,7 +2339,7 @@ function peri.keep(x, ...) end
 ---@return any ...
 function peri.steps(n, options) end
 
---- Bytes of tensors {live, peak, reserved}, the number of tensor handles {tensors}, the limit on live bytes {limit; nil: none}.
+--- Bytes of tensors {live, peak, reserved}, of memory of other states {shared}, the number of tensor handles {tensors}, the limit on live bytes {limit; nil: none}.
 ---@return any ...
 function peri.memory() end
 
@@ -2463,6 +2463,11 @@ function tensor:version() end
 --- The same memory outside every graph.
 ---@return any ...
 function tensor:detach() end
+
+--- Let other states see the memory: "read-only", for this one too (default), or "racing"; returns it.
+---@param mode? any
+---@return any ...
+function tensor:share(mode) end
 
 --- Let go of the memory now; the tensor cannot be used afterwards.
 ---@return any ...

@@ -18,7 +18,8 @@ typedef struct pass {
 } pass;
 
 bool peri__owned (const peri_tensor *t) {
-  return t->refs == 1 && t->storage->refs == 1 && !t->storage->release && peri__dense(t);
+  return t->refs == 1 && t->storage->refs == 1 && !t->storage->release && !t->storage->common &&
+         peri__dense(t);
 }
 
 /* May t's memory be written, because only the one reference that the caller has sees it? */

@@ -108,7 +108,7 @@ peri_status peri__pool_open (peri_ctx *ctx) {
 
 void peri__pool_close (peri_ctx *ctx) {
   if (!ctx->pool) return;
-  peri_memory_trim(ctx);
+  peri__trim(ctx);
   ctx->alloc(ctx->alloc_ud, ctx->pool, sizeof *ctx->pool, 0);
   ctx->pool = NULL;
 }
@@ -120,7 +120,7 @@ void *peri__realloc (peri_ctx *ctx, void *p, size_t osize, size_t nsize) {
   if (injected(ctx)) return NULL;
   void *r = ctx->alloc(ctx->alloc_ud, p, osize, nsize);
   if (!r) {
-    peri_memory_trim(ctx);
+    peri__trim(ctx);
     r = ctx->alloc(ctx->alloc_ud, p, osize, nsize);
   }
   return r;
@@ -182,7 +182,7 @@ static bool over_limit (peri_ctx *ctx, size_t bytes) {
   const peri_pool *pool = ctx->pool;
   if (ctx->max_reserved == 0) return false;
   if (bytes <= ctx->max_reserved && pool->reserved <= ctx->max_reserved - bytes) return false;
-  peri_memory_trim(ctx);
+  peri__trim(ctx);
   return bytes > ctx->max_reserved || pool->reserved > ctx->max_reserved - bytes;
 }
 
@@ -204,12 +204,12 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
   if (size >= LARGE) {
     for (int near = k + 1; near <= k + NEAR && near < CLASSES && !b; near++) b = take(pool, near);
     if (b) return opened(b, bytes, class_size(head_of(b)->k));
-    if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri_memory_trim(ctx);
+    if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri__trim(ctx);
   }
   if (over_limit(ctx, raw_size(size))) return NULL;
   char *raw = raw_get(ctx, raw_size(size));
   if (!raw) {
-    peri_memory_trim(ctx);
+    peri__trim(ctx);
     raw = raw_get(ctx, raw_size(size));
     if (!raw) return NULL;
   }
@@ -230,8 +230,7 @@ void peri__block_put (peri_ctx *ctx, void *p) {
   ctx->pool->spare += raw_size(class_size(k));
 }
 
-void peri_memory_trim (peri_ctx *ctx) {
-  if (!ctx) return;
+void peri__trim (peri_ctx *ctx) {
   peri_pool *pool = ctx->pool;
   for (size_t k = 1; k < CLASSES; k++) {
     size_t size = raw_size(class_size(k));
@@ -246,13 +245,21 @@ void peri_memory_trim (peri_ctx *ctx) {
   }
 }
 
+void peri_memory_trim (peri_ctx *ctx) {
+  if (!ctx) return;
+  peri__take_back(ctx);
+  peri__trim(ctx);
+}
+
 peri_memory peri_memory_stats (const peri_ctx *ctx) {
   if (!ctx) return (peri_memory){ 0 };
+  peri__take_back((peri_ctx *)ctx); /* what is free already counts no more */
   return (peri_memory){ .live_bytes = ctx->live,
                         .peak_bytes = ctx->peak,
                         .reserved_bytes = ctx->pool->reserved,
                         .tensors = ctx->n_tensors,
-                        .max_bytes = ctx->max_bytes };
+                        .max_bytes = ctx->max_bytes,
+                        .shared_bytes = ctx->borrowed };
 }
 
 void peri_memory_reset_peak (peri_ctx *ctx) {

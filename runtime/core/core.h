@@ -5,6 +5,8 @@
 #ifndef peri_core_h
 #define peri_core_h
 
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 
 #include "perilune.h"
@@ -21,6 +23,8 @@ typedef struct peri_storage peri_storage;
 typedef struct peri_node peri_node;
 typedef struct peri_pool peri_pool;
 typedef struct peri_profile peri_profile;
+typedef struct peri__common peri__common;
+typedef struct peri__away peri__away;
 struct peri__cpu;
 
 struct peri_storage {
@@ -31,10 +35,13 @@ struct peri_storage {
   size_t room;
   int32_t refs;
   bool packed;      /* a weight laid out for this processor by the op pack: no strides apply */
-  uint32_t version; /* bumped by every in-place write; the tape checks it */
+  bool readonly;    /* shared with other contexts, not for racing writes */
+  uint32_t version; /* bumped by every in-place write of this context; the tape checks it */
   uint32_t stamp;   /* of the last op that writes it, while its inputs are checked: op/inplace.c */
   void (*release)(void *ud, void *data); /* imported memory; else NULL */
   void *ud;
+  peri__common *common; /* the memory, where other contexts may see it too: core/share.c */
+  peri_storage *chain;  /* in the context's table of such storages */
 };
 
 enum {
@@ -95,6 +102,20 @@ struct peri_ctx {
     char text[24];
   } nth[PERI_NTH]; /* numbers of the message that is being made: peri__nth */
   int nnth;
+  /* Memory in common with other contexts: core/share.c */
+  peri_storage **commons; /* hash table of the storages that have some, by its address */
+  size_t n_commons, cap_commons;
+  size_t borrowed;              /* bytes of other contexts' memory in them */
+  pthread_mutex_t gate;         /* held for what follows */
+  peri__away *_Atomic returned; /* of this context's memory: nobody holds it any more */
+  size_t away;                  /* pieces of it that were handed out and are not taken back */
+  bool closed, taking;          /* peri_close came first; a thread takes back */
+  /* Waiting and work from other threads: core/post.c */
+  peri_task *task_first, *task_last;
+  peri_notify_fn notify;
+  void *notify_ud;
+  sem_t bell;
+  atomic_int rung;
 };
 
 /* ---- errors: core/ctx.c ---- */
@@ -132,6 +153,29 @@ PERI_API void peri_test_fail_after (peri_ctx *ctx, int64_t n, bool sticky);
 PERI_API bool peri_test_fired (const peri_ctx *ctx);
 #endif
 
+/* ---- memory in common: core/share.c ---- */
+void peri__leave (peri_storage *s); /* frees s, whose memory is in common, and lets go of that */
+/* Let go of h as if t had never been shared by it: for what was never handed out. */
+PERI_API void peri__unshare (peri_ctx *ctx, peri_shared *h);
+/* Free what other threads gave back. Cheap where there is nothing. */
+void peri__take_back_slow (peri_ctx *ctx);
+static inline void peri__take_back (peri_ctx *ctx) {
+  if (atomic_load_explicit(&ctx->returned, memory_order_relaxed)) peri__take_back_slow(ctx);
+}
+/* The last step of peri_close: frees ctx, now or when the last of its memory has come back. */
+void peri__share_close (peri_ctx *ctx);
+/* Bytes of tensors that keep memory from being free: what a collector should know of. */
+static inline size_t peri__held (const peri_ctx *ctx) { return ctx->live + ctx->borrowed; }
+
+/* ---- waiting: core/post.c ---- */
+peri_status peri__gate_open (peri_ctx *ctx);
+void peri__gate_close (peri_ctx *ctx); /* drops what was posted */
+PERI_API void
+peri__ring (peri_ctx *ctx); /* end peri__sleep, now or when it begins; from anywhere */
+/* Until somebody rings or peri__now() is at deadline (INFINITY: never), perhaps sooner. PERI_EINTR when
+** the context is interrupted. */
+PERI_API peri_status peri__sleep (peri_ctx *ctx, double deadline);
+
 /* ---- threads: core/threads.c ---- */
 /* Run fn(ud, begin, end, worker) over [0, n) in pieces of at least grain, worker < peri_threads().
 ** Pieces never depend on timing in a way that may change a result: fn must not care how [0, n) is
@@ -154,6 +198,8 @@ peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *sha
 peri_status peri__new_packed (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                               size_t bytes, peri_tensor **out);
 peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **out); /* dense */
+/* A tensor without a storage, in the list of the context; NULL and no message. */
+peri_tensor *peri__tensor_alloc (peri_ctx *ctx);
 /* A view of base's storage that begins offset elements after base's first. Refused when it does not
 ** lie in the storage; an empty one gets dense strides and no offset. */
 peri_status peri__view (peri_tensor *base, int64_t offset, int ndim, const int64_t *shape,
@@ -192,7 +238,7 @@ void peri__node_output_rose (peri_tensor *t); /* and when it gets a first one ag
 void peri__tape_close (peri_ctx *ctx);
 
 /* ---- profiler: core/profile.c ---- */
-double peri__now (void); /* seconds, monotonic */
+PERI_API double peri__now (void); /* seconds, monotonic */
 void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double flops,
                         double bytes);
 void peri__profile_close (peri_ctx *ctx);
@@ -200,6 +246,7 @@ void peri__profile_close (peri_ctx *ctx);
 /* ---- pool: core/alloc.c ---- */
 peri_status peri__pool_open (peri_ctx *ctx);
 void peri__pool_close (peri_ctx *ctx);
+void peri__trim (peri_ctx *ctx); /* free blocks to the host; calls nothing else */
 
 /* ---- rng: core/rng.c ---- */
 /* Take the next offset of the context's generator. */

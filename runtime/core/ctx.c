@@ -55,7 +55,13 @@ peri_status peri_open (const peri_options *given, peri_ctx **out) {
       __builtin_add_overflow(o.max_bytes, o.max_bytes / 8 + ((size_t)1 << 20), &ctx->max_reserved))
     ctx->max_reserved = SIZE_MAX;
   ctx->grad_enabled = true;
-  peri_status s = peri__threads_open(ctx, o.threads, o.parallel_for, o.parallel_ud);
+  peri_status s = peri__gate_open(ctx);
+  if (s != PERI_OK) {
+    peri__pool_close(ctx);
+    ctx->alloc(ctx->alloc_ud, ctx, sizeof *ctx, 0);
+    return s;
+  }
+  s = peri__threads_open(ctx, o.threads, o.parallel_for, o.parallel_ud);
   if (s != PERI_OK) {
     peri_close(ctx);
     return s;
@@ -66,6 +72,7 @@ peri_status peri_open (const peri_options *given, peri_ctx **out) {
 
 void peri_close (peri_ctx *ctx) {
   if (!ctx) return;
+  peri__gate_close(ctx);
   peri__threads_close(ctx);
   peri__tape_close(ctx);
   for (peri_tensor *t = ctx->tensors; t; t = t->next)
@@ -73,8 +80,7 @@ void peri_close (peri_ctx *ctx) {
   while (ctx->tensors) peri__tensor_free(ctx->tensors);
   peri__profile_close(ctx);
   peri__free(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *ctx->temps);
-  peri__pool_close(ctx);
-  ctx->alloc(ctx->alloc_ud, ctx, sizeof *ctx, 0);
+  peri__share_close(ctx);
 }
 
 const char *peri_version (void) { return PERI_VERSION; }
@@ -159,7 +165,9 @@ void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud) {
 }
 
 void peri_interrupt (peri_ctx *ctx) {
-  if (ctx) atomic_store(&ctx->interrupted, 1);
+  if (!ctx) return;
+  atomic_store(&ctx->interrupted, 1);
+  peri__ring(ctx);
 }
 
 bool peri_interrupt_request (peri_ctx *ctx) {

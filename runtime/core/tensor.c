@@ -60,7 +60,7 @@ static void dense_strides (peri_tensor *t) {
 }
 
 /* An unlinked tensor struct with everything but shape set to nothing. */
-static peri_tensor *tensor_alloc (peri_ctx *ctx) {
+peri_tensor *peri__tensor_alloc (peri_ctx *ctx) {
   peri_tensor *t = peri__block_get(ctx, sizeof *t);
   if (!t) return NULL;
   memset(t, 0, offsetof(peri_tensor, shape));
@@ -76,6 +76,10 @@ static peri_tensor *tensor_alloc (peri_ctx *ctx) {
 
 static void storage_release (peri_storage *s) {
   if (!s || --s->refs > 0) return;
+  if (s->common) {
+    peri__leave(s);
+    return;
+  }
   peri_ctx *ctx = s->ctx;
   if (s->release)
     s->release(s->ud, s->data);
@@ -114,6 +118,7 @@ static peri_status no_tensor (peri_ctx *ctx) {
 static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
                                 void (*release)(void *ud, void *data), void *ud,
                                 peri_storage **out) {
+  peri__take_back(ctx);
   if (ctx->dry) bytes = 0;
   if (!release && ctx->max_bytes && (bytes > ctx->max_bytes || ctx->live > ctx->max_bytes - bytes))
     return peri__fail(ctx, PERI_ENOMEM,
@@ -145,7 +150,7 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
 
 static peri_status new_tensor (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                                int64_t numel, size_t bytes, peri_tensor **out) {
-  peri_tensor *t = tensor_alloc(ctx);
+  peri_tensor *t = peri__tensor_alloc(ctx);
   if (!t) return no_tensor(ctx);
   peri_status s = storage_new(ctx, bytes, NULL, NULL, NULL, &t->storage);
   if (s != PERI_OK) {
@@ -221,7 +226,7 @@ static peri_status view (peri_tensor *base, peri_dtype d, int64_t offset, int nd
   TRY(peri__check_shape(ctx, d, ndim, shape, &numel, &bytes));
   if (numel > 0 && !lies_inside(base, d, offset, bytes, ndim, shape, stride))
     return peri__fail(ctx, PERI_ESHAPE, "the view would reach beyond its storage");
-  peri_tensor *t = tensor_alloc(ctx);
+  peri_tensor *t = peri__tensor_alloc(ctx);
   if (!t) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a view");
   t->dtype = (uint8_t)d;
   t->ndim = (uint8_t)ndim;
@@ -314,7 +319,7 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
   if (size > 0 && (uintptr_t)data % size != 0)
     return peri__fail(ctx, PERI_EINVAL, "data is not aligned for %s", peri_dtype_name(d));
   if (numel > 0 && strides) TRY(reach(ctx, d, ndim, shape, strides, data, &low, &room));
-  peri_tensor *t = tensor_alloc(ctx);
+  peri_tensor *t = peri__tensor_alloc(ctx);
   if (!t) return no_tensor(ctx);
   peri_status s = storage_new(ctx, bytes, data, no_release, NULL, &t->storage);
   if (s != PERI_OK) {

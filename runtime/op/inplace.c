@@ -3,6 +3,7 @@
 ** its inputs must be copied first, and the in-place twins (name_) of elementwise ops.
 **
 ** The rules, for every op and every tensor that its descriptor says it writes:
+** - its memory is not shared read-only with other contexts (core/share.c);
 ** - no two of its elements, nor elements of two written tensors, share memory (expanded views);
 ** - an input that is read through another view of written memory is read from a copy;
 ** - while gradients are recorded, nothing is written into a tensor of a graph, and no tensor that
@@ -94,7 +95,12 @@ static bool meet (const peri_tensor *a, const peri_tensor *b) {
   return !alike || reaches(a, order, by_stride(a, order), bytes / size);
 }
 
-peri_status peri__check_folded (peri_ctx *ctx, const peri_tensor *t, const char *name) {
+peri_status peri__check_target (peri_ctx *ctx, const peri_tensor *t, const char *name) {
+  if (t->storage->readonly)
+    return peri__fail(ctx, PERI_EINVAL,
+                      "%s, which is written, is shared read-only: write into a clone, or share it "
+                      "for racing writes from the start",
+                      name);
   if (!folded(t)) return PERI_OK;
   for (int i = 0; i < t->ndim; i++)
     if (t->stride[i] == 0 && t->shape[i] > 1)
@@ -164,7 +170,7 @@ static peri_status check_shared (const peri_call *c, const peri_sig *sig, bool *
   bool twice = false;
   EACH_INPUT(c, sig, p, i) {
     if (!c->in[i] || !writes(c, p)) continue;
-    TRY(peri__check_folded(c->ctx, c->in[i], sig->p[p].name));
+    TRY(peri__check_target(c->ctx, c->in[i], sig->p[p].name));
     twice = twice || c->in[i]->storage->stamp == stamp;
     c->in[i]->storage->stamp = stamp;
   }
@@ -247,7 +253,7 @@ static peri_status take_place (peri_call *c, peri_tensor *x) {
 static peri_status check_twin (const peri_call *c) {
   const peri_sig *sig = peri__sig(c->op);
   char instead[96];
-  TRY(peri__check_folded(c->ctx, c->in[0], sig->p[0].name));
+  TRY(peri__check_target(c->ctx, c->in[0], sig->p[0].name));
   if (!c->ctx->grad_enabled) return PERI_OK;
   if (c->in[0]->node || peri__tracked(c->in[0])) return refuse_target(c->ctx, sig->p[0].name);
   for (int i = 1; i < c->nin && c->op->vjp; i++) {

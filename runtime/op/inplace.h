@@ -7,8 +7,9 @@
 /* Refuse what c, an op with PERI_OP_INPLACE and its lists split, may not write. *collides: an input
 ** that is read may be another view of written memory. */
 peri_status peri__check_writes (peri_call *c, bool *collides);
-/* Refuse t, which is written and called name in messages, where two of its elements share memory. */
-PERI_API peri_status peri__check_folded (peri_ctx *ctx, const peri_tensor *t, const char *name);
+/* Refuse t, which is written and called name in messages, where its memory is shared read-only or two of
+** its elements share memory. */
+PERI_API peri_status peri__check_target (peri_ctx *ctx, const peri_tensor *t, const char *name);
 /* fn(c) with copies in the place of such inputs. */
 peri_status peri__without_collisions (peri_call *c, peri_status (*fn)(peri_call *c));
 /* Lists split, every tensor there, none of them a weight that the op does not take: op/apply.c. */

@@ -50,6 +50,14 @@
   NO(peri_op_attrs, peri_op_attrs(NN(sum_op)))                                                   \
   ST(peri_apply, peri_apply(NN(ctx), NN(sum_op), 1, NN(list), 2, NN(attrs), 1, NN(out)))         \
   ST(peri_apply_inplace, peri_apply_inplace(NN(ctx), NN(neg), 1, NN(list), 0, MAY(NULL)))        \
+  ST(peri_share, peri_share(NN(t), PERI_SHARE_DEFAULT, NN(&handle)))                             \
+  NO(peri_shared_retain, peri_shared_retain(NN(handle)))                                         \
+  VO(peri_shared_release, peri_shared_release(NN(handle)))                                       \
+  ST(peri_take, peri_take(NN(ctx), NN(handle), NN(&made)))                                       \
+  NO(peri_sharing, peri_sharing(NN(t)))                                                          \
+  ST(peri_post, peri_post(NN(ctx), NN(&task)))                                                   \
+  ST(peri_post_run, peri_post_run(NN(ctx), 0, MAY(&ia)))                                         \
+  VO(peri_post_notify, peri_post_notify(NN(ctx), NULL, NULL))                                    \
   ST(peri_set_requires_grad, peri_set_requires_grad(NN(t), false))                               \
   NO(peri_requires_grad, peri_requires_grad(NN(leaf)))                                           \
   NO(peri_is_leaf, peri_is_leaf(NN(leaf)))                                                       \

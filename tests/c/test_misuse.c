@@ -168,6 +168,8 @@ static peri_ctx *ctx2;
 static const uint32_t four[4];
 static uint32_t words[4];
 static peri_options options;
+static peri_shared *handle;
+static peri_task task;
 
 static peri_status no_vjp (void *ud, peri_ctx *c, int nout, peri_tensor *const *gout, int nin,
                            peri_tensor **gin) {

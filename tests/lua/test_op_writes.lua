@@ -90,6 +90,28 @@ for _, op in ipairs(writers) do
     end
   end
 
+  TestWrites[("test_%s refuses a target that is shared read-only"):format(name)] = function ()
+    for i = 1, #places(op, arguments(op)) do
+      local args = arguments(op)
+      local at = places(op, args)[i]
+      local memory = at.get():clone():share()
+      at.put(memory:detach()) -- every view of it is
+      local before = memory:bytes()
+      local ok, message = pcall(write, op, args)
+      lu.assertEquals(ok, not written(op, at.p), name .. " of " .. at.what)
+      if not ok then
+        lu.assertStrContains(message, name .. ": ")
+        lu.assertStrContains(message, at.p.name)
+        lu.assertStrContains(message, "shared read-only")
+      end
+      lu.assertEquals(memory:bytes(), before)
+      args = arguments(op)
+      at = places(op, args)[i]
+      at.put(at.get():clone():share "racing")
+      lu.assertTrue(pcall(write, op, args), name .. " of racing " .. at.what)
+    end
+  end
+
   TestWrites[("test_%s of two targets that share memory is refused"):format(name)] = function ()
     local n = #places(op, arguments(op))
     for i = 1, n do
@@ -209,6 +231,15 @@ function TestWrites.test_elements_of_a_graph_are_refused()
   lu.assertErrorMsgContains("tensor: an element takes part in a graph", peri.tensor, { w:sum(), w:sum() })
   lu.assertEquals(t:tolist(), { 0, 0 })
   lu.assertEquals(t:set(1, w:sum():detach()):tolist(), { 3, 0 })
+end
+
+function TestWrites.test_set_of_a_shared_tensor_is_refused()
+  local x = peri.zeros { 2 }:share()
+  lu.assertEquals(x.shared, "read-only")
+  lu.assertErrorMsgContains("set: x, which is written, is shared read-only", x.set, x, 1, 5)
+  lu.assertEquals(x:clone():set(1, 5):tolist(), { 5, 0 })
+  lu.assertEquals(peri.zeros({ 2 }):share "racing":set(1, 5):tolist(), { 5, 0 })
+  lu.assertNil(peri.zeros({ 2 }).shared)
 end
 
 function TestWrites.test_set_of_an_expanded_tensor_is_refused()
