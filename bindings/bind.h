@@ -119,6 +119,8 @@ peri_tensor *peri__want_tensor (lua_State *L, int arg, const char *fn, const cha
 ** innermost function that is neither C nor in one of its Lua files. As ORDER places: options.raise. */
 int peri__error (lua_State *L, const char *fmt, ...);
 #define luaL_error peri__error
+/* Push the place that peri__error would name. */
+void peri__push_place (lua_State *L);
 /* Raise "fn: message of the context" unless s is PERI_OK. */
 void peri__check (lua_State *L, const char *fn, peri_status s);
 /* Raise "fn: argument 2 (b) must be WHAT, got string". name may be NULL. */
@@ -159,6 +161,7 @@ void peri__open_custom (lua_State *L);     /* custom.c */
 void peri__open_checkpoint (lua_State *L); /* checkpoint.c */
 void peri__open_rng (lua_State *L);        /* rng.c */
 void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c */
+void peri__open_limits (lua_State *L);     /* limits: limit.c */
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */

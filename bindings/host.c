@@ -7,6 +7,7 @@
 #include <lualib.h>
 
 #include "bind.h"
+#include "limit.h"
 
 /* Lua 5.5 adds the seed of its string hash. */
 #if LUA_VERSION_NUM >= 505
@@ -79,6 +80,8 @@ const char *peri__error_text (lua_State *L, int idx) {
 
 /* As in lua.c: the message with a traceback; an error object speaks through __tostring and has none. */
 int peri__traceback (lua_State *L) {
+  peri_lua_stop *stop = peri__stop_of(L);
+  if (stop) peri__stop_raised(stop);
   bool speaks = !lua_isstring(L, 1) && luaL_getmetafield(L, 1, "__tostring") != LUA_TNIL;
   const char *msg = peri__error_text(L, 1);
   if (speaks || strstr(msg, "\nstack traceback:\n"))
@@ -95,6 +98,12 @@ static peri_ctx *ctx_of (lua_State *L) {
   return b ? b->ctx : NULL;
 }
 
+/* Lua's own error, which its buffers of strings raise as an ordinary one. */
+static bool is_lua_memory (const char *text) {
+  static const char message[] = "not enough memory";
+  return strncmp(text, message, sizeof message - 1) == 0;
+}
+
 /* A failure of the runtime travels through Lua as its message, which scripts may put others around:
 ** an error that holds the context's last message is that failure. */
 static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
@@ -105,6 +114,7 @@ static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
   case LUA_ERRSYNTAX: return PERI_EFORMAT;
   case LUA_ERRFILE: return PERI_EIO;
   default:
+    if (is_lua_memory(text)) return PERI_ENOMEM;
     if (ctx && ctx->failed != PERI_OK && ctx->message[0] &&
         (strstr(text, ctx->scripted) ||
          strstr(text, ctx->message))) /* C functions raise the latter */
@@ -115,8 +125,13 @@ static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
 
 peri_status peri__caught (lua_State *L, peri_ctx *ctx, int rc) {
   const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string";
-  peri_status s = status_of(ctx, rc, text);
-  if (ctx) peri__fail(ctx, s, "%s", text);
+  const peri_lua_stop *stop = lua_checkstack(L, 1) ? peri__stop_of(L) : NULL;
+  peri_status s = stop && peri__stop_pending(stop) ? PERI_EINTR : status_of(ctx, rc, text);
+  if (ctx && is_lua_memory(text) && stop && stop->memory)
+    peri__fail(ctx, s, "not enough memory: the limit of this Lua state is %zu bytes%s",
+               stop->memory, text + strlen("not enough memory"));
+  else if (ctx)
+    peri__fail(ctx, s, "%s", text);
   lua_pop(L, 1);
   return s;
 }
@@ -140,6 +155,8 @@ static void come_back (lua_State *L) {
 peri_status peri_lua_call (lua_State *L, int nargs, int nresults) {
   if (!lua_checkstack(L, 4)) return no_stack(L);
   int base = lua_gettop(L) - nargs;
+  peri_lua_stop *stop = peri__stop_of(L);
+  if (stop) peri__stop_begin(stop);
   lua_pushcfunction(L, peri__traceback);
   lua_insert(L, base);
   int rc = lua_pcall(L, nargs, nresults, base);

@@ -20,8 +20,9 @@ extern const peri_reg *const peri__tensor_functions,
                                                  *const peri__grad_methods,
                                                      *const peri__custom_functions,
                                                          *const peri__checkpoint_functions,
-                                                             *const peri__rng_functions,
-                                                                 *const peri__rng_methods;
+                                                             *const peri__limit_functions,
+                                                                 *const peri__rng_functions,
+                                                                     *const peri__rng_methods;
 static const peri_reg *own_functions (void);
 
 /* ---- ops ---- */
@@ -176,6 +177,7 @@ static int l_functions (lua_State *L) {
   push_list(L, peri__custom_functions, "perilune", &n);
   push_list(L, peri__checkpoint_functions, "perilune", &n);
   push_list(L, peri__memory_functions, "perilune", &n);
+  push_list(L, peri__limit_functions, "perilune", &n);
   push_list(L, peri__rng_functions, "perilune", &n);
   push_list(L, own_functions(), "perilune", &n);
   push_list(L, peri__tensor_methods, "tensor", &n);

@@ -17,6 +17,7 @@
 #include <lualib.h>
 
 #include "bind.h"
+#include "limit.h"
 #include "embed.h"
 #include "repl.h"
 
@@ -181,7 +182,8 @@ static int prepare (lua_State *L) {
 /* The message handler: after Ctrl-C the place in the script is enough, unless an object says more. */
 static int explain (lua_State *L) {
   lua_Debug ar;
-  peri__interrupt_raised();
+  peri_lua_stop *stop = peri__stop_of(L);
+  if (stop) peri__stop_raised(stop);
   if (!peri__interrupt_pending() || lua_type(L, 1) == LUA_TTABLE) return peri__traceback(L);
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);

@@ -47,6 +47,33 @@ PERI_API peri_status peri_lua_run_file (lua_State *L, const char *path);
 ** values, or removed when it failed. A recipe that is a coroutine or a stepper advances by this. */
 PERI_API peri_status peri_lua_call (lua_State *L, int nargs, int nresults);
 
+/* ---- limits and interrupts: docs/embedding.md ---- */
+
+typedef struct peri_lua_limits {
+  size_t struct_size;    /* peri_lua_limits_init sets it */
+  uint64_t instructions; /* of Lua, in all its threads together; 0: no limit */
+  size_t memory;         /* bytes of strings, tables and functions, not of tensors; 0: no limit */
+  int look; /* instructions between two looks for peri_interrupt, so that it reaches Lua code that calls
+            ** no op; 0: none, then only peri_lua_interrupt does. Lua code that is looked after, or whose
+            ** instructions are counted, runs at about half of its speed; ops run at theirs. */
+} peri_lua_limits;
+PERI_API void
+peri_lua_limits_init (peri_lua_limits *l); /* no limits; a look every 1,000 instructions */
+/* Limits of L and all its threads from now on; again: new ones and a new count of instructions. Call it before
+** scripts run: coroutines that are older are reached only when coroutine.resume or wrap resumes them.
+** Where instructions have run out, or an interrupt has been seen, an error is raised again and again until it has
+** come to the top, whatever catches it: PERI_EINTR. Memory that has run out is Lua's "not enough
+** memory": PERI_ENOMEM. */
+PERI_API peri_status peri_lua_limit (lua_State *L, const peri_lua_limits *l);
+/* What L has used: instructions (0 where they are not counted) and memory. out->struct_size is set. */
+PERI_API peri_status peri_lua_usage (lua_State *L, peri_lua_limits *out);
+/* For handlers of signals that run on the thread of L: peri_interrupt that also reaches Lua code where
+** look is 0. NULL before peri_lua_limit; good until lua_close. */
+typedef struct peri_lua_stop peri_lua_stop;
+PERI_API peri_lua_stop *peri_lua_stopper (lua_State *L);
+PERI_API void
+peri_lua_interrupt (peri_lua_stop *stop); /* from such a handler, or from that thread */
+
 /* require "perilune.core" in stock Lua: a context of its own, options from PERI_SIMD, PERI_THREADS,
 ** PERI_SEED and PERI_MAX_BYTES, closed with the state. In a state of peri_lua_new: the module of that state. */
 PERI_API int luaopen_perilune_core (lua_State *L);

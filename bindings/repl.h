@@ -13,14 +13,12 @@
 int peri__open_line (lua_State *L);
 
 /* ---- Ctrl-C: main_interrupt.c ---- */
-/* From now on SIGINT asks this state to stop; the coroutine library keeps book of what runs. */
+/* From now on SIGINT asks this state to stop. */
 void peri__interrupt_open (lua_State *L);
 /* Before the state is closed. */
 void peri__interrupt_close (void);
 /* Whether a SIGINT interrupts what runs; it does so again and again until it has been dealt with. */
 bool peri__interrupt_pending (void);
-/* An error for it is on its way up: called by message handlers. */
-void peri__interrupt_raised (void);
 /* Whether there was any since the last peri__interrupt_done, deferred ones included. */
 bool peri__interrupt_seen (void);
 /* Forget a Ctrl-C that has been dealt with; nothing defers the next one. */

@@ -11,6 +11,7 @@
 
 #include "bind.h"
 #include "embed.h"
+#include "limit.h"
 
 const char peri__key_bind = 0, peri__key_tensor = 0, peri__key_methods = 0, peri__key_intercept = 0,
            peri__key_ops = 0;
@@ -65,16 +66,16 @@ void peri__weak_keys (lua_State *L) {
 
 /* ---- errors ---- */
 
-static void push_place (lua_State *L) {
+void peri__push_place (lua_State *L) {
   lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
   const peri_bind *b = (const peri_bind *)lua_touserdata(L, -1);
   lua_pop(L, 1);
   const char *own = b ? b->library : "";
   size_t n = strlen(own);
   lua_Debug ar;
-  for (int level = 1; n > 0 && lua_getstack(L, level, &ar); level++) {
+  for (int level = 0; lua_getstack(L, level, &ar); level++) {
     lua_getinfo(L, "Sl", &ar);
-    if (ar.currentline <= 0 || strncmp(ar.source, own, n) == 0) continue;
+    if (ar.currentline <= 0 || (n > 0 && strncmp(ar.source, own, n) == 0)) continue;
     lua_pushfstring(L, "%s:%d: ", ar.short_src, ar.currentline);
     return;
   }
@@ -83,7 +84,7 @@ static void push_place (lua_State *L) {
 
 int peri__error (lua_State *L, const char *fmt, ...) {
   va_list ap;
-  push_place(L);
+  peri__push_place(L);
   va_start(ap, fmt);
   lua_pushvfstring(L, fmt, ap);
   va_end(ap);
@@ -174,6 +175,7 @@ static int bind_gc (lua_State *L) {
   for (int i = 0; i < PERI_NSCALAR; i++) peri_release(b->scalar[i]);
   peri_ctx *ctx = b->ctx;
   b->ctx = NULL;
+  peri__stop_close(L);
   if (b->owns) peri_close(ctx);
   return 0;
 }
@@ -335,6 +337,7 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_checkpoint(L);
   peri__open_rng(L);
   peri__open_info(L);
+  peri__open_limits(L);
   peri__register(L, error_functions);
   peri__open_json(L);
   lua_setfield(L, -2, "json");

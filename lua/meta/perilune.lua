@@ -2351,6 +2351,10 @@ function peri.reset_peak() end
 ---@return any ...
 function peri.trim() end
 
+--- What the host lets this Lua state use, and what it has used: {instructions, instructions_used (where they are counted), memory, memory_used} in bytes of Lua, without tensors; a limit that is nil is none.
+---@return any ...
+function peri.limits() end
+
 --- Seed the generator that the random ops take from.
 ---@param n any
 ---@return any ...

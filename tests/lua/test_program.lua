@@ -228,6 +228,14 @@ function TestInterrupt:test_one_interrupt_ends_whatever_runs()
       coroutine.resume(co)
       print(coroutine.close(co))
       while true do end]],
+    ["a handler that does not end"] = "while true do xpcall(function() while true do end end, function() while true do end end) end",
+    ["a finalizer"] = "setmetatable({}, { __gc = function() while true do end end }) collectgarbage() while true do end",
+    ["__close of a coroutine"] = [[
+      coroutine.wrap(function()
+        local _ <close> = setmetatable({}, { __close = function() while true do end end })
+        while true do end
+      end)()]],
+    ["hooks of the script"] = "while true do pcall(debug.sethook) end",
     ["the library"] = "local t = {} for i = 1, 2000 do t[i] = { i } end while true do peri.show(t) end",
     ["short C functions"] = "while true do local _ = ('x'):rep(100000) end",
   } do
