@@ -127,8 +127,6 @@ void peri__check (lua_State *L, const char *fn, peri_status s);
 int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, const char *what);
 /* Out of memory: collect garbage and say whether a second try makes sense. */
 bool peri__retry (lua_State *L, peri_status s, int *tries);
-/* Nearest of n names to word by edit distance, NULL when none is near. */
-const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, int i), void *ud);
 
 /* ---- arguments: args.c ---- */
 /* Sizes at arg (a table or one integer) into shape[PERI_MAX_DIMS]; the number of dims. */

@@ -148,10 +148,5 @@ peri_status peri__number (peri_bind *b, bool integer, lua_Integer i, lua_Number 
       return PERI_OK;
     }
   }
-  peri_status s = peri_empty(b->ctx, d, 0, NULL, &t);
-  if (s != PERI_OK) return s;
-  memcpy(t->data, &bits, sizeof bits);
-  t->flags |= PERI_T_WEAK;
-  *out = t;
-  return PERI_OK;
+  return peri__weak(b->ctx, integer, i, f, out);
 }

@@ -39,12 +39,6 @@ static const struct {
                    { PERI_OP_UPCAST, "upcast" },
                    { PERI_OP_STRIDED, "strided" } };
 
-static const char *const kind_names[] = { /* ORDER kind */
-                                          "tensor", "tensor?", "tensors", "int", "num",
-                                          "bool",   "str",     "dtype",   "dim", "pos",
-                                          "dims",   "shape",   "ints"
-};
-
 static void set_string (lua_State *L, const char *key, const char *value) {
   lua_pushstring(L, value);
   lua_setfield(L, -2, key);
@@ -78,17 +72,17 @@ static void set_default (lua_State *L, const peri_param *p) {
   lua_setfield(L, -2, "default");
 }
 
-static void push_params (lua_State *L, const peri_sig *sig, uint32_t written) {
+static void push_params (lua_State *L, const peri_sig *sig) {
   lua_createtable(L, sig->n, 0);
   for (int i = 0; i < sig->n; i++) {
     const peri_param *p = &sig->p[i];
     lua_createtable(L, 0, 4);
     set_string(L, "name", p->name);
-    set_string(L, "kind", kind_names[p->kind]);
+    set_string(L, "kind", peri_kind_name(p->kind));
     lua_pushboolean(L, p->has_default || p->kind == PERI_K_OPTIONAL);
     lua_setfield(L, -2, "optional");
     if (p->has_default) set_default(L, p);
-    if (written >> i & 1) {
+    if (p->written) {
       lua_pushboolean(L, true);
       lua_setfield(L, -2, "written");
     }
@@ -128,7 +122,7 @@ static void push_op (lua_State *L, const peri_op *op) {
 #endif
   lua_pushinteger(L, peri_op_outputs(op));
   lua_setfield(L, -2, "outputs");
-  lua_pushboolean(L, op->vjp != NULL || op->compose != NULL);
+  lua_pushboolean(L, (peri_op_flags(op) & PERI_OP_GRAD) != 0);
   lua_setfield(L, -2, "differentiable");
   lua_newtable(L);
   for (size_t i = 0; i < sizeof flag_names / sizeof *flag_names; i++)
@@ -139,7 +133,7 @@ static void push_op (lua_State *L, const peri_op *op) {
   lua_setfield(L, -2, "flags");
   const peri_sig *sig = peri__sig(op);
   if (sig) {
-    push_params(L, sig, op->writes);
+    push_params(L, sig);
     lua_setfield(L, -2, "params");
   }
 }

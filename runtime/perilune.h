@@ -264,6 +264,25 @@ PERI_API void peri_post_notify (peri_ctx *ctx, peri_notify_fn fn, void *ud);
 
 /* ---- ops ---------------------------------------------------------------------------------- */
 
+/* What a parameter of an op takes; ops.md and peri_op_signature write it as peri_kind_name says. Tensors
+** stand before attributes. ORDER kind */
+typedef enum peri_kind {
+  PERI_K_TENSOR,
+  PERI_K_OPTIONAL, /* tensor or NULL */
+  PERI_K_TENSORS,  /* list of tensors; several lists of an op have one length, or are left out */
+  PERI_K_INT,
+  PERI_K_NUM,
+  PERI_K_BOOL,
+  PERI_K_STR,
+  PERI_K_DTYPE,
+  PERI_K_DIM,   /* 0 to n - 1, or -n to -1 from the end */
+  PERI_K_POS,   /* position in a dim, counted likewise */
+  PERI_K_DIMS,  /* list of dims */
+  PERI_K_SHAPE, /* list of sizes */
+  PERI_K_INTS   /* list of integers */
+} peri_kind;
+PERI_API const char *peri_kind_name (peri_kind k); /* "tensor?", "dims" ...; "" : there is none */
+
 /* One attribute of an op call, in the order of the op's signature. A num is a double, f. An integer
 ** that a double may not hold (beyond 2^53) is given as i with whole set, and f nearest to it. */
 typedef struct peri_attr {
@@ -281,9 +300,34 @@ PERI_API const peri_op *peri_op_find (const char *name); /* NULL when unknown */
 PERI_API const char *peri_op_name (const peri_op *op);
 PERI_API const char *peri_op_signature (const peri_op *op);
 PERI_API const char *peri_op_doc (const peri_op *op);
-/* Counts of the signature: attributes, and tensors that a call returns. */
+
+typedef enum peri_op_flag {
+  PERI_OP_VIEW = 2,    /* the result shares the memory of the first input */
+  PERI_OP_INPLACE = 4, /* writes the parameters that say so, returns nothing, is never recorded */
+  PERI_OP_ELEMENTWISE = 8, /* has an in-place twin, name_: peri_apply_inplace */
+  PERI_OP_RANDOM = 16,     /* takes from the context's generator */
+  PERI_OP_NO_GRAD2 = 64,   /* has no second derivative */
+  PERI_OP_WEIGHT = 256,    /* takes or makes quantised and packed weights; others refuse them */
+  PERI_OP_GRAD = 1 << 16   /* has a gradient */
+} peri_op_flag;
+PERI_API uint32_t peri_op_flags (const peri_op *op); /* of peri_op_flag; more may come */
+
+/* A parameter of an op. The library makes and owns these, so that more fields may come. */
+typedef struct peri_param {
+  const char *name;
+  peri_kind kind;
+  bool written;     /* the op writes into this tensor: one with PERI_OP_INPLACE */
+  bool has_default; /* an attribute that may be left out */
+  /* What it is then. "None" is NULL of a str, INT64_MIN of an int, NAN of a num, -1 of a dtype, n = -1
+  ** of a list, which of dims means all. */
+  peri_attr def;
+} peri_param;
+/* Counts of the signature: parameters, those of them that are attributes, tensors that are returned. */
+PERI_API int peri_op_params (const peri_op *op);
 PERI_API int peri_op_attrs (const peri_op *op);
 PERI_API int peri_op_outputs (const peri_op *op);
+PERI_API const peri_param *peri_op_param (const peri_op *op, int i); /* NULL: there is none */
+
 /* Run one op. in: nin tensors in signature order, absent optionals NULL. attr: nattr entries, one for
 ** each attribute of the signature in its order, or NULL and 0 to take every default. out: nout
 ** entries, as many as the op returns tensors; NULL and 0 for one that writes in place. An op may gain
@@ -299,6 +343,122 @@ PERI_API peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri
 ** are read as they were. PERI_ENOSUP: the op has no twin. */
 PERI_API peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin,
                                          peri_tensor *const *in, int nattr, const peri_attr *attr);
+
+/* An argument by name, as the functions below make it. */
+typedef struct peri_arg {
+  const char *name; /* NULL: a tensor in its order, or a result */
+  int given, n;
+  union {
+    int64_t i;
+    double f;
+    const char *s;
+    const int64_t *v;
+    peri_tensor *t;
+    peri_tensor *const *list;
+    peri_tensor **out;
+  } as;
+} peri_arg;
+
+/* Run an op by its name with arguments by theirs, in any order:
+**
+**   PERI_CALL(ctx, "softmax", peri_in(x), peri_int("dim", -1), peri_out(&y))
+**
+** name: an op, or the in-place twin name_ of an elementwise one, which has no results. Attributes that
+** are left out have their defaults, so that an op may gain some. Tensors come by name or, with peri_in,
+** in the order of the signature; a plain number may stand for one: peri_num("y", 2) in a "mul".
+** Results are given from the first on, as many of them as are wanted. PERI_EINVAL names what is
+** unknown, and the name nearest to it, of the wrong kind, given twice or missing. */
+PERI_API peri_status peri_apply_named (peri_ctx *ctx, const char *name, int n,
+                                       const peri_arg *args);
+
+/* ORDER arg: op/named.c */
+enum {
+  PERI_ARG_IN,
+  PERI_ARG_LIST,
+  PERI_ARG_OUT,
+  PERI_ARG_INT,
+  PERI_ARG_NUM,
+  PERI_ARG_BOOL,
+  PERI_ARG_STR,
+  PERI_ARG_DTYPE,
+  PERI_ARG_INTS
+};
+static inline peri_arg peri__arg (int given, const char *name) {
+  peri_arg a;
+  a.name = name;
+  a.given = given;
+  a.n = 0;
+  a.as.v = NULL;
+  return a;
+}
+/* The next tensor of the signature; NULL: an optional one that is left out. */
+static inline peri_arg peri_in (peri_tensor *t) {
+  peri_arg a = peri__arg(PERI_ARG_IN, NULL);
+  a.as.t = t;
+  return a;
+}
+static inline peri_arg peri_named (const char *name, peri_tensor *t) {
+  peri_arg a = peri__arg(PERI_ARG_IN, name ? name : "");
+  a.as.t = t;
+  return a;
+}
+/* n tensors for a list; name NULL: the next parameter. */
+static inline peri_arg peri_list (const char *name, int n, peri_tensor *const *list) {
+  peri_arg a = peri__arg(PERI_ARG_LIST, name);
+  a.n = n;
+  a.as.list = list;
+  return a;
+}
+/* The next result is written to *out, a new reference; NULL: it is not wanted. */
+static inline peri_arg peri_out (peri_tensor **out) {
+  peri_arg a = peri__arg(PERI_ARG_OUT, NULL);
+  a.as.out = out;
+  return a;
+}
+/* An int, dim or pos, a num, or a list of one. */
+static inline peri_arg peri_int (const char *name, int64_t i) {
+  peri_arg a = peri__arg(PERI_ARG_INT, name);
+  a.as.i = i;
+  return a;
+}
+static inline peri_arg peri_num (const char *name, double f) {
+  peri_arg a = peri__arg(PERI_ARG_NUM, name);
+  a.as.f = f;
+  return a;
+}
+static inline peri_arg peri_bool (const char *name, bool on) {
+  peri_arg a = peri__arg(PERI_ARG_BOOL, name);
+  a.as.i = on;
+  return a;
+}
+static inline peri_arg peri_str (const char *name, const char *s) {
+  peri_arg a = peri__arg(PERI_ARG_STR, name);
+  a.as.s = s;
+  return a;
+}
+static inline peri_arg peri_type (const char *name, peri_dtype d) {
+  peri_arg a = peri__arg(PERI_ARG_DTYPE, name);
+  a.as.i = d;
+  return a;
+}
+/* dims, a shape or ints. */
+static inline peri_arg peri_ints (const char *name, int n, const int64_t *v) {
+  peri_arg a = peri__arg(PERI_ARG_INTS, name);
+  a.n = n;
+  a.as.v = v;
+  return a;
+}
+#ifndef __cplusplus
+#define PERI_CALL(ctx, name, ...)                                                                \
+  peri_apply_named((ctx), (name), (int)(sizeof((peri_arg[]){ __VA_ARGS__ }) / sizeof(peri_arg)), \
+                   (const peri_arg[]){ __VA_ARGS__ })
+#else
+#define PERI_CALL(ctx, name, ...)                                                       \
+  ([&] {                                                                                \
+    const peri_arg args_[] = { __VA_ARGS__ };                                           \
+    return peri_apply_named((ctx), (name), (int)(sizeof args_ / sizeof *args_), args_); \
+  }())
+#endif
 
 /* ---- autograd ------------------------------------------------------------------------------ */
 

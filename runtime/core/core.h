@@ -135,6 +135,9 @@ peri_status peri__null (peri_ctx *ctx, const char *name);
   do {                                        \
     if (!(p)) return peri__null((ctx), (#p)); \
   } while (0)
+/* The name that word is nearest to, or NULL; name_at(ud, i) is NULL behind the last: core/nearest.c */
+PERI_API const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, int i),
+                                    void *ud);
 /* "(2, 3, 4)" in a caller's buffer; for messages. */
 const char *peri__shape_text (const peri_tensor *t, char *buf, size_t size);
 PERI_API const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_t size);
@@ -197,6 +200,10 @@ peri_status peri__new (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *sha
 /* The same with a storage of the given bytes, marked packed. */
 peri_status peri__new_packed (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                               size_t bytes, peri_tensor **out);
+/* A plain number as a 0-dim tensor that takes part in promotion by its category only: i as i64, or f
+** as f64. */
+PERI_API peri_status peri__weak (peri_ctx *ctx, bool integer, int64_t i, double f,
+                                 peri_tensor **out);
 peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **out); /* dense */
 /* A tensor without a storage, in the list of the context; NULL and no message. */
 peri_tensor *peri__tensor_alloc (peri_ctx *ctx);

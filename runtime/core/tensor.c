@@ -386,6 +386,15 @@ peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor 
   return PERI_OK;
 }
 
+peri_status peri__weak (peri_ctx *ctx, bool integer, int64_t i, double f, peri_tensor **out) {
+  peri_tensor *t = NULL;
+  TRY(peri__new(ctx, integer ? PERI_I64 : PERI_F64, 0, NULL, &t));
+  memcpy(t->data, integer ? (const void *)&i : (const void *)&f, sizeof(int64_t));
+  t->flags |= PERI_T_WEAK;
+  *out = t;
+  return PERI_OK;
+}
+
 peri_tensor *peri_retain (peri_tensor *t) {
   if (t && t->refs++ == 0 && t->node) peri__node_output_rose(t);
   return t;

@@ -56,7 +56,6 @@ peri_tensor *peri__build (peri_build *b, const peri_op *op, int nin, peri_tensor
 peri_tensor *peri__build_scalar (peri_build *b, double v) {
   peri_tensor *t = NULL;
   if (b->status != PERI_OK) return NULL;
-  b->status = peri_scalar(b->ctx, PERI_F64, v, &t);
-  if (t) t->flags |= PERI_T_WEAK;
+  b->status = peri__weak(b->ctx, false, 0, v, &t);
   return peri__build_own(b, t);
 }

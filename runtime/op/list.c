@@ -21,22 +21,20 @@ const peri_op *const peri__ops[] = {
 
 static struct {
   peri_sig sig[MAX_OPS];
-  uint16_t slot[SLOTS]; /* by address of the descriptor: 1 + index, 0 = empty */
+  uint16_t slot[SLOTS];  /* by address of the descriptor: 1 + index, 0 = empty */
+  uint16_t named[SLOTS]; /* by name, likewise */
   peri_param param[MAX_PARAMS];
   char text[MAX_TEXT]; /* names and string defaults */
   int nparam, ntext;
 } table;
 
-static const struct {
-  const char *name;
-  peri_kind kind;
-} kinds[] = {
-  { "tensor", PERI_K_TENSOR }, { "tensor?", PERI_K_OPTIONAL }, { "tensors", PERI_K_TENSORS },
-  { "int", PERI_K_INT },       { "num", PERI_K_NUM },          { "bool", PERI_K_BOOL },
-  { "str", PERI_K_STR },       { "dtype", PERI_K_DTYPE },      { "dim", PERI_K_DIM },
-  { "pos", PERI_K_POS },       { "dims", PERI_K_DIMS },        { "shape", PERI_K_SHAPE },
-  { "ints", PERI_K_INTS },
+static const char *const kinds[] = { /* ORDER kind */
+                                     "tensor", "tensor?", "tensors", "int",  "num",   "bool", "str",
+                                     "dtype",  "dim",     "pos",     "dims", "shape", "ints"
 };
+#define NKINDS (sizeof kinds / sizeof *kinds)
+
+const char *peri_kind_name (peri_kind k) { return (unsigned)k < NKINDS ? kinds[k] : ""; }
 
 static const char *keep_text (const char *s, size_t n) {
   if (table.ntext + n + 1 > MAX_TEXT) return NULL;
@@ -48,9 +46,9 @@ static const char *keep_text (const char *s, size_t n) {
 }
 
 static bool parse_kind (const char *s, size_t n, peri_kind *out) {
-  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-    if (strlen(kinds[i].name) == n && memcmp(kinds[i].name, s, n) == 0) {
-      *out = kinds[i].kind;
+  for (size_t i = 0; i < NKINDS; i++)
+    if (strlen(kinds[i]) == n && memcmp(kinds[i], s, n) == 0) {
+      *out = (peri_kind)i;
       return true;
     }
   return false;
@@ -118,7 +116,8 @@ static bool parse_default (peri_kind kind, const char *s, peri_attr *out) {
   }
 }
 
-static bool parse_sig (const char *s, peri_sig *sig) {
+static bool parse_sig (const peri_op *op, peri_sig *sig) {
+  const char *s = op->sig;
   const peri_param *first = table.param + table.nparam;
   *sig = (peri_sig){ .p = first };
   while (*s) {
@@ -126,7 +125,7 @@ static bool parse_sig (const char *s, peri_sig *sig) {
     peri_param *p = &table.param[table.nparam++];
     size_t len = strcspn(s, ","), name = 0, kind;
     while (name < len && s[name] != ':' && s[name] != '=') name++;
-    *p = (peri_param){ .kind = PERI_K_TENSOR };
+    *p = (peri_param){ .kind = PERI_K_TENSOR, .written = op->writes >> sig->n & 1 };
     if (!(p->name = keep_text(s, name))) return false;
     kind = name;
     if (kind < len && s[kind] == ':') {
@@ -154,18 +153,28 @@ static bool parse_sig (const char *s, peri_sig *sig) {
 
 static size_t hash_of (const peri_op *op) { return (size_t)((uintptr_t)op / sizeof *op) % SLOTS; }
 
+static size_t hash_name (const char *s) { /* FNV-1a */
+  uint32_t h = 2166136261u;
+  for (; *s; s++) h = (h ^ (unsigned char)*s) * 16777619u;
+  return h % SLOTS;
+}
+
 /* An op whose signature does not parse stays out of the table; a test looks for that. */
 static void parse_all (void) {
   for (int i = 0; i < NOPS && i < MAX_OPS; i++) {
-    if (!parse_sig(peri__ops[i]->sig, &table.sig[i])) continue;
+    size_t at = hash_name(peri__ops[i]->name);
+    while (table.named[at]) at = (at + 1) % SLOTS;
+    table.named[at] = (uint16_t)(i + 1);
+    if (!parse_sig(peri__ops[i], &table.sig[i])) continue;
     size_t k = hash_of(peri__ops[i]);
     while (table.slot[k]) k = (k + 1) % SLOTS;
     table.slot[k] = (uint16_t)(i + 1);
   }
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
 const peri_sig *peri__sig (const peri_op *op) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, parse_all);
   size_t i = hash_of(op);
   while (table.slot[i] && peri__ops[table.slot[i] - 1] != op) i = (i + 1) % SLOTS;
@@ -176,14 +185,33 @@ int peri_op_count (void) { return NOPS; }
 const peri_op *peri_op_at (int i) { return i >= 0 && i < NOPS ? peri__ops[i] : NULL; }
 
 const peri_op *peri_op_find (const char *name) {
-  for (int i = 0; name && i < NOPS; i++)
-    if (strcmp(peri__ops[i]->name, name) == 0) return peri__ops[i];
+  if (!name) return NULL;
+  pthread_once(&once, parse_all);
+  for (size_t k = hash_name(name); table.named[k]; k = (k + 1) % SLOTS)
+    if (strcmp(peri__ops[table.named[k] - 1]->name, name) == 0)
+      return peri__ops[table.named[k] - 1];
   return NULL;
 }
 
 const char *peri_op_name (const peri_op *op) { return op ? op->name : ""; }
 const char *peri_op_signature (const peri_op *op) { return op ? op->sig : ""; }
 const char *peri_op_doc (const peri_op *op) { return op ? op->doc : ""; }
+
+uint32_t peri_op_flags (const peri_op *op) {
+  static const uint32_t shown = PERI_OP_VIEW | PERI_OP_INPLACE | PERI_OP_ELEMENTWISE |
+                                PERI_OP_RANDOM | PERI_OP_NO_GRAD2 | PERI_OP_WEIGHT;
+  return !op ? 0 : (op->flags & shown) | (op->vjp || op->compose ? PERI_OP_GRAD : 0);
+}
+
+int peri_op_params (const peri_op *op) {
+  const peri_sig *sig = op ? peri__sig(op) : NULL;
+  return sig ? sig->n : 0;
+}
+
+const peri_param *peri_op_param (const peri_op *op, int i) {
+  return i >= 0 && i < peri_op_params(op) ? &peri__sig(op)->p[i] : NULL;
+}
+
 int peri_op_attrs (const peri_op *op) {
   const peri_sig *sig = op ? peri__sig(op) : NULL;
   return sig ? sig->nattr : 0;

@@ -14,7 +14,7 @@
 
 /*
 ** Signatures: parameters separated by ", ". A parameter is name[:kind][=default]. Kinds:
-**   (none)   tensor; a Lua number joins in as a weak 0-dim tensor
+**   (none)   tensor; a plain number joins in as a weak 0-dim tensor
 **   tensor?  tensor or nil              tensors  list of tensors; several lists have one length, an
 **            empty one counts as that many NULLs; call->list has start and count of each
 **   int num bool str dtype              dtype default "none" = -1 = decided by the op
@@ -25,29 +25,6 @@
 ** A default may be "none" for str (NULL), int (INT64_MIN), num (NAN), dtype (-1), ints (n = -1).
 ** Tensors come first in a signature, then attributes.
 */
-typedef enum peri_kind {
-  PERI_K_TENSOR,
-  PERI_K_OPTIONAL,
-  PERI_K_TENSORS,
-  PERI_K_INT,
-  PERI_K_NUM,
-  PERI_K_BOOL,
-  PERI_K_STR,
-  PERI_K_DTYPE,
-  PERI_K_DIM,
-  PERI_K_POS,
-  PERI_K_DIMS,
-  PERI_K_SHAPE,
-  PERI_K_INTS
-} peri_kind;
-
-typedef struct peri_param {
-  peri_kind kind;
-  bool has_default;
-  peri_attr def; /* valid when has_default */
-  const char *name;
-} peri_param;
-
 typedef struct peri_sig {
   int n, ntensor, nattr, nlist; /* ntensor counts every tensor kind, lists (nlist) included */
   const peri_param *p;          /* n entries, tensors first */
@@ -121,17 +98,12 @@ typedef struct peri_vjp {
 ** somebody has written into it. */
 PERI_API peri_tensor *peri__saved (peri_vjp *v, int k);
 
+/* Beside those of peri_op_flag, which hosts see; PERI_OP_GRAD is derived, not set. */
 enum {
-  PERI_OP_STRIDED = 1,     /* the kernel walks strides itself; else it gets dense inputs */
-  PERI_OP_VIEW = 2,        /* infer makes a view, there is no kernel */
-  PERI_OP_INPLACE = 4,     /* writes the inputs in .writes (optimizer steps, ema): never recorded */
-  PERI_OP_ELEMENTWISE = 8, /* has an in-place twin name_ */
-  PERI_OP_RANDOM = 16,     /* takes from the context's generator (peri__rng_next) */
-  PERI_OP_FLOAT = 32,      /* inputs are promoted to one float dtype (ints to f32) before infer */
-  PERI_OP_NO_GRAD2 = 64,   /* the vjp uses kernels without vjp: no second derivative */
-  PERI_OP_UPCAST = 128,    /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
-  PERI_OP_WEIGHT = 256,    /* takes or makes quantised and packed weights; others never see them */
-  PERI_OP_UNSET = 512      /* its elements mean nothing yet: no NaN among them is an anomaly */
+  PERI_OP_STRIDED = 1,  /* the kernel walks strides itself; else it gets dense inputs */
+  PERI_OP_FLOAT = 32,   /* inputs are promoted to one float dtype (ints to f32) before infer */
+  PERI_OP_UPCAST = 128, /* f16 and bf16 inputs are cast to f32 first, float outputs cast back */
+  PERI_OP_UNSET = 512   /* its elements mean nothing yet: no NaN among them is an anomaly */
 };
 
 /*

@@ -46,6 +46,9 @@
   VO(peri_op_name, (void)peri_op_name(NN(neg)))                                                  \
   VO(peri_op_signature, (void)peri_op_signature(NN(neg)))                                        \
   VO(peri_op_doc, (void)peri_op_doc(NN(neg)))                                                    \
+  NO(peri_op_flags, peri_op_flags(NN(neg)))                                                      \
+  NO(peri_op_params, peri_op_params(NN(neg)))                                                    \
+  NO(peri_op_param, peri_op_param(NN(neg), 0))                                                   \
   NO(peri_op_outputs, peri_op_outputs(NN(neg)))                                                  \
   NO(peri_op_attrs, peri_op_attrs(NN(sum_op)))                                                   \
   ST(peri_apply, peri_apply(NN(ctx), NN(sum_op), 1, NN(list), 2, NN(attrs), 1, NN(out)))         \
@@ -58,6 +61,7 @@
   ST(peri_post, peri_post(NN(ctx), NN(&task)))                                                   \
   ST(peri_post_run, peri_post_run(NN(ctx), 0, MAY(&ia)))                                         \
   VO(peri_post_notify, peri_post_notify(NN(ctx), NULL, NULL))                                    \
+  ST(peri_apply_named, peri_apply_named(NN(ctx), NN("neg"), 2, NN(args)))                        \
   ST(peri_set_requires_grad, peri_set_requires_grad(NN(t), false))                               \
   NO(peri_requires_grad, peri_requires_grad(NN(leaf)))                                           \
   NO(peri_is_leaf, peri_is_leaf(NN(leaf)))                                                       \
