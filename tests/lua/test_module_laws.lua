@@ -557,6 +557,38 @@ function TestModelsAsModules:test_a_pattern_that_means_a_part_of_a_tensor_is_ref
   lu.assertErrorMsgContains("q8_0, which takes no gradients", bf16.unfreeze, bf16, "layers%.0%.qkv%.weight")
 end
 
+-- An adapter that nobody put into a field would be neither trained nor saved with the module.
+function TestModelsAsModules:test_an_adapter_that_is_left_out_is_named_before_anything_is_lost()
+  for _, name in ipairs { "lora", "lora_everywhere", "bottleneck", "prefix" } do
+    local base = llama()
+    local net, adapter = Policy(base), adapters[name](base)
+    local kind = getmetatable(adapter).__name
+    local function refused(text, call) lu.assertErrorMsgContains(text, call) end
+    refused("AdamW: a " .. (kind == "bottleneck" and "bottleneck layer" or kind) .. " sits on model",
+      function () optim.AdamW(net, { lr = 1 }) end)
+    optim.AdamW(net:parameters(), { lr = 1 })
+    optim.AdamW({ net, adapter }, { lr = 1 })
+    local path = require("scratch").path()
+    local run = peri.recipe.start { name = "left", flags = { runs = path }, total = 1, console = false }
+    run:track("net", net)
+    refused("and would not be saved: track it", function () run:steps() end)
+    run:finish(false)
+    run = peri.recipe.start { name = "both", flags = { runs = path }, total = 1, console = false }
+    run:track("net", net):track("adapter", adapter)
+    for _ in run:steps() do end -- luacheck: ignore 542
+    run:finish()
+    peri.files.remove_tree(path)
+    adapter:remove()
+    optim.AdamW(net, { lr = 1 })
+    net.model = llama { dtype = "q8_0" }
+    run = peri.recipe.start { name = "blocks", flags = { runs = path }, total = 1, console = false }
+    run:track("net", net)
+    refused("is q8_0, which the format does not have", function () run:steps() end)
+    run:finish(false)
+    peri.files.remove_tree(path)
+  end
+end
+
 -- A layer that somebody else wrote, in a published model: it computes, trains, is saved, and the folder says what it lacks.
 function TestModelsAsModules:test_a_layer_of_ones_own_stands_in_a_published_model()
   local Low = nn.class("Low", function (low, old, r)

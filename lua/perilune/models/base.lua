@@ -28,7 +28,7 @@ Model.kind = "encoder" -- or "causal", "encoder-decoder"
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 -- What is no tensor of its own, or follows from the config; "dropped": what adapters put on it, which a copy has not.
 Model.references = { config = true, generation_config = true, inv_freq = true, _layout = true, _places = true,
-  prefix = "dropped", _modules = "dropped" }
+  prefix = "dropped", _prefix = "dropped", _modules = "dropped" }
 
 -- ---- blocks ----
 
@@ -265,6 +265,16 @@ function Model:_site(key, name, rows, columns)
   self._modules[key] = self._modules[key] or { parts = { { name, rows } }, rows = rows, columns = columns,
     transposed = false, key = key }
   return self._modules[key]
+end
+
+-- Adapters that are on the model itself.
+function Model:_guests()
+  local prefix = self._prefix
+  local list = { prefix and rawequal(self.prefix, prefix._put) and prefix or nil }
+  for _, place in pairs(self._modules or {}) do
+    for _, guest in ipairs(Projection.guests(place)) do list[#list + 1] = guest end
+  end
+  return list
 end
 
 -- Adapters that are copied together with the model sit on the copy.

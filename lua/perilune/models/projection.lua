@@ -156,4 +156,15 @@ end
 
 Projection._copied = Projection.take_adapters
 
+--- The adapters in a place, which are no part of the model.
+--- @param place table
+--- @return perilune.nn.Module[]
+function Projection.guests(place)
+  local old, list = place.adapter, {}
+  for i, adapter in ipairs(getmetatable(old) == Chain and old or { old }) do list[i] = adapter.owner or adapter end
+  return list
+end
+
+Projection._guests = Projection.guests
+
 return Projection

@@ -308,6 +308,37 @@ function M.counted_twice(objects)
   end
 end
 
+--- What is trained and sits on a module without being part of it or of the others: an adapter that nobody put into a
+--- field. Its module and where it sits, as text; nil when there is none.
+--- @param roots table[]  { label, module }, not all of them modules
+--- @param held table<perilune.Tensor, boolean>?  tensors that are taken care of in another way
+--- @return string?
+function M.left_out(roots, held)
+  local inside, guests = {}, {}
+  for _, entry in ipairs(roots) do
+    if is_module(entry[2]) then
+      M.walk(entry[2], { module = function(label, module)
+        inside[module] = true
+        local ask = method(module, "_guests")
+        for _, guest in ipairs(ask and ask(module) or {}) do
+          local at = entry[1] == "" and label or label == "" and entry[1] or join(entry[1], label)
+          guests[#guests + 1] = { guest, at == "" and "it" or at }
+        end
+      end })
+    end
+  end
+  for _, entry in ipairs(guests) do
+    local guest = entry[1]
+    if not inside[guest] then
+      for _, p in ipairs(guest:parameters()) do
+        if p.requires_grad and not (held and held[p]) then
+          return ("a %s sits on %s"):format(getmetatable(guest).__name, entry[2])
+        end
+      end
+    end
+  end
+end
+
 --- What leaves a module, saved or copied, must be whole: a linear layer with an adapter in its weights knows whether
 --- that is so, and raises.
 --- @param root perilune.nn.Module

@@ -12,9 +12,7 @@ local M = {}
 
 -- ---- lists of tensors ----
 
-local function is_object(v)
-  return type(v) == "table" and (Module.is_module(v) or type(walk.method(v, "parameters")) == "function")
-end
+local is_object = Module.is_module
 
 -- An entry of named_parameters(): { path, tensor, published names }.
 local function is_named(v)
@@ -35,12 +33,8 @@ local function flatten(who, given)
   local list, objects = {}, {}
   local function add_object(object, prefix)
     objects[#objects + 1] = { object, prefix }
-    if type(walk.method(object, "named_parameters")) == "function" then
-      for _, entry in ipairs(object:named_parameters()) do
-        list[#list + 1] = { entry[2], prefix .. entry[1], true, prefixed(prefix, entry[3]) }
-      end
-    else
-      for _, t in ipairs(object:parameters()) do list[#list + 1] = { t, nil, true } end
+    for _, entry in ipairs(object:named_parameters()) do
+      list[#list + 1] = { entry[2], prefix .. entry[1], true, prefixed(prefix, entry[3]) }
     end
   end
   if is_object(given) then
@@ -243,6 +237,14 @@ function M.open(kind, who, params, common, choices)
       .. "adapter:parameters()"):format(who, #all))
   end
   check_once(who, all)
+  local held, roots = {}, {}
+  for _, e in ipairs(all) do held[e.tensor] = true end
+  for i, entry in ipairs(objects) do roots[i] = { entry[2]:gsub("%.$", ""), entry[1] } end
+  local left = walk.left_out(roots, held)
+  if left then
+    walk.raise(("%s: %s, and its parameters are none of these: put it into a field of the module, or give lists of "
+      .. "parameters"):format(who, left))
+  end
   return groups, objects
 end
 

@@ -34,7 +34,7 @@ end
 
 local function put(self)
   self._put = function () return split(self) end
-  self.model.prefix = self._put
+  self.model.prefix, self.model._prefix = self._put, self
 end
 
 local rules = {
@@ -97,7 +97,7 @@ end
 
 --- Take the prefix off the model.
 function Prefix:remove()
-  if self.model.prefix == self._put then self.model.prefix = nil end
+  if self.model.prefix == self._put then self.model.prefix, self.model._prefix = nil, nil end
 end
 
 --- Write adapter_config.json and adapter_model.safetensors in PEFT's layout.

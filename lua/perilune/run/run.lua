@@ -284,12 +284,27 @@ end
 
 -- What cannot be saved is said before the first step, not at the first checkpoint.
 function Run:_check_states()
-  local objects = {}
-  for _, name in ipairs(self._order) do
+  local objects, tracked = {}, {}
+  for i, name in ipairs(self._order) do
     local object = self._objects[name]
-    if object.state_dict then objects[name] = select(2, object:state_dict()) else objects[name] = object:state() end
+    tracked[i] = { name, object }
+    if object.state_dict then
+      local tensors, plain = object:state_dict()
+      for _, key in ipairs(options.names(tensors or {})) do
+        local t = tensors[key]
+        if peri.is_tensor(t) and t.dtype:find "^q%d" then
+          folders.refuse("the state of %q cannot be written: %s is %s, which the format does not have: load the model "
+            .. "in f32, f16 or bf16, or track its adapter alone", name, key, t.dtype)
+        end
+      end
+      objects[name] = plain
+    else
+      objects[name] = object:state()
+    end
   end
   encoded { objects = objects }
+  local left = walk.left_out(tracked)
+  if left then folders.refuse("%s and would not be saved: track it, or put it in a field of what is tracked", left) end
 end
 
 --- Write a checkpoint of everything tracked.
