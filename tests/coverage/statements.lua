@@ -225,7 +225,8 @@ for name in io.lines() do
   local file = assert(io.open(from .. "/" .. name))
   local text = file:read "a"
   file:close()
-  local pieces, last = { 'local _H=require"hits";' }, 1
+  local first = tokens(text, name)[1][2] -- behind the comment that a file opens with: listings read that
+  local pieces, last = { text:sub(1, first - 1), 'local _H=require"hits";' }, first
   for _, token in ipairs(statements(text, name)) do
     number = number + 1
     pieces[#pieces + 1] = ("%s_H[%d]=1;"):format(text:sub(last, token[2] - 1), number)
