@@ -412,4 +412,38 @@ function tests.test_a_tokenizers_batch_is_what_the_model_wants()
   near(hidden:select(1, 2):narrow(1, 1, 3), one:select(1, 1), "bert")
 end
 
+function tests.test_ids_that_are_padded_already_become_the_same_batch()
+  for _, side in ipairs { "left", "right" } do
+    local want = batches.pad(lists, { side = side, pad = 59, length = WIDTH })
+    local got = batches.new(want.ids, want.mask)
+    for _, name in ipairs { "ids", "mask", "lengths", "start" } do
+      lu.assertEquals(got[name]:tolist(), want[name]:tolist(), name)
+    end
+    lu.assertEquals({ got.side, got:unpad() }, { side, lists })
+    lu.assertEquals(tostring(got), ("batch of 4 rows, 9 columns, padded on the %s"):format(side))
+    local part = got:rows(2, 2)
+    lu.assertEquals({ part:unpad(), part.side, part.truncated }, { { lists[2], lists[3] }, side, 0 })
+  end
+  local ids = peri.tensor({ { 1, 2 }, { 3, 4 } }, "i64")
+  lu.assertEquals(batches.new(ids):unpad(), { { 1, 2 }, { 3, 4 } })
+  lu.assertErrorMsgContains("ids are no tensor (B, T)", batches.new, peri.tensor({ 1, 2 }, "i64"))
+  lu.assertErrorMsgContains("mask has shape (2, 3), expected (2, 2)", batches.new, ids, peri.ones({ 2, 3 }, "bool"))
+  lu.assertErrorMsgContains("the mask has gaps", batches.new, peri.tensor({ { 1, 2, 3 } }, "i64"),
+    peri.tensor({ { true, false, true } }, "bool"))
+end
+
+function tests.test_a_text_that_leaves_no_room_is_refused()
+  local tok = wordpiece()
+  lu.assertErrorMsgContains("max_length is 1, the special tokens alone are 2", tok.batch, tok, { "the king" },
+    { truncation = true, max_length = 1 })
+  lu.assertErrorMsgContains("the texts are no pairs", tok.batch, tok, { "the king the king" },
+    { truncation = "only_second", max_length = 4 })
+  lu.assertErrorMsgContains("the first text alone has", tok.batch, tok, { { "the king the king the king", "a" } },
+    { truncation = "only_second", max_length = 6 })
+  lu.assertErrorMsgContains("files name no model_max_length", tok.batch, tok, { "a" }, { truncation = true })
+  lu.assertErrorMsgContains("two names of one option", tok.batch, tok, { "a" },
+    { add_special = true, add_special_tokens = true })
+  lu.assertErrorMsgContains("row 1 has 3 ids, length is 2", batches.pad, { { 1, 2, 3 } }, { length = 2 })
+end
+
 return tests

@@ -229,6 +229,73 @@ function tests.test_info_says_what_a_file_holds()
   lu.assertStrContains(out, "f64 1 (48 bytes)")
 end
 
+-- Values stay, tensors get other types: those of the first conversion are the measure.
+function tests.test_a_gguf_file_is_requantised_under_its_names()
+  quiet(convert, { tiny .. "llama", dir .. "/a.gguf", "--type", "f32" })
+  for _, kind in ipairs { "f16", "q8_0", "q5_1" } do
+    local status, out, message = quiet(convert, { dir .. "/a.gguf", dir .. "/b.gguf", "--type", kind, "--force" })
+    lu.assertEquals({ status, message }, { 0, "" })
+    lu.assertStrContains(out, "30 tensors, 27,168 parameters")
+    local a, b = assert(peri.gguf.open(dir .. "/a.gguf")), assert(peri.gguf.open(dir .. "/b.gguf"))
+    for _, v in ipairs(a:keys()) do
+      if not v.key:find "^general%.[afq]" then lu.assertEquals(b:get(v.key), a:get(v.key), v.key) end
+    end
+    lu.assertEquals(b:get "general.file_type", ({ f16 = 1, q8_0 = 7, q5_1 = 9 })[kind])
+    for i, t in ipairs(b:tensors()) do
+      local want = a:tensors()[i]
+      lu.assertEquals({ t.name, t.shape }, { want.name, want.shape })
+      local wide = a:tensor(t.name)
+      local narrow = t.dtype == "f32" and wide or wide:to(t.dtype)
+      lu.assertEquals(b:tensor(t.name):bytes(), narrow:bytes(), t.name)
+      if #t.shape == 1 then lu.assertEquals(t.dtype, "f32", t.name) end -- norms
+    end
+  end
+  quiet(convert, { dir .. "/b.gguf", dir .. "/c.gguf" }) -- as stored
+  local b, c = assert(peri.gguf.open(dir .. "/b.gguf")), assert(peri.gguf.open(dir .. "/c.gguf"))
+  for _, t in ipairs(b:tensors()) do lu.assertEquals(c:tensor(t.name):bytes(), b:tensor(t.name):bytes(), t.name) end
+  assert(peri.files.write(dir .. "/d.gguf", "no GGUF"))
+  local status, _, message = quiet(convert, { dir .. "/d.gguf", dir .. "/e.gguf" })
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(message, "d.gguf")
+end
+
+-- What a config says of rotary positions, in GGUF and back, or a message that names it.
+function tests.test_scaled_rotary_positions_come_back()
+  local folder, config = dir .. "/f", hf.config(tiny .. "llama")
+  local weights, old = assert(peri.files.read(tiny .. "llama/model.safetensors")), assert(hf.tensors(tiny .. "llama"))
+  lu.assertNotNil(old)
+  local function convert_with(scaling)
+    config.rope_scaling, config.rope_parameters = scaling, nil
+    peri.files.remove_tree(folder)
+    assert(hf.write(folder, config, {}, {}))
+    assert(peri.files.write(folder .. "/model.safetensors", weights))
+    return quiet(convert, { folder, dir .. "/m.gguf", "--force" })
+  end
+  local ids = peri.tensor({ { 5, 9, 1, 44, 17, 3, 30, 2 } }, "i64")
+  local function logits(path)
+    local model = assert(peri.models.load(path))
+    return peri.no_grad(function() return model:logits(model:forward(ids)) end)
+  end
+  for _, scaling in ipairs {
+    { rope_type = "linear", factor = 4.0 },
+    { rope_type = "yarn", factor = 4.0, original_max_position_embeddings = 16 },
+    { rope_type = "yarn", factor = 2.0, original_max_position_embeddings = 32, attention_factor = 1.25, beta_fast = 16.0,
+      beta_slow = 2.0 },
+  } do
+    local status, _, message = convert_with(scaling)
+    lu.assertEquals(status, 0, message)
+    lu.assertEquals((quiet(convert, { dir .. "/m.gguf", dir .. "/back", "--force" })), 0)
+    local back = hf.config(dir .. "/back").rope_scaling
+    for key, value in pairs(scaling) do lu.assertEquals(back[key], value, key) end
+    local want = logits(folder)
+    lu.assertEquals(logits(dir .. "/m.gguf"):tolist(), want:tolist(), scaling.rope_type)
+    lu.assertEquals(logits(dir .. "/back"):tolist(), want:tolist(), scaling.rope_type)
+  end
+  local status, _, message = convert_with { rope_type = "dynamic", factor = 2.0 }
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(message, 'rope type "dynamic" has no place in GGUF here')
+end
+
 -- The real model: weights of the file itself are the measure.
 function tests.test_smollm2_is_requantised_in_little_memory()
   local path = shared.need "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

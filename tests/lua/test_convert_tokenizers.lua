@@ -90,6 +90,88 @@ end
 local BERT = { unk_token = "[UNK]", cls_token = "[CLS]", sep_token = "[SEP]", pad_token = "[PAD]", mask_token = "[MASK]" }
 local LLAMA = { bos_token = "<s>", eos_token = "</s>", unk_token = "<unk>" }
 
+-- Vocabularies from before tokenizer.json, and SentencePiece's own.
+function T.test_older_files_keep_their_ids()
+  local folder = dir .. "/folder"
+  local function fresh(files)
+    peri.files.remove_tree(folder)
+    for name, value in pairs(files) do write(folder, name, value) end
+    return folder
+  end
+  local json = read_json(DATA .. "bytelevel.json")
+  plain_bytes(json)
+  local merges = { "#version: 0.2" }
+  for i, merge in ipairs(json.model.merges) do
+    merges[i + 1] = type(merge) == "table" and table.concat(merge, " ") or merge
+  end
+  local pair = { ["vocab.json"] = json.model.vocab, ["merges.txt"] = table.concat(merges, "\n") .. "\n" }
+  local values = there_and_back(fresh(pair), "vocab.json and merges.txt")
+  lu.assertEquals({ value_of(values, "model"), value_of(values, "pre") }, { "gpt2", "gpt-2" })
+  pair["tokenizer_config.json"] = { tokenizer_class = "Qwen2Tokenizer", eos_token = null }
+  lu.assertEquals(value_of(there_and_back(fresh(pair), "Qwen 2's pair"), "pre"), "qwen2")
+  local words = {}
+  for word, id in pairs(read_json(DATA .. "wordpiece.json").model.vocab) do words[id + 1] = word end
+  words = table.concat(words, "\n") .. "\n"
+  values = there_and_back(fresh { ["vocab.txt"] = words }, "vocab.txt")
+  lu.assertEquals({ value_of(values, "model"), value_of(values, "pre") }, { "bert", "jina-v2-en" })
+  local _, losses = to_gguf.values(fresh { ["vocab.txt"] = words,
+    ["tokenizer_config.json"] = { tokenizer_class = "BertTokenizer", do_basic_tokenize = false } }, {})
+  lu.assertStrContains(table.concat(losses, "; "), "do_basic_tokenize = false")
+  for _, name in ipairs { "bpe_plain", "bpe_bare", "bpe_user", "unigram_plain", "unigram_bare", "unigram_user" } do
+    local model = assert(peri.files.read(DATA .. "sentencepiece/" .. name .. ".model"))
+    local lost
+    values, lost = to_gguf.values(fresh { ["tokenizer.model"] = model }, {})
+    lu.assertNotNil(values, name)
+    local tok, _, back = assert(peri.tokenizer.load(folder)), gguf_of(values)
+    if #lost == 0 then assert_same(tok, back, name)
+    else lu.assertStrContains(table.concat(lost, "; "), " of ", name) end
+    lu.assertEquals(value_of(values, "model"), name:find "^bpe" and "llama" or "t5")
+  end
+end
+
+function T.test_templates_by_name_come_back()
+  local templates = array { { name = "default", template = "{{ 1 }}" }, { name = "tool_use", template = "{{ 2 }}" },
+    { name = "rag", template = "{{ 3 }}" } }
+  local folder = folder_of("bytelevel", plain_bytes, { chat_template = templates })
+  there_and_back(folder, "templates")
+  local back = read_json(dir .. "/back/tokenizer_config.json").chat_template
+  local found = {}
+  for _, t in ipairs(back) do found[t.name] = t.template end
+  lu.assertEquals(found, { default = "{{ 1 }}", tool_use = "{{ 2 }}", rag = "{{ 3 }}" })
+end
+
+function T.test_a_vocabulary_shorter_than_the_model_is_filled_up()
+  local folder = folder_of("bytelevel", plain_bytes)
+  local n = assert(peri.tokenizer.load(folder)).size
+  local values, losses = to_gguf.values(folder, { vocab_size = n + 3 })
+  lu.assertEquals(losses, {})
+  local tokens = value_of(values, "tokens")
+  lu.assertEquals({ #tokens, tokens[n + 1], tokens[n + 3] }, { n + 3, ("[PAD%d]"):format(n), ("[PAD%d]"):format(n + 2) })
+end
+
+-- Whatever a tokenizer was read from, the folder that it saves has its ids.
+function T.test_a_tokenizer_saves_itself_from_every_source()
+  local function saved(tok, what)
+    peri.files.remove_tree(dir .. "/saved")
+    assert(tok:save(dir .. "/saved"))
+    assert_same(tok, assert(peri.tokenizer.load(dir .. "/saved")), what)
+  end
+  for _, base in ipairs { "llama", "wordpiece", "unigram_bytes" } do
+    write(dir .. "/j", "tokenizer.json", assert(peri.files.read(DATA .. base .. ".json")))
+    saved(assert(peri.tokenizer.load(dir .. "/j/tokenizer.json")), base)
+    saved(assert(peri.tokenizer.parse(assert(peri.files.read(DATA .. base .. ".json")))), base .. ", parsed")
+    saved(assert(peri.tokenizer.load(folder_of(base))), base .. ", a folder")
+  end
+  local values = assert(to_gguf.values(folder_of("llama", nil, LLAMA), {}))
+  saved(select(2, gguf_of(values)), "GGUF")
+  write(dir .. "/sp", "tokenizer.model", assert(peri.files.read(DATA .. "sentencepiece/bpe_plain.model")))
+  saved(assert(peri.tokenizer.load(dir .. "/sp/tokenizer.model")), "SentencePiece")
+  local tok = assert(peri.tokenizer.load(DATA .. "sentencepiece/bpe_plain.model"))
+  local ok, message = tok:save(dir .. "/none") -- its name says nothing to others
+  lu.assertNil(ok)
+  lu.assertStrContains(message, "bpe_plain.model is not written as a folder")
+end
+
 function T.test_folders_that_gguf_can_hold_keep_their_ids()
   there_and_back(folder_of("bytelevel", plain_bytes), "GPT-2")
   there_and_back(folder_of("bytelevel", function(json)

@@ -341,4 +341,43 @@ function tests.test_a_scheduler_refuses_what_a_model_has_not()
   lu.assertEquals(s.running, 0)
 end
 
+-- ---- prompts ------------------------------------------------------------------------------------------
+
+-- Prefix, suffix, middle as the published models have it (arXiv:2207.14255); what the texts spell is text.
+function tests.test_a_gap_between_two_texts_is_asked_for_by_its_tokens()
+  local fim = { "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>" }
+  local filling = assert(peri.tokenizer.train_bpe({ "the cat sat on the mat." }, { vocab_size = 280, special_tokens = fim }))
+  local lm = lms.new(llama(filling.size), filling)
+  local function ids(text) return filling:encode(text, { add_special = false, parse_special = false }) end
+  local function gap(before, behind)
+    local out = { filling:id(fim[1]) }
+    table.move(ids(before), 1, #ids(before), #out + 1, out)
+    out[#out + 1] = filling:id(fim[2])
+    table.move(ids(behind), 1, #ids(behind), #out + 1, out)
+    out[#out + 1] = filling:id(fim[3])
+    return out
+  end
+  lu.assertEquals(lm:ids("the cat ", { suffix = " the mat." }), gap("the cat ", " the mat."))
+  lu.assertEquals(lm:ids("", { suffix = "" }), gap("", ""))
+  local spelled = lm:ids("a <|fim_suffix|> b", { suffix = "<|fim_middle|>" })
+  local marks_in = 0
+  for _, id in ipairs(spelled) do
+    for _, mark in ipairs(fim) do if id == filling:id(mark) then marks_in = marks_in + 1 end end
+  end
+  lu.assertEquals(marks_in, 3) -- none of them from the texts
+  lu.assertEquals(filling:decode(spelled, { skip_special = true }), "a <|fim_suffix|> b<|fim_middle|>")
+  local answer = lm:complete("the", { suffix = "mat", max_new_tokens = 2, temperature = 0, ignore_stop = true })
+  lu.assertEquals({ #answer.tokens, answer.prompt_tokens }, { 2, #gap("the", "mat") })
+  local plain = lms.new(llama(tok.size), tok)
+  lu.assertErrorMsgContains("has no tokens for fill-in-the-middle", plain.ids, plain, "the", { suffix = "mat" })
+end
+
+function tests.test_a_prompt_is_a_text_messages_or_ids()
+  local lm = lms.new(llama(tok.size), tok)
+  lu.assertEquals(lm:ids "the cat", tok:encode "the cat")
+  lu.assertEquals(lm:ids { 3, 1, 2 }, { 3, 1, 2 })
+  lu.assertErrorMsgContains("has no chat template; use complete", lm.ids, lm, { { role = "user", content = "a" } })
+  lu.assertErrorMsgContains("a prompt is a text, a list of messages or a list of ids, not a number", lm.ids, lm, 7)
+end
+
 return tests
