@@ -1,151 +1,13 @@
 /*
-** test_prompt.c - the prompt at a terminal: perilune repl behind a pseudo terminal, keys in, screen out.
-** Every key waits until the program reads keys (what comes earlier is the terminal's), so nothing here
-** depends on time; a wait that comes to nothing ends after a minute and shows the screen.
+** test_prompt.c - the prompt at a terminal: what perilune repl makes of keys.
 */
 #define _GNU_SOURCE /* posix_openpt, setenv */
 
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <termios.h>
-#include <time.h>
-#include <unistd.h>
-
 #include <dlfcn.h>
+#include <signal.h>
+#include <sys/stat.h>
 
-#include "scratch.h"
-
-enum { SCREEN = 1 << 18, PATIENCE = 60 /* seconds */ };
-
-/* ---- a program behind a terminal ---- */
-
-typedef struct terminal {
-  int fd;
-  pid_t pid;
-  char *text; /* all that came, ended by 0 */
-  size_t n, seen;
-} terminal;
-
-/* The program of this build: two folders above the test's own. */
-static void program_path (char *out, size_t size) {
-  ssize_t n = readlink("/proc/self/exe", out, size - 1);
-  assert_true(n > 0);
-  out[n] = 0;
-  for (int i = 0; i < 3; i++) *strrchr(out, '/') = 0;
-  assert_true(strlen(out) + 20 < size);
-  strcat(out, "/perilune-testing");
-}
-
-/* env: names and values, ended by NULL; a value NULL takes the name away. */
-static terminal start (int columns, const char *const *env) {
-  terminal t = { .fd = posix_openpt(O_RDWR | O_NOCTTY), .text = test_calloc(1, SCREEN) };
-  struct winsize size = { .ws_row = 24, .ws_col = (unsigned short)columns };
-  char program[4096], slave[256];
-  program_path(program, sizeof program);
-  assert_true(t.fd >= 0 && grantpt(t.fd) == 0 && unlockpt(t.fd) == 0);
-  snprintf(slave, sizeof slave, "%s", ptsname(t.fd));
-  assert_int_equal(ioctl(t.fd, TIOCSWINSZ, &size), 0);
-  t.pid = fork();
-  assert_true(t.pid >= 0);
-  if (t.pid == 0) {
-    setsid();
-    int fd = open(slave, O_RDWR); /* and so it is this session's terminal */
-    for (int i = 0; i < 3; i++) dup2(fd, i);
-    close(fd);
-    close(t.fd);
-    setenv("HOME", Dir, 1);
-    setenv("TERM", "xterm", 1);
-    setenv("LC_ALL", "C.UTF-8", 1);
-    setenv("NO_COLOR", "1", 1);
-    unsetenv("XDG_STATE_HOME");
-    unsetenv("LUA_INIT");
-    for (; *env; env += 2)
-      if (env[1])
-        setenv(env[0], env[1], 1);
-      else
-        unsetenv(env[0]);
-    execl(program, program, "repl", (char *)NULL);
-    _exit(127);
-  }
-  return t;
-}
-
-static const char *const none[] = { NULL };
-
-static double now (void) {
-  struct timespec s;
-  clock_gettime(CLOCK_MONOTONIC, &s);
-  return (double)s.tv_sec + 1e-9 * (double)s.tv_nsec;
-}
-
-/* Read what is there, waiting for it so many milliseconds; false: the program has gone. */
-static bool take (terminal *t, int patience) {
-  struct pollfd p = { .fd = t->fd, .events = POLLIN };
-  if (poll(&p, 1, patience) <= 0) return true;
-  assert_true(t->n + 4096 < SCREEN);
-  ssize_t n = read(t->fd, t->text + t->n, 4095);
-  if (n <= 0) return n < 0 && errno == EINTR;
-  for (ssize_t i = 0; i < n; i++)
-    if (t->text[t->n + (size_t)i] == 0) t->text[t->n + (size_t)i] = ' ';
-  t->n += (size_t)n;
-  t->text[t->n] = 0;
-  return true;
-}
-
-/* Wait until the text stands on the screen, behind all that was waited for. */
-static void expect (terminal *t, const char *text) {
-  const char *at;
-  for (double end = now() + PATIENCE; !(at = strstr(t->text + t->seen, text));)
-    if (!take(t, 1000) || now() > end)
-      fail_msg("waited for \"%s\"; since then: \"%s\"", text, t->text + t->seen);
-  t->seen = (size_t)(at - t->text) + strlen(text);
-}
-
-/* Whether the program reads keys one by one (editor) or the terminal gathers lines for it. */
-static bool reads_keys (const terminal *t) {
-  struct termios s;
-  assert_int_equal(tcgetattr(t->fd, &s), 0);
-  return (s.c_lflag & ICANON) == 0;
-}
-
-/* Type, once the prompt stands there and keys are the editor's. */
-static void type (terminal *t, const char *keys) {
-  for (double end = now() + PATIENCE; !reads_keys(t);)
-    if (!take(t, 1) || now() > end) fail_msg("no keys are read: \"%s\"", t->text + t->seen);
-  assert_int_equal(write(t->fd, keys, strlen(keys)), strlen(keys));
-}
-
-static void signal_key (terminal *t, const char *key) {
-  assert_false(reads_keys(t));
-  assert_int_equal(write(t->fd, key, 1), 1);
-}
-
-/* Type a line; wait for what it prints and for the next prompt. */
-static void answers (terminal *t, const char *keys, const char *answer) {
-  char want[256];
-  type(t, keys);
-  snprintf(want, sizeof want, "\r\n%s\r\n", answer);
-  expect(t, want);
-  expect(t, "> ");
-}
-
-/* The program ends by itself, with this status. */
-static void ends (terminal *t, int want) {
-  int status;
-  while (take(t, 1000)) {}
-  assert_int_equal(waitpid(t->pid, &status, 0), t->pid);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != want)
-    fail_msg("status %x, not %d: \"%s\"", (unsigned)status, want, t->text);
-  close(t->fd);
-  test_free(t->text);
-}
+#include "terminal.h"
 
 static void leave (terminal *t) {
   type(t, "\4");
@@ -153,7 +15,8 @@ static void leave (terminal *t) {
 }
 
 static terminal begin (int columns, const char *const *env) {
-  terminal t = start(columns, env);
+  static const char *const repl[] = { "repl", NULL };
+  terminal t = start(columns, repl, env);
   expect(&t, "Ctrl-D leaves.\r\n> ");
   return t;
 }
