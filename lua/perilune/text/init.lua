@@ -30,6 +30,7 @@ local chars_rules = { separator = options.boolean(false, ":batch ends each promp
 --- @return perilune.text.Chars
 function M.chars(alphabet, opts)
   local o = options.fill("text.chars", opts, chars_rules)
+  options.argument("text.chars", "alphabet", alphabet, "string")
   local self = setmetatable({ sep = 0, eos = 1, pad = 2, unk = 3, _id = {}, _char = {} }, Chars)
   self._separator, self.size = o.separator, 4
   for _, code in utf8.codes(alphabet) do
@@ -49,6 +50,7 @@ options.declare(M.chars, { "alphabet" }, chars_rules)
 --- @return perilune.text.Chars
 function M.from_codes(codes, opts)
   options.fill("text.from_codes", opts, chars_rules)
+  options.argument("text.from_codes", "codes", codes, "table")
   return M.chars(utf8.char(table.unpack(codes)), opts)
 end
 options.declare(M.from_codes, { "codes" }, chars_rules)
