@@ -83,8 +83,9 @@ void peri__metatable (lua_State *L, const char *key, const peri_reg *meta, const
 /* Push a new table with weak keys. */
 void peri__weak_keys (lua_State *L);
 
-/* ---- activation.c ---- */
+/* ---- facts.c ---- */
 int peri__activations (lua_State *L);
+int peri__dtypes (lua_State *L);
 
 /* ---- box.c ---- */
 /* Push an empty box, registered in the innermost open scope of L, whose modes are in force then. */
@@ -147,7 +148,6 @@ void peri__scope_lift (peri_scope *to, peri_box *box); /* hand box to scope to; 
 void peri__push_element (lua_State *L, peri_dtype d, const void *p);
 /* Store the Lua value at idx; raises when it does not fit. */
 void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, void *p);
-double peri__half_to_double (peri_dtype d, uint16_t h); /* f16, bf16 */
 
 /* ---- what each file adds; all expect the module table on top and leave it there ---- */
 void peri__open_call (lua_State *L);       /* every op, as function and method: call.c */

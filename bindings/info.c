@@ -488,6 +488,11 @@ static const peri_reg functions[] = {
     "The registry of activations: {name, layer, published, gain, doc} of each, published being the "
     "names that configs of models have for it besides.",
     peri__activations },
+  { "dtypes", "",
+    "The table of dtypes: {name, alias, kind, elements, bytes} of each, elements and bytes being "
+    "those "
+    "of a block, kind \"bool\", \"integer\", \"float\" or \"quantised\".",
+    peri__dtypes },
   { "functions", "", "The functions and methods that are no ops: {name, sig, doc, of} of each.",
     l_functions },
   { "methods", "", "Every method of tensors by name.", l_methods },

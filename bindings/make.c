@@ -5,36 +5,8 @@
 #include <string.h>
 
 #include "bind.h"
+#include "core/element.h"
 #include "op/op.h"
-
-double peri__half_to_double (peri_dtype d, uint16_t h) {
-  uint32_t u;
-  float f;
-  if (d == PERI_BF16) {
-    u = (uint32_t)h << 16;
-    memcpy(&f, &u, sizeof f);
-    return (double)f;
-  }
-  int e = h >> 10 & 31, m = h & 1023;
-  double v = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
-  return h >> 15 ? -v : v;
-}
-
-/* To nearest even, from the double directly: no double rounding. */
-static uint16_t half_from_double (peri_dtype d, double v) {
-  int bits = d == PERI_F16 ? 10 : 7, bias = d == PERI_F16 ? 15 : 127, e;
-  uint16_t sign = signbit(v) ? 0x8000 : 0, top = (uint16_t)((d == PERI_F16 ? 31 : 255) << bits);
-  if (isnan(v)) return (uint16_t)(sign | top | 1u << (bits - 1));
-  v = fabs(v);
-  if (v == 0) return sign;
-  if (isinf(v)) return sign | top;
-  frexp(v, &e);                       /* v in [2^(e-1), 2^e) */
-  if (e - 1 < 1 - bias) e = 2 - bias; /* subnormal: the smallest normal exponent */
-  double q = nearbyint(ldexp(v, bits - (e - 1)));
-  uint32_t code = (uint32_t)q + ((uint32_t)(e - 2 + bias) << bits); /* a carry moves on by itself */
-  if (e - 2 + bias == 0 && q < ldexp(1, bits)) code = (uint32_t)q;
-  return code >= top ? sign | top : (uint16_t)(sign | code);
-}
 
 void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, void *p) {
   int type = lua_type(L, idx), ok = 1;
@@ -58,20 +30,11 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
                                                    : 0;
   } else
     luaL_error(L, "%s: an element must be a number or boolean, got %s", fn, luaL_typename(L, idx));
-  bool fits = ok && (d != PERI_U8 || (i >= 0 && i <= UINT8_MAX)) &&
-              (d != PERI_I32 || (i >= INT32_MIN && i <= INT32_MAX));
-  if ((d == PERI_U8 || d == PERI_I32 || d == PERI_I64) && !fits)
+  int64_t low, top;
+  if (d != PERI_BOOL && peri__element_range(d, &low, &top) && !(ok && i >= low && i <= top))
     luaL_error(L, "%s: %s does not fit into %s", fn, v != v ? "nan" : lua_pushfstring(L, "%f", v),
                peri_dtype_name(d));
-  switch (d) { /* ORDER dtype */
-  case PERI_BOOL: *(uint8_t *)p = v != 0; break;
-  case PERI_U8: *(uint8_t *)p = (uint8_t)i; break;
-  case PERI_I32: *(int32_t *)p = (int32_t)i; break;
-  case PERI_I64: *(int64_t *)p = i; break;
-  case PERI_F32: *(float *)p = (float)v; break;
-  case PERI_F64: *(double *)p = v; break;
-  default: *(uint16_t *)p = half_from_double(d, v);
-  }
+  peri__element_put(d, p, (peri__value){ i, v, !peri__is_float(d) && v == v });
 }
 
 /* ---- nested tables ---- */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "core/element.h"
 
 #define EDGE 3     /* values kept at either end of a dim */
 #define WHOLE 1000 /* elements up to which nothing is cut */
@@ -27,15 +28,10 @@ typedef struct printer {
 static int format (const printer *p, const char *at, char *buf, size_t size) {
   const peri_tensor *t = p->t;
   double v;
-  switch (t->dtype) { /* ORDER dtype */
-  case PERI_BOOL: return snprintf(buf, size, "%s", *(const uint8_t *)at ? "true" : "false");
-  case PERI_U8: return snprintf(buf, size, "%d", *(const uint8_t *)at);
-  case PERI_I32: return snprintf(buf, size, "%d", (int)*(const int32_t *)at);
-  case PERI_I64: return snprintf(buf, size, "%lld", (long long)*(const int64_t *)at);
-  case PERI_F32: v = (double)*(const float *)at; break;
-  case PERI_F64: v = *(const double *)at; break;
-  default: v = peri__half_to_double((peri_dtype)t->dtype, *(const uint16_t *)at);
-  }
+  const peri__value a = peri__element_get(t->dtype, at);
+  if (t->dtype == PERI_BOOL) return snprintf(buf, size, "%s", a.i ? "true" : "false");
+  if (a.whole) return snprintf(buf, size, "%lld", (long long)a.i);
+  v = a.f;
   if (isnan(v)) return snprintf(buf, size, "nan");
   if (isinf(v)) return snprintf(buf, size, v > 0 ? "inf" : "-inf");
   if (p->style == POINT) return snprintf(buf, size, "%.0f.", v);
@@ -46,10 +42,7 @@ static void look (printer *p, const char *at) {
   const peri_tensor *t = p->t;
   char buf[64];
   if (p->style == INTEGERS && peri__is_float(t->dtype)) { /* first pass: the range */
-    double v = t->dtype == PERI_F64 ? *(const double *)at
-               : t->dtype == PERI_F32
-                   ? (double)*(const float *)at
-                   : peri__half_to_double((peri_dtype)t->dtype, *(const uint16_t *)at);
+    double v = peri__element_get(t->dtype, at).f;
     if (!isfinite(v)) return;
     if (v != floor(v)) p->whole = false;
     v = fabs(v);

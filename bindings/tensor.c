@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "core/element.h"
 #include "op/inplace.h"
 
 static peri_tensor *self (lua_State *L, const char *fn) {
@@ -23,15 +24,13 @@ static peri_tensor *self (lua_State *L, const char *fn) {
 static void push_number (lua_State *L, double v) { lua_pushnumber(L, isnan(v) ? (double)NAN : v); }
 
 void peri__push_element (lua_State *L, peri_dtype d, const void *p) {
-  switch (d) { /* ORDER dtype */
-  case PERI_BOOL: lua_pushboolean(L, *(const uint8_t *)p != 0); break;
-  case PERI_U8: lua_pushinteger(L, *(const uint8_t *)p); break;
-  case PERI_I32: lua_pushinteger(L, *(const int32_t *)p); break;
-  case PERI_I64: lua_pushinteger(L, *(const int64_t *)p); break;
-  case PERI_F32: push_number(L, (double)*(const float *)p); break;
-  case PERI_F64: push_number(L, *(const double *)p); break;
-  default: push_number(L, peri__half_to_double(d, *(const uint16_t *)p));
-  }
+  const peri__value a = peri__element_get(d, p);
+  if (d == PERI_BOOL)
+    lua_pushboolean(L, a.i != 0);
+  else if (a.whole)
+    lua_pushinteger(L, a.i);
+  else
+    push_number(L, a.f);
 }
 
 /* First n positions from argument 2 on: the offset of what they name, in elements. */

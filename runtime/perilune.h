@@ -55,7 +55,8 @@ typedef enum peri_status {
   PERI_EHOST    /* a host callback (reward, custom vjp) failed */
 } peri_status;
 
-/* ORDER dtype: kept the same in core/dtype.c, cpu/convert.h, bindings/tensor.c */
+/* ORDER dtype: names and sizes are in core/dtype.c, one element is read and written in core/element.h;
+** tests/lua/test_orders.lua finds the rest by this mark. */
 typedef enum peri_dtype {
   PERI_BOOL, /* one byte, 0 or 1 */
   PERI_U8,

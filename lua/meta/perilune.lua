@@ -2414,6 +2414,10 @@ function peri.ops() end
 ---@return any ...
 function peri.activations() end
 
+--- The table of dtypes: {name, alias, kind, elements, bytes} of each, elements and bytes being those of a block, kind "bool", "integer", "float" or "quantised".
+---@return any ...
+function peri.dtypes() end
+
 --- The functions and methods that are no ops: {name, sig, doc, of} of each.
 ---@return any ...
 function peri.functions() end

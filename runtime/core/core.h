@@ -266,9 +266,17 @@ static inline double peri__unit_f64 (uint32_t hi, uint32_t lo) {
 }
 
 /* ---- dtype: core/dtype.c ---- */
-float peri__f16_to_f32 (uint16_t h);
+/* What a plain dtype is called here, by NumPy and PyTorch, in safetensors and in .npy files. */
+typedef struct peri__dtype_row {
+  const char *name, *alias, *safetensors, *npy; /* npy NULL: that format has none */
+  uint8_t size;
+} peri__dtype_row;
+PERI_API const peri__dtype_row *peri__dtype_row_of (int d); /* NULL beyond the plain ones */
+PERI_API float peri__f16_to_f32 (uint16_t h);
 uint16_t peri__f32_to_f16 (float f); /* to nearest even */
-float peri__bf16_to_f32 (uint16_t h);
-uint16_t peri__f32_to_bf16 (float f); /* to nearest even; NaN stays NaN */
+PERI_API float peri__bf16_to_f32 (uint16_t h);
+uint16_t peri__f32_to_bf16 (float f);
+/* to nearest even; NaN stays NaN */
+PERI_API uint16_t peri__f64_to_half (int dtype, double v); /* to f16 or bf16, rounded once */
 
 #endif

@@ -1,17 +1,22 @@
 /* dtype.c - element types: sizes, names, promotion, half-precision conversion. ORDER dtype */
+#include <math.h>
 #include <string.h>
 
 #include "core/core.h"
 
-static const struct {
-  const char *name, *alias;
-  uint8_t size;
-} types[PERI_NDTYPE] = {
-  [PERI_BOOL] = { "bool", "boolean", 1 }, [PERI_U8] = { "u8", "uint8", 1 },
-  [PERI_I32] = { "i32", "int32", 4 },     [PERI_I64] = { "i64", "int64", 8 },
-  [PERI_F16] = { "f16", "float16", 2 },   [PERI_BF16] = { "bf16", "bfloat16", 2 },
-  [PERI_F32] = { "f32", "float32", 4 },   [PERI_F64] = { "f64", "float64", 8 },
+static const peri__dtype_row types[PERI_NDTYPE] = {
+  [PERI_BOOL] = { "bool", "boolean", "BOOL", "|b1", 1 },
+  [PERI_U8] = { "u8", "uint8", "U8", "|u1", 1 },
+  [PERI_I32] = { "i32", "int32", "I32", "<i4", 4 },
+  [PERI_I64] = { "i64", "int64", "I64", "<i8", 8 },
+  [PERI_F16] = { "f16", "float16", "F16", "<f2", 2 },
+  [PERI_BF16] = { "bf16", "bfloat16", "BF16", NULL, 2 },
+  [PERI_F32] = { "f32", "float32", "F32", "<f4", 4 },
+  [PERI_F64] = { "f64", "float64", "F64", "<f8", 8 },
 };
+const peri__dtype_row *peri__dtype_row_of (int d) {
+  return d >= 0 && d < PERI_NDTYPE ? &types[d] : NULL;
+}
 
 static const struct {
   const char *name;
@@ -105,4 +110,20 @@ uint16_t peri__f32_to_f16 (float f) {
   kept += rest > half || (rest == half && (kept & 1));
   if (e < -14) return (uint16_t)(sign | kept); /* a carry makes the least normal: right by itself */
   return (uint16_t)(sign | (((uint32_t)(e + 15) << 10) + (kept - 0x400)));
+}
+
+/* To nearest even, from the double directly: no double rounding. */
+uint16_t peri__f64_to_half (int dtype, double v) {
+  int bits = dtype == PERI_F16 ? 10 : 7, bias = dtype == PERI_F16 ? 15 : 127, e;
+  uint16_t sign = signbit(v) ? 0x8000 : 0, top = (uint16_t)((dtype == PERI_F16 ? 31 : 255) << bits);
+  if (isnan(v)) return (uint16_t)(sign | top | 1u << (bits - 1));
+  v = fabs(v);
+  if (v == 0) return sign;
+  if (isinf(v)) return sign | top;
+  frexp(v, &e);                       /* v in [2^(e-1), 2^e) */
+  if (e - 1 < 1 - bias) e = 2 - bias; /* subnormal: the smallest normal exponent */
+  double q = nearbyint(ldexp(v, bits - (e - 1)));
+  uint32_t code = (uint32_t)q + ((uint32_t)(e - 2 + bias) << bits); /* a carry moves on by itself */
+  if (e - 2 + bias == 0 && q < ldexp(1, bits)) code = (uint32_t)q;
+  return code >= top ? sign | top : (uint16_t)(sign | code);
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/core.h"
+#include "core/element.h"
 #include "op/op.h"
 
 /* The one form of a shape in messages and prints: (2, 3), (3), (). ORDER shape text: options.shape in Lua. */
@@ -344,44 +345,17 @@ peri_status peri_import (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *s
   return PERI_OK;
 }
 
-static void put_double (peri_dtype d, void *p, double v) {
-  switch (d) {
-  case PERI_BOOL: *(uint8_t *)p = v != 0; break;
-  case PERI_U8: *(uint8_t *)p = (uint8_t)v; break;
-  case PERI_I32: *(int32_t *)p = (int32_t)v; break;
-  case PERI_I64: *(int64_t *)p = (int64_t)v; break;
-  case PERI_F16: *(uint16_t *)p = peri__f32_to_f16((float)v); break;
-  case PERI_BF16: *(uint16_t *)p = peri__f32_to_bf16((float)v); break;
-  case PERI_F32: *(float *)p = (float)v; break;
-  default: *(double *)p = v; break;
-  }
-}
-
-static double get_double (peri_dtype d, const void *p) {
-  switch (d) {
-  case PERI_BOOL:
-  case PERI_U8: return *(const uint8_t *)p;
-  case PERI_I32: return *(const int32_t *)p;
-  case PERI_I64: return (double)*(const int64_t *)p;
-  case PERI_F16: return peri__f16_to_f32(*(const uint16_t *)p);
-  case PERI_BF16: return peri__bf16_to_f32(*(const uint16_t *)p);
-  case PERI_F32: return *(const float *)p;
-  default: return *(const double *)p;
-  }
-}
-
 peri_status peri_scalar (peri_ctx *ctx, peri_dtype d, double value, peri_tensor **out) {
-  static const double low[] = { [PERI_U8] = 0, [PERI_I32] = INT32_MIN, [PERI_I64] = -0x1p63 };
-  static const double end[] = { [PERI_U8] = 256, [PERI_I32] = 0x1p31, [PERI_I64] = 0x1p63 };
+  int64_t low, top;
   peri_tensor *t = NULL;
   TRY(check_new(ctx, 0, NULL, out));
   if (peri_dtype_size(d) == 0)
     return peri__fail(ctx, PERI_EDTYPE, "dtype %d has no single elements", (int)d);
-  if (d > PERI_BOOL && d <= PERI_I64 &&
-      !(value >= low[d] && value < end[d] && value == (double)(int64_t)value))
+  if (d != PERI_BOOL && peri__element_range(d, &low, &top) &&
+      !(value >= (double)low && value < (double)top + 1 && value == (double)(int64_t)value))
     return peri__fail(ctx, PERI_EINVAL, "%g does not fit into %s", value, peri_dtype_name(d));
   TRY(peri__new(ctx, d, 0, NULL, &t));
-  put_double(d, t->data, value);
+  peri__element_put(d, t->data, (peri__value){ 0, value, false });
   *out = t;
   return PERI_OK;
 }
@@ -454,7 +428,7 @@ peri_status peri_item (peri_tensor *t, int64_t flat, double *out) {
     at += flat % t->shape[i] * t->stride[i];
     flat /= t->shape[i];
   }
-  *out = get_double((peri_dtype)t->dtype, (char *)t->data + at * (int64_t)peri__size(t));
+  *out = peri__element_get(t->dtype, (char *)t->data + at * (int64_t)peri__size(t)).f;
   return PERI_OK;
 }
 

@@ -9,10 +9,6 @@
 
 #define MAX_HEADER ((size_t)64 << 10)
 
-/* What is written. ORDER dtype */
-static const char *const descr[PERI_NDTYPE] = { "|b1", "|u1", "<i4", "<i8",
-                                                "<f2", NULL,  "<f4", "<f8" };
-
 /* What elements may be in a file: NumPy's kind and size, and the dtype that holds them. What has none
 ** of its own is widened. */
 typedef struct element {
@@ -295,9 +291,10 @@ peri_status peri_npy_load (peri_ctx *ctx, const char *path, peri_tensor **out) {
 size_t peri__npy_header (const peri_tensor *t, char buf[PERI__NPY_HEADER]) {
   static const char start[] = "\x93NUMPY\x01\x00";
   int n = 10;
-  if (t->dtype >= PERI_NDTYPE || descr[t->dtype] == NULL) return 0;
+  const peri__dtype_row *row = peri__dtype_row_of(t->dtype);
+  if (row == NULL || row->npy == NULL) return 0;
   n += snprintf(buf + n, PERI__NPY_HEADER - (size_t)n,
-                "{'descr': '%s', 'fortran_order': False, 'shape': (", descr[t->dtype]);
+                "{'descr': '%s', 'fortran_order': False, 'shape': (", row->npy);
   for (int i = 0; i < t->ndim; i++)
     n += snprintf(buf + n, PERI__NPY_HEADER - (size_t)n, i == 0 ? "%lld" : ", %lld",
                   (long long)t->shape[i]);

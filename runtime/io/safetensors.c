@@ -40,11 +40,7 @@ struct peri_safetensors {
   peri__map *map;               /* NULL: none */
 };
 
-/* ORDER dtype */
-static const char *const dtype_name[PERI_NDTYPE] = { "BOOL", "U8",   "I32", "I64",
-                                                     "F16",  "BF16", "F32", "F64" };
-
-const char *peri__st_dtype_name (peri_dtype d) { return dtype_name[d]; }
+const char *peri__st_dtype_name (peri_dtype d) { return peri__dtype_row_of(d)->safetensors; }
 
 /* ---- header ---- */
 
@@ -70,7 +66,7 @@ static peri_status read_dtype (reader *r, fields *t) {
   peri_json_value v;
   TRY(peri_json_expect(&r->json, PERI_JSON_STRING, "dtype", &v));
   for (int d = 0; d < PERI_NDTYPE; d++)
-    if (peri__json_is(&v, dtype_name[d])) {
+    if (peri__json_is(&v, peri__st_dtype_name((peri_dtype)d))) {
       t->dtype = d;
       return PERI_OK;
     }
@@ -162,8 +158,8 @@ static peri_status read_tensor (reader *r, fields *t) {
   if (bytes != t->end - t->begin)
     return peri_json_fail(&r->json, at,
                           "%lld elements of %s need %lld bytes, data_offsets give %lld",
-                          (long long)t->numel, dtype_name[t->dtype], (long long)bytes,
-                          (long long)(t->end - t->begin));
+                          (long long)t->numel, peri__st_dtype_name((peri_dtype)t->dtype),
+                          (long long)bytes, (long long)(t->end - t->begin));
   return PERI_OK;
 }
 

@@ -13,7 +13,7 @@
 #define ST_MAX_TENSORS 1048576
 #define ST_MAX_PAIRS 65536
 
-/* Name of a dtype in the format. ORDER dtype */
+/* Name of a dtype in the format. */
 const char *peri__st_dtype_name (peri_dtype d);
 
 /* Takes a header of n bytes (peri__malloc'd, owned from here on, freed on failure) of a file with

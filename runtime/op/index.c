@@ -231,7 +231,7 @@ OP(masked_select, .sig = "x, mask",
 /* ---- nonzero ---- */
 
 static bool is_nonzero (const void *p, int64_t i, int dtype) {
-  switch (dtype) {
+  switch (dtype) { /* ORDER dtype */
   case PERI_BOOL:
   case PERI_U8: return ((const uint8_t *)p)[i] != 0;
   case PERI_I32: return ((const int32_t *)p)[i] != 0;

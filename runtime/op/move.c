@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/element.h"
 #include "op/move.h"
 
 #define GRAIN 32768 /* elements: below this a second thread costs more than it saves */
@@ -169,26 +170,16 @@ const char *peri__num_text (const peri_attr *a, char *buf, size_t size) {
 }
 
 peri_status peri__element (peri_ctx *ctx, int d, const peri_attr *a, void *out) {
-  static const int64_t top[] = {
-    [PERI_U8] = UINT8_MAX, [PERI_I32] = INT32_MAX, [PERI_I64] = INT64_MAX
-  };
-  static const int64_t low[] = { [PERI_U8] = 0, [PERI_I32] = INT32_MIN, [PERI_I64] = INT64_MIN };
   char text[32];
-  int64_t i;
-  double f = a->whole ? (double)a->i : a->f;
-  if (d > PERI_BOOL && d <= PERI_I64 && !(peri__whole(a, &i) && i >= low[d] && i <= top[d]))
-    return peri__fail(ctx, PERI_EINVAL, "%s does not fit into %s",
-                      peri__num_text(a, text, sizeof text), peri_dtype_name((peri_dtype)d));
-  switch (d) {
-  case PERI_BOOL: *(uint8_t *)out = f != 0; break;
-  case PERI_U8: *(uint8_t *)out = (uint8_t)i; break;
-  case PERI_I32: *(int32_t *)out = (int32_t)i; break;
-  case PERI_I64: *(int64_t *)out = i; break;
-  case PERI_F16: *(uint16_t *)out = peri__f32_to_f16((float)f); break;
-  case PERI_BF16: *(uint16_t *)out = peri__f32_to_bf16((float)f); break;
-  case PERI_F32: *(float *)out = a->whole ? (float)a->i : (float)f; break;
-  default: *(double *)out = f;
+  int64_t low, top;
+  peri__value v = { a->i, a->whole ? (double)a->i : a->f, a->whole };
+  if (d != PERI_BOOL && peri__element_range(d, &low, &top)) {
+    v.whole = peri__whole(a, &v.i);
+    if (!v.whole || v.i < low || v.i > top)
+      return peri__fail(ctx, PERI_EINVAL, "%s does not fit into %s",
+                        peri__num_text(a, text, sizeof text), peri_dtype_name((peri_dtype)d));
   }
+  peri__element_put(d, out, v);
   return PERI_OK;
 }
 

@@ -207,7 +207,7 @@ static void randint_range (void *ud, int64_t begin, int64_t end, int worker) {
   (void)worker;
   for (int64_t e = begin; e < end; e++) {
     int64_t v = (int64_t)((uint64_t)d->low + bounded(d->rng, (uint64_t)e, d->range));
-    switch (d->out->dtype) {
+    switch (d->out->dtype) { /* ORDER dtype */
     case PERI_BOOL:
     case PERI_U8: ((uint8_t *)d->out->data)[e] = (uint8_t)v; break;
     case PERI_I32: ((int32_t *)d->out->data)[e] = (int32_t)v; break;

@@ -11,7 +11,7 @@
 
 /* Element i of a dense tensor of any dtype but the halves, which are cast before. */
 static double number_at (const peri_tensor *t, int64_t i) {
-  switch (t->dtype) {
+  switch (t->dtype) { /* ORDER dtype */
   case PERI_F32: return (double)((const float *)t->data)[i];
   case PERI_F64: return ((const double *)t->data)[i];
   case PERI_I64: return (double)((const int64_t *)t->data)[i];

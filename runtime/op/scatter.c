@@ -106,7 +106,7 @@ peri_status peri__mask_get (peri_call *c, const peri_tensor *x, peri_tensor *mas
 
 /* d[i] += s[i] over arrays; d_step and s_step in elements. */
 static void add_run (int dtype, void *d, int64_t d_step, const void *s, int64_t s_step, int64_t n) {
-  switch (dtype) {
+  switch (dtype) { /* ORDER dtype */
   case PERI_F32: {
     float *df = d;
     const float *sf = s;

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/element.h"
 #include "op/elementwise.h"
 #include "op/move.h"
 #include "op/rule.h"
@@ -236,8 +237,7 @@ static peri_status whole_bounds (peri_call *c, int64_t bound[2]) {
   int d = c->in[0]->dtype;
   const peri_attr *a = c->attr;
   char lo[32], hi[32];
-  bound[0] = d == PERI_I64 ? INT64_MIN : d == PERI_I32 ? INT32_MIN : 0;
-  bound[1] = d == PERI_I64 ? INT64_MAX : d == PERI_I32 ? INT32_MAX : d == PERI_U8 ? UINT8_MAX : 1;
+  peri__element_range(d, &bound[0], &bound[1]);
   bool none = false;
   for (int k = 0; k < 2; k++) {
     int64_t v;

@@ -3,6 +3,7 @@
 -- lost.
 local peri = require "perilune"
 local arguments = require "perilune.command.arguments"
+local dtypes = require "perilune.dtypes"
 local options = require "perilune.options"
 
 local about = [[
@@ -10,12 +11,12 @@ FROM is a Hugging Face folder, a .gguf file or a llama2.c .bin file, TO a name t
 Norms and vectors stay f32; some matrices of q4_0 and the _K types get more bits, as in llama.cpp; rows that a type's
 blocks do not divide get another type, which is said. A folder gets quantised weights as f32.]]
 
-local types = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K" }
+local types = dtypes.weights
 local aliases = { q4_k = "q4_K", q5_k = "q5_K", q6_k = "q6_K", q4_k_m = "q4_K", q5_k_m = "q5_K" }
 
 local spec = {
-  type = { "", "of the weights: f32, f16, bf16, and for GGUF q8_0 q4_0 q4_1 q5_0 q5_1 q4_K q5_K q6_K; as stored when "
-    .. "left out" },
+  type = { "", ("of the weights: %s; folders take the floats; as stored when left out"):format(
+    table.concat(types, " ")) },
   shard_bytes = { 5000000000, "the most that one safetensors file holds", range = "[1, inf)" },
   no_tokenizer = { false, "leave the tokenizer out" },
   allow_loss = { false, "write a tokenizer that gives other ids than before; without it that is an error" },

@@ -1,5 +1,6 @@
 -- info.lua - perilune info [FILE]: a model file; without one the version, processor, SIMD level, threads. What a model,
 -- a checkpoint or an array file holds: architecture, sizes, tensors, tokenizer, chat template.
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local arguments = require "perilune.command.arguments"
 local foreign = require "perilune.foreign"
@@ -41,7 +42,8 @@ local function numel(shape)
 end
 
 -- Of tensors that are no weights: positions, masks, tables.
-local integers = { bool = true, u8 = true, i8 = true, i16 = true, i32 = true, i64 = true }
+-- Types of files that are no weights, two of which no tensor here has.
+local integers = setmetatable({ i8 = true, i16 = true }, { __index = dtypes.integers })
 
 -- The type that most weights have.
 local function main_type(tensors)
@@ -187,8 +189,6 @@ local function show_hf_tokenizer(folder)
   show_template(type(template) == "table" and template[1] and template[1].template or template)
 end
 
-local short = { float32 = "f32", float16 = "f16", bfloat16 = "bf16", float64 = "f64" }
-
 local function show_source(source, all)
   row("format", source.format == "hf" and "Hugging Face folder" or "llama2.c checkpoint")
   show_config(source.config)
@@ -203,7 +203,8 @@ local function show_source(source, all)
     tensors[i] = { name = name, type = t.dtype, shape = t.shape, bytes = t.bytes }
   end
   local said, stored = hf.dtype(source.config), main_type(tensors)
-  row("dtype", not (said or stored) and "none" or not said and stored or stored == short[said] and said
+  local same = said and stored == (dtypes.by_name[said] or {}).name
+  row("dtype", not (said or stored) and "none" or not said and stored or same and said
     or ("%s, stored as %s"):format(said, stored or "none"))
   show_tensors(tensors, all)
   return true

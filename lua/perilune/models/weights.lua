@@ -1,5 +1,6 @@
 -- weights.lua - the weights of a model: declared once as what we hold (q, k, v in one matrix) and what is
 -- published (one matrix each); filling them from a source, cast. The walk of nn asks for the names of each.
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local options = require "perilune.options"
 local walk = require "perilune.nn.walk"
@@ -127,7 +128,7 @@ end
 
 local candidates = M.candidates
 
-local quantised = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 256, q5_K = 256, q6_K = 256 }
+local quantised = dtypes.quantised -- elements of a block
 
 --- Whether an entry may be in other dtypes than f32, and packed.
 function M.is_product(p) return p.form == "linear" or p.form == "embedding" end
@@ -156,22 +157,22 @@ end
 -- Tensors of one entry, cast: one, or a list where the parts' dtypes differ. One part is in memory at a time besides
 -- what is kept.
 local function gather(p, parts, wanted)
-  local dtypes, same = {}, true
+  local kinds, same = {}, true
   for i, t in ipairs(parts) do
-    dtypes[i] = kept(p, t.dtype, wanted)
-    same = same and dtypes[i] == dtypes[1]
+    kinds[i] = kept(p, t.dtype, wanted)
+    same = same and kinds[i] == kinds[1]
   end
   local function plain(i)
     local t = parts[i]
     if p.transposed then t = (quantised[t.dtype] and t:to("f32") or t):transpose():contiguous() end
-    return t.dtype == dtypes[i] and t or t:to(dtypes[i])
+    return t.dtype == kinds[i] and t or t:to(kinds[i])
   end
   if same and #parts == 1 then
     local t = plain(1)
     if t == parts[1] and wanted ~= "file" and not quantised[t.dtype] then return t:clone() end
     return t
-  elseif same and not quantised[dtypes[1]] then
-    local t, at = peri.empty(p.shape, dtypes[1]), 1
+  elseif same and not quantised[kinds[1]] then
+    local t, at = peri.empty(p.shape, kinds[1]), 1
     for i, part in ipairs(parts) do
       local one <close> = peri.scope() -- luacheck: ignore 211
       if quantised[part.dtype] then part = part:to(t.dtype) end
@@ -254,7 +255,7 @@ end
 M.quantised = quantised
 
 --- Dtypes that a weight can be cast to.
-M.dtypes = { f32 = true, f16 = true, bf16 = true }
-for name in pairs(quantised) do M.dtypes[name] = true end
+M.dtypes = {}
+for _, name in ipairs(dtypes.weights) do M.dtypes[name] = true end
 
 return M

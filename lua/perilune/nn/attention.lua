@@ -7,6 +7,7 @@ local rope = require "perilune.nn.rope"
 local Module = require "perilune.nn.module"
 local layers = require "perilune.nn.layers"
 local acts = require "perilune.nn.activation"
+local dtypes = require "perilune.dtypes"
 local options = require "perilune.options"
 
 local class, required = Module.class, options.required
@@ -18,7 +19,7 @@ local function size(doc) return options.integer(required, "[1, inf)", doc) end
 local cache_rules = {
   batch = size "sequences", length = size "positions that there is room for",
   kv_heads = size "heads of keys and values", head_dim = size "numbers of a head",
-  dtype = options.choice("f32", { "f32", "f64", "f16", "bf16" }, "of what is kept"),
+  dtype = options.choice("f32", dtypes.floats, "of what is kept"),
 }
 
 --- Room for the keys and values of one attention layer; layer:cache(batch, length) makes one for a layer, nn.caches

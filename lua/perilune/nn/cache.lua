@@ -2,6 +2,7 @@
 -- another kind says that it keeps. Rows are aligned on the right: row b's tokens stand in columns start[b] + 1 ..
 -- length, so that all rows grow together. Keys are turned by their place in their own row, so rows can be moved to
 -- other columns as they are.
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local options = require "perilune.options"
 
@@ -108,14 +109,12 @@ function Cache:like(batch, length)
   return M.new { batch = batch, length = length, dtype = self.dtype, layers = self.parts }
 end
 
-local size_of = { f64 = 8, f32 = 4, f16 = 2, bf16 = 2 }
-
 --- Bytes that there is memory for.
 --- @return integer
 function Cache:bytes()
   local n = 0
   each(self, function (part) n = n + part[2] * part[3] end)
-  return n * self.capacity * self.room * size_of[self.dtype]
+  return dtypes.bytes(self.dtype, n * self.capacity * self.room)
 end
 
 --- Let go of the memory now.

@@ -1,6 +1,7 @@
 -- module.lua - what every layer is: a plain table. Tensors and modules in its fields, and in lists and
 -- tables in its fields, belong to it: see walk.lua for what counts and in which order.
 
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local walk = require "perilune.nn.walk"
 local describe = require("perilune.nn.describe").describe
@@ -220,7 +221,7 @@ function Module:unfreeze(pattern)
   return self
 end
 
-local floats = { f16 = true, bf16 = true, f32 = true, f64 = true }
+local floats = dtypes.is_float
 
 --- Floats of another dtype, in place of the old tensors: make the optimizer after this. Norms and biases of a
 --- published model stay f32 beside matrices of f16 and bf16, as when it is loaded so. Quantised and packed weights

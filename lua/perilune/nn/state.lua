@@ -8,8 +8,7 @@ local walk = require "perilune.nn.walk"
 --- @class perilune.nn.Module
 local Module = {}
 
-local quantised = { q8_0 = true, q4_0 = true, q4_1 = true, q5_0 = true, q5_1 = true, q4_K = true, q5_K = true,
-  q6_K = true }
+local quantised = require("perilune.dtypes").quantised
 
 -- Two things whose names in a file are one: a field "a.b" and a field b of a.
 local function collides(who, label)

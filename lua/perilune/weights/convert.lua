@@ -1,5 +1,6 @@
 -- convert.lua - Hugging Face folders, GGUF files and llama2.c checkpoints as GGUF files or Hugging Face folders, with
 -- quantisation; tensor by tensor, so that memory stays small. `perilune convert` is its face.
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local hf = require "perilune.weights.hf"
 local architectures = require "perilune.weights.gguf.arch"
@@ -10,8 +11,8 @@ local tokenizer_json = require "perilune.weights.gguf.tokenizer_json"
 
 local M = {}
 
-local floats = { f32 = true, f16 = true, bf16 = true }
-local integers = { bool = true, u8 = true, i32 = true, i64 = true }
+local floats = dtypes.published
+local integers = dtypes.integers
 
 -- Run fn; what a source could not give comes back as nil and a message.
 local function attempt(fn, ...)
@@ -190,7 +191,7 @@ end
 
 -- ---- to a folder ---------------------------------------------------------------------------------
 
-local published = { f32 = "float32", f16 = "float16", bf16 = "bfloat16" }
+local published = dtypes.published
 
 -- How the tokenizer comes into a folder: a function of the folder, made before anything is written.
 local function tokenizer_writer(source, o, report)

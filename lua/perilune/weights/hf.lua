@@ -1,6 +1,7 @@
 -- hf.lua - Hugging Face model folders as sources: config.json, generation_config.json,
 -- model.safetensors or its shards; and folders written. Reading returns nil and a message when
 -- something is missing or malformed.
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local foreign = require "perilune.foreign"
 local options = require "perilune.options"
@@ -178,13 +179,13 @@ end
 
 -- ---- writing -------------------------------------------------------------------------------------
 
-local sizes = { bool = 1, u8 = 1, i32 = 4, i64 = 8, f16 = 2, bf16 = 2, f32 = 4, f64 = 8 }
-
 local function bytes_of(entry)
-  local n = sizes[entry.dtype] or error(("hf.save: %s is %s, which safetensors does not have"):format(entry.name,
-    entry.dtype), 4)
+  local d, n = dtypes.by_name[entry.dtype], 1
+  if not d or d.kind == "quantised" then
+    error(("hf.save: %s is %s, which safetensors does not have"):format(entry.name, entry.dtype), 4)
+  end
   for _, size in ipairs(entry.shape) do n = n * size end
-  return n
+  return n * d.bytes
 end
 
 -- Lists of entries of at most `most` bytes, in order; a larger tensor is alone.

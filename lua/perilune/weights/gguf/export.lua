@@ -1,6 +1,7 @@
 -- export.lua - a model source as what a GGUF file holds: values and tensors under the file's names,
 -- made one at a time, and the rules by which llama.cpp chooses a type for each
 -- (src/llama-quant.cpp, llama_tensor_get_type).
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local names = require "perilune.weights.gguf.names"
 local rope = require "perilune.weights.gguf.rope"
@@ -8,19 +9,14 @@ local transforms = require "perilune.weights.gguf.transforms"
 
 local M = {}
 
-local floats = { f64 = true, f32 = true, f16 = true, bf16 = true }
-local blocks = { q8_0 = 32, q4_0 = 32, q4_1 = 32, q5_0 = 32, q5_1 = 32, q4_K = 256, q5_K = 256, q6_K = 256 }
+local floats, blocks = dtypes.is_float, dtypes.quantised
 
--- llama_ftype
+-- llama_ftype. ORDER dtype
 local file_types = { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 7, q5_0 = 8, q5_1 = 9, q4_K = 15, q5_K = 17,
   q6_K = 18, bf16 = 32 }
 
--- Bytes of one element, or of a block.
-local sizes = { bool = 1, u8 = 1, i32 = 4, i64 = 8, f16 = 2, bf16 = 2, f32 = 4, f64 = 8, q8_0 = 34, q4_0 = 18,
-  q4_1 = 20, q5_0 = 22, q5_1 = 24, q4_K = 144, q5_K = 176, q6_K = 210 }
-
 --- Bytes of n elements of a dtype.
-function M.bytes(dtype, n) return n // (blocks[dtype] or 1) * (sizes[dtype] or 0) end
+M.bytes = dtypes.bytes
 
 --- general.file_type of a dtype.
 function M.file_type(dtype) return file_types[dtype] end
@@ -43,7 +39,8 @@ end
 -- The first and last eighth of the layers, and every third one.
 local function more_bits(i, n) return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2 end
 
-local smaller = { q4_K = "q5_0", q5_K = "q5_1", q6_K = "q8_0" } -- where 256 does not divide a row
+-- Where 256 does not divide a row. ORDER dtype
+local smaller = { q4_K = "q5_0", q5_K = "q5_1", q6_K = "q8_0" }
 
 --- The dtype that a tensor gets in a file of a type.
 --- @param name string  of the file

@@ -5,11 +5,12 @@
 --   plus_one    norms of Gemma without their 1
 --   experts     (E, N, K) is E matrices: written together, see export.lua
 --   k_b, v_b    parts of kv_b_proj by head, k_b transposed: read together as kv_b, written by export.lua
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 
 local M = {}
 
-local plain = { f64 = true, f32 = true, f16 = true, bf16 = true }
+local plain = dtypes.is_float
 
 --- The tensor, or its values in f32 where it is quantised.
 function M.as_float(t) return plain[t.dtype] and t or t:to "f32" end
