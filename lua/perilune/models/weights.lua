@@ -107,7 +107,10 @@ function M.published(model, path, tensor)
     if not part then return nil end
     return { kind = entry.kind, parts = { part }, transposed = entry.transposed, vector = entry.vector }
   end
-  if options.shape(tensor) == options.shape(entry.shape) then return entry end
+  local rows, columns = entry.shape[1], entry.shape[2]
+  if tensor:size(1) == rows and tensor.ndim == #entry.shape and (not columns or tensor:size(2) == columns) then
+    return entry
+  end
 end
 
 -- ---- filling -------------------------------------------------------------------------------------

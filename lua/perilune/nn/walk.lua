@@ -187,13 +187,15 @@ function M.walk(root, on)
 
   function enter_module(label, module, owner, key, publisher, at)
     seen[module] = label
-    local check = method(module, "_check") -- of containers, whose entries can be replaced at any time
+    local class = getmetatable(module)
+    local methods = rawget(class, "__index") == class and class or nil -- else a class that looks them up by itself
+    local check = (methods or module)._check -- of containers, whose entries can be replaced at any time
     if check then check(module, label) end
     if type(rawget(module, "training")) ~= "boolean" then
       M.raise(("%s is a %s, expected true or false: the field is the mode, call what stands there otherwise")
         :format(join(label, "training"), type(module.training)))
     end
-    if method(module, "_publish") then publisher, at = module, label end
+    if (methods or module)._publish then publisher, at = module, label end
     if on.module then on.module(label, module, owner, key, parent) end
     local above = parent
     parent = module
