@@ -243,10 +243,14 @@ function Model:checkpointing(on)
   return self
 end
 
---- Rows of a table of embeddings of any dtype, in f32, and what an adapter on it adds. -- (..., D)
+-- The dtype of hidden states: f64 after model:to "f64", else f32.
+function Model:_computes() return self.embed.dtype == "f64" and "f64" or "f32" end
+
+--- Rows of a table of embeddings of any dtype, as hidden states, and what an adapter on it adds. -- (..., D)
 function Model:embedded(table, ids)
   local x = table:embedding(ids)
-  if x.dtype ~= "f32" and x.dtype ~= "f64" then x = x:to("f32") end
+  local dtype = self:_computes()
+  if x.dtype ~= dtype then x = x:to(dtype) end
   for key, place in pairs(self._modules or {}) do
     if place.adapter and key ~= "head" and rawequal(self[key], table) then x = place.adapter:forward(ids, x, place) end
   end
@@ -442,7 +446,8 @@ options.declare(Causal.token_logprobs, { "ids", "from" }, scored)
 --- @return perilune.nn.Cache
 function Causal:cache(batch, length)
   local s = self.settings
-  return caches.new { batch = batch, length = length, layers = s.layers, kv_heads = s.kv_heads, head_dim = s.head_dim }
+  return caches.new { batch = batch, length = length, layers = s.layers, kv_heads = s.kv_heads, head_dim = s.head_dim,
+    dtype = self:_computes() }
 end
 
 --- See perilune.decode.generate.

@@ -18,7 +18,7 @@ View.__index = View
 function View:cache(batch, length)
   local s = self.model.settings
   return caches.new { batch = batch, length = length, layers = s.decoder_layers, kv_heads = s.heads,
-                      head_dim = s.head_dim }
+                      head_dim = s.head_dim, dtype = self.model:_computes() }
 end
 
 -- What n rows for each input need of the encoder; kept, since sampling goes by scopes of one step.
