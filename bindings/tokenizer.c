@@ -396,6 +396,16 @@ static int l_pre_names (lua_State *L) {
   return 1;
 }
 
+static int l_pre_steps (lua_State *L) {
+  const peri__pre_step *s;
+  lua_newtable(L);
+  for (size_t i = 0; (s = peri__pre_step_at(i)) != NULL; i++) {
+    lua_pushstring(L, s->pattern);
+    lua_setfield(L, -2, s->name);
+  }
+  return 1;
+}
+
 /* ---- opening ---- */
 
 static const peri_reg tokenizer_meta[] = { { "__gc", NULL, NULL, tokenizer_gc },
@@ -438,6 +448,7 @@ static const peri_reg functions[] = {
   { "train_bpe", "texts, special_tokens, vocab_size, min_count, pattern?",
     "The text of a tokenizer.json with a byte-level BPE vocabulary of texts.", l_train },
   { "pre_names", "", "Names of tokenizer.ggml.pre with their patterns.", l_pre_names },
+  { "pre_steps", "", "Patterns of the steps of a tokenizer.json that name none.", l_pre_steps },
   { NULL, NULL, NULL, NULL }
 };
 

@@ -87,6 +87,20 @@ typedef struct peri__gemm64 {
 void peri__gemm_f64 (peri_ctx *ctx, const peri__gemm64 *g);
 void peri__gemm_f64_seq (const peri__gemm64 *g);
 
+/* Either product by dtype, for ops that are written once for both: C (m, n) = A B, C dense. */
+typedef struct peri__product {
+  bool f64;
+  int64_t m, n, k;
+  const void *a;
+  int64_t ars, acs;
+  const void *b;
+  int64_t brs, bcs;
+  void *c;
+  bool accumulate;
+  const void *bias; /* (n)? */
+} peri__product;
+peri_status peri__product_run (peri_ctx *ctx, const peri__product *p);
+
 /* ---- kernels of one level: cpu/simd_gemm.c ---- */
 
 /*

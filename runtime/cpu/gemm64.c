@@ -66,3 +66,26 @@ void peri__gemm_f64 (peri_ctx *ctx, const peri__gemm64 *g) {
   double work = (double)g->m * (double)(g->k + 1) * NR;
   peri__parallel(ctx, (g->n + NR - 1) / NR, (int64_t)(SMALL / work) + 1, panels, &copy);
 }
+
+peri_status peri__product_run (peri_ctx *ctx, const peri__product *p) {
+  if (p->f64) {
+    const peri__gemm64 g = { p->m,   p->n,   p->k, p->a, p->ars,        p->acs, p->b,
+                             p->brs, p->bcs, p->c, p->n, p->accumulate, p->bias };
+    peri__gemm_f64(ctx, &g);
+    return PERI_OK;
+  }
+  const peri__gemm g = { .m = p->m,
+                         .n = p->n,
+                         .k = p->k,
+                         .a = p->a,
+                         .ars = p->ars,
+                         .acs = p->acs,
+                         .b = p->b,
+                         .brs = p->brs,
+                         .bcs = p->bcs,
+                         .c = p->c,
+                         .crs = p->n,
+                         .accumulate = p->accumulate,
+                         .bias = p->bias };
+  return peri__gemm_f32(ctx, &g);
+}

@@ -81,7 +81,12 @@ LANES(atan2, return atan2f(a, b);)
 #define COSTLY(name) KERNEL_BY(costly, name)
 PERI_ARITHMETIC(CHEAP)
 PERI_COSTLY_BINARY(COSTLY)
-PERI_ACTIVATIONS(PERI_ACT_BACK, COSTLY)
+/* A gradient that reads the output is arithmetic. */
+#define BACK_x(name) COSTLY(name)
+#define BACK_y(name) CHEAP(name)
+#define BACK_xy(name) CHEAP(name)
+#define BACK(X, name, saved) BACK_##saved(name##_backward)
+PERI_ACTIVATIONS(BACK, )
 
 #define ENTRY(name) k_##name,
 const peri__kernel PERI_NAME(peri__binary_f32)[PERI_N_BINARY] = { PERI_BINARY(ENTRY) };

@@ -46,6 +46,14 @@ static inline int peri__wide_type (int dtype) {
   return type == PERI_BOOL ? PERI_I64 : (int)type;
 }
 static inline int peri__float_of (int dtype) { return peri__is_float(dtype) ? dtype : PERI_F32; }
+static inline bool peri__same_shape (const peri_tensor *a, const peri_tensor *b) {
+  if (a->ndim != b->ndim) return false;
+  for (int i = 0; i < a->ndim; i++)
+    if (a->shape[i] != b->shape[i]) return false;
+  return true;
+}
+/* The dim that lies along the memory, when it is not the last; else -1. */
+int peri__unit_dim (const peri_tensor *t);
 /* Values of src, broadcast to dst's shape and converted to its dtype, into dst. */
 peri_status peri__copy (peri_tensor *src, peri_tensor *dst);
 

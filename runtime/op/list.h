@@ -1,5 +1,5 @@
 /* list.h - the one list of ops. A new op is a descriptor in its family's file and a line here. */
-/* elementwise.c, unary.c, binary.c, select.c */
+/* elementwise.c, copy.c, unary.c, binary.c, select.c */
 X(contiguous)
 X(clone)
 X(to)

@@ -43,33 +43,8 @@ static peri_status infer (peri_call *c) {
 static peri_status product (const peri__multi *s, int64_t m, int64_t n, int64_t k, const void *a,
                             int64_t ars, int64_t acs, const void *b, int64_t brs, int64_t bcs,
                             void *c) {
-  if (s->f64) {
-    peri__gemm64 g = { .m = m,
-                       .n = n,
-                       .k = k,
-                       .a = a,
-                       .ars = ars,
-                       .acs = acs,
-                       .b = b,
-                       .brs = brs,
-                       .bcs = bcs,
-                       .c = c,
-                       .crs = n };
-    peri__gemm_f64(s->ctx, &g);
-    return PERI_OK;
-  }
-  peri__gemm g = { .m = m,
-                   .n = n,
-                   .k = k,
-                   .a = a,
-                   .ars = ars,
-                   .acs = acs,
-                   .b = b,
-                   .brs = brs,
-                   .bcs = bcs,
-                   .c = c,
-                   .crs = n };
-  return peri__gemm_f32(s->ctx, &g);
+  const peri__product p = { s->f64, m, n, k, a, ars, acs, b, brs, bcs, c, false, NULL };
+  return peri__product_run(s->ctx, &p);
 }
 
 /* y = y * ys + x * xs over n elements. */

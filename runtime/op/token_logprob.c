@@ -111,37 +111,8 @@ static peri_status head_open (peri_call *c, int first, bool backward, head *s) {
 static peri_status product (const head *s, int64_t m, int64_t n, int64_t k, const void *a,
                             int64_t ars, int64_t acs, const void *b, int64_t brs, int64_t bcs,
                             void *c, const void *bias, bool accumulate) {
-  if (s->r.f64) {
-    peri__gemm64 g = { .m = m,
-                       .n = n,
-                       .k = k,
-                       .a = a,
-                       .ars = ars,
-                       .acs = acs,
-                       .b = b,
-                       .brs = brs,
-                       .bcs = bcs,
-                       .c = c,
-                       .crs = n,
-                       .accumulate = accumulate,
-                       .bias = bias };
-    peri__gemm_f64(s->ctx, &g);
-    return PERI_OK;
-  }
-  peri__gemm g = { .m = m,
-                   .n = n,
-                   .k = k,
-                   .a = a,
-                   .ars = ars,
-                   .acs = acs,
-                   .b = b,
-                   .brs = brs,
-                   .bcs = bcs,
-                   .c = c,
-                   .crs = n,
-                   .accumulate = accumulate,
-                   .bias = bias };
-  return peri__gemm_f32(s->ctx, &g);
+  const peri__product p = { s->r.f64, m, n, k, a, ars, acs, b, brs, bcs, c, accumulate, bias };
+  return peri__product_run(s->ctx, &p);
 }
 
 /* Hidden rows of the tile, packed where some rows are left out. */

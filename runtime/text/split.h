@@ -52,6 +52,11 @@ typedef struct peri__pre_name {
   peri__pre_facts facts;
 } peri__pre_name;
 PERI_API bool peri__pre_name_at (size_t i, peri__pre_name *out);
+/* A step of a tokenizer.json that names no pattern, with the one that it cuts by; NULL beyond the last. */
+typedef struct peri__pre_step {
+  const char *name, *pattern;
+} peri__pre_step;
+PERI_API const peri__pre_step *peri__pre_step_at (size_t i);
 void peri__splitter_free (peri__splitter *s); /* NULL is a no-op */
 /* Give or take the add_prefix_space of ByteLevel, where there is one. s may be NULL. */
 peri_status peri__splitter_prefix_space (peri__splitter *s, bool add);

@@ -8,6 +8,7 @@
 #define SUFFIX "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #define SPACES "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define PUNCTUATION "[\\p{P}\\$\\+<=>\\^~\\|`]" /* what a Punctuation step cuts at */
 #define WORD "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
 #define SIGNS " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
 #define LLAMA3 SUFFIX "|" WORD "|\\p{N}{1,3}|" SIGNS "|" SPACES
@@ -112,7 +113,7 @@ static const char *const lists[P_COUNT][PATTERNS] = {
                          "\\p{N}" },
   [P_DEEPSEEK3] = { "\\p{N}{1,3}", CJK, DEEPSEEK3 },
   [P_STARCODER] = { "\\p{N}", GPT2 },
-  [P_FALCON] = { "[\\p{P}\\$\\+<=>\\^~\\|`]+", GPT2, "[0-9][0-9][0-9]" },
+  [P_FALCON] = { PUNCTUATION "+", GPT2, "[0-9][0-9][0-9]" },
   [P_BLOOM] = { NOT_SENTENCE },
   [P_VIKING] = { NOT_SENTENCE, "\\p{N}" },
   [P_CHAMELEON] = { "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
@@ -244,6 +245,19 @@ static const struct {
   { "spark2_5", P_SPARK, 0 },
   { "youtu", P_YOUTU, MERGELESS },
 };
+
+/* Patterns that cut as steps of a tokenizer.json do which name none. */
+static const peri__pre_step steps[] = {
+  { "ByteLevel", GPT2 },
+  { "Digits", "\\p{N}+" },
+  { "Digits individual", "\\p{N}" },
+  { "Punctuation Contiguous", PUNCTUATION "+" },
+  { "Punctuation Isolated", PUNCTUATION },
+};
+
+const peri__pre_step *peri__pre_step_at (size_t i) {
+  return i < sizeof steps / sizeof *steps ? &steps[i] : NULL;
+}
 
 bool peri__pre_name_at (size_t i, peri__pre_name *out) {
   if (i >= sizeof names / sizeof *names) return false;

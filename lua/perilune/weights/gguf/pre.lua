@@ -4,8 +4,8 @@ local peri = require "perilune"
 
 local M = {}
 
-local GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-local PUNCTUATION = "[\\p{P}\\$\\+<=>\\^~\\|`]" -- what a Punctuation step cuts at
+local step_patterns = peri._tokenizer.pre_steps()
+local GPT2 = step_patterns.ByteLevel
 
 -- Names that files are written with, before others of the same patterns.
 local preferred = { "gpt-2", "llama-bpe", "dbrx", "qwen2", "smollm", "deepseek-v3", "gpt-4o", "tekken", "deepseek-llm",
@@ -44,12 +44,12 @@ function steps.Split(p, out)
   if not pattern or not whole then return ("Split with behavior %s"):format(tostring(p.behavior)) end
   out[#out + 1] = pattern
 end
-function steps.Digits(p, out) out[#out + 1] = p.individual_digits and "\\p{N}" or "\\p{N}+" end
+function steps.Digits(p, out) out[#out + 1] = step_patterns[p.individual_digits and "Digits individual" or "Digits"] end
 function steps.Punctuation(p, out)
   if p.behavior ~= nil and p.behavior ~= "Isolated" and p.behavior ~= "Contiguous" then
     return ("Punctuation with behavior %s"):format(p.behavior)
   end
-  out[#out + 1] = PUNCTUATION .. (p.behavior == "Contiguous" and "+" or "")
+  out[#out + 1] = step_patterns["Punctuation " .. (p.behavior or "Isolated")]
 end
 function steps.ByteLevel(p, out)
   if p.use_regex ~= false then out[#out + 1] = GPT2 end
