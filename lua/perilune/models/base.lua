@@ -121,6 +121,10 @@ end
 --- @param names string[]?  the published tensors there are, for classes that differ by them
 function M.create(class, config, names) return build(Module.instance(class), config, names) end
 
+local new_rules = {
+  std = options.number(options.none, "[0, inf)", "of the normal initial weights; default initializer_range or 0.02"),
+}
+
 --- A class of models. It offers read(config, has) -> settings (has: the published names that there
 --- are, when they are known), declare(self, d) and forward. Class(config, opts) is a model with random weights:
 --- normal with standard deviation `std`, norms at their neutral value.
@@ -128,8 +132,9 @@ function M.create(class, config, names) return build(Module.instance(class), con
 --- @param parent table?  M.Causal
 function M.class(name, parent)
   local class = Module.class(name, function (self, config, opts)
+    options.argument(name, "config", config, "table")
+    local std = options.fill(name, opts, new_rules).std or config.initializer_range or 0.02
     build(self, config)
-    local std = opts and opts.std or config.initializer_range or 0.02
     for _, p in ipairs(self._layout) do
       local owner, key = weights.at(self, p)
       local t = p.init == "normal" and peri.randn(p.shape):mul_(std) or peri[p.init](p.shape)
@@ -138,7 +143,7 @@ function M.class(name, parent)
     self:train()
   end, parent or M.Causal)
   class.forward_name = name .. ": forward"
-  return class
+  return options.declare(class, { "config" }, new_rules)
 end
 
 --- Other published names of a tensor: of those that are tied to it, a checkpoint may hold any one.
