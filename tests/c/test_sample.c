@@ -197,8 +197,8 @@ static void keys_may_bring_their_seed (void **state) {
   peri_tensor *b = run2("sample", IN(x, k), NULL, &lp[1]);
   peri_rng_set(ctx, before);
   for (int i = 0; i < N; i++) assert_true(at(a, i) == at(b, i));
-  peri_tensor *wrong = make(PERI_I64, DIMS(N, 3), (double[3 * N]){ 0 });
-  refuse("(32, 3)", "sample", IN(x, wrong), NULL);
+  peri_tensor *wrong = make(PERI_I64, DIMS(N, 4), (double[4 * N]){ 0 });
+  refuse("(32, 4)", "sample", IN(x, wrong), NULL);
   drop(8, (peri_tensor *[]){ x, k, p, a, b, lp[0], lp[1], wrong });
 }
 

@@ -355,4 +355,17 @@ function tests.test_chat_variables_and_named_templates()
   lu.assertEquals(r:render(template.json '[{"reasoning_content": "a", "thinking": "b"}]'), "a|b")
 end
 
+-- Python's strftime is C's, in the C locale.
+function tests.test_strftime_now_writes_what_c_writes()
+  local form = "%Y|%y|%C|%m|%d|%e|%H|%I|%M|%S|%j|%p|%B|%b|%h|%A|%a|%w|%u|%U|%W|%n|%t|%%|%F|%T|%X|%R|%D|%x|%r|%c"
+  for day = 0, 366 * 8 do
+    local t = 1577836800 + day * 86400 + day * 577 % 86400 -- from 2020 on, at other hours
+    local now = os.date("!*t", t)
+    local write = assert(template.compile("{{ strftime_now(f) }}"))
+    lu.assertEquals(write:render({ f = form }, { now = now }), os.date("!" .. form, t))
+  end
+  local write = assert(template.compile("{{ strftime_now('%-d.%-m. %-H:%f%Z%z %q') }}"))
+  lu.assertEquals(write:render({}, { now = NOW }), "26.7. 0:000000 %q")
+end
+
 return tests

@@ -30,6 +30,10 @@ local chars_rules = { separator = options.boolean(false, ":batch ends each promp
 --- @return perilune.text.Chars
 function M.chars(alphabet, opts)
   local o = options.fill("text.chars", opts, chars_rules)
+  if type(alphabet) ~= "string" then
+    error(("text.chars: the alphabet is a %s, expected a string"):format(type(alphabet)), 2)
+  end
+  if not utf8.len(alphabet) then error("text.chars: the alphabet is no UTF-8", 2) end
   options.argument("text.chars", "alphabet", alphabet, "string")
   local self = setmetatable({ sep = 0, eos = 1, pad = 2, unk = 3, _id = {}, _char = {} }, Chars)
   self._separator, self.size = o.separator, 4
