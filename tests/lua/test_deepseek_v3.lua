@@ -71,15 +71,12 @@ for _, case in ipairs(vectors.cases) do
     for i, want in ipairs(case.inv_freq) do lu.assertAlmostEquals(model.inv_freq:at(i), want, 1e-7) end
     near(model:logits(model:forward(ids)), case.logits, "logits")
     -- the choice of the first layer with experts, from that layer's own input
-    local s = model.settings
     local c = model:context(ids)
-    local x = model.embed:embedding(ids)
-    local y
-    y, x = model:block(1, x:rms_norm(model.layers[1].norm1, s.eps), x, c)
+    local x, y = model.layers[1](model.embed(ids), c, nil, model.layers[2].norm1)
     local seen
     local route = moe.route
     moe.route = function (...) seen = { route(...) } return table.unpack(seen) end
-    model:block(2, y, x, c)
+    model.layers[2](x, c, y)
     moe.route = route
     local places, weights = seen[1]:tolist(), seen[2]:tolist()
     for n, want in ipairs(case.l1_gate_idx_sorted) do

@@ -88,7 +88,7 @@ function TestHelp:test_names_are_found_with_and_without_their_module()
 end
 
 function TestHelp:test_an_object_lists_its_methods()
-  lu.assertStrContains(shown(peri.nn.Linear(2, 3)), "forward(x)")
+  lu.assertStrContains(shown(peri.nn.Linear(2, 3)), "forward(x, decoding, act)")
   lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed, options)")
 end
 

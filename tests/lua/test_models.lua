@@ -192,7 +192,7 @@ for dtype, long in pairs { bf16 = "bfloat16", f16 = "float16" } do
     local plain, io = load "llama"
     local model = assert(models.load(folder .. "llama", { dtype = dtype }))
     local layer = model.layers[2]
-    lu.assertEquals({ layer.qkv.weight.dtype, layer.norm1.dtype, model.embed.dtype }, { dtype, "f32", dtype })
+    lu.assertEquals({ layer.attention.qkv.weight.dtype, layer.norm1.weight.dtype, model.embed.weight.dtype }, { dtype, "f32", dtype })
     lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 0.03)
     local ids = model:generate(io.input_ids:narrow(2, 1, 5), { max_new_tokens = 4, greedy = true }).tokens
     local logp, entropy = model:token_logprobs(peri.cat({ io.input_ids:narrow(2, 1, 5), ids }, 2), 6)
@@ -207,7 +207,7 @@ end
 function TestModels.test_quantised_weights_are_the_published_ones_quantised()
   local plain, io = load "llama"
   local model = assert(models.load(folder .. "llama", { dtype = "q8_0" }))
-  lu.assertEquals({ model.layers[1].qkv.weight.dtype, model.layers[1].down.weight.dtype }, { "q8_0", "f16" })
+  lu.assertEquals({ model.layers[1].attention.qkv.weight.dtype, model.layers[1].ff.down.weight.dtype }, { "q8_0", "f16" })
   lu.assertTrue(relative(logits_of(model, io), logits_of(plain, io)) < 0.05)
   local got = model:state_dict()
   for name, t in pairs(plain:state_dict()) do
@@ -242,11 +242,11 @@ function TestModels.test_parts_of_several_dtypes_stay_apart()
     return name:find "k_proj" and t:to("q8_0") or name:find "up_proj" and t:to("bf16") or t
   end }, { __index = source })
   local model = assert(models.from_source(mixed, { dtype = "file" }))
-  local qkv = model.layers[1].qkv
+  local qkv = model.layers[1].attention.qkv
   lu.assertNil(qkv.weight)
   lu.assertEquals({ #qkv.weights, qkv.weights[2].dtype, qkv.weights[1].dtype }, { 3, "q8_0", "f32" })
   local cast = assert(models.from_source(mixed))
-  lu.assertEquals(cast.layers[1].qkv.weight.dtype, "f32")
+  lu.assertEquals(cast.layers[1].attention.qkv.weight.dtype, "f32")
   lu.assertTrue(relative(logits_of(model, io), logits_of(cast, io)) < 1e-2)
   lu.assertEquals(model:num_parameters(), cast:num_parameters())
   lu.assertEquals(#model:named_parameters(), #cast:named_parameters() + 3 * 3) -- q, k, v; gate, up
@@ -317,7 +317,7 @@ end
 
 -- The probabilities that dropout is applied to are those of attention.
 function TestModels.test_attention_with_dropout_is_attention_where_nothing_drops()
-  local context = require "perilune.models.context"
+  local context = require "perilune.nn.context"
   peri.seed(3)
   local q, k, v = peri.randn { 2, 5, 4, 8 }, peri.randn { 2, 7, 2, 8 }, peri.randn { 2, 7, 2, 8 }
   local start = peri.tensor({ 0, 2 }, "i64")

@@ -18,6 +18,8 @@ local layers = {
   GroupNorm = { function () return nn.GroupNorm(2, dim) end, function () return peri.randn { 2, dim, 3 } end },
   Dropout = { function () return nn.Dropout(0.5) end, x },
   MultiHeadAttention = { function () return nn.MultiHeadAttention(dim, 2, { rope = true, qk_norm = true, bias = true }) end, x },
+  CrossAttention = { function () return nn.CrossAttention(dim, 2, { bias = true }) end, x,
+    function (m, input) return m(input, input:mul(0.5)) end }, -- of a source
   FeedForward = { function () return nn.FeedForward(dim, 6) end, x },
   Block = { function () return nn.Block(dim, 2) end, x },
   Sequential = { function () return nn.Sequential(nn.Linear(dim, 4), nn.Tanh(), nn.Linear(4, 2)) end, x },
@@ -38,7 +40,8 @@ end
 for name, class in pairs(nn) do
   if is_class(class) then
     local row = layers[name] or { class, x } -- an activation takes nothing
-    subjects["nn." .. name] = { make = row[1], input = row[2], run = row[2] and function (m, input) return m(input) end }
+    subjects["nn." .. name] = { make = row[1], input = row[2],
+      run = row[3] or row[2] and function (m, input) return m(input) end, more = row[3] and x }
   end
 end
 
@@ -450,8 +453,9 @@ function TestModuleLaws:test_a_summary_costs_nothing_but_time()
     local module = subject.make():train()
     if not subject.run or subject.kind == "adapter" or module.kind == "encoder-decoder" then return end
     local input = subject.input()
+    local more = subject.more and subject.more()
     local rng = peri.rng_state()
-    local s = module:summary(input)
+    local s = module:summary(input, more)
     lu.assertEquals(peri.rng_state(), rng)
     lu.assertTrue(module.training)
     lu.assertEquals(#s, #module:modules())
@@ -474,6 +478,9 @@ end
 TestModelsAsModules = {}
 
 local function llama(opts) return assert(models.load(folder .. "llama", opts)) end
+
+local narrow = { model_type = "llama", vocab_size = 64, hidden_size = 16, intermediate_size = 24, num_hidden_layers = 1,
+  num_attention_heads = 2, num_key_value_heads = 1, rms_norm_eps = 1e-6 }
 
 -- A policy with a value head and an adapter, saved in the middle of its training, goes on as one that was not.
 function TestModelsAsModules:test_a_policy_is_saved_and_goes_on_byte_for_byte()
@@ -529,7 +536,7 @@ function TestModelsAsModules:test_a_copied_policy_has_its_adapters_on_its_own_mo
   lu.assertEquals(output(subjects.policy, copy, ids), want)
   copy.two:remove()
   lu.assertNotEquals(output(subjects.policy, copy, ids), want)
-  lu.assertNotNil(net.model:get("layers.0.out").adapter)
+  lu.assertNotNil(net.model:get("layers.0.attention.out").adapter)
   local bare = net.model:copy() -- without what was put on it
   for _, p in ipairs(bare:projections()) do lu.assertNil(p.adapter) end
   local alone = net.two:copy() -- on no model, and puts nothing on one
@@ -551,13 +558,13 @@ function TestModelsAsModules:test_a_pattern_that_means_a_part_of_a_tensor_is_ref
   lu.assertErrorMsgContains("model.model.layers.0.self_attn.q_proj.weight", net.freeze, net, "q_proj")
   for _, p in ipairs(net:parameters()) do lu.assertTrue(p.requires_grad) end
   net:freeze "self_attn"
-  lu.assertFalse(net:get("model.layers[1].qkv.weight").requires_grad)
-  lu.assertTrue(net:get("model.layers[1].down.weight").requires_grad)
+  lu.assertFalse(net:get("model.layers[1].attention.qkv.weight").requires_grad)
+  lu.assertTrue(net:get("model.layers[1].ff.down.weight").requires_grad)
   net:unfreeze():freeze "^model%.layers%.1%." -- a path of the module
-  lu.assertFalse(net.model.layers[2].norm1.requires_grad)
-  lu.assertTrue(net.model.layers[1].norm1.requires_grad)
+  lu.assertFalse(net.model.layers[2].norm1.weight.requires_grad)
+  lu.assertTrue(net.model.layers[1].norm1.weight.requires_grad)
   local bf16 = llama { dtype = "q8_0" }
-  lu.assertErrorMsgContains("q8_0, which takes no gradients", bf16.unfreeze, bf16, "layers%.0%.qkv%.weight")
+  lu.assertErrorMsgContains("q8_0, which takes no gradients", bf16.unfreeze, bf16, "layers%.0%.attention%.qkv%.weight")
 end
 
 -- An adapter that nobody put into a field would be neither trained nor saved with the module.
@@ -567,7 +574,7 @@ function TestModelsAsModules:test_an_adapter_that_is_left_out_is_named_before_an
     local net, adapter = Policy(base), adapters[name](base)
     local kind = getmetatable(adapter).__name
     local function refused(text, call) lu.assertErrorMsgContains(text, call) end
-    refused("AdamW: a " .. (kind == "bottleneck" and "bottleneck layer" or kind) .. " sits on model",
+    refused("AdamW: a " .. kind .. " sits on model",
       function () optim.AdamW(net, { lr = 1 }) end)
     optim.AdamW(net:parameters(), { lr = 1 })
     optim.AdamW({ net, adapter }, { lr = 1 })
@@ -596,7 +603,7 @@ end
 function TestModelsAsModules:test_a_layer_of_ones_own_stands_in_a_published_model()
   local Low = nn.class("Low", function (low, old, r)
     low.old = old
-    low.a, low.b = nn.Linear(old.columns, r, { bias = false }), nn.Linear(r, old.rows, { bias = false })
+    low.a, low.b = nn.Linear(old.in_features, r, { bias = false }), nn.Linear(r, old.out_features, { bias = false })
     low.b.weight:detach():fill_(0)
   end)
   function Low:forward(h, decoding) return self.old:forward(h, decoding):add(self.b(self.a(h))) end
@@ -604,7 +611,7 @@ function TestModelsAsModules:test_a_layer_of_ones_own_stands_in_a_published_mode
     local model, ids = assert(models.load(folder .. name)), ids_of()
     local want, path = output({ run = run_model }, model, ids), nil
     for _, entry in ipairs(model:named_modules()) do
-      if entry[2].columns and entry[1]:find "up$" then path = entry[1] end
+      if entry[2].in_features and entry[1]:find "up$" then path = entry[1] end
     end
     local old = model:get(path)
     model:replace(path, Low(old, 2))
@@ -628,22 +635,48 @@ end
 
 function TestModelsAsModules:test_what_cannot_stand_in_a_place_is_refused_and_nothing_changes()
   local model = llama()
-  local qkv = model:get "layers.0.qkv"
+  local path = "layers.0.attention.qkv"
+  local qkv, other = model:get(path), models.llama.new(narrow)
   for text, call in pairs {
-    ["takes 32 numbers and gives 64, the new Linear takes 32 numbers and gives 32"] = { "layers.0.qkv", nn.Linear(32, 32) },
-    ["the model reads its norm1 (32), which the new Linear has not"] = { "layers.0", nn.Linear(32, 32) },
-    ["which the new Layer has not"] = { "layers[1]", assert(models.load(folder .. "gpt2")).layers[1] },
-    ["the new one is of a qwen2"] = { "layers[1]", assert(models.load(folder .. "qwen2")).layers[1] },
+    ["takes 32 numbers and gives 64, the new Linear takes 32 numbers and gives 32"] = { path, nn.Linear(32, 32) },
+    ["is a Block: it takes 32 numbers and gives 32, the new Linear takes 32 numbers and gives 8"] = { "layers.0", nn.Linear(32, 8) },
+    ["the new Block takes 16 numbers and gives 16"] = { "layers[1]", other.layers[1] },
+    ["is a FeedForward: it takes 32 numbers and gives 32, the new FeedForward takes 16"] = { "layers.1.ff", nn.FeedForward(16, 8) },
+    ["is a RMSNorm: it takes 32 numbers and gives 32, the new LayerNorm takes 8"] = { "layers.0.norm2", nn.LayerNorm(8) },
   } do
     lu.assertErrorMsgContains(text, model.replace, model, call[1], call[2])
     local _, message = pcall(function () model:replace(call[1], call[2]) end)
     lu.assertStrContains(message, "test_module_laws.lua")
   end
   local adapter = peft.lora(model, { r = 2 })
-  lu.assertErrorMsgContains("an adapter is on it", model.replace, model, "layers.0.qkv", nn.Linear(32, 64, { bias = false }))
+  lu.assertErrorMsgContains("an adapter is on it", model.replace, model, path, nn.Linear(32, 64, { bias = false }))
   adapter:remove()
-  lu.assertTrue(rawequal(model:get "layers.0.qkv", qkv))
-  model:replace("layers.0.qkv", nn.Linear(32, 64, { bias = false }))
+  lu.assertTrue(rawequal(model:get(path), qkv))
+  model:replace(path, nn.Linear(32, 64, { bias = false }))
+end
+
+-- What goes from (B, T, dim) to the same stands in a stack, wherever it comes from: decoding is as reading.
+function TestModelsAsModules:test_blocks_of_other_kinds_stand_in_a_published_model()
+  local ids = ids_of()
+  for name, made in pairs {
+    ["a block of nn"] = function () return nn.Block(32, 4, { rope = true, kind = "swiglu" }) end,
+    ["a post-norm block"] = function () return nn.Block(32, 4, { norm_first = false }) end,
+    ["a block of another model, from another place"] = function () return assert(models.load(folder .. "qwen3")).layers[1] end,
+    ["a module without memory"] = function () return nn.Sequential(nn.Linear(32, 32), nn.Tanh()) end,
+    ["nothing"] = function () return nn.Identity() end,
+  } do
+    for _, place in ipairs { "layers.0", "layers.1", "layers.2" } do
+      local model = llama()
+      model:replace(place, made())
+      local _ <close> = peri.no_grad()
+      local want, cache = model:forward(ids), model:cache(2, 6)
+      lu.assertTrue(want:isfinite():all():item())
+      local parts = { model:forward(ids:narrow(2, 1, 3), { cache = cache }) }
+      for t = 4, 6 do parts[#parts + 1] = model:forward(ids:narrow(2, t, 1), { cache = cache }) end
+      lu.assertTrue(peri.cat(parts, 2):sub(want):abs():max():item() < 1e-5, name .. " at " .. place)
+      cache:release()
+    end
+  end
 end
 
 -- The block is computed twice and hooked once; what is inside of it runs twice. No gradient changes.
@@ -662,7 +695,7 @@ function TestModelsAsModules:test_hooks_under_checkpointing()
       seen[#seen + 1] = y.requires_grad
       return y:mul(2)
     end)
-    model:get("layers.1.down"):hook(function () calls.inside = calls.inside + 1 end)
+    model:get("layers.1.ff.down"):hook(function () calls.inside = calls.inside + 1 end)
     return calls
   end
   local plain, checkpointed = llama(), llama():checkpointing(true)

@@ -356,7 +356,7 @@ function TestWalk:test_a_published_model_and_its_adapter_belong_to_the_module_th
   lu.assertFalse(net.extra.lora.training)
   local packed = Net()
   packed.base = assert(models.load("tests/data/hf_tiny/llama", { pack = true }))
-  lu.assertErrorMsgContains("base.embed is packed, whose dtype is chosen when it is loaded", packed.to, packed, "f64")
+  lu.assertErrorMsgContains("base.embed.weight is packed, whose dtype is chosen when it is loaded", packed.to, packed, "f64")
   lu.assertErrorMsgContains("missing base.", other.load_state_dict, other, { ["head.weight"] = peri.zeros { 2, 2 } })
   other:load_state_dict({ ["base.model.norm.weight"] = peri.full({ net.base.settings.dim }, 3) }, { strict = false })
   lu.assertEquals(other:state_dict()["base.model.norm.weight"]:at(1), 3)

@@ -90,7 +90,7 @@ function TestPEFT.test_lora_counts_r_times_in_plus_out()
   local model = assert(models.load(BASE))
   local want = 0
   for _, p in ipairs(model:projections()) do
-    for _, part in ipairs(p.parts) do want = want + 5 * (part[2] + p.columns) end
+    for _, part in ipairs(p.parts) do want = want + 5 * (part[2] + p.in_features) end
   end
   lu.assertEquals(peft.lora(model, { r = 5 }):num_parameters(), want)
 end

@@ -95,7 +95,7 @@ function TestSmollm2.test_the_files_own_weights_answer_alike()
   local path = shared.need(file)
   local _, _, v = load()
   local model = assert(models.load(path, { dtype = "file" }))
-  lu.assertEquals(model.layers[1].down.weight.dtype, "q4_1")
+  lu.assertEquals(model.layers[1].ff.down.weight.dtype, "q4_1")
   local chat = v.chat[1]
   local out = model:generate(peri.tensor({ chat.prompt_ids }, "i64"), { max_new_tokens = #chat.greedy_ids, greedy = true })
   lu.assertEquals(out.tokens:tolist()[1], chat.greedy_ids)

@@ -45,7 +45,7 @@ local function adapter_versions(adapter, known)
     for _, one in ipairs(adapter) do sum = sum + adapter_versions(one, known) end
     return sum
   end
-  known[whole] = known[whole] or versions(whole:parameters(), 0)
+  known[whole] = known[whole] or versions(whole:parameters(), 0) + (whole:is_off() and 0.5 or 0) -- others, when off
   return known[whole]
 end
 
@@ -54,16 +54,11 @@ end
 local function stamp(model)
   local held, sum, known = {}, versions(model:parameters(), 0), {}
   local parts = { sum }
-  for _, p in ipairs(model.projections and model:projections() or {}) do
-    if p.adapter then
-      held[#held + 1] = p.adapter
-      parts[#parts + 1] = ("%p:%d"):format(p.adapter, adapter_versions(p.adapter, known))
-    end
-  end
-  for _, module in pairs(model._modules or {}) do
-    if module.adapter and module.key ~= "head" then
-      held[#held + 1] = module.adapter
-      parts[#parts + 1] = ("%s %p:%d"):format(module.key, module.adapter, adapter_versions(module.adapter, known))
+  for _, module in ipairs(model.modules and model:modules() or {}) do
+    local adapter = rawget(module, "adapter")
+    if adapter and not module.is_head then
+      held[#held + 1] = adapter
+      parts[#parts + 1] = ("%p:%s"):format(adapter, adapter_versions(adapter, known))
     end
   end
   local prefix = model.prefix

@@ -3,13 +3,14 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local hf = require "perilune.weights.hf"
+local block = require "perilune.nn.block"
 local caches = require "perilune.nn.cache"
-local context = require "perilune.models.context"
+local context = require "perilune.nn.context"
+local layers = require "perilune.nn.layers"
 local generate = require "perilune.decode.generate"
 local settings = require "perilune.models.settings"
 local inputs = require "perilune.models.inputs"
 local weights = require "perilune.models.weights"
-local Projection = require "perilune.models.projection"
 local Module = require "perilune.nn.module"
 local grouped = require("perilune.nn.describe").grouped
 
@@ -28,59 +29,7 @@ Model.kind = "encoder" -- or "causal", "encoder-decoder"
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 -- What is no tensor of its own, or follows from the config; "dropped": what adapters put on it, which a copy has not.
 Model.references = { config = true, generation_config = true, inv_freq = true, _layout = true, _places = true,
-  prefix = "dropped", _prefix = "dropped", _modules = "dropped" }
-
--- ---- blocks ----
-
---- A block of a model: its weights, and what it does, which is a method of the model. A module of its own, so that
---- hooks see what goes into it and comes out, once, also under checkpointing.
---- @class perilune.models.Layer: perilune.nn.Module
-local Layer = Module.class "Layer"
-
---- What the model's method takes behind the number of the block.
-function Layer:forward(...)
-  local model, run, i = self._model, self._run, self._index
-  if model._checkpointing and peri.grad_enabled() then
-    return peri.checkpoint(function (...) return model[run](model, i, ...) end, ...)
-  end
-  return model[run](model, i, ...)
-end
-
--- Its neighbours and the model read what it holds: one of another kind, or of other sizes, would not do.
-function Layer:_refuses(new)
-  for _, name in ipairs(self._names) do
-    local mine, its = rawget(self, name), rawget(new, name)
-    if peri.is_tensor(mine) and not (peri.is_tensor(its) and its.shape == mine.shape) then
-      return ("the model reads its %s %s, which the new %s has not"):format(name, options.shape(mine),
-        getmetatable(new).__name)
-    elseif Module.is_module(mine) then
-      if not Module.is_module(its) then
-        return ("the model reads its %s, which the new %s has not"):format(name, getmetatable(new).__name)
-      end
-    end
-  end
-  if getmetatable(new) == Layer then
-    if new._run ~= self._run or getmetatable(new._model) ~= getmetatable(self._model) then
-      return ("the new one is of a %s"):format(new._model.__name)
-    end
-  end
-end
-
---- A stack of n blocks in a field of the model; declare then gives them weights.
---- @param name string
---- @param n integer
---- @param run string?  method that computes block i: self[run](self, i, ...); default "block"
---- @return perilune.models.Layer[]
-function Model:stack(name, n, run)
-  local list = {}
-  for i = 1, n do
-    local layer = Module.instance(Layer)
-    layer._model, layer._index, layer._run = self, i, run or "block"
-    list[i] = layer
-  end
-  self[name] = list
-  return list
-end
+  prefix = "dropped", _prefix = "dropped" }
 
 -- ---- as text ----
 
@@ -230,12 +179,12 @@ function Model:save(folder, opts)
     shard_bytes = opts and opts.shard_bytes, tokenizer_from = opts and opts.tokenizer_from })
 end
 
---- Linear layers in order, those that were replaced by others left out.
---- @return perilune.models.Projection[]
+--- Linear layers in order, without the language-model head.
+--- @return perilune.nn.Linear[]
 function Model:projections()
   local list = {}
   for _, module in ipairs(self:modules()) do
-    if getmetatable(module) == Projection then list[#list + 1] = module end
+    if getmetatable(module) == layers.Linear and not module.is_head then list[#list + 1] = module end
   end
   return list
 end
@@ -244,60 +193,26 @@ end
 --- @param on boolean?  true
 --- @return self
 function Model:checkpointing(on)
-  self._checkpointing = on ~= false
+  for _, module in ipairs(self:modules()) do
+    if getmetatable(module) == block.Block then module:checkpointing(on) end
+  end
   return self
 end
 
 -- The dtype of hidden states: f64 after model:to "f64", else f32.
-function Model:_computes() return self.embed.dtype == "f64" and "f64" or "f32" end
+function Model:_computes() return self.embed.weight.dtype == "f64" and "f64" or "f32" end
 
---- Rows of a table of embeddings of any dtype, as hidden states, and what an adapter on it adds. -- (..., D)
-function Model:embedded(table, ids)
-  local x = table:embedding(ids)
-  local dtype = self:_computes()
-  if x.dtype ~= dtype then x = x:to(dtype) end
-  for key, place in pairs(self._modules or {}) do
-    if place.adapter and key ~= "head" and rawequal(self[key], table) then x = place.adapter:forward(ids, x, place) end
-  end
-  return x
-end
-
---- What adapters sit on besides projections: "head" for the language-model head, else the key of a table of
---- embeddings. It has the fields of a projection that adapters read, and no weight of its own.
---- @param key string
---- @param name string  published
---- @param rows integer
---- @param columns integer
---- @return table module
-function Model:_site(key, name, rows, columns)
-  self._modules = self._modules or {}
-  self._modules[key] = self._modules[key] or { parts = { { name, rows } }, rows = rows, columns = columns,
-    transposed = false, key = key }
-  return self._modules[key]
+-- A cache for a stack of blocks, of what each keeps.
+function Model:_cache(blocks, batch, length)
+  local kept = {}
+  for i, one in ipairs(blocks) do kept[i] = one.attention and one.attention.keeps and one.attention:keeps() or {} end
+  return caches.new { batch = batch, length = length, layers = kept, dtype = self:_computes() }
 end
 
 -- Adapters that are on the model itself.
 function Model:_guests()
   local prefix = self._prefix
-  local list = { prefix and rawequal(self.prefix, prefix._put) and prefix or nil }
-  for _, place in pairs(self._modules or {}) do
-    for _, guest in ipairs(Projection.guests(place)) do list[#list + 1] = guest end
-  end
-  return list
-end
-
--- Adapters that are copied together with the model sit on the copy.
-function Model:_copied(from, map)
-  for key, place in pairs(from._modules or {}) do
-    Projection.take_adapters(self:_site(key, place.parts[1][1], place.rows, place.columns), place, map)
-  end
-end
-
---- Scores of hidden states by the head, with what an adapter on it adds. -- (..., V)
-function M.scores(self, hidden)
-  local y = hidden:linear(self.head or self.embed)
-  local module = self._modules and self._modules.head
-  return module and module.adapter and module.adapter:forward(hidden, y, module) or y
+  return { prefix and rawequal(self.prefix, prefix._put) and prefix or nil }
 end
 
 --- Log-probabilities and entropies by scores(hidden), of a few positions at a time.
@@ -376,10 +291,10 @@ local function is_step(ids, given)
   return true
 end
 
---- What a forward pass knows, and its ids: see perilune.models.context. `prefix` of the model is the default.
+--- What a forward pass knows, and its ids: see perilune.nn.context. `prefix` of the model is the default.
 --- @param ids perilune.Tensor|perilune.Batch
 --- @param given table?
---- @return perilune.models.Context
+--- @return perilune.nn.Context
 --- @return perilune.Tensor ids  (B, T)
 function Causal:context(ids, given)
   local who, o = self.forward_name
@@ -388,15 +303,16 @@ function Causal:context(ids, given)
   if self.prefix and not o.prefix then
     o.prefix = type(self.prefix) == "function" and self.prefix() or self.prefix
   end
-  return context.new(who, ids, o, 3), ids
+  inputs.place(who, ids, o, 3)
+  return context.new(who, ids:size(1), ids:size(2), o), ids
 end
 
 --- Weight of the language-model head. -- (V, D)
-function Causal:head_weight() return self.head or self.embed end
+function Causal:head_weight() return self.head:matrix() end
 
 --- @param hidden perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., V)
-function Causal:logits(hidden) return M.scores(self, M.hidden(self, hidden)) end
+function Causal:logits(hidden) return self.head:forward(M.hidden(self, hidden)) end
 
 --- Log-probabilities and entropies of given tokens, without their logits ever being held together.
 --- @param hidden perilune.Tensor  (..., D): what forward returned for the positions before
@@ -405,8 +321,8 @@ function Causal:logits(hidden) return M.scores(self, M.hidden(self, hidden)) end
 --- @return perilune.Tensor logp  (...) f32
 --- @return perilune.Tensor entropy  (...) f32, nats
 function Causal:token_logprob(hidden, targets, temperature)
-  if self._modules and self._modules.head and self._modules.head.adapter then
-    return M.token_logprob_by(function (h) return M.scores(self, h) end, hidden, targets, temperature)
+  if not self.head:is_plain() then
+    return M.token_logprob_by(function (h) return self.head:forward(h) end, hidden, targets, temperature)
   end
   return hidden:token_logprob(self:head_weight(), targets, nil, temperature or 1)
 end
@@ -447,13 +363,9 @@ function Causal:token_logprobs(ids, from, opts)
 end
 options.declare(Causal.token_logprobs, { "ids", "from" }, scored)
 
---- Room for `length` positions of `batch` sequences.
+--- Room for `length` positions of `batch` sequences: for what each layer keeps of them.
 --- @return perilune.nn.Cache
-function Causal:cache(batch, length)
-  local s = self.settings
-  return caches.new { batch = batch, length = length, layers = s.layers, kv_heads = s.kv_heads, head_dim = s.head_dim,
-    dtype = self:_computes() }
-end
+function Causal:cache(batch, length) return self:_cache(self.layers, batch, length) end
 
 --- See perilune.decode.generate.
 function Causal:generate(prompt, opts)
@@ -461,20 +373,48 @@ function Causal:generate(prompt, opts)
   return out
 end
 
---- The blocks of a causal model on x (B, T, D) and y, its first norm: hidden states after the last norm.
---- Each block gives the norm of the residual stream and the stream to the next one.
-function M.each_block(self, y, x, c)
-  for i = 1, #self.layers do
-    y, x = self.layers[i]:forward(y, x, c)
-  end
-  if c.cache then c.cache.length = c.past + c.time end
-  return y
+--- What the first block reads of ids; architectures override it. -- (B, T, D)
+--- @param ids perilune.Tensor  (B, T)
+--- @param c perilune.nn.Context
+function Causal:embedded(ids, c) -- luacheck: ignore 212
+  return self.embed:forward(ids)
 end
 
---- The same with RMS norms, on embeddings x.
---- @param norm perilune.Tensor?  the first block's norm
-function M.run_blocks(self, x, c, norm)
-  return M.each_block(self, x:rms_norm(norm or self.layers[1].norm1, self.settings.eps), x, c)
+--- Hidden states after the last norm.
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
+--- @return perilune.Tensor  (B, T, D) f32
+function Causal:forward(ids, opts)
+  local c
+  c, ids = self:context(ids, opts)
+  local y = block._run(self.layers, self:embedded(ids, c), c, self.norm)
+  c:finish()
+  return y
+end
+options.declare(Causal.forward, { "ids" }, inputs.causal)
+
+-- The tied head is the table of embeddings under another name.
+function Causal:twins(name)
+  return self.settings.tied and name == self.embed.parts[1][1] .. ".weight" and { "lm_head.weight" } or {}
+end
+
+--- A checkpoint with tied embeddings may hold the head all the same.
+function Causal:ignored(name)
+  return name == "lm_head.weight" and self.settings.tied or Model.ignored(self, name)
+end
+
+-- ---- parts that architectures share ----
+
+--- A stack of n blocks in a field of the model, whose parts `fill` declares.
+--- @param name string
+--- @param n integer
+--- @param fields table?  of every block
+--- @param fill fun(one: perilune.nn.Block, i: integer, ours: string)  ours: the path of block i with a dot behind
+function Model:stack(name, n, fields, fill)
+  local list = {}
+  for i = 1, n do list[i] = block._without_parts(fields) end
+  self[name] = list
+  for i, one in ipairs(list) do fill(one, i, ("%s.%d."):format(name, i - 1)) end
 end
 
 --- What the file of an architecture returns: new(config, opts), load(path, opts), Class.

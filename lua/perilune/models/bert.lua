@@ -4,11 +4,12 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
-local context = require "perilune.models.context"
+local block = require "perilune.nn.block"
+local context = require "perilune.nn.context"
+local activated = require("perilune.nn.linear").activated
 local inputs = require "perilune.models.inputs"
 local pooling = require "perilune.models.pooling"
 local settings = require "perilune.models.settings"
-local activated = require("perilune.models.projection").activated
 
 local Bert = base.class("bert", base.Model)
 Bert.prefixes = { "bert." }
@@ -51,25 +52,26 @@ end
 function Bert:declare(d)
   local s, n = self.settings, self.published
   d:at(self, "", s.prefix)
-  d:embedding("embed", "embeddings.word_embeddings.weight", s.vocab, s.dim)
-  d:embedding("places", "embeddings.position_embeddings.weight", s.positions, s.dim)
-  if s.types > 0 then d:embedding("types", "embeddings.token_type_embeddings.weight", s.types, s.dim) end
-  d:layer_norm("norm", "embeddings.LayerNorm", s.dim)
-  for i, layer in ipairs(self:stack("layers", s.layers)) do
-    d:at(layer, ("layers.%d."):format(i - 1), s.prefix .. n.layer:format(i - 1))
-    d:linear("qkv", s.dim, { { n.query, s.dim }, { n.key, s.dim }, { n.value, s.dim } }, true)
-    d:linear("out", s.dim, { { n.out, s.dim } }, true)
-    d:layer_norm("norm1", n.norm1, s.dim)
-    d:linear("up", s.dim, { { n.up, s.ff } }, true)
-    d:linear("down", s.ff, { { n.down, s.dim } }, true)
-    d:layer_norm("norm2", n.norm2, s.dim)
-  end
+  d:embedding("embed", "embeddings.word_embeddings", s.vocab, s.dim)
+  d:embedding("places", "embeddings.position_embeddings", s.positions, s.dim)
+  if s.types > 0 then d:embedding("types", "embeddings.token_type_embeddings", s.types, s.dim) end
+  d:layer_norm("norm", "embeddings.LayerNorm", s.dim, s.eps)
+  self:stack("layers", s.layers, { norm_first = false }, function (one, i, ours)
+    d:at(one, ours, s.prefix .. n.layer:format(i - 1))
+    d:attention("attention", { heads = s.heads, kv_heads = s.heads, head_dim = s.head_dim,
+      scale = s.head_dim ^ -0.5, causal = false, attention_dropout = s.attention_dropout, dropout = s.dropout }, {
+      dim = s.dim, at = "", q = n.query, k = n.key, v = n.value, out = n.out, bias = true, out_bias = true })
+    d:layer_norm("norm1", n.norm1, s.dim, s.eps)
+    d:feed_forward("ff", { act = s.act, dropout = s.dropout }, { dim = s.dim, hidden = s.ff, at = "", up = n.up,
+      down = n.down, bias = true })
+    d:layer_norm("norm2", n.norm2, s.dim, s.eps)
+  end)
   d:at(self, "", s.prefix)
-  if s.pooler then d:linear("pooler", s.dim, { { "pooler.dense", s.dim } }, true) end
+  if s.pooler then d:linear("pooler", s.dim, { { "pooler.dense", s.dim } }, { bias = true }) end
   d:at(self, "", "")
   if s.mlm then
-    d:linear("transform", s.dim, { { n.transform, s.dim } }, true)
-    d:layer_norm("transform_norm", n.transform_norm, s.dim)
+    d:linear("transform", s.dim, { { n.transform, s.dim } }, { bias = true })
+    d:layer_norm("transform_norm", n.transform_norm, s.dim, s.eps)
     d:tensor("head_bias", n.head_bias, { s.vocab }, "zeros")
   end
 end
@@ -87,18 +89,6 @@ function Bert:ignored(name)
     or name:find "^cls%.seq_relationship" ~= nil
 end
 
--- Block i of the residual stream x. -- (B, T, D)
-function Bert:block(i, x, mask)
-  local s, layer, batch, time = self.settings, self.layers[i], x:size(1), x:size(2)
-  local q, k, v = layer.qkv:forward(x):reshape { batch, time, 3 * s.heads, s.head_dim }:unpack_qkv(s.heads, s.heads)
-  local a = context.attention(q, k, v, mask, nil,
-    { causal = false, scale = s.head_dim ^ -0.5, dropout = self.training and s.attention_dropout or 0 })
-  a = self:dropout(layer.out:forward(a:reshape { batch, time, s.dim }), s.dropout)
-  x = a:add(x):layer_norm(layer.norm1_w, layer.norm1_b, s.eps)
-  local h = self:dropout(layer.down:forward(activated(layer.up, x, false, s.act)), s.dropout)
-  return h:add(x):layer_norm(layer.norm2_w, layer.norm2_b, s.eps)
-end
-
 -- Token types for the embedding; nil for models without one, which a batch of pairs does not mind.
 local function token_types(self, who, o, batch, time)
   local given = o.token_types
@@ -108,14 +98,14 @@ local function token_types(self, who, o, batch, time)
     end
     return nil
   end
-  if given then inputs.check_per_token(who, "token_types", given, batch, time, 3) end
+  if given then context.check_per_token(who, "token_types", given, batch, time) end
   return given or peri.zeros({ 1, time }, "i64")
 end
 
 -- Places of tokens, which the model has to have.
 local function place_tokens(self, who, o, rows, batch, time)
   local most = self.settings.positions
-  if o.positions then inputs.check_per_token(who, "positions", o.positions, batch, time, 3)
+  if o.positions then context.check_per_token(who, "positions", o.positions, batch, time)
   elseif time <= most then return inputs.positions(rows, time) end
   return inputs.within(who, o.positions or inputs.positions(rows, time), rows.mask, most, 3)
 end
@@ -130,12 +120,10 @@ function Bert:forward(ids, opts)
   ids, o = inputs.read(who, ids, opts, inputs.encoder, 2)
   local s, batch, time, rows = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o, 2)
   local types, positions = token_types(self, who, o, batch, time), place_tokens(self, who, o, rows, batch, time)
-  local mask = rows.mask and rows.mask:reshape { batch, 1, 1, time }
-  local x = self:embedded(self.embed, ids):add(self:embedded(self.places, positions))
-  if types then x = x:add(self:embedded(self.types, types)) end
-  x = self:dropout(x:layer_norm(self.norm_w, self.norm_b, s.eps), s.dropout)
-  for i = 1, #self.layers do x = self.layers[i]:forward(x, mask) end
-  return x
+  local x = self.embed:forward(ids):add(self.places:forward(positions))
+  if types then x = x:add(self.types:forward(types)) end
+  x = self:dropout(self.norm:forward(x), s.dropout)
+  return block._run(self.layers, x, context.of_encoder(batch, time, rows.mask))
 end
 options.declare(Bert.forward, { "ids" }, inputs.encoder)
 
@@ -153,9 +141,8 @@ end
 --- @return perilune.Tensor  (..., V)
 function Bert:logits(hidden)
   if not self.transform then error(self.__name .. ": this checkpoint has no masked-language-model head", 2) end
-  local s = self.settings
-  local h = activated(self.transform, base.hidden(self, hidden), false, s.act)
-  return h:layer_norm(self.transform_norm_w, self.transform_norm_b, s.eps):linear(self.embed, self.head_bias)
+  local h = activated(self.transform, base.hidden(self, hidden), false, self.settings.act)
+  return self.transform_norm:forward(h):linear(self.embed.weight, self.head_bias)
 end
 
 return base.module(Bert)

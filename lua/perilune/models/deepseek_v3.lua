@@ -2,10 +2,9 @@
 -- keys and values to one narrow vector, and a mixture of experts with a shared one.
 -- Equations are numbered as in that paper, section 2.1. Extra prediction layers are not read.
 local peri = require "perilune"
-local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
-local inputs = require "perilune.models.inputs"
+local attention = require "perilune.nn.attention"
 local rope = require "perilune.nn.rope"
 local moe = require "perilune.models.moe"
 local Module = require "perilune.nn.module"
@@ -43,116 +42,116 @@ function DeepSeek.read(config, has)
   }
 end
 
--- An expert: a SwiGLU feed-forward.
-local Expert = Module.class "Expert"
+-- ---- latent attention ----
 
-function Expert:forward(x, few) return self.down:forward(self.gate_up:forward(x, few):swiglu(), few) end
+--- Eq. 1-11: keys and values come from one narrow vector; a part of the keys, which is turned, is one for all heads.
+local Latent = Module.class("LatentAttention", nil, attention.MultiHeadAttention)
 
-local function feed_forward(d, owner, ours, published, dim, ff)
-  d:at(owner, ours, published)
-  d:linear("gate_up", dim, { { "gate_proj", ff }, { "up_proj", ff } })
-  d:linear("down", ff, { { "down_proj", dim } })
-  return owner
+--- Heads of queries, keys and values. Values are padded to the keys' width: one kernel and one cache serve both.
+function Latent:heads_of(x, c)
+  local few, batch, time, heads, nope, turned = c.decoding, c.batch, c.time, self.heads, self.nope, self.turned
+  local function turn(t) return t:rope(c.positions, self._inv_freq, self._interleaved, self._rope_scale) end
+  local cq = self.q_a and self.q_norm:forward(self.q_a:forward(x, few)) or x
+  local q = self.q_b:forward(cq, few):reshape { batch, time, heads, self.head_dim }
+  local compressed = self.kv_a:forward(x, few) -- (B, T, kv_rank + turned)
+  local latent = self.kv_norm:forward(compressed:narrow(-1, 1, self.kv_rank))
+  local key_turned = turn(compressed:narrow(-1, self.kv_rank + 1, turned):unsqueeze(3)) -- one head for all
+  local kv = self.kv_b:forward(latent, few):reshape { batch, time, heads, nope + self.value_dim }
+  q = peri.cat({ q:narrow(-1, 1, nope), turn(q:narrow(-1, nope + 1, turned)) }, 4)
+  local k = peri.cat({ kv:narrow(-1, 1, nope), key_turned:expand { -1, -1, heads, -1 } }, 4)
+  return q, k, kv:narrow(-1, nope + 1, self.value_dim):pad { 0, self.head_dim - self.value_dim }
 end
+
+function Latent:_widths() return attention._widths_of(self.q_a or self.q_b, self.out) end
+
+function Latent:attend(x, c)
+  local q, k, v = self:heads_of(x, c)
+  local a = c:attend(q, k, v, { causal = true, scale = self.scale,
+    dropout = self.training and self.attention_dropout or 0 })
+  return a:narrow(-1, 1, self.value_dim)
+end
+
+local function latent_attention(d, one, ours, published, s)
+  local self = attention._without_weights({ heads = s.heads, kv_heads = s.heads, head_dim = s.head_dim,
+    scale = s.scale, nope = s.nope, turned = s.rope, value_dim = s.value_dim, kv_rank = s.kv_rank,
+    attention_dropout = s.dropout }, Latent)
+  one.attention = self
+  d:at(self, ours .. "attention.", published .. "self_attn.")
+  local queries = s.heads * s.head_dim
+  if s.q_rank then
+    d:linear("q_a", s.dim, { { "q_a_proj", s.q_rank } }, { bias = s.bias })
+    d:rms_norm("q_norm", "q_a_layernorm", s.q_rank, 1e-6)
+    d:linear("q_b", s.q_rank, { { "q_b_proj", queries } })
+  else
+    d:linear("q_b", s.dim, { { "q_proj", queries } })
+  end
+  d:linear("kv_a", s.dim, { { "kv_a_proj_with_mqa", s.kv_rank + s.rope } }, { bias = s.bias })
+  d:rms_norm("kv_norm", "kv_a_layernorm", s.kv_rank, 1e-6)
+  d:linear("kv_b", s.kv_rank, { { "kv_b_proj", s.heads * (s.nope + s.value_dim) } })
+  d:linear("out", s.heads * s.value_dim, { { "o_proj", s.dim } }, { bias = s.bias })
+  return self
+end
+
+-- ---- experts ----
+
+--- A mixture of experts: each token goes to a few of them, and to a shared one.
+local Experts = Module.class "Experts"
+function Experts:forward(x, c)
+  local places, weights = moe.route(x:linear(self.gate):sigmoid(), self.gate_bias, self._how)
+  local h = moe.mix(x, places, weights, function (e, rows) return self.experts[e]:forward(rows, c) end, #self.experts)
+  return self.shared and h:add(self.shared:forward(x, c)) or h
+end
+
+local function mixture(d, one, ours, published, s)
+  local self = Module.instance(Experts)
+  self._how, one.ff = s, self
+  local function feed_forward(owner, key, at, name, hidden)
+    d:at(owner, ours .. at, published .. "mlp.")
+    d:feed_forward(key, { gate = "silu" }, { dim = s.dim, hidden = hidden, at = name, gate = "gate_proj",
+      up = "up_proj", down = "down_proj" })
+  end
+  d:at(self, ours .. "ff.", published .. "mlp.")
+  d:tensor("gate", "gate.weight", { s.experts, s.dim }, "normal")
+  d:tensor("gate_bias", "gate.e_score_correction_bias", { s.experts }, "zeros", "buffer")
+  self.experts = {}
+  for e = 1, s.experts do
+    feed_forward(self.experts, e, "ff.experts.", ("experts.%d."):format(e - 1), s.expert_ff)
+  end
+  if s.shared > 0 then feed_forward(self, "shared", "ff.", "shared_experts.", s.shared * s.expert_ff) end
+end
+
+-- ---- the model ----
 
 function DeepSeek:declare(d)
   local s = self.settings
-  d:at(self, "", "model.")
-  d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
-  for i, layer in ipairs(self:stack("layers", s.layers)) do
-    local ours, published = ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1)
-    d:at(layer, ours, published)
-    d:tensor("norm1", "input_layernorm.weight", { s.dim })
-    local queries = s.heads * s.head_dim
-    if s.q_rank then
-      d:linear("q_a", s.dim, { { "self_attn.q_a_proj", s.q_rank } }, s.bias)
-      d:tensor("q_norm", "self_attn.q_a_layernorm.weight", { s.q_rank })
-      d:linear("q_b", s.q_rank, { { "self_attn.q_b_proj", queries } })
-    else
-      d:linear("q_b", s.dim, { { "self_attn.q_proj", queries } })
-    end
-    d:linear("kv_a", s.dim, { { "self_attn.kv_a_proj_with_mqa", s.kv_rank + s.rope } }, s.bias)
-    d:tensor("kv_norm", "self_attn.kv_a_layernorm.weight", { s.kv_rank })
-    d:linear("kv_b", s.kv_rank, { { "self_attn.kv_b_proj", s.heads * (s.nope + s.value_dim) } })
-    d:linear("out", s.heads * s.value_dim, { { "self_attn.o_proj", s.dim } }, s.bias)
-    d:tensor("norm2", "post_attention_layernorm.weight", { s.dim })
-    if i <= s.dense then
-      feed_forward(d, layer, ours, published .. "mlp.", s.dim, s.ff)
-    else
-      d:at(layer, ours, published)
-      d:tensor("gate", "mlp.gate.weight", { s.experts, s.dim }, "normal")
-      d:tensor("gate_bias", "mlp.gate.e_score_correction_bias", { s.experts }, "zeros", "vector", "buffer")
-      layer.experts = {}
-      for e = 1, s.experts do
-        local at = ("experts.%d."):format(e - 1)
-        layer.experts[e] = feed_forward(d, Expert(), ours .. at, published .. "mlp." .. at, s.dim, s.expert_ff)
-      end
-      if s.shared > 0 then
-        layer.shared = feed_forward(d, Expert(), ours .. "shared.", published .. "mlp.shared_experts.", s.dim,
-          s.shared * s.expert_ff)
-      end
-    end
-  end
-  d:at(self, "", "")
-  d:tensor("norm", "model.norm.weight", { s.dim })
-  if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.rope, self.config)
-  self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
-end
-
-function DeepSeek:twins(name)
-  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
+  local inv_freq = peri.tensor(freq, "f32")
+  self.inv_freq, self.rope_scale = inv_freq, scale
+  d:at(self, "", "model.")
+  d:embedding("embed", "embed_tokens", s.vocab, s.dim)
+  self:stack("layers", s.layers, nil, function (one, i, ours)
+    local published = ("model.layers.%d."):format(i - 1)
+    d:at(one, ours, published)
+    d:rms_norm("norm1", "input_layernorm", s.dim, s.eps)
+    latent_attention(d, one, ours, published, s):rotate(inv_freq, scale, s.interleaved)
+    d:at(one, ours, published)
+    d:rms_norm("norm2", "post_attention_layernorm", s.dim, s.eps)
+    if i <= s.dense then
+      d:feed_forward("ff", { gate = "silu" }, { dim = s.dim, hidden = s.ff, at = "mlp.", gate = "gate_proj",
+        up = "up_proj", down = "down_proj" })
+    else
+      mixture(d, one, ours, published, s)
+    end
+  end)
+  d:at(self, "", "")
+  d:rms_norm("norm", "model.norm", s.dim, s.eps)
+  d:head(s.tied)
 end
 
 --- The layers behind the last are for multi-token prediction.
 function DeepSeek:ignored(name)
   local layer = name:match "^model%.layers%.(%d+)%."
-  return layer ~= nil and tonumber(layer) >= self.settings.layers or name == "lm_head.weight" and self.settings.tied
-    or base.Model.ignored(self, name)
+  return layer ~= nil and tonumber(layer) >= self.settings.layers or base.Causal.ignored(self, name)
 end
-
--- Eq. 1-11. Values are padded to the keys' width, so that one kernel and one cache serve both.
-local function attention(self, i, y, c)
-  local s, layer, batch, time, few = self.settings, self.layers[i], y:size(1), y:size(2), c.decoding
-  local function turn(x) return x:rope(c.positions, self.inv_freq, s.interleaved, self.rope_scale) end
-  local cq = layer.q_a and layer.q_a:forward(y, few):rms_norm(layer.q_norm, 1e-6) or y
-  local q = layer.q_b:forward(cq, few):reshape { batch, time, s.heads, s.head_dim }
-  local compressed = layer.kv_a:forward(y, few) -- (B, T, kv_rank + rope)
-  local latent = compressed:narrow(-1, 1, s.kv_rank):rms_norm(layer.kv_norm, 1e-6)
-  local key_turned = turn(compressed:narrow(-1, s.kv_rank + 1, s.rope):unsqueeze(3)) -- one head for all
-  local kv = layer.kv_b:forward(latent, few):reshape { batch, time, s.heads, s.nope + s.value_dim }
-  q = peri.cat({ q:narrow(-1, 1, s.nope), turn(q:narrow(-1, s.nope + 1, s.rope)) }, 4)
-  local k = peri.cat({ kv:narrow(-1, 1, s.nope), key_turned:expand { -1, -1, s.heads, -1 } }, 4)
-  local v = kv:narrow(-1, s.nope + 1, s.value_dim):pad { 0, s.head_dim - s.value_dim }
-  local a = c:attend(i, q, k, v, { scale = s.scale, dropout = self.training and s.dropout or 0 })
-  a = a:narrow(-1, 1, s.value_dim):reshape { batch, time, s.heads * s.value_dim }
-  return layer.out:forward(a, few)
-end
-
--- Block i: y is the normed residual stream x. Returns both for the next block. -- (B, T, D)
-function DeepSeek:block(i, y, x, c)
-  local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
-  y, x = attention(self, i, y, c):add_rms_norm(x, layer.norm2, s.eps)
-  local h
-  if layer.experts then
-    local places, weights = moe.route(y:linear(layer.gate):sigmoid(), layer.gate_bias, s)
-    h = moe.mix(y, places, weights, function (e, rows) return layer.experts[e]:forward(rows, c.decoding) end, s.experts)
-    if layer.shared then h = h:add(layer.shared:forward(y, c.decoding)) end
-  else
-    h = layer.down:forward(layer.gate_up:forward(y, c.decoding):swiglu(), c.decoding)
-  end
-  return h:add_rms_norm(x, after and after.norm1 or self.norm, s.eps)
-end
-
---- Hidden states after the last norm.
---- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
---- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
---- @return perilune.Tensor  (B, T, D) f32
-function DeepSeek:forward(ids, opts)
-  local c
-  c, ids = self:context(ids, opts)
-  return base.run_blocks(self, self:embedded(self.embed, ids), c)
-end
-options.declare(DeepSeek.forward, { "ids" }, inputs.causal)
 
 return base.module(DeepSeek)

@@ -2,10 +2,10 @@
 -- 1 + w, every other layer a sliding window, soft caps on attention scores and on logits, embeddings
 -- times sqrt(dim), GeGLU.
 local peri = require "perilune"
-local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
-local inputs = require "perilune.models.inputs"
+local layers = require "perilune.nn.layers"
+local Module = require "perilune.nn.module"
 local rope = require "perilune.nn.rope"
 
 local Gemma2 = base.class "gemma2"
@@ -34,91 +34,50 @@ function Gemma2.read(config, has)
   return s
 end
 
+-- A norm whose weight is stored less 1.
+local Norm = Module.class("RMSNorm", nil, layers.RMSNorm)
+
+-- 1 + w; remembered while no gradients are wanted.
+function Norm:scale()
+  local w = self.weight
+  if peri.grad_enabled() then return w:add(1) end
+  if self._of ~= w or self._version ~= w:version() then
+    self._of, self._version, self._scale = w, w:version(), peri.keep(w:add(1))
+  end
+  return self._scale
+end
+
 function Gemma2:declare(d)
   local s = self.settings
-  local q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-  d:at(self, "", "model.")
-  d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
-  for i, layer in ipairs(self:stack("layers", s.layers)) do
-    d:at(layer, ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1))
-    d:tensor("norm1", "input_layernorm.weight", { s.dim }, "zeros")
-    d:linear("qkv", s.dim,
-      { { "self_attn.q_proj", q }, { "self_attn.k_proj", kv }, { "self_attn.v_proj", kv } }, s.bias)
-    d:linear("out", q, { { "self_attn.o_proj", s.dim } }, s.bias)
-    d:tensor("norm2", "post_attention_layernorm.weight", { s.dim }, "zeros")
-    d:tensor("norm3", "pre_feedforward_layernorm.weight", { s.dim }, "zeros")
-    d:linear("gate_up", s.dim, { { "mlp.gate_proj", s.ff }, { "mlp.up_proj", s.ff } })
-    d:linear("down", s.ff, { { "mlp.down_proj", s.dim } })
-    d:tensor("norm4", "post_feedforward_layernorm.weight", { s.dim }, "zeros")
-  end
-  d:at(self, "", "model.")
-  d:tensor("norm", "norm.weight", { s.dim }, "zeros")
-  d:at(self, "", "")
-  if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.head_dim, self.config)
-  self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
+  local inv_freq = peri.tensor(freq, "f32")
+  self.inv_freq, self.rope_scale = inv_freq, scale
+  local function norm(key, published) d:rms_norm(key, published, s.dim, s.eps, Norm, "zeros") end
+  d:at(self, "", "model.")
+  d:embedding("embed", "embed_tokens", s.vocab, s.dim)
+  self:stack("layers", s.layers, nil, function (one, i, ours)
+    d:at(one, ours, ("model.layers.%d."):format(i - 1))
+    norm("norm1", "input_layernorm")
+    d:attention("attention", { heads = s.heads, kv_heads = s.kv_heads, head_dim = s.head_dim,
+      scale = s.scale, window = s.windows[i], softcap = s.cap, attention_dropout = s.dropout }, {
+      dim = s.dim, at = "self_attn.", q = "q_proj", k = "k_proj", v = "v_proj", out = "o_proj", bias = s.bias,
+      out_bias = s.bias }):rotate(inv_freq, scale)
+    norm("attention_norm", "post_attention_layernorm")
+    norm("norm2", "pre_feedforward_layernorm")
+    d:feed_forward("ff", { gate = s.act }, { dim = s.dim, hidden = s.ff, at = "mlp.", gate = "gate_proj",
+      up = "up_proj", down = "down_proj" })
+    norm("ff_norm", "post_feedforward_layernorm")
+  end)
+  d:at(self, "", "")
+  norm("norm", "model.norm")
+  d:head(s.tied)
 end
 
-function Gemma2:twins(name)
-  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
-end
-
---- A checkpoint with tied embeddings may hold the head all the same.
-function Gemma2:ignored(name)
-  return name == "lm_head.weight" and self.settings.tied or base.Model.ignored(self, name)
-end
-
--- 1 + w of a norm; remembered while no gradients are wanted.
-local function shifted(owner, key)
-  local w = owner[key]
-  if peri.grad_enabled() then return w:add(1) end
-  local old = owner["_" .. key]
-  if not old or old.of ~= w or old.version ~= w:version() then
-    old = { of = w, version = w:version(), value = peri.keep(w:add(1)) }
-    owner["_" .. key] = old
-  end
-  return old.value
-end
-
-local function attention(self, i, y, c)
-  local s, layer, batch, time = self.settings, self.layers[i], y:size(1), y:size(2)
-  local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
-  local a
-  if c.fused then -- the same bits, one op
-    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, false, self.rope_scale, s.scale,
-      s.windows[i], s.cap)
-  else
-    local q, k, v = qkv:rope_qkv(c.positions, self.inv_freq, s.heads, s.kv_heads, false, self.rope_scale)
-    a = c:attend(i, q, k, v, { scale = s.scale, window = s.windows[i], softcap = s.cap,
-      dropout = self.training and s.dropout or 0 })
-  end
-  return layer.out:forward(a:reshape { batch, time, s.heads * s.head_dim }, c.decoding)
-end
-
--- Block i: y is the normed residual stream x. Returns both for the next block. -- (B, T, D)
-function Gemma2:block(i, y, x, c)
-  local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
-  local a = attention(self, i, y, c):rms_norm(shifted(layer, "norm2"), s.eps)
-  y, x = a:add_rms_norm(x, shifted(layer, "norm3"), s.eps)
-  local h = layer.gate_up:forward(y, c.decoding):gated(s.act)
-  h = layer.down:forward(h, c.decoding):rms_norm(shifted(layer, "norm4"), s.eps)
-  return h:add_rms_norm(x, after and shifted(after, "norm1") or shifted(self, "norm"), s.eps)
-end
-
---- Hidden states after the last norm.
---- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
---- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
---- @return perilune.Tensor  (B, T, D) f32
-function Gemma2:forward(ids, opts)
-  local c
-  c, ids = self:context(ids, opts)
-  local x = self:embedded(self.embed, ids):mul(math.sqrt(self.settings.dim)) -- (B, T, D)
-  return base.run_blocks(self, x, c, shifted(self.layers[1], "norm1"))
-end
-options.declare(Gemma2.forward, { "ids" }, inputs.causal)
+-- Embeddings times the root of their width. -- (B, T, D)
+function Gemma2:embedded(ids) return self.embed:forward(ids):mul(math.sqrt(self.settings.dim)) end
 
 local function capped(self, hidden)
-  local logits, cap = base.scores(self, hidden), self.settings.logit_cap
+  local logits, cap = self.head:forward(hidden), self.settings.logit_cap
   return cap > 0 and logits:div(cap):tanh():mul(cap) or logits
 end
 

@@ -159,15 +159,6 @@ local function numbers(who, name, value, batch, most, level)
   return out
 end
 
---- Raises where a tensor of integers is neither (T) nor (B, T) nor (1, T).
-function M.check_per_token(who, name, t, batch, time, level)
-  local rows = t.ndim == 2 and t:size(1) or 1
-  if t.dtype ~= "i64" or t.ndim < 1 or t.ndim > 2 or t:size(-1) ~= time or rows ~= 1 and rows ~= batch then
-    error(("%s: %s is %s of shape %s, expected i64 of (%d) or (%d, %d)"):format(who, name, t.dtype, shape_of(t), time,
-      batch, time), level + 1)
-  end
-end
-
 local function same(a, b)
   for i = 1, #a do if a[i] ~= b[i] then return false end end
   return true
@@ -251,6 +242,36 @@ function M.rows(who, ids, o, level)
     if not same(have, want) then error(who .. ": mask and lengths do not agree", level + 1) end
   end
   return rows
+end
+
+--- Where rows begin, which columns are tokens, and a mask where there are gaps, as a context of perilune.nn takes
+--- them: o.start, o.tokens, o.mask. Rows of a cache end together, and it remembers where they begin.
+--- @param who string
+--- @param ids perilune.Tensor  (B, T)
+--- @param o table  of M.read; changed
+--- @param level integer
+function M.place(who, ids, o, level)
+  local cache, batch, time = o.cache, ids:size(1), ids:size(2)
+  if not cache then
+    local rows = M.rows(who, ids, o, level + 1)
+    o.start, o.tokens = rows.start, rows.mask
+    o.mask = rows.holes and rows.mask:reshape { batch, 1, 1, time } or nil
+    return
+  end
+  local past, begun = cache.length or 0, o.start
+  if past == 0 and not (begun and not o.mask and not o.lengths) or o.mask then
+    local columns = o.mask and past > 0 and peri.empty({ batch, past + time }, "bool") or ids
+    local rows = M.rows(who, columns, o, level + 1)
+    if rows.stop or rows.holes then
+      error(who .. ": with a cache rows end together: padding goes on the left", level + 1)
+    end
+    begun = rows.start
+  elseif o.batch or o.lengths then
+    error(who .. ": lengths are of whole rows, and the cache has their begin; give start, or a mask of all columns",
+      level + 1)
+  end
+  if past == 0 and begun and not cache.start and cache.batch == batch then cache:set_starts(begun) end
+  o.start, o.mask = begun or cache.start, nil
 end
 
 --- Places of the tokens in their rows: (T), or (B, T) where rows begin later; before a row 0.

@@ -2,10 +2,8 @@
 -- grouped-query attention with rotary positions and a SwiGLU feed-forward. Mistral, Qwen 2 and Qwen 3
 -- differ from it in a few settings. q, k, v are one weight, and so are gate and up.
 local peri = require "perilune"
-local options = require "perilune.options"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
-local inputs = require "perilune.models.inputs"
 local rope = require "perilune.nn.rope"
 
 local Llama = base.class "llama"
@@ -36,77 +34,27 @@ end
 
 function Llama:declare(d)
   local s = self.settings
-  local q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-  d:at(self, "", "model.")
-  d:embedding("embed", "embed_tokens.weight", s.vocab, s.dim)
-  for i, layer in ipairs(self:stack("layers", s.layers)) do
-    d:at(layer, ("layers.%d."):format(i - 1), ("model.layers.%d."):format(i - 1))
-    d:tensor("norm1", "input_layernorm.weight", { s.dim })
-    d:linear("qkv", s.dim,
-      { { "self_attn.q_proj", q }, { "self_attn.k_proj", kv }, { "self_attn.v_proj", kv } }, s.qkv_bias)
-    d:linear("out", q, { { "self_attn.o_proj", s.dim } }, s.out_bias)
-    if s.qk_norm then
-      d:tensor("q_norm", "self_attn.q_norm.weight", { s.head_dim })
-      d:tensor("k_norm", "self_attn.k_norm.weight", { s.head_dim })
-    end
-    d:tensor("norm2", "post_attention_layernorm.weight", { s.dim })
-    d:linear("gate_up", s.dim, { { "mlp.gate_proj", s.ff }, { "mlp.up_proj", s.ff } }, s.mlp_bias)
-    d:linear("down", s.ff, { { "mlp.down_proj", s.dim } }, s.mlp_bias)
-  end
-  d:at(self, "", "")
-  d:tensor("norm", "model.norm.weight", { s.dim })
-  if not s.tied then d:embedding("head", "lm_head.weight", s.vocab, s.dim) end
   local freq, scale = rope.frequencies(s.head_dim, self.config)
-  self.inv_freq, self.rope_scale = peri.tensor(freq, "f32"), scale
+  local inv_freq = peri.tensor(freq, "f32")
+  self.inv_freq, self.rope_scale = inv_freq, scale
+  d:at(self, "", "model.")
+  d:embedding("embed", "embed_tokens", s.vocab, s.dim)
+  self:stack("layers", s.layers, nil, function (one, i, ours)
+    local published = ("model.layers.%d."):format(i - 1)
+    d:at(one, ours, published)
+    d:rms_norm("norm1", "input_layernorm", s.dim, s.eps)
+    d:attention("attention", { heads = s.heads, kv_heads = s.kv_heads, head_dim = s.head_dim,
+      scale = s.head_dim ^ -0.5, window = s.windows[i], attention_dropout = s.dropout }, {
+      dim = s.dim, at = "self_attn.", q = "q_proj", k = "k_proj", v = "v_proj", out = "o_proj", bias = s.qkv_bias,
+      out_bias = s.out_bias, q_norm = s.qk_norm and "q_norm", k_norm = s.qk_norm and "k_norm", eps = s.eps })
+      :rotate(inv_freq, scale)
+    d:rms_norm("norm2", "post_attention_layernorm", s.dim, s.eps)
+    d:feed_forward("ff", { gate = "silu" }, { dim = s.dim, hidden = s.ff, at = "mlp.", gate = "gate_proj",
+      up = "up_proj", down = "down_proj", bias = s.mlp_bias })
+  end)
+  d:at(self, "", "")
+  d:rms_norm("norm", "model.norm", s.dim, s.eps)
+  d:head(s.tied)
 end
-
-function Llama:twins(name)
-  return self.settings.tied and name == "model.embed_tokens.weight" and { "lm_head.weight" } or {}
-end
-
---- A checkpoint with tied embeddings may hold the head all the same.
-function Llama:ignored(name)
-  return name == "lm_head.weight" and self.settings.tied or base.Model.ignored(self, name)
-end
-
-local function attention(self, i, y, c)
-  local s, layer, batch, time = self.settings, self.layers[i], y:size(1), y:size(2)
-  local scale, window = s.head_dim ^ -0.5, s.windows[i]
-  local qkv = layer.qkv:forward(y, c.decoding):reshape { batch, time, s.heads + 2 * s.kv_heads, s.head_dim }
-  local a
-  if c.fused and not s.qk_norm then -- the same bits, one op
-    a = c.cache:step(i, qkv, c.positions, self.inv_freq, c.start, false, self.rope_scale, scale, window)
-  else
-    local q, k, v
-    if s.qk_norm then
-      q, k, v = qkv:unpack_qkv(s.heads, s.kv_heads) -- (B, T, H, D)
-      q = q:rms_norm(layer.q_norm, s.eps):rope(c.positions, self.inv_freq, false, self.rope_scale)
-      k = k:rms_norm(layer.k_norm, s.eps):rope(c.positions, self.inv_freq, false, self.rope_scale)
-    else
-      q, k, v = qkv:rope_qkv(c.positions, self.inv_freq, s.heads, s.kv_heads, false, self.rope_scale)
-    end
-    a = c:attend(i, q, k, v, { scale = scale, window = window, dropout = self.training and s.dropout or 0 })
-  end
-  return layer.out:forward(a:reshape { batch, time, s.heads * s.head_dim }, c.decoding)
-end
-
--- Block i: y is the normed residual stream x. Returns both for the next block. -- (B, T, D)
-function Llama:block(i, y, x, c)
-  local s, layer, after = self.settings, self.layers[i], self.layers[i + 1]
-  y, x = attention(self, i, y, c):add_rms_norm(x, layer.norm2, s.eps)
-  local h = layer.down:forward(layer.gate_up:forward(y, c.decoding):swiglu(), c.decoding)
-  return h:add_rms_norm(x, after and after.norm1 or self.norm, s.eps)
-end
-
---- Hidden states after the last norm.
---- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
---- @param opts table?  mask, start, lengths, positions, segments, cache, prefix, collect: see perilune.models.inputs
---- @return perilune.Tensor  (B, T, D) f32
-function Llama:forward(ids, opts)
-  local c
-  c, ids = self:context(ids, opts)
-  return base.run_blocks(self, self:embedded(self.embed, ids), c)
-end
-options.declare(Llama.forward, { "ids" }, inputs.causal)
 
 return base.module(Llama)

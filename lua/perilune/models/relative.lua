@@ -33,12 +33,4 @@ function M.biases(weight, queries, keys, both_ways, far)
   return of_distance:embedding(peri.arange(keys):sub(i):add(keys - 1)):permute({ 3, 1, 2 }):unsqueeze(1)
 end
 
---- What hides keys when added to scores: -inf where no token is.
---- @param mask perilune.Tensor  (B, T) bool or i64
---- @return perilune.Tensor  (B, 1, 1, T)
-function M.hidden(mask)
-  local closed = mask:to("bool"):logical_not()
-  return peri.zeros({ 1 }):masked_fill(closed, -math.huge):reshape { mask:size(1), 1, 1, mask:size(2) }
-end
-
 return M

@@ -3,7 +3,6 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
-local caches = require "perilune.nn.cache"
 local generate = require "perilune.decode.generate"
 local inputs = require "perilune.models.inputs"
 
@@ -16,9 +15,7 @@ local View = {}
 View.__index = View
 
 function View:cache(batch, length)
-  local s = self.model.settings
-  return caches.new { batch = batch, length = length, layers = s.decoder_layers, kv_heads = s.heads,
-                      head_dim = s.head_dim, dtype = self.model:_computes() }
+  return self.model:_cache(self.model.decoder, batch, length)
 end
 
 -- What n rows for each input need of the encoder; kept, since sampling goes by scopes of one step.
@@ -28,8 +25,8 @@ local function encoded_rows(self, n)
   local rows = { crossed = {} }
   local function repeated(t) return peri.keep(n == 1 and t or t:repeat_interleave(n, 1)) end
   for i = 1, self.model.settings.decoder_layers do
-    local k, v = self.model:crossed(i, self.encoded)
-    rows.crossed[i] = { repeated(k), repeated(v) }
+    local kv = self.model:crossed(i, self.encoded)
+    rows.crossed[i] = { repeated(kv[1]), repeated(kv[2]) }
   end
   rows.mask = self.mask and repeated(self.mask:to("bool"))
   self[n] = rows

@@ -4,14 +4,19 @@ local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local options = require "perilune.options"
 local walk = require "perilune.nn.walk"
-local Projection = require "perilune.models.projection"
+local Module = require "perilune.nn.module"
+local attention = require "perilune.nn.attention"
+local blocks = require "perilune.nn.block"
+local layers = require "perilune.nn.layers"
+local linear = require "perilune.nn.linear"
+local heads = require "perilune.models.head"
 
 local M = {}
 
 -- ---- declarations -------------------------------------------------------------------------------
 
 -- An entry of a layout is a tensor that we hold: { path (from the model on), shape, init ("normal", "ones",
--- "zeros"), form ("linear", "embedding", "vector"), kind ("parameter", "buffer": not trained), vector (f32 beside
+-- "zeros"), form ("matrix", "vector"), kind ("parameter", "buffer": not trained), vector (f32 beside
 -- matrices of f16), transposed, parts }, where parts are the published tensors that it is made of, { name, rows }
 -- each, one above the other: what walk.lua asks _publish for.
 
@@ -42,38 +47,102 @@ local function add(self, owner, key, path, entry)
   walk.reserve(owner, key)
 end
 
---- A tensor. init is "ones" (default), "zeros" or "normal"; form "vector" (default), "embedding"; kind "parameter"
---- (default), "buffer".
-function Declaration:tensor(key, published, shape, init, form, kind)
-  add(self, self.owner, key, key, { shape = shape, init = init or "ones", form = form or "vector", kind = kind,
+--- A tensor. init is "ones" (default), "zeros" or "normal"; kind "parameter" (default), "buffer".
+function Declaration:tensor(key, published, shape, init, kind)
+  add(self, self.owner, key, key, { shape = shape, init = init or "ones", form = "vector", kind = kind,
     parts = { { self.published .. published, shape[1] } } })
 end
 
---- A LayerNorm: key .. "_w" and key .. "_b".
-function Declaration:layer_norm(key, published, dim)
-  self:tensor(key .. "_w", published .. ".weight", { dim })
-  self:tensor(key .. "_b", published .. ".bias", { dim }, "zeros")
+-- A tensor of a module in a field.
+local function of_module(self, key, module, name, published, shape, init)
+  add(self, module, name, key .. "." .. name, { shape = shape, init = init, form = "vector",
+    parts = { { self.published .. published .. "." .. name, shape[1] } } })
+end
+
+--- A LayerNorm.
+function Declaration:layer_norm(key, published, dim, eps)
+  local norm = Module.instance(layers.LayerNorm)
+  norm.dim, norm.eps = dim, eps
+  self.owner[key] = norm
+  of_module(self, key, norm, "weight", published, { dim }, "ones")
+  of_module(self, key, norm, "bias", published, { dim }, "zeros")
+end
+
+--- An RMSNorm, or a norm of a class of its kind, whose weight begins at init, "ones" by default.
+function Declaration:rms_norm(key, published, dim, eps, class, init)
+  local norm = Module.instance(class or layers.RMSNorm)
+  norm.dim, norm.eps = dim, eps
+  self.owner[key] = norm
+  of_module(self, key, norm, "weight", published, { dim }, init or "ones")
 end
 
 --- A table of embeddings.
 function Declaration:embedding(key, published, rows, columns)
-  self:tensor(key, published, { rows, columns }, "normal", "embedding")
+  local module = layers._embedding_of_parts({ { self.published .. published, rows } }, columns)
+  self.owner[key] = module
+  add(self, module, "weight", key .. ".weight", { shape = { rows, columns }, init = "normal", form = "matrix",
+    parts = { { self.published .. published .. ".weight", rows } } })
 end
 
---- A linear layer of one or more published matrices { name, rows }.
-function Declaration:linear(key, columns, parts, bias, transposed)
+--- A linear layer of one or more published matrices { name, rows }. o has bias, transposed.
+function Declaration:linear(key, columns, parts, o)
   local named, weights, biases = {}, {}, {}
   for i, part in ipairs(parts) do
     named[i] = { self.published .. part[1], part[2] }
     weights[i], biases[i] = { named[i][1] .. ".weight", part[2] }, { named[i][1] .. ".bias", part[2] }
   end
-  local p = Projection.new(named, columns, transposed)
+  local p = linear.of_parts(named, columns, o and o.transposed)
   self.owner[key] = p
-  add(self, p, "weight", key .. ".weight", { shape = { p.rows, columns }, init = "normal", form = "linear",
-    parts = weights, transposed = transposed or false })
-  if bias then
-    add(self, p, "bias", key .. ".bias", { shape = { p.rows }, init = "zeros", form = "vector", parts = biases })
+  add(self, p, "weight", key .. ".weight", { shape = { p.out_features, columns }, init = "normal", form = "matrix",
+    parts = weights, transposed = p.transposed })
+  if o and o.bias then
+    add(self, p, "bias", key .. ".bias", { shape = { p.out_features }, init = "zeros", form = "vector",
+      parts = biases })
   end
+  return p
+end
+
+--- The attention of a block: fields of the module, and { dim, at (prefix of the names), qkv or q, k and v, out:
+--- published names; bias, out_bias, transposed, q_norm, k_norm: names of norms of heads, eps }.
+--- @return perilune.nn.MultiHeadAttention
+function Declaration:attention(key, fields, o)
+  local module = attention._without_weights(fields)
+  local owner, ours, published = self.owner, self.ours, self.published
+  local q, kv = module.heads * module.head_dim, module.kv_heads * module.head_dim
+  owner[key] = module
+  self:at(module, ours .. key .. ".", published .. o.at)
+  self:linear("qkv", o.dim, o.qkv and { { o.qkv, q + 2 * kv } } or { { o.q, q }, { o.k, kv }, { o.v, kv } },
+    { bias = o.bias, transposed = o.transposed })
+  self:linear("out", q, { { o.out, o.dim } }, { bias = o.out_bias, transposed = o.transposed })
+  if o.q_norm then
+    self:rms_norm("q_norm", o.q_norm, module.head_dim, o.eps)
+    self:rms_norm("k_norm", o.k_norm, module.head_dim, o.eps)
+  end
+  self:at(owner, ours, published)
+  return module
+end
+
+--- The feed-forward of a block: fields of the module (act, gate ...), and { dim, hidden, at (prefix of the names),
+--- gate, up, down: published names; bias, transposed }.
+--- @return perilune.nn.FeedForward
+function Declaration:feed_forward(key, fields, o)
+  local module = blocks._feed_forward_without_weights(fields)
+  local owner, ours, published = self.owner, self.ours, self.published
+  owner[key] = module
+  self:at(module, ours .. (type(key) == "number" and key - 1 or key) .. ".", published .. o.at)
+  local how = { bias = o.bias, transposed = o.transposed }
+  self:linear("up", o.dim, o.gate and { { o.gate, o.hidden }, { o.up, o.hidden } } or { { o.up, o.hidden } }, how)
+  self:linear("down", o.hidden, { { o.down, o.dim } }, how)
+  self:at(owner, ours, published)
+  return module
+end
+
+--- The language-model head, "lm_head": a linear layer, or one that reads the table that it is tied to.
+--- @param tied boolean
+function Declaration:head(tied)
+  local embed = self.model.embed
+  if tied then self.model.head = heads.tied(embed)
+  else heads.mark(self:linear("head", embed.dim, { { "lm_head", embed.num } })) end
 end
 
 --- Where an entry's tensor stands now: owner and key, owner[key]. Whoever replaced what was there is asked.
@@ -93,7 +162,7 @@ function M.at(model, entry)
 end
 
 --- What the walk is told of a tensor of a model: the entry of its place, or the one part that it is where the parts
---- of a matrix stay apart ("layers.0.qkv.weights.1"). Nil for what was never declared, or has another shape there.
+--- of a matrix stay apart ("layers.0.ff.up.weights.1"). Nil for what was never declared, or has another shape there.
 --- @param model table
 --- @param path string
 --- @param tensor perilune.Tensor
@@ -134,7 +203,7 @@ local candidates = M.candidates
 local quantised = dtypes.quantised -- elements of a block
 
 --- Whether an entry may be in other dtypes than f32, and packed.
-function M.is_product(p) return p.form == "linear" or p.form == "embedding" end
+function M.is_product(p) return p.form == "matrix" end
 
 -- The dtype that a weight of this entry is kept in.
 local function kept(p, stored, wanted)
@@ -193,7 +262,7 @@ end
 local function place(model, p, made, opts)
   local owner, key = M.at(model, p)
   local pack = opts.pack
-  if p.form == "linear" then owner.packed = pack end
+  if p.form == "matrix" then owner.packed = pack end
   if type(made) == "table" then
     if pack then for i, t in ipairs(made) do made[i] = peri.pack(t) end end
     owner.weights, owner.weight = made, nil

@@ -1,10 +1,11 @@
--- layers.lua - linear, embedding, norms, dropout, activations. Each constructor takes its sizes by
--- position and the rest in a last table, or everything in one table.
+-- layers.lua - embedding, norms, dropout, activations; and the linear layer, which stands in linear.lua. Each
+-- constructor takes its sizes by position and the rest in a last table, or everything in one table.
 
 local peri = require "perilune"
 local Module = require "perilune.nn.module"
 local init = require "perilune.nn.init_weights"
 local acts = require "perilune.nn.activation"
+local linear = require "perilune.nn.linear"
 local options = require "perilune.options"
 
 local class, parameter = Module.class, Module.parameter
@@ -25,30 +26,7 @@ M._layer = layer
 local function size(doc) return options.integer(required, "[1, inf)", doc) end
 local function epsilon(default) return options.number(default, "(0, inf)", "added to the variance") end
 
-local linear_rules = {
-  in_features = size "of x's last dim",
-  out_features = size "of y's last dim",
-  bias = options.boolean(true, "add b"),
-  activation = options.choice(options.none, acts.choices { "none" }, "applied in the same pass"),
-}
-
---- y = x W' + b. Weights and bias begin uniform in +- 1 / sqrt(in).
-M.Linear = layer("Linear", { "in_features", "out_features" }, linear_rules, function(self, o)
-  self.in_features, self.out_features, self.activation = o.in_features, o.out_features, o.activation
-  local bound = 1 / math.sqrt(o.in_features)
-  self.weight = parameter(init.uniform_(peri.empty { o.out_features, o.in_features }, -bound, bound))
-  if o.bias then self.bias = parameter(init.uniform_(peri.empty { o.out_features }, -bound, bound)) end
-end)
-
---- @param x perilune.Tensor  (..., in)
---- @return perilune.Tensor  (..., out)
-function M.Linear:forward(x) return x:linear(self.weight, self.bias, self.activation) end
-
-function M.Linear:_widths() return self.in_features, self.out_features end
-
-function M.Linear:extra()
-  return ("%d, %d%s"):format(self.in_features, self.out_features, self.bias and "" or ", bias = false")
-end
+M.Linear = linear.Linear
 
 local embedding_rules = {
   num = size "rows of the table: ids go from 0 to num - 1",
@@ -62,9 +40,16 @@ M.Embedding = layer("Embedding", { "num", "dim" }, embedding_rules, function(sel
   self.weight = parameter(init.normal_(peri.empty { o.num, o.dim }, o.std))
 end)
 
+M.Embedding._copied, M.Embedding._guests = linear.Linear._copied, linear.Linear._guests
+M.Embedding.references = { adapter = "dropped", parts = true }
+
 --- @param ids perilune.Tensor  (...) integers, counted from 0
 --- @return perilune.Tensor  (..., dim)
-function M.Embedding:forward(ids) return self.weight:embedding(ids) end
+function M.Embedding:forward(ids)
+  local x, adapter = self.weight:embedding(ids), self.adapter
+  if self._widens and x.dtype ~= "f32" and x.dtype ~= "f64" then x = x:to "f32" end
+  return adapter and adapter:forward(ids, x, self) or x
+end
 
 --- Scores of every row: the tied output layer of a language model.
 --- @param x perilune.Tensor  (..., dim)
@@ -73,11 +58,20 @@ function M.Embedding:logits(x) return x:linear(self.weight) end
 
 function M.Embedding:_widths() return nil, self.dim end
 
+-- An adapter would be lost with what it sits on.
 function M.Embedding:_refuses(new)
   if new.num and new.num ~= self.num then return ("it has %d rows, the new one %d"):format(self.num, new.num) end
+  return linear.Linear._refuses(self)
 end
 
 function M.Embedding:extra() return ("%d, %d"):format(self.num, self.dim) end
+
+-- A table whose rows are put in later, of any dtype; what is looked up is f32. parts: { { published name, rows } }.
+function M._embedding_of_parts(parts, dim)
+  local self = Module.instance(M.Embedding)
+  self.num, self.dim, self.parts, self._widens = parts[1][2], dim, parts, true
+  return self
+end
 
 local layer_norm_rules = {
   dim = size "of x's last dim", eps = epsilon(1e-5), bias = options.boolean(true, "add a learned shift"),
@@ -91,8 +85,15 @@ M.LayerNorm = layer("LayerNorm", { "dim" }, layer_norm_rules, function(self, o)
 end)
 
 function M.LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end
-function M.LayerNorm:extra() return tostring(self.dim) end
+
+--- The norm of a residual stream x and what a layer adds to it, and their sum, in one pass.
+--- @param h perilune.Tensor  (..., dim)
+--- @param x perilune.Tensor  (..., dim)
+--- @return perilune.Tensor y  norm(x + h)
+--- @return perilune.Tensor x  x + h
+function M.LayerNorm:add(h, x) return h:add_layer_norm(x, self.weight, self.bias, self.eps) end
 function M.LayerNorm:_widths() return self.dim, self.dim end
+function M.LayerNorm:extra() return tostring(self.dim) end
 
 local rms_norm_rules = { dim = size "of x's last dim", eps = epsilon(1e-6) }
 
@@ -102,9 +103,20 @@ M.RMSNorm = layer("RMSNorm", { "dim" }, rms_norm_rules, function(self, o)
   self.weight = parameter(peri.ones { o.dim })
 end)
 
-function M.RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end
-function M.RMSNorm:extra() return tostring(self.dim) end
+function M.RMSNorm:forward(x) return x:rms_norm(self:scale(), self.eps) end
+
+--- What the norm is multiplied by. -- (dim)
+--- @return perilune.Tensor
+function M.RMSNorm:scale() return self.weight end
+
+--- The norm of a residual stream x and what a layer adds to it, and their sum, in one pass.
+--- @param h perilune.Tensor  (..., dim)
+--- @param x perilune.Tensor  (..., dim)
+--- @return perilune.Tensor y  norm(x + h)
+--- @return perilune.Tensor x  x + h
+function M.RMSNorm:add(h, x) return h:add_rms_norm(x, self:scale(), self.eps) end
 function M.RMSNorm:_widths() return self.dim, self.dim end
+function M.RMSNorm:extra() return tostring(self.dim) end
 
 local group_norm_rules = {
   groups = size "that the channels divide into", channels = size "C of x (N, C, ...)", eps = epsilon(1e-5),

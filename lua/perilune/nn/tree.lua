@@ -6,7 +6,7 @@ local walk = require "perilune.nn.walk"
 --- @class perilune.nn.Module
 local Module = {}
 
--- Paths count from 0, as names in files do; what print(net) shows is Lua's way there: layers[1].qkv is layers.0.qkv.
+-- Paths count from 0, as names in files do; what print(net) shows is Lua's way there: layers[1].ff is layers.0.ff.
 local function normal(who, path)
   if type(path) ~= "string" then
     error(("%s: the path is a %s, expected a string such as \"layers.0\""):format(who, type(path)), 3)
@@ -40,8 +40,8 @@ local function unknown(who, what, path, names)
   options.raise(("%s: there is no %s %q; did you mean %q?"):format(who, what, path, near))
 end
 
---- The module or tensor at a path, as named_modules and named_parameters give it ("layers.0.qkv") or as print shows it
---- ("layers[1].qkv"). Raises when there is none.
+--- The module or tensor at a path, as named_modules and named_parameters give it ("layers.0.ff") or as print shows it
+--- ("layers[1].ff"). Raises when there is none.
 --- @param path string  "" is this module
 --- @return perilune.nn.Module|perilune.Tensor
 function Module:get(path)

@@ -11,7 +11,7 @@
 --   a name that begins with an underscore      private, whatever stands there
 --   a name that the class has in `references`  used and not owned: an adapter's model, a model's config
 --
--- A tensor's path is where it stands: "layers.0.qkv.weight". It is published, which is to say saved and loaded,
+-- A tensor's path is where it stands: "layers.0.ff.up.weight". It is published, which is to say saved and loaded,
 -- under that path too, unless a module above it has a method _publish(path), path from that module on:
 -- nil, or { kind = "parameter" or "buffer", parts = { { name, rows }, ... }, transposed, vector }, the published
 -- tensors that it is made of, one above the other.

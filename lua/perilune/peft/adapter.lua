@@ -1,6 +1,7 @@
 -- adapter.lua - what every adapter is: a module that stands beside a model. Its tensors are called by the published
 -- names of what they sit on, as in PEFT's files.
 local Module = require "perilune.nn.module"
+local options = require "perilune.options"
 
 --- @class perilune.peft.Adapter: perilune.nn.Module
 --- @field training boolean  dropout is on
@@ -26,6 +27,27 @@ function M.class(name)
   class.__tostring = describe
   return class
 end
+
+--- fn(...) while the model computes without the adapter, its own answers: those of the reference policy of a KL
+--- penalty, without a copy of the model. The results of fn; what it raises is raised. Meanwhile the adapter is off for
+--- whoever calls the model.
+--- @param fn fun(...): any
+--- @return any ...
+function Adapter:disabled(fn, ...)
+  options.argument("disabled", "fn", fn, "callable")
+  if self:is_merged() then
+    options.raise(("%s: disabled: the adapter is part of the weights: unmerge() it before"):format(self.__name))
+  end
+  self._off = (self._off or 0) + 1
+  local results = table.pack(pcall(fn, ...))
+  self._off = self._off > 1 and self._off - 1 or nil
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
+end
+
+--- Whether the model computes without the adapter now.
+--- @return boolean
+function Adapter:is_off() return self._off ~= nil end
 
 -- Only what is a product beside a product can be added to the weights.
 local function refuse_merge(self)

@@ -2,39 +2,36 @@
 -- attention and of the feed-forward, y <- y + U f(D y + d) + u with a narrow middle; U begins at 0, so
 -- that nothing changes at first. With where = "pfeiffer" (2005.00052) after the feed-forward only.
 local peri = require "perilune"
-local activation = require "perilune.nn.activation"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
-local layers = require "perilune.nn.layers"
+local linear = require "perilune.nn.linear"
+local activation = require "perilune.nn.activation"
 local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
 local M = {}
 
--- Last names of the projections that end a sub-layer: Llama and its kin, GPT-2, BERT, DistilBERT, T5.
+-- Last names of the layers that end a sub-layer: Llama and its kin, GPT-2, BERT, DistilBERT, T5, blocks of nn.
 local attention_outputs = { "o_proj", "attn.c_proj", "attention.output.dense", "attention.out_lin", "SelfAttention.o",
-                            "EncDecAttention.o" }
-local feed_forward_outputs = { "down_proj", "mlp.c_proj", "output.dense", "ffn.lin2", "DenseReluDense.wo" }
+                            "EncDecAttention.o", "attention.out" }
+local feed_forward_outputs = { "down_proj", "mlp.c_proj", "output.dense", "ffn.lin2", "DenseReluDense.wo", "ff.down" }
 
 --- @class perilune.peft.Bottleneck
 local Bottleneck = adapter.class "bottleneck"
 
--- What stands behind one projection.
+-- What stands behind one linear layer.
 local Site = Module.class "bottleneck layer"
-Site.references = { projection = true }
+Site.references = { owner = true, projection = true }
 
 --- @param y perilune.Tensor  (..., N)
 --- @return perilune.Tensor  (..., N)
-function Site:forward(_, y) return y:add(self.adapter_up:forward(self.adapter_down:forward(y))) end
-
--- A layer that begins with these weights. -- (out, in)
-local function linear(weight, act)
-  local self = Module.instance(layers.Linear)
-  self.out_features, self.in_features, self.activation = weight:size(1), weight:size(2), act
-  self.weight = Module.parameter(weight)
-  self.bias = Module.parameter(peri.zeros { weight:size(1) })
-  return self
+function Site:forward(_, y)
+  if self.owner._off then return y end
+  return y:add(self.adapter_up:forward(self.adapter_down:forward(y)))
 end
+
+-- A layer that begins with these weights and no bias. -- (out, in)
+local function begun(weight, act) return linear.of_weights(weight, peri.zeros { weight:size(1) }, act) end
 
 local function ends_with(name, list)
   for _, want in ipairs(list) do
@@ -51,33 +48,34 @@ local rules = {
   std = options.number(0.02, "[0, inf)", "of the initial weights on the way down"),
 }
 
---- Put bottleneck adapters on a model, whose own weights are frozen.
---- @param model table  of perilune.models
+--- Put bottleneck adapters on a net, whose own weights are frozen.
+--- @param model table  a published model, or any module of nn
 --- @param opts table?
 --- @return perilune.peft.Bottleneck
 function M.new(model, opts)
-  options.argument("bottleneck", "model", model, "table")
+  local places = targets.need("bottleneck", model)
   local config = options.fill("bottleneck", opts, rules)
   local act = activation.published(config.act).name
   local self = Module.instance(Bottleneck)
   self.kind, self.model, self.config, self._sites = "BOTTLENECK", model, config, {}
-  local chosen = config.targets and targets.choose(model, config.targets, "bottleneck")
-  for _, p in ipairs(model:projections()) do
-    local name = p.parts[1][1]
+  local chosen = config.targets and targets.choose(places, config.targets, "bottleneck")
+  for _, place in ipairs(places) do
+    local name = place.parts[1][1]
     local on
     if chosen then on = chosen[name]
-    else
+    elseif place.kind == "linear" then
       local attention = ends_with(name, attention_outputs)
       on = attention and config.where == "houlsby" or not attention and ends_with(name, feed_forward_outputs)
     end
     if on then
-      local middle = math.max(p.rows // config.reduction, 1)
+      local rows = place.layer.out_features
+      local middle = math.max(rows // config.reduction, 1)
       local site = Module.instance(Site)
-      site.projection = p
-      site.adapter_down = linear(peri.randn({ middle, p.rows }):mul_(config.std), act)
-      site.adapter_up = linear(peri.zeros { p.rows, middle })
+      site.owner, site.projection = self, place.layer
+      site.adapter_down = begun(peri.randn({ middle, rows }):mul_(config.std), act)
+      site.adapter_up = begun(peri.zeros { rows, middle })
       self[name] = site -- its tensors are name .. ".adapter_down.weight" and so on
-      targets.attach(p, site)
+      targets.attach(place.layer, site)
       self._sites[#self._sites + 1] = site
     end
   end

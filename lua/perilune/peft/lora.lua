@@ -1,7 +1,7 @@
 -- lora.lua - low-rank adaptation (Hu et al., 2106.09685, eq. 3): y = x W' + s (dropout(x) A') B' with
 -- frozen W, A (r, in), B (out, r) that begins at 0, and s = alpha / r, or alpha / sqrt(r) with rsLoRA
--- (2312.03732). Reads and writes PEFT's adapter folders. The frozen weights may be of any dtype, also
--- quantised (QLoRA, 2305.14314) or packed.
+-- (2312.03732). Sits on the linear layers and tables of embeddings of any net. Reads and writes PEFT's adapter
+-- folders. The frozen weights may be of any dtype, also quantised (QLoRA, 2305.14314) or packed.
 local peri = require "perilune"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
@@ -20,20 +20,20 @@ local M = {}
 --- @field scale number  of set_scale
 local LoRA = adapter.class "lora"
 
--- The A and B of one part of a projection, or of a table of embeddings; called as PEFT calls them.
+-- The A and B of one part of a linear layer, or of a table of embeddings; called as PEFT calls them.
 local Part = Module.class "lora layer"
 
 function Part:a() return rawget(self, self._a) end -- (r, in)
 function Part:b() return rawget(self, self._b) end -- (out, r)
 
--- What stands on one projection: a Part for each part of it that is a target. Their owner is the adapter.
+-- What stands on one linear layer: a Part for each part of it that is a target. Their owner is the adapter.
 local Site = Module.class "lora site"
 Site.references = { owner = true, projection = true }
 
 -- B's of several parts as one matrix (N, sum of ranks), zero where a rank does not belong to a part.
 local function stacked(self)
   local rows, at = {}, 0
-  for i, part in ipairs(self.projection.parts) do
+  for i, part in ipairs(self._parts) do
     local slot = self._slots[i]
     local before, rank = at, slot and slot.r or 0
     at = at + rank
@@ -46,7 +46,7 @@ local function stacked(self)
   return #rows == 1 and rows[1] or peri.cat(rows, 1)
 end
 
--- The two matrices of the whole projection. Without gradients they are made once and kept while the
+-- The two matrices of the whole layer. Without gradients they are made once and kept while the
 -- parameters stay as they are: decoding asks for them at every token.
 local function matrices(self)
   local list = {}
@@ -73,11 +73,12 @@ end
 
 Site.check_unchanged = merging.check_unchanged
 
---- Called by the projection with its input and output.
+--- Called by the layer with its input and output.
 --- @param x perilune.Tensor  (..., in)
 --- @param y perilune.Tensor  (..., out)
 --- @return perilune.Tensor  (..., out)
 function Site:forward(x, y)
+  if self.owner._off then return y end
   if self.owner.merged then
     self:check_unchanged()
     return y
@@ -132,11 +133,12 @@ end
 -- What stands on a table of embeddings: the rows of A' of the ids, times B'. -- A (r, rows), B (columns, r)
 local Lookup = Module.class("lora lookup", nil, Site)
 
---- Called by the model with ids and their rows.
+--- Called by the table with ids and their rows.
 --- @param ids perilune.Tensor  (...) i64
 --- @param y perilune.Tensor  (..., D)
 --- @return perilune.Tensor  (..., D)
 function Lookup:forward(ids, y)
+  if self.owner._off then return y end
   local slot = self._order[1]
   return y:add(slot:a():transpose():contiguous():embedding(ids):linear(slot:b()):mul(slot.scale))
 end
@@ -148,19 +150,20 @@ local function matrices_for(config, kind, r, rows, columns)
 end
 
 -- An adapter on the modules that `how` wants, at the ranks and alphas that it has for them.
-local function build(model, config, how)
+local function build(model, places, config, how)
   local self, sites = Module.instance(LoRA), {}
   self.kind, self.model, self.config, self.merged, self.scale = "LORA", model, fixed(config), false, 1
   self._thaw = targets.freeze(model)
-  for _, module in ipairs(targets.modules(model)) do
-    local p, kind = module.projection, module.kind
+  for _, place in ipairs(places) do
+    local kind = place.kind
     local site = Module.instance(kind == "embedding" and Lookup or Site)
-    site.owner, site.projection, site.rank, site._slots, site._order = self, p, 0, {}, {}
-    for i, part in ipairs(p.parts) do
+    site.owner, site.projection, site.rank = self, place.layer, 0
+    site._slots, site._order, site._parts, site._kind = {}, {}, place.parts, kind
+    for i, part in ipairs(place.parts) do
       if how.wants(part[1], kind) then
         local r = how.rank(part[1]) or config.r
         local scale = (how.alpha(part[1]) or config.alpha) / (config.rslora and math.sqrt(r) or r)
-        local a, b = matrices_for(config, kind, r, part[2], p.columns)
+        local a, b = matrices_for(config, kind, r, part[2], place.columns)
         local slot = Module.instance(Part)
         slot.name, slot.r, slot.scale, slot.trained_scale = part[1], r, scale, scale
         slot._a, slot._b = "lora_A.weight", "lora_B.weight"
@@ -173,7 +176,7 @@ local function build(model, config, how)
       end
     end
     if #site._order > 0 then
-      targets.attach(p, site)
+      targets.attach(place.layer, site)
       sites[#sites + 1] = site
     end
   end
@@ -181,17 +184,19 @@ local function build(model, config, how)
   return self
 end
 
---- Put a low-rank adapter on a model: every weight of the model is frozen, what can be trained is
---- adapter:parameters().
---- @param model table  of perilune.models, causal or not
+--- Put a low-rank adapter on a net: every weight of the net is frozen, what can be trained is adapter:parameters().
+--- It sits on linear layers, also those inside of attention, on language-model heads and on tables of embeddings; a
+--- layer is named by its path, in a published model by the name that it has in the files.
+--- @param model table  a published model, or any module of nn
 --- @param opts table?
 --- @return perilune.peft.LoRA
 function M.new(model, opts)
-  options.argument("lora", "model", model, "table")
+  local places = targets.need("lora", model)
   local config = options.fill("lora", opts, rules)
-  local chosen = targets.choose(model, config.targets, "lora", targets.modules(model))
+  local chosen = targets.choose(places, config.targets, "lora", true)
+  if next(chosen) == nil then options.raise "lora: the model has no linear layer to put one on" end
   check_patterns(config, chosen)
-  local self = build(model, config, {
+  local self = build(model, places, config, {
     wants = function (name) return chosen[name] end,
     rank = function (name) return targets.pattern(config.rank_pattern, name) end,
     alpha = function (name) return targets.pattern(config.alpha_pattern, name) end,
@@ -300,7 +305,7 @@ function LoRA:save(folder, base)
   local alphas = {} -- with the factor of set_scale, which PEFT has no place for
   for name, alpha in pairs(config.alpha_pattern) do alphas[name] = alpha * self.scale end
   if self.scale == 1 then alphas = config.alpha_pattern end -- in the order of the file that it came from
-  local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed
+  local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed == true
   local names = type(config.targets) == "table" and config.targets or last
   local c = self.published or {} -- of an adapter of PEFT: which layers are meant, as it says that
   for name, t in pairs(self.whole and self.whole.tensors or {}) do tensors[self.whole_names[name]] = t end
@@ -336,7 +341,7 @@ end
 local function check_whole(c, full, modules)
   local embeddings = {}
   for _, module in ipairs(modules) do
-    if module.kind ~= "linear" then embeddings[module.projection.parts[1][1]] = true end
+    if module.kind ~= "linear" then embeddings[module.parts[1][1]] = true end
   end
   for _, name in ipairs(options.names(full)) do
     local module, last = name:match "^(.*)%.([^.]+)$"
@@ -357,9 +362,10 @@ function M.open(model, c, tensors)
     targets = c.target_modules, rslora = c.use_rslora == true, init = "default",
     rank_pattern = c.rank_pattern or {}, alpha_pattern = c.alpha_pattern or {} }
   local low, full, names = read_tensors(tensors)
-  local problem = check_whole(c, full, targets.modules(model))
+  local places = targets.places(model)
+  local problem = check_whole(c, full, places)
   if problem then return nil, problem end
-  local self = build(model, config, { wants = peft_config.chooser(c), rank = peft_config.lookup(c.rank_pattern),
+  local self = build(model, places, config, { wants = peft_config.chooser(c), rank = peft_config.lookup(c.rank_pattern),
     alpha = peft_config.lookup(c.alpha_pattern) })
   self.published, self.whole_names = c, names
   if #self.sites == 0 and next(full) == nil then

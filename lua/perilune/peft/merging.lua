@@ -1,5 +1,5 @@
 -- merging.lua - products of low-rank adapters in the weights of a model, and out of them again. Copies of
--- the rows that are written to are kept, so that what comes back is the same bits; each projection has
+-- the rows that are written to are kept, so that what comes back is the same bits; each layer has
 -- a pile of what was merged into it, of which the last comes out first.
 local peri = require "perilune"
 
@@ -11,22 +11,22 @@ local M = {}
 local function check_weights(self, level)
   if #self.sites == 0 then error("lora: the adapter was taken off its model", level + 1) end
   for _, site in ipairs(self.sites) do
-    local p = site.projection
-    if p.key then
-      error(("lora: cannot merge into %s: only linear layers take an adapter into their weights"):format(p.parts[1][1]),
+    local p, name = site.projection, site._parts[1][1]
+    if site._kind ~= "linear" then
+      error(("lora: cannot merge into %s: only linear layers take an adapter into their weights"):format(name),
         level + 1)
     end
     if p.packed or not p.weight or p.weight.dtype ~= "f32" then
       error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
-        :format(p.parts[1][1], p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), level + 1)
+        :format(name, p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), level + 1)
     end
   end
 end
 
--- fn(slot, rows) for every part of a projection that the adapter is on; rows are a view of the weight.
+-- fn(slot, rows) for every part of a layer that the adapter is on; rows are a view of the weight.
 local function each_part(site, fn)
   local at = 1
-  for i, part in ipairs(site.projection.parts) do
+  for i, part in ipairs(site._parts) do
     if site._slots[i] then fn(site._slots[i], site.projection.weight:detach():narrow(1, at, part[2]), i) end
     at = at + part[2]
   end
@@ -42,7 +42,7 @@ local function copies_of(self)
   return kept
 end
 
--- Grows with every write to the adapter's matrices on one projection.
+-- Grows with every write to the adapter's matrices on one layer.
 local function version_of(site)
   local version = 0
   for _, slot in ipairs(site._order) do version = version + slot:a():version() + slot:b():version() end
@@ -94,7 +94,7 @@ end
 
 -- Why the weights cannot go back to what they were, or nil.
 local function obstacle(site)
-  local p, name = site.projection, site.projection.parts[1][1]
+  local p, name = site.projection, site._parts[1][1]
   local last = p.merged and p.merged[#p.merged]
   if not last or last.site ~= site then
     return ("another adapter was merged into %s after this one: it has to come out first"):format(name)

@@ -4,7 +4,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
-local layers = require "perilune.nn.layers"
+local linear = require "perilune.nn.linear"
 local adapter = require "perilune.peft.adapter"
 local targets = require "perilune.peft.targets"
 
@@ -33,7 +33,7 @@ local function split(self)
 end
 
 local function put(self)
-  self._put = function () return split(self) end
+  self._put = function () return not self._off and split(self) or nil end
   self.model.prefix, self.model._prefix = self._put, self
 end
 
@@ -61,17 +61,13 @@ function M.new(model, opts)
   self._thaw = targets.freeze(model)
   local width = 2 * s.layers * s.kv_heads * s.head_dim
   local function weight(shape) return Module.parameter(peri.randn(shape):mul_(config.std)) end
-  local function linear(rows, columns, act)
-    local layer = Module.instance(layers.Linear)
-    layer.in_features, layer.out_features, layer.activation = columns, rows, act
-    layer.weight = weight { rows, columns }
-    layer.bias = Module.parameter(peri.zeros { rows })
-    return layer
+  local function begun(rows, columns, act)
+    return linear.of_weights(weight { rows, columns }, peri.zeros { rows }, act)
   end
   if config.projection then -- named as PEFT names the network: transform.0 and transform.2, an activation between
     local hidden = config.hidden or s.dim
     self.prompt_encoder = { embedding = { weight = weight { config.tokens, s.dim } } }
-    self.prompt_encoder.transform = { [1] = linear(hidden, s.dim, "tanh"), [3] = linear(width, hidden) }
+    self.prompt_encoder.transform = { [1] = begun(hidden, s.dim, "tanh"), [3] = begun(width, hidden) }
   else
     self.prompt_encoder = { embedding = { weight = weight { config.tokens, width } } }
   end

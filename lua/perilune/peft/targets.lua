@@ -1,10 +1,12 @@
--- targets.lua - what the ways of fine-tuning few parameters share: which layers they sit on, freezing
--- the model, several adapters on one projection, adapter folders.
+-- targets.lua - what the ways of fine-tuning few parameters share: which layers of a net they sit on, freezing
+-- it, adapter folders.
 local peri = require "perilune"
 local options = require "perilune.options"
-local Projection = require "perilune.models.projection"
+local layers = require "perilune.nn.layers"
+local linear = require "perilune.nn.linear"
+local walk = require "perilune.nn.walk"
 
-local M = { attach = Projection.attach, detach = Projection.detach }
+local M = { attach = linear.attach, detach = linear.detach }
 
 --- No weight of the model is trained any more.
 --- @return fun() thaw  trains again what was
@@ -18,8 +20,9 @@ function M.freeze(model)
   end
 end
 
---- PEFT's task type of a model.
+--- PEFT's task type of a model; JSON's null of a net that is no published model.
 function M.task(model)
+  if not model.config then return peri.json.null end
   if model.config.is_encoder_decoder or model.config.model_type == "t5" then return "SEQ_2_SEQ_LM" end
   return model.kind == "causal" and "CAUSAL_LM" or "FEATURE_EXTRACTION"
 end
@@ -30,47 +33,61 @@ function M.matches(name, want)
   return name == want or name:sub(-#want - 1) == "." .. want
 end
 
---- What low-rank adapters may sit on: projections, the language-model head, tables of embeddings.
---- @param model table
---- @return table[]  { projection =, kind = "linear", "head" or "embedding" }
-function M.modules(model)
-  local list = {}
-  for i, p in ipairs(model:projections()) do list[i] = { projection = p, kind = "linear" } end
-  local vocabulary, columns
-  for _, p in ipairs(model._layout) do
-    local name = p.parts[1][1]:match "^(.*)%.weight$"
-    if p.form == "embedding" and p.path == "head" then
-      list[#list + 1] = { projection = model:_site("head", name, p.shape[1], p.shape[2]), kind = "head" }
-      vocabulary = nil
-    elseif p.form == "embedding" then
-      list[#list + 1] = { projection = model:_site(p.path, name, p.shape[1], p.shape[2]), kind = "embedding" }
-      if p.path == "embed" and not model.head then vocabulary, columns = p.shape[1], p.shape[2] end
+--- @class perilune.peft.Place  where an adapter may sit
+--- @field layer perilune.nn.Linear|perilune.nn.Embedding
+--- @field kind string  "linear", "head" (of a language model) or "embedding"
+--- @field parts table[]  { name, rows } of each part: published ones behind the path of the model in the net, or the
+--- layer's path
+--- @field columns integer
+
+-- The part of a path behind that of the innermost published model on it, and that of the model.
+local function publisher_of(publishers, path)
+  local best
+  for _, at in ipairs(publishers) do
+    if (at == "" or path:sub(1, #at + 1) == at .. ".") and (not best or #at > #best) then best = at end
+  end
+  return best
+end
+
+--- The layers of a net that adapters may sit on, in order, each once.
+--- @param net perilune.nn.Module
+--- @return perilune.peft.Place[]
+function M.places(net)
+  local list, publishers = {}, {}
+  walk.walk(net, { module = function(path, module)
+    if walk.method(module, "_publish") then publishers[#publishers + 1] = path end
+    local class = getmetatable(module)
+    local embedding = class == layers.Embedding
+    if not embedding and class ~= layers.Linear and not module.is_head then return end
+    local rows = embedding and module.num or module.out_features
+    local at, parts = publisher_of(publishers, path), {}
+    for i, part in ipairs(at and module.parts or { { path == "" and "linear" or path, rows } }) do
+      local inside = at and at ~= "" and module.parts
+      parts[i] = { inside and at .. "." .. part[1] or part[1], part[2] }
     end
-  end
-  if vocabulary and model.kind ~= "encoder" then -- a head that is tied to the embedding
-    list[#list + 1] = { projection = model:_site("head", "lm_head", vocabulary, columns), kind = "head" }
-  end
+    list[#list + 1] = { layer = module, kind = embedding and "embedding" or module.is_head and "head" or "linear",
+      parts = parts, columns = embedding and module.dim or module.in_features }
+  end })
   return list
 end
 
---- Published names of the layers that are meant. A name is that of a layer, the end of one behind a dot, or a
---- Lua pattern that starts with ^.
---- @param model table
+--- Names of the layers that are meant. A name is that of a layer, the end of one behind a dot, or a Lua pattern that
+--- starts with ^.
+--- @param places perilune.peft.Place[]
 --- @param wanted string|string[]  "all-linear" or names
 --- @param who string  for messages
---- @param modules table[]?  of M.modules; default: linear layers
+--- @param others boolean?  heads and tables of embeddings may be named, too
 --- @return table<string, boolean>
-function M.choose(model, wanted, who, modules)
+function M.choose(places, wanted, who, others)
   local chosen, all = {}, {}
-  for _, p in ipairs(model:projections()) do
-    for _, part in ipairs(p.parts) do all[#all + 1] = part[1] end
+  for _, place in ipairs(places) do
+    for _, part in ipairs((place.kind == "linear" or others and wanted ~= "all-linear") and place.parts or {}) do
+      all[#all + 1] = part[1]
+    end
   end
   if wanted == "all-linear" then
     for _, name in ipairs(all) do chosen[name] = true end
     return chosen
-  end
-  for _, module in ipairs(modules or {}) do
-    if module.kind ~= "linear" then all[#all + 1] = module.projection.parts[1][1] end
   end
   for _, want in ipairs(type(wanted) == "table" and wanted or { wanted }) do
     local any = false
@@ -83,10 +100,22 @@ function M.choose(model, wanted, who, modules)
         local short = name:match "[^.]+$"
         if not seen[short] then seen[short], last[#last + 1] = true, short end
       end
-      error(("%s: no layer is called %q; there are %s"):format(who, tostring(want), table.concat(last, ", ")), 3)
+      options.raise(("%s: no layer is called %q; there are %s"):format(who, tostring(want), table.concat(last, ", ")))
     end
   end
   return chosen
+end
+
+--- Raise for what is no module, or has no layer for an adapter.
+--- @param who string
+--- @param net any
+--- @return perilune.peft.Place[]
+function M.need(who, net)
+  options.argument(who, "model", net, "table")
+  if not walk.is_module(net) then
+    options.raise(("%s: model is a table of its own, expected a published model or a module of nn"):format(who))
+  end
+  return M.places(net)
 end
 
 --- The value of the first entry, by name, of a pattern table that means a layer, or nil.

@@ -4,13 +4,14 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 
-local M = {}
-
+local heads = require "perilune.models.head"
 local weights = require "perilune.models.weights"
+
+local M = {}
 
 -- The entry of the layout that a published tensor is part of, and which rows.
 local function find(model, name)
-  for _, p in ipairs(model._layout) do
+  for _, p in ipairs(model._layout or {}) do
     local at = 1
     for _, part in ipairs(p.parts) do
       if part[1] == name then return p, at, part[2] end
@@ -36,11 +37,11 @@ end
 local function put(model, name, t)
   local p, at, rows = find(model, name)
   if not p then
-    if name == "lm_head.weight" and model.kind ~= "encoder" and not model.head then -- tied until now
-      local ok, message = fitting({ shape = model.embed.shape }, model.embed:size(1), name, t)
+    local head = rawget(model, "head")
+    if name == "lm_head.weight" and heads.is_tied(head) then
+      local ok, message = fitting({ shape = { head.out_features, head.in_features } }, head.out_features, name, t)
       if not ok then return nil, message end
-      rawset(model, "head", ok) -- the adapter's: no tensor of the model
-      return function () rawset(model, "head", nil) end
+      return heads.untie(head, ok)
     end
     return nil, name .. " is unexpected"
   end
@@ -60,12 +61,12 @@ local function put(model, name, t)
   elseif is_product and model._packed then
     made = peri.pack(made)
   end
-  local tied = key == "embed" and not model.head and model.kind ~= "encoder" -- the head goes on with the old one
-  if tied then rawset(model, "head", old) end
+  local head, tie = rawget(model, "head"), nil
+  if heads.is_tied(head) and owner == head.embedding then tie = heads.untie(head, old) end -- goes on with the old one
   owner[key] = made
   return function ()
     owner[key] = old
-    if tied then rawset(model, "head", nil) end
+    if tie then tie() end
   end
 end
 
