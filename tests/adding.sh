@@ -1,7 +1,7 @@
 #!/bin/sh
 # What docs/design/adding.md says that adding a thing takes is enough: its blocks go into a copy of the sources, which
 # is built, tested and used.
-#   tests/adding.sh [FOLDER]     where the copy goes (default: a new one in /tmp, removed when all went well)
+#   tests/adding.sh [FOLDER]     where the copy goes, a new one (default: in /tmp, removed when all went well)
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 page=$root/docs/design/adding.md
@@ -16,11 +16,11 @@ mkdir -p "$copy"
 cd "$copy"
 build=build
 cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
-ninja -C $build perilune perilune-testing test_math >/dev/null
+ninja -C $build perilune perilune-testing test_math >build.log || { cat build.log; exit 1; }
 p=$copy/$build/perilune
 "$p" run bindings/gen.lua >/dev/null # stubs and pages, as one who adds an op does
 "$build/tests/c/test_math"
-"$copy/$build/perilune-testing" test op_ nn names help rooms gguf_arch program
+"$copy/$build/perilune-testing" test op_ activations nn names help rooms gguf_arch program
 "$p" run tests/adding.lua docs/design/adding.md # the runs
 "$p" recipes | grep two_arms
 "$p" run recipes/two_arms.lua --steps 60 --runs runs
