@@ -263,7 +263,7 @@ static int l_info (lua_State *L) {
   lua_setfield(L, -2, "threads");
   lua_pushinteger(L, peri_op_count());
   lua_setfield(L, -2, "ops");
-  lua_pushinteger(L, (lua_Integer)peri_memory_stats(ctx).max_bytes);
+  lua_pushinteger(L, (lua_Integer)ctx->max_bytes);
   lua_setfield(L, -2, "max_bytes");
   push_processor(L);
   lua_setfield(L, -2, "processor");
@@ -337,31 +337,34 @@ static void set_number (lua_State *L, const char *key, double v) {
   lua_setfield(L, -2, key);
 }
 
-#define ROWS 512 /* different ops of one profile */
+static peri_profile_row profile_row (lua_State *L, int i) {
+  peri_profile_row row = { .struct_size = sizeof row };
+  peri__check(L, "profile", peri_profile_at(BIND(L)->ctx, i, &row));
+  return row;
+}
 
 static void push_profile (lua_State *L, double wall) {
   peri_ctx *ctx = BIND(L)->ctx;
-  peri_profile_row *rows = (peri_profile_row *)lua_newuserdatauv(L, ROWS * sizeof *rows, 0);
   double total = 0;
-  int n = peri_profile_rows(ctx, rows, ROWS); /* sorted by time */
-  for (int i = 0; i < n; i++) total += rows[i].seconds;
+  int n = peri_profile_count(ctx);
+  for (int i = 0; i < n; i++) total += profile_row(L, i).seconds;
   lua_createtable(L, n, 2);
   for (int i = 0; i < n; i++) {
-    double s = rows[i].seconds > 0 ? rows[i].seconds : 1e-9;
+    peri_profile_row row = profile_row(L, i);
+    double s = row.seconds > 0 ? row.seconds : 1e-9;
     lua_createtable(L, 0, 7);
-    set_string(L, "op", rows[i].name);
-    lua_pushinteger(L, rows[i].count);
+    set_string(L, "op", row.name);
+    lua_pushinteger(L, row.count);
     lua_setfield(L, -2, "count");
-    set_number(L, "ms", rows[i].seconds * 1e3);
-    set_number(L, "share", total > 0 ? rows[i].seconds / total : 0);
-    set_number(L, "gflops", rows[i].flops / s * 1e-9);
-    set_number(L, "gbs", rows[i].bytes / s * 1e-9);
+    set_number(L, "ms", row.seconds * 1e3);
+    set_number(L, "share", total > 0 ? row.seconds / total : 0);
+    set_number(L, "gflops", row.flops / s * 1e-9);
+    set_number(L, "gbs", row.bytes / s * 1e-9);
     lua_rawseti(L, -2, i + 1);
   }
   set_number(L, "seconds", wall);
   set_number(L, "op_seconds", total);
   luaL_setmetatable(L, PROFILE);
-  lua_remove(L, -2);
 }
 
 static int l_profile (lua_State *L) {
@@ -387,10 +390,9 @@ static int l_profile (lua_State *L) {
 
 /* For nn's summary: arithmetic of the profile that is running, so far. */
 static int l_flops (lua_State *L) {
-  peri_profile_row *rows = (peri_profile_row *)lua_newuserdatauv(L, ROWS * sizeof *rows, 0);
-  int n = peri_profile_rows(BIND(L)->ctx, rows, ROWS);
+  int n = peri_profile_count(BIND(L)->ctx);
   double sum = 0;
-  for (int i = 0; i < n; i++) sum += rows[i].flops;
+  for (int i = 0; i < n; i++) sum += profile_row(L, i).flops;
   lua_pushnumber(L, sum);
   return 1;
 }

@@ -189,7 +189,8 @@ static int l_steps (lua_State *L) {
 
 static int l_memory (lua_State *L) {
   peri_bind *b = BIND(L);
-  peri_memory m = peri_memory_stats(b->ctx);
+  peri_memory m = { .struct_size = sizeof m };
+  peri__check(L, "memory", peri_memory_stats(b->ctx, &m));
   lua_createtable(L, 0, 6);
   lua_pushinteger(L, (lua_Integer)(m.live_bytes - b->scalar_bytes));
   lua_setfield(L, -2, "live");

@@ -62,10 +62,12 @@ static int l_train (lua_State *L) {
   int whole[2];
   const peri_text *text = texts_at(L, 1, fn, "texts", &n);
   const peri_text *special = texts_at(L, 2, fn, "special_tokens", &n_special);
-  peri_bpe_options o = { .vocab_size = lua_tointegerx(L, 3, &whole[0]),
-                         .min_count = lua_tointegerx(L, 4, &whole[1]),
-                         .n_special = n_special,
-                         .special = special };
+  peri_bpe_options o;
+  peri_bpe_options_init(&o);
+  o.vocab_size = lua_tointegerx(L, 3, &whole[0]);
+  o.min_count = lua_tointegerx(L, 4, &whole[1]);
+  o.n_special = n_special;
+  o.special = special;
   if (!whole[0]) peri__type_error(L, fn, 3, "vocab_size", "an integer");
   if (!whole[1]) peri__type_error(L, fn, 4, "min_count", "an integer");
   if (!lua_isnoneornil(L, 5)) {
@@ -338,9 +340,10 @@ static void set_flag (lua_State *L, const char *name, bool on) {
 
 static int l_added (lua_State *L) {
   peri_tokenizer *t = self(L, "tokenizer:added");
-  peri_added_token a;
+  peri_added_token a = { .struct_size = sizeof a };
   lua_newtable(L);
-  for (int64_t i = 0; peri_tokenizer_added(t, i, &a); i++) {
+  for (int64_t i = 0; i < peri_tokenizer_added_count(t); i++) {
+    peri__check(L, "tokenizer:added", peri_tokenizer_added(t, i, &a));
     lua_createtable(L, 0, 7);
     lua_pushinteger(L, (lua_Integer)a.id);
     lua_setfield(L, -2, "id");

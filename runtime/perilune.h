@@ -18,6 +18,9 @@
 ** - In C everything counts from 0, messages too; negative dims count from the end. What a script reads
 **   of the same failure counts dims, positions, inputs and entries of lists from 1. A message of an op
 **   begins with its name ("matmul: ..."). Sizes are in elements unless the name says bytes.
+** - Structs whose first field is struct_size grow at their end in later versions: set it to the size that
+**   the host was compiled with (an _init function does); fields that one side does not know are 0. So do
+**   structs that are only lent (peri_param). All others never grow; enums may gain values.
 */
 #ifndef perilune_h
 #define perilune_h
@@ -39,7 +42,17 @@
 extern "C" {
 #endif
 
-#define PERI_VERSION "0.1.0"
+#define PERI_VERSION_MAJOR 0
+#define PERI_VERSION_MINOR 1
+#define PERI_VERSION_PATCH 0
+/* To compare: 1.2.3 is 10203. */
+#define PERI_VERSION_NUM \
+  (PERI_VERSION_MAJOR * 10000 + PERI_VERSION_MINOR * 100 + PERI_VERSION_PATCH)
+#define PERI_TEXT_(x) #x
+#define PERI_TEXT(x) PERI_TEXT_(x)
+#define PERI_VERSION            \
+  PERI_TEXT(PERI_VERSION_MAJOR) \
+  "." PERI_TEXT(PERI_VERSION_MINOR) "." PERI_TEXT(PERI_VERSION_PATCH)
 #define PERI_MAX_DIMS 8
 
 typedef enum peri_status {
@@ -133,7 +146,9 @@ PERI_API peri_status peri_open (const peri_options *o, peri_ctx **out);
 PERI_API void peri_close (peri_ctx *ctx); /* NULL is a no-op */
 PERI_API const char *peri_message (const peri_ctx *ctx);
 PERI_API const char *peri_status_name (peri_status s);
+/* Of the library that runs: it may be another than that of the header that a host was compiled with. */
 PERI_API const char *peri_version (void);
+PERI_API int peri_version_num (void);
 /* Make the running op and every later one return PERI_EINTR until peri_interrupt_clear. */
 PERI_API void peri_interrupt (peri_ctx *ctx);
 PERI_API void peri_interrupt_clear (peri_ctx *ctx); /* a noted request, too */
@@ -146,6 +161,7 @@ PERI_API void peri_log (peri_ctx *ctx, peri_log_level level, const char *fmt, ..
 PERI_API void peri_allocator (const peri_ctx *ctx, peri_alloc_fn *fn, void **ud);
 
 typedef struct peri_memory {
+  uint32_t struct_size;  /* sizeof(peri_memory), set by the caller */
   size_t live_bytes;     /* tensor bytes in use now */
   size_t peak_bytes;     /* highest live_bytes since peri_open or peri_memory_reset_peak */
   size_t reserved_bytes; /* taken from the allocator, pooled blocks included */
@@ -153,7 +169,7 @@ typedef struct peri_memory {
   size_t max_bytes;      /* the limit on live_bytes; 0 = none */
   size_t shared_bytes; /* of other contexts' memory, seen here: in live_bytes of its owner alone */
 } peri_memory;
-PERI_API peri_memory peri_memory_stats (const peri_ctx *ctx);
+PERI_API peri_status peri_memory_stats (peri_ctx *ctx, peri_memory *out);
 PERI_API void peri_memory_reset_peak (peri_ctx *ctx);
 PERI_API void peri_memory_trim (peri_ctx *ctx); /* give pooled free blocks back to the allocator */
 /* Bytes of memory that this process may use: the machine's, or less where a control group (a
@@ -812,14 +828,16 @@ PERI_API const char *peri_tokenizer_template (const peri_tokenizer *t, size_t *n
 PERI_API int64_t peri_tokenizer_id (const peri_tokenizer *t, const char *token, size_t n);
 PERI_API const char *peri_tokenizer_token (const peri_tokenizer *t, int64_t id, size_t *n);
 PERI_API bool peri_tokenizer_is_special (const peri_tokenizer *t, int64_t id);
-/* The i-th token that texts are searched for before anything else, in the order of the files; false:
-** there are no more. The text is borrowed. */
+/* The tokens that texts are searched for before anything else, in the order of the files. */
 typedef struct peri_added_token {
+  uint32_t struct_size; /* sizeof(peri_added_token), set by the caller */
   int64_t id;
-  peri_text text;
+  peri_text text;                                        /* borrowed */
   bool special, normalized, single_word, lstrip, rstrip; /* as in tokenizer.json */
 } peri_added_token;
-PERI_API bool peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out);
+PERI_API int64_t peri_tokenizer_added_count (const peri_tokenizer *t);
+PERI_API peri_status peri_tokenizer_added (const peri_tokenizer *t, int64_t i,
+                                           peri_added_token *out);
 typedef enum peri_side { PERI_SIDE_UNSAID, PERI_SIDE_LEFT, PERI_SIDE_RIGHT } peri_side;
 /* Where the files want batches padded, where they want texts cut that are too long. */
 PERI_API peri_side peri_tokenizer_padding (const peri_tokenizer *t);
@@ -847,12 +865,15 @@ PERI_API peri_status peri_tokenizer_decode (peri_tokenizer *t, const int32_t *id
 ** is merged first, of equal ones that of the smaller ids. Texts are cut into blocks of about a MiB
 ** at line ends. */
 typedef struct peri_bpe_options {
-  int64_t vocab_size; /* at least 256 + n_special; fewer come out when no pair is left */
-  int64_t min_count;  /* pairs that are rarer are not merged */
+  uint32_t struct_size; /* set by peri_bpe_options_init */
+  int64_t vocab_size;   /* at least 256 + n_special; fewer come out when no pair is left */
+  int64_t min_count;    /* pairs that are rarer are not merged */
   int64_t n_special;
   const peri_text *special;
   peri_text pattern; /* of the pre-tokenizer, as in tokenizer.json; s NULL: GPT-2's */
 } peri_bpe_options;
+PERI_API void
+peri_bpe_options_init (peri_bpe_options *o); /* 256 bytes and no more; GPT-2's pattern */
 PERI_API peri_status peri_tokenizer_train_bpe (peri_ctx *ctx, int64_t n, const peri_text *text,
                                                const peri_bpe_options *o, void **json,
                                                size_t *size);
@@ -871,13 +892,16 @@ PERI_API peri_status peri_token_stream_finish (peri_token_stream *s, peri_text *
 /* ---- profiler ------------------------------------------------------------------------------ */
 
 typedef struct peri_profile_row {
+  uint32_t struct_size; /* sizeof(peri_profile_row), set by the caller */
   const char *name;
   int64_t count;
   double seconds, flops, bytes;
 } peri_profile_row;
 PERI_API void peri_profile_start (peri_ctx *ctx);
 PERI_API void peri_profile_stop (peri_ctx *ctx);
-PERI_API int peri_profile_rows (const peri_ctx *ctx, peri_profile_row *rows, int max); /* by time */
+PERI_API int peri_profile_count (const peri_ctx *ctx); /* different ops so far; 0 when it is off */
+/* The i-th by time. */
+PERI_API peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *out);
 
 #ifdef __cplusplus
 }

@@ -251,15 +251,17 @@ void peri_memory_trim (peri_ctx *ctx) {
   peri__trim(ctx);
 }
 
-peri_memory peri_memory_stats (const peri_ctx *ctx) {
-  if (!ctx) return (peri_memory){ 0 };
-  peri__take_back((peri_ctx *)ctx); /* what is free already counts no more */
-  return (peri_memory){ .live_bytes = ctx->live,
-                        .peak_bytes = ctx->peak,
-                        .reserved_bytes = ctx->pool->reserved,
-                        .tensors = ctx->n_tensors,
-                        .max_bytes = ctx->max_bytes,
-                        .shared_bytes = ctx->borrowed };
+peri_status peri_memory_stats (peri_ctx *ctx, peri_memory *out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  peri__take_back(ctx); /* what is free already counts no more */
+  const peri_memory m = { .live_bytes = ctx->live,
+                          .peak_bytes = ctx->peak,
+                          .reserved_bytes = ctx->pool->reserved,
+                          .tensors = ctx->n_tensors,
+                          .max_bytes = ctx->max_bytes,
+                          .shared_bytes = ctx->borrowed };
+  return peri__fill_out(ctx, out, &m, sizeof m, sizeof m, "peri_memory");
 }
 
 void peri_memory_reset_peak (peri_ctx *ctx) {

@@ -23,6 +23,19 @@ void peri_options_init (peri_options *o) {
   *o = (peri_options){ .struct_size = sizeof *o, .log_level = PERI_LOG_INFO };
 }
 
+peri_status peri__fill_out (peri_ctx *ctx, void *out, const void *ours, uint32_t size,
+                            uint32_t least, const char *name) {
+  uint32_t theirs = *(const uint32_t *)out;
+  if (theirs < least || theirs > size + 4096)
+    return peri__fail(ctx, PERI_EINVAL,
+                      "%s.struct_size is %u: it must be set to sizeof(%s), which is %u here", name,
+                      theirs, name, size);
+  memset(out, 0, theirs);
+  memcpy(out, ours, theirs < size ? theirs : size);
+  *(uint32_t *)out = theirs;
+  return PERI_OK;
+}
+
 peri_status peri_open (const peri_options *given, peri_ctx **out) {
   peri_options o;
   peri_options_init(&o);
@@ -84,6 +97,7 @@ void peri_close (peri_ctx *ctx) {
 }
 
 const char *peri_version (void) { return PERI_VERSION; }
+int peri_version_num (void) { return PERI_VERSION_NUM; }
 const char *peri_message (const peri_ctx *ctx) { return ctx ? ctx->message : "no context"; }
 const char *peri_simd_name (const peri_ctx *ctx) { return ctx ? ctx->cpu->name : ""; }
 

@@ -51,15 +51,25 @@ void peri__profile_add (peri_ctx *ctx, const char *name, double seconds, double 
   p->row[i].bytes += bytes;
 }
 
-int peri_profile_rows (const peri_ctx *ctx, peri_profile_row *rows, int max) {
-  const peri_profile *p = ctx ? ctx->profile : NULL;
-  int n = 0;
-  if (!p || !rows || max <= 0) return 0;
-  for (int i = 0; i < p->n; i++) { /* insertion by time: a profile has tens of rows */
-    int at = n < max ? n++ : max;
-    for (; at > 0 && rows[at - 1].seconds < p->row[i].seconds; at--)
-      if (at < max) rows[at] = rows[at - 1];
-    if (at < max) rows[at] = p->row[i];
+int peri_profile_count (const peri_ctx *ctx) { return ctx && ctx->profile ? ctx->profile->n : 0; }
+
+/* By insertion, each time: a profile has tens of rows, which are in order already but for the last. */
+static void sort_rows (peri_profile *p) {
+  for (int i = 1; i < p->n; i++) {
+    peri_profile_row row = p->row[i];
+    int at = i;
+    for (; at > 0 && p->row[at - 1].seconds < row.seconds; at--) p->row[at] = p->row[at - 1];
+    p->row[at] = row;
   }
-  return n;
+}
+
+peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *out) {
+  NEED(ctx, ctx);
+  NEED(ctx, out);
+  if (i < 0 || i >= peri_profile_count(ctx))
+    return peri__fail(ctx, PERI_EINVAL, "row %s of a profile of %d", peri__nth(ctx, i),
+                      peri_profile_count(ctx));
+  sort_rows(ctx->profile);
+  return peri__fill_out(ctx, out, &ctx->profile->row[i], sizeof *out, sizeof *out,
+                        "peri_profile_row");
 }

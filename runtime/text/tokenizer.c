@@ -76,7 +76,7 @@ peri_status peri__check_texts (peri_ctx *ctx, int64_t n, const peri_text *text, 
   if (n > 0 && !text) return peri__null(ctx, name);
   for (int64_t i = 0; i < n; i++)
     if (text[i].n > 0 && !text[i].s)
-      return peri__fail(ctx, PERI_EINVAL, "%s %lld is NULL", name, (long long)i);
+      return peri__fail(ctx, PERI_EINVAL, "%s %s is NULL", name, peri__nth(ctx, i));
   return PERI_OK;
 }
 
@@ -148,17 +148,23 @@ void peri__tokenizer_describe (const peri_tokenizer *t, peri__described *out) {
   out->is_bert = peri__normalizer_bert_facts(t->normalizer, &out->bert);
 }
 
-bool peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out) {
-  if (!t || !out || i < 0 || (size_t)i >= t->added.n) return false;
+int64_t peri_tokenizer_added_count (const peri_tokenizer *t) { return t ? (int64_t)t->added.n : 0; }
+
+peri_status peri_tokenizer_added (const peri_tokenizer *t, int64_t i, peri_added_token *out) {
+  if (!t) return PERI_EINVAL;
+  NEED(t->ctx, out);
+  if (i < 0 || (size_t)i >= t->added.n)
+    return peri__fail(t->ctx, PERI_EINVAL, "added token %s of %zu", peri__nth(t->ctx, i),
+                      t->added.n);
   const peri__added_token *a = &t->added.token[i];
-  *out = (peri_added_token){ .id = a->id,
+  peri_added_token token = { .id = a->id,
                              .special = a->flags & PERI__ADDED_SPECIAL,
                              .normalized = a->flags & PERI__ADDED_NORMALIZED,
                              .single_word = a->flags & PERI__ADDED_SINGLE_WORD,
                              .lstrip = a->flags & PERI__ADDED_LSTRIP,
                              .rstrip = a->flags & PERI__ADDED_RSTRIP };
-  out->text.s = peri__vocab_text(&t->added.text, i, &out->text.n);
-  return true;
+  token.text.s = peri__vocab_text(&t->added.text, i, &token.text.n);
+  return peri__fill_out(t->ctx, out, &token, sizeof token, sizeof token, "peri_added_token");
 }
 
 peri_status peri__tokenizer_end (peri_tokenizer *t, int32_t id) {

@@ -450,7 +450,16 @@ static peri_status put_all (const trainer *t, peri_json_writer *w) {
 
 /* ---- the whole ---- */
 
+void peri_bpe_options_init (peri_bpe_options *o) {
+  if (o) *o = (peri_bpe_options){ .struct_size = sizeof *o, .vocab_size = 256 };
+}
+
 static peri_status check (peri_ctx *ctx, const peri_bpe_options *o) {
+  if (o->struct_size != sizeof *o) /* the one size that it has had */
+    return peri__fail(ctx, PERI_EINVAL,
+                      "peri_bpe_options.struct_size is %u: peri_bpe_options_init "
+                      "sets it",
+                      o->struct_size);
   if (o->n_special < 0 || o->n_special > 65536)
     return peri__fail(ctx, PERI_EINVAL, "%lld special tokens, must be in [0, 65536]",
                       (long long)o->n_special);
@@ -464,8 +473,8 @@ static peri_status check (peri_ctx *ctx, const peri_bpe_options *o) {
   for (int64_t i = 0; i < o->n_special; i++) {
     const peri_text *x = &o->special[i];
     if (x->n == 0 || x->n > PERI__ADDED_BYTES || peri__utf8_prefix(x->s, x->n) != x->n)
-      return peri__fail(ctx, PERI_EINVAL, "special token %lld must be UTF-8 of 1 to %d bytes",
-                        (long long)i + 1, PERI__ADDED_BYTES);
+      return peri__fail(ctx, PERI_EINVAL, "special token %s must be UTF-8 of 1 to %d bytes",
+                        peri__nth(ctx, i), PERI__ADDED_BYTES);
   }
   return PERI_OK;
 }

@@ -20,6 +20,7 @@
 
 #include "core/core.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 static peri_ctx *ctx;
 
@@ -41,7 +42,7 @@ static inline int setup (void **state) {
 
 static inline int teardown (void **state) {
   (void)state;
-  int leaked = peri_memory_stats(ctx).tensors != 0;
+  int leaked = memory_of(ctx).tensors != 0;
   peri_close(ctx);
   return leaked;
 }
@@ -206,7 +207,7 @@ static inline void check_gradients (const char *name, int nin, peri_tensor **in,
 ** and (unless it is done) the tensors of in[] as they were. */
 static inline void fail_every_allocation (const char *name, int nin, peri_tensor *const *in,
                                           const peri_attr *attr) {
-  size_t live = peri_memory_stats(ctx).live_bytes;
+  size_t live = memory_of(ctx).live_bytes;
   for (int64_t n = 0;; n++) {
     peri_tensor *out[4] = { NULL };
     peri_memory_trim(ctx); /* pooled blocks would hide the allocator */
@@ -221,7 +222,7 @@ static inline void fail_every_allocation (const char *name, int nin, peri_tensor
       return;
     }
     assert_int_equal(s, PERI_ENOMEM);
-    assert_true(peri_memory_stats(ctx).live_bytes == live);
+    assert_true(memory_of(ctx).live_bytes == live);
   }
 }
 

@@ -17,7 +17,7 @@
   NO(peri_interrupt_request, peri_interrupt_request(NN(ctx)))                                    \
   VO(peri_log, peri_log(NN(ctx), PERI_LOG_ERROR, NN("%s"), "x"))                                 \
   VO(peri_allocator, peri_allocator(NN(ctx), MAY(&alloc_fn), MAY(&alloc_ud)))                    \
-  NO(peri_memory_stats, peri_memory_stats(NN(ctx)).tensors)                                      \
+  ST(peri_memory_stats, peri_memory_stats(NN(ctx), NN(&memory)))                                 \
   VO(peri_memory_reset_peak, peri_memory_reset_peak(NN(ctx)))                                    \
   VO(peri_memory_trim, peri_memory_trim(NN(ctx)))                                                \
   VO(peri_threads, (void)peri_threads(NN(ctx)))                                                  \
@@ -164,7 +164,8 @@
   VO(peri_tokenizer_template, (void)peri_tokenizer_template(NN(tok), NN(&size)))                 \
   NO(peri_tokenizer_id, peri_tokenizer_id(NN(tok), NN("a"), 1))                                  \
   VO(peri_tokenizer_token, (void)peri_tokenizer_token(NN(tok), 1, NN(&size)))                    \
-  NO(peri_tokenizer_added, peri_tokenizer_added(NN(tok), 0, NN(&added)))                         \
+  NO(peri_tokenizer_added_count, peri_tokenizer_added_count(NN(tok)))                            \
+  ST(peri_tokenizer_added, peri_tokenizer_added(NN(tok), 0, NN(&added)))                         \
   NO(peri_tokenizer_is_special, peri_tokenizer_is_special(NN(tok), 1))                           \
   VO(peri_tokenizer_padding, (void)peri_tokenizer_padding(NN(tok)))                              \
   VO(peri_tokenizer_truncation, (void)peri_tokenizer_truncation(NN(tok)))                        \
@@ -173,6 +174,7 @@
      peri_tokenizer_part(NN(tok), false, 0, NN(&ia), NN(&ib), NN(&ids), NN(&size)))              \
   ST(peri_tokenizer_encode, peri_tokenizer_encode(NN(tok), 1, NN(texts), 0, NN(&ids), NN(ends))) \
   ST(peri_tokenizer_decode, peri_tokenizer_decode(NN(tok), NN(some_ids), 1, false, NN(&text)))   \
+  VO(peri_bpe_options_init, peri_bpe_options_init(NN(&bpe)))                                     \
   ST(peri_tokenizer_train_bpe,                                                                   \
      peri_tokenizer_train_bpe(NN(ctx), 1, NN(texts), NN(&bpe), NN(&data), NN(&size)))            \
   ST(peri_token_stream_open, peri_token_stream_open(NN(tok), false, NN(&stream2)))               \
@@ -181,6 +183,7 @@
   ST(peri_token_stream_finish, peri_token_stream_finish(NN(stream), NN(&text)))                  \
   VO(peri_profile_start, peri_profile_start(NN(ctx)))                                            \
   VO(peri_profile_stop, peri_profile_stop(NN(ctx)))                                              \
-  NO(peri_profile_rows, peri_profile_rows(NN(ctx), NN(rows), 4))
+  NO(peri_profile_count, peri_profile_count(NN(ctx)))                                            \
+  ST(peri_profile_at, peri_profile_at(NN(ctx), 0, NN(&row)))
 
 #endif

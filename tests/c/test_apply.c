@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "op/op.h"
+#include "memory_of.h"
 
 static peri_ctx *ctx;
 static peri_tensor *x; /* (2, 3) */
@@ -30,7 +31,7 @@ static int open_all (void **state) {
 static int close_all (void **state) {
   (void)state;
   peri_release(x);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
   return 0;
 }

@@ -15,6 +15,7 @@
 
 #include "perilune.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 enum { LEVELS = 3, MOST = 1 << 16 };
 
@@ -260,7 +261,7 @@ static void values_and_gradients (void **state) {
       drop(&x);
       drop(&y);
     }
-    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    assert_int_equal(memory_of(ctx).tensors, 0);
     peri_close(ctx);
   }
 }
@@ -364,7 +365,7 @@ static void decoding_equals_training (void **state) {
           peri_release(full);
           drop(&x);
         }
-    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    assert_int_equal(memory_of(ctx).tensors, 0);
     peri_close(ctx);
   }
 }
@@ -560,7 +561,7 @@ static void one_op_is_a_whole_step (void **state) {
     for (int i = 0; i < 2; i++) peri_release(cache[i]);
     peri_release(full);
     drop(&x);
-    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    assert_int_equal(memory_of(ctx).tensors, 0);
     peri_close(ctx);
   }
 }

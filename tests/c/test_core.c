@@ -9,6 +9,7 @@
 
 #include "op/op.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 /* A counting allocator: what a host would give. */
 typedef struct counter {
@@ -69,7 +70,7 @@ static void close_frees_everything (void **state) {
   assert_int_equal(peri_set_requires_grad(a, true), PERI_OK);
   b = call2(ctx, "exp", a, NULL);
   (void)b; /* left to peri_close on purpose, graph included */
-  assert_true(peri_memory_stats(ctx).live_bytes >= 24);
+  assert_true(memory_of(ctx).live_bytes >= 24);
   peri_close(ctx);
   assert_int_equal(c.live, 0);
   peri_close(NULL);
@@ -98,10 +99,10 @@ static void steady_state_makes_no_host_allocations (void **state) {
   }
   assert_int_equal(c.calls, calls);
   peri_release(a);
-  assert_int_equal(peri_memory_stats(ctx).live_bytes, 0);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).live_bytes, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_memory_trim(ctx);
-  assert_int_equal(peri_memory_stats(ctx).reserved_bytes, 0);
+  assert_int_equal(memory_of(ctx).reserved_bytes, 0);
   peri_close(ctx);
   assert_int_equal(c.live, 0);
 }
@@ -163,7 +164,7 @@ static void imported_memory_is_shared_and_given_back_once (void **state) {
   assert_true(item(t, 1) == 4 && item(t, 2) == 2);
   host[3] = 40;
   assert_true(item(t, 1) == 40);
-  assert_int_equal(peri_memory_stats(ctx).live_bytes, 0);
+  assert_int_equal(memory_of(ctx).live_bytes, 0);
   assert_int_equal(peri_detach(t, &u), PERI_OK);
   peri_release(t);
   assert_int_equal(released, 0);
@@ -230,7 +231,7 @@ static void backward_accumulates_into_leaves (void **state) {
     peri_release(s);
   }
   peri_release(x);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
 }
 
@@ -246,9 +247,9 @@ static void a_graph_dies_with_its_outputs (void **state) {
     peri_release(y);
     y = z;
   }
-  assert_int_equal(peri_memory_stats(ctx).tensors, 200001);
+  assert_int_equal(memory_of(ctx).tensors, 200001);
   peri_release(y);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 1);
+  assert_int_equal(memory_of(ctx).tensors, 1);
   assert_null(ctx->tape_first);
   peri_release(x);
   peri_close(ctx);
@@ -296,7 +297,7 @@ static void second_derivatives_come_from_the_same_rules (void **state) {
   peri_release(y);
   peri_release(x2);
   peri_release(x);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
 }
 
@@ -357,7 +358,7 @@ static void every_failing_allocation_of_a_step_is_survived (void **state) {
   for (int sticky = 0; sticky < 2; sticky++) {
     int failures = 0;
     for (int64_t n = 0;; n++) {
-      peri_memory before = peri_memory_stats(ctx);
+      peri_memory before = memory_of(ctx);
       double g = item(peri_grad(w1), 0);
       peri_test_fail_after(ctx, n, sticky != 0);
       peri_status s = train_step(ctx, x, w1, w2);
@@ -372,8 +373,8 @@ static void every_failing_allocation_of_a_step_is_survived (void **state) {
         assert_int_equal(s, PERI_ENOMEM);
         assert_true(item(peri_grad(w1), 0) == g); /* nothing observable changed */
       }
-      assert_int_equal(peri_memory_stats(ctx).live_bytes, before.live_bytes);
-      assert_int_equal(peri_memory_stats(ctx).tensors, before.tensors);
+      assert_int_equal(memory_of(ctx).live_bytes, before.live_bytes);
+      assert_int_equal(memory_of(ctx).tensors, before.tensors);
       assert_null(ctx->tape_first);
     }
     assert_true(failures > 40);
@@ -381,7 +382,7 @@ static void every_failing_allocation_of_a_step_is_survived (void **state) {
   peri_release(x);
   peri_release(w1);
   peri_release(w2);
-  assert_int_equal(peri_memory_stats(ctx).live_bytes, 0);
+  assert_int_equal(memory_of(ctx).live_bytes, 0);
   peri_close(ctx);
   assert_int_equal(c.live, 0);
 }

@@ -14,6 +14,7 @@
 
 #include "perilune.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 enum { LEVELS = 3, MAX_IN = 5 };
 
@@ -133,7 +134,7 @@ static void f32_is_near_f64 (void **state) {
         }
       }
     }
-    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    assert_int_equal(memory_of(ctx).tensors, 0);
     peri_close(ctx);
   }
 }

@@ -16,6 +16,7 @@
 #include <lualib.h>
 
 #include "perilune_lua.h"
+#include "memory_of.h"
 
 /* ---- an allocator that counts and fails on request ---- */
 
@@ -61,8 +62,8 @@ static void host_open (host *h) {
 
 static void host_close (host *h) {
   lua_close(h->L);
-  assert_int_equal(peri_memory_stats(h->ctx).tensors, 0);
-  assert_int_equal(peri_memory_stats(h->ctx).live_bytes, 0);
+  assert_int_equal(memory_of(h->ctx).tensors, 0);
+  assert_int_equal(memory_of(h->ctx).live_bytes, 0);
   peri_close(h->ctx);
   assert_int_equal(h->heap.live, 0);
 }
@@ -102,7 +103,7 @@ static void the_module_opens_in_a_hosts_own_state (void **state) {
       peri_lua_run_string(L, "assert(require 'perilune.core'.zeros(3):numel() == 3)", NULL),
       PERI_OK);
   lua_close(L);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
 }
 
@@ -270,7 +271,7 @@ static void a_refusal_of_the_runtime_keeps_its_status_through_lua (void **state)
     assert_int_equal(peri_lua_run_string(L, "collectgarbage()", NULL), PERI_OK);
   }
   lua_close(L);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
   assert_int_equal(mem.live, 0);
 }
@@ -308,7 +309,7 @@ static void a_graph_may_outlive_the_lua_state (void **state) {
   assert_int_equal(peri_backward(h.ctx, loss, NULL, false), PERI_EHOST);
   assert_non_null(strstr(peri_message(h.ctx), "closed"));
   peri_release(loss);
-  assert_int_equal(peri_memory_stats(h.ctx).tensors, 0);
+  assert_int_equal(memory_of(h.ctx).tensors, 0);
   peri_close(h.ctx);
   assert_int_equal(h.heap.live, 0);
 }
@@ -447,7 +448,7 @@ static void every_failed_allocation_is_a_clean_error (void **state) {
   run(&h, "W = require('perilune.core').randn{4, 4}:requires_grad_()");
   run(&h, training_step);
   run(&h, "collectgarbage() collectgarbage()");
-  size_t tensors = peri_memory_stats(h.ctx).tensors, live = peri_memory_stats(h.ctx).live_bytes;
+  size_t tensors = memory_of(h.ctx).tensors, live = memory_of(h.ctx).live_bytes;
   peri_status s;
   int failures = 0;
   long n = 0;
@@ -460,8 +461,8 @@ static void every_failed_allocation_is_a_clean_error (void **state) {
     assert_true(s == PERI_OK || s == PERI_ENOMEM);
     run(&h, "W:zero_grad() collectgarbage() collectgarbage() "
             "require('perilune.core').enable_grad():close()");
-    assert_int_equal(peri_memory_stats(h.ctx).tensors, tensors);
-    assert_int_equal(peri_memory_stats(h.ctx).live_bytes, live);
+    assert_int_equal(memory_of(h.ctx).tensors, tensors);
+    assert_int_equal(memory_of(h.ctx).live_bytes, live);
     assert_true(peri_grad_enabled(h.ctx));
     n += n < 200 ? 1 : 7;
   } while (s != PERI_OK && n < 20000);
@@ -492,7 +493,7 @@ static void a_state_that_gets_no_memory_is_no_state (void **state) {
     }
     assert_int_equal(s, PERI_ENOMEM);
     assert_null(L);
-    assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+    assert_int_equal(memory_of(ctx).tensors, 0);
   }
   peri_close(ctx);
   assert_int_equal(mem.live, 0);

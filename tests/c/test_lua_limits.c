@@ -18,6 +18,7 @@
 #include <lualib.h>
 
 #include "perilune_lua.h"
+#include "memory_of.h"
 
 /* Scripts that do not end. ready() is called when they are about to begin that. */
 static const struct {
@@ -168,7 +169,7 @@ static void open_with (host *h, bool own_state, const peri_lua_limits *l) {
 
 static void close_host (host *h) {
   lua_close(h->L);
-  assert_int_equal(peri_memory_stats(h->ctx).tensors, 0);
+  assert_int_equal(memory_of(h->ctx).tensors, 0);
   peri_close(h->ctx);
 }
 

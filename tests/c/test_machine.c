@@ -4,6 +4,7 @@
 
 #include "core/machine.h"
 #include "untrusted.h"
+#include "memory_of.h"
 
 #define MIB ((size_t)1 << 20)
 
@@ -144,8 +145,8 @@ static void small_tensors_scratch_and_rounding_stay_near_the_limit (void **state
     for (int k = i % 3; n > k;) peri_release(list[--n]);
   }
   while (n > 0) peri_release(list[--n]);
-  assert_int_equal(peri_memory_stats(small).live_bytes, 0);
-  assert_int_equal(peri_memory_stats(small).max_bytes, 4 * MIB);
+  assert_int_equal(memory_of(small).live_bytes, 0);
+  assert_int_equal(memory_of(small).max_bytes, 4 * MIB);
   peri_close(small);
   close_counted(counted, &h);
 }

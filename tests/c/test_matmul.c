@@ -14,6 +14,7 @@
 
 #include "perilune.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 static peri_ctx *ctx;
 
@@ -27,8 +28,8 @@ static int open_ctx (void **state) {
 
 static int close_ctx (void **state) {
   (void)state;
-  int leaked = peri_memory_stats(ctx).tensors != 0;
-  if (leaked) print_error("%zu tensors leaked\n", peri_memory_stats(ctx).tensors);
+  int leaked = memory_of(ctx).tensors != 0;
+  if (leaked) print_error("%zu tensors leaked\n", memory_of(ctx).tensors);
   peri_close(ctx);
   return leaked;
 }

@@ -10,6 +10,7 @@
 #include "misuse_calls.h"
 #include "untrusted.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 static heap all;
 static peri_ctx *ctx, *other;
@@ -35,7 +36,8 @@ static const char *at_path (const char *name) {
 }
 
 static const char *byte_json (void **json, size_t *size) {
-  peri_bpe_options o = { .vocab_size = 256 };
+  peri_bpe_options o;
+  peri_bpe_options_init(&o);
   assert_int_equal(peri_tokenizer_train_bpe(ctx, 0, NULL, &o, json, size), PERI_OK);
   return *json;
 }
@@ -159,9 +161,10 @@ static const int32_t *ids;
 static const int32_t some_ids[1] = { 65 };
 static int ia, ib;
 static peri_text text, texts[1] = { { "ab", 2 } };
-static peri_bpe_options bpe = { .vocab_size = 256 };
-static peri_added_token added;
-static peri_profile_row rows[4];
+static peri_bpe_options bpe = { .struct_size = sizeof bpe, .vocab_size = 256 };
+static peri_added_token added = { .struct_size = sizeof added };
+static peri_memory memory = { .struct_size = sizeof memory };
+static peri_profile_row row = { .struct_size = sizeof row };
 static peri_alloc_fn alloc_fn;
 static void *alloc_ud;
 static peri_dtype dt;
@@ -322,11 +325,11 @@ static void a_second_release_is_none (void **state) {
   (void)state;
   peri_tensor *x = NULL;
   assert_int_equal(peri_from(ctx, PERI_F32, 1, n1, floats, &x), PERI_OK);
-  peri_memory before = peri_memory_stats(ctx);
+  peri_memory before = memory_of(ctx);
   peri_release(x);
   peri_release(x);
   peri_release(x);
-  assert_int_equal(peri_memory_stats(ctx).tensors, before.tensors - 1);
+  assert_int_equal(memory_of(ctx).tensors, before.tensors - 1);
   want_failure(ctx, run_op(ctx, neg, 1, &x, NULL, out), PERI_EINVAL, "released before");
   want_failure(ctx, peri_backward(ctx, x, NULL, false), PERI_EINVAL, "released before");
   assert_int_equal(peri_item(x, 0, &num), PERI_EINVAL);

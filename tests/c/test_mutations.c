@@ -9,6 +9,7 @@
 
 #include "mutate.h"
 #include "oracle.h"
+#include "memory_of.h"
 
 enum { MUTATIONS = 20000, CAP = 8192 };
 
@@ -28,7 +29,7 @@ static int teardown (void **state) {
 }
 
 /* Bytes that the context holds besides its pool. */
-static size_t held (void) { return H.live - peri_memory_stats(C).reserved_bytes; }
+static size_t held (void) { return H.live - memory_of(C).reserved_bytes; }
 
 static void damaged_json_is_refused_or_read_right (void **state) {
   const size_t nseeds = sizeof json_seeds / sizeof *json_seeds;
@@ -75,7 +76,7 @@ static void damaged_safetensors_are_refused_or_read_right (void **state) {
     accepted += good;
     saved += good && save;
     assert_int_equal(held(), before);
-    assert_int_equal(peri_memory_stats(C).live_bytes, 0);
+    assert_int_equal(memory_of(C).live_bytes, 0);
     assert_true(save || H.peak - before <= 2 * n + ((size_t)1 << 20));
   }
   assert_true(accepted > MUTATIONS / 50 && accepted < MUTATIONS / 2);

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "op/op.h"
+#include "memory_of.h"
 
 static peri_ctx *ctx;
 static peri_tensor *x, *y; /* (2, 3) */
@@ -30,7 +31,7 @@ static int close_all (void **state) {
   (void)state;
   peri_release(x);
   peri_release(y);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
   return 0;
 }
@@ -380,7 +381,7 @@ static void long_lists_and_lack_of_memory (void **state) {
   peri_tensor *many[100], *t = NULL;
   for (int i = 0; i < 100; i++) many[i] = i % 2 ? x : y;
   for (int n = 0;; n++) {
-    size_t before = peri_memory_stats(ctx).tensors;
+    size_t before = memory_of(ctx).tensors;
     peri_memory_trim(ctx);
     peri_test_fail_after(ctx, n, false);
     peri_status s = PERI_CALL(ctx, "cat", peri_list("xs", 100, many), peri_out(&t));
@@ -389,7 +390,7 @@ static void long_lists_and_lack_of_memory (void **state) {
     if (!fired && s == PERI_OK) break;
     assert_int_equal(s, PERI_ENOMEM);
     assert_int_equal(strncmp(peri_message(ctx), "cat: ", 5), 0);
-    assert_int_equal(peri_memory_stats(ctx).tensors, before);
+    assert_int_equal(memory_of(ctx).tensors, before);
     assert_null(t);
   }
   assert_int_equal(peri_shape(t)[0], 200);

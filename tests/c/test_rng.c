@@ -14,6 +14,7 @@
 
 #include "perilune.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 static peri_ctx *ctx;
 
@@ -36,7 +37,7 @@ static int open_ctx (void **state) {
 
 static int close_ctx (void **state) {
   (void)state;
-  int leaked = peri_memory_stats(ctx).tensors != 0;
+  int leaked = memory_of(ctx).tensors != 0;
   peri_close(ctx);
   return leaked;
 }

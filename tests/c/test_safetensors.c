@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "memory_of.h"
 
 /* A file from its header and n bytes of data counting up from 0. */
 static size_t make (unsigned char *out, const char *header, size_t n) {
@@ -383,10 +384,10 @@ static void a_map_outlives_handle_and_file (void **state) {
   t[0] = t[1] = counting(PERI_F64, 1, shape);
   assert_int_equal(peri_safetensors_save(C, Path, 2, names, t, 0, NULL), PERI_OK);
   assert_int_equal(peri_safetensors_open(C, Path, true, &f), PERI_OK);
-  size_t live = peri_memory_stats(C).live_bytes;
+  size_t live = memory_of(C).live_bytes;
   assert_int_equal(peri_safetensors_tensor(f, 0, &x), PERI_OK);
   assert_int_equal(peri_safetensors_tensor(f, 1, &y), PERI_OK);
-  assert_int_equal(peri_memory_stats(C).live_bytes, live); /* shared, not copied */
+  assert_int_equal(memory_of(C).live_bytes, live); /* shared, not copied */
   peri_safetensors_close(f);
   ((unsigned char *)peri_data(x))[0] ^= 0xFF; /* private: the file does not change */
   /* saving over a file whose tensors are mapped must not change them (safetensors issue 762) */

@@ -8,6 +8,7 @@
 
 #include "op/op.h"
 #include "scratch.h"
+#include "memory_of.h"
 
 enum { N = 64 };
 
@@ -36,8 +37,8 @@ static peri_tensor *taken (peri_ctx *ctx, peri_shared *h) {
   return t;
 }
 
-static size_t live (peri_ctx *ctx) { return peri_memory_stats(ctx).live_bytes; }
-static size_t seen (peri_ctx *ctx) { return peri_memory_stats(ctx).shared_bytes; }
+static size_t live (peri_ctx *ctx) { return memory_of(ctx).live_bytes; }
+static size_t seen (peri_ctx *ctx) { return memory_of(ctx).shared_bytes; }
 
 /* ---- one memory ---- */
 
@@ -295,7 +296,7 @@ static void imported_memory_is_given_back_once (void **state) {
     peri_release(y);
     if (!first) {
       assert_int_equal(gone, 0); /* on the owner's thread: not before it looks */
-      peri_memory_stats(a);
+      memory_of(a);
       assert_int_equal(gone, 1);
       peri_close(a);
     }

@@ -55,7 +55,7 @@ static void every_failed_allocation_is_reported (void **state) {
 static peri_status train (void *ud) {
   const peri_text text = { "low lower lowest new newer newest", 33 }, special = { "<s>", 3 };
   const peri_bpe_options o = {
-    .vocab_size = 270, .min_count = 1, .n_special = 1, .special = &special
+    .struct_size = sizeof o, .vocab_size = 270, .min_count = 1, .n_special = 1, .special = &special
   };
   void *json;
   size_t size;

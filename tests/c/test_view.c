@@ -15,6 +15,7 @@
 
 #include "core/core.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 #define MAX_IN 4
 
@@ -43,8 +44,8 @@ static int open_ctx (void **state) {
 
 static int close_ctx (void **state) {
   (void)state;
-  int leaked = peri_memory_stats(ctx).tensors != 0;
-  if (leaked) print_error("%zu tensors leaked\n", peri_memory_stats(ctx).tensors);
+  int leaked = memory_of(ctx).tensors != 0;
+  if (leaked) print_error("%zu tensors leaked\n", memory_of(ctx).tensors);
   peri_close(ctx);
   return leaked;
 }
@@ -614,7 +615,7 @@ static void check_failures (call c) {
   peri_release(shape);
   for (int64_t k = 0; fired; k++) {
     peri_tensor *y = NULL, *gin[MAX_IN] = { NULL };
-    size_t before = peri_memory_stats(ctx).tensors;
+    size_t before = memory_of(ctx).tensors;
     peri_memory_trim(ctx);
     peri_test_fail_after(ctx, k, true);
     peri_status s = run_op(ctx, op, c.nin, c.in, c.attr, &y);
@@ -625,9 +626,9 @@ static void check_failures (call c) {
       fail_msg("%s, allocation %d: %s: %s", c.name, (int)k, peri_status_name(s), peri_message(ctx));
     for (int i = 0; i < n; i++) peri_release(gin[i]);
     peri_release(y);
-    if (peri_memory_stats(ctx).tensors != before)
+    if (memory_of(ctx).tensors != before)
       fail_msg("%s, allocation %d: %d tensors leaked", c.name, (int)k,
-               (int)(peri_memory_stats(ctx).tensors - before));
+               (int)(memory_of(ctx).tensors - before));
   }
   peri_release(g);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <unistd.h>
+#include "memory_of.h"
 
 static void *counted (void *ud, void *ptr, size_t osize, size_t nsize) {
   heap *h = ud;
@@ -41,8 +42,8 @@ peri_ctx *open_counted (heap *h) {
 }
 
 void close_counted (peri_ctx *ctx, heap *h) {
-  assert_int_equal(peri_memory_stats(ctx).live_bytes, 0);
-  assert_int_equal(peri_memory_stats(ctx).tensors, 0);
+  assert_int_equal(memory_of(ctx).live_bytes, 0);
+  assert_int_equal(memory_of(ctx).tensors, 0);
   peri_close(ctx);
   assert_int_equal(h->live, 0);
   assert_int_equal(h->blocks, 0);
@@ -68,7 +69,7 @@ void fail_every_allocation (peri_ctx *ctx, const heap *h, bool borne, peri_statu
   for (int sticky = 0; sticky < 2; sticky++)
     for (int64_t n = 0;; n++) {
       peri_memory_trim(ctx);
-      size_t live = peri_memory_stats(ctx).live_bytes, taken = h->live;
+      size_t live = memory_of(ctx).live_bytes, taken = h->live;
       peri_test_fail_after(ctx, n, sticky != 0);
       peri_status s = use(ud);
       bool fired = peri_test_fired(ctx);
@@ -78,7 +79,7 @@ void fail_every_allocation (peri_ctx *ctx, const heap *h, bool borne, peri_statu
         fail_msg("allocation %d%s: %s: %s", (int)n, sticky != 0 ? " and what follows" : "",
                  peri_status_name(s), s == PERI_OK ? "" : peri_message(ctx));
       peri_memory_trim(ctx);
-      assert_int_equal(peri_memory_stats(ctx).live_bytes, live);
+      assert_int_equal(memory_of(ctx).live_bytes, live);
       assert_int_equal(h->live, taken);
       if (!fired) break;
     }

@@ -13,6 +13,7 @@
 
 #include "mutate.h"
 #include "oracle.h"
+#include "memory_of.h"
 
 int LLVMFuzzerTestOneInput (const uint8_t *data, size_t size);
 
@@ -29,7 +30,7 @@ static peri_ctx *fuzz_ctx (void) {
 }
 
 static void fuzz_verdict (const char *bad) {
-  if (bad == NULL && peri_memory_stats(fuzz_ctx()).live_bytes == 0) return;
+  if (bad == NULL && memory_of(fuzz_ctx()).live_bytes == 0) return;
   fprintf(stderr, "%s\n", bad != NULL ? bad : "tensors leak");
   abort();
 }

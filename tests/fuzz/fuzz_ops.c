@@ -19,6 +19,7 @@
 #include "autograd/tape.h"
 #include "ops_plan.h"
 #include "run_op.h"
+#include "memory_of.h"
 
 enum { CASES = 40000, BYTES = 512, LEVELS = 3, LIMIT = 4 << 20 };
 
@@ -184,7 +185,7 @@ static peri_status call (peri_ctx *c, const job *j) {
 done:
   peri_set_grad_enabled(c, true);
   for (int i = 0; i < j->nin; i++) peri_release(in[i]);
-  peri_memory m = peri_memory_stats(c);
+  peri_memory m = memory_of(c);
   MUST(m.live_bytes == 0, "%zu bytes are left", m.live_bytes);
   MUST(m.tensors == 0, "%zu tensors are left", m.tensors);
   MUST(!c->tape_first && !c->graveyard && c->ntemps == 0, "the tape is left");
