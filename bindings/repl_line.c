@@ -53,6 +53,8 @@ static struct {
   int interrupted;
   EditLine *(*el_init)(const char *, FILE *, FILE *, FILE *);
   int (*el_set)(EditLine *, int, ...);
+  /* For names of functions: it keeps texts that it is given, el_set copies and loses them. */
+  int (*el_wset)(EditLine *, int, ...);
   const char *(*el_gets)(EditLine *, int *);
   const LineInfo *(*el_line)(EditLine *);
   int (*el_insertstr)(EditLine *, const char *);
@@ -130,8 +132,9 @@ static int open_editor (void) {
   if (!isatty(0) || !isatty(1) || !term || strcmp(term, "dumb") == 0) return 0;
   void *lib = dlopen("libedit.so.2", RTLD_NOW | RTLD_LOCAL);
   if (!lib) return 0;
-  if (!(LOAD("el_init", el_init) && LOAD("el_set", el_set) && LOAD("el_gets", el_gets) &&
-        LOAD("el_line", el_line) && LOAD("el_insertstr", el_insertstr) && LOAD("el_end", el_end) &&
+  if (!(LOAD("el_init", el_init) && LOAD("el_set", el_set) && LOAD("el_wset", el_wset) &&
+        LOAD("el_gets", el_gets) && LOAD("el_line", el_line) &&
+        LOAD("el_insertstr", el_insertstr) && LOAD("el_end", el_end) &&
         LOAD("history_init", history_init) && LOAD("history", history_fn) &&
         LOAD("history_end", history_end))) {
     dlclose(lib);
@@ -147,8 +150,8 @@ static int open_editor (void) {
   edit.el_set(edit.el, EL_SIGNAL, 0);
   edit.el_set(edit.el, EL_SETTY, "-d", "-isig", (char *)NULL);
   edit.el_set(edit.el, EL_HIST, edit.history_fn, edit.history);
-  edit.el_set(edit.el, EL_ADDFN, "peri-interrupt", "drop the line", key_interrupt);
-  edit.el_set(edit.el, EL_ADDFN, "peri-complete", "complete a name", key_complete);
+  edit.el_wset(edit.el, EL_ADDFN, L"peri-interrupt", L"drop the line", key_interrupt);
+  edit.el_wset(edit.el, EL_ADDFN, L"peri-complete", L"complete a name", key_complete);
   edit.el_set(edit.el, EL_BIND, "^C", "peri-interrupt", (char *)NULL);
   edit.el_set(edit.el, EL_BIND, "^D", "em-delete-or-list", (char *)NULL); /* or ends input */
   edit.el_set(edit.el, EL_BIND, "\t", "peri-complete", (char *)NULL);
