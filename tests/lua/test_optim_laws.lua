@@ -176,6 +176,31 @@ function TestOptimLaws:test_everything_with_parameters_is_taken()
   refused("parameter 1 (embed.weight)", function() optim.AdamW(quantised) end)
 end
 
+-- A model that nobody trains may be of any dtype beside what is trained: an adapter over quantised weights.
+function TestOptimLaws:test_weights_that_nothing_could_move_are_left_out_where_their_model_is_frozen()
+  local Policy = nn.class("Policy", function(policy, opts)
+    policy.base = assert(models.load("tests/data/hf_tiny/llama", opts))
+    policy.lora = peft.lora(policy.base, { r = 2 })
+    policy.value = nn.Linear(policy.base.settings.dim, 1)
+  end)
+  for text, opts in pairs { f16 = { dtype = "f16" }, q8_0 = { dtype = "q8_0" }, packed = { dtype = "q8_0", pack = true } } do
+    local policy = Policy(opts)
+    local opt = optim.SGD(policy, { lr = 1, groups = { { pattern = "^value", lr = 2 } } })
+    local idle = 0
+    for _, p in ipairs(policy:parameters()) do if p.packed or p.dtype ~= "f32" then idle = idle + 1 end end
+    lu.assertTrue(idle > 10, text)
+    lu.assertEquals(#opt:parameters(), #policy:parameters() - idle)
+    lu.assertStrContains(tostring(opt), ("%d frozen ones left out"):format(idle))
+    policy.value(policy.base:forward(peri.arange(6):reshape { 1, 6 })):sum():backward()
+    local before = policy.value.bias:item()
+    opt:step()
+    lu.assertAlmostEquals(policy.value.bias:item(), before - 12, 1e-5) -- lr 2 times the 6 positions
+    refused("all are frozen", function() optim.SGD(policy.base, { lr = 1 }) end)
+    for _, p in ipairs(policy.base:parameters()) do if p.dtype == "f32" and not p.packed then p:requires_grad_() end end
+    refused("(base.embed.weight) is", function() optim.SGD(policy, { lr = 1 }) end) -- half of it trained is no frozen one
+  end
+end
+
 -- ---- rates ----
 
 function TestOptimLaws:test_groups_keep_their_ratio_or_with_a_common_rate_of_0_their_rate()

@@ -301,7 +301,8 @@ function Causal:context(ids, given)
   if is_step(ids, given) then o = { cache = given.cache, start = given.start }
   else ids, o = inputs.read(who, ids, given, inputs.causal, 3) end
   if self.prefix and not o.prefix then
-    o.prefix = type(self.prefix) == "function" and self.prefix() or self.prefix
+    o.prefix = self.prefix
+    if type(o.prefix) == "function" then o.prefix = o.prefix() end -- nil: off
   end
   inputs.place(who, ids, o, 3)
   return context.new(who, ids:size(1), ids:size(2), o), ids

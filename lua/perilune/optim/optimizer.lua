@@ -54,9 +54,10 @@ local function counted(n, what) return ("%d %s%s"):format(n, what, n == 1 and ""
 
 --- What it is and has done: kind, parameters, options of each group, steps.
 function Optimizer:__tostring()
-  local tensors, numbers, steps, frozen, lines = 0, 0, 0, 0, {}
+  local tensors, numbers, steps, frozen, left, lines = 0, 0, 0, 0, 0, {}
   for g, group in ipairs(self.groups) do
     local here = 0
+    left = left + group.left
     for i, p in ipairs(group.params) do
       local ok, n, trained = pcall(function() return p:numel(), p.requires_grad end) -- a released one counts nothing
       here, steps = here + (ok and n or 0), math.max(steps, group.steps[i])
@@ -71,7 +72,8 @@ function Optimizer:__tostring()
     lines[g] = "\n  " .. title .. table.concat(own, ", ")
   end
   return ("%s, %s in %s%s, %s%s, last lr %s%s"):format(self.name, counted(numbers, "parameter"),
-    counted(tensors, "tensor"), frozen > 0 and (" (%d frozen)"):format(frozen) or "", counted(steps, "step"),
+    counted(tensors, "tensor"), (frozen > 0 and (" (%d frozen)"):format(frozen) or "")
+      .. (left > 0 and (", %d frozen ones left out"):format(left) or ""), counted(steps, "step"),
     self.skipped > 0 and (" (%d skipped)"):format(self.skipped) or "", peri.show(self.lr), table.concat(lines))
 end
 

@@ -79,6 +79,36 @@ local function refusal(t, of_object)
   end
 end
 
+local function can_move(t) return (t.dtype == "f32" or t.dtype == "f64") and not t.packed end
+
+-- Entries without the weights of frozen modules that nothing could move anyway, such as those of a quantised model
+-- under an adapter, and how many these are. A model of which anything is trained is taken whole, so that what is not
+-- trained of it is said.
+local function movable(entries, objects)
+  local any = false
+  for _, e in ipairs(entries) do
+    local ok, moves = pcall(can_move, e[1]) -- a released one is refused later
+    any = any or e[3] and ok and not moves
+  end
+  if not any then return entries, 0 end
+  local owner_of, live = {}, {}
+  for _, object in ipairs(objects) do
+    for _, place in ipairs(walk.places(object[1])) do
+      if place.kind == "parameter" then
+        owner_of[place.tensor] = place.publisher or false
+        if place.publisher and place.tensor.requires_grad then live[place.publisher] = true end
+      end
+    end
+  end
+  local list, left = {}, 0
+  for _, e in ipairs(entries) do
+    local owner = owner_of[e[1]]
+    if owner ~= nil and not can_move(e[1]) and not e[1].requires_grad and not live[owner] then left = left + 1
+    else list[#list + 1] = e end
+  end
+  return #list > 0 and list or entries, left
+end
+
 -- ---- each once ----
 
 local size_of = { f32 = 4, f64 = 8 }
@@ -169,7 +199,8 @@ local function listed(kind, who, params, common)
     local own = own_options(kind, name, given, common, { params = true })
     local entries, from = flatten(name, given.params)
     table.move(from, 1, #from, #objects + 1, objects)
-    groups[i] = { given = given, own = own, entries = entries }
+    groups[i] = { given = given, own = own }
+    groups[i].entries, groups[i].left = movable(entries, from)
   end
   return groups, objects, several
 end
@@ -194,15 +225,18 @@ local function chosen(kind, who, params, common, choices)
     choice.check(name(g), given)
   end
   local entries, objects = flatten(who, params)
+  local left
+  entries, left = movable(entries, objects)
   local parts = choice.divide(name, entries, choices)
   for g in ipairs(choices) do groups[g].entries = parts[g] end
   if #parts[#parts] > 0 then
     groups[#groups + 1] = { given = {}, own = own_options(kind, who, {}, common, {}), entries = parts[#parts] }
   end
+  groups[#groups].left = left
   return groups, objects, #groups > 1
 end
 
---- Groups { options, rate, params, names, state, steps, slots } of what a user gave.
+--- Groups { options, rate, params, names, state, steps, slots, left: frozen ones that are none } of what a user gave.
 --- @param kind table  rules, slots(options), check(options), check_tensor(t)
 --- @param who string
 --- @param params any
@@ -218,7 +252,7 @@ function M.open(kind, who, params, common, choices)
   else list, objects, several = listed(kind, who, params, common) end
   for i, part in ipairs(list) do
     local group = { options = part.own, rate = rate_of(part.given, common.lr), params = {}, names = {}, state = {},
-      steps = {}, slots = kind.slots(part.own) }
+      steps = {}, slots = kind.slots(part.own), left = part.left or 0 }
     for k, entry in ipairs(part.entries) do
       local t, label = entry[1], ("parameter %d"):format(k)
       if several then label = label .. (" of group %d"):format(i) end

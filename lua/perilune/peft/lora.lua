@@ -287,33 +287,51 @@ end
 
 local PREFIX = "base_model.model."
 
+-- Which layers have an adapter, as PEFT says that: the names that were given or the last parts of theirs, where these
+-- mean no other layer; else whole names, or as a last resort a regular expression of them.
+local function target_modules(self)
+  local chosen, last, seen, full = {}, {}, {}, {}
+  for _, site in ipairs(self.sites) do
+    for _, slot in ipairs(site._order) do
+      local name = slot.name:match "[^.]+$"
+      if not seen[name] then seen[name], last[#last + 1] = true, name end
+      chosen[slot.name], full[#full + 1] = true, slot.name
+    end
+  end
+  table.sort(last)
+  local given = self.config.targets
+  local pattern = "(" .. table.concat(full, "|"):gsub("[.+*?^$()%[%]{}\\]", "\\%0") .. ")"
+  for _, names in ipairs { type(given) == "table" and given or last, last, full, pattern } do
+    local wants, exact = peft_config.chooser { target_modules = names }, true
+    for _, place in ipairs(targets.places(self.model)) do
+      for _, part in ipairs(place.parts) do
+        exact = exact and wants(part[1], place.kind) == (chosen[part[1]] or false)
+      end
+    end
+    if exact then return type(names) == "table" and peri.json.array(names) or names end
+  end
+  return peri.json.array(full)
+end
+
 --- Write adapter_config.json and adapter_model.safetensors as PEFT lays them out.
 --- @param folder string
 --- @param base string?  name or path of the base model, for the config; default the model's own path
 --- @return boolean|nil ok
 --- @return string? message
 function LoRA:save(folder, base)
-  local config, tensors, last, seen = self.config, {}, {}, {}
+  local config, tensors = self.config, {}
   for name, t in pairs(self:state_dict()) do tensors[PREFIX .. name] = t end
-  for _, site in ipairs(self.sites) do
-    for _, slot in ipairs(site._order) do
-      local name = slot.name:match "[^.]+$"
-      if not seen[name] then seen[name], last[#last + 1] = true, name end
-    end
-  end
-  table.sort(last)
   local alphas = {} -- with the factor of set_scale, which PEFT has no place for
   for name, alpha in pairs(config.alpha_pattern) do alphas[name] = alpha * self.scale end
   if self.scale == 1 then alphas = config.alpha_pattern end -- in the order of the file that it came from
   local transposed = self.sites[1] ~= nil and self.sites[1].projection.transposed == true
-  local names = type(config.targets) == "table" and config.targets or last
   local c = self.published or {} -- of an adapter of PEFT: which layers are meant, as it says that
   for name, t in pairs(self.whole and self.whole.tensors or {}) do tensors[self.whole_names[name]] = t end
   return targets.save(folder, tensors, {
     peft_type = "LORA", task_type = targets.task(self.model), r = config.r, lora_alpha = config.alpha * self.scale,
     lora_dropout = config.dropout, use_rslora = config.rslora, use_dora = false, fan_in_fan_out = transposed,
     init_lora_weights = config.init == "gaussian" and "gaussian" or true, bias = c.bias or "none",
-    inference_mode = true, target_modules = c.target_modules or peri.json.array(names),
+    inference_mode = true, target_modules = c.target_modules or target_modules(self),
     exclude_modules = c.exclude_modules, layers_to_transform = c.layers_to_transform, layers_pattern = c.layers_pattern,
     rank_pattern = config.rank_pattern, alpha_pattern = alphas, modules_to_save = c.modules_to_save or peri.json.null,
     base_model_name_or_path = base or self.model.source_path or peri.json.null,

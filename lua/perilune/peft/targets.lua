@@ -61,7 +61,7 @@ function M.places(net)
     if not embedding and class ~= layers.Linear and not module.is_head then return end
     local rows = embedding and module.num or module.out_features
     local at, parts = publisher_of(publishers, path), {}
-    for i, part in ipairs(at and module.parts or { { path == "" and "linear" or path, rows } }) do
+    for i, part in ipairs(at and module.parts or { { path == "" and "layer" or path, rows } }) do
       local inside = at and at ~= "" and module.parts
       parts[i] = { inside and at .. "." .. part[1] or part[1], part[2] }
     end
