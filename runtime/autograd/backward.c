@@ -95,6 +95,7 @@ static bool wanted (const pass *p, const peri_tensor *t) {
 static bool reads (const peri_node *n, int i) {
   if (!n->op) return true;
   if (n->op->flags & PERI_OP_VIEW) return false;
+  if (!n->op->unread) return true;
   return !(n->op->unread >> (peri__sig(n->op)->nlist ? 0 : i) & 1);
 }
 
@@ -146,8 +147,10 @@ static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor *
 
 static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin,
                             const bool *need) {
-  peri_call c = { .ctx = p->ctx, .op = n->op, .nin = n->nin, .in = n->in, .attr = n->attr };
   if (!n->op) return run_custom(p, n, v, gin);
+  peri_call c = {
+    .ctx = p->ctx, .op = n->op, .sig = peri__sig(n->op), .nin = n->nin, .in = n->in, .attr = n->attr
+  };
   if (p->create_graph && (n->op->flags & PERI_OP_NO_GRAD2))
     return peri__fail(p->ctx, PERI_ENOSUP, "%s has no second derivative", n->name);
   memcpy(c.list, n->list, sizeof c.list);

@@ -81,8 +81,7 @@ static void link_node (peri_ctx *ctx, peri_node *n, peri_tensor *const *in,
 }
 
 peri_status peri__record (peri_ctx *ctx, const peri_call *c) {
-  const peri_sig *sig = peri__sig(c->op);
-  peri_node *n = node_new(ctx, c->nin, c->op->nout, sig ? sig->nattr : 0, c->attr);
+  peri_node *n = node_new(ctx, c->nin, c->op->nout, c->sig->nattr, c->attr);
   if (!n) return PERI_ENOMEM;
   n->op = c->op;
   n->name = c->op->name;

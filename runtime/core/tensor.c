@@ -120,7 +120,6 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
                                 void (*release)(void *ud, void *data), void *ud,
                                 peri_storage **out) {
   peri__take_back(ctx);
-  if (ctx->dry) bytes = 0;
   if (!release && ctx->max_bytes && (bytes > ctx->max_bytes || ctx->live > ctx->max_bytes - bytes))
     return peri__fail(ctx, PERI_ENOMEM,
                       "out of memory: %zu bytes wanted, %zu of the limit of %zu in use", bytes,
@@ -153,15 +152,17 @@ static peri_status new_tensor (peri_ctx *ctx, peri_dtype d, int ndim, const int6
                                int64_t numel, size_t bytes, peri_tensor **out) {
   peri_tensor *t = peri__tensor_alloc(ctx);
   if (!t) return no_tensor(ctx);
-  peri_status s = storage_new(ctx, bytes, NULL, NULL, NULL, &t->storage);
-  if (s != PERI_OK) {
-    peri__tensor_free(t);
-    return s;
+  if (!ctx->dry) { /* else nobody sees more of it than its shape and dtype */
+    peri_status s = storage_new(ctx, bytes, NULL, NULL, NULL, &t->storage);
+    if (s != PERI_OK) {
+      peri__tensor_free(t);
+      return s;
+    }
+    t->data = t->storage->data;
   }
   t->dtype = (uint8_t)d;
   t->ndim = (uint8_t)ndim;
   t->numel = numel;
-  t->data = t->storage->data;
   for (int i = 0; i < ndim; i++) t->shape[i] = shape[i];
   dense_strides(t);
   *out = t;

@@ -59,7 +59,7 @@ static peri_status refuse_weight (const peri_call *c, const peri_sig *sig, int i
 }
 
 peri_status peri__check_inputs (peri_call *c) {
-  const peri_sig *sig = peri__sig(c->op);
+  const peri_sig *sig = c->sig;
   bool weights = (c->op->flags & PERI_OP_WEIGHT) != 0;
   if (sig->nlist)
     TRY(split_lists(c, sig));
@@ -248,11 +248,12 @@ static peri_status run_writing (peri_call *c) {
   return s;
 }
 
-peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                         const peri_attr *attr, peri_tensor **out) {
+static peri_status apply (peri_ctx *ctx, const peri_op *op, const peri_sig *sig, int nin,
+                          peri_tensor *const *in, const peri_attr *attr, peri_tensor **out) {
   peri_call c;
   c.ctx = ctx;
   c.op = op;
+  c.sig = sig;
   c.nin = nin;
   c.in = (peri_tensor **)in;
   c.attr = attr;
@@ -285,6 +286,11 @@ peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor 
       peri_release(c.out[k]); /* saved for the vjp: its node keeps it, or nobody does */
   }
   return PERI_OK;
+}
+
+peri_status peri__apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                         const peri_attr *attr, peri_tensor **out) {
+  return apply(ctx, op, peri__sig(op), nin, in, attr, out);
 }
 
 /* What kernels and shape rules may rely on. */
@@ -331,22 +337,22 @@ static peri_status check_call (peri_ctx *ctx, const peri_sig *sig, int nin, peri
 }
 
 /* Run op, or its in-place twin. */
-static peri_status invoke (peri_ctx *ctx, const peri_op *op, bool twin, int nin,
-                           peri_tensor *const *in, const peri_attr *attr, peri_tensor **out) {
-  const peri_sig *sig = peri__sig(op);
+static peri_status invoke (peri_ctx *ctx, const peri_op *op, const peri_sig *sig, bool twin,
+                           int nin, peri_tensor *const *in, const peri_attr *attr,
+                           peri_tensor **out) {
   peri_attr defaults[PERI_MAX_PARAM];
   TRY(check_call(ctx, sig, nin, in, attr));
   if (!attr) {
     default_attrs(sig, defaults);
     attr = defaults;
   }
-  return twin ? peri__apply_inplace(ctx, op, nin, in, attr)
-              : peri__apply(ctx, op, nin, in, attr, out);
+  return twin ? peri__run_twin(ctx, op, sig, nin, in, attr)
+              : apply(ctx, op, sig, nin, in, attr, out);
 }
 
 peri_status peri__invoke (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                           const peri_attr *attr, peri_tensor **out) {
-  return invoke(ctx, op, false, nin, in, attr, out);
+  return invoke(ctx, op, peri__sig(op), false, nin, in, attr, out);
 }
 
 /* Hosts say how many attributes and results they know, because an op may have gained some since. */
@@ -359,33 +365,36 @@ static peri_status check_count (peri_ctx *ctx, const peri_op *op, const char *wh
   return PERI_OK;
 }
 
-static peri_status in_table (peri_ctx *ctx, const peri_op *op) {
-  return peri__sig(op) ? PERI_OK : peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
+static peri_status find_sig (peri_ctx *ctx, const peri_op *op, const peri_sig **sig) {
+  *sig = peri__sig(op);
+  return *sig ? PERI_OK : peri__fail(ctx, PERI_EINVAL, "this is no op of the table");
 }
 
-static peri_status check_attr_count (peri_ctx *ctx, const peri_op *op, int nattr,
-                                     const peri_attr *attr) {
+static peri_status check_attr_count (peri_ctx *ctx, const peri_op *op, const peri_sig *sig,
+                                     int nattr, const peri_attr *attr) {
   if (nattr == 0 && !attr) return PERI_OK; /* the defaults */
-  return check_count(ctx, op, "attribute", nattr, peri__sig(op)->nattr, attr);
+  return check_count(ctx, op, "attribute", nattr, sig->nattr, attr);
 }
 
 peri_status peri_apply (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                         int nattr, const peri_attr *attr, int nout, peri_tensor **out) {
+  const peri_sig *sig;
   NEED(ctx, ctx);
   NEED(ctx, op);
-  TRY(in_table(ctx, op));
-  peri_status s = check_attr_count(ctx, op, nattr, attr);
+  TRY(find_sig(ctx, op, &sig));
+  peri_status s = check_attr_count(ctx, op, sig, nattr, attr);
   if (s == PERI_OK) s = check_count(ctx, op, "result", nout, peri_op_outputs(op), out);
-  if (s == PERI_OK) s = invoke(ctx, op, false, nin, in, attr, out);
+  if (s == PERI_OK) s = invoke(ctx, op, sig, false, nin, in, attr, out);
   return s == PERI_OK ? s : peri__fail(ctx, s, "%s: %s", op->name, ctx->message);
 }
 
 peri_status peri_apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
                                 int nattr, const peri_attr *attr) {
+  const peri_sig *sig;
   NEED(ctx, ctx);
   NEED(ctx, op);
-  TRY(in_table(ctx, op));
-  peri_status s = check_attr_count(ctx, op, nattr, attr);
-  if (s == PERI_OK) s = invoke(ctx, op, true, nin, in, attr, NULL);
+  TRY(find_sig(ctx, op, &sig));
+  peri_status s = check_attr_count(ctx, op, sig, nattr, attr);
+  if (s == PERI_OK) s = invoke(ctx, op, sig, true, nin, in, attr, NULL);
   return s == PERI_OK ? s : peri__fail(ctx, s, "%s_: %s", op->name, ctx->message);
 }

@@ -183,7 +183,7 @@ static peri_status check_shared (const peri_call *c, const peri_sig *sig, bool *
 }
 
 peri_status peri__check_writes (peri_call *c, bool *collides) {
-  const peri_sig *sig = peri__sig(c->op);
+  const peri_sig *sig = c->sig;
   if (c->ctx->grad_enabled) TRY(check_graph(c, sig));
   return check_shared(c, sig, collides);
 }
@@ -198,7 +198,7 @@ static bool collision (const peri_call *c, const peri_sig *sig, int i) {
 }
 
 peri_status peri__without_collisions (peri_call *c, peri_status (*fn)(peri_call *c)) {
-  const peri_sig *sig = peri__sig(c->op);
+  const peri_sig *sig = c->sig;
   peri_tensor **given = c->in;
   peri_status s = PERI_OK;
   bool was = peri_set_grad_enabled(c->ctx, false);
@@ -223,7 +223,7 @@ peri_status peri__without_collisions (peri_call *c, peri_status (*fn)(peri_call 
 }
 
 void peri__wrote (const peri_call *c) {
-  const peri_sig *sig = peri__sig(c->op);
+  const peri_sig *sig = c->sig;
   EACH_INPUT(c, sig, p, i)
   if (c->in[i] && writes(c, p)) c->in[i]->storage->version++;
 }
@@ -251,7 +251,7 @@ static peri_status take_place (peri_call *c, peri_tensor *x) {
 }
 
 static peri_status check_twin (const peri_call *c) {
-  const peri_sig *sig = peri__sig(c->op);
+  const peri_sig *sig = c->sig;
   char instead[96];
   TRY(peri__check_target(c->ctx, c->in[0], sig->p[0].name));
   if (!c->ctx->grad_enabled) return PERI_OK;
@@ -265,10 +265,12 @@ static peri_status check_twin (const peri_call *c) {
   return PERI_OK;
 }
 
-peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
-                                 const peri_attr *attr) {
+peri_status peri__run_twin (peri_ctx *ctx, const peri_op *op, const peri_sig *sig, int nin,
+                            peri_tensor *const *in, const peri_attr *attr) {
   peri_tensor *src[MAX_IN] = { NULL };
-  peri_call c = { .ctx = ctx, .op = op, .nin = nin, .in = (peri_tensor **)in, .attr = attr };
+  peri_call c = {
+    .ctx = ctx, .op = op, .sig = sig, .nin = nin, .in = (peri_tensor **)in, .attr = attr
+  };
   if (!(op->flags & PERI_OP_ELEMENTWISE) || nin < 1 || nin > MAX_IN)
     return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
   if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
@@ -293,4 +295,9 @@ peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri
   for (int k = 0; k < PERI_MAX_OUT; k++) peri_release(c.out[k]);
   for (int i = 0; i < nin; i++) peri_release(src[i]);
   return s;
+}
+
+peri_status peri__apply_inplace (peri_ctx *ctx, const peri_op *op, int nin, peri_tensor *const *in,
+                                 const peri_attr *attr) {
+  return peri__run_twin(ctx, op, peri__sig(op), nin, in, attr);
 }

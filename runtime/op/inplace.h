@@ -17,5 +17,8 @@ peri_status peri__check_inputs (peri_call *c);
 peri_status peri__run_kernel (peri_call *c); /* profiled; as above */
 /* Count a write into every tensor that c writes. */
 void peri__wrote (const peri_call *c);
+/* The in-place twin of op. */
+peri_status peri__run_twin (peri_ctx *ctx, const peri_op *op, const peri_sig *sig, int nin,
+                            peri_tensor *const *in, const peri_attr *attr);
 
 #endif

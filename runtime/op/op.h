@@ -34,6 +34,7 @@ typedef struct peri_sig {
 typedef struct peri_call {
   peri_ctx *ctx;
   const peri_op *op;
+  const peri_sig *sig; /* of op */
   int nin;
   peri_tensor **in;      /* nin entries, absent optionals NULL */
   const peri_attr *attr; /* one for each attribute of the signature */
@@ -151,8 +152,8 @@ extern const peri_op *const peri__ops[]; /* NULL-terminated; op/list.c */
 #define OP(id, ...) OPN(id, 1, __VA_ARGS__)
 #define OPN(id, n, ...) const peri_op peri__op_##id = { .name = #id, .nout = (n), __VA_ARGS__ }
 
-PERI_API const peri_sig *
-peri__sig (const peri_op *op); /* parsed once a process, read-only afterwards */
+/* NULL: no op of the table. Parsed once a process, read-only afterwards; a call looks it up once. */
+PERI_API const peri_sig *peri__sig (const peri_op *op);
 
 /* ---- helpers for shape rules and kernels: op/common.c ---- */
 /* A dim attribute (may be negative) -> 0..ndim-1, or a message that names both. */

@@ -43,7 +43,7 @@ static peri_status check_one (peri_call *c, const char *const *names, int k, int
 }
 
 peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned optional) {
-  for (int k = 0; k < peri__sig(c->op)->nlist; k++) {
+  for (int k = 0; k < c->sig->nlist; k++) {
     if ((optional >> k & 1) && !peri__multi_given(c, k)) continue;
     if (c->list[k].count != c->list[0].count)
       return peri__fail(c->ctx, PERI_EINVAL, "%d %s for %d %s", c->list[k].count, names[k],
@@ -80,9 +80,7 @@ static peri_status get_memory (peri__multi *m) {
 
 peri_status peri__multi_open (peri_call *c, peri__multi *m) {
   peri_tensor *const *in = c->in + c->list[0].start;
-  *m = (peri__multi){
-    .ctx = c->ctx, .in = in, .n = c->list[0].count, .nlist = peri__sig(c->op)->nlist
-  };
+  *m = (peri__multi){ .ctx = c->ctx, .in = in, .n = c->list[0].count, .nlist = c->sig->nlist };
   m->f64 = m->n > 0 && in[0]->dtype == PERI_F64;
   m->size = m->f64 ? 8 : 4;
   m->k = m->f64 ? &peri__steps_f64 : c->ctx->cpu->loss;
