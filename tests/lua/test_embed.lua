@@ -223,7 +223,7 @@ function tests.test_an_encoder_says_that_it_cannot_generate()
   end
   lu.assertErrorMsgContains(NO, peri.lm.new, model, tok)
   lu.assertErrorMsgContains(NO, model.generate, model, ids, { num_beams = 2 })
-  lu.assertErrorMsgContains(NO, require("perilune.decode.batching").new, model)
+  lu.assertErrorMsgContains(NO, require("perilune.decode.engine").new, model)
   local opt = peri.optim.AdamW(model, { lr = 1e-3 })
   local rows = { { prompt = "a", completion = "the king" } }
   local how = { model = model, tokenizer = tok, rows = rows, optimizer = opt }

@@ -2,7 +2,7 @@
 -- against each alone, prompts read once, constraints, texts and where they stop.
 local lu = require "luaunit"
 local peri = require "perilune"
-local batching = require "perilune.decode.batching"
+local engines = require "perilune.decode.engine"
 local caches = require "perilune.nn.cache"
 local constraint = require "perilune.decode.constraint"
 local lms = require "perilune.lm"
@@ -310,14 +310,14 @@ end
 local function check_batches(name)
   local model, list, alone = tiny(name), requests(24), {}
   for i, r in ipairs(list) do
-    local s = batching.new(model, { rows = 1 })
+    local s = engines.new(model, { rows = 1 })
     local request = s:submit(r[1], r[2])
     s:run()
     alone[i] = brought(request)
   end
   for _, how in ipairs { { 2 }, { 5, 1 << 20 }, { 8, 30000 }, { 16 } } do
     local shared = how[2] and prefix_cache.new { bytes = how[2] }
-    local s = batching.new(model, { rows = how[1], prefix_cache = shared, prefill_chunk = shared and 7 or 512 })
+    local s = engines.new(model, { rows = how[1], prefix_cache = shared, prefill_chunk = shared and 7 or 512 })
     local got = {}
     for i, r in ipairs(list) do
       got[i] = s:submit(r[1], r[2])
@@ -342,7 +342,7 @@ function TestBatching.test_also_with_a_sliding_window() check_batches "mistral" 
 function TestBatching.test_a_request_equals_generate()
   local model = tiny "llama"
   for _, r in ipairs(requests(8)) do
-    local s = batching.new(model)
+    local s = engines.new(model)
     local request = s:submit(r[1], r[2])
     s:run()
     local out = kept(model:generate(peri.tensor { r[1] }, r[2]))
@@ -352,7 +352,7 @@ end
 
 function TestBatching.test_a_cancelled_request_makes_room()
   local model = tiny "llama"
-  local s = batching.new(model, { rows = 2 })
+  local s = engines.new(model, { rows = 2 })
   local a = s:submit({ 1, 2, 3 }, { max_new_tokens = 40, greedy = true })
   local b = s:submit({ 4, 5 }, { max_new_tokens = 6, greedy = true, on_token = function (q) return #q.tokens == 4 end })
   local c = s:submit({ 6 }, { max_new_tokens = 3, greedy = true })
@@ -365,7 +365,7 @@ function TestBatching.test_a_cancelled_request_makes_room()
 end
 
 function TestBatching.test_the_context_is_the_limit()
-  local s = batching.new(tiny "llama") -- of 64 positions
+  local s = engines.new(tiny "llama") -- of 64 positions
   local ids = {}
   for k = 1, 60 do ids[k] = k end
   local request = s:submit(ids, { max_new_tokens = 50, greedy = true })
@@ -380,7 +380,7 @@ end
 function TestBatching.test_written_weights_empty_the_prefix_cache()
   local model, shared = tiny "llama", prefix_cache.new()
   local function run()
-    local s = batching.new(model, { prefix_cache = shared })
+    local s = engines.new(model, { prefix_cache = shared })
     local request = s:submit({ 5, 6, 7, 8 }, { max_new_tokens = 6, greedy = true })
     s:run()
     return request

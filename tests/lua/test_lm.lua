@@ -2,7 +2,7 @@
 -- others.
 local lu = require "luaunit"
 local peri = require "perilune"
-local batching = require "perilune.decode.batching"
+local engines = require "perilune.decode.engine"
 local lms = require "perilune.lm"
 local models = require "perilune.models"
 local stops = require "perilune.decode.stops"
@@ -335,7 +335,7 @@ function tests.test_greedy_is_known_before()
 end
 
 function tests.test_a_scheduler_refuses_what_a_model_has_not()
-  local s = batching.new(llama(20))
+  local s = engines.new(llama(20))
   lu.assertErrorMsgContains("entry 1 of stop is 20, the model has 20 tokens", s.submit, s, { 1 }, { stop = { 20 } })
   lu.assertErrorMsgContains("samples is 0", s.submit, s, { 1 }, { samples = 0 })
   lu.assertEquals(s.running, 0)

@@ -1,21 +1,46 @@
 -- beam.lua - beam search as transformers 5 does it: of the continuations of the running beams the
 -- best are kept, finished sequences are scored by their log-probability over a power of their length.
--- Prompts do not influence each other.
+-- Prompts do not influence each other. A policy of perilune.decode.engine: the beams of a prompt are rows of the batch,
+-- and a beam that goes on from another one asks the engine for its row.
 local peri = require "perilune"
-local generate = require "perilune.decode.generate"
 local sampler = require "perilune.decode.sampler"
 
 local M = {}
 
 local NEVER <const> = -1e9
 
--- The state of one prompt: running beams and finished sequences, best first.
-local function new_search(o, prompt)
-  local beams = {}
+--- The state of one prompt.
+--- @class perilune.decode.Search
+--- @field beams table[]  running ones, best first: tokens, score, row (settings), from (the beam it goes on from)
+--- @field finished table[]  tokens and score of finished sequences, best first
+--- @field open boolean  whether better ones may be found
+--- @field slots table[]  the engine's sequences that are its beams
+local Search = {}
+Search.__index = Search
+
+--- @param o table  complete options: num_beams, max_new_tokens, length_penalty (score = log-probability / length ^
+--- length_penalty, so more than 0 favours long ones), early_stopping (true: done with num_beams finished ones; false:
+--- also when by a heuristic no better one is likely; "never": only when none is possible)
+--- @param prompt integer[]  ids that the repetition penalty counts
+--- @return perilune.decode.Search
+function M.search(o, prompt)
+  local beams, unused = {}, { seed = 0, offset = 0 }
   for b = 1, o.num_beams do
-    beams[b] = { tokens = {}, score = b == 1 and 0 or NEVER, row = sampler.row(o, prompt, o.stop) }
+    beams[b] = { tokens = {}, score = b == 1 and 0 or NEVER, row = sampler.row(o, prompt, o.stop, 1, unused) }
   end
-  return { beams = beams, finished = {}, open = true, idle = beams[1].row } -- idle: where no beam is left
+  return setmetatable({ o = o, beams = beams, finished = {}, open = true, length = 0, slots = {} }, Search)
+end
+
+--- Whether a beam of it has ended with the token that it drew: all do together.
+function Search:accept() return not self.open end
+
+--- The best finished sequences.
+--- @param n integer
+--- @return table[]  tokens and score; where there are fewer, no tokens
+function Search:best(n)
+  local list = {}
+  for k = 1, n do list[k] = self.finished[k] or { tokens = {}, score = NEVER } end
+  return list
 end
 
 local function by_score(a, b) return a.score > b.score end
@@ -35,9 +60,11 @@ local function follow(row, id)
   return copy, copy:accept(id)
 end
 
--- One step of one prompt. candidates: { score, beam, id } of the best continuations, best first.
-local function advance(s, o, candidates, length)
-  local running, ended = {}, {}
+-- What a search is after a step: beams, finished and open. candidates: { score, beam, id } of the best
+-- continuations, best first; length: tokens of each.
+local function next_of(s, candidates, length)
+  local o, running, finished = s.o, {}, table.move(s.finished, 1, #s.finished, 1, {})
+  local full = #finished >= o.num_beams and o.early_stopping == true
   for place, c in ipairs(candidates) do
     if c.score < 2 * NEVER then break end -- what a constraint forbids
     local beam = s.beams[c.beam]
@@ -46,42 +73,80 @@ local function advance(s, o, candidates, length)
     tokens[#tokens + 1] = c.id
     if stopped or length == o.max_new_tokens then
       -- what lies behind the first num_beams only stands by to keep enough beams running
-      if place <= o.num_beams and c.score > NEVER / 2 then
-        ended[#ended + 1] = { tokens = tokens, score = c.score / length ^ o.length_penalty }
+      if place <= o.num_beams and c.score > NEVER / 2 and not full then
+        finished[#finished + 1] = { tokens = tokens, score = c.score / length ^ o.length_penalty }
       end
     elseif #running < o.num_beams then
       running[#running + 1] = { tokens = tokens, score = c.score, row = row, from = c.beam }
     end
   end
-  if not (#s.finished >= o.num_beams and o.early_stopping == true) then
-    for _, e in ipairs(ended) do table.insert(s.finished, e) end
-    table.sort(s.finished, by_score)
-    for k = #s.finished, o.num_beams + 1, -1 do s.finished[k] = nil end
+  if not full then
+    table.sort(finished, by_score)
+    for k = #finished, o.num_beams + 1, -1 do finished[k] = nil end
   end
   local first = running[1]
   for k = #running + 1, first and o.num_beams or 0 do -- stands in where too few can go on
     running[k] = { tokens = first.tokens, score = NEVER, row = first.row, from = first.from }
   end
-  s.beams = running
-  if not first then
-    s.open = false
-    return
+  local open = false
+  if first then
+    -- can the best running beam still beat the worst finished one? For early_stopping false a heuristic
+    local far = o.early_stopping == "never" and o.length_penalty > 0
+    local best = first.score / (far and o.max_new_tokens or length) ^ o.length_penalty
+    full = #finished >= o.num_beams
+    open = best > (full and finished[o.num_beams].score or NEVER) and not (full and o.early_stopping == true)
   end
-  -- can the best running beam still beat the worst finished one? For early_stopping false a heuristic
-  local far = o.early_stopping == "never" and o.length_penalty > 0
-  local best = first.score / (far and o.max_new_tokens or length) ^ o.length_penalty
-  local full = #s.finished >= o.num_beams
-  s.open = best > (full and s.finished[o.num_beams].score or NEVER) and not (full and o.early_stopping == true)
+  return { beams = running, finished = finished, open = open }
 end
 
--- The continuations of all beams, best first, for each prompt. logits (B * num_beams, V)
+-- ---- parts of a batch ---------------------------------------------------------------------------
+
+--- Searches with the same options, all their beams.
+--- @class perilune.decode.beam.Part
+--- @field places integer[]  which rows of the batch: beam by beam
+--- @field searches perilune.decode.Search[]
+local Part = { reorders = true }
+Part.__index = Part
+
+--- @param sequences table[]  row: perilune.decode.Search; all beams of each
+--- @param places integer[]  of each in the batch
+--- @return perilune.decode.beam.Part[]
+function M.parts(sequences, places)
+  local by_options, list, at = {}, {}, {}
+  for i, s in ipairs(sequences) do
+    local search = s.row
+    local part = by_options[search.o]
+    if not part then
+      part = setmetatable({ places = {}, searches = {}, o = search.o }, Part)
+      by_options[search.o], list[#list + 1] = part, part
+    end
+    if not at[search] then
+      part.searches[#part.searches + 1], at[search] = search, {}
+    end
+    at[search][s.index] = places[i]
+  end
+  for _, part in ipairs(list) do
+    for _, search in ipairs(part.searches) do
+      table.move(at[search], 1, part.o.num_beams, #part.places + 1, part.places)
+    end
+  end
+  return list
+end
+
+function Part:release() end -- luacheck: ignore 212
+
+--- What can be advanced apart from the rest: the beams of each search.
+function Part:units()
+  local list, n = {}, self.o.num_beams
+  for i = 1, #self.searches do list[i] = table.move(self.places, (i - 1) * n + 1, i * n, 1, {}) end
+  return list
+end
+
+-- The continuations of all beams, best first, for each search. logits (#searches * num_beams, V)
 local function best_continuations(logits, searches, o)
   local rows, scores = {}, {}
   for _, s in ipairs(searches) do
-    for k = 1, o.num_beams do
-      local beam = s.beams[k]
-      rows[#rows + 1], scores[#scores + 1] = beam and beam.row or s.idle, { beam and beam.score or NEVER }
-    end
+    for _, beam in ipairs(s.beams) do rows[#rows + 1], scores[#scores + 1] = beam.row, { beam.score } end
   end
   local x = sampler.process(logits:log_softmax(-1), rows)
   local classes = x:size(2)
@@ -98,76 +163,32 @@ local function best_continuations(logits, searches, o)
   return list
 end
 
-local function output(searches, o)
-  local tokens, mask, scores, width = {}, {}, {}, 1
-  for _, s in ipairs(searches) do
-    for k = 1, o.num_return_sequences do
-      local f = s.finished[k] or { tokens = {}, score = NEVER }
-      tokens[#tokens + 1], scores[#scores + 1], width = f.tokens, f.score, math.max(width, #f.tokens)
+--- The next token of each beam. Nothing has changed until advance().
+--- @param logits perilune.Tensor  (#searches * num_beams, V)
+--- @return perilune.Tensor ids  (#searches * num_beams) i64
+function Part:draw(logits)
+  local ids = {}
+  self.next = {}
+  for k, candidates in ipairs(best_continuations(logits, self.searches, self.o)) do
+    local s = self.searches[k]
+    local after = next_of(s, candidates, s.length + 1)
+    self.next[k] = after
+    for b = 1, self.o.num_beams do
+      local beam = after.beams[b]
+      ids[#ids + 1] = beam and beam.tokens[#beam.tokens] or 0
     end
   end
-  for r, list in ipairs(tokens) do
-    mask[r] = {}
-    for i = 1, width do
-      mask[r][i] = i <= #list
-      list[i] = list[i] or o.pad
-    end
-  end
-  return { tokens = peri.tensor(tokens, "i64"), mask = peri.tensor(mask, "bool"), scores = peri.tensor(scores, "f32") }
+  return peri.tensor(ids, "i64")
 end
 
---- Called by perilune.decode.generate for num_beams > 1.
---- @param model table
---- @param prompt perilune.Tensor  (B, P) i64
---- @param o table  complete options: num_beams, num_return_sequences (at most num_beams), length_penalty
---- (score = log-probability / length ^ length_penalty, so more than 0 favours long ones), early_stopping
---- (true: done with num_beams finished ones; false: also when by a heuristic no better one is likely;
---- "never": only when none is possible)
---- @param start perilune.Tensor?  (B) i64
---- @return table out  tokens and mask (B * num_return_sequences, N), scores (B * num_return_sequences)
---- @param level integer  of errors
-function M.search(model, prompt, o, start, level)
-  if o.samples ~= 1 then error("generate: beam search takes num_return_sequences, not samples", level + 1) end
-  for name, plain in pairs { temperature = 1, top_k = 0, top_p = 1, min_p = 0, top_logprobs = 0 } do
-    if o[name] ~= plain then
-      error(("generate: beam search draws nothing, so %s has no place"):format(name), level + 1)
-    end
+--- The searches are what draw() made of them, and their rows go on from those of other beams.
+function Part:advance()
+  for k, s in ipairs(self.searches) do
+    local after = self.next[k]
+    s.beams, s.finished, s.open, s.length = after.beams, after.finished, after.open, s.length + 1
+    for b, beam in ipairs(s.beams) do s.slots[b].source = s.slots[beam.from] end
   end
-  if o.num_return_sequences > o.num_beams then
-    error(("generate: num_return_sequences is %d, expected at most num_beams = %d")
-      :format(o.num_return_sequences, o.num_beams), level + 1)
-  end
-  local _ <close> = peri.no_grad()
-  local scope <close> = peri.scope()
-  local searches, pads = {}, start and start:tolist() or {}
-  for b, ids in ipairs(prompt:tolist()) do
-    searches[b] = new_search(o, table.move(ids, (pads[b] or 0) + 1, #ids, 1, {}))
-  end
-  local cache <close>, last, context = generate.prefill(model, prompt, start, o.max_new_tokens)
-  cache:repeat_rows(o.num_beams)
-  last = last:repeat_interleave(o.num_beams, 1)
-  if start then context.start = start:repeat_interleave(o.num_beams, 1) end
-  for length = 1, o.max_new_tokens do
-    local step <close> = peri.scope()
-    local candidates = best_continuations(model:logits(last), searches, o)
-    local open, rows, ids = false, {}, {}
-    for b, s in ipairs(searches) do
-      local first = (b - 1) * o.num_beams
-      if s.open then advance(s, o, candidates[b], length)
-      else for k, beam in ipairs(s.beams) do beam.from = k end end -- stays as it is: rows keep their prompts
-      open = open or s.open
-      for k = 1, o.num_beams do
-        local beam = s.beams[k] or { from = k, tokens = { 0 } }
-        rows[first + k], ids[first + k] = first + beam.from, { beam.tokens[#beam.tokens] }
-      end
-    end
-    if not open then break end
-    cache:select_rows(rows)
-    last = step:keep(model:forward(peri.tensor(ids, "i64"), context):select(2, -1))
-  end
-  local out = output(searches, o)
-  scope:keep(out.tokens, out.mask, out.scores)
-  return out
+  self.next = nil
 end
 
 return M

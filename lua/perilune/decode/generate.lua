@@ -1,10 +1,10 @@
--- generate.lua - sampling from a causal language model with a KV cache: batched, left-padded, n
--- samples a prompt from one prefill, stop tokens, log-probabilities of what was drawn. Whole batches
--- of tensors: requests that come and go are perilune.decode.batching, texts are perilune.lm.
+-- generate.lua - model:generate: a whole batch of prompts as requests to perilune.decode.engine, and what they drew as
+-- tensors: tokens, log-probabilities, masks. Texts are perilune.lm.
 local peri = require "perilune"
 local options = require "perilune.options"
 local inputs = require "perilune.models.inputs"
 local sampler = require "perilune.decode.sampler"
+local engines = require "perilune.decode.engine"
 
 local M = {}
 
@@ -14,7 +14,10 @@ local defaults = {
   stop = options.value(options.none, "table or number",
     "ids that end a sequence; default: eos_token_id of the model's generation_config or config; {}: none"),
   pad = options.integer(0, "[0, inf)", "id written after the end"),
-  on_tokens = options.value(options.none, "callable", "on_tokens(i, ids (R) i64, alive (R) bool) after step i"),
+  rows = options.integer(options.none, "[1, inf)",
+    "sequences that run at once; others enter as these end; default: all"),
+  on_tokens = options.value(options.none, "callable",
+    "on_tokens(i, ids (R) i64, alive (R) bool) after draw i: the rows that drew are alive"),
   num_beams = options.integer(1, "[1, inf)", "more than 1: beam search; see perilune.decode.beam"),
   length_penalty = options.number(1, nil, "beams: scores are divided by length to this power"),
   early_stopping = options.choice(false, { true, false, "never" }, "beams: when the search ends"),
@@ -52,6 +55,19 @@ local function own_stop(model)
   return list
 end
 
+local function check_beams(o, level)
+  if o.samples ~= 1 then error("generate: beam search takes num_return_sequences, not samples", level + 1) end
+  for name, plain in pairs { temperature = 1, top_k = 0, top_p = 1, min_p = 0, top_logprobs = 0 } do
+    if o[name] ~= plain then
+      error(("generate: beam search draws nothing, so %s has no place"):format(name), level + 1)
+    end
+  end
+  if o.num_return_sequences > o.num_beams then
+    error(("generate: num_return_sequences is %d, expected at most num_beams = %d")
+      :format(o.num_return_sequences, o.num_beams), level + 1)
+  end
+end
+
 local function read_options(model, given, level)
   local o = options.fill("generate", given, defaults, level + 1)
   if o.stop == nil then o.stop = own_stop(model)
@@ -63,72 +79,126 @@ local function read_options(model, given, level)
   end
   local ok, message = pcall(sampler.check, o)
   if not ok then error("generate: " .. message, level + 1) end
+  if o.num_beams > 1 then check_beams(o, level + 1) end
   return o
 end
 
-local function is_stop(ids, stop)
-  local hit
-  for _, id in ipairs(stop) do
-    local eq = ids:eq(id)
-    hit = hit and hit:logical_or(eq) or eq
+-- ---- what was drawn, as tensors -----------------------------------------------------------------
+
+-- Takes down each draw of an engine: ids and log-probabilities stay tensors. Draws by the same sequences, one behind
+-- the other, are a run.
+local Record = {}
+Record.__index = Record
+
+local function record(engine, o, rows)
+  local self = setmetatable({ runs = {}, draws = 0, o = o, rows = rows }, Record)
+  engine:listen(function (...) self:add(...) end)
+  return self
+end
+
+-- Rows of the output that sequences are, from 0.
+local function rows_of(list)
+  local rows = {}
+  for i, s in ipairs(list) do rows[i] = s.number - 1 end
+  return peri.tensor(rows, "i64")
+end
+
+-- on_tokens hears of all rows: what has ended or waits is not alive.
+local function tell(self, list, ids)
+  local alive, n = peri.ones(ids.shape, "bool"), self.rows
+  if #list < n then
+    local rows = rows_of(list)
+    ids = peri.full({ n }, self.o.pad, "i64"):scatter(rows, ids, 1)
+    alive = peri.zeros({ n }, "bool"):scatter(rows, alive, 1)
   end
-  return hit
+  self.o.on_tokens(self.draws, ids, alive)
 end
 
--- Whether every row draws the same way from the generator of peri.seed, so that ids need not leave
--- their tensor.
-local function is_uniform(o)
-  return o.repetition_penalty == 1 and o.frequency_penalty == 0 and o.presence_penalty == 0
-    and o.min_new_tokens == 0 and not o.seed and not o.constraint and not o.logit_bias and o.top_logprobs == 0
+function Record:add(list, ids, logp, turns)
+  local run = self.runs[#self.runs]
+  if not run or run.list ~= list then
+    run = { list = list, first = {}, ids = {}, logps = {} }
+    for i, s in ipairs(list) do run.first[i] = turns - s.entered - 1 end
+    self.runs[#self.runs + 1] = run
+  end
+  run.ids[#run.ids + 1], run.logps[#run.logps + 1] = ids, logp
+  self.draws = self.draws + 1
+  if self.o.on_tokens then tell(self, list, ids) end
 end
 
--- One state for each output row.
-local function sampler_rows(prompt, start, o)
-  local pads, rows = start and start:tolist() or {}, {}
-  for b, ids in ipairs(prompt:tolist()) do
-    ids = table.move(ids, (pads[b] or 0) + 1, #ids, 1, {})
-    for k = 1, o.samples do
-      rows[#rows + 1] = sampler.row(o, ids, o.stop, (b - 1) * o.samples + k)
+--- A to-be-closed record lets go of its tensors.
+function Record:__close()
+  for _, run in ipairs(self.runs) do
+    for i, ids in ipairs(run.ids) do
+      ids:release()
+      run.logps[i]:release()
     end
   end
-  return rows
 end
 
--- Next tokens by the rows' own settings. Rows that have ended draw nothing.
-local function draw_rows(logits, rows, ended, pad)
-  local live, places = {}, {}
-  for r, row in ipairs(rows) do
-    if not ended[r] then live[#live + 1], places[#places + 1] = row, r end
+-- tokens and logprobs (rows, width).
+function Record:tensors(width)
+  local at, ids, logps = {}, {}, {}
+  for r, run in ipairs(self.runs) do
+    local first = rows_of(run.list):mul(width):add(peri.tensor(run.first, "i64"))
+    at[r] = first:add(peri.arange(#run.ids):unsqueeze(2)):flatten() -- draw by draw
+    ids[r], logps[r] = peri.cat(run.ids, 1), peri.cat(run.logps, 1)
   end
-  if #live < #rows then logits = logits:index_select(peri.tensor(places, "i64"):sub(1), 1) end
-  local got, logp, top = sampler.draw(logits, live)
-  local ids, logprobs, alive, tops = {}, {}, {}, {}
-  for r = 1, #rows do ids[r], logprobs[r], alive[r] = pad, 0, false end
-  for k, r in ipairs(places) do
-    ids[r], logprobs[r], alive[r], tops[r] = got[k], logp[k], true, top[k]
-    ended[r] = rows[r]:accept(got[k])
+  local n, shape = self.rows * width, { self.rows, width }
+  at = peri.cat(at, 1)
+  return peri.full({ n }, self.o.pad, "i64"):scatter(at, peri.cat(ids, 1), 1):reshape(shape),
+    peri.zeros({ n }):scatter(at, peri.cat(logps, 1), 1):reshape(shape)
+end
+
+-- ---- generate -----------------------------------------------------------------------------------
+
+-- Step until all is done; the first error of a request is everyone's.
+local function run(engine)
+  while engine:step() and not engine.failed do end -- luacheck: ignore 542
+  if engine.failed then error(engine.failed.error, 0) end
+end
+
+-- Random numbers for sequences of `n` tokens at most: what all draw from, as if each step were a draw of the generator
+-- over all rows. used(longest) gives back what was not needed, where nobody else has drawn meanwhile.
+local function reserve(o, n)
+  local state = peri.rng_state()
+  local stream = { seed = state.seed, offset = state.offset }
+  if o.seed or o.greedy or o.temperature == 0 or o.num_beams > 1 then return stream, function () end end
+  peri.set_rng_state { seed = state.seed, offset = state.offset + n }
+  return stream, function (longest)
+    local now = peri.rng_state()
+    if now.seed == state.seed and now.offset == state.offset + n then
+      peri.set_rng_state { seed = state.seed, offset = state.offset + longest }
+    end
   end
-  return peri.tensor(ids, "i64"), peri.tensor(logprobs, "f32"), peri.tensor(alive, "bool"), tops
 end
 
-local function all(list, n)
-  for i = 1, n do if not list[i] then return false end end
-  return true
+local function of_beams(requests, o)
+  local tokens, counts, scores, width = {}, {}, {}, 1
+  for _, request in ipairs(requests) do
+    for _, found in ipairs(request.sequences[1].row:best(o.num_return_sequences)) do
+      tokens[#tokens + 1], scores[#scores + 1] = found.tokens, found.score
+      width = math.max(width, #found.tokens)
+    end
+  end
+  for r, list in ipairs(tokens) do
+    counts[r], tokens[r] = #list, table.move(list, 1, #list, 1, {})
+    for i = #list + 1, width do tokens[r][i] = o.pad end
+  end
+  return { tokens = peri.tensor(tokens, "i64"), scores = peri.tensor(scores, "f32") }, counts, o.num_return_sequences
 end
 
---- The state that decoding starts from: the prompts are read once.
---- @param model table
---- @param prompt perilune.Tensor  (B, P) i64
---- @param start perilune.Tensor?  (B) i64
---- @param room integer  new tokens that will be forwarded
---- @return table cache
---- @return perilune.Tensor last  (B, D) hidden states of the last position
---- @return table context  for model:forward
-function M.prefill(model, prompt, start, room)
-  local cache = model:cache(prompt:size(1), prompt:size(2) + room)
-  local context = { cache = cache, start = start }
-  local hidden = model:forward(prompt, context) -- (B, P, D)
-  return cache, hidden:select(2, -1), context
+local function of_samples(requests, o, taken)
+  local counts, reasons, tops, width = {}, {}, {}, 1
+  for _, request in ipairs(requests) do
+    for _, s in ipairs(request.sequences) do
+      local r = s.number
+      counts[r], reasons[r], tops[r], width = s.count, s.reason, s.top, math.max(width, s.count)
+    end
+  end
+  local tokens, logprobs = taken:tensors(width)
+  return { tokens = tokens, logprobs = logprobs, reasons = reasons, top = o.top_logprobs > 0 and tops or nil }, counts,
+    o.samples, width
 end
 
 --- Continue prompts.
@@ -136,73 +206,33 @@ end
 --- @param prompt perilune.Tensor|perilune.Batch  (B, P) i64 token ids, padded on the left or on the right
 --- @param opts table?  mask (also attention_mask, prompt_mask), start or lengths of the prompt's rows; see the
 --- defaults above and those of perilune.decode.sampler; with `seed` each sequence has a stream of its own, without
---- one all draw from the generator that peri.seed sets
+--- one all draw from the generator that peri.seed sets: row r of step t draws the same whatever else runs
 --- @param level integer?  of errors, for those who call on behalf of others
 --- @return table out  tokens (B*samples, N) i64, logprobs (B*samples, N) f32 under softmax(logits /
 --- temperature) (0 after the end), mask (B*samples, N) bool true on generated tokens, stop included;
+--- reasons (of each row "stop" or "length"); batch (perilune.Batch of prompts and what follows them);
 --- with top_logprobs `top`: top[row][i] = list of { id =, logprob = }, best first; with num_beams > 1
---- tokens and mask are of B*num_return_sequences rows and scores (B*num_return_sequences) f32
+--- tokens, mask and batch are of B*num_return_sequences rows and scores (B*num_return_sequences) f32
 function M.generate(model, prompt, opts, level)
   level = (level or 1) + 1
   local given, how_given = M.split(opts)
   local o = read_options(model, how_given, level)
-  local rows_given
-  prompt, rows_given = inputs.read("generate", prompt, given, inputs.relative, level)
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
-  local start
-  prompt, start = inputs.flush_right("generate", prompt, inputs.rows("generate", prompt, rows_given, level), level)
-  if o.num_beams > 1 then
-    local found = require("perilune.decode.beam").search(model, prompt, o, start, level)
-    scope:keep(found.tokens, found.mask, found.scores)
-    return found
-  end
-  local batch, n = prompt:size(1), o.samples
-  local rows = not is_uniform(o) and sampler_rows(prompt, start, o) or nil
-  local cache <close>, last, context = M.prefill(model, prompt, start, o.max_new_tokens)
-  if n > 1 then
-    cache:repeat_rows(n)
-    last = last:repeat_interleave(n, 1)
-    if start then context.start = start:repeat_interleave(n, 1) end
-  end
-  local how = { temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
-                greedy = o.greedy }
-  local tokens, logprobs, mask, ends, tops = {}, {}, {}, {}, {}
-  local alive = peri.ones({ batch * n }, "bool")
-  for i = 1, o.max_new_tokens do
-    local step <close> = peri.scope()
-    local logits, done = model:logits(last), i == o.max_new_tokens
-    local ids, logp
-    if rows then
-      ids, logp, alive, tops[i] = draw_rows(logits, rows, ends, o.pad)
-      tokens[i], logprobs[i], mask[i] = ids, logp, alive
-      done = done or all(ends, #rows)
-    else
-      ids, logp = logits:sample(how)
-      if #o.stop > 0 and i > 1 then
-        ids = peri.where(alive, ids, o.pad)
-        logp = logp:mul(alive)
-      end
-      tokens[i], logprobs[i], mask[i] = ids, logp, alive
-      local ended = is_stop(ids, o.stop)
-      if ended then alive = alive:logical_and(ended:logical_not()) end
-      done = done or (ended and not alive:any():item())
-    end
-    if o.on_tokens then o.on_tokens(i, ids, mask[i]) end
-    if not done then last = model:forward(ids:unsqueeze(2), context):select(2, -1) end
-    step:keep(ids, logp, mask[i], alive, last)
-    if done then break end
-  end
-  local out = { tokens = peri.stack(tokens, 2), logprobs = peri.stack(logprobs, 2),
-                mask = peri.stack(mask, 2) }
-  scope:keep(out.tokens, out.logprobs, out.mask)
-  if o.top_logprobs > 0 then
-    out.top = {}
-    for r = 1, batch * n do
-      out.top[r] = {}
-      for i in ipairs(tokens) do out.top[r][i] = tops[i][r] end
-    end
-  end
+  local ids, rows_given = inputs.read("generate", prompt, given, inputs.relative, level)
+  local batch = inputs.prompts("generate", ids, rows_given, level)
+  local each = o.num_beams > 1 and o.num_beams or o.samples
+  local rows = o.rows or #batch * each
+  local engine <close> = engines.new(model, { rows = rows, wait = math.max(1, rows // 4) })
+  local taken <close> = o.num_beams == 1 and record(engine, o, #batch * each) or nil
+  local stream, used = reserve(o, o.max_new_tokens)
+  local requests = engine:submit_batch(batch, o, stream)
+  run(engine)
+  local out, counts, n, longest = (o.num_beams > 1 and of_beams or of_samples)(requests, o, taken)
+  used(longest)
+  out.mask = peri.arange(out.tokens:size(2)):lt(peri.tensor(counts, "i64"):unsqueeze(2)) -- (R, N)
+  out.batch = batch:continued(out.tokens, counts, n)
+  scope:keep(out.tokens, out.mask, out.batch.ids, out.logprobs, out.scores)
   return out
 end
 

@@ -1,6 +1,7 @@
 -- sampler.lua - the next token of each row of a batch: penalties, constraints and truncation, where
 -- every row brings its own settings and its own stream of random numbers. What a row draws depends
--- on its logits, settings, seed and the number of tokens it has drawn, never on the rows beside it.
+-- on its logits, settings, stream and the number of tokens it has drawn, never on the rows beside it. A policy of
+-- perilune.decode.engine.
 local peri = require "perilune"
 local options = require "perilune.options"
 
@@ -64,39 +65,80 @@ local Row = {}
 Row.__index = Row
 M.Row = Row
 
--- Seeds of the samples of one request are apart by the golden ratio of 2^64.
+-- Seeds of the samples of one request are apart by the golden ratio of 2^64. Rows with a seed of their own draw from a
+-- half of its streams' blocks that ops which draw whole tensors never reach.
 local STRIDE <const> = 0x9E3779B97F4A7C15
+local OWN <const> = 1 << 63
 
---- The state of one sequence.
+-- What rows with the same settings share, by these; and sets of stop tokens by their lists.
+local shared_by, sets = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
+
+local function set_of(stop)
+  local set = sets[stop]
+  if not set then
+    set = {}
+    for _, id in ipairs(stop) do set[id] = true end
+    sets[stop] = set
+  end
+  return set
+end
+
+local function shared_of(o)
+  local s = shared_by[o]
+  if s then return s end
+  s = { penalised = o.repetition_penalty ~= 1, counted = o.frequency_penalty ~= 0 or o.presence_penalty ~= 0,
+        how = { temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
+                greedy = o.greedy or o.temperature == 0 } }
+  if o.logit_bias and next(o.logit_bias) ~= nil then
+    s.bias_ids, s.bias = {}, {}
+    for id in pairs(o.logit_bias) do s.bias_ids[#s.bias_ids + 1] = id end
+    table.sort(s.bias_ids)
+    for k, id in ipairs(s.bias_ids) do s.bias[k] = o.logit_bias[id] end
+  end
+  s.plain = not (s.penalised or s.counted or o.constraint or s.bias or o.min_new_tokens > 0)
+  local how = s.how
+  if how.greedy then how.temperature, how.top_k, how.top_p, how.min_p = 1, 0, 1, 0 end
+  s.group = ("%.17g %d %.17g %.17g %s %s %d"):format(how.temperature, how.top_k, how.top_p, how.min_p, how.greedy,
+    s.plain, o.top_logprobs)
+  shared_by[o] = s
+  return s
+end
+
+-- What the rows of a request share, as what their own fields stand before.
+local function prototype(o, stop, stream)
+  local s = shared_of(o)
+  local proto = s.proto
+  if proto and proto.stop_list == stop and proto.stream == stream then return proto end
+  proto = setmetatable({ o = o, stop = set_of(stop), stop_list = stop, stream = stream, plain = s.plain, how = s.how,
+    group = s.group, bias_ids = s.bias_ids, bias = s.bias, penalised = s.penalised, counted = s.counted,
+    drawn = 0 }, Row)
+  if stream then proto.seed, proto.offset = stream.seed, stream.offset end
+  proto.__index, s.proto = proto, proto
+  return proto
+end
+
+--- The state of one sequence. Token t of it (from 0) is drawn by block `block` of the Philox stream (seed, offset + t).
 --- @param o table  settings with the fields of M.defaults
 --- @param prompt integer[]  ids that the repetition penalty counts
 --- @param stop integer[]  ids that end the sequence
 --- @param sample integer?  which of the samples of a request, from 1: each has a seed of its own
+--- @param stream table?  { seed =, offset = } where o has no seed: sample k draws from block k - 1 of it; default: a
+--- seed from the generator
 --- @return perilune.decode.sampler.Row
-function M.row(o, prompt, stop, sample)
-  local self = setmetatable({ o = o, drawn = 0, stop = {}, stop_list = stop, count = {} }, Row)
-  local seed = o.seed or peri.randint(0, 1 << 62, {}):item()
-  self.seed = seed + ((sample or 1) - 1) * STRIDE
-  for _, id in ipairs(stop) do self.stop[id] = true end
-  self.penalised = o.repetition_penalty ~= 1
-  self.counted = o.frequency_penalty ~= 0 or o.presence_penalty ~= 0
-  self.seen, self.seen_list = {}, {}
+function M.row(o, prompt, stop, sample, stream)
+  local nth = (sample or 1) - 1
+  if o.seed then stream = nil end
+  local self = setmetatable({}, prototype(o, stop, stream))
+  if stream then self.block = nth
+  else
+    self.seed, self.offset, self.block = (o.seed or peri.randint(0, 1 << 62, {}):item()) + nth * STRIDE, 0, OWN
+  end
   if self.penalised then
+    self.seen, self.seen_list = {}, {}
     for _, id in ipairs(prompt) do self:see(id) end
   end
+  if self.counted then self.count = {} end
   if o.constraint then self.state = o.constraint:start() end
-  if o.logit_bias and next(o.logit_bias) ~= nil then
-    self.bias_ids, self.bias = {}, {}
-    for id in pairs(o.logit_bias) do self.bias_ids[#self.bias_ids + 1] = id end
-    table.sort(self.bias_ids)
-    for k, id in ipairs(self.bias_ids) do self.bias[k] = o.logit_bias[id] end
-  end
-  self.plain = not (self.penalised or self.counted or self.state or self.bias or o.min_new_tokens > 0)
-  self.how = { temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, min_p = o.min_p,
-               greedy = o.greedy or o.temperature == 0 }
-  if self.how.greedy then self.how.temperature, self.how.top_k, self.how.top_p, self.how.min_p = 1, 0, 1, 0 end
-  self.group = ("%.17g %d %.17g %.17g %s %s %d"):format(self.how.temperature, self.how.top_k, self.how.top_p,
-    self.how.min_p, self.how.greedy, self.plain, o.top_logprobs)
   return self
 end
 
@@ -137,11 +179,13 @@ local function matrix(lists, dtype, none)
   return peri.tensor(rows, dtype)
 end
 
+local NONE <const> = {}
+
 -- Each seen logit divided by the penalty where it is positive, else multiplied.
 local function repetition(x, rows)
   local lists, penalty, any = {}, {}, false
   for b, row in ipairs(rows) do
-    lists[b], penalty[b] = row.seen_list, { row.penalised and row.o.repetition_penalty or 1 }
+    lists[b], penalty[b] = row.seen_list or NONE, { row.penalised and row.o.repetition_penalty or 1 }
     any = any or (row.penalised and #row.seen_list > 0)
   end
   if not any then return x end
@@ -156,7 +200,7 @@ local function frequency(x, rows)
   local lists, deltas, any = {}, {}, false
   for b, row in ipairs(rows) do
     local ids, delta = {}, {}
-    for id in pairs(row.counted and row.count or {}) do ids[#ids + 1] = id end
+    for id in pairs(row.count or NONE) do ids[#ids + 1] = id end
     table.sort(ids)
     for k, id in ipairs(ids) do delta[k] = -(row.count[id] * row.o.frequency_penalty + row.o.presence_penalty) end
     ids[#ids + 1], delta[#delta + 1] = 0, 0 -- what padding repeats adds nothing
@@ -171,7 +215,7 @@ local function biased(x, rows)
   local lists, deltas, any = {}, {}, false
   for b, row in ipairs(rows) do
     lists[b], deltas[b] = { 0 }, { 0 } -- what padding repeats adds nothing
-    for k, id in ipairs(row.bias_ids or {}) do
+    for k, id in ipairs(row.bias_ids or NONE) do
       table.insert(lists[b], k, id)
       table.insert(deltas[b], k, row.bias[k])
     end
@@ -219,61 +263,104 @@ function M.process(logits, rows)
   return constrain(minimum_length(biased(frequency(repetition(logits, rows), rows), rows), rows), rows)
 end
 
--- Rows that share settings. -- (B, V) -> ids, logprobs, tops (lists)
-local function draw_group(logits, rows)
-  local first, x = rows[1], logits
-  if not first.plain then x = M.process(x, rows) end
-  local how, keys = {}, {}
-  for k, v in pairs(first.how) do how[k] = v end
-  if not how.greedy then
-    for b, row in ipairs(rows) do keys[b] = { row.seed, row.drawn } end
-    how.keys = peri.tensor(keys, "i64")
+-- ---- parts of a batch ---------------------------------------------------------------------------
+
+--- Rows that share settings and are drawn by one call. What it knows of them between two draws is in tensors: as long
+--- as no row comes, a draw costs no list.
+--- @class perilune.decode.sampler.Part
+--- @field places integer[]  which rows of the batch
+--- @field rows perilune.decode.sampler.Row[]
+local Part = {}
+Part.__index = Part
+
+--- The rows of a batch by their settings.
+--- @param sequences table[]  row: perilune.decode.sampler.Row
+--- @param places integer[]  of each in the batch
+--- @return perilune.decode.sampler.Part[]
+function M.parts(sequences, places)
+  local by_name, list = {}, {}
+  for b, s in ipairs(sequences) do
+    local row = s.row
+    local part = by_name[row.group]
+    if not part then
+      part = setmetatable({ rows = {}, places = {}, how = {} }, Part)
+      by_name[row.group], list[#list + 1] = part, part
+      for k, v in pairs(row.how) do part.how[k] = v end
+    end
+    part.rows[#part.rows + 1], part.places[#part.places + 1] = row, places[b]
   end
-  local ids, logp = x:sample(how)
-  local scaled = (not first.plain or first.o.top_logprobs > 0) and logits:div(how.temperature)
-  -- log-probabilities are the model's own, before penalties and constraints
-  if not first.plain then logp = scaled:cross_entropy(ids, { reduction = "none" }):neg() end
-  local tops
-  if first.o.top_logprobs > 0 then
-    local values, places = scaled:log_softmax(-1):topk(math.min(first.o.top_logprobs, scaled:size(2)))
-    tops = {}
-    for b, list in ipairs(places:tolist()) do
-      tops[b] = {}
-      for k, p in ipairs(values:select(1, b):tolist()) do tops[b][k] = { id = list[k], logprob = p } end
+  for _, part in ipairs(list) do
+    if not part.how.greedy then
+      local keys, n = {}, 0
+      for _, row in ipairs(part.rows) do
+        keys[n + 1], keys[n + 2], keys[n + 3], n = row.seed, row.offset + row.drawn, row.block, n + 3
+      end
+      part.how.keys = peri.keep(peri.tensor(keys, "i64"):reshape { #part.rows, 3 })
+      part.next = peri.keep(peri.tensor({ 0, 1, 0 }, "i64")) -- what a draw adds to a key { seed, offset, block }
     end
   end
-  return ids:tolist(), logp:tolist(), tops
+  return list
 end
 
---- Draw the next token of each row.
---- @param logits perilune.Tensor  (B, V)
---- @param rows perilune.decode.sampler.Row[]
---- @return integer[] ids
---- @return number[] logprobs  under softmax(logits / temperature), before penalties, constraints, truncation
---- @return table[] tops  of rows with top_logprobs: list of { id =, logprob = }, best first
-function M.draw(logits, rows)
-  local scope <close> = peri.scope() -- luacheck: ignore 211
-  local groups, order = {}, {}
-  for b, row in ipairs(rows) do
-    if not groups[row.group] then
-      groups[row.group] = {}
-      order[#order + 1] = row.group
-    end
-    table.insert(groups[row.group], b)
+--- Let go of its tensors.
+function Part:release()
+  if not self.next then return end
+  self.how.keys:release()
+  self.next:release()
+  self.how.keys, self.next = nil, nil
+end
+
+--- Only some of its rows are left, at places 1 to #from.
+--- @param from integer[]  which
+--- @param index perilune.Tensor  the same, from 0
+function Part:keep(from, index)
+  local rows, places = {}, {}
+  for r, old in ipairs(from) do rows[r], places[r] = self.rows[old], r end
+  self.rows, self.places = rows, places
+  if not self.next then return end
+  local keys = peri.keep(self.how.keys:index_select(index, 1))
+  self.how.keys:release()
+  self.how.keys = keys
+end
+
+--- What can be drawn apart from the rest, where that fails together: each row.
+--- @return integer[][]  places
+function Part:units()
+  local list = {}
+  for i, place in ipairs(self.places) do list[i] = { place } end
+  return list
+end
+
+-- The likeliest tokens of each row: lists of { id =, logprob = }, best first.
+local function likeliest(scaled, n)
+  local values, places = scaled:log_softmax(-1):topk(math.min(n, scaled:size(2)))
+  local tops, logprobs = {}, values:tolist()
+  for b, list in ipairs(places:tolist()) do
+    tops[b] = {}
+    for k, p in ipairs(logprobs[b]) do tops[b][k] = { id = list[k], logprob = p } end
   end
-  local ids, logprobs, tops = {}, {}, {}
-  for _, name in ipairs(order) do
-    local places, members = groups[name], {}
-    for k, b in ipairs(places) do members[k] = rows[b] end
-    local x = logits
-    if #places < #rows then x = logits:index_select(peri.tensor(places, "i64"):sub(1), 1) end
-    local got, logp, top = draw_group(x, members)
-    for k, b in ipairs(places) do
-      ids[b], logprobs[b] = got[k], logp[k]
-      if top then tops[b] = top[k] end
-    end
-  end
-  return ids, logprobs, tops
+  return tops
+end
+
+--- Draw the next token of each row. Nothing has changed until advance().
+--- @param logits perilune.Tensor  (#rows, V)
+--- @return perilune.Tensor ids  (#rows) i64
+--- @return perilune.Tensor logprobs  (#rows) f32, under softmax(logits / temperature), before penalties,
+--- constraints, truncation
+--- @return table[]? tops  with top_logprobs: of each row a list of { id =, logprob = }, best first
+function Part:draw(logits)
+  local first, x = self.rows[1], logits
+  if not first.plain then x = M.process(x, self.rows) end
+  local ids, logp = x:sample(self.how)
+  local scaled = (not first.plain or first.o.top_logprobs > 0) and logits:div(self.how.temperature)
+  -- log-probabilities are the model's own, before penalties and constraints
+  if not first.plain then logp = scaled:cross_entropy(ids, { reduction = "none" }):neg() end
+  return ids, logp, first.o.top_logprobs > 0 and likeliest(scaled, first.o.top_logprobs) or nil
+end
+
+--- The rows' streams move on: what was drawn counts.
+function Part:advance()
+  if self.next then self.how.keys:add_(self.next) end
 end
 
 return M

@@ -1,12 +1,12 @@
 -- lm - a language model for texts: a model, its tokenizer and chat template, stop tokens and
--- strings, streaming. Requests of any number share one batch (perilune.decode.batching).
+-- strings, streaming. Requests of any number share one batch (perilune.decode.engine).
 --   local lm = assert(peri.lm.load "SmolLM2-135M-Instruct.gguf")
 --   print(lm:chat { { role = "user", content = "What is the capital of France?" } }.text)
 --   for piece in lm:stream("Once upon a time", { max_new_tokens = 50 }) do io.write(piece) end
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
-local batching = require "perilune.decode.batching"
+local engines = require "perilune.decode.engine"
 local constraint = require "perilune.decode.constraint"
 local prefix_cache = require "perilune.decode.prefix_cache"
 local prompts = require "perilune.lm.prompt"
@@ -20,7 +20,7 @@ local M = {}
 --- @class perilune.lm.Model
 --- @field model table
 --- @field tok table  tokenizer
---- @field scheduler perilune.models.Scheduler
+--- @field scheduler perilune.decode.Engine
 --- @field prefix_cache perilune.models.PrefixCache?
 --- @field stop_ids integer[]  tokens that end an answer
 --- @field widened string?  dtype that the file has, where lm.load took "auto" and made f32 of it
@@ -84,7 +84,7 @@ function M.new(model, tok, opts)
   if why then error("lm.new: " .. why, 2) end
   local self = setmetatable({ model = model, tok = tok, stop_ids = {}, live = {} }, LM)
   if o.prefix_cache_bytes > 0 then self.prefix_cache = prefix_cache.new { bytes = o.prefix_cache_bytes } end
-  self.scheduler = batching.new(model,
+  self.scheduler = engines.new(model,
     { rows = o.rows, prefix_cache = self.prefix_cache, prefill_chunk = o.prefill_chunk })
   local have, generation = {}, model.generation_config or {}
   add_ids(self.stop_ids, have, generation.eos_token_id)
@@ -158,7 +158,7 @@ local function emit(result, text)
   if result._on_text then result._on_text(text, result) end
 end
 
---- One completion. reason as in perilune.decode.batching, and "stop" also at a stop text; "error" where a request of
+--- One completion. reason as in perilune.decode.engine, and "stop" also at a stop text; "error" where a request of
 --- batch failed, with what it failed as error.
 --- @class perilune.lm.Result
 --- @field text string
@@ -438,7 +438,8 @@ function LM:batch(list, opts)
   return out
 end
 
---- for piece in lm:stream(prompt, opts) do: the text as it comes. Leaving the loop ends the request.
+--- for piece in lm:stream(prompt, opts) do: the text as it comes. Leaving the loop ends the request, and so does the
+--- collector where the iterator is given up half-way, as in a coroutine that nobody resumes.
 --- The iterator is an object: called after the loop, stream.result is what complete or chat return.
 --- @param prompt string|table
 --- @param opts table?
@@ -460,7 +461,13 @@ function LM:stream(prompt, opts)
   local function stop()
     if not generation.done then generation:cancel() end
   end
-  local meta = { __close = stop, __call = function ()
+  -- Nobody iterates any more, as where a coroutine was given up: the row is free, and nobody is told.
+  local function abandoned()
+    if generation.done then return end
+    generation.results[1]._on_text = nil
+    self.scheduler:cancel(generation.request)
+  end
+  local meta = { __close = stop, __gc = abandoned, __call = function ()
     while #pieces == 0 and not generation.done do self:step() end
     if #pieces == 0 then
       generation:check()

@@ -349,8 +349,9 @@ function Causal:token_logprobs(ids, from, opts)
   if math.type(from) ~= "integer" or from < 2 or from > time then
     error(("%s: from is %s, expected an integer from 2 to %d"):format(who, tostring(from), time), 2)
   end
-  local hidden = self:forward(ids:narrow(2, 1, time - 1), {
-    start = rows.start and rows.start:clamp(0, time - 1),
+  local batch = rows.batch and rows.batch:columns(time - 1)
+  local hidden = self:forward(batch or ids:narrow(2, 1, time - 1), {
+    start = not batch and rows.start and rows.start:clamp(0, time - 1) or nil,
     mask = rows.holes and first_columns(rows.mask, time - 1) or nil,
     positions = first_columns(o.positions, time - 1), segments = first_columns(o.segments, time - 1),
     prefix = o.prefix, collect = o.collect })

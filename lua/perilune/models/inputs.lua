@@ -139,6 +139,7 @@ end
 --- @field stop perilune.Tensor?  (B) i64: columns up to the last token; nil: all in every row
 --- @field mask perilune.Tensor?  (B, T) bool; nil when every column is a token
 --- @field holes boolean  a row has gaps between its first and last token
+--- @field batch perilune.Batch?  what the rows are of, where that was given
 
 -- Numbers of a (B) option, checked.
 local function numbers(who, name, value, batch, most, level)
@@ -191,22 +192,12 @@ local function by_mask(who, name, t, batch, time, level)
   return rows
 end
 
--- From starts and lengths on the host.
-local function by_numbers(starts, counts, time)
-  local rows, stops, left, right = { holes = false }, {}, false, false
-  for b = 1, #(starts or counts) do
-    local first = starts and starts[b] or 0
-    stops[b] = counts and first + counts[b] or time
-    left, right = left or first > 0, right or stops[b] < time
-  end
-  if left then rows.start = peri.tensor(starts, "i64") end
-  if right then rows.stop = peri.tensor(stops, "i64") end
-  if left or right then
-    local columns = peri.arange(time)
-    local mask_ = left and columns:ge(rows.start:unsqueeze(2)) or nil
-    local ahead = right and columns:lt(rows.stop:unsqueeze(2)) or nil
-    rows.mask = mask_ and ahead and mask_:logical_and(ahead) or mask_ or ahead
-  end
+-- From a batch.
+local function by_batch(batch)
+  local rows, left, right = { holes = false, batch = batch }, batch:padding()
+  if left then rows.start = batch.start end
+  if right then rows.stop = batch.start:add(batch.lengths) end
+  if left or right then rows.mask = batch.mask end
   return rows
 end
 
@@ -218,7 +209,7 @@ end
 --- @return perilune.models.Rows
 function M.rows(who, ids, o, level)
   local batch, time = ids:size(1), ids:size(2)
-  if o.batch then return by_numbers(o.batch.start:tolist(), o.batch.lengths:tolist(), time) end
+  if o.batch then return by_batch(o.batch) end
   if not (o.mask or o.start or o.lengths) then return { holes = false } end
   local starts = o.start and numbers(who, "start", o.start, batch, time, level + 1)
   local counts = o.lengths and numbers(who, "lengths", o.lengths, batch, time, level + 1)
@@ -228,9 +219,9 @@ function M.rows(who, ids, o, level)
         counts[b], time), level + 1)
     end
   end
-  if not o.mask then return by_numbers(starts, counts, time) end
+  if not o.mask then return by_batch(batches.by_bounds(ids, starts, counts)) end
   local rows = by_mask(who, "mask", o.mask, batch, time, level + 1)
-  if starts or counts then
+  if starts or counts then -- both are lists by now
     local firsts = rows.start and rows.start:tolist() or {}
     local lasts = rows.stop and rows.stop:tolist() or {}
     local have, want = {}, {}
@@ -309,32 +300,31 @@ function M.need_tokens(who, rows, level)
   end
 end
 
---- Rows moved so that all end together, and where each begins then.
+--- Prompts as a batch of rows that end together.
 --- @param who string
 --- @param ids perilune.Tensor  (B, T)
---- @param rows perilune.models.Rows
+--- @param o table  of M.read
 --- @param level integer
---- @return perilune.Tensor ids  (B, T')
---- @return perilune.Tensor? start  (B) i64
-function M.flush_right(who, ids, rows, level)
-  if not rows.mask then return ids, nil end
-  M.need_tokens(who, rows, level + 1)
+--- @return perilune.Batch
+function M.prompts(who, ids, o, level)
+  local rows = M.rows(who, ids, o, level + 1)
   if rows.holes then
     error(who .. ": the mask has gaps between tokens; a prompt takes padding on its left or right only", level + 1)
   end
-  local batch, time = ids:size(1), ids:size(2)
-  local first = rows.start or peri.zeros({ batch }, "i64")
-  if rows.stop then
-    local shift = rows.stop:neg():add(time) -- (B)
-    ids = ids:gather(peri.arange(time):sub(shift:unsqueeze(2)):clamp(0), 2)
-    first = first:add(shift)
+  local batch = rows.batch
+  if not batch then
+    local begins, ends, counts = rows.start and rows.start:tolist(), rows.stop and rows.stop:tolist(), nil
+    if ends then
+      counts = {}
+      for b, last in ipairs(ends) do counts[b] = last - (begins and begins[b] or 0) end
+    end
+    batch = batches.by_bounds(ids, begins, counts)
   end
-  local common = first:min():item()
-  if common > 0 then
-    ids, first = ids:narrow(2, common + 1, time - common):contiguous(), first:sub(common)
+  local _, counts = batch:bounds()
+  for b, n in ipairs(counts) do
+    if n == 0 then error(("%s: row %d has no token"):format(who, b), level + 1) end
   end
-  if first:max():item() == 0 then return ids, nil end
-  return ids, first
+  return batch:flush_right()
 end
 
 return M

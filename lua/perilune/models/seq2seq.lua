@@ -1,5 +1,5 @@
 -- seq2seq.lua - what encoder-decoders share. In generation inputs are encoded once, keys and values of
--- the cross-attention made once, and the decoder is then sampled as any causal model is.
+-- the cross-attention made once, and the decoder is a model of perilune.decode.engine as any causal model is.
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
@@ -10,31 +10,53 @@ local inputs = require "perilune.models.inputs"
 local Seq2seq = base.class("seq2seq", base.Model)
 Seq2seq.kind = "encoder-decoder"
 
--- The decoder for given inputs, as perilune.decode.generate wants a model.
-local View = {}
+-- The decoder for given inputs, as perilune.decode.engine wants a model. The cache's tags say which input a row is of.
+local View = { tagged = true }
 View.__index = View
 
 function View:cache(batch, length)
   return self.model:_cache(self.model.decoder, batch, length)
 end
 
--- What n rows for each input need of the encoder; kept, since sampling goes by scopes of one step.
-local function encoded_rows(self, n)
-  if self[n] then return self[n] end
-  local scope <close> = peri.scope() -- luacheck: ignore 211
-  local rows = { crossed = {} }
-  local function repeated(t) return peri.keep(n == 1 and t or t:repeat_interleave(n, 1)) end
-  for i = 1, self.model.settings.decoder_layers do
-    local kv = self.model:crossed(i, self.encoded)
-    rows.crossed[i] = { repeated(kv[1]), repeated(kv[2]) }
-  end
-  rows.mask = self.mask and repeated(self.mask:to("bool"))
-  self[n] = rows
-  return rows
+local function same(a, b)
+  for i = 1, math.max(#a, #b) do if a[i] ~= b[i] then return false end end
+  return true
 end
 
+-- What rows of these inputs need of the encoder: the keys and values of every layer, and the mask. Made anew only when
+-- other rows are there; kept, since the engine goes by scopes of one step.
+local function encoded_rows(self, tags)
+  local rows = self.rows
+  if rows and (rows.tags == tags or same(rows.tags, tags)) then return rows end
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local all = #tags == self.encoded:size(1)
+  for r, tag in ipairs(tags) do all = all and tag == r end
+  local at = not all and peri.tensor(tags, "i64"):sub(1)
+  local function pick(t) return at and peri.keep(t:index_select(at, 1)) or t end
+  local new = { tags = tags, picked = not all, crossed = {} }
+  for i, pair in ipairs(self.crossed) do new.crossed[i] = { pick(pair[1]), pick(pair[2]) } end
+  new.mask = self.mask and pick(self.mask)
+  self:let_go()
+  self.rows = new
+  return new
+end
+
+-- Rows that were picked need their tensors no more.
+function View:let_go()
+  local rows = self.rows
+  self.rows = nil
+  if not (rows and rows.picked) then return end
+  for _, pair in ipairs(rows.crossed) do
+    pair[1]:release()
+    pair[2]:release()
+  end
+  if rows.mask then rows.mask:release() end
+end
+
+View.__close = View.let_go
+
 function View:forward(ids, ctx)
-  local rows = encoded_rows(self, ids:size(1) // self.encoded:size(1))
+  local rows = encoded_rows(self, ctx.cache.tags)
   return self.model:decode(ids, self.encoded, { cache = ctx.cache, start = ctx.start, mask = rows.mask,
                                                 crossed = rows.crossed })
 end
@@ -52,10 +74,14 @@ function Seq2seq:generate(ids, opts)
   local mask = inputs.rows(who, ids, o, 2).mask
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
-  local view = setmetatable({ model = self, encoded = self:encode(ids, mask), mask = mask,
-    config = self.config, generation_config = self.generation_config, __name = self.__name }, View)
+  local encoded, crossed = self:encode(ids, mask), {}
+  for i = 1, self.settings.decoder_layers do crossed[i] = self:crossed(i, encoded) end
+  local view <close> = setmetatable({ model = self, encoded = encoded, crossed = crossed,
+    mask = mask and mask:to "bool", config = self.config, generation_config = self.generation_config,
+    __name = self.__name }, View)
   local out = generate.generate(view, peri.full({ ids:size(1), 1 }, self.settings.first, "i64"), how, 2)
   for _, t in pairs(out) do if peri.is_tensor(t) then scope:keep(t) end end
+  scope:keep(out.batch.ids)
   return out
 end
 

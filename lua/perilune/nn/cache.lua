@@ -19,6 +19,7 @@ local options = require "perilune.options"
 --- @field held table<string, perilune.Tensor[]>  name of a part -> tensor of each layer that has it
 --- @field k perilune.Tensor[]  keys of each layer, (B, room, Hkv, Dk), stored channel by channel
 --- @field v perilune.Tensor[]  values of each layer, (B, room, Hkv, Dv)
+--- @field tags any[]?  what the model has to know of each row; moves with the rows
 --- @field torn boolean  rows were being moved when an error came: what they hold is unknown
 local Cache = { __name = "cache" }
 Cache.__index = Cache
@@ -212,6 +213,14 @@ end
 
 local function zero_based(list) return peri.tensor(list, "i64"):sub(1) end
 
+-- The tags of the rows of a list.
+local function pick_tags(self, list)
+  if not self.tags then return end
+  local tags = {}
+  for r, row in ipairs(list) do tags[r] = self.tags[row] end
+  self.tags = tags
+end
+
 -- Other rows in other memory: list[r] is the row that becomes row r, room the columns, drop how many
 -- columns go away in front.
 local function rebuild(self, list, capacity, room, drop)
@@ -233,6 +242,7 @@ local function rebuild(self, list, capacity, room, drop)
   end)
   local starts, new = self:starts(), {}
   for r, from in ipairs(list) do new[r] = starts[from] - drop end
+  pick_tags(self, list)
   self.capacity, self.room, self.length = capacity, room, used
   show(self, #list)
   self:set_starts(new)
@@ -269,6 +279,7 @@ function Cache:select_rows(list)
   end
   local starts, new = self:starts(), {}
   for r, row in ipairs(list) do new[r] = starts[row] end
+  pick_tags(self, list)
   if #list ~= self.batch then show(self, #list) end
   self:set_starts(new)
   self.torn = false
@@ -296,6 +307,11 @@ function Cache:append_rows(other, list, capacity)
   local starts, theirs = self:starts(), other:starts()
   for r, row in ipairs(list) do starts[first + r - 1] = theirs[row] + self.length - n end
   self.torn = true
+  if other.tags then
+    local tags = table.move(self.tags or {}, 1, first - 1, 1, {})
+    for r, row in ipairs(list) do tags[first + r - 1] = other.tags[row] end
+    self.tags = tags
+  end
   show(self, needed)
   self:set_starts(starts)
   self.torn = false

@@ -3,7 +3,6 @@
 --   local hidden = model:forward(tok:batch { "a text", "another one" })
 -- A row gives what it would give alone, on whichever side it is padded.
 local peri = require "perilune"
-local data = require "perilune.data"
 local options = require "perilune.options"
 
 local M = {}
@@ -19,21 +18,47 @@ local M = {}
 --- @field side "left"|"right"  where the padding is
 --- @field truncated integer  texts that were cut
 local Batch = { __name = "batch" }
-local FIELDS = {} -- under this key the fields are, so that setting one is seen
 
-local function new(fields) return setmetatable({ [FIELDS] = fields }, Batch) end
+-- Under these keys: the fields, so that setting one is seen; and where rows begin and how long they are, as lists,
+-- which most batches are made from: whoever decides by them reads no tensor. What follows from them is made when it
+-- is first asked for.
+local FIELDS, BEGINS, COUNTS = {}, {}, {}
+
+local function new(ids, begins, counts, side, more)
+  local own = { ids = ids, side = side, truncated = 0 }
+  for k, v in pairs(more or {}) do own[k] = v end
+  return setmetatable({ [FIELDS] = own, [BEGINS] = begins, [COUNTS] = counts }, Batch)
+end
 
 local other_names = { input_ids = "ids", attention_mask = "mask", position_ids = "positions",
                       token_types = "token_type_ids" }
 local fields = { "ids", "mask", "lengths", "start", "positions", "token_type_ids", "side", "truncated", "input_ids",
                  "attention_mask", "position_ids" }
-local methods = {}
+local methods, derived = {}, {}
+
+function derived.start(self) return peri.tensor((self:bounds()), "i64") end
+
+function derived.lengths(self)
+  local _, counts = self:bounds()
+  return peri.tensor(counts, "i64")
+end
+
+function derived.mask(self)
+  local _ <close> = peri.no_grad()
+  local columns, left, right = peri.arange(self.ids:size(2)), self:padding()
+  local begun = (left or not right) and columns:ge(self.start:unsqueeze(2)) or nil -- (B, T)
+  local going = right and columns:lt(self.start:add(self.lengths):unsqueeze(2)) or nil
+  return begun and going and begun:logical_and(going) or begun or going
+end
 
 function Batch:__index(key)
   if methods[key] then return methods[key] end
   local name, own = other_names[key] or key, rawget(self, FIELDS)
   if own[name] ~= nil then return own[name] end
-  if name == "positions" then
+  if derived[name] then
+    own[name] = peri.keep(derived[name](self)) -- whatever scope it is first asked for in
+    return own[name]
+  elseif name == "positions" then
     return peri.arange(self.ids:size(2)):sub(self.start:unsqueeze(2)):clamp(0):mul(self.mask) -- (B, T)
   end
   if name == "token_type_ids" or type(key) ~= "string" or key:find "^_" then return nil end
@@ -53,7 +78,10 @@ function Batch:__newindex(key, value)
   own[name] = value
 end
 
-function Batch:__pairs() return next, rawget(self, FIELDS) end
+function Batch:__pairs()
+  for name in pairs(derived) do local _ = self[name] end
+  return next, rawget(self, FIELDS)
+end
 
 --- Rows.
 function Batch:__len() return self.ids:size(1) end
@@ -67,14 +95,47 @@ end
 --- @return boolean
 function M.is(value) return type(value) == "table" and getmetatable(value) == Batch end
 
+--- Where the rows begin and how many tokens they have; the lists are not to be changed.
+--- @return integer[] begins  columns of padding before each row
+--- @return integer[] counts  tokens of each row
+function methods:bounds()
+  local own = rawget(self, FIELDS)
+  local begins, counts = rawget(self, BEGINS), rawget(self, COUNTS)
+  if not begins then
+    begins, counts = own.start:tolist(), own.lengths:tolist()
+    rawset(self, BEGINS, begins)
+    rawset(self, COUNTS, counts)
+  end
+  return begins, counts
+end
+
+--- On which sides a row has padding.
+--- @return boolean left
+--- @return boolean right
+function methods:padding()
+  local begins, counts = self:bounds()
+  local time, left, right = self.ids:size(2), false, false
+  for b, first in ipairs(begins) do
+    left, right = left or first > 0, right or first + counts[b] < time
+  end
+  return left, right
+end
+
 --- The ids of each row without its padding.
 --- @return integer[][]
 function methods:unpad()
-  local starts, lengths, out = self.start:tolist(), self.lengths:tolist(), {}
+  local begins, counts = self:bounds()
+  local out = {}
   for b, row in ipairs(self.ids:tolist()) do
-    out[b] = table.move(row, starts[b] + 1, starts[b] + lengths[b], 1, {})
+    out[b] = table.move(row, begins[b] + 1, begins[b] + counts[b], 1, {})
   end
   return out
+end
+
+-- A batch of other ids with the token types that fn makes of these.
+local function like(self, ids, begins, counts, fn)
+  local types = rawget(self, FIELDS).token_type_ids
+  return new(ids, begins, counts, self.side, { token_type_ids = types and fn(types) })
 end
 
 --- Some of the rows as a batch of their own; the tensors are views.
@@ -82,11 +143,77 @@ end
 --- @param n integer
 --- @return perilune.Batch
 function methods:rows(from, n)
-  local out = { side = self.side, truncated = 0 }
-  for _, name in ipairs { "ids", "mask", "lengths", "start", "token_type_ids" } do
-    out[name] = self[name] and self[name]:narrow(1, from, n)
+  local begins, counts = self:bounds()
+  local function part(t) return t:narrow(1, from, n) end
+  return like(self, part(self.ids), table.move(begins, from, from + n - 1, 1, {}),
+    table.move(counts, from, from + n - 1, 1, {}), part)
+end
+
+--- Some rows in any order; a row may occur more than once.
+--- @param rows integer[]|perilune.Tensor  a list that counts from 1, or (n) i64 that counts from 0
+--- @return perilune.Batch
+function methods:select(rows)
+  local begins, counts = self:bounds()
+  local at, b, c = rows, {}, {}
+  if not peri.is_tensor(rows) then at = peri.tensor(rows, "i64"):sub(1)
+  else
+    rows = rows:tolist()
+    for r, row in ipairs(rows) do rows[r] = row + 1 end
   end
-  return new(out)
+  for r, row in ipairs(rows) do b[r], c[r] = begins[row], counts[row] end
+  local function part(t) return t:index_select(at, 1) end
+  return like(self, part(self.ids), b, c, part)
+end
+
+--- The first columns: rows end there at the latest. The tensors are views.
+--- @param n integer
+--- @return perilune.Batch
+function methods:columns(n)
+  local begins, counts = self:bounds()
+  local b, c = {}, {}
+  for r, first in ipairs(begins) do
+    b[r] = math.min(first, n)
+    c[r] = math.min(first + counts[r], n) - b[r]
+  end
+  local function part(t) return t:narrow(2, 1, n) end
+  return like(self, part(self.ids), b, c, part)
+end
+
+--- The same rows, all of which end with the last column, and one begins with the first.
+--- @return perilune.Batch
+function methods:flush_right()
+  local begins, counts = self:bounds()
+  local time, least, right, b = self.ids:size(2), math.huge, false, {}
+  for r, n in ipairs(counts) do
+    b[r] = time - n
+    least, right = math.min(least, b[r]), right or begins[r] ~= b[r]
+  end
+  if not right and least == 0 then return self end
+  local shift = right and peri.tensor(b, "i64"):sub(self.start):unsqueeze(2) -- (B, 1)
+  local function part(t)
+    if shift then t = t:gather(peri.arange(time):sub(shift):clamp(0), 2) end
+    return t:narrow(2, least + 1, time - least):contiguous()
+  end
+  for r, first in ipairs(b) do b[r] = first - least end
+  local out = like(self, part(self.ids), b, counts, part)
+  rawget(out, FIELDS).side = "left"
+  return out
+end
+
+--- Rows that go on with more tokens: each row `n` times, and behind its last column what comes then.
+--- @param tokens perilune.Tensor  (B * n, N) i64
+--- @param counts integer[]  how many of the N are tokens
+--- @param n integer
+--- @return perilune.Batch  (B * n, T + N)
+function methods:continued(tokens, counts, n)
+  local begins, before = self:bounds()
+  local ids, b, c = self.ids, {}, {}
+  for r, more in ipairs(counts) do
+    local from = (r - 1) // n + 1
+    b[r], c[r] = begins[from], before[from] + more
+  end
+  if n > 1 then ids = ids:repeat_interleave(n, 1) end
+  return new(peri.cat({ ids, tokens }, 2), b, c, self.side)
 end
 
 local pad_rules = {
@@ -97,6 +224,19 @@ local pad_rules = {
   types = options.value(options.none, "table", "token types, shaped as the lists"),
   truncated = options.integer(0, "[0, inf)", "how many of the lists were cut before"),
 }
+
+-- Lists as rows of one width, each from its column on. -- (B, T) i64
+local function rectangle(lists, begins, width, pad)
+  local rows = {}
+  for r, list in ipairs(lists) do
+    local row = {}
+    for t = 1, begins[r] do row[t] = pad end
+    table.move(list, 1, #list, begins[r] + 1, row)
+    for t = begins[r] + #list + 1, width do row[t] = pad end
+    rows[r] = row
+  end
+  return peri.tensor(rows, "i64")
+end
 
 --- Lists of ids of any lengths as one batch.
 --- @param lists integer[][]  at least one
@@ -120,10 +260,8 @@ function M.pad(lists, opts)
   end
   width = (width + o.multiple_of - 1) // o.multiple_of * o.multiple_of
   for i, n in ipairs(lengths) do start[i] = o.side == "left" and width - n or 0 end
-  local ids, mask = data.pad(lists, { side = o.side, value = o.pad, length = width })
-  return new { ids = ids, mask = mask, lengths = peri.tensor(lengths, "i64"),
-    start = peri.tensor(start, "i64"), side = o.side, truncated = o.truncated,
-    token_type_ids = o.types and data.pad(o.types, { side = o.side, length = width }) }
+  return new(rectangle(lists, start, width, o.pad), start, lengths, o.side,
+    { truncated = o.truncated, token_type_ids = o.types and rectangle(o.types, start, width, 0) })
 end
 options.declare(M.pad, { "lists" }, pad_rules)
 
@@ -143,8 +281,23 @@ function M.new(ids, mask)
   local run = peri.arange(time):ge(start:unsqueeze(2))
     :logical_and(peri.arange(time):lt(start:add(lengths):unsqueeze(2)))
   if not run:eq(mask):all():item() then error("batch.new: the mask has gaps between tokens", 2) end
-  local side = start:max():item() > 0 and "left" or "right"
-  return new { ids = ids, mask = mask, lengths = lengths, start = start, side = side, truncated = 0 }
+  local side = start:any():item() and "left" or "right"
+  return new(ids, nil, nil, side, { mask = mask, lengths = lengths, start = start })
+end
+
+--- A batch of ids that are padded already, by numbers.
+--- @param ids perilune.Tensor  (B, T) i64
+--- @param begins integer[]?  columns of padding before each row; default none
+--- @param counts integer[]?  tokens of each row; default up to the last column
+--- @return perilune.Batch
+function M.by_bounds(ids, begins, counts)
+  local rows, time, left = ids:size(1), ids:size(2), false
+  local b, c = {}, {}
+  for r = 1, rows do
+    b[r] = begins and begins[r] or 0
+    c[r], left = counts and counts[r] or time - b[r], left or b[r] > 0
+  end
+  return new(ids, b, c, left and "left" or "right")
 end
 
 -- ---- texts ------------------------------------------------------------------------------------
