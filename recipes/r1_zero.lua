@@ -93,7 +93,7 @@ for step in run:steps() do
   local advantage, weight = rl.advantages(batch)
   local how, clipped = { clip = cfg.clip, tokens = math.max(weight:sum():item(), 1) }, 0
   for part in rl.parts(rl.with_signal(batch, advantage, weight), cfg.micro) do
-    local logp = model:token_logprobs(part.ids, part.from, { temperature = cfg.temperature, start = part.start })
+    local logp = model:token_logprobs(part.sequences, part.from, { temperature = cfg.temperature })
     local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, how)
     loss:backward()
     clipped = clipped + stats.clip_fraction:item()

@@ -55,12 +55,12 @@ options.declare(M.new, {}, rules)
 
 -- Loss of some rows, backward included.
 function Stepper:_part(part, tokens, sequences, sums)
-  local how = { temperature = self.temperature, start = part.start }
+  local how = { temperature = self.temperature }
   local ref
   if self.beta > 0 then
-    ref = peri.no_grad(function () return (self.reference:token_logprobs(part.ids, part.from, how)) end)
+    ref = peri.no_grad(function () return (self.reference:token_logprobs(part.sequences, part.from, how)) end)
   end
-  local logp = self.model:token_logprobs(part.ids, part.from, how)
+  local logp = self.model:token_logprobs(part.sequences, part.from, how)
   local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, {
     clip = self.clip, clip_high = self.clip_high, beta = self.beta, ref = ref, level = self.level,
     reduce = self.reduce, tokens = tokens, sequences = sequences, max_length = self.max_new_tokens,
@@ -76,8 +76,10 @@ end
 
 -- Tokens of prompts and completions, padding left out.
 local function tokens_of(batch)
-  local pads = batch.start and batch.start:sum():item() or 0
-  return (batch.from - 1) * #batch.rows - pads + math.tointeger(batch.mask:sum():item())
+  local _, counts = batch.sequences:bounds()
+  local n = 0
+  for _, count in ipairs(counts) do n = n + count end
+  return n
 end
 
 --- One update: sample, score, credit, backward, optimizer step.

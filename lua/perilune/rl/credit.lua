@@ -28,12 +28,10 @@ function M.advantages(batch, opts)
     local returns = steps:flip(2):cumsum(2):flip(2) -- (B, N)
     return peri.group_advantage(returns, batch.covered, batch.group, o.std, o.eps), batch.covered
   end
-  local total, scored = {}, {}
-  for i, r in ipairs(batch.total) do
-    total[i], scored[i] = r == r and r or 0, r == r and 1 or 0
-  end
-  local known = peri.tensor(scored, "f32"):unsqueeze(2) -- (B, 1)
-  local a = peri.group_advantage(peri.tensor(total, "f32"):unsqueeze(2), known, batch.group, o.std, o.eps)
+  local total = peri.tensor(batch.total, "f32"):unsqueeze(2) -- (B, 1)
+  local abstained = total:isnan()
+  local known = abstained:logical_not():to "f32"
+  local a = peri.group_advantage(total:masked_fill(abstained, 0), known, batch.group, o.std, o.eps)
   return a:mul(batch.mask), batch.mask:mul(known)
 end
 options.declare(M.advantages, { "batch" }, advantage_rules)
@@ -50,14 +48,17 @@ end
 --- @param advantage perilune.Tensor  (B, N)
 --- @param weight perilune.Tensor  (B, N)
 --- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
---- @return table  n, ids (n, P + N), from, start, logprobs, advantage, weight (n, N)
+--- @return table  n, sequences (perilune.Batch, where the batch has them), ids (n, P + N), from, start, logprobs,
+--- advantage, weight (n, N)
 function M.with_signal(batch, advantage, weight, all)
   options.argument("rl.with_signal", "batch", batch, "table")
   options.argument("rl.with_signal", "advantage", advantage, "tensor")
   options.argument("rl.with_signal", "weight", weight, "tensor")
   local rows = M.teaching(advantage, weight, all):nonzero():reshape { -1 } -- (n) i64
   local function pick(t) return t and t:index_select(rows, 1) end
-  return { n = rows:numel(), from = batch.from, ids = pick(batch.ids), start = pick(batch.start),
+  local sequences = batch.sequences and rows:numel() > 0 and batch.sequences:select(rows) or nil
+  return { n = rows:numel(), from = batch.from, sequences = sequences,
+           ids = sequences and sequences.ids or pick(batch.ids), start = pick(batch.start),
            logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
 end
 
@@ -83,6 +84,7 @@ function M.parts(rows, size)
     if not turn then return nil end
     local at = (turn - 1) * size + 1
     local part = { n = math.min(size, rows.n - at + 1), from = rows.from }
+    part.sequences = rows.sequences and rows.sequences:rows(at, part.n)
     for key, value in pairs(rows) do
       if type(value) == "userdata" then part[key] = value:narrow(1, at, part.n) end
     end

@@ -46,7 +46,8 @@ function M.kl_to(reference, batch, temperature)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local tokens = batch.mask:sum():item()
   if tokens == 0 then return 0 end
-  local ref = reference:token_logprobs(batch.ids, batch.from, { temperature = temperature, start = batch.start })
+  local whole = batch.sequences or { ids = batch.ids, start = batch.start }
+  local ref = reference:token_logprobs(whole, batch.from, { temperature = temperature })
   return M.kl(batch.logprobs, ref, batch.mask):mul(batch.mask):sum():item() / tokens
 end
 

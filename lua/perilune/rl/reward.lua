@@ -140,13 +140,14 @@ end
 --- @return perilune.Tensor rewards  (B, N) f32
 --- @return perilune.Tensor covered  (B, N) f32, 1 where there is one
 function M.step_tensors(steps, width)
-  local r, covered = {}, {}
+  local rows, counts = {}, {}
   for i, list in ipairs(steps) do
-    local a, b = {}, {}
-    for t = 1, width do a[t], b[t] = list[t] or 0, list[t] and 1 or 0 end
-    r[i], covered[i] = a, b
+    local row = table.move(list, 1, #list, 1, {})
+    for t = #list + 1, width do row[t] = 0 end
+    rows[i], counts[i] = row, #list
   end
-  return peri.tensor(r, "f32"), peri.tensor(covered, "f32")
+  local covered = peri.arange(width):lt(peri.tensor(counts, "i64"):unsqueeze(2)) -- (B, N)
+  return peri.tensor(rows, "f32"), covered:to "f32"
 end
 
 return M

@@ -94,7 +94,7 @@ function M.groups(batch, advantage, weight, all)
     end
     if #list > 0 then lists[#lists + 1] = list end
   end
-  local starts = batch.start and batch.start:tolist()
+  local starts = batch.sequences and (batch.sequences:bounds()) or batch.start and batch.start:tolist()
   local advance, state, turn, closing = peri.steps(#lists)
   return function ()
     turn = advance(state, turn)
