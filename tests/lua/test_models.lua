@@ -330,6 +330,19 @@ function TestModels.test_attention_with_dropout_is_attention_where_nothing_drops
     peri.attention(q, k, v, mask:gt(-1), start, { causal = true, scale = 0.3, window = 4, softcap = 1.5 })) < 1e-5)
 end
 
+-- Segments may be one row for all.
+function TestModels.test_segments_of_one_row_are_those_of_every_row()
+  for _, name in ipairs { "llama", "gpt2", "deepseek_v3" } do
+    local model = load(name)
+    local ids = peri.randint(1, 50, { 3, 6 })
+    local one = peri.tensor({ 0, 0, 1, 1, 1, 1 }, "i64")
+    local _ <close> = peri.no_grad()
+    local want = model:forward(ids, { segments = one:unsqueeze(1):expand({ 3, 6 }):contiguous() }):bytes()
+    lu.assertEquals(model:forward(ids, { segments = one }):bytes(), want)
+    lu.assertEquals(model:forward(ids, { segments = one:unsqueeze(1) }):bytes(), want)
+  end
+end
+
 -- The leaves of a checkpoint are found while its first graph is garbage already.
 function TestModels.test_collections_at_any_time_lose_no_gradient_of_a_checkpoint()
   collectgarbage("incremental", 100, 1000)

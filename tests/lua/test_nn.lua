@@ -221,6 +221,108 @@ function TestAttentionLayer:test_left_padding_changes_nothing()
   close(layer(padded, { start = peri.tensor { 2 } }):narrow(2, 3, 3), layer(x), 1e-5)
 end
 
+-- The ops of one head at a time, as the formulas have them.
+local function by_hand(q, k, v, how) -- (B, T, H, D)
+  local heads = {}
+  for h = 1, q:size(3) do
+    local g = (h - 1) // (q:size(3) // k:size(3)) + 1
+    local s = q:select(3, h):matmul(k:select(3, g):transpose(2, 3)):mul(how.scale)
+    if how.softcap > 0 then s = s:div(how.softcap):tanh():mul(how.softcap) end
+    if how.hidden then s = s:masked_fill(how.hidden, -1e30) end
+    heads[h] = s:softmax(-1):matmul(v:select(3, g))
+  end
+  return peri.cat(heads, 3)
+end
+
+function TestAttentionLayer:test_scale_soft_cap_window_and_segments_are_as_written()
+  local layer = nn.MultiHeadAttention(12, 6, { kv_heads = 2, scale = 0.9, softcap = 1.5, window = 3 })
+  local x = peri.randn { 2, 7, 12 }
+  local q, k, v = layer.qkv(x):reshape({ 2, 7, 10, 2 }):unpack_qkv(6, 2)
+  local i, j = peri.arange(7):unsqueeze(2), peri.arange(7)
+  local hidden = j:gt(i):logical_or(j:le(i:sub(3)))
+  local want = layer.out(by_hand(q, k, v, { scale = 0.9, softcap = 1.5, hidden = hidden }))
+  close(layer(x), want, 1e-5)
+  local segments = peri.tensor({ 0, 0, 0, 1, 1, 1, 1 }, "i64")
+  local apart = peri.cat({ layer(x:narrow(2, 1, 3)), layer(x:narrow(2, 4, 4)) }, 2)
+  close(layer(x, { segments = segments }), apart, 1e-5)
+  close(layer(x, { segments = segments:unsqueeze(1):expand({ 2, 7 }):contiguous() }), apart, 1e-5)
+  lu.assertErrorMsgContains("segments is i64 of shape (6), expected i64 of (7) or (2, 7)", layer, x,
+    { segments = segments:narrow(1, 1, 6) })
+end
+
+function TestAttentionLayer:test_dropout_of_attention_and_of_the_output_is_of_training()
+  for _, name in ipairs { "dropout", "attention_dropout" } do
+    local layer = nn.MultiHeadAttention(8, 2, { [name] = 0.5 })
+    local x = peri.randn { 1, 4, 8 }
+    peri.seed(1)
+    local a = layer(x)
+    peri.seed(1)
+    lu.assertEquals(layer(x):tolist(), a:tolist())
+    lu.assertNotEquals(layer(x):tolist(), a:tolist())
+    local plain = layer:eval()(x):tolist()
+    lu.assertEquals(layer(x):tolist(), plain)
+    lu.assertNotEquals(a:tolist(), plain)
+  end
+end
+
+function TestAttentionLayer:test_cross_attention_is_as_written_and_its_keys_are_made_once()
+  local layer = nn.CrossAttention(8, 4, { source_dim = 6, kv_heads = 2, bias = true })
+  local x, source = peri.randn { 2, 3, 8 }, peri.randn { 2, 5, 6 }
+  local q = layer.q(x):reshape { 2, 3, 4, 2 }
+  local kv = layer.kv(source):reshape { 2, 5, 4, 2 }
+  local seen = peri.tensor { { true, true, false, true, false }, { false, true, true, true, true } }
+  local function want(hidden)
+    return layer.out(by_hand(q, kv:narrow(3, 1, 2), kv:narrow(3, 3, 2), { scale = 2 ^ -0.5, softcap = 0, hidden = hidden }))
+  end
+  close(layer(x, source), want(), 1e-5)
+  close(layer(x, source, { mask = seen }), want(seen:logical_not():unsqueeze(2)), 1e-5)
+  lu.assertEquals(layer(x, layer:keys(source)):tolist(), layer(x, source):tolist())
+  lu.assertErrorMsgContains("source is missing, expected tensor or table", layer, x)
+  lu.assertErrorMsgContains("5 heads do not divide into 2", nn.CrossAttention, 10, 5, { kv_heads = 2 })
+end
+
+function TestAttentionLayer:test_blocks_have_their_norms_before_or_behind()
+  for _, norm in ipairs { "layer", "rms" } do
+    local x = peri.randn { 2, 4, 8 }
+    local pre, post = nn.Block(8, 2, { norm = norm }), nn.Block(8, 2, { norm = norm, norm_first = false })
+    local h = x:add(pre.attention(pre.norm1(x)))
+    close(pre(x), h:add(pre.ff(pre.norm2(h))), 1e-6)
+    h = post.norm1(x:add(post.attention(x)))
+    close(post(x), post.norm2(h:add(post.ff(h))), 1e-6)
+    for _, block in ipairs { pre, post } do
+      local function gradients(on)
+        block:checkpointing(on):zero_grad()
+        block(x):square():sum():backward()
+        local out = {}
+        for i, p in ipairs(block:parameters()) do out[i] = p.grad:bytes() end
+        return out
+      end
+      lu.assertEquals(gradients(true), gradients(false))
+      lu.assertEquals(gradients(false), gradients(false))
+    end
+  end
+end
+
+function TestAttentionLayer:test_a_cache_of_a_layer_is_emptied_and_says_what_is_in_it()
+  local layer = nn.MultiHeadAttention(8, 2, { rope = true }):eval()
+  local x = peri.randn { 1, 3, 8 }
+  local _ <close> = peri.no_grad()
+  local cache = layer:cache(1, 4)
+  local first = layer(x, { cache = cache })
+  lu.assertEquals(tostring(cache), "cache of 1 layers, 1 rows, 3 of 4 positions, f32")
+  lu.assertErrorMsgContains("the cache has 3 positions and gets 3 more, and has room for 4", layer, x, { cache = cache })
+  lu.assertErrorMsgContains("2 rows, the cache has 1", layer, peri.randn { 2, 1, 8 }, { cache = cache })
+  cache:reset()
+  lu.assertEquals(layer(x, { cache = cache }):tolist(), first:tolist())
+  local all = nn.caches(nn.Sequential(layer, nn.Block(8, 2), nn.Linear(8, 8)), 2, 6)
+  local n = 0
+  for module, one in pairs(all) do
+    n = n + 1
+    lu.assertEquals(one:bytes(), 2 * 6 * module.kv_heads * module.head_dim * 2 * 4)
+  end
+  lu.assertEquals(n, 2)
+end
+
 function TestAttentionLayer:test_feed_forward_kinds()
   local x = peri.randn { 2, 4 }
   for _, kind in ipairs { "gelu", "relu", "silu", "swiglu", "geglu", "reglu", "glu" } do
