@@ -434,7 +434,14 @@ void peri__push_shape (lua_State *L, int ndim, const int64_t *shape) {
     lua_pushinteger(L, shape[i]);
     lua_rawseti(L, -2, i + 1);
   }
-  if (luaL_newmetatable(L, "perilune.shape")) luaL_setfuncs(L, meta, 0);
+  if (luaL_getmetatable(L, "perilune.shape") != LUA_TTABLE) {
+    lua_pop(L, 1);
+    luaL_newlib(L, meta);
+    lua_pushliteral(L, "perilune.shape");
+    lua_setfield(L, -2, "__name");
+    lua_pushvalue(L, -1); /* when it is whole */
+    lua_setfield(L, LUA_REGISTRYINDEX, "perilune.shape");
+  }
   lua_setmetatable(L, -2);
 }
 

@@ -98,14 +98,12 @@ static peri_ctx *ctx_of (lua_State *L) {
   return b ? b->ctx : NULL;
 }
 
-/* Lua's own error, which its buffers of strings raise as an ordinary one. */
-static bool is_lua_memory (const char *text) {
-  static const char message[] = "not enough memory";
-  return strncmp(text, message, sizeof message - 1) == 0;
-}
+#define LUA_MEMORY "not enough memory"
 
 /* A failure of the runtime travels through Lua as its message, which scripts may put others around:
-** an error that holds the context's last message is that failure. */
+** an error that holds the context's last message is that failure. Lack of memory is looked for where
+** something else was refused since, too, and Lua's own is an ordinary error once a coroutine or a script
+** has raised it again. */
 static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
   if (ctx && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
   switch (rc) {
@@ -114,12 +112,12 @@ static peri_status status_of (const peri_ctx *ctx, int rc, const char *text) {
   case LUA_ERRSYNTAX: return PERI_EFORMAT;
   case LUA_ERRFILE: return PERI_EIO;
   default:
-    if (is_lua_memory(text)) return PERI_ENOMEM;
     if (ctx && ctx->failed != PERI_OK && ctx->message[0] &&
         (strstr(text, ctx->scripted) ||
          strstr(text, ctx->message))) /* C functions raise the latter */
       return ctx->failed;
-    return PERI_EHOST;
+    if (strstr(text, LUA_MEMORY)) return PERI_ENOMEM;
+    return ctx && ctx->starved[0] && strstr(text, ctx->starved) ? PERI_ENOMEM : PERI_EHOST;
   }
 }
 
@@ -127,9 +125,10 @@ peri_status peri__caught (lua_State *L, peri_ctx *ctx, int rc) {
   const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "error is no string";
   const peri_lua_stop *stop = lua_checkstack(L, 1) ? peri__stop_of(L) : NULL;
   peri_status s = stop && peri__stop_pending(stop) ? PERI_EINTR : status_of(ctx, rc, text);
-  if (ctx && is_lua_memory(text) && stop && stop->memory)
-    peri__fail(ctx, s, "not enough memory: the limit of this Lua state is %zu bytes%s",
-               stop->memory, text + strlen("not enough memory"));
+  bool lua_memory = strncmp(text, LUA_MEMORY, sizeof LUA_MEMORY - 1) == 0;
+  if (ctx && lua_memory && stop && stop->memory)
+    peri__fail(ctx, s, LUA_MEMORY ": the limit of this Lua state is %zu bytes%s", stop->memory,
+               text + sizeof LUA_MEMORY - 1);
   else if (ctx)
     peri__fail(ctx, s, "%s", text);
   lua_pop(L, 1);
@@ -165,16 +164,45 @@ peri_status peri_lua_call (lua_State *L, int nargs, int nresults) {
   return rc == LUA_OK ? PERI_OK : fail(L, rc);
 }
 
-peri_status peri_lua_run_string (lua_State *L, const char *text, const char *name) {
+/* luaL_load... itself asks for memory before it is protected. */
+static int load_string (lua_State *L) {
+  const char *text = (const char *)lua_touserdata(L, 1), *name = (const char *)lua_touserdata(L, 2);
+  lua_pushinteger(L, luaL_loadbufferx(L, text, strlen(text), name, "t"));
+  return 2;
+}
+
+static int load_file (lua_State *L) {
+  lua_pushinteger(L, luaL_loadfilex(L, (const char *)lua_touserdata(L, 1), "t"));
+  return 2;
+}
+
+static peri_status run_chunk (lua_State *L, lua_CFunction load, const char *what,
+                              const char *name) {
   if (!lua_checkstack(L, 4)) return no_stack(L);
-  int rc = luaL_loadbufferx(L, text, strlen(text), name ? name : "=(string)", "t");
+  lua_pushcfunction(L, load);
+  lua_pushlightuserdata(L, (void *)(uintptr_t)what);
+  lua_pushlightuserdata(L, (void *)(uintptr_t)name);
+  int rc = lua_pcall(L, 2, 2, 0);
+  if (rc == LUA_OK) {
+    rc = (int)lua_tointeger(L, -1);
+    lua_pop(L, 1);
+  }
   return rc == LUA_OK ? peri_lua_call(L, 0, 0) : fail(L, rc);
 }
 
+static peri_status null_text (lua_State *L, const char *name) {
+  peri_ctx *ctx = ctx_of(L);
+  return ctx ? peri__fail(ctx, PERI_EINVAL, "%s is NULL", name) : PERI_EINVAL;
+}
+
+peri_status peri_lua_run_string (lua_State *L, const char *text, const char *name) {
+  if (!text) return null_text(L, "text");
+  return run_chunk(L, load_string, text, name ? name : "=(string)");
+}
+
 peri_status peri_lua_run_file (lua_State *L, const char *path) {
-  if (!lua_checkstack(L, 4)) return no_stack(L);
-  int rc = luaL_loadfilex(L, path, "t");
-  return rc == LUA_OK ? peri_lua_call(L, 0, 0) : fail(L, rc);
+  if (!path) return null_text(L, "path");
+  return run_chunk(L, load_file, path, NULL);
 }
 
 static int open_libs (lua_State *L) {
@@ -185,6 +213,7 @@ static int open_libs (lua_State *L) {
 peri_status peri_lua_new (peri_ctx *ctx, lua_State **out) {
   peri_alloc_fn alloc;
   void *ud;
+  if (!ctx || !out) return ctx ? peri__fail(ctx, PERI_EINVAL, "out is NULL") : PERI_EINVAL;
   *out = NULL;
   peri_allocator(ctx, &alloc, &ud);
   lua_State *L = NEW_STATE(alloc, ud);

@@ -37,7 +37,8 @@ PERI_API peri_tensor *peri_lua_to (lua_State *L, int idx);
 PERI_API peri_tensor *peri_lua_check (lua_State *L, int arg);
 
 /* Run a chunk (text only, binary chunks are refused). Results are dropped. PERI_EHOST: the chunk
-** failed by itself; PERI_EINTR: it was interrupted; PERI_ENOMEM: Lua or an op had no memory;
+** failed by itself; PERI_EINTR: it was interrupted; PERI_ENOMEM: Lua or an op had no memory, and the error,
+** whatever was put around it or refused since, still says so;
 ** PERI_EFORMAT: syntax; PERI_EIO: the file cannot be read; where the runtime refused something
 ** (shapes, dtypes, a file), the status it gave, as long as the error still holds its message. name may
 ** be NULL. Lua's results and errors leave the stack as it was. */

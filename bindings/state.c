@@ -45,7 +45,11 @@ void peri__register (lua_State *L, const peri_reg *list) {
 
 void peri__metatable (lua_State *L, const char *key, const peri_reg *meta,
                       const peri_reg *methods) {
-  if (!luaL_newmetatable(L, key)) return;
+  if (luaL_getmetatable(L, key) == LUA_TTABLE) return;
+  lua_pop(L, 1);
+  lua_newtable(L); /* in the registry when it is whole */
+  lua_pushstring(L, key);
+  lua_setfield(L, -2, "__name");
   lua_pushstring(L, key);
   lua_setfield(L, -2, "__metatable");
   peri__register(L, meta);
@@ -54,6 +58,8 @@ void peri__metatable (lua_State *L, const char *key, const peri_reg *meta,
     peri__register(L, methods);
     lua_setfield(L, -2, "__index");
   }
+  lua_pushvalue(L, -1);
+  lua_setfield(L, LUA_REGISTRYINDEX, key);
 }
 
 void peri__weak_keys (lua_State *L) {
@@ -124,24 +130,36 @@ int peri__type_error (lua_State *L, const char *fn, int arg, const char *name, c
       fn, arg, name ? name : "", what, got);
 }
 
+static int no_function (lua_State *L) {
+  (void)L;
+  return 0;
+}
+
+/* A finalizer that Lua has no memory to call is skipped, and its tensor stays until the context closes. The
+** call before leaves the record of a call that the finalizers can have. */
 bool peri__retry (lua_State *L, peri_status s, int *tries) {
   if (s != PERI_ENOMEM || (*tries)++ > 0) return false;
+  lua_pushcfunction(L, no_function);
+  lua_call(L, 0, 0);
   lua_gc(L, LUA_GCCOLLECT);
   return true;
 }
 
 /* ---- opening ---- */
 
-/* The last finalizer of the Lua state: metatables of everything else were set later. */
-static int bind_gc (lua_State *L) {
-  peri_bind *b = (peri_bind *)lua_touserdata(L, 1);
-  if (!b || !b->ctx) return 0;
+static void bind_close (lua_State *L, peri_bind *b) {
+  if (!b || !b->ctx) return;
   peri__custom_close(b);
   for (int i = 0; i < PERI_NSCALAR; i++) peri_release(b->scalar[i]);
   peri_ctx *ctx = b->ctx;
   b->ctx = NULL;
   peri__stop_close(L);
   if (b->owns) peri_close(ctx);
+}
+
+/* The last finalizer of the Lua state: metatables of everything else were set later. */
+static int bind_gc (lua_State *L) {
+  bind_close(L, (peri_bind *)lua_touserdata(L, 1));
   return 0;
 }
 
@@ -319,10 +337,31 @@ int luaopen_perilune_core (lua_State *L) {
   return 1;
 }
 
+/* What luaopen_perilune_core began is no more: the next one begins anew. Raises nothing: a field that is there
+** is set to nil without memory. */
+static void undo_open (lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  bind_close(L, (peri_bind *)lua_touserdata(L, -1));
+  lua_pop(L, 1);
+  lua_pushnil(L);
+  while (lua_next(L, LUA_REGISTRYINDEX)) { /* metatables may be unfinished and know the context */
+    bool ours = lua_type(L, -2) == LUA_TSTRING &&
+                strncmp(lua_tostring(L, -2), "perilune.", sizeof "perilune." - 1) == 0;
+    lua_pop(L, 1);
+    if (!ours) continue;
+    lua_pushvalue(L, -1);
+    lua_pushnil(L);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+  }
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind) != LUA_TNIL) {
+    lua_pushnil(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
+  }
+  lua_pop(L, 1);
+}
+
 static int open_with (lua_State *L) {
   peri_ctx *ctx = (peri_ctx *)lua_touserdata(L, 1);
-  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind) != LUA_TNIL)
-    return luaL_error(L, "the perilune module is open already in this Lua state");
   bind_new(L);
   ((peri_bind *)lua_touserdata(L, -1))->ctx = ctx;
   luaL_requiref(L, "perilune.core", luaopen_perilune_core, 0);
@@ -330,13 +369,21 @@ static int open_with (lua_State *L) {
 }
 
 peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
+  if (!ctx) return PERI_EINVAL;
   if (!lua_checkstack(L, 4)) return peri__fail(ctx, PERI_ENOMEM, "no room on the Lua stack");
   int top = lua_gettop(L);
+  bool open = lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind) != LUA_TNIL;
+  lua_settop(L, top);
+  if (open)
+    return peri__fail(ctx, PERI_EHOST, "the perilune module is open already in this Lua state");
   lua_pushcfunction(L, open_with);
   lua_pushlightuserdata(L, ctx);
   peri_status s = PERI_OK;
   int rc = lua_pcall(L, 1, 0, 0);
-  if (rc != LUA_OK) s = peri__caught(L, ctx, rc);
+  if (rc != LUA_OK) {
+    s = peri__caught(L, ctx, rc);
+    undo_open(L);
+  }
   lua_settop(L, top);
   return s;
 }

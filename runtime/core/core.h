@@ -97,6 +97,8 @@ struct peri_ctx {
   peri_status failed;              /* what the message belongs to */
   char message[PERI_MESSAGE_MAX];  /* as C counts, from 0 */
   char scripted[PERI_MESSAGE_MAX]; /* the same message as scripts count, from 1 */
+  char starved
+      [PERI_MESSAGE_MAX]; /* the last PERI_ENOMEM as scripts read it, before words around it */
   struct {
     int64_t n;
     char text[24];

@@ -151,6 +151,8 @@ peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
   va_end(ap);
   memcpy(ctx->message, text, sizeof text);
   memcpy(ctx->scripted, scripted, sizeof scripted);
+  if (s == PERI_ENOMEM && (!ctx->starved[0] || !strstr(scripted, ctx->starved)))
+    memcpy(ctx->starved, scripted, sizeof scripted);
   ctx->nnth = 0;
   ctx->failed = s;
   return s;
