@@ -89,7 +89,7 @@ void peri__custom_close (peri_bind *b) {
 ** coroutine that body resumes. */
 static int under_mode (lua_State *L) {
   peri__vjp_call *call = (peri__vjp_call *)lua_touserdata(L, 2);
-  peri__mode_open(L, call->r->b, call->mode, 0, call->mode->on);
+  peri__mode_open(L, call->r->b, call->mode, call->mode->on);
   lua_call(L, 1, 0);
   return 0;
 }

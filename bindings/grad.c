@@ -10,20 +10,28 @@
 
 /* ---- no_grad ---- */
 
+typedef struct guard {
+  peri_mode *mode; /* NULL: closed */
+  uint64_t serial; /* of the mode; another one there: the thread is gone */
+} guard;
+
 static int guard_close (lua_State *L) {
-  peri_mode *m = (peri_mode *)luaL_testudata(L, 1, GUARD);
-  if (!m || !m->of) return 0;
+  guard *g = (guard *)luaL_testudata(L, 1, GUARD);
+  if (!g || !g->mode) return 0;
+  peri_mode *m = g->mode;
+  g->mode = NULL;
+  if (m->serial != g->serial) return 0;
   peri__mode_close(BIND(L), m);
-  peri__mode_let_go(L, 1);
   peri__thread_look(L, BIND(L));
   return 0;
 }
 
 void peri__grad_guard (lua_State *L, bool on) {
-  peri_mode *m = (peri_mode *)lua_newuserdatauv(L, sizeof *m, 2);
-  m->of = NULL;
+  guard *g = (guard *)lua_newuserdatauv(L, sizeof *g, 0);
+  g->mode = NULL;
   luaL_setmetatable(L, GUARD);
-  peri__mode_open(L, peri__bind(L), m, lua_gettop(L), on);
+  g->mode = peri__mode_keep(L, peri__bind(L), on);
+  g->serial = g->mode->serial;
 }
 
 static int finish_call (lua_State *L, int status, lua_KContext base) {

@@ -88,7 +88,7 @@ void peri__thread_look (lua_State *L, peri_bind *b) {
 /* ---- what a thread has of its own ---- */
 
 static peri_thread *new_thread (lua_State *L, lua_State *of) {
-  peri_thread *t = (peri_thread *)lua_newuserdatauv(L, sizeof *t, 2);
+  peri_thread *t = (peri_thread *)lua_newuserdatauv(L, sizeof *t, 1);
   *t = (peri_thread){ .L = of, .anomaly = -1 };
   lua_pushthread(of);
   if (of != L) lua_xmove(of, L, 1);
@@ -97,35 +97,27 @@ static peri_thread *new_thread (lua_State *L, lua_State *of) {
   return t;
 }
 
-/* Push that of L, made when it is not there. Its user values: the thread, and the innermost open mode
-** whose memory is a userdata. */
-static peri_thread *push_own (lua_State *L, peri_bind *b) {
+peri_thread *peri__thread_own (lua_State *L, peri_bind *b) {
+  peri_thread *t = find(L, b);
+  if (t != &b->thread.none) return t;
   luaL_checkstack(L, 8, NULL);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &key_threads);
   lua_pushthread(L);
-  lua_rawget(L, -2);
-  peri_thread *t = (peri_thread *)lua_touserdata(L, -1);
-  if (!t || !t->b) {
-    lua_pop(L, 1);
-    lua_pushthread(L);
-    t = new_thread(L, L);
-    lua_pushvalue(L, -1);
-    lua_insert(L, -3);
-    lua_rawset(L, -4);
-    t->b = b;
-    b->thread.at = NULL;
-  }
-  lua_remove(L, -2);
+  t = new_thread(L, L);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+  t->b = b;
+  b->thread.at = NULL;
   return t;
 }
 
-peri_thread *peri__thread_own (lua_State *L, peri_bind *b) {
-  peri_thread *t = find(L, b);
-  if (t == &b->thread.none) {
-    t = push_own(L, b);
-    lua_pop(L, 1);
-  }
-  return t;
+/* Own memory is the next mode's. */
+static void forget (peri_bind *b, peri_mode *m) {
+  m->of = NULL;
+  if (!m->serial) return;
+  m->serial = 0;
+  m->outer = b->thread.spare;
+  b->thread.spare = m;
 }
 
 /* The thread is garbage: its scopes and modes are nobody's. */
@@ -140,7 +132,11 @@ static int thread_gc (lua_State *L) {
     s->of = NULL;
     s->outer = NULL;
   }
-  for (; t->mode; t->mode = t->mode->outer) t->mode->of = NULL;
+  while (t->mode) {
+    peri_mode *m = t->mode;
+    t->mode = m->outer;
+    forget(b, m);
+  }
   t->b = NULL;
   if (b->thread.now == t) b->thread.now = &b->thread.none;
   if (b->thread.home == t) b->thread.home = &b->thread.none;
@@ -148,25 +144,40 @@ static int thread_gc (lua_State *L) {
   return 0;
 }
 
-/* A thread holds its open modes in a chain of user values: each its outer one (1) and the thread's (2). */
-static void hold (lua_State *L, int idx) {
-  lua_getiuservalue(L, -1, 2);
-  lua_setiuservalue(L, idx, 1);
-  lua_pushvalue(L, -1);
-  lua_setiuservalue(L, idx, 2);
-  lua_pushvalue(L, idx);
-  lua_setiuservalue(L, -2, 2);
-}
-
-void peri__mode_open (lua_State *L, peri_bind *b, peri_mode *m, int idx, bool on) {
-  peri_thread *t = push_own(L, b);
-  if (idx) hold(L, idx);
-  lua_pop(L, 1);
-  *m = (peri_mode){ .on = on, .outer = t->mode, .of = t };
+static void enter (lua_State *L, peri_bind *b, peri_thread *t, peri_mode *m, peri_mode is) {
+  is.outer = t->mode;
+  is.of = t;
+  *m = is;
   t->mode = m;
   t->opened = ++b->thread.clock;
   list_add(b, t);
   peri__thread_look(L, b);
+}
+
+void peri__mode_open (lua_State *L, peri_bind *b, peri_mode *m, bool on) {
+  luaL_checkstack(L, 8, NULL); /* for all that follows */
+  enter(L, b, peri__thread_own(L, b), m, (peri_mode){ .on = on });
+}
+
+/* Nothing frees them but the end of the state. */
+static void more_modes (lua_State *L, peri_bind *b) {
+  enum { BLOCK = 16 };
+  peri_mode *m = (peri_mode *)lua_newuserdatauv(L, BLOCK * sizeof *m, 0);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, m);
+  for (int i = 0; i < BLOCK; i++) {
+    m[i] = (peri_mode){ .outer = b->thread.spare };
+    b->thread.spare = &m[i];
+  }
+}
+
+peri_mode *peri__mode_keep (lua_State *L, peri_bind *b, bool on) {
+  luaL_checkstack(L, 8, NULL);
+  peri_thread *t = peri__thread_own(L, b);
+  if (!b->thread.spare) more_modes(L, b);
+  peri_mode *m = b->thread.spare;
+  b->thread.spare = m->outer;
+  enter(L, b, t, m, (peri_mode){ .on = on, .serial = ++b->thread.serials });
+  return m;
 }
 
 void peri__mode_close (peri_bind *b, peri_mode *m) {
@@ -175,28 +186,9 @@ void peri__mode_close (peri_bind *b, peri_mode *m) {
   peri_mode **p = &t->mode;
   while (*p != m) p = &(*p)->outer;
   *p = m->outer;
-  m->of = NULL;
+  forget(b, m);
   if (!t->mode && t->anomaly < 0) list_remove(t);
   b->thread.at = NULL;
-}
-
-void peri__mode_let_go (lua_State *L, int idx) {
-  int slot = 2;
-  luaL_checkstack(L, 4, NULL);
-  lua_getiuservalue(L, idx, 2);
-  while (lua_getiuservalue(L, -1, slot) == LUA_TUSERDATA && !lua_rawequal(L, -1, idx)) {
-    lua_remove(L, -2); /* not the innermost one: along the chain */
-    slot = 1;
-  }
-  if (lua_isuserdata(L, -1)) {
-    lua_getiuservalue(L, idx, 1);
-    lua_setiuservalue(L, -3, slot);
-  }
-  lua_pop(L, 2);
-  for (slot = 1; slot <= 2; slot++) {
-    lua_pushnil(L);
-    lua_setiuservalue(L, idx, slot);
-  }
 }
 
 /* What the main thread sets is everybody's who has set nothing: the host's. */

@@ -17,8 +17,9 @@ struct peri_scope;
 /* Recording is on or off from here on, until it is closed. */
 typedef struct peri_mode {
   bool on;
-  struct peri_mode *outer;
-  peri_thread *of; /* NULL: closed, or its thread is gone */
+  struct peri_mode *outer; /* of the same thread; of a spare one: the next spare one */
+  peri_thread *of;         /* NULL: closed, or its thread is gone */
+  uint64_t serial; /* tells openings in one memory apart; 0: spare, or memory of the caller */
 } peri_mode;
 
 /* What a thread has of its own: a userdata, made when it first opens something. */
@@ -40,6 +41,8 @@ typedef struct peri_threads_of {
   peri_thread none;               /* of every thread that has opened nothing */
   peri_thread *modal;             /* the list */
   uint64_t clock;                 /* of opened */
+  peri_mode *spare;               /* for peri__mode_keep: blocks that the registry holds */
+  uint64_t serials;               /* of modes; the last one given */
   bool plain_grad, plain_anomaly; /* nobody's modes are in force: the context's are the host's */
   bool grad, anomaly;             /* the host's, while it is not so */
 } peri_threads_of;
@@ -50,13 +53,13 @@ void peri__thread_look (lua_State *L, peri_bind *b);
 /* That of L, made when it is not there; peri__thread_look is due. Raises. */
 peri_thread *peri__thread_own (lua_State *L, peri_bind *b);
 
-/* A mode in L. Its memory is the caller's, or the userdata at index idx (absolute; 0: none) with two user
-** values, which the thread holds then, so that one that nobody closes lasts like its thread. Raises
-** before anything has changed. */
-void peri__mode_open (lua_State *L, peri_bind *b, peri_mode *m, int idx, bool on);
+/* A mode in L in memory of the caller. Raises before anything has changed. */
+void peri__mode_open (lua_State *L, peri_bind *b, peri_mode *m, bool on);
+/* The same in memory of ours: one that nobody closes lasts like its thread. Its serial changes when it is
+** closed or its thread is gone, and then it may be another one. */
+peri_mode *peri__mode_keep (lua_State *L, peri_bind *b, bool on);
 /* Idempotent, in any order, from any thread. peri__thread_look is due. */
 void peri__mode_close (peri_bind *b, peri_mode *m);
-void peri__mode_let_go (lua_State *L, int idx); /* of the userdata, once it is closed */
 void peri__anomaly_set (lua_State *L, peri_bind *b, bool on);
 
 void peri__open_threads (lua_State *L); /* before all others */
