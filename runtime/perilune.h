@@ -872,8 +872,8 @@ typedef struct peri_bpe_options {
   const peri_text *special;
   peri_text pattern; /* of the pre-tokenizer, as in tokenizer.json; s NULL: GPT-2's */
 } peri_bpe_options;
-PERI_API void
-peri_bpe_options_init (peri_bpe_options *o); /* 256 bytes and no more; GPT-2's pattern */
+/* 256 bytes and no more, GPT-2's pattern. */
+PERI_API void peri_bpe_options_init (peri_bpe_options *o);
 PERI_API peri_status peri_tokenizer_train_bpe (peri_ctx *ctx, int64_t n, const peri_text *text,
                                                const peri_bpe_options *o, void **json,
                                                size_t *size);

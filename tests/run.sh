@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of a build folder and counts them: the cmocka programs, the fuzzers, the LuaUnit
-# files (each in a process of its own), the code blocks of the docs.
+# Runs the tests of a build folder and counts them: the cmocka programs, the fuzzers, the C programs of
+# the docs, the LuaUnit files (each in a process of its own), among them the Lua blocks of the docs.
 #   tests/run.sh BUILD [WORD ...]     only those whose name contains one of the words; one that ends
 #                                     with $ stands at the end of the name
 #   tests/run.sh --check [WORD ...]   only look at the words: 0 good, 2 a word of no test, 3 help asked for
@@ -18,10 +18,16 @@ names () {
   for t in tests/c/test_*.c tests/fuzz/*.c tests/lua/test_*.lua; do
     [ -e "$t" ] && printf '%s\n' "$t"
   done | sed 's,^tests/,,; s,\.[a-z]*$,,'
+  doc_programs
+}
+
+# The C blocks of docs/: docs/c_api_1 is the first of docs/c_api.md (tests/CMakeLists.txt makes programs of them).
+doc_programs () {
+  awk 'FNR == 1 { n = 0; name = FILENAME; sub(/\.md$/, "", name) } /^```c$/ { print name "_" ++n }' docs/*.md
 }
 
 # The names without what all have in common, in lines of a terminal's width.
-list () { names | sed 's,/[a-z]*_,/,' | tr '\n' ' ' | fold -s -w 96 | sed 's/^/  /; s/ *$//'; echo; }
+list () { names | sed 's,/test_,/,; s,/fuzz_,/,' | tr '\n' ' ' | fold -s -w 96 | sed 's/^/  /; s/ *$//'; echo; }
 
 wanted () {
   [ -z "$words" ] && return 0
@@ -31,7 +37,7 @@ wanted () {
 
 # A word that chooses nothing is a slip, whatever the others choose.
 known () {
-  for n in $(names) $(names | sed 's,/[a-z]*_,/,'); do case $n\$ in *"$1"*) return 0 ;; esac; done
+  for n in $(names) $(names | sed 's,/test_,/,; s,/fuzz_,/,'); do case $n\$ in *"$1"*) return 0 ;; esac; done
   return 1
 }
 
@@ -104,6 +110,13 @@ for t in tests/fuzz/*.c; do
   wanted "fuzz/$n" || wanted "fuzz/${n#fuzz_}" || continue
   run "fuzz-$n" "$build/tests/fuzz/$n"
   count "fuzz-$n" $? 0 0
+done
+
+for t in $(doc_programs); do
+  wanted "$t" || continue
+  n=$(basename "$t")
+  run "docs-$n" "$build/tests/docs/$n"
+  count "docs-$n" $? 0 0
 done
 
 lua_file () { # NAME FILE

@@ -1,7 +1,6 @@
 -- Every Lua block of the readme and of docs/ runs. The blocks of one file share their globals, or are one
 -- chunk where the page says <!-- one recipe -->; peri is there, there are no arguments, and run folders lie
--- in a scratch folder. (The C hosts of docs/embedding.md are built and run by .ci/run against the installed
--- package.)
+-- in a scratch folder. (The C blocks are programs: tests/CMakeLists.txt builds them, tests/run.sh runs them.)
 local peri = require "perilune"
 local recipe = require "perilune.run.recipe"
 local scratch = require "scratch"
