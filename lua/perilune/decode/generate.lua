@@ -219,8 +219,8 @@ function M.generate(model, prompt, opts, level)
   local o = read_options(model, how_given, level)
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
-  local ids, rows_given = inputs.read("generate", prompt, given, inputs.relative, level)
-  local batch = inputs.prompts("generate", ids, rows_given, level)
+  local ids, rows_given = inputs.read("generate", prompt, given, inputs.relative)
+  local batch = inputs.prompts("generate", ids, rows_given)
   local each = o.num_beams > 1 and o.num_beams or o.samples
   local rows = o.rows or #batch * each
   local engine <close> = engines.new(model, { rows = rows, wait = math.max(1, rows // 4) })

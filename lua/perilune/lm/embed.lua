@@ -71,9 +71,9 @@ function M.rows(model, ids, given, level)
   local rules = model.kind == "causal" and inputs.causal or model.kind == "encoder" and inputs.encoder
     or inputs.relative
   local known
-  ids, known = inputs.read(who, ids, o, rules, level + 1)
-  local rows = inputs.rows(who, ids, known, level + 1)
-  inputs.need_tokens(who, rows, level + 1)
+  ids, known = inputs.read(who, ids, o, rules)
+  local rows = inputs.rows(who, ids, known)
+  inputs.need_tokens(who, rows)
   local batch = known.batch or columns(inputs, ids, rows)
   known.batch = nil
   if batch.ids then known.mask, known.start, known.lengths = nil, batch.start, batch.lengths end

@@ -87,7 +87,7 @@ function M.class(name, parent)
     for _, p in ipairs(self._layout) do
       local owner, key = weights.at(self, p)
       local t = p.init == "normal" and peri.randn(p.shape):mul_(std) or peri[p.init](p.shape)
-      owner[key] = t:detach():requires_grad_(p.kind == "parameter")
+      owner[key] = peri.keep(t:detach():requires_grad_(p.kind == "parameter"))
     end
     self:train()
   end, parent or M.Causal)
@@ -299,12 +299,12 @@ end
 function Causal:context(ids, given)
   local who, o = self.forward_name
   if is_step(ids, given) then o = { cache = given.cache, start = given.start }
-  else ids, o = inputs.read(who, ids, given, inputs.causal, 3) end
+  else ids, o = inputs.read(who, ids, given, inputs.causal) end
   if self.prefix and not o.prefix then
     o.prefix = self.prefix
     if type(o.prefix) == "function" then o.prefix = o.prefix() end -- nil: off
   end
-  inputs.place(who, ids, o, 3)
+  inputs.place(who, ids, o)
   return context.new(who, ids:size(1), ids:size(2), o), ids
 end
 
@@ -344,10 +344,10 @@ local function first_columns(t, n) return t and t:narrow(-1, 1, n) end
 --- @return perilune.Tensor entropy  same shape, nats
 function Causal:token_logprobs(ids, from, opts)
   local who, o = self.__name .. ": token_logprobs"
-  ids, o = inputs.read(who, ids, opts, scored, 2)
-  local time, rows = ids:size(2), inputs.rows(who, ids, o, 2)
+  ids, o = inputs.read(who, ids, opts, scored)
+  local time, rows = ids:size(2), inputs.rows(who, ids, o)
   if math.type(from) ~= "integer" or from < 2 or from > time then
-    error(("%s: from is %s, expected an integer from 2 to %d"):format(who, tostring(from), time), 2)
+    options.raise(("%s: from is %s, expected an integer from 2 to %d"):format(who, tostring(from), time))
   end
   local batch = rows.batch and rows.batch:columns(time - 1)
   local hidden = self:forward(batch or ids:narrow(2, 1, time - 1), {

@@ -107,7 +107,7 @@ local function place_tokens(self, who, o, rows, batch, time)
   local most = self.settings.positions
   if o.positions then context.check_per_token(who, "positions", o.positions, batch, time)
   elseif time <= most then return inputs.positions(rows, time) end
-  return inputs.within(who, o.positions or inputs.positions(rows, time), rows.mask, most, 3)
+  return inputs.within(who, o.positions or inputs.positions(rows, time), rows.mask, most)
 end
 
 --- Hidden states of the last block.
@@ -117,8 +117,8 @@ end
 --- @return perilune.Tensor  (B, T, D) f32
 function Bert:forward(ids, opts)
   local who, o = self.__name .. ": forward"
-  ids, o = inputs.read(who, ids, opts, inputs.encoder, 2)
-  local s, batch, time, rows = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o, 2)
+  ids, o = inputs.read(who, ids, opts, inputs.encoder)
+  local s, batch, time, rows = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o)
   local types, positions = token_types(self, who, o, batch, time), place_tokens(self, who, o, rows, batch, time)
   local x = self.embed:forward(ids):add(self.places:forward(positions))
   if types then x = x:add(self.types:forward(types)) end

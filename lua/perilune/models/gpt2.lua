@@ -53,7 +53,7 @@ end
 function Gpt2:embedded(ids, c)
   local s, positions = self.settings, c.positions
   if c.placed or c.last > s.positions then
-    positions = inputs.within(self.forward_name, positions, c.tokens, s.positions, 3)
+    positions = inputs.within(self.forward_name, positions, c.tokens, s.positions)
   end
   return self:dropout(self.embed:forward(ids):add(self.places:forward(positions)), s.embed_dropout)
 end

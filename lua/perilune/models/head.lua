@@ -8,7 +8,7 @@ local M = {}
 --- @class perilune.models.TiedHead: perilune.nn.Linear
 --- @field embedding perilune.nn.Embedding  whose rows are the weight
 local Tied = Module.class("TiedHead", nil, linear.Linear)
-Tied.references = { embedding = true, adapter = "dropped", merged = "dropped", parts = true }
+Tied.references = { embedding = "follows", adapter = "dropped", merged = "dropped", parts = true }
 
 --- A head of the rows of a table.
 --- @param embedding perilune.nn.Embedding

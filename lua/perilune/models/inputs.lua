@@ -4,6 +4,8 @@ local peri = require "perilune"
 local batches = require "perilune.text.batch"
 local options = require "perilune.options"
 
+local raise = options.raise
+
 local M = {}
 
 local mask = options.value(options.none, "tensor", "(B, T) bool, or 0 and 1: true where a token is")
@@ -65,36 +67,34 @@ local shape_of = options.shape
 --- @param who string
 --- @param given table?
 --- @param rules table
---- @param level integer
 --- @return table
-function M.options(who, given, rules, level)
+function M.options(who, given, rules)
   local o = {}
   if given == nil then return o end
   if type(given) ~= "table" then
-    error(("%s: options are a %s, expected a table"):format(who, peri.is_tensor(given) and "tensor" or type(given)),
-      level + 1)
+    raise(("%s: options are a %s, expected a table"):format(who, peri.is_tensor(given) and "tensor" or type(given)))
   end
   for key, value in pairs(given) do
     local name = rules[key] and key or aliases[key] or key
     local rule = rules[name]
-    if rule == nil then error(who .. ": " .. options.unknown("option", key, known(rules)), level + 1) end
-    if o[name] ~= nil then error(("%s: %s is given under two names"):format(who, name), level + 1) end
+    if rule == nil then raise(who .. ": " .. options.unknown("option", key, known(rules))) end
+    if o[name] ~= nil then raise(("%s: %s is given under two names"):format(who, name)) end
     local problem = options.problem(key, value, rule)
-    if problem then error(who .. ": " .. problem, level + 1) end
+    if problem then raise(who .. ": " .. problem) end
     o[name] = value
   end
   return o
 end
 
 -- What a plain table with ids says, as if those fields were options.
-local function unpack_table(who, t, given, level)
+local function unpack_table(who, t, given)
   local ids, merged = nil, {}
   for key, value in pairs(t) do
     if aliases[key] == "ids" or key == "ids" then ids = value else merged[key] = value end
   end
   if ids == nil then
-    error(("%s: a table without ids; expected a tensor (B, T) i64, a batch, or a table with ids and options")
-      :format(who), level + 1)
+    raise(("%s: a table without ids; expected a tensor (B, T) i64, a batch, or a table with ids and options")
+      :format(who))
   end
   for key, value in pairs(given or {}) do merged[key] = value end
   return ids, merged
@@ -106,25 +106,24 @@ end
 --- @param ids perilune.Tensor|perilune.Batch|table
 --- @param given table?
 --- @param rules table
---- @param level integer  of errors, 2: the caller of the caller
 --- @return perilune.Tensor ids  (B, T)
 --- @return table o  under our own names
-function M.read(who, ids, given, rules, level)
+function M.read(who, ids, given, rules)
   local batch = batches.is(ids) and ids or nil
   if batch then ids = batch.ids
   elseif type(ids) == "table" and not peri.is_tensor(ids) then
-    ids, given = unpack_table(who, ids, given, level + 1)
+    ids, given = unpack_table(who, ids, given)
   end
   if not peri.is_tensor(ids) then
-    error(("%s: ids is a %s, expected a tensor (B, T) i64 or a batch"):format(who, type(ids)), level + 1)
+    raise(("%s: ids is a %s, expected a tensor (B, T) i64 or a batch"):format(who, type(ids)))
   end
   if ids.ndim ~= 2 or ids:size(2) == 0 then
-    error(("%s: ids has shape %s, expected (B, T)"):format(who, shape_of(ids)), level + 1)
+    raise(("%s: ids has shape %s, expected (B, T)"):format(who, shape_of(ids)))
   end
-  local o = M.options(who, given, rules, level + 1)
+  local o = M.options(who, given, rules)
   if batch then
     for _, name in ipairs { "mask", "start", "lengths" } do
-      if o[name] then error(("%s: %s is given twice: the batch has its own"):format(who, name), level + 1) end
+      if o[name] then raise(("%s: %s is given twice: the batch has its own"):format(who, name)) end
     end
     o.batch = batch
     if rules.token_types then o.token_types = o.token_types or batch.token_type_ids end
@@ -142,19 +141,17 @@ end
 --- @field batch perilune.Batch?  what the rows are of, where that was given
 
 -- Numbers of a (B) option, checked.
-local function numbers(who, name, value, batch, most, level)
+local function numbers(who, name, value, batch, most)
   local list = peri.is_tensor(value) and value:tolist() or value
   if type(list) ~= "table" or #list ~= batch or type(list[1]) ~= "number" then
-    error(("%s: %s has shape %s, expected (%d)"):format(who, name,
-      peri.is_tensor(value) and shape_of(value) or ("(%d)"):format(type(list) == "table" and #list or 0), batch),
-      level + 1)
+    raise(("%s: %s has shape %s, expected (%d)"):format(who, name,
+      peri.is_tensor(value) and shape_of(value) or ("(%d)"):format(type(list) == "table" and #list or 0), batch))
   end
   local out = {}
   for b, v in ipairs(list) do
     out[b] = math.tointeger(v)
     if not out[b] or v < 0 or v > most then
-      error(("%s: %s of row %d is %s, expected an integer from 0 to %d"):format(who, name, b, tostring(v), most),
-        level + 1)
+      raise(("%s: %s of row %d is %s, expected an integer from 0 to %d"):format(who, name, b, tostring(v), most))
     end
   end
   return out
@@ -166,20 +163,20 @@ local function same(a, b)
 end
 
 --- A mask (B, T) as bool; raises for another shape and for other values than 0 and 1.
-function M.check_mask(who, name, t, batch, time, level)
+function M.check_mask(who, name, t, batch, time)
   if t.ndim ~= 2 or t:size(1) ~= batch or t:size(2) ~= time then
-    error(("%s: %s has shape %s, expected (%d, %d)"):format(who, name, shape_of(t), batch, time), level + 1)
+    raise(("%s: %s has shape %s, expected (%d, %d)"):format(who, name, shape_of(t), batch, time))
   end
   if t.dtype == "bool" then return t end
   if not t:eq(0):logical_or(t:eq(1)):all():item() then
-    error(("%s: %s holds other values than 0 and 1"):format(who, name), level + 1)
+    raise(("%s: %s holds other values than 0 and 1"):format(who, name))
   end
   return t:ne(0)
 end
 
 -- From a mask.
-local function by_mask(who, name, t, batch, time, level)
-  t = M.check_mask(who, name, t, batch, time, level + 1)
+local function by_mask(who, name, t, batch, time)
+  t = M.check_mask(who, name, t, batch, time)
   if t:all():item() then return { holes = false } end
   local count = t:to("i64"):cumsum(2) -- (B, T)
   local total = count:narrow(2, time, 1) -- (B, 1)
@@ -205,22 +202,21 @@ end
 --- @param who string
 --- @param ids perilune.Tensor  (B, T)
 --- @param o table  of M.read
---- @param level integer
 --- @return perilune.models.Rows
-function M.rows(who, ids, o, level)
+function M.rows(who, ids, o)
   local batch, time = ids:size(1), ids:size(2)
   if o.batch then return by_batch(o.batch) end
   if not (o.mask or o.start or o.lengths) then return { holes = false } end
-  local starts = o.start and numbers(who, "start", o.start, batch, time, level + 1)
-  local counts = o.lengths and numbers(who, "lengths", o.lengths, batch, time, level + 1)
+  local starts = o.start and numbers(who, "start", o.start, batch, time)
+  local counts = o.lengths and numbers(who, "lengths", o.lengths, batch, time)
   for b = 1, counts and batch or 0 do
     if (starts and starts[b] or 0) + counts[b] > time then
-      error(("%s: row %d begins at %d and has %d tokens, of %d columns"):format(who, b, starts and starts[b] or 0,
-        counts[b], time), level + 1)
+      raise(("%s: row %d begins at %d and has %d tokens, of %d columns"):format(who, b, starts and starts[b] or 0,
+        counts[b], time))
     end
   end
   if not o.mask then return by_batch(batches.by_bounds(ids, starts, counts)) end
-  local rows = by_mask(who, "mask", o.mask, batch, time, level + 1)
+  local rows = by_mask(who, "mask", o.mask, batch, time)
   if starts or counts then -- both are lists by now
     local firsts = rows.start and rows.start:tolist() or {}
     local lasts = rows.stop and rows.stop:tolist() or {}
@@ -229,8 +225,8 @@ function M.rows(who, ids, o, level)
       firsts[b] = firsts[b] or 0
       have[b], want[b] = (lasts[b] or time) - firsts[b], counts and counts[b] or (lasts[b] or time) - firsts[b]
     end
-    if starts and not same(firsts, starts) then error(who .. ": mask and start do not agree", level + 1) end
-    if not same(have, want) then error(who .. ": mask and lengths do not agree", level + 1) end
+    if starts and not same(firsts, starts) then raise(who .. ": mask and start do not agree") end
+    if not same(have, want) then raise(who .. ": mask and lengths do not agree") end
   end
   return rows
 end
@@ -240,11 +236,10 @@ end
 --- @param who string
 --- @param ids perilune.Tensor  (B, T)
 --- @param o table  of M.read; changed
---- @param level integer
-function M.place(who, ids, o, level)
+function M.place(who, ids, o)
   local cache, batch, time = o.cache, ids:size(1), ids:size(2)
   if not cache then
-    local rows = M.rows(who, ids, o, level + 1)
+    local rows = M.rows(who, ids, o)
     o.start, o.tokens = rows.start, rows.mask
     o.mask = rows.holes and rows.mask:reshape { batch, 1, 1, time } or nil
     return
@@ -252,14 +247,13 @@ function M.place(who, ids, o, level)
   local past, begun = cache.length or 0, o.start
   if past == 0 and not (begun and not o.mask and not o.lengths) or o.mask then
     local columns = o.mask and past > 0 and peri.empty({ batch, past + time }, "bool") or ids
-    local rows = M.rows(who, columns, o, level + 1)
+    local rows = M.rows(who, columns, o)
     if rows.stop or rows.holes then
-      error(who .. ": with a cache rows end together: padding goes on the left", level + 1)
+      raise(who .. ": with a cache rows end together: padding goes on the left")
     end
     begun = rows.start
   elseif o.batch or o.lengths then
-    error(who .. ": lengths are of whole rows, and the cache has their begin; give start, or a mask of all columns",
-      level + 1)
+    raise(who .. ": lengths are of whole rows, and the cache has their begin; give start, or a mask of all columns")
   end
   if past == 0 and begun and not cache.start and cache.batch == batch then cache:set_starts(begun) end
   o.start, o.mask = begun or cache.start, nil
@@ -280,23 +274,22 @@ end
 --- @param places perilune.Tensor  (T) or (B, T) i64
 --- @param tokens perilune.Tensor?  (B, T) bool: where tokens are; nil: everywhere
 --- @param most integer
---- @param level integer
 --- @return perilune.Tensor  as places
-function M.within(who, places, tokens, most, level)
+function M.within(who, places, tokens, most)
   local real = tokens and places:mul(tokens) or places
   local low, high = real:min():item(), real:max():item()
   if low < 0 or high >= most then
-    error(("%s: a token has position %d, the model has %d positions, from 0"):format(who, low < 0 and low or high,
-      most), level + 1)
+    raise(("%s: a token has position %d, the model has %d positions, from 0"):format(who, low < 0 and low or high,
+      most))
   end
   return tokens and places:clamp(0, most - 1) or places
 end
 
 --- Raises where a row holds no token at all.
-function M.need_tokens(who, rows, level)
+function M.need_tokens(who, rows)
   if not rows.mask then return end
   for b, n in ipairs(rows.mask:to("i64"):sum(2):tolist()) do
-    if n == 0 then error(("%s: row %d has no token"):format(who, b), level + 1) end
+    if n == 0 then raise(("%s: row %d has no token"):format(who, b)) end
   end
 end
 
@@ -304,12 +297,11 @@ end
 --- @param who string
 --- @param ids perilune.Tensor  (B, T)
 --- @param o table  of M.read
---- @param level integer
 --- @return perilune.Batch
-function M.prompts(who, ids, o, level)
-  local rows = M.rows(who, ids, o, level + 1)
+function M.prompts(who, ids, o)
+  local rows = M.rows(who, ids, o)
   if rows.holes then
-    error(who .. ": the mask has gaps between tokens; a prompt takes padding on its left or right only", level + 1)
+    raise(who .. ": the mask has gaps between tokens; a prompt takes padding on its left or right only")
   end
   local batch = rows.batch
   if not batch then
@@ -322,7 +314,7 @@ function M.prompts(who, ids, o, level)
   end
   local _, counts = batch:bounds()
   for b, n in ipairs(counts) do
-    if n == 0 then error(("%s: row %d has no token"):format(who, b), level + 1) end
+    if n == 0 then raise(("%s: row %d has no token"):format(who, b)) end
   end
   return batch:flush_right()
 end

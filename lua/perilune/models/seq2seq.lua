@@ -70,8 +70,8 @@ function View:logits(hidden) return self.model:logits(hidden) end
 function Seq2seq:generate(ids, opts)
   local who, o = self.__name .. ": generate"
   local given, how = generate.split(opts)
-  ids, o = inputs.read(who, ids, given, inputs.relative, 2)
-  local mask = inputs.rows(who, ids, o, 2).mask
+  ids, o = inputs.read(who, ids, given, inputs.relative)
+  local mask = inputs.rows(who, ids, o).mask
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope()
   local encoded, crossed = self:encode(ids, mask), {}
@@ -100,18 +100,19 @@ end
 --- @return perilune.Tensor  (B, T, D) f32
 function Seq2seq:forward(ids, opts)
   local who, o = self.__name .. ": forward"
-  ids, o = inputs.read(who, ids, opts, inputs.seq2seq, 2)
+  ids, o = inputs.read(who, ids, opts, inputs.seq2seq)
   if (o.labels ~= nil) == (o.decoder_ids ~= nil) then
-    error(("%s: %s given; an encoder-decoder reads an input and an output: { labels = ids } or { decoder_ids = ids }")
-      :format(who, o.labels and "labels and decoder_ids are both" or "neither labels nor decoder_ids is"), 2)
+    options.raise(("%s: %s given; an encoder-decoder reads an input and an output: { labels = ids } or "
+      .. "{ decoder_ids = ids }"):format(who, o.labels and "labels and decoder_ids are both"
+      or "neither labels nor decoder_ids is"))
   end
   for _, name in ipairs { "labels", "decoder_ids" } do
     local t = o[name]
     if t and (t.ndim ~= 2 or t:size(1) ~= ids:size(1) or t:size(2) == 0) then
-      error(("%s: %s has shape %s, expected (%d, T)"):format(who, name, options.shape(t), ids:size(1)), 2)
+      options.raise(("%s: %s has shape %s, expected (%d, T)"):format(who, name, options.shape(t), ids:size(1)))
     end
   end
-  local mask = inputs.rows(who, ids, o, 2).mask
+  local mask = inputs.rows(who, ids, o).mask
   local decoder_ids = o.decoder_ids or shifted(o.labels, self.settings.first, self.config.pad_token_id or 0)
   return self:decode(decoder_ids, self:encode(ids, mask), { mask = mask, decoder_mask = o.decoder_mask })
 end

@@ -97,8 +97,8 @@ end
 function T5:encode(ids, opts)
   local who, o = self.__name .. ": encode"
   if peri.is_tensor(opts) then opts = { mask = opts } end
-  ids, o = inputs.read(who, ids, opts, inputs.relative, 2)
-  local s, batch, time, mask = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o, 2).mask
+  ids, o = inputs.read(who, ids, opts, inputs.relative)
+  local s, batch, time, mask = self.settings, ids:size(1), ids:size(2), inputs.rows(who, ids, o).mask
   local c = context.of_encoder(batch, time, mask)
     :add_bias(relative.biases(self.encoder[1].distance, time, time, true, s.far))
   local x = self:dropout(self.embed:forward(ids), s.dropout)
@@ -118,13 +118,13 @@ function T5:crossed(i, encoded) return self.decoder[i].cross:keys(encoded) end
 --- @return perilune.Tensor  (B, T, D) f32
 function T5:decode(ids, encoded, opts)
   local who, o = self.__name .. ": decode"
-  ids, o = inputs.read(who, ids, opts, inputs.decoder, 2)
+  ids, o = inputs.read(who, ids, opts, inputs.decoder)
   local given = { cache = o.cache, start = o.start, mask = o.decoder_mask, batch = o.batch }
-  inputs.place(who, ids, given, 2)
+  inputs.place(who, ids, given)
   local s, batch, time, source = self.settings, ids:size(1), ids:size(2), { hidden = encoded, keys = o.crossed }
   if o.mask then
     local seen = o.crossed and o.crossed[1][1]:size(2) or encoded:size(2)
-    source.mask = inputs.check_mask(who, "mask", o.mask, batch, seen, 2):reshape { batch, 1, 1, seen }
+    source.mask = inputs.check_mask(who, "mask", o.mask, batch, seen):reshape { batch, 1, 1, seen }
   end
   given.source = source
   local c = context.new(who, batch, time, given)

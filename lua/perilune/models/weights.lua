@@ -309,7 +309,7 @@ function M.fill(model, names, get, opts)
   end
   local _ <close> = peri.no_grad()
   for _, p in ipairs(#problems == 0 and model._layout or {}) do
-    local scope <close> = peri.scope()
+    local scope <close> = peri.scope() -- luacheck: ignore 211
     local parts = {}
     for i, part in ipairs(p.parts) do
       local t, message = get(found[part[1]])
@@ -317,7 +317,7 @@ function M.fill(model, names, get, opts)
       parts[i] = t
     end
     if #problems > 0 then break end
-    scope:keep(place(model, p, gather(p, parts, opts.dtype), opts))
+    peri.keep(place(model, p, gather(p, parts, opts.dtype), opts))
   end
   if #problems == 0 then return true end
   table.sort(problems)
