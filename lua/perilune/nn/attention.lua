@@ -129,7 +129,7 @@ function M._without_weights(fields, kind) return with_fields(Module.instance(kin
 --- @param interleaved boolean?  pairs are neighbours, not halves apart
 --- @return self
 function M.MultiHeadAttention:rotate(inv_freq, scale, interleaved)
-  self._inv_freq, self._rope_scale, self._interleaved = inv_freq, scale or 1, interleaved or false
+  self._inv_freq, self._rope_scale, self._interleaved = peri.keep(inv_freq), scale or 1, interleaved or false
   return self
 end
 
@@ -295,14 +295,18 @@ local cross_forward_rules = {
 
 --- @param x perilune.Tensor  (B, T, dim)
 --- @param source perilune.Tensor|table  (B, Ts, source_dim), or what keys(source) gave
---- @param opts table?
+--- @param opts table?  options, or the context of a pass over several layers
 --- @return perilune.Tensor  (B, T, dim)
 function M.CrossAttention:forward(x, source, opts)
-  options.argument("CrossAttention:forward", "source", source, "tensor or table")
-  local mask = options.fill("CrossAttention:forward", opts, cross_forward_rules).mask
-  if mask and mask.ndim == 2 then mask = mask:reshape { mask:size(1), 1, 1, mask:size(2) } end
-  local y = self:attend_to(x, peri.is_tensor(source) and self:keys(source) or source, mask)
-  return y
+  local shared, mask = getmetatable(opts) == context.Context
+  if shared then mask = opts.source.mask
+  else
+    options.argument("CrossAttention:forward", "source", source, "tensor or table")
+    mask = options.fill("CrossAttention:forward", opts, cross_forward_rules).mask
+    if mask and mask.ndim == 2 then mask = mask:reshape { mask:size(1), 1, 1, mask:size(2) } end
+  end
+  local kv = peri.is_tensor(source) and self:keys(source) or source
+  return (self:attend_to(x, kv, mask, shared and opts.decoding))
 end
 options.declare(Cross.forward, { "x", "source" }, cross_forward_rules)
 

@@ -143,8 +143,8 @@ local function pre(self, x, c, y, after)
   y, x = added(second, attended(self, y, c), x)
   if cross then
     local source = c.source
-    local kv = source.keys and source.keys[c.place] or cross:keys(source.hidden)
-    y, x = added(self.norm2, cross:attend_to(y, kv, source.mask, c.decoding), x)
+    local h = cross:forward(y, source.keys and source.keys[c.place] or source.hidden, c)
+    y, x = added(self.norm2, h, x)
   end
   local h = fed(self, y, c)
   if not after then return x:add(h) end

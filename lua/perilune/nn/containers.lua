@@ -152,8 +152,8 @@ end
 function M.ModuleList:iterate() return ipairs(self) end
 
 function M.ModuleList:forward() -- luacheck: ignore 212
-  error("a ModuleList has no order of its own to be called in: for _, m in ipairs(list) do x = m(x) end, "
-    .. "or nn.Sequential", 2)
+  options.raise("a ModuleList has no order of its own to be called in: for _, m in ipairs(list) do x = m(x) end, "
+    .. "or nn.Sequential")
 end
 
 -- ---- ModuleDict ----
@@ -247,7 +247,7 @@ Dict.__pairs = function(self) return self:items() end
 Dict.__len = function(self) return #self:keys() end
 
 function Dict:forward() -- luacheck: ignore 212
-  error("a ModuleDict cannot be called: call one of its modules, dict.name(x)", 2)
+  options.raise "a ModuleDict cannot be called: call one of its modules, dict.name(x)"
 end
 
 return M

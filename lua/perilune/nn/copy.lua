@@ -14,7 +14,7 @@ local function is_private(name) return type(name) == "string" and name:byte(1) =
 -- quantised and packed ones.
 local function clone(t)
   local ok, made = pcall(function ()
-    return (t.packed or t.dtype:find "^q%d") and t or t:detach():clone()
+    return (t.packed or t.dtype:find "^q%d") and t or peri.keep(t:detach():clone())
   end)
   return ok and made or nil
 end
@@ -61,10 +61,11 @@ end
 local copy_rules = { trained = options.boolean(false,
   "in the mode of this one, and with the same parameters taking gradients; false: in evaluation mode, frozen") }
 
---- The same module with tensors of its own: a reference policy, a target network. Tied tensors are tied in the copy;
---- quantised and packed ones, which nothing writes to, are shared, as are objects of other classes in its fields
---- (caches, tokenizers). A published model is copied without the adapters that were put on it, unless they stand in the
---- module that is copied. Hooks are not copied. It collects no gradients, unless trained is set: unfreeze() lets it.
+--- The same module with tensors of its own: a reference policy, a target network. Tied tensors are tied in the
+--- copy; quantised and packed ones, which nothing writes to, are shared, as are objects of other classes in its
+--- fields (caches, tokenizers). A published model is copied without the adapters that were put on it, unless they
+--- stand in the module that is copied. Hooks are not copied. A copy made inside of a scope stays. It collects no
+--- gradients, unless trained is set: unfreeze() lets it.
 --- @param opts table?
 --- @return self
 function Module:copy(opts)

@@ -84,8 +84,8 @@ end
 
 function M.Linear:_widths() return self.in_features, self.out_features end
 
--- An adapter would be lost with what it sits on.
-function M.Linear:_refuses()
+-- What is lost with this layer: see replace.
+function M.Linear:_held()
   if self.adapter or self.merged and #self.merged > 0 then return "an adapter is on it: take that off before" end
 end
 

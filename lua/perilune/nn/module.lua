@@ -2,6 +2,7 @@
 -- tables in its fields, belong to it: see walk.lua for what counts and in which order.
 
 local dtypes = require "perilune.dtypes"
+local options = require "perilune.options"
 local peri = require "perilune"
 local walk = require "perilune.nn.walk"
 local describe = require("perilune.nn.describe").describe
@@ -23,6 +24,16 @@ local function inherit(class, parent)
   for key, value in pairs(parent) do
     if type(key) == "string" and key:sub(1, 2) == "__" and class[key] == nil then class[key] = value end
   end
+end
+
+-- A field of a class is one of all its instances, and none of them would train, save or move it.
+local function define(class, key, value)
+  if is_module(value) or is_tensor(value) and value.requires_grad then
+    options.raise(("%s.%s: the class cannot hold a %s, which no instance would train or save: make it in the function "
+      .. "that fills an instance, as self.%s"):format(class.__name, tostring(key), is_module(value) and "module"
+      or "parameter", tostring(key)))
+  end
+  rawset(class, key, value)
 end
 
 -- An instance of a class without what its init does.
@@ -51,6 +62,7 @@ function Module.class(name, init, parent)
   class.__newindex, class.__tostring = class.__newindex or walk.track, class.__tostring or describe
   return setmetatable(class, {
     __index = parent or Module,
+    __newindex = define,
     __name = name,
     __call = function(_, ...)
       local self = Module.instance(class)
@@ -60,7 +72,8 @@ function Module.class(name, init, parent)
   })
 end
 
---- A tensor that is trained: the same memory, as a leaf that collects gradients.
+--- A tensor that is trained: the same memory, as a leaf that collects gradients. It stays when the scope ends in which
+--- it was made, so that layers may be made in any.
 --- @param t perilune.Tensor  of floats
 --- @return perilune.Tensor
 function Module.parameter(t)
@@ -68,13 +81,13 @@ function Module.parameter(t)
   if not t.dtype:find "^b?f" then
     error(("parameter: a tensor of %s, expected f32 or f64: others collect no gradients"):format(t.dtype), 2)
   end
-  return walk.note_parameter(t:detach():requires_grad_(true))
+  return walk.note_parameter(peri.keep(t:detach():requires_grad_(true)))
 end
 
 --- Whatever has no forward of its own says so.
 function Module:forward()
   local name = getmetatable(self).__name
-  error(("%s has no forward: define function %s:forward(x)"):format(name, name), 2)
+  options.raise(("%s has no forward: define function %s:forward(x)"):format(name, name))
 end
 
 local function seconds(list)
@@ -86,8 +99,11 @@ end
 --- first.
 --- @return table[]
 function Module:named_modules()
-  local list = {}
-  walk.walk(self, { module = function(path, module) list[#list + 1] = { path, module } end })
+  local list, paths = {}, {}
+  walk.walk(self, { module = function(path, module)
+    if paths[path] then walk.collides("named_modules", "modules", path) end
+    paths[path], list[#list + 1] = true, { path, module }
+  end })
   return list
 end
 
@@ -109,6 +125,7 @@ end
 --- @param fn fun(module: perilune.nn.Module)
 --- @return self
 function Module:apply(fn)
+  options.argument("apply", "fn", fn, "callable")
   for _, module in ipairs(self:modules()) do fn(module) end
   return self
 end
@@ -118,10 +135,7 @@ local function listed(self, who, kind)
   local list, seen, paths = {}, {}, {}
   for _, place in ipairs(walk.places(self)) do
     if place.kind == kind and not seen[place.tensor] then
-      if paths[place.path] then
-        walk.raise(("%s: two tensors are called %q: names of fields and keys should have no dots, "
-          .. "and a table not both 1 and \"0\""):format(who, place.path))
-      end
+      if paths[place.path] then walk.collides(who, "tensors", place.path) end
       seen[place.tensor], paths[place.path] = true, true
       local names = {}
       for i, part in ipairs(place.parts) do names[i] = part[1] end

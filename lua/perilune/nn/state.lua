@@ -1,6 +1,7 @@
 -- state.lua - what a module saves and loads: its tensors under published names. A tensor that is published in parts
 -- (q, k and v of one matrix) has a name for each; they are views of it, and are loaded into it.
 
+local dtypes = require "perilune.dtypes"
 local peri = require "perilune"
 local options = require "perilune.options"
 local walk = require "perilune.nn.walk"
@@ -8,13 +9,7 @@ local walk = require "perilune.nn.walk"
 --- @class perilune.nn.Module
 local Module = {}
 
-local quantised = require("perilune.dtypes").quantised
-
--- Two things whose names in a file are one: a field "a.b" and a field b of a.
-local function collides(who, label)
-  walk.raise(("%s: two tensors are called %q: names of fields and keys should have no dots, "
-    .. "and a table not both 1 and \"0\""):format(who, label))
-end
+local quantised = dtypes.quantised
 
 local function refuse_twice(who, self)
   local problem = walk.counted_twice { { "this module", self } }
@@ -63,7 +58,7 @@ function Module:state_dict()
   walk.check_leaving(self)
   local out = {}
   each_part(walk.places(self), "state_dict", function(place) return place.tensor end, function(name, view)
-    if out[name] then collides("state_dict", name) end
+    if out[name] then walk.collides("state_dict", "tensors", name) end
     out[name] = view:detach()
   end)
   return out
@@ -92,7 +87,7 @@ local function targets_of(self)
   for _, place in ipairs(t.places) do
     for i, part in ipairs(place.parts) do
       local name, shape = part[1], place.tensor.shape
-      if t.known[name] then collides("load_state_dict", name) end
+      if t.known[name] then walk.collides("load_state_dict", "tensors", name) end
       if #place.parts > 1 then shape[1] = part[2] end
       if place.transposed then shape[1], shape[2] = shape[2], shape[1] end
       t.names[#t.names + 1] = name
@@ -108,18 +103,15 @@ end
 
 local function inside(prefix, name) return prefix == "" and name or prefix .. "." .. name end
 
--- Other names of a state that mean one of ours, which is not there itself.
+-- Other names of a state that mean one of ours: published ones of other ages, and those of tensors that are tied.
 local function other_names(targets, state)
   local real_of = {}
   for _, name in ipairs(targets.names) do
     local place = targets.known[name].place
-    if state[name] == nil and place.publisher and place.publisher._also then
+    if place.publisher and place.publisher._also then
       for _, other in ipairs(place.publisher:_also(place.at == "" and name or name:sub(#place.at + 2))) do
         other = inside(place.at, other)
-        if state[other] ~= nil and not targets.known[other] then
-          real_of[other] = name
-          break
-        end
+        if state[other] ~= nil and not targets.known[other] then real_of[other] = name end
       end
     end
   end
@@ -171,6 +163,35 @@ local function rebuilt(place, values)
   end
   local made = stack(rows, old.dtype)
   return old.packed and peri.pack(made) or made
+end
+
+local function address(t) return tonumber((("%p"):format(t:data_ptr()):gsub("^0x", "")), 16) end
+
+-- Copies in place of the values that are views of tensors here, which may be written to before the values are read: two
+-- tensors trade values, one is turned.
+local function own_values(places, values)
+  local ranges = {}
+  for _, place in ipairs(places) do
+    local t = place.tensor
+    if values[place] and t:numel() > 0 and not quantised[t.dtype] and not t.packed then
+      local from = address(t)
+      ranges[#ranges + 1] = { from, from + dtypes.bytes(t.dtype, t:numel()) }
+    end
+  end
+  table.sort(ranges, function (a, b) return a[1] < b[1] end)
+  local function is_ours(at)
+    local low, high = 0, #ranges
+    while low < high do
+      local middle = (low + high + 1) // 2
+      if ranges[middle][1] <= at then low = middle else high = middle - 1 end
+    end
+    return low > 0 and at < ranges[low][2]
+  end
+  for _, list in pairs(values) do
+    for i, value in pairs(list) do
+      if not value.packed and value:numel() > 0 and is_ours(address(value)) then list[i] = value:clone() end
+    end
+  end
 end
 
 -- Values over a tensor's own, part by part.
@@ -268,6 +289,7 @@ function Module:load_state_dict(state, opts)
   if #problems > 0 then error("load_state_dict: " .. table.concat(problems, "; "), 2) end
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  own_values(targets.places, values)
   local made, after = {}, {} -- made before anything is written: there may be no memory for one
   for place, list in pairs(values) do
     local t = place.tensor

@@ -122,26 +122,39 @@ local function keys_of(t, label)
   return ints or names
 end
 
+--- Two things have one path: a field "a.b" and a field b of a, the entries 1 and "0" of a table.
+--- @param who string
+--- @param what string  "tensors" or "modules"
+--- @param path string
+function M.collides(who, what, path)
+  M.raise(("%s: two %s are called %q: names of fields and keys should have no dots, and a table not both 1 and \"0\"")
+    :format(who, what, path))
+end
+
 -- ---- objects of other classes ----
 
-local FEW <const> = 64 -- entries of a list in such an object that are looked at
+local FEW <const> = 64 -- entries of a table in such an object that are looked at
 
--- The key under which an object of another class holds a tensor or a module, itself or in a table of it; or nil.
+-- Whether a value is a tensor or a module, or a plain table with one, however deep.
+local function holds(value, seen)
+  if is_tensor(value) or is_module(value) then return true end
+  if type(value) ~= "table" or getmetatable(value) ~= nil or seen[value] then return false end
+  seen[value] = true
+  local n = 0
+  for _, entry in next, value do
+    if holds(entry, seen) then return true end
+    n = n + 1
+    if n == FEW then return false end
+  end
+  return false
+end
+
+-- The key under which an object of another class holds a tensor or a module, itself or in tables of it; or nil.
 local function held_by(object)
-  local meta = getmetatable(object)
+  local meta, seen = getmetatable(object), {}
   if type(meta) == "table" and rawget(meta, "__transient") then return nil end
   for k, v in next, object do
-    if not is_private(k) then
-      if is_tensor(v) or is_module(v) then return k end
-      if type(v) == "table" and getmetatable(v) == nil then
-        local n = 0
-        for _, w in next, v do
-          if is_tensor(w) or is_module(w) then return k end
-          n = n + 1
-          if n == FEW then break end
-        end
-      end
-    end
+    if not is_private(k) and holds(v, seen) then return k end
   end
   if type(method(object, "named_parameters")) == "function" then return "named_parameters" end
 end
@@ -151,8 +164,8 @@ local function check_object(label, object)
   local key = held_by(object)
   if key == nil then return end
   local meta = getmetatable(object)
-  local class = type(meta) == "table" and type(meta.__name) == "string" and meta.__name or "object"
-  M.raise(("%s is a %s of its own class, and its %s would be neither trained nor saved: make the class with "
+  local class = type(meta) == "table" and type(meta.__name) == "string" and "a " .. meta.__name or "an object"
+  M.raise(("%s is %s of its own class, and its %s would be neither trained nor saved: make the class with "
     .. "nn.class, or give the field a private name such as _%s"):format(label, class, tostring(key),
     label:match "[^%.]+$"))
 end

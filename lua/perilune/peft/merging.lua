@@ -4,12 +4,24 @@
 local peri = require "perilune"
 
 local options = require "perilune.options"
+local walk = require "perilune.nn.walk"
 
 local M = {}
+
+-- Tensor -> where it stands, of those that stand in two places of a net.
+local function tied_in(net)
+  local first, tied = {}, {}
+  for _, place in ipairs(walk.places(net)) do
+    local t = place.tensor
+    if first[t] then tied[t] = ("%s and %s"):format(tied[t] or first[t], place.path) else first[t] = place.path end
+  end
+  return tied
+end
 
 -- Whether every weight can be written to, before any is.
 local function check_weights(self, level)
   if #self.sites == 0 then error("lora: the adapter was taken off its model", level + 1) end
+  local tied = tied_in(self.model)
   for _, site in ipairs(self.sites) do
     local p, name = site.projection, site._parts[1][1]
     if site._kind ~= "linear" then
@@ -19,6 +31,10 @@ local function check_weights(self, level)
     if p.packed or not p.weight or p.weight.dtype ~= "f32" then
       error(("lora: cannot merge into %s, whose weight is %s: load the model with dtype f32 and without pack")
         :format(name, p.packed and "packed" or p.weight and p.weight.dtype or "of several dtypes"), level + 1)
+    end
+    if tied[p.weight] then
+      error(("lora: cannot merge into %s: its weight is one tensor in %s, and all of them would change"):format(name,
+        tied[p.weight]), level + 1)
     end
   end
 end
