@@ -146,8 +146,9 @@ function Record:tensors(width)
   end
   local n, shape = self.rows * width, { self.rows, width }
   at = peri.cat(at, 1)
+  local logp = peri.cat(logps, 1) -- of the model's own dtype
   return peri.full({ n }, self.o.pad, "i64"):scatter(at, peri.cat(ids, 1), 1):reshape(shape),
-    peri.zeros({ n }):scatter(at, peri.cat(logps, 1), 1):reshape(shape)
+    peri.zeros({ n }, logp.dtype):scatter(at, logp, 1):reshape(shape)
 end
 
 -- ---- generate -----------------------------------------------------------------------------------
