@@ -118,6 +118,7 @@ struct peri_ctx {
   void *notify_ud;
   sem_t bell;
   atomic_int rung;
+  uint64_t spawned; /* workers that were started since the seed was set: bindings/worker.c */
 };
 
 /* ---- errors: core/ctx.c ---- */
@@ -150,9 +151,9 @@ PERI_API const char *peri__sizes_text (int n, const int64_t *v, char *buf, size_
 
 /* ---- memory: core/alloc.c ---- */
 /* Every allocation of the runtime goes through these three. NULL on failure, no message. */
-void *peri__malloc (peri_ctx *ctx, size_t n);
-void *peri__realloc (peri_ctx *ctx, void *p, size_t osize, size_t nsize);
-void peri__free (peri_ctx *ctx, void *p, size_t n); /* NULL is a no-op */
+PERI_API void *peri__malloc (peri_ctx *ctx, size_t n);
+PERI_API void *peri__realloc (peri_ctx *ctx, void *p, size_t osize, size_t nsize);
+PERI_API void peri__free (peri_ctx *ctx, void *p, size_t n); /* NULL is a no-op */
 /* Pooled, PERI_ALIGN-aligned blocks: tensor data and kernel scratch. Never from worker threads. */
 void *peri__block_get (peri_ctx *ctx, size_t bytes);
 void peri__block_put (peri_ctx *ctx, void *p); /* NULL is a no-op */

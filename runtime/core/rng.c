@@ -39,6 +39,8 @@ peri_rng peri__rng_next (peri_ctx *ctx) {
 }
 
 void peri_rng_set (peri_ctx *ctx, peri_rng state) {
-  if (ctx) ctx->rng = state;
+  if (!ctx) return;
+  ctx->rng = state;
+  ctx->spawned = 0;
 }
 peri_rng peri_rng_get (const peri_ctx *ctx) { return ctx ? ctx->rng : (peri_rng){ 0 }; }

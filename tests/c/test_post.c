@@ -1,6 +1,8 @@
 /*
 ** test_post.c - work from other threads: order, waiting, interrupts, closing, the host's own loop.
 */
+#define _POSIX_C_SOURCE 200809L
+
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
