@@ -56,6 +56,10 @@ struct peri_bind {
   bool bar;                       /* the terminal's last line is a progress bar without an end */
   unsigned warnings, told;        /* how many there were, and of them given by peri.warnings() */
   char warning[PERI_NWARNING][PERI_WARNING_SIZE]; /* the last ones, in turn */
+  struct peri_worker *workers;                    /* that this state has started: worker.c */
+  lua_CFunction worker_open;                      /* peri_lua_on_worker */
+  void *worker_ud;
+  bool inside; /* the library's embedded files go before those of package.path */
 };
 
 /* The scopes and modes of L are in force: see peri__thread_look. */
@@ -160,6 +164,8 @@ void peri__open_checkpoint (lua_State *L); /* checkpoint.c */
 void peri__open_rng (lua_State *L);        /* rng.c */
 void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c */
 void peri__open_limits (lua_State *L);     /* limits: limit.c */
+void peri__open_channel (lua_State *L);    /* channels, receive, poll: channel.c */
+void peri__open_worker (lua_State *L);     /* _worker: worker.c */
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */
@@ -178,6 +184,15 @@ void peri__custom_sweep (lua_State *L, peri_bind *b); /* free records that the t
 void peri__grad_guard (lua_State *L, bool on);
 /* (name) -> text of an embedded Lua file, nothing when there is none; needs no context: info.c */
 int peri__source (lua_State *L);
+double peri__deadline (lua_State *L, int arg, const char *fn, double otherwise); /* channel.c */
+void peri__workers_sweep (
+    peri_bind *b); /* free those that have ended, tell of warnings: worker.c */
+void peri__workers_close (peri_bind *b); /* stop all, and wait for it */
+/* A state without libraries; NULL: no memory. host.c */
+lua_State *peri__new_state (peri_alloc_fn alloc, void *ud);
+/* peri_lua_open with the embedded files before or after those of package.path: state.c */
+peri_status peri__lua_open (lua_State *L, peri_ctx *ctx, bool inside);
+bool peri__embedded_first (lua_State *L); /* whether require looks there first */
 /* Let require find the embedded files, before or after those of package.path: state.c */
 void peri__add_searcher (lua_State *L, bool first);
 int peri__traceback (lua_State *L); /* message handler: host.c */

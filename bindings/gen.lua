@@ -89,8 +89,8 @@ local function all_functions()
   return table.move(more, 1, #more, #list + 1, list)
 end
 
-local prefixes = { perilune = "peri.", tensor = "x:", rng = "rng:", files = "peri.files.",
-                   json = "peri.json.", safetensors = "peri.safetensors." }
+local prefixes = { perilune = "peri.", tensor = "x:", rng = "rng:", channel = "channel:", worker = "worker:",
+                   files = "peri.files.", json = "peri.json.", safetensors = "peri.safetensors." }
 
 local function ops_page()
   local of, order = families()
@@ -188,12 +188,19 @@ local tensor = {}
 ---@class perilune.Rng
 local rng = {}
 
+---@class perilune.Channel
+---@operator len: integer
+local channel = {}
+
+---@class perilune.Worker
+local worker = {}
+
 ---@class perilune
 local peri = { files = {}, json = {}, safetensors = {} }
 ]]
 
-local owners = { perilune = "peri.", tensor = "tensor:", rng = "rng:", files = "peri.files.",
-                 json = "peri.json.", safetensors = "peri.safetensors." }
+local owners = { perilune = "peri.", tensor = "tensor:", rng = "rng:", channel = "channel:", worker = "worker:",
+                 files = "peri.files.", json = "peri.json.", safetensors = "peri.safetensors." }
 
 local function other(out, f)
   local names = {}

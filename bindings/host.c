@@ -210,13 +210,15 @@ static int open_libs (lua_State *L) {
   return 0;
 }
 
+lua_State *peri__new_state (peri_alloc_fn alloc, void *ud) { return NEW_STATE(alloc, ud); }
+
 peri_status peri_lua_new (peri_ctx *ctx, lua_State **out) {
   peri_alloc_fn alloc;
   void *ud;
   if (!ctx || !out) return ctx ? peri__fail(ctx, PERI_EINVAL, "out is NULL") : PERI_EINVAL;
   *out = NULL;
   peri_allocator(ctx, &alloc, &ud);
-  lua_State *L = NEW_STATE(alloc, ud);
+  lua_State *L = peri__new_state(alloc, ud);
   if (!L) return peri__fail(ctx, PERI_ENOMEM, "out of memory for a Lua state");
   lua_pushcfunction(L, open_libs);
   int rc = lua_pcall(L, 0, 0, 0);

@@ -13,16 +13,20 @@
 
 /* Every list of registered functions; ORDER families: peri__open_* in state.c. */
 extern const peri_reg *const peri__tensor_functions,
-    *const peri__tensor_methods, *const peri__make_functions,
-                                     *const peri__make_methods,
-                                         *const peri__memory_functions,
-                                             *const peri__grad_functions,
-                                                 *const peri__grad_methods,
-                                                     *const peri__custom_functions,
-                                                         *const peri__checkpoint_functions,
-                                                             *const peri__limit_functions,
-                                                                 *const peri__rng_functions,
-                                                                     *const peri__rng_methods;
+    *const peri__tensor_methods,
+        *const peri__make_functions,
+            *const peri__make_methods,
+                *const peri__memory_functions,
+                    *const peri__grad_functions,
+                        *const peri__grad_methods,
+                            *const peri__custom_functions,
+                                *const peri__checkpoint_functions,
+                                    *const peri__limit_functions,
+                                        *const peri__rng_functions,
+                                            *const peri__rng_methods,
+                                                *const peri__channel_functions,
+                                                    *const peri__channel_methods,
+                                                        *const peri__worker_methods;
 static const peri_reg *own_functions (void);
 
 /* ---- ops ---- */
@@ -173,11 +177,14 @@ static int l_functions (lua_State *L) {
   push_list(L, peri__memory_functions, "perilune", &n);
   push_list(L, peri__limit_functions, "perilune", &n);
   push_list(L, peri__rng_functions, "perilune", &n);
+  push_list(L, peri__channel_functions, "perilune", &n);
   push_list(L, own_functions(), "perilune", &n);
   push_list(L, peri__tensor_methods, "tensor", &n);
   push_list(L, peri__make_methods, "tensor", &n);
   push_list(L, peri__grad_methods, "tensor", &n);
   push_list(L, peri__rng_methods, "rng", &n);
+  push_list(L, peri__channel_methods, "channel", &n);
+  push_list(L, peri__worker_methods, "worker", &n);
   return 1;
 }
 

@@ -425,6 +425,29 @@ static const peri_reg functions[] = {
 
 const peri_reg *const peri__json_functions = functions;
 
+bool peri__json_is_null (lua_State *L, int idx) {
+  idx = lua_absindex(L, idx);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &key_null);
+  bool is = lua_rawequal(L, -1, idx) != 0;
+  lua_pop(L, 1);
+  return is;
+}
+
+void peri__json_push_null (lua_State *L) { lua_rawgetp(L, LUA_REGISTRYINDEX, &key_null); }
+
+bool peri__json_is_array (lua_State *L, int idx) {
+  if (!lua_getmetatable(L, idx)) return false;
+  push_mark(L);
+  bool is = lua_rawequal(L, -1, -2) != 0;
+  lua_pop(L, 2);
+  return is;
+}
+
+void peri__json_mark_array (lua_State *L) {
+  push_mark(L);
+  lua_setmetatable(L, -2);
+}
+
 int peri__open_json (lua_State *L) {
   lua_newtable(L);
   peri__register(L, functions);

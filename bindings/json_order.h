@@ -10,6 +10,12 @@
 /* Objects with more keys share no list with others. */
 #define PERI__JSON_SHARED_MAX 64
 
+/* json.null and the mark of arrays: json.c */
+bool peri__json_is_null (lua_State *L, int idx);
+void peri__json_push_null (lua_State *L);
+bool peri__json_is_array (lua_State *L, int idx);
+void peri__json_mark_array (lua_State *L); /* the table on top */
+
 /* Make the tree that lists are found in. */
 void peri__json_open_orders (lua_State *L);
 /* Push a new list of keys, empty: the metatable of an object. */

@@ -75,6 +75,14 @@ PERI_API peri_lua_stop *peri_lua_stopper (lua_State *L);
 PERI_API void
 peri_lua_interrupt (peri_lua_stop *stop); /* from such a handler, or from that thread */
 
+/* ---- workers: docs/threads.md ---- */
+
+/* Have open called in the state of every worker that L starts, and of those that they start, on its thread,
+** when the libraries and the module are open: for the C functions of a host. ud is its argument, as light
+** userdata. What it raises is the worker's error. NULL: nothing is called. Raises when the module
+** is not open in L. */
+PERI_API void peri_lua_on_worker (lua_State *L, lua_CFunction open, void *ud);
+
 /* require "perilune.core" in stock Lua: a context of its own, options from PERI_SIMD, PERI_THREADS,
 ** PERI_SEED and PERI_MAX_BYTES, closed with the state. In a state of peri_lua_new: the module of that state. */
 PERI_API int luaopen_perilune_core (lua_State *L);

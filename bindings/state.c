@@ -149,6 +149,7 @@ bool peri__retry (lua_State *L, peri_status s, int *tries) {
 
 static void bind_close (lua_State *L, peri_bind *b) {
   if (!b || !b->ctx) return;
+  peri__workers_close(b);
   peri__custom_close(b);
   for (int i = 0; i < PERI_NSCALAR; i++) peri_release(b->scalar[i]);
   peri_ctx *ctx = b->ctx;
@@ -291,6 +292,16 @@ void peri__add_searcher (lua_State *L, bool first) {
   lua_settop(L, top);
 }
 
+bool peri__embedded_first (lua_State *L) {
+  int top = lua_gettop(L);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  bool first = lua_getfield(L, -1, LUA_LOADLIBNAME) == LUA_TTABLE &&
+               lua_getfield(L, -1, "searchers") == LUA_TTABLE &&
+               lua_rawgeti(L, -1, 2) == LUA_TFUNCTION && lua_tocfunction(L, -1) == search_embedded;
+  lua_settop(L, top);
+  return first;
+}
+
 int luaopen_perilune_core (lua_State *L) {
   lua_settop(L, 0);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &peri__key_bind);
@@ -320,6 +331,8 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_checkpoint(L);
   peri__open_rng(L);
   peri__open_info(L);
+  peri__open_channel(L);
+  peri__open_worker(L);
   peri__open_limits(L);
   peri__register(L, error_functions);
   peri__open_json(L);
@@ -333,7 +346,7 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_arrays(L);
   peri__open_tokenizer(L);
   lua_setfield(L, -2, "_tokenizer");
-  peri__add_searcher(L, !b->owns); /* a module's files are beside it, a host's are inside */
+  peri__add_searcher(L, b->inside); /* a module's files are beside it, a host's are inside */
   return 1;
 }
 
@@ -363,12 +376,14 @@ static void undo_open (lua_State *L) {
 static int open_with (lua_State *L) {
   peri_ctx *ctx = (peri_ctx *)lua_touserdata(L, 1);
   bind_new(L);
-  ((peri_bind *)lua_touserdata(L, -1))->ctx = ctx;
+  peri_bind *b = (peri_bind *)lua_touserdata(L, -1);
+  b->ctx = ctx;
+  b->inside = lua_toboolean(L, 2) != 0;
   luaL_requiref(L, "perilune.core", luaopen_perilune_core, 0);
   return 0;
 }
 
-peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
+peri_status peri__lua_open (lua_State *L, peri_ctx *ctx, bool inside) {
   if (!ctx) return PERI_EINVAL;
   if (!lua_checkstack(L, 4)) return peri__fail(ctx, PERI_ENOMEM, "no room on the Lua stack");
   int top = lua_gettop(L);
@@ -378,8 +393,9 @@ peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
     return peri__fail(ctx, PERI_EHOST, "the perilune module is open already in this Lua state");
   lua_pushcfunction(L, open_with);
   lua_pushlightuserdata(L, ctx);
+  lua_pushboolean(L, inside);
   peri_status s = PERI_OK;
-  int rc = lua_pcall(L, 1, 0, 0);
+  int rc = lua_pcall(L, 2, 0, 0);
   if (rc != LUA_OK) {
     s = peri__caught(L, ctx, rc);
     undo_open(L);
@@ -387,3 +403,5 @@ peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) {
   lua_settop(L, top);
   return s;
 }
+
+peri_status peri_lua_open (lua_State *L, peri_ctx *ctx) { return peri__lua_open(L, ctx, true); }

@@ -27,6 +27,13 @@ local tensor = {}
 ---@class perilune.Rng
 local rng = {}
 
+---@class perilune.Channel
+---@operator len: integer
+local channel = {}
+
+---@class perilune.Worker
+local worker = {}
+
 ---@class perilune
 local peri = { files = {}, json = {}, safetensors = {} }
 
@@ -2374,6 +2381,22 @@ function peri.set_rng_state(state) end
 ---@return any ...
 function peri.rng(seed) end
 
+--- A queue between Lua states, of at most capacity values (default 64): plain values, tables of them, tensors without a copy, channels.
+---@param capacity? any
+---@return any ...
+function peri.channel(capacity) end
+
+--- The index of the first channel of the list that has a value, and the value; nil and "timeout", or "closed" when all are closed and empty.
+---@param channels any
+---@param timeout? any
+---@return any ...
+function peri.receive(channels, timeout) end
+
+--- Run what other threads have posted to this state's context, waiting for it up to timeout seconds (default 0); how many there were.
+---@param timeout? any
+---@return any ...
+function peri.poll(timeout) end
+
 --- Version, processor, SIMD level, threads: {version, processor, simd, threads, lua, ops}.
 ---@return any ...
 function peri.info() end
@@ -2536,6 +2559,64 @@ function rng:state() end
 ---@param state any
 ---@return any ...
 function rng:set_state(state) end
+
+--- Put a value in, waiting for room up to timeout seconds (nil: for ever): true, or false and "timeout" or "closed".
+---@param value any
+---@param timeout? any
+---@return any ...
+function channel:send(value, timeout) end
+
+--- The next value, waiting for it up to timeout seconds (nil: for ever); nil and "timeout", or "closed" when it is closed and empty.
+---@param timeout? any
+---@return any ...
+function channel:receive(timeout) end
+
+--- send without waiting.
+---@param value any
+---@return any ...
+function channel:try_send(value) end
+
+--- receive without waiting.
+---@return any ...
+function channel:try_receive() end
+
+--- for i, value in channel:each(): until it is closed and empty.
+---@return any ...
+function channel:each() end
+
+--- Let nobody send any more; what is in it can still be received.
+---@return any ...
+function channel:close() end
+
+--- Whether it was closed.
+---@return any ...
+function channel:closed() end
+
+--- How many values it holds before a sender waits.
+---@return any ...
+function channel:capacity() end
+
+--- Wait until the worker has ended, however it did: true; false and "timeout" after timeout seconds (nil: none).
+---@param timeout? any
+---@return any ...
+function worker:join(timeout) end
+
+--- Wait for the worker's results and return them; raises its error, with its traceback, and after timeout seconds (nil: none).
+---@param timeout? any
+---@return any ...
+function worker:result(timeout) end
+
+--- Stop it wherever it is, in an op, a loop or a wait; what it would close is closed. Returns the worker.
+---@return any ...
+function worker:interrupt() end
+
+--- "running", "done", "failed" or "interrupted".
+---@return any ...
+function worker:status() end
+
+--- Its number among the workers since the state's seed was set, from 1.
+---@return any ...
+function worker:index() end
 
 --- Add text at the end of a file, all of it or, with nil and a message, none.
 ---@param path any
