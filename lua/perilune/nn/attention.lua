@@ -175,8 +175,8 @@ function M.MultiHeadAttention:attend(x, c)
 end
 
 -- What comes out of the heads, through the last product.
-local function leave(self, a, few)
-  local y = self.out:forward(a:reshape { a:size(1), a:size(2), -1 }, few)
+local function leave(self, a, batch, time, few)
+  local y = self.out:forward(a:reshape { batch, time, -1 }, few)
   if self.training and self.dropout > 0 then y = y:dropout(self.dropout) end
   return y
 end
@@ -202,7 +202,7 @@ end
 function M.MultiHeadAttention:forward(x, given)
   local shared = getmetatable(given) == context.Context
   local c = shared and given or own_context(x, given)
-  local y = leave(self, self:attend(x, c), c.decoding)
+  local y = leave(self, self:attend(x, c), c.batch, c.time, c.decoding)
   if not shared then c:finish() end
   return y
 end
@@ -284,9 +284,11 @@ end
 --- @param few boolean?  few rows at a time and no gradient wanted
 --- @return perilune.Tensor  (B, T, dim)
 function M.CrossAttention:attend_to(x, kv, mask, few)
-  local q = self.q:forward(x, few):reshape { x:size(1), x:size(2), self.heads, self.head_dim }
-  return leave(self, context.attention(q, kv[1], kv[2], mask, nil, { causal = false, scale = self.scale,
-    dropout = self.training and self.attention_dropout or 0 }), few)
+  local batch, time = x:size(1), x:size(2)
+  local q = self.q:forward(x, few):reshape { batch, time, self.heads, self.head_dim }
+  local a = context.attention(q, kv[1], kv[2], mask, nil, { causal = false, scale = self.scale,
+    dropout = self.training and self.attention_dropout or 0 })
+  return leave(self, a, batch, time, few)
 end
 
 local cross_forward_rules = {
