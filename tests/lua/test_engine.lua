@@ -329,6 +329,31 @@ function TestBits.test_policies_share_a_batch()
   end
 end
 
+function TestBits.test_a_prompt_is_read_once_for_all_its_samples()
+  local model, batch = digits(), uneven(5)
+  local forward, read, most = model.forward, 0, 0
+  rawset(model, "forward", function (self, ids, ...)
+    if ids:size(2) > 1 or ids:size(1) > 4 then read = read + ids:size(1) end -- some prompts have one token
+    most = math.max(most, ids:size(2) == 1 and ids:size(1) or 0)
+    return forward(self, ids, ...)
+  end)
+  local lists = batch:unpad()
+  for b, list in ipairs(lists) do lists[b] = table.move(list, 1, #list, 2, { 4 }) end
+  local want
+  for _, rows in ipairs { 3, 1, 4 } do
+    read, most = 0, 0
+    peri.seed(6)
+    local out = model:generate(batches.pad(lists, { side = "right" }), { samples = 7, max_new_tokens = 6, rows = rows,
+      top_logprobs = 2, stop = { 1 } })
+    lu.assertEquals(read, 5)
+    lu.assertEquals(most, rows)
+    for r, top in ipairs(out.top) do lu.assertEquals(#top, out.mask:narrow(1, r, 1):to("i64"):sum():item()) end
+    local got = { out.tokens:tolist(), out.top, out.reasons }
+    want = want or got
+    lu.assertEquals(got, want)
+  end
+end
+
 function TestBits.test_on_tokens_hears_each_token_once()
   local model, batch = digits(), uneven(6)
   for _, rows in ipairs { 12, 5, 1 } do

@@ -95,27 +95,30 @@ end
 --- @param list perilune.decode.Sequence[]
 --- @param logits perilune.Tensor  (#list, V)
 --- @param turns integer  of the engine
---- @param drawn table  gets the parts that were drawn
---- @param apart table  gets those of rows that had to be drawn one by one
 --- @return perilune.Tensor ids  (#list) i64
 --- @return perilune.Tensor logprobs  (#list) f32
---- @return table tops  of rows with top_logprobs
-function M.draw(parts, list, logits, turns, drawn, apart)
-  local ids, logps, tops = {}, {}, {}
+--- @return table? tops  of rows with top_logprobs
+--- @return table drawn  the parts that were drawn: `parts` itself where all were
+--- @return table? apart  those of rows that had to be drawn one by one
+function M.draw(parts, list, logits, turns)
+  if #parts == 1 and not parts.order then
+    local part = parts[1]
+    local ok, ids, logp, tops = pcall(part.draw, part, logits)
+    if ok then return ids, logp or peri.zeros { #list }, tops, parts, nil end
+  end
+  local ids, logps, tops, drawn, apart = {}, {}, {}, {}, {}
   for p, part in ipairs(parts) do
     local x = part.index and logits:index_select(part.index, 1) or logits
     local ok, got, logp, top = pcall(part.draw, part, x)
     if ok then drawn[#drawn + 1] = part
     elseif sequences.is_interrupt(got) then error(got, 0)
     else got, logp, top = draw_apart(part, list, x, turns, apart) end
-    logp = logp or peri.zeros { #part.places }
-    if #parts == 1 and not parts.order then return got, logp, top or tops end
-    ids[p], logps[p] = got, logp
+    ids[p], logps[p] = got, logp or peri.zeros { #part.places }
     for k, place in ipairs(top and part.places or {}) do tops[place] = top[k] end
   end
   local all, all_logps = peri.cat(ids, 1), peri.cat(logps, 1)
   if parts.order then all, all_logps = all:index_select(parts.order, 1), all_logps:index_select(parts.order, 1) end
-  return all, all_logps, tops
+  return all, all_logps, tops, drawn, apart
 end
 
 return M

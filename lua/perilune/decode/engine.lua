@@ -40,6 +40,9 @@ for name, value in pairs(sampler.defaults) do request_defaults[name] = value end
 local Engine = {}
 Engine.__index = Engine
 
+-- What is to be closed at the end of a step.
+local Running = { __close = function (self) self.engine.stepping = false end }
+
 -- The most positions of a sequence.
 local function context_length(config)
   return config.max_position_embeddings or config.n_positions or config.n_ctx or math.huge
@@ -59,10 +62,12 @@ function M.new(model, opts)
   local o = options.fill("engine", opts, engine_rules)
   local why = require("perilune.models.base").no_causal(model) -- models have a method that needs the engine
   if why then error("engine: " .. why, 2) end
-  return setmetatable({ model = model, rows = o.rows, prefix_cache = o.prefix_cache, chunk = o.prefill_chunk,
+  local self = setmetatable({ model = model, rows = o.rows, prefix_cache = o.prefix_cache, chunk = o.prefill_chunk,
     wait = o.wait, context = context_length(model.config or {}), queue = {}, first = 1, last = 0, running = 0,
     slots = {}, entered = {}, undrawn = 0, turns = 0, deadline = math.huge, changed = false, unfinished = false,
     stepping = false }, Engine)
+  self.guard = setmetatable({ engine = self }, Running)
+  return self
 end
 options.declare(M.new, { "model" }, engine_rules)
 
@@ -185,7 +190,7 @@ end
 -- The tokens that the rows drew last; heard: the tensor is a listener's.
 local function set_ids(self, ids, heard)
   if self.ids and not self.heard then self.ids:release() end
-  self.ids, self.heard = ids and peri.keep(ids), heard
+  self.ids, self.heard = ids and (heard and ids or peri.keep(ids)), heard
 end
 
 -- No rows at all.
@@ -328,7 +333,7 @@ local function settle(self)
       local s = list[i]
       t.at, t.busy = i, true
       if not s.ended then
-        attempt(s.request, take, s, turns - s.entered, ids[i], t.logps and t.logps[i], t.tops[i])
+        attempt(s.request, take, s, turns - s.entered, ids[i], t.logps and t.logps[i], t.tops and t.tops[i])
       end
       t.busy = false
     end
@@ -347,15 +352,26 @@ local function settle(self)
   self.settling = nil
 end
 
--- What was drawn counts.
-local function commit(self, first, list, ids, parts, settling)
-  self.committing = true
-  for _, one in ipairs(parts) do
-    for _, part in ipairs(one) do
-      part:advance()
-      self.changed = self.changed or part.reorders
-    end
+-- The streams of parts move on, and rows go on from others.
+local function advance(self, parts)
+  for _, part in ipairs(parts) do
+    part:advance()
+    self.changed = self.changed or part.reorders
   end
+end
+
+-- Draw the next token of the rows from `first` on.
+local function draw(self, first, logits)
+  local list = first == 1 and self.slots or table.move(self.slots, first, #self.slots, 1, {})
+  local parts = first == 1 and self.parts or draws.parts(list, self.turns)
+  if first == 1 then self.parts = parts end
+  local ids, logp, tops, drawn, apart = draws.draw(parts, list, logits, self.turns)
+  local t = { list = list, at = 0, tops = tops, stop = parts.stop, logps = parts.listed and logp:tolist() or nil }
+  if not t.stop or next(t.stop) ~= nil then t.ids = ids:tolist() end -- else nobody looks at them here
+  if self.record then peri.keep(ids, logp) end
+  self.committing = true -- from here on what was drawn counts
+  advance(self, drawn)
+  if apart then advance(self, apart) end
   set_ids(self, first == 1 and ids or peri.cat({ self.ids, ids }, 1), first == 1 and self.record ~= nil)
   if self.undrawn > 0 then
     for _, s in ipairs(list) do
@@ -363,22 +379,10 @@ local function commit(self, first, list, ids, parts, settling)
       self.deadline = math.min(self.deadline, s.entered + s.most)
     end
   else self.turns = self.turns + 1 end
-  self.undrawn, self.before, self.settling, self.committing = 0, nil, settling, nil
-end
-
--- Draw the next token of the rows from `first` on.
-local function draw(self, first, logits)
-  local list = first == 1 and self.slots or table.move(self.slots, first, #self.slots, 1, {})
-  local parts, drawn, apart = first == 1 and self.parts or draws.parts(list, self.turns), {}, {}
-  if first == 1 then self.parts = parts end
-  local ids, logp, tops = draws.draw(parts, list, logits, self.turns, drawn, apart)
-  local t = { list = list, at = 0, tops = tops, stop = parts.stop, logps = parts.listed and logp:tolist() or nil }
-  if not t.stop or next(t.stop) ~= nil then t.ids = ids:tolist() end -- else nobody looks at them here
-  if self.record then peri.keep(ids, logp) end
-  commit(self, first, list, ids, { drawn, apart }, t)
+  self.undrawn, self.before, self.settling, self.committing = 0, nil, t, nil
   draws.release(apart)
   if first > 1 then draws.release(parts)
-  elseif #apart > 0 then forget_parts(self) end
+  elseif apart then forget_parts(self) end
   if self.record then self.record(list, ids, logp, self.turns) end
   settle(self)
 end
@@ -484,8 +488,6 @@ function Engine:need_rest(who)
     .. "of the same model")
 end
 
-local Running = { __close = function (self) self.engine.stepping = false end }
-
 local function none_runs(self)
   if not self.changed then return #self.slots == 0 end
   for _, s in ipairs(self.slots) do if not s.ended then return false end end
@@ -498,7 +500,7 @@ end
 function Engine:step()
   self:need_rest "step"
   self.stepping, self.failed = true, nil
-  local running <close> = setmetatable({ engine = self }, Running) -- luacheck: ignore 211
+  local running <close> = self.guard -- luacheck: ignore 211
   local _ <close> = peri.no_grad()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local ok, message = pcall(turn, self)
