@@ -218,22 +218,23 @@ static void check_param (lua_State *L, peri__args *a, int arg) {
   if (!ok) wrong_type(L, o, arg);
 }
 
-void peri__args_check (lua_State *L, peri__args *a) {
-  const peri_sig *sig = a->o->sig;
+void peri__args_check (lua_State *L, const peri__op_binding *o, peri__args *a) {
+  const peri_sig *sig = o->sig;
   int top = lua_gettop(L);
   luaL_checkstack(L, sig->n + PERI_MAX_OUT + 8, NULL);
   while (top > sig->n && lua_isnil(L, top)) lua_settop(L, --top);
-  a->each = a->nints = 0;
+  a->o = o;
+  a->each = a->nints = a->nnumber = 0;
   if (top > 0 && top <= sig->n + 1 && lua_type(L, top) == LUA_TTABLE) {
     bool list = top <= sig->n && is_list(sig->p[top - 1].kind);
     if (has_string_key(L, top) || (!list && lua_rawlen(L, top) == 0)) {
-      spread_names(L, a->o, top);
+      spread_names(L, o, top);
       top = sig->n;
     }
   }
   if (top > sig->n)
-    luaL_error(L, "%s: takes at most %d argument%s, got %d%s", a->o->op->name, sig->n,
-               sig->n == 1 ? "" : "s", top, list_hint(L, a->o, sig->n + 1));
+    luaL_error(L, "%s: takes at most %d argument%s, got %d%s", o->op->name, sig->n,
+               sig->n == 1 ? "" : "s", top, list_hint(L, o, sig->n + 1));
   lua_settop(L, sig->n);
   for (int i = 1; i <= sig->n; i++) check_param(L, a, i);
   a->nin = sig->ntensor - sig->nlist + sig->nlist * a->each;

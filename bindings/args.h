@@ -31,8 +31,8 @@ typedef struct peri__args {
 } peri__args;
 
 /* Spread names, settle the stack to one slot a parameter, check every type; counts nin and nints.
-** Raises. */
-void peri__args_check (lua_State *L, peri__args *a);
+** Raises. a need hold nothing. */
+void peri__args_check (lua_State *L, const peri__op_binding *o, peri__args *a);
 /* Fill in, ints (with room for nin and nints) and attr. Tensors are borrowed from the stack,
 ** numbers are new references: drop them after the call. Does not raise. */
 peri_status peri__args_take (lua_State *L, peri__args *a);

@@ -57,11 +57,11 @@ static int call_general (lua_State *L) {
   peri_tensor *few_in[PERI_ARGS_FEW], *out[PERI_MAX_OUT] = { NULL };
   int64_t few_ints[PERI_ARGS_FEW];
   peri_box *box[PERI_MAX_OUT];
-  peri__args a = { .o = o };
+  peri__args a; /* 1.2 KB, of which the checks and what is taken fill what there is */
   peri_status s;
   int tries = 0;
   if (o->hooked && o->b->intercepted && peri__intercept_push(L)) return intercepted(L, o);
-  peri__args_check(L, &a);
+  peri__args_check(L, o, &a);
   int base = lua_gettop(L);
   for (int k = 0; k < o->nret; k++) box[k] = peri__box_push(L, o->b, MT);
   make_room(L, &a, few_in, few_ints);
@@ -134,10 +134,10 @@ static int call_inplace (lua_State *L) {
   const peri__op_binding *o = BINDING(L);
   peri_tensor *few_in[PERI_ARGS_FEW];
   int64_t few_ints[PERI_ARGS_FEW];
-  peri__args a = { .o = o };
+  peri__args a;
   peri_status s;
   int tries = 0;
-  peri__args_check(L, &a);
+  peri__args_check(L, o, &a);
   if (lua_type(L, 1) == LUA_TNUMBER)
     luaL_error(L, "%s_: argument 1 (%s) must be a tensor, got number", o->op->name,
                o->sig->p[0].name);
