@@ -611,6 +611,49 @@ function TestOptimLaws:test_clipping_by_hand_takes_modules_and_checks_its_limit(
   lu.assertEquals(optim.clip_grad_norm_({}, 1), 0)
 end
 
+-- ---- averages ----
+
+function TestOptimLaws:test_an_average_follows_its_source_by_path()
+  local function net() return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)) end
+  local a, b = net(), net()
+  local function want(decay)
+    local out = {}
+    for i, p in ipairs(a:parameters()) do out[i] = p:detach():mul(decay):add(b:parameters()[i]:detach():mul(1 - decay)) end
+    return out
+  end
+  local function check(expected)
+    for i, p in ipairs(a:parameters()) do lu.assertTrue(p:detach():sub(expected[i]):abs():max():item() < 1e-6) end
+  end
+  for _, as in ipairs { function(n) return n end, function(n) return n:parameters() end, rows,
+    function(n) return { n[3], n[1] } end } do
+    local expected = want(0.9)
+    optim.ema_(as(a), as(b), 0.9)
+    check(expected)
+  end
+  local backwards = {}
+  for i, entry in ipairs(b:named_parameters()) do backwards[5 - i] = entry end
+  local expected = want(0.5)
+  optim.ema_(a, backwards, 0.5)
+  check(expected)
+  optim.ema_(a, b, 0)
+  lu.assertEquals(a[1].weight:tolist(), b[1].weight:tolist())
+  local mixed = nn.class("Mixed", function(m) m.a, m.b = nn.Linear(2, 2), nn.Linear(2, 2):to "f64" end)
+  local x, y = mixed(), mixed()
+  optim.ema_(x, y, 0)
+  lu.assertEquals(x.b.weight:tolist(), y.b.weight:tolist())
+  local model = assert(models.load "tests/data/hf_tiny/llama")
+  local average = model:copy()
+  optim.ema_(average, model, 0.999)
+  lu.assertTrue(average.embed.weight:sub(model.embed.weight:detach()):abs():max():item() < 1e-6)
+  lu.assertFalse(average.embed.weight.requires_grad)
+  for _, bad in ipairs { -0.1, 1.1, 0 / 0, "1" } do refused("decay is", function() optim.ema_(a, b, bad) end) end
+  refused("the target has 4 parameters, the source 2", function() optim.ema_(a, b[1], 0.5) end)
+  refused("ema_: the source has no parameter 0.weight", function() optim.ema_(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2), 0.5) end)
+  refused("weight is f32 of shape (2, 2) in the target, f32 of (3, 2) in the source", function()
+    optim.ema_(nn.Linear(2, 2), nn.Linear(2, 3), 0.5)
+  end)
+end
+
 -- ---- schedules ----
 
 TestSchedLaws = {}

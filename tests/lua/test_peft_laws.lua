@@ -212,6 +212,14 @@ function TestPeftLaws.test_a_prefix_is_off_within_disabled_and_learns_under_chec
   lu.assertEquals(gradients(true), gradients(false))
 end
 
+function TestPeftLaws.test_an_adapter_in_a_field_is_no_place_for_another()
+  local net = nn.class("Both", function(both)
+    both.block = nn.Block(dim, 2)
+    both.first = peft.bottleneck(both.block)
+  end)()
+  for _, entry in ipairs(peft.lora(net):named_parameters()) do lu.assertNotNil(entry[1]:find "^block%.") end
+end
+
 function TestPeftLaws.test_what_has_no_place_for_an_adapter_is_refused()
   for text, call in pairs {
     ["lora: model is 3, expected table"] = function() peft.lora(3) end,

@@ -17,7 +17,7 @@ local clip = require "perilune.optim.clip"
 local params = require "perilune.optim.params"
 
 local M = { Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
-  clip_grad_value_ = clip.clip_grad_value_ }
+  clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_ }
 
 -- ---- rules that several share ----
 

@@ -321,6 +321,12 @@ function M.problem(kind, o)
   return kind.check and kind.check(o)
 end
 
+--- { tensor, path?, ... } of everything that a module or a list has.
+--- @param who string
+--- @param given any
+--- @return table[]
+function M.named(who, given) return (flatten(who, given)) end
+
 --- All tensors of a module, a model, an adapter or a list, as a list; frozen ones among them.
 --- @param who string
 --- @param given any

@@ -40,27 +40,30 @@ end
 --- layer's path
 --- @field columns integer
 
--- The part of a path behind that of the innermost published model on it, and that of the model.
-local function publisher_of(publishers, path)
+local function is_inside(path, at) return at == "" or path == at or path:sub(1, #at + 1) == at .. "." end
+
+-- The longest of some paths that a path is in, or nil.
+local function innermost(paths, path)
   local best
-  for _, at in ipairs(publishers) do
-    if (at == "" or path:sub(1, #at + 1) == at .. ".") and (not best or #at > #best) then best = at end
+  for _, at in ipairs(paths) do
+    if is_inside(path, at) and (not best or #at > #best) then best = at end
   end
   return best
 end
 
---- The layers of a net that adapters may sit on, in order, each once.
+--- The layers of a net that adapters may sit on, in order, each once; not those that adapters are made of.
 --- @param net perilune.nn.Module
 --- @return perilune.peft.Place[]
 function M.places(net)
-  local list, publishers = {}, {}
+  local list, publishers, adapters = {}, {}, {}
   walk.walk(net, { module = function(path, module)
     if walk.method(module, "_publish") then publishers[#publishers + 1] = path end
+    if walk.method(module, "is_merged") then adapters[#adapters + 1] = path end
     local class = getmetatable(module)
     local embedding = class == layers.Embedding
-    if not embedding and class ~= layers.Linear and not module.is_head then return end
+    if not embedding and class ~= layers.Linear and not module.is_head or innermost(adapters, path) then return end
     local rows = embedding and module.num or module.out_features
-    local at, parts = publisher_of(publishers, path), {}
+    local at, parts = innermost(publishers, path), {}
     for i, part in ipairs(at and module.parts or { { path == "" and "layer" or path, rows } }) do
       local inside = at and at ~= "" and module.parts
       parts[i] = { inside and at .. "." .. part[1] or part[1], part[2] }
