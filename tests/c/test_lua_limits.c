@@ -263,8 +263,8 @@ static void what_closes_on_the_way_up_has_time (void **state) {
   peri_lua_limits l = limits_of(way = BY_THREAD);
   static const char *const texts[] = {
     "local _ <close> = setmetatable({}, { __close = work }) ready() while true do end",
-    "coroutine.wrap(function() local _ <close> = setmetatable({}, { __close = work }) ready() "
-    "while true do end end)()",
+    ("coroutine.wrap(function() local _ <close> = setmetatable({}, { __close = work }) ready() "
+     "while true do end end)()"),
     "local ok, e = pcall(function() ready() while true do end end) work()",
   };
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {

@@ -141,6 +141,37 @@ local function each_function(t, path, seen, fn)
   end
 end
 
+-- What public functions take in a table is declared, so that it is checked, shown and on the pages. These hand the table on
+-- to a function that does.
+local hand_on = { ["embed.rows"] = true, ["nn.MultiHeadAttention.forward"] = true }
+
+function TestHelp:test_a_documented_table_of_options_is_declared()
+  local missing, seen, items = {}, {}, {}
+  for name, at in pairs(peri._public) do
+    for part, file in pairs(type(at) == "table" and at or { [""] = at }) do
+      local path = part == "" and name or name .. "." .. part
+      each_function(require("perilune." .. file), path, seen, function(of, key, f)
+        local info = debug.getinfo(f, "S")
+        if info.what == "C" or peri.describe(f) then return end
+        if not items[info.source] then
+          items[info.source] = {}
+          for _, item in ipairs(comments.items(assert(peri.files.read(info.source:sub(2))))) do
+            items[info.source][item.line] = item
+          end
+        end
+        local item = items[info.source][info.linedefined]
+        for _, p in ipairs(item and item.params or {}) do
+          local table_of_options = (p.name == "opts" or p.name == "given") and p.type:find "^table"
+          if table_of_options and not options.declared(f) and not hand_on[of .. "." .. key] then
+            missing[#missing + 1] = of .. "." .. key
+          end
+        end
+      end)
+    end
+  end
+  lu.assertEquals(missing, {})
+end
+
 function TestHelp:test_everything_public_has_a_sentence()
   local missing, seen, items = {}, {}, {}
   local modules = { "log", "text.chat", "text.template" }

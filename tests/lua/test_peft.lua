@@ -149,6 +149,7 @@ for _, name in ipairs { "llama", "gpt2", "bert", "t5", "deepseek_v3", "gemma2" }
     local io = assert(peri.safetensors.load(folder .. "/io.safetensors"))
     local given = { mask = io.attention_mask, labels = io.labels }
     for what, change in pairs(changes) do
+      peri.seed(7)
       local model = assert(models.load(folder))
       local function run()
         return peri.no_grad(function ()

@@ -154,13 +154,16 @@ local function check_whole(self, state)
   end
 end
 
+local save_rules = { shard_bytes = hf.save_rules.shard_bytes, tokenizer_from = hf.save_rules.tokenizer_from }
+
 --- Write a Hugging Face folder: the weights in the dtypes they have (quantised ones as f32), config,
 --- generation config.
 --- @param folder string
---- @param opts table?  shard_bytes; tokenizer_from: a folder or file whose tokenizer is copied
+--- @param opts table?
 --- @return boolean|nil ok
 --- @return string? message
 function Model:save(folder, opts)
+  local o = options.fill(self.__name .. ": save", opts, save_rules)
   if self._packed then error(self.__name .. ": packed weights cannot be saved; load without pack", 2) end
   local config, list, main = {}, {}, "float32"
   local long = { f16 = "float16", bf16 = "bfloat16" }
@@ -176,8 +179,9 @@ function Model:save(folder, opts)
   config.torch_dtype, config.dtype = nil, nil
   config[key] = main
   return hf.write(folder, config, list, { generation_config = self.generation_config,
-    shard_bytes = opts and opts.shard_bytes, tokenizer_from = opts and opts.tokenizer_from })
+    shard_bytes = o.shard_bytes, tokenizer_from = o.tokenizer_from })
 end
+options.declare(Model.save, { "folder" }, save_rules)
 
 --- Linear layers in order, without the language-model head.
 --- @return perilune.nn.Linear[]

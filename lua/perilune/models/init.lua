@@ -29,23 +29,27 @@ function M.architecture(config)
   return nil, ("model_type %q is not known; known are %s"):format(tostring(kind), table.concat(known, ", "))
 end
 
---- A model from an open source.
---- @param source table  path, config, generation_config, names, get(self, name)
---- @param opts table?  as for load
---- @return table|nil model
---- @return string? message
-function M.from_source(source, opts)
-  local module, message = M.architecture(source.config)
-  if not module then return nil, ("%s: %s"):format(source.path, message) end
-  return base.from_source(module.Class, source, opts)
-end
-
 local load_rules = {
   dtype = options.value("f32", "string", "of linear and embedding weights: f32, bf16, f16, a quantised one, or "
     .. "file: as stored"),
   pack = options.boolean(false, "weights are laid out for this processor, for inference"),
   map = sources.map_rule,
 }
+
+local source_rules = { dtype = load_rules.dtype, pack = load_rules.pack }
+
+--- A model from an open source.
+--- @param source table  path, config, generation_config, names, get(self, name)
+--- @param opts table?
+--- @return table|nil model
+--- @return string? message
+function M.from_source(source, opts)
+  local o = options.fill("models.from_source", opts, source_rules)
+  local module, message = M.architecture(source.config)
+  if not module then return nil, ("%s: %s"):format(source.path, message) end
+  return base.from_source(module.Class, source, o)
+end
+options.declare(M.from_source, { "source" }, source_rules)
 
 --- Read a model.
 --- @param path string  Hugging Face folder, .gguf file or llama2.c .bin file

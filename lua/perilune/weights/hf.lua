@@ -263,7 +263,7 @@ local function remove_stale(folder, written)
   return true
 end
 
-local save_rules = {
+M.save_rules = {
   generation_config = options.value(options.none, "table", "of generation_config.json"),
   shard_bytes = options.integer(5000000000, "[1, inf)", "the most that one file holds, as save_pretrained has it"),
   tokenizer_from = options.value(options.none, "string", "folder or GGUF file whose tokenizer is carried along"),
@@ -277,7 +277,7 @@ local save_rules = {
 --- @return boolean|nil ok
 --- @return string? message
 function M.write(folder, config, list, opts)
-  local o = options.fill("hf.save", opts, save_rules)
+  local o = options.fill("hf.save", opts, M.save_rules)
   local ok, err = peri.files.make_folder(folder)
   if not ok then return nil, err end
   table.sort(list, function(a, b) return a.name < b.name end)
@@ -304,7 +304,7 @@ function M.write(folder, config, list, opts)
   if not ok then return nil, err end
   return true
 end
-options.declare(M.write, { "folder", "config", "list" }, save_rules)
+options.declare(M.write, { "folder", "config", "list" }, M.save_rules)
 
 --- Write a folder that Hugging Face loads: config.json, generation_config.json, model.safetensors or
 --- shards with their index.
@@ -315,13 +315,13 @@ options.declare(M.write, { "folder", "config", "list" }, save_rules)
 --- @return boolean|nil ok
 --- @return string? message
 function M.save(folder, config, tensors, opts)
-  options.fill("hf.save", opts, save_rules)
+  options.fill("hf.save", opts, M.save_rules)
   local list = {}
   for name, t in pairs(tensors) do
     list[#list + 1] = { name = name, dtype = t.dtype, shape = t.shape, get = function() return t end }
   end
   return M.write(folder, config, list, opts)
 end
-options.declare(M.save, { "folder", "config", "tensors" }, save_rules)
+options.declare(M.save, { "folder", "config", "tensors" }, M.save_rules)
 
 return M
