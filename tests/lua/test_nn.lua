@@ -321,6 +321,12 @@ function TestAttentionLayer:test_a_cache_of_a_layer_is_emptied_and_says_what_is_
     lu.assertEquals(one:bytes(), 2 * 6 * module.kv_heads * module.head_dim * 2 * 4)
   end
   lu.assertEquals(n, 2)
+  for _, name in ipairs { "deepseek_v3", "t5" } do -- kinds of their own, and weights of any dtype
+    local model = assert(peri.models.load("tests/data/hf_tiny/" .. name, { dtype = "q8_0" }))
+    for module, one in pairs(nn.caches(model, 1, 2)) do
+      lu.assertEquals({ one.dtype, one.room, #one.parts[1] }, { "f32", 2, #module:keeps() })
+    end
+  end
 end
 
 function TestAttentionLayer:test_feed_forward_kinds()

@@ -91,7 +91,7 @@ M.MultiHeadAttention = class("MultiHeadAttention", function(self, ...)
   local kv_heads, head_dim = head_sizes("MultiHeadAttention", o)
   local out_bias = o.out_bias
   if out_bias == nil then out_bias = o.bias end
-  self.heads, self.kv_heads, self.head_dim = o.heads, kv_heads, head_dim
+  self.dim, self.heads, self.kv_heads, self.head_dim = o.dim, o.heads, kv_heads, head_dim
   self.causal, self.window, self.softcap, self.scale = o.causal, o.window, o.softcap, o.scale or head_dim ^ -0.5
   self.dropout, self.attention_dropout = o.dropout, o.attention_dropout
   self.qkv = layers.Linear(o.dim, (o.heads + 2 * kv_heads) * head_dim, { bias = o.bias })
@@ -214,7 +214,9 @@ end
 function M.MultiHeadAttention:cache(batch, length)
   local o = options.fill("cache", { batch = batch, length = length }, { batch = cache_rules.batch,
     length = cache_rules.length })
-  return caches.new { batch = o.batch, length = o.length, dtype = self.qkv.weight.dtype, layers = { self:keeps() } }
+  local weight = self.qkv and self.qkv.weight -- a layer of another kind may have neither
+  local dtype = weight and dtypes.is_float[weight.dtype] and weight.dtype or "f32"
+  return caches.new { batch = o.batch, length = o.length, dtype = dtype, layers = { self:keeps() } }
 end
 
 -- Numbers that a chain of modules takes and gives, as far as its ends say so.

@@ -46,6 +46,7 @@ end)
 options.declare(M.FeedForward, { "dim", "hidden" }, feed_forward_rules)
 
 local FeedForward = M.FeedForward
+
 --- @param x perilune.Tensor  (..., dim)
 --- @param c perilune.nn.Context?
 --- @return perilune.Tensor  (..., dim)
