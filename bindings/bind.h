@@ -114,6 +114,12 @@ static inline peri_box *peri__box_at (lua_State *L, const peri_bind *b, int idx)
   return ok ? box : NULL;
 }
 
+int peri__error (lua_State *L, const char *fmt, ...);
+/* For loops that make or read many Lua values: raises when an interrupt is there at step i. */
+static inline void peri__look (lua_State *L, const peri_ctx *ctx, int64_t i, const char *fn) {
+  if (peri__give_up(ctx, i)) peri__error(L, "%s: interrupted", fn);
+}
+
 bool peri__is_tensor (lua_State *L, int idx);
 /* Borrowed tensor at argument arg; raises for another type or a released one. fn names the
 ** function in messages, name the parameter (may be NULL). */

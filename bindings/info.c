@@ -321,6 +321,18 @@ static int l_fail_after (lua_State *L) {
   return 0;
 }
 
+static int l_interrupt_at (lua_State *L) {
+  peri_test_interrupt_at(BIND(L)->ctx, luaL_checkinteger(L, 1));
+  return 0;
+}
+
+/* looks() -> how often something has looked for an interrupt; the pending one is cleared. */
+static int l_looks (lua_State *L) {
+  lua_pushinteger(L, peri_test_looks(BIND(L)->ctx));
+  peri_interrupt_clear(BIND(L)->ctx);
+  return 1;
+}
+
 static int l_fired (lua_State *L) {
   lua_pushboolean(L, peri_test_fired(BIND(L)->ctx));
   return 1;
@@ -511,6 +523,10 @@ static const peri_reg functions[] = {
 #ifdef PERI_TESTING
   { "_fail_after", "n, sticky?",
     "Tests: fail the n-th allocation of the runtime from now on; -1 never.", l_fail_after },
+  { "_interrupt_at", "n",
+    "Tests: interrupt at the n-th look for one from now on, from 0; -1 never.", l_interrupt_at },
+  { "_looks", "", "Tests: how often an interrupt was looked for; clears one that is pending.",
+    l_looks },
   { "_fired", "", "Tests: whether an allocation was failed.", l_fired },
 #endif
   { "_source", "name", "Text of an embedded Lua file.", peri__source },

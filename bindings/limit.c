@@ -219,9 +219,10 @@ peri_status peri_lua_limit (lua_State *L, const peri_lua_limits *given) {
   if (!b || !b->ctx) return PERI_EINVAL;
   if (!given) return peri__fail(b->ctx, PERI_EINVAL, "limits is NULL");
   if (given->struct_size != sizeof l)
-    return peri__fail(b->ctx, PERI_EINVAL,
-                      "limits: struct_size is %zu: peri_lua_limits_init sets it",
-                      given->struct_size);
+    return peri__fail(
+        b->ctx, PERI_EINVAL,
+        "limits.struct_size is %u: it must be set to sizeof(limits), which is %u here",
+        given->struct_size, (unsigned)sizeof l);
   l = *given;
   if (l.look < 0) return peri__fail(b->ctx, PERI_EINVAL, "limits: look is %d: 0 or more", l.look);
   lua_pushcfunction(L, set_limits);

@@ -40,6 +40,7 @@ void peri__put_element (lua_State *L, const char *fn, int idx, peri_dtype d, voi
 /* ---- nested tables ---- */
 
 typedef struct maker {
+  const peri_ctx *ctx;
   peri_dtype d;
   int ndim;
   int64_t shape[PERI_MAX_DIMS], at[PERI_MAX_DIMS];
@@ -116,6 +117,7 @@ static void visit (lua_State *L, maker *m, int depth, bool fill) {
     luaL_error(L, "tensor: value%s has %I elements, but the first of its dim has %I",
                depth ? where(L, m, depth) : "", (LUAI_UACINT)n, (LUAI_UACINT)m->shape[depth]);
   for (m->at[depth] = 0; m->at[depth] < n; m->at[depth]++) {
+    peri__look(L, m->ctx, m->at[depth], "tensor");
     lua_rawgeti(L, -1, m->at[depth] + 1);
     visit(L, m, depth + 1, fill);
     lua_pop(L, 1);
@@ -123,7 +125,7 @@ static void visit (lua_State *L, maker *m, int depth, bool fill) {
 }
 
 static int l_tensor (lua_State *L) {
-  maker m = { .ndim = 0 };
+  maker m = { .ctx = BIND(L)->ctx };
   peri_tensor *given = peri_lua_to(L, 1);
   luaL_checkstack(L, PERI_MAX_DIMS + 8, NULL);
   if (lua_isnoneornil(L, 1))
@@ -183,6 +185,7 @@ static void list (lua_State *L, const peri_tensor *t, int dim, const char *p) {
   }
   lua_createtable(L, (int)t->shape[dim], 0);
   for (int64_t i = 0; i < t->shape[dim]; i++) {
+    peri__look(L, t->ctx, i, "tolist");
     list(L, t, dim + 1, t->numel > 0 ? p + i * t->stride[dim] * (int64_t)size : p);
     lua_rawseti(L, -2, i + 1);
   }

@@ -51,7 +51,7 @@ PERI_API peri_status peri_lua_call (lua_State *L, int nargs, int nresults);
 /* ---- limits and interrupts: docs/embedding.md ---- */
 
 typedef struct peri_lua_limits {
-  size_t struct_size;    /* peri_lua_limits_init sets it */
+  uint32_t struct_size;  /* peri_lua_limits_init sets it */
   uint64_t instructions; /* of Lua, in all its threads together; 0: no limit */
   size_t memory;         /* bytes of strings, tables and functions, not of tensors; 0: no limit */
   int look; /* instructions between two looks for peri_interrupt, so that it reaches Lua code that calls

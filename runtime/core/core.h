@@ -119,6 +119,9 @@ struct peri_ctx {
   sem_t bell;
   atomic_int rung;
   uint64_t spawned; /* workers that were started since the seed was set: bindings/worker.c */
+#ifdef PERI_TESTING
+  atomic_llong looks, interrupt_at; /* counted; at this one peri_interrupt is called */
+#endif
 };
 
 /* ---- errors: core/ctx.c ---- */
@@ -186,6 +189,21 @@ peri__ring (peri_ctx *ctx); /* end peri__sleep, now or when it begins; from anyw
 ** the context is interrupted. */
 PERI_API peri_status peri__sleep (peri_ctx *ctx, double deadline);
 
+/* ---- interrupts: core/ctx.c ---- */
+#ifdef PERI_TESTING
+void peri__count_look (const peri_ctx *ctx);
+/* Interrupt at the n-th look for an interrupt from now on (0 = the next); -1 = never. */
+PERI_API void peri_test_interrupt_at (peri_ctx *ctx, int64_t n);
+PERI_API int64_t peri_test_looks (const peri_ctx *ctx); /* so far */
+#endif
+/* Whether to end early, from any thread. */
+static inline bool peri__stopped (const peri_ctx *ctx) {
+#ifdef PERI_TESTING
+  peri__count_look(ctx);
+#endif
+  return atomic_load_explicit(&ctx->interrupted, memory_order_relaxed);
+}
+
 /* ---- threads: core/threads.c ---- */
 /* Run fn(ud, begin, end, worker) over [0, n) in pieces of at least grain, worker < peri_threads().
 ** Pieces never depend on timing in a way that may change a result: fn must not care how [0, n) is
@@ -196,7 +214,7 @@ void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, 
 /* For loops inside a piece that may run for more than a tenth of a second: whether to give up at step i
 ** (asked every 2^16 steps), the results being thrown away then. */
 static inline bool peri__give_up (const peri_ctx *ctx, int64_t i) {
-  return (i & 0xffff) == 0 && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed);
+  return (i & 0xffff) == 0 && peri__stopped(ctx);
 }
 peri_status peri__threads_open (peri_ctx *ctx, int n, peri_parallel_fn host, void *host_ud);
 void peri__threads_close (peri_ctx *ctx);

@@ -68,6 +68,9 @@ peri_status peri_open (const peri_options *given, peri_ctx **out) {
       __builtin_add_overflow(o.max_bytes, o.max_bytes / 8 + ((size_t)1 << 20), &ctx->max_reserved))
     ctx->max_reserved = SIZE_MAX;
   ctx->grad_enabled = true;
+#ifdef PERI_TESTING
+  ctx->interrupt_at = -1;
+#endif
   peri_status s = peri__gate_open(ctx);
   if (s != PERI_OK) {
     peri__pool_close(ctx);
@@ -185,6 +188,20 @@ void peri_interrupt (peri_ctx *ctx) {
   atomic_store(&ctx->interrupted, 1);
   peri__ring(ctx);
 }
+
+#ifdef PERI_TESTING
+void peri__count_look (const peri_ctx *given) {
+  peri_ctx *ctx = (peri_ctx *)(uintptr_t)given;
+  long long n = atomic_fetch_add_explicit(&ctx->looks, 1, memory_order_relaxed);
+  if (n == atomic_load_explicit(&ctx->interrupt_at, memory_order_relaxed)) peri_interrupt(ctx);
+}
+
+void peri_test_interrupt_at (peri_ctx *ctx, int64_t n) {
+  atomic_store(&ctx->interrupt_at, n < 0 ? -1 : atomic_load(&ctx->looks) + n);
+}
+
+int64_t peri_test_looks (const peri_ctx *ctx) { return atomic_load(&ctx->looks); }
+#endif
 
 bool peri_interrupt_request (peri_ctx *ctx) {
   if (!ctx) return false;

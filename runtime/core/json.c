@@ -95,13 +95,19 @@ static int hex4 (const unsigned char *s) {
   return v;
 }
 
+#define LOOK 65536 /* bytes of a string between two looks for an interrupt */
+
 /* Check a string; pos is at its opening quote and goes behind the closing one. */
 static peri_status scan_string (peri_json *p, bool *escapes) {
   const unsigned char *s = p->text;
-  size_t start = p->pos, i = start + 1, len;
+  size_t start = p->pos, i = start + 1, look = start + LOOK, len;
   *escapes = false;
   for (;;) {
     if (i >= p->size) return peri_json_fail(p, start, "the string does not end");
+    if (i >= look) {
+      if (peri__stopped(p->ctx)) return p->status = peri__fail(p->ctx, PERI_EINTR, "interrupted");
+      look += LOOK;
+    }
     if (s[i] == '"') break;
     if (s[i] < 0x20)
       return peri_json_fail(p, i, "control byte 0x%02x in a string must be escaped", s[i]);

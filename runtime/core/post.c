@@ -54,14 +54,14 @@ static struct timespec time_in (double seconds) {
 
 peri_status peri__sleep (peri_ctx *ctx, double deadline) {
   double left = deadline - peri__now();
-  if (atomic_load(&ctx->interrupted)) return peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   if (left > 0) {
     struct timespec until = time_in(left);
     while (sem_clockwait(&ctx->bell, CLOCK_MONOTONIC, &until) != 0)
       if (errno != EINTR) return PERI_OK; /* the time is over */
     atomic_store(&ctx->rung, 0);          /* before the caller looks: what comes after rings anew */
   }
-  if (atomic_load(&ctx->interrupted)) return peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   return PERI_OK;
 }
 
@@ -115,7 +115,7 @@ peri_status peri_post_run (peri_ctx *ctx, double timeout, int *ran) {
   if (ran) *ran = 0;
   if (!(timeout >= 0)) return peri__fail(ctx, PERI_EINVAL, "timeout is %g seconds", timeout);
   peri__take_back(ctx);
-  if (atomic_load(&ctx->interrupted)) return peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   double deadline = peri__now() + timeout;
   peri_task *last;
   while (!(last = last_task(ctx)) && peri__now() < deadline) TRY(peri__sleep(ctx, deadline));
@@ -124,7 +124,7 @@ peri_status peri_post_run (peri_ctx *ctx, double timeout, int *ran) {
     if (!t) break; /* a task ran the queue itself */
     t->run(t->ud, ctx);
     if (ran) ++*ran;
-    if (!done && atomic_load(&ctx->interrupted)) return peri__fail(ctx, PERI_EINTR, "interrupted");
+    if (!done && peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   }
   return PERI_OK;
 }

@@ -16,8 +16,9 @@
 enum {
   MAX_THREADS = 256,
   SPIN_NS = 40000,
-  MOST = 64, /* pieces at least, so that an interrupt is soon seen */
-  SHARE = 2  /* a piece is 1/2 of a thread's share of what is left, so that all end together */
+  MOST = 64,    /* pieces at least, so that an interrupt is soon seen */
+  LONGEST = 16, /* grains of a piece at most, for the same reason: some milliseconds */
+  SHARE = 2     /* a piece is 1/2 of a thread's share of what is left, so that all end together */
 };
 
 /*
@@ -40,7 +41,7 @@ struct peri_threads {
   peri_range_fn fn;
   void *ud;
   int64_t end, grain;
-  atomic_int *interrupted;
+  const peri_ctx *ctx;
   char apart0[PERI_ALIGN]; /* words that many threads write each get a cache line */
   _Atomic int64_t next;
   char apart1[PERI_ALIGN];
@@ -85,6 +86,7 @@ static int processors (void) {
 static int64_t piece_of (int64_t left, int64_t all, int threads, int64_t grain) {
   int64_t piece = left / ((int64_t)threads * SHARE);
   if (piece > all / MOST) piece = all / MOST;
+  if (piece / LONGEST > grain) piece = grain * LONGEST;
   piece = piece <= grain ? grain : (piece + grain - 1) / grain * grain;
   return piece < left ? piece : left;
 }
@@ -92,7 +94,7 @@ static int64_t piece_of (int64_t left, int64_t all, int threads, int64_t grain) 
 /* Take pieces until there are none. */
 static void work (struct peri_threads *t, int worker) {
   int64_t begin = atomic_load_explicit(&t->next, memory_order_relaxed);
-  while (begin < t->end && !atomic_load_explicit(t->interrupted, memory_order_relaxed)) {
+  while (begin < t->end && !peri__stopped(t->ctx)) {
     int64_t end = begin + piece_of(t->end - begin, t->end, t->n, t->grain);
     if (!atomic_compare_exchange_weak_explicit(&t->next, &begin, end, memory_order_relaxed,
                                                memory_order_relaxed))
@@ -226,14 +228,14 @@ static void host_task (void *arg, int i) { work(arg, i); }
 static void run_inline (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud) {
   int64_t piece = piece_of(n, n, 8, grain);
   for (int64_t begin = 0; begin < n; begin += piece) {
-    if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return;
+    if (peri__stopped(ctx)) return;
     fn(ud, begin, n - begin > piece ? begin + piece : n, 0);
   }
 }
 
 void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, void *ud) {
   struct peri_threads *t = ctx->threads;
-  if (n <= 0 || atomic_load_explicit(&ctx->interrupted, memory_order_relaxed)) return;
+  if (n <= 0 || peri__stopped(ctx)) return;
   if (grain < 1) grain = 1;
   if (n <= grain) {
     fn(ud, 0, n, 0);
@@ -249,7 +251,7 @@ void peri__parallel (peri_ctx *ctx, int64_t n, int64_t grain, peri_range_fn fn, 
   t->ud = ud;
   t->end = n;
   t->grain = grain;
-  t->interrupted = &ctx->interrupted;
+  t->ctx = ctx;
   atomic_store_explicit(&t->next, 0, memory_order_relaxed);
   t->running = true;
   if (t->host != NULL) {

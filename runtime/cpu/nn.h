@@ -46,16 +46,17 @@ struct peri__attn {
   int64_t offset, window; /* query i sees keys j <= i + offset, the last window of them if > 0 */
   float scale, cap;       /* cap > 0: scores become cap tanh(score / cap) before the mask */
   double scale_f64, cap_f64;
-  int64_t rows;                  /* queries of a unit: see units */
-  float *out, *lse;              /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
-  const float *g;                /* backward: dense, as out */
-  float *dq, *dk, *dv;           /* backward: dense */
-  float *dmask;                  /* backward: (B, Hq, Tq, Tk)?, zeros */
-  const atomic_int *interrupted; /* ?: set, a unit may end early */
+  int64_t rows;                         /* queries of a unit: see units */
+  float *out, *lse;                     /* (B, Tq, Hq, D) dense, (B, Hq, Tq)? */
+  const float *g;                       /* backward: dense, as out */
+  float *dq, *dk, *dv;                  /* backward: dense */
+  float *dmask;                         /* backward: (B, Hq, Tq, Tk)?, zeros */
+  bool (*stopped)(const peri_ctx *ctx); /* ?: asked within a unit, which may end early */
+  const peri_ctx *ctx;
 };
 
 static inline bool peri__attn_stopped (const struct peri__attn *a) {
-  return a->interrupted && atomic_load_explicit(a->interrupted, memory_order_relaxed);
+  return a->stopped && a->stopped(a->ctx);
 }
 
 struct peri__nn_kernels {

@@ -196,7 +196,7 @@ static void queries (const struct peri__attn *a, struct work *w, int64_t b, int6
     pack_rows(k, a->ks[1], n, D, Dp, w->kp);
     w->finite = !a->mask_kind || all_finite(w->kp, Dp, n, Dp);
     memset(w->dk, 0, (size_t)(2 * KB * Dp) * sizeof(float)); /* dk and dv */
-    for (int64_t r0 = i0 * G; r0 < i1 * G; r0 += RB)
+    for (int64_t r0 = i0 * G; r0 < i1 * G && !peri__attn_stopped(a); r0 += RB)
       chunk(a, w, b, hk, start, r0, min64(RB, i1 * G - r0), j0, n);
     for (int64_t j = 0; j < n; j++) {
       int64_t at = ((b * a->Tk + j0 + j) * a->Hkv + hk) * D;

@@ -20,7 +20,7 @@
 
 #include "io/files.h"
 
-#define PIECE ((size_t)16 << 20) /* bytes between two looks at peri_interrupt */
+#define PIECE ((size_t)4 << 20) /* bytes between two looks at peri_interrupt */
 
 peri_status peri__io_fail (peri_ctx *ctx, const char *path, const char *what) {
   char reason[128];
@@ -70,7 +70,7 @@ peri_status peri__read_at (peri_ctx *ctx, int fd, const char *path, uint64_t off
                            size_t n) {
   char *p = dst;
   while (n > 0) {
-    if (atomic_load(&ctx->interrupted)) return peri__fail(ctx, PERI_EINTR, "%s: interrupted", path);
+    if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "%s: interrupted", path);
     ssize_t got = pread(fd, p, n < PIECE ? n : PIECE, (off_t)offset);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return peri__io_fail(ctx, path, "read");
@@ -158,7 +158,7 @@ peri_status peri__write_all (peri_ctx *ctx, int fd, const char *path, const void
   bool blocked = pthread_sigmask(SIG_BLOCK, &limit, &before) == 0;
   peri_status s = PERI_OK;
   while (n > 0 && s == PERI_OK) {
-    if (atomic_load(&ctx->interrupted)) {
+    if (peri__stopped(ctx)) {
       s = peri__fail(ctx, PERI_EINTR, "%s: interrupted", path);
       break;
     }

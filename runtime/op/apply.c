@@ -119,8 +119,7 @@ peri_status peri__run_kernel (peri_call *k) {
   peri_ctx *ctx = k->ctx;
   double t0 = ctx->profile ? peri__now() : 0;
   peri_status s = k->op->cpu(k);
-  if (s == PERI_OK && atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
-    s = peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (s == PERI_OK && peri__stopped(ctx)) s = peri__fail(ctx, PERI_EINTR, "interrupted");
   if (ctx->profile) {
     double flops = 0, bytes = 0;
     if (k->op->cost)
@@ -258,8 +257,7 @@ static peri_status apply (peri_ctx *ctx, const peri_op *op, const peri_sig *sig,
   c.in = (peri_tensor **)in;
   c.attr = attr;
   for (int k = 0; k < PERI_MAX_OUT; k++) c.out[k] = NULL;
-  if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
-    return peri__fail(ctx, PERI_EINTR, "interrupted");
+  if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   TRY(peri__check_inputs(&c));
   if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
     int want = wanted_float(op, nin, in);

@@ -112,7 +112,8 @@ static peri_status attn_open (peri_call *c, attn_job *j, bool forward) {
   peri_tensor *t;
   const int64_t far = (int64_t)1 << 40;
   j->k = c->ctx->cpu->nn;
-  a->interrupted = &c->ctx->interrupted;
+  a->stopped = peri__stopped;
+  a->ctx = c->ctx;
   a->B = q->shape[0], a->Tq = q->shape[1], a->Hq = q->shape[2], a->D = q->shape[3];
   a->Tk = k->shape[1], a->Hkv = k->shape[2];
   a->causal = attr[0].i != 0;

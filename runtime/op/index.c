@@ -247,8 +247,10 @@ static peri_status nonzero_infer (peri_call *c) {
   peri_tensor *x = NULL;
   int64_t shape[2] = { 0, c->in[0]->ndim };
   TRY(peri__contiguous(c->in[0], &x));
-  for (int64_t i = 0; i < x->numel; i++) shape[0] += is_nonzero(x->data, i, x->dtype);
+  for (int64_t i = 0; i < x->numel && !peri__give_up(c->ctx, i); i++)
+    shape[0] += is_nonzero(x->data, i, x->dtype);
   peri_release(x);
+  if (peri__stopped(c->ctx)) return peri__fail(c->ctx, PERI_EINTR, "interrupted");
   return peri__new(c->ctx, PERI_I64, 2, shape, &c->out[0]);
 }
 
@@ -256,6 +258,7 @@ static peri_status nonzero_cpu (peri_call *c) {
   peri_tensor *x = c->in[0];
   int64_t *out = c->out[0]->data;
   for (int64_t i = 0; i < x->numel; i++) {
+    if (peri__give_up(c->ctx, i)) return PERI_OK; /* what ran it says so */
     if (!is_nonzero(x->data, i, x->dtype)) continue;
     int64_t rest = i;
     for (int d = x->ndim - 1; d >= 0; d--) {

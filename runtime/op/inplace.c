@@ -273,7 +273,7 @@ peri_status peri__run_twin (peri_ctx *ctx, const peri_op *op, const peri_sig *si
   };
   if (!(op->flags & PERI_OP_ELEMENTWISE) || nin < 1 || nin > MAX_IN)
     return peri__fail(ctx, PERI_ENOSUP, "has no in-place form");
-  if (atomic_load_explicit(&ctx->interrupted, memory_order_relaxed))
+  if (peri__stopped(ctx))
     return peri__fail(ctx, PERI_EINTR, "interrupted"); /* before anything is written */
   TRY(peri__check_inputs(&c));
   TRY(check_twin(&c));

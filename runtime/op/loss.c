@@ -110,7 +110,7 @@ static peri_status ce_cpu (peri_call *c) {
     return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the losses of %" PRId64 " rows", rows);
   s.stats = c->out[1]->data;
   peri__parallel(c->ctx, rows, peri__rows_grain(s.v), ce_rows, &s);
-  if (!atomic_load_explicit(&c->ctx->interrupted, memory_order_relaxed)) {
+  if (!peri__stopped(c->ctx)) {
     for (int64_t i = 0; i < rows; i++) {
       if (red == RED_NONE) peri__rows_set(&s.r, c->out[0]->data, i, s.loss[i]);
       sum += s.loss[i];

@@ -78,7 +78,7 @@ static peri_status orthogonal (const peri__multi *m, int64_t rows, int64_t cols,
     else
       TRY(product(m, rows, cols, rows, p, rows, 1, x, cols, 1, y));
     axpby(m, n, x, A, y, 1);
-    if (atomic_load_explicit(&m->ctx->interrupted, memory_order_relaxed)) return PERI_OK;
+    if (peri__stopped(m->ctx)) return PERI_OK;
   }
   return PERI_OK;
 }
@@ -128,7 +128,7 @@ static peri_status cpu (peri_call *c) {
     m.k->muon_momentum(&s, p, t->numel, NULL);
     status = orthogonal(&m, t->shape[0], t->shape[1], a[M_STEPS].i, x, w.y, w.g, w.p);
     x += (size_t)t->numel * m.size;
-    run = status == PERI_OK && !atomic_load_explicit(&c->ctx->interrupted, memory_order_relaxed);
+    run = status == PERI_OK && !peri__stopped(c->ctx);
   }
   x = w.all;
   for (int i = 0; run && i < m.n; i++) {

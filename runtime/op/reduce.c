@@ -273,6 +273,7 @@ OP(min, .sig = "x, dims:dims=all, keep:bool=false", .flags = PERI_OP_STRIDED | P
 
 /* One fold over each whole row, since a place needs its row: chunks are not joined. */
 typedef struct places {
+  const peri_ctx *ctx;
   const struct peri__math_kernels *k;
   const char *x;
   int type;
@@ -281,14 +282,25 @@ typedef struct places {
   int64_t *out;
 } places;
 
+/* In runs, between which an interrupt is looked for; as in one, the first of equals and a NaN win. */
+static int64_t place_f32 (const places *p, const float *x) {
+  enum { RUN = 1 << 24 }; /* two milliseconds; each run is searched anew */
+  int64_t best = 0;
+  for (int64_t i = 0; i < p->n && x[best] == x[best] && !peri__stopped(p->ctx); i += RUN) {
+    int64_t n = p->n - i < RUN ? p->n - i : RUN;
+    int64_t at = i + (p->least ? p->k->argmin(x + i, n) : p->k->argmax(x + i, n));
+    if (x[at] != x[at] || (p->least ? x[at] < x[best] : x[at] > x[best])) best = at;
+  }
+  return best;
+}
+
 static int64_t place (const places *p, const char *x) {
   int64_t best = 0;
-  if (p->type == PERI_F32)
-    return p->least ? p->k->argmin((const float *)(const void *)x, p->n)
-                    : p->k->argmax((const float *)(const void *)x, p->n);
+  if (p->type == PERI_F32) return place_f32(p, (const float *)(const void *)x);
   const peri__part *v = (const peri__part *)(const void *)x;
   for (int64_t i = 1; i < p->n; i++) {
     bool better;
+    if (peri__give_up(p->ctx, i)) break;
     if (p->type == PERI_I64)
       better = p->least ? v[i].i < v[best].i : v[i].i > v[best].i;
     else if (v[best].f != v[best].f)
@@ -323,7 +335,8 @@ static peri_status find_places (peri_call *c, bool lowest) {
   bool flags[PERI_MAX_DIMS];
   peri_tensor *wide = NULL, *dense = NULL;
   int64_t rows = 0;
-  places p = { .k = c->ctx->cpu->math,
+  places p = { .ctx = c->ctx,
+               .k = c->ctx->cpu->math,
                .type = fold_type(c->in[0]->dtype),
                .least = lowest,
                .out = c->out[0]->data };

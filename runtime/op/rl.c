@@ -45,6 +45,7 @@ static peri_status finite (peri_call *c, const peri_tensor *mask) {
   const peri_tensor *r = c->in[0];
   for (int64_t i = 0; i < r->numel; i++) {
     double v = number_at(r, i);
+    if (peri__give_up(c->ctx, i)) return peri__fail(c->ctx, PERI_EINTR, "interrupted");
     if (!isfinite(v) && (!mask || flag_at(mask, i)))
       return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %s",
                         i,
@@ -76,6 +77,7 @@ static void discounted_rows (void *ud, int64_t begin, int64_t end, int worker) {
   for (int64_t i = begin; i < end; i++) {
     double sum = 0;
     for (int64_t k = 0; k < n; k++) {
+      if (peri__give_up(c->ctx, k)) return;
       int64_t t = c->attr[1].i ? i * n + k : i * n + n - 1 - k;
       bool cut = c->attr[1].i ? k > 0 && flag_at(done, t - 1) : flag_at(done, t);
       sum = number_at(r, t) + (cut ? 0 : gamma * sum);
@@ -139,6 +141,7 @@ static void gae_rows (void *ud, int64_t begin, int64_t end, int worker) {
   for (int64_t i = begin; i < end; i++) {
     double advantage = 0, after = 0; /* of the next step that counts */
     for (int64_t t = (i + 1) * n - 1; t >= i * n; t--) {
+      if (peri__give_up(c->ctx, t)) return;
       if (in[G_MASK] && !flag_at(in[G_MASK], t)) { /* carried over, not zeroed */
         put(c->out[0], t, 0);
         put(c->out[1], t, 0);
@@ -257,11 +260,12 @@ static peri_status group_cpu (peri_call *c) {
   spread how;
   TRY(get_spread(c, &how));
   TRY(finite(c, c->in[1]));
-  for (int64_t g = 0; g < groups; g++)
+  for (int64_t g = 0; g < groups && !peri__stopped(c->ctx); g++)
     if (c->attr[3].i)
       normalise(c, how, g * group * row, group, row, row);
     else
-      for (int64_t j = 0; j < row; j++) normalise(c, how, g * group * row + j, group, row, 1);
+      for (int64_t j = 0; j < row && !peri__give_up(c->ctx, j * group); j++)
+        normalise(c, how, g * group * row + j, group, row, 1);
   return PERI_OK;
 }
 

@@ -97,7 +97,11 @@ peri_status peri__mask_get (peri_call *c, const peri_tensor *x, peri_tensor *mas
   for (int d = 0; d < x->ndim; d++) ms[d] = peri__bstride(mask, x->ndim, d);
   peri__dense_strides(x->ndim, x->shape, ds);
   peri__move(c->ctx, 1, x->ndim, x->shape, p, ds, mask->data, ms);
-  for (int64_t i = 0; i < x->numel; i++) *count += p[i] != 0;
+  for (int64_t i = 0; i < x->numel && !peri__give_up(c->ctx, i); i++) *count += p[i] != 0;
+  if (peri__stopped(c->ctx)) {
+    peri__block_put(c->ctx, p);
+    return peri__fail(c->ctx, PERI_EINTR, "interrupted");
+  }
   *out = p;
   return PERI_OK;
 }
@@ -258,6 +262,7 @@ OP(scatter_add, .sig = "x, index, src, dim:dim", .flags = PERI_OP_STRIDED | PERI
 /* ---- index_add, embedding_backward: whole rows ---- */
 
 typedef struct adds {
+  const peri_ctx *ctx;
   const int64_t *index;
   int dtype;
   char *dst;
@@ -274,6 +279,7 @@ static void adds_range (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t o = begin / x->inner, j = begin % x->inner;
     int64_t wide = x->inner - j < end - begin ? x->inner - j : end - begin;
     for (int64_t i = 0; i < x->n; i++) {
+      if (peri__give_up(x->ctx, i)) return;
       if (x->index[i] == x->skip) continue;
       add_run(x->dtype, x->dst + ((o * x->to + x->index[i]) * x->inner + j) * x->size, 1,
               x->src + ((o * x->n + i) * x->inner + j) * x->size, 1, wide);
@@ -316,8 +322,8 @@ static peri_status index_add_cpu (peri_call *c) {
   TRY(peri__dim(c->ctx, c->attr[0].i, x->ndim, &dim));
   TRY(peri__indices(c->ctx, c->in[1], "index", x->shape[dim], &index));
   for (int i = 0; i < x->ndim; i++) *(i < dim ? &outer : &inner) *= i == dim ? 1 : x->shape[i];
-  adds a = { index.v,       x->dtype, out->data, c->in[2]->data,        index.n,
-             x->shape[dim], inner,    -1,        (int64_t)peri__size(x) };
+  adds a = { c->ctx,  index.v,       x->dtype, out->data, c->in[2]->data,
+             index.n, x->shape[dim], inner,    -1,        (int64_t)peri__size(x) };
   peri__move(c->ctx, peri__size(x), x->ndim, x->shape, out->data, out->stride, x->data, x->stride);
   add_rows(c->ctx, outer, &a);
   peri__indices_free(c->ctx, &index);
@@ -359,7 +365,8 @@ static peri_status embedding_backward_cpu (peri_call *c) {
   peri_indices ids = { 0 };
   uint64_t zero = 0;
   TRY(peri__indices(c->ctx, c->in[1], "ids", out->shape[0], &ids));
-  adds a = { ids.v,
+  adds a = { c->ctx,
+             ids.v,
              g->dtype,
              out->data,
              g->data,

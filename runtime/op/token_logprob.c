@@ -136,7 +136,7 @@ static bool next_tile (head *s, peri_status *status) {
   else
     *status =
         product(s, s->rows, s->v, s->d, x, s->d, 1, s->weight, 1, s->d, s->logits, s->bias, false);
-  return *status == PERI_OK && !atomic_load_explicit(&s->ctx->interrupted, memory_order_relaxed);
+  return *status == PERI_OK && !peri__stopped(s->ctx);
 }
 
 /* ---- forward ---- */

@@ -112,6 +112,7 @@ typedef struct chain {
   const char *text;    /* SPM */
   peri__buffer *taken; /* SPM with unused tokens: pairs that would make one; else NULL */
   bool no_memory;
+  const peri_ctx *ctx;
   symbol *s;
   uint64_t *heap; /* rank << 32 | position */
   size_t n;       /* in the heap */
@@ -178,13 +179,16 @@ static uint64_t pop (chain *c) {
   return top;
 }
 
-/* Every pair of the chain is looked at, at most two new ones a merge: the heap holds 2 n at most. */
-static void merge_chain (chain *c, uint32_t n) {
+/* Every pair of the chain is looked at, at most two new ones a merge: the heap holds 2 n at most. False:
+** interrupted, or no memory. */
+static bool merge_chain (chain *c, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) {
+    if (peri__give_up(c->ctx, i)) return false;
     look(c, i);
     push(c, i);
   }
-  while (c->n > 0) {
+  for (int64_t merges = 0; c->n > 0; merges++) {
+    if (peri__give_up(c->ctx, merges)) return false;
     uint64_t top = pop(c);
     uint32_t i = (uint32_t)top;
     symbol *s = &c->s[i];
@@ -202,6 +206,7 @@ static void merge_chain (chain *c, uint32_t n) {
       push(c, s->prev);
     }
   }
+  return !c->no_memory;
 }
 
 static symbol *chain_open (chain *c, peri__encoder *e, size_t n) {
@@ -226,12 +231,12 @@ static peri_status merge_ids (const peri__model *m, peri__encoder *e, size_t n) 
     e->ids.size += merge_short(&m->merges, id, n) * sizeof *id;
     return PERI_OK;
   }
-  chain c = { .m = m };
+  chain c = { .m = m, .ctx = e->t->ctx };
   symbol *s = chain_open(&c, e, n);
   if (s == NULL) return PERI_ENOMEM;
   for (size_t i = 0; i < n; i++) s[i].id = id[i];
   link(s, n);
-  merge_chain(&c, (uint32_t)n);
+  if (!merge_chain(&c, (uint32_t)n)) return PERI_EINTR;
   size_t count = 0;
   for (uint32_t i = 0; i != NO_RANK; i = s[i].next) id[count++] = s[i].id;
   e->ids.size += count * sizeof *id;
@@ -369,7 +374,9 @@ static bool put_exact (const peri__model *m, peri__encoder *e, const char *text,
 /* A piece of any length by the scores of its tokens. */
 static peri_status scores_piece (const peri__model *m, peri__encoder *e, const char *text,
                                  size_t n) {
-  chain c = { .m = m, .text = text, .taken = m->unused != NULL ? &e->mapped : NULL };
+  chain c = {
+    .m = m, .text = text, .taken = m->unused != NULL ? &e->mapped : NULL, .ctx = e->t->ctx
+  };
   symbol *s = chain_open(&c, e, n);
   bool unknown = false;
   if (s == NULL) return PERI_ENOMEM;
@@ -382,8 +389,7 @@ static peri_status scores_piece (const peri__model *m, peri__encoder *e, const c
                            .size = (uint32_t)k };
   }
   link(s, count);
-  merge_chain(&c, (uint32_t)count);
-  if (c.no_memory) return PERI_ENOMEM;
+  if (!merge_chain(&c, (uint32_t)count)) return c.no_memory ? PERI_ENOMEM : PERI_EINTR;
   for (uint32_t i = 0; i != NO_RANK; i = s[i].next) {
     bool done = m->exact       ? put_exact(m, e, text, (span){ s[i].at, s[i].size }, &unknown)
                 : s[i].id >= 0 ? peri__ids_put(e, s[i].id)

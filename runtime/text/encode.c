@@ -198,8 +198,10 @@ static peri_status plain (peri__encoder *e, const char *s, size_t n, bool start,
     if (n == 0) return PERI_OK;
   }
   TRY(peri__split(t->splitter, e->text, s, n, start, &p));
-  for (size_t i = 0; i < p.n; i++)
+  for (size_t i = 0; i < p.n; i++) {
+    if (i % 1024 == 0 && peri__stopped(t->ctx)) return PERI_EINTR;
     TRY(peri__model_piece(&t->model, e, p.text + p.at[i].offset, p.at[i].size));
+  }
   return PERI_OK;
 }
 
@@ -215,7 +217,7 @@ static peri_status normal (peri__encoder *e, const char *s, size_t n, int flags,
   size_t from = 0, done = 0;
   peri__match m;
   if (n == 0) return PERI_OK;
-  if (atomic_load_explicit(&t->ctx->interrupted, memory_order_relaxed)) return PERI_EINTR;
+  if (peri__stopped(t->ctx)) return PERI_EINTR;
   if (t->normalizer != NULL) TRY(peri__normalize(t->normalizer, e->text, s, n, &s, &n));
   while (peri__added_next(&t->added, 1, parses(t, flags), s, n, &from, done, &m)) {
     if (m.begin > done) TRY(plain(e, s + done, m.begin - done, start && done == 0, first));

@@ -19,7 +19,7 @@
 #define BUDGET_BYTE 32
 #define TIME_FIXED 300000000 /* nanoseconds; usual patterns take 20 to 100 a byte */
 #define TIME_BYTE 3000
-#define CALLS 64       /* between two looks at the clock */
+#define CALLS 64       /* between two looks at the clock and for an interrupt */
 #define HEAP_KIB 65536 /* of the interpreter, where there is no machine code */
 
 void peri__work_begin (peri__text_state *st, size_t n) {
@@ -108,7 +108,8 @@ peri_status peri__search_next (peri__search *s, bool *found, size_t *from, size_
   attempt a = usual(s->next);
   *found = false;
   while (a.from <= s->end) {
-    bool late = ++st->calls % CALLS == 0 && out_of_time(st);
+    bool look = ++st->calls % CALLS == 0, late = look && out_of_time(st);
+    if (look && peri__stopped(st->ctx)) return PERI_EINTR;
     int rc = late ? PCRE2_ERROR_MATCHLIMIT : ask(s, &a);
     if (wants_more(rc)) {
       if (!late && insist(s, &a, rc)) continue;

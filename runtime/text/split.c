@@ -138,20 +138,31 @@ static peri_status cut (const peri__step *step, peri__text_state *st, const char
 }
 
 /* The usual step: matches and what lies between them are pieces. */
+#define LOOK 4096 /* pieces between two looks for an interrupt */
+
 static peri_status cut_isolated (const peri__known *known, peri__text_state *st, const char *text,
                                  size_t begin, size_t end, peri__piece_list *list) {
   const unsigned char *s = (const unsigned char *)text;
-  size_t gap = begin, memo = 0, from, to, len;
+  size_t gap = begin, memo = 0, from, to, len, look = list->n + LOOK;
   bool ok = true;
   if (known->find != NULL) {
-    for (; ok && known->find(s, gap, end, &memo, &from, &to); gap = to)
+    for (; ok && known->find(s, gap, end, &memo, &from, &to); gap = to) {
+      if (list->n >= look) {
+        if (peri__stopped(st->ctx)) return PERI_EINTR;
+        look += LOOK;
+      }
       ok = peri__pieces_add(st, list, gap, from) && peri__pieces_add(st, list, from, to);
+    }
   } else {
     for (size_t i = begin; ok && i < end; i += len) {
       len = known->match(s, i, end) - i;
       if (len == 0) {
         peri__char_at(s + i, end - i, &len);
         continue;
+      }
+      if (list->n >= look) {
+        if (peri__stopped(st->ctx)) return PERI_EINTR;
+        look += LOOK;
       }
       ok = peri__pieces_add(st, list, gap, i) && peri__pieces_add(st, list, i, i + len);
       gap = i + len;

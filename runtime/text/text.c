@@ -90,6 +90,7 @@ peri_status peri__text_state_reserve (peri__text_state *st, size_t n) {
 }
 
 peri_status peri__text_fail (peri__text_state *st, peri_status s) {
+  if (s == PERI_EINTR) return peri__fail(st->ctx, s, "interrupted");
   switch (st->reason) {
   case PERI__TEXT_MEMORY: return peri__fail(st->ctx, s, "no memory to tokenize a text");
   case PERI__TEXT_LONG:

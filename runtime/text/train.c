@@ -84,8 +84,7 @@ static peri_status count_words (trainer *t, const char *s, size_t n) {
   while (n > 0) {
     size_t k = cut(s, n);
     peri__pieces p;
-    if (atomic_load_explicit(&t->ctx->interrupted, memory_order_relaxed))
-      return peri__fail(t->ctx, PERI_EINTR, "training was interrupted");
+    if (peri__stopped(t->ctx)) return peri__fail(t->ctx, PERI_EINTR, "training was interrupted");
     peri_status status = peri__split(t->splitter, t->state, s, k, true, &p);
     if (status != PERI_OK) return peri__text_fail(t->state, status);
     for (size_t i = 0; i < p.n; i++) TRY(add_piece(t, p.text + p.at[i].offset, p.at[i].size));
@@ -307,8 +306,7 @@ static peri_status merge_all (trainer *t) {
       if (p.count < x.count) TRY(push(t, (want){ p.count, x.left, x.right }));
       continue;
     }
-    if (atomic_load_explicit(&t->ctx->interrupted, memory_order_relaxed))
-      return peri__fail(t->ctx, PERI_EINTR, "training was interrupted");
+    if (peri__stopped(t->ctx)) return peri__fail(t->ctx, PERI_EINTR, "training was interrupted");
     TRY(merge(t, p));
   }
   return PERI_OK;

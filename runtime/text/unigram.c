@@ -27,11 +27,15 @@ static void offer (const peri__model *m, node *to, double score, size_t start, i
   *to = (node){ kept(m, score), (uint32_t)start, id };
 }
 
-static void forward (const peri__model *m, const char *s, size_t n, node *best) {
+/* False: interrupted. */
+static bool forward (const peri__model *m, const peri_ctx *ctx, const char *s, size_t n,
+                     node *best) {
+  int64_t steps = 0;
   for (size_t i = 0; i <= n; i++) best[i].start = UINT32_MAX;
   best[0] = (node){ 0, 0, -1 };
   for (size_t i = 0, k; i < n; i += k) {
     bool whole = false; /* some token is exactly this character */
+    if (peri__give_up(ctx, steps++)) return false;
     peri__walk w = peri__walk_begin(&m->prefixes);
     int32_t id;
     k = character_size((unsigned char)s[i]);
@@ -43,6 +47,7 @@ static void forward (const peri__model *m, const char *s, size_t n, node *best) 
     }
     if (!whole) offer(m, &best[i + k], kept(m, best[i].score + m->unknown), i, m->unk);
   }
+  return true;
 }
 
 /* The text of a run that no token covers: a token all the same, its bytes, or unknown. */
@@ -69,7 +74,7 @@ peri_status peri__unigram_piece (const peri__model *m, peri__encoder *e, const c
   node *best = peri__work(e, (n + 1) * (sizeof *best + sizeof(uint32_t)));
   if (best == NULL) return PERI_ENOMEM;
   uint32_t *to = (uint32_t *)(void *)(best + n + 1); /* end of the token that begins here */
-  forward(m, s, n, best);
+  if (!forward(m, e->t->ctx, s, n, best)) return PERI_EINTR;
   for (size_t end = n; end > 0; end = best[end].start) to[best[end].start] = (uint32_t)end;
   for (size_t i = 0, end; i < n; i = end) {
     end = to[i];

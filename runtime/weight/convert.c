@@ -57,7 +57,9 @@ peri_status peri__convert_weight (const peri_tensor *from, peri_tensor *to) {
   j.rows = peri__block_get(ctx, (size_t)peri_threads(ctx) * (size_t)j.k * sizeof *j.rows);
   if (!j.rows)
     return peri__fail(ctx, PERI_ENOMEM, "out of memory for rows of %lld", (long long)j.k);
-  peri__parallel(ctx, j.n, 65536 / j.k + 1, convert_range, &j);
+  /* blocks with scales and minima are searched for: a tenth of a microsecond an element */
+  int64_t grain = peri__is_quantised(to->dtype) ? 1024 : 65536;
+  peri__parallel(ctx, j.n, grain / j.k + 1, convert_range, &j);
   peri__block_put(ctx, j.rows);
   return PERI_OK;
 }

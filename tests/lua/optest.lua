@@ -167,6 +167,26 @@ function M.large(op)
   return domain .. "; shape=128,300"
 end
 
+--- The block's own domain with sizes that are not 1 times s: those of all dims, of the first or of the last.
+--- @param op table
+--- @param s integer
+--- @param which "all"|"first"|"last"
+function M.scaled(op, s, which)
+  local function shape(list)
+    local n, at = select(2, list:gsub("%d+", "")), 0
+    return (list:gsub("%d+", function (size)
+      at = at + 1
+      local grows = which == "all" or at == (which == "first" and 1 or n)
+      return size ~= "1" and grows and tostring(math.tointeger(size) * s) or size
+    end))
+  end
+  local domain = (";" .. (op.domain or "")):gsub("(;%s*[%w_]*%.?shape%s*=%s*)([%d,]+)", function (head, list)
+    return head .. shape(list)
+  end)
+  if not domain:find "[; ]shape" then domain = ";shape=" .. shape "2,3" .. domain end
+  return domain:sub(2)
+end
+
 local function weights(n, k, dtype)
   if n > 4096 then return peri.arange(1, n + 1):add(k):to("f64"):sin():add(0.3):to(dtype) end
   local w = {}
