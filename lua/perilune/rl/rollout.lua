@@ -19,7 +19,10 @@ local function prompt_batch(tokenizer, rows)
     prompts[i] = row.prompt
     chat = chat or type(row.prompt) == "table"
   end
-  if not chat and not tokenizer.encode_batch then return tokenizer:batch(prompts) end
+  if not chat and not tokenizer.encode_batch then -- somebody's own: a batch, or ids and their mask
+    local ids, mask = tokenizer:batch(prompts)
+    return batches.is(ids) and ids or batches.new(ids, mask)
+  end
   if chat then
     for i, row in ipairs(rows) do prompts[i] = rows_of.prompt(tokenizer, row) end
   else
