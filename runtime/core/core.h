@@ -44,6 +44,21 @@ struct peri_storage {
   peri_storage *chain;  /* in the context's table of such storages */
 };
 
+/* Field by field: the compiler clears a struct of this size by an instruction that takes longer than the
+** arithmetic of a small op. */
+static inline void peri__storage_init (peri_storage *s, peri_ctx *ctx, void *data, size_t bytes) {
+  s->ctx = ctx;
+  s->data = s->low = data;
+  s->bytes = s->room = bytes;
+  s->refs = 1;
+  s->packed = s->readonly = false;
+  s->version = s->stamp = 0;
+  s->release = NULL;
+  s->ud = NULL;
+  s->common = NULL;
+  s->chain = NULL;
+}
+
 enum {
   PERI_T_REQUIRES_GRAD = 1, /* a leaf that collects .grad */
   PERI_T_WEAK = 2,          /* a plain number: takes part in promotion by category only */

@@ -283,13 +283,10 @@ static peri_storage *storage_for (peri_ctx *ctx, peri__common *c) {
     return s;
   }
   if (!grow(ctx) || !(s = peri__block_get(ctx, sizeof *s))) return NULL;
-  *s = (peri_storage){ .ctx = ctx,
-                       .data = c->data,
-                       .bytes = c->bytes,
-                       .low = c->low,
-                       .room = c->room,
-                       .refs = 1,
-                       .packed = c->packed };
+  peri__storage_init(s, ctx, c->data, c->bytes);
+  s->low = c->low;
+  s->room = c->room;
+  s->packed = c->packed;
   enter(ctx, s, c);
   retain(&c->head);
   if (c->head.home != ctx) ctx->borrowed += c->bytes;

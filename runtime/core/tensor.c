@@ -132,14 +132,9 @@ static peri_status storage_new (peri_ctx *ctx, size_t bytes, void *data,
   if (!s)
     return peri__fail(ctx, PERI_ENOMEM, "out of memory: %zu bytes wanted, %zu in use", bytes,
                       ctx->live);
-  *s = (peri_storage){ .ctx = ctx,
-                       .data = data,
-                       .bytes = bytes,
-                       .low = data,
-                       .room = bytes,
-                       .refs = 1,
-                       .release = release,
-                       .ud = ud };
+  peri__storage_init(s, ctx, data, bytes);
+  s->release = release;
+  s->ud = ud;
   if (!release) {
     ctx->live += bytes;
     if (ctx->live > ctx->peak) ctx->peak = ctx->live;
