@@ -219,10 +219,9 @@ peri_status peri_lua_limit (lua_State *L, const peri_lua_limits *given) {
   if (!b || !b->ctx) return PERI_EINVAL;
   if (!given) return peri__fail(b->ctx, PERI_EINVAL, "limits is NULL");
   if (given->struct_size != sizeof l)
-    return peri__fail(
-        b->ctx, PERI_EINVAL,
-        "limits.struct_size is %u: it must be set to sizeof(limits), which is %u here",
-        given->struct_size, (unsigned)sizeof l);
+    return peri__fail(b->ctx, PERI_EINVAL,
+                      "peri_lua_limits.struct_size is %u: peri_lua_limits_init sets it, to %u here",
+                      given->struct_size, (unsigned)sizeof l);
   l = *given;
   if (l.look < 0) return peri__fail(b->ctx, PERI_EINVAL, "limits: look is %d: 0 or more", l.look);
   lua_pushcfunction(L, set_limits);
@@ -237,11 +236,12 @@ peri_lua_stop *peri_lua_stopper (lua_State *L) {
 
 peri_status peri_lua_usage (lua_State *L, peri_lua_limits *out) {
   const peri_lua_stop *s = lua_checkstack(L, 1) ? peri__stop_of(L) : NULL;
-  if (!out || !s || out->struct_size != sizeof *out) return PERI_EINVAL;
-  out->instructions = s->used;
-  out->memory = (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 + (size_t)lua_gc(L, LUA_GCCOUNTB);
-  out->look = s->step;
-  return PERI_OK;
+  if (!out || !s) return PERI_EINVAL;
+  const peri_lua_limits used = { .instructions = s->used,
+                                 .memory = (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 +
+                                           (size_t)lua_gc(L, LUA_GCCOUNTB),
+                                 .look = s->step };
+  return peri__fill_out(s->ctx, out, &used, sizeof used, sizeof used, "peri_lua_limits");
 }
 
 /* ---- what Lua sees ---- */

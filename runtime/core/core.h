@@ -158,8 +158,8 @@ peri_status peri__null (peri_ctx *ctx, const char *name);
   } while (0)
 /* Fill a caller's struct that begins with struct_size from ours, of size bytes, field by field as far as
 ** it goes; what we do not know is 0. least: its size in the first version that had it. */
-peri_status peri__fill_out (peri_ctx *ctx, void *out, const void *ours, uint32_t size,
-                            uint32_t least, const char *name);
+PERI_API peri_status peri__fill_out (peri_ctx *ctx, void *out, const void *ours, uint32_t size,
+                                     uint32_t least, const char *name);
 /* The name that word is nearest to, or NULL; name_at(ud, i) is NULL behind the last: core/nearest.c */
 PERI_API const char *peri__nearest (const char *word, const char *(*name_at)(void *ud, int i),
                                     void *ud);

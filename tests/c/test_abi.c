@@ -15,6 +15,7 @@
 #include "perilune_lua.h"
 
 static peri_ctx *ctx;
+static lua_State *lua;
 
 static int open_all (void **state) {
   (void)state;
@@ -105,6 +106,7 @@ static void every_struct_carries_its_size_or_never_grows (void **state) {
 /* ---- structs that are filled ---- */
 
 static peri_status fill_memory (void *out) { return peri_memory_stats(ctx, out); }
+static peri_status fill_usage (void *out) { return peri_lua_usage(lua, out); }
 static peri_status fill_profile (void *out) { return peri_profile_at(ctx, 0, out); }
 
 /* A newer host's larger struct is filled as far as we know and 0 behind that; what lies behind the
@@ -146,6 +148,12 @@ static void structs_are_filled_as_far_as_they_go (void **state) {
   assert_int_equal(PERI_CALL(ctx, "ones", peri_ints("shape", 1, &two), peri_out(&t)), PERI_OK);
   filled("peri_memory", sizeof(peri_memory), fill_memory);
   filled("peri_profile_row", sizeof(peri_profile_row), fill_profile);
+  peri_lua_limits l;
+  peri_lua_limits_init(&l);
+  assert_int_equal(peri_lua_new(ctx, &lua), PERI_OK);
+  assert_int_equal(peri_lua_limit(lua, &l), PERI_OK);
+  filled("peri_lua_limits", sizeof(peri_lua_limits), fill_usage);
+  lua_close(lua);
   peri_profile_stop(ctx);
   peri_release(t);
 }
