@@ -103,10 +103,13 @@ static peri_text text_at (lua_State *L, int arg, const char *fn) {
 static void push_ids (lua_State *L, const int32_t *ids, int64_t n) {
   const peri_ctx *ctx = BIND(L)->ctx;
   lua_createtable(L, n < INT32_MAX ? (int)n : 0, 0);
-  for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = 0; i < n;) {
+    int64_t end = n - i < 65536 ? n : i + 65536;
     peri__look(L, ctx, i, "tokenizer");
-    lua_pushinteger(L, ids[i]);
-    lua_rawseti(L, -2, (lua_Integer)i + 1);
+    for (; i < end; i++) {
+      lua_pushinteger(L, ids[i]);
+      lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
   }
 }
 
