@@ -416,22 +416,24 @@ function peri.count_nonzero(x, dims, keep) end
 ---@return perilune.Tensor
 function tensor:count_nonzero(dims, keep) end
 
---- Cross-entropy of class ids target (...) under softmax(logits) (..., classes): reduction none gives (...), sum and mean a number; mean is over the targets that are not ignore_index and NaN when there are none; smoothing mixes in the uniform distribution (torch's definition).
+--- Cross-entropy of class ids target (...) under softmax(logits / temperature), logits (..., classes): reduction none gives (...), sum and mean a number; mean is over the targets that are not ignore_index and NaN when there are none; smoothing mixes in the uniform distribution (torch's definition).
 ---@param logits perilune.Tensor|number
 ---@param target perilune.Tensor|number
 ---@param ignore_index? integer default -100
 ---@param label_smoothing? number default 0.0
 ---@param reduction? string default mean
+---@param temperature? number default 1.0
 ---@return perilune.Tensor
-function peri.cross_entropy(logits, target, ignore_index, label_smoothing, reduction) end
+function peri.cross_entropy(logits, target, ignore_index, label_smoothing, reduction, temperature) end
 
---- Cross-entropy of class ids target (...) under softmax(logits) (..., classes): reduction none gives (...), sum and mean a number; mean is over the targets that are not ignore_index and NaN when there are none; smoothing mixes in the uniform distribution (torch's definition).
+--- Cross-entropy of class ids target (...) under softmax(logits / temperature), logits (..., classes): reduction none gives (...), sum and mean a number; mean is over the targets that are not ignore_index and NaN when there are none; smoothing mixes in the uniform distribution (torch's definition).
 ---@param target perilune.Tensor|number
 ---@param ignore_index? integer default -100
 ---@param label_smoothing? number default 0.0
 ---@param reduction? string default mean
+---@param temperature? number default 1.0
 ---@return perilune.Tensor
-function tensor:cross_entropy(target, ignore_index, label_smoothing, reduction) end
+function tensor:cross_entropy(target, ignore_index, label_smoothing, reduction, temperature) end
 
 --- Running maximum along dim and its place (i64, from 0; the latest of equal ones); from a NaN on, NaN.
 ---@param x perilune.Tensor|number

@@ -37,11 +37,11 @@ typedef struct ce {
   char *dx;      /* (rows, v), backward */
 } ce;
 
-enum { CE_IGNORE, CE_SMOOTH, CE_REDUCTION };
+enum { CE_IGNORE, CE_SMOOTH, CE_REDUCTION, CE_TEMPERATURE };
 
 static peri_status ce_check (peri_call *c, int logits, int target, reduction *red) {
   const peri_tensor *x = c->in[logits];
-  double smooth = c->attr[CE_SMOOTH].f;
+  double smooth = c->attr[CE_SMOOTH].f, temperature = c->attr[CE_TEMPERATURE].f;
   char a[128];
   TRY(peri__want_wide(c, logits, "logits"));
   if (x->ndim < 1 || x->shape[x->ndim - 1] < 1)
@@ -51,6 +51,8 @@ static peri_status ce_check (peri_call *c, int logits, int target, reduction *re
   TRY(peri__ids_shape(c, c->in[target], "target", x, "logits"));
   if (!(smooth >= 0 && smooth <= 1))
     return peri__fail(c->ctx, PERI_EINVAL, "label_smoothing is %g, expected 0 to 1", smooth);
+  if (!(temperature > 0) || isinf(temperature))
+    return peri__fail(c->ctx, PERI_EINVAL, "temperature is %g, expected more than 0", temperature);
   return get_reduction(c->ctx, c->attr[CE_REDUCTION].s, false, red);
 }
 
@@ -78,7 +80,7 @@ static void ce_rows (void *ud, int64_t begin, int64_t end, int worker) {
       peri__rows_stat(&s->r, x, s->v, NULL, &row);
       loss = -peri__rows_logp(&s->r, &row, x, t);
       if (s->smooth > 0) {
-        double mean = peri__rows_sum(&s->r, x, s->v) / (double)s->v - row.max;
+        double mean = (peri__rows_sum(&s->r, x, s->v) / (double)s->v - row.max) * s->r.scale;
         loss = (1 - s->smooth) * loss + s->smooth * (log(row.sum) - mean);
       }
     }
@@ -90,7 +92,7 @@ static void ce_rows (void *ud, int64_t begin, int64_t end, int worker) {
 
 static ce ce_open (const peri_call *c, int logits, int target) {
   const peri_tensor *x = c->in[logits];
-  return (ce){ .r = peri__rows_of(c->ctx, x->dtype, 1),
+  return (ce){ .r = peri__rows_of(c->ctx, x->dtype, c->attr[CE_TEMPERATURE].f),
                .x = x->data,
                .target = c->in[target],
                .v = x->shape[x->ndim - 1],
@@ -122,17 +124,22 @@ static peri_status ce_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-/* What the fused kernel computes, from ops that have derivatives: w g (softmax(x) - q) with q the
-** smoothed target, w 0 where ignored and 1 / count for a mean. */
+/* What the fused kernel computes, from ops that have derivatives: w g (softmax(x / T) - q) / T with
+** q the smoothed target, w 0 where ignored and 1 / count for a mean. */
 static peri_tensor *ce_gradient_ops (peri_build *b, const peri_call *c, peri_tensor *g,
                                      reduction red) {
   peri_tensor *x = c->in[0], *target = c->in[1];
   const int64_t classes = x->shape[x->ndim - 1];
-  double smooth = c->attr[CE_SMOOTH].f;
+  const int dtype = x->dtype;
+  double smooth = c->attr[CE_SMOOTH].f, scale = 1 / c->attr[CE_TEMPERATURE].f;
+  if (scale != 1) {
+    x = B(b, mul, x, peri__build_scalar(b, scale));
+    g = B(b, mul, g, peri__build_scalar(b, scale));
+  }
   peri_tensor *on = B(b, ne, target, peri__build_scalar(b, (double)c->attr[CE_IGNORE].i));
-  peri_tensor *w = BA(b, to, ATTR(A_INT(x->dtype)), on);
+  peri_tensor *w = BA(b, to, ATTR(A_INT(dtype)), on);
   peri_tensor *id = B(b, mul, target, on); /* 0 where ignored */
-  peri_tensor *q = BA(b, one_hot, ATTR(A_INT(classes), A_INT(x->dtype)), id);
+  peri_tensor *q = BA(b, one_hot, ATTR(A_INT(classes), A_INT(dtype)), id);
   if (red == RED_MEAN) w = B(b, div, w, BA(b, sum, ATTR(A_DIMS(NULL, -1), A_INT(0)), w));
   q = B(b, mul, q, peri__build_scalar(b, 1 - smooth));
   q = B(b, add, q, peri__build_scalar(b, smooth / (double)classes));
@@ -160,8 +167,10 @@ static void ce_cost (const peri_call *c, double *flops, double *bytes) {
 }
 
 OPN(cross_entropy, 2, .nret = 1, .flags = PERI_OP_UPCAST,
-    .sig = "logits, target, ignore_index:int=-100, label_smoothing:num=0, reduction:str=mean",
-    .doc = "Cross-entropy of class ids target (...) under softmax(logits) (..., classes): "
+    .sig = "logits, target, ignore_index:int=-100, label_smoothing:num=0, reduction:str=mean, "
+           "temperature:num=1",
+    .doc = "Cross-entropy of class ids target (...) under softmax(logits / temperature), logits "
+           "(..., classes): "
            "reduction none gives (...), sum and mean a number; mean is over the targets that are "
            "not ignore_index and NaN when there are none; smoothing mixes in the uniform "
            "distribution (torch's definition).",
@@ -171,12 +180,15 @@ OPN(cross_entropy, 2, .nret = 1, .flags = PERI_OP_UPCAST,
                         "shape=2,3,4; target.shape=2,3; target=int:0..3; attr reduction=none; "
                         "attr ignore_index=2",
                         "shape=5,4; target.shape=5; target=int:0..3; attr ignore_index=1; "
-                        "attr label_smoothing=0.2" },
+                        "attr label_smoothing=0.2",
+                        "shape=2,4; target.shape=2; target=int:0..3; attr label_smoothing=0.1; "
+                        "attr temperature=0.7" },
           .large = "shape=128,300; target.shape=128; target=int:0..299; attr label_smoothing=0.1",
           .refuses = { "logits.shape=2,4; target=i64[0,4] => 4",
                        "logits.shape=2,4; target=i64[0,1,2] => (3) | (2, 4)",
                        "logits.shape=2,4; target.shape=2 => f32",
-                       "logits.shape=2,4; target=i64[0,1]; attr label_smoothing=2 => 2" }));
+                       "logits.shape=2,4; target=i64[0,1]; attr label_smoothing=2 => 2",
+                       "logits.shape=2,4; target=i64[0,1]; attr temperature=0 => 0" }));
 
 /* ---- cross_entropy_backward ---- */
 
@@ -204,8 +216,8 @@ static void ceb_rows (void *ud, int64_t begin, int64_t end, int worker) {
       memset(dx, 0, (size_t)s->v * s->r.size);
       continue;
     }
-    double g = peri__rows_get(&s->r, s->g, s->each ? i : 0) * s->factor;
-    peri__row_grad k = { .scale = 1,
+    double g = peri__rows_get(&s->r, s->g, s->each ? i : 0) * s->factor * s->r.scale;
+    peri__row_grad k = { .scale = s->r.scale,
                          .max = peri__rows_get(&s->r, s->stats, 2 * i),
                          .log_sum = peri__rows_get(&s->r, s->stats, 2 * i + 1),
                          .a = g,
@@ -232,10 +244,10 @@ static peri_status ceb_cpu (peri_call *c) {
 
 OP(cross_entropy_backward,
    .sig = "g, logits, target, stats, ignore_index:int=-100, label_smoothing:num=0, "
-          "reduction:str=mean",
+          "reduction:str=mean, temperature:num=1",
    .doc = "Gradient of cross_entropy for its logits (..., classes); g is the gradient of the "
           "loss, stats (..., 2) what the forward pass saved: the largest logit of a row and "
-          "log(sum(exp(x - max))).",
+          "log(sum(exp((x - max) / temperature))).",
    .infer = ceb_infer, .cpu = ceb_cpu, .cost = ce_cost,
    TESTS(.domain =
              "g.shape=(); logits.shape=2,4; target.shape=2; target=int:0..3; stats.shape=2,2; "

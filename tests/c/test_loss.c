@@ -6,25 +6,27 @@
 
 /* ---- cross_entropy ---- */
 
-#define CE(ignore, smooth, red) ATTRS(I(ignore), F(smooth), S(red))
+#define CE(ignore, smooth, red) CE_AT(ignore, smooth, red, 1)
+#define CE_AT(ignore, smooth, red, t) ATTRS(I(ignore), F(smooth), S(red), F(t))
 
 static void cross_entropy_matches_its_definition (void **state) {
   (void)state;
   for (int f64 = 0; f64 < 2; f64++)
     for (int64_t v = 1; v < 2200; v = v * 3 + 1) {
+      double heat = v == 1 || v == 13 ? 0.7 : 1;
       peri_tensor *x = random_tensor(f64 ? PERI_F64 : PERI_F32, DIMS(5, v), "ce", 12);
       double ids[5] = { 0, (double)(v - 1), -100, (double)(v / 2), 0 };
       peri_tensor *t = make(PERI_I64, DIMS(5), ids);
-      peri_tensor *y = run("cross_entropy", IN(x, t), CE(-100, 0.1, "none"));
-      peri_tensor *mean = run("cross_entropy", IN(x, t), CE(-100, 0.1, "mean"));
-      peri_tensor *sum = run("cross_entropy", IN(x, t), CE(-100, 0.1, "sum"));
+      peri_tensor *y = run("cross_entropy", IN(x, t), CE_AT(-100, 0.1, "none", heat));
+      peri_tensor *mean = run("cross_entropy", IN(x, t), CE_AT(-100, 0.1, "mean", heat));
+      peri_tensor *sum = run("cross_entropy", IN(x, t), CE_AT(-100, 0.1, "sum", heat));
       double total = 0;
       for (int64_t r = 0; r < 5; r++) {
         double z = 0, all = 0, want = 0;
-        for (int64_t j = 0; j < v; j++) z += exp(at(x, r * v + j));
-        for (int64_t j = 0; j < v; j++) all += log(z) - at(x, r * v + j);
+        for (int64_t j = 0; j < v; j++) z += exp(at(x, r * v + j) / heat);
+        for (int64_t j = 0; j < v; j++) all += log(z) - at(x, r * v + j) / heat;
         if (ids[r] >= 0)
-          want = 0.9 * (log(z) - at(x, r * v + (int64_t)ids[r])) + 0.1 * all / (double)v;
+          want = 0.9 * (log(z) - at(x, r * v + (int64_t)ids[r]) / heat) + 0.1 * all / (double)v;
         close_to(at(y, r), want, f64 ? 1e-13 : 1e-6); /* f32: a rounding of terms near 10 */
         total += want;
       }
@@ -41,6 +43,8 @@ static void cross_entropy_has_right_gradients (void **state) {
     peri_tensor *x = random_tensor(PERI_F64, DIMS(2, 3, 5), "ce.g", 4);
     peri_tensor *t = make(PERI_I64, DIMS(2, 3), (double[]){ 0, 4, -1, 2, 2, -1 });
     check_gradients("cross_entropy", IN(x, t), CE(-1, 0.05, reds[r]), 1, (peri_tensor *[]){ x });
+    check_gradients("cross_entropy", IN(x, t), CE_AT(-1, 0.05, reds[r], 0.6), 1,
+                    (peri_tensor *[]){ x });
     drop(2, (peri_tensor *[]){ x, t });
   }
 }

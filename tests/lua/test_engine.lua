@@ -252,6 +252,60 @@ function TestBits.test_sampled_logprobs_are_the_training_logprobs_whatever_rows_
   end
 end
 
+-- model:generate with few and many rows at once: the same bits, and those of the training pass.
+local function check_bits(arch, model, settings)
+  local batch, want = batches.pad(prompts, { side = "left" }), nil
+  for _, rows in ipairs { 12, 1, 5 } do
+    local o = { samples = 3, max_new_tokens = 9, rows = rows, stop = { 9, 14, 33, 46 } }
+    for k, v in pairs(settings or {}) do o[k] = v end
+    peri.seed(1)
+    local out, label = model:generate(batch, o), ("%s, %d rows"):format(arch, rows)
+    local logp = peri.no_grad(function ()
+      return (model:token_logprobs(out.batch, batch.ids:size(2) + 1, { temperature = o.temperature }))
+    end)
+    lu.assertEquals(logp:bytes(), out.logprobs:bytes(), label)
+    want = want or out.tokens:bytes() .. out.logprobs:bytes()
+    lu.assertEquals(out.tokens:bytes() .. out.logprobs:bytes(), want, label)
+  end
+end
+
+function TestBits.test_also_on_every_architecture()
+  for _, arch in ipairs(causal) do
+    local model = tiny.load(arch)
+    check_bits(arch, model)
+    check_bits(arch, model, { temperature = 0.7, top_k = 20, seed = 3 })
+  end
+end
+
+-- Log-probabilities are the model's own, whatever decides which token is drawn.
+function TestBits.test_also_under_penalties_and_constraints()
+  for _, arch in ipairs { "llama", "gemma2" } do
+    local model = tiny.load(arch)
+    for _, temperature in ipairs { 1, 0.7, 1.9 } do
+      check_bits(arch, model, { temperature = temperature, repetition_penalty = 1.3, presence_penalty = 0.2 })
+      check_bits(arch, model, { temperature = temperature, min_new_tokens = 4, logit_bias = { [9] = 2 } })
+      local pattern = constraint.regex("([0-9]+,)+", numbers(61))
+      check_bits(arch, model, { temperature = temperature, constraint = pattern })
+      pattern.masks = {}
+    end
+  end
+end
+
+-- A learned prefix stands before each row's own keys, wherever the row begins; an adapter on the head changes scores.
+function TestBits.test_also_under_adapters()
+  local peft = require "perilune.peft"
+  for _, arch in ipairs(causal) do
+    local model = tiny.load(arch)
+    local adapter = peft.prefix(model, { tokens = 3 })
+    check_bits(arch, model)
+    adapter:remove()
+  end
+  local model = tiny.load "llama"
+  local adapter = peft.lora(model, { r = 2, targets = { "q_proj", "lm_head" } })
+  peri.no_grad(function () for _, p in ipairs(adapter:parameters()) do p:add_(0.05) end end)
+  check_bits("llama with an adapter on its head", model, { temperature = 0.8 })
+end
+
 -- What a program prints must be the same on every SIMD level's own threads, and the law holds on each of them.
 local child = [[
   local peri = require "perilune"

@@ -352,10 +352,11 @@ function Part:draw(logits)
   local first, x = self.rows[1], logits
   if not first.plain then x = M.process(x, self.rows) end
   local ids, logp = x:sample(self.how)
-  local scaled = (not first.plain or first.o.top_logprobs > 0) and logits:div(self.how.temperature)
-  -- log-probabilities are the model's own, before penalties and constraints
-  if not first.plain then logp = scaled:cross_entropy(ids, { reduction = "none" }):neg() end
-  return ids, logp, first.o.top_logprobs > 0 and likeliest(scaled, first.o.top_logprobs) or nil
+  local temperature, n = self.how.temperature, first.o.top_logprobs
+  if not first.plain then -- the model's own, before penalties and constraints
+    logp = logits:cross_entropy(ids, { reduction = "none", temperature = temperature }):neg()
+  end
+  return ids, logp, n > 0 and likeliest(logits:div(temperature), n) or nil
 end
 
 --- The rows' streams move on: what was drawn counts.

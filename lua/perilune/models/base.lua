@@ -219,16 +219,18 @@ function Model:_guests()
   return { prefix and rawequal(self.prefix, prefix._put) and prefix or nil }
 end
 
---- Log-probabilities and entropies by scores(hidden), of a few positions at a time.
+--- Log-probabilities and entropies by scores(hidden), of a few positions at a time. A log-probability has the bits that
+--- the op sample gives for the token.
 --- @param scores fun(hidden: perilune.Tensor): perilune.Tensor
 function M.token_logprob_by(scores, hidden, targets, temperature)
   local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
   local function part(h, id)
-    local seen = id:ge(0)
-    h = h:masked_fill(seen:logical_not():unsqueeze(2), 0) -- a product with 0 would keep NaN and infinities
-    local logp = scores(h):div(temperature or 1):log_softmax(-1)
-    return logp:gather(id:clamp(0):unsqueeze(2), 2):squeeze(2):mul(seen),
-      logp:exp():mul(logp):sum(-1):neg():mul(seen)
+    local unseen = id:lt(0)
+    h = h:masked_fill(unseen:unsqueeze(2), 0) -- a product with 0 would keep NaN and infinities
+    local x = scores(h)
+    local loss = x:cross_entropy(id:masked_fill(unseen, -100), { reduction = "none", temperature = temperature or 1 })
+    local logp = x:div(temperature or 1):log_softmax(-1)
+    return loss:neg():masked_fill(unseen, 0), logp:exp():mul(logp):sum(-1):neg():masked_fill(unseen, 0)
   end
   for at = 1, ids:size(1), step do
     local n = math.min(step, ids:size(1) - at + 1)

@@ -16,6 +16,7 @@ local options = require "perilune.options"
 --- @field place integer  the layer that reads now: which part of a cache and of a prefix is its own
 --- @field last integer  positions that are not given are below this
 --- @field start perilune.Tensor?  (B) or (B, T) i64: keys before it are not seen
+--- @field order perilune.Tensor?  of columns behind a prefix, where rows begin later
 --- @field mask perilune.Tensor?  bool (true = visible) or added to scores, (B, H, T, keys), sizes may be 1
 --- @field tokens perilune.Tensor?  (B, T) bool: where tokens are, of whole rows with padding
 --- @field source table?  another sequence: hidden (B, Ts, D) or keys, a list with { k, v } of each layer; mask
@@ -100,7 +101,8 @@ function M.new(who, batch, time, o)
     if not o.positions then -- as PEFT does: the prefix counts
       self.positions, self.last = self.positions:add(ahead), self.last + ahead
     end
-    self:_mask_start(ahead)
+    if self.start and self.start.ndim == 1 and not self.mask then self:_order_columns(ahead)
+    else self:_mask_start(ahead) end
   end
   return self
 end
@@ -113,6 +115,22 @@ end
 function M.of_encoder(batch, time, mask)
   return setmetatable({ batch = batch, time = time, past = 0, place = 1, last = time, placed = false, decoding = false,
     fused = false, tokens = mask, mask = mask and mask:reshape { batch, 1, 1, time } }, Context)
+end
+
+-- A prefix of `ahead` keys stands between what `start` hides and the row's own keys, so that a row has the bits that it
+-- has where nothing is hidden. order: which of the columns (prefix, then keys) comes where, of all rows. (B * columns)
+function Context:_order_columns(ahead)
+  local n, start = ahead + self.past + self.time, self.start:unsqueeze(2) -- (B, 1)
+  local j = peri.arange(n)
+  local from = peri.where(j:lt(start), j:add(ahead), peri.where(j:lt(start:add(ahead)), j:sub(start), j)) -- (B, n)
+  self.order = from:add(peri.arange(self.batch):mul(n):unsqueeze(2)):flatten()
+end
+
+-- Keys or values behind a prefix. -- (B, ahead + keys, H, D)
+function Context:_behind(prefix, t)
+  t = peri.cat({ prefix:expand { self.batch, -1, -1, -1 }, t }, 2)
+  if not self.order then return t end
+  return t:reshape({ -1, t:size(3), t:size(4) }):index_select(self.order, 1):reshape(t.shape)
 end
 
 -- What `start` and a mask hide, as a mask, so that a prefix of `ahead` keys may stand in front.
@@ -182,11 +200,7 @@ function Context:attend(q, k, v, how)
   if self.cache then k, v = self.cache:append(i, k, v) end
   if self.collect then self.collect.k[i], self.collect.v[i] = k, v end
   local prefix = self.prefix
-  if prefix then
-    local shape = { self.batch, -1, -1, -1 }
-    k = peri.cat({ prefix.k[i]:expand(shape), k }, 2)
-    v = peri.cat({ prefix.v[i]:expand(shape), v }, 2)
-  end
+  if prefix then k, v = self:_behind(prefix.k[i], k), self:_behind(prefix.v[i], v) end
   return M.attention(q, k, v, self.mask, self.start, how)
 end
 
