@@ -558,6 +558,24 @@ function TestIsolation.test_a_prompt_that_cannot_be_read_ends_its_request_alone(
   end, "cannot read this")
 end
 
+-- Rows that fail beside others, of a model that computes in another dtype.
+function TestIsolation.test_also_in_f64()
+  local model = tiny.load("llama"):to "f64"
+  local engine <close> = engines.new(model, { rows = 3 })
+  local o = { max_new_tokens = 5, greedy = true }
+  local good = engine:submit(prompts[1], o)
+  local bad = engine:submit({ 5 }, { max_new_tokens = 5, greedy = true, constraint = constraint.regex("x", numbers(61)) })
+  local worse = engine:submit({ 6 }, { max_new_tokens = 5, greedy = true, logit_bias = { [3] = 1 },
+    constraint = constraint.regex("y", numbers(61)) })
+  local changed = engine:submit(prompts[2], { max_new_tokens = 5, greedy = true, repetition_penalty = 1.4,
+    frequency_penalty = 0.3, logit_bias = { [4] = 2 } })
+  engine:run()
+  lu.assertEquals(good.sequences[1].tokens, naive(tiny.load "llama", prompts[1], o))
+  lu.assertEquals(changed.sequences[1].tokens, naive(tiny.load "llama", prompts[2], changed.opts))
+  lu.assertStrContains(bad.error, "no token that goes on")
+  lu.assertStrContains(worse.error, "no token that goes on")
+end
+
 -- What all share fails once: those who run fail, those who wait go on.
 function TestIsolation.test_a_step_that_fails_ends_what_runs_and_nothing_else()
   local model = tiny.load "llama"

@@ -82,9 +82,9 @@ local function draw_apart(part, list, logits, turns, drawn)
       got, logp, top = one:draw(x)
       drawn[#drawn + 1] = one
     end) then
-      ids[#ids + 1], logps[#logps + 1] = got, logp or peri.zeros { n }
+      ids[#ids + 1], logps[#logps + 1] = got, logp or peri.zeros({ n }, logits.dtype)
       for k = 1, n do tops[row + k] = top and top[k] end
-    else ids[#ids + 1], logps[#logps + 1] = peri.zeros({ n }, "i64"), peri.zeros { n } end
+    else ids[#ids + 1], logps[#logps + 1] = peri.zeros({ n }, "i64"), peri.zeros({ n }, logits.dtype) end
     row = row + n
   end
   return peri.cat(ids, 1), peri.cat(logps, 1), tops
@@ -104,7 +104,7 @@ function M.draw(parts, list, logits, turns)
   if #parts == 1 and not parts.order then
     local part = parts[1]
     local ok, ids, logp, tops = pcall(part.draw, part, logits)
-    if ok then return ids, logp or peri.zeros { #list }, tops, parts, nil end
+    if ok then return ids, logp or peri.zeros({ #list }, logits.dtype), tops, parts, nil end
   end
   local ids, logps, tops, drawn, apart = {}, {}, {}, {}, {}
   for p, part in ipairs(parts) do
@@ -113,7 +113,7 @@ function M.draw(parts, list, logits, turns)
     if ok then drawn[#drawn + 1] = part
     elseif sequences.is_interrupt(got) then error(got, 0)
     else got, logp, top = draw_apart(part, list, x, turns, apart) end
-    ids[p], logps[p] = got, logp or peri.zeros { #part.places }
+    ids[p], logps[p] = got, logp or peri.zeros({ #part.places }, logits.dtype)
     for k, place in ipairs(top and part.places or {}) do tops[place] = top[k] end
   end
   local all, all_logps = peri.cat(ids, 1), peri.cat(logps, 1)

@@ -190,7 +190,7 @@ local function repetition(x, rows)
   end
   if not any then return x end
   local ids = matrix(lists, "i64", 0)
-  local p = peri.tensor(penalty, "f32")
+  local p = peri.tensor(penalty, x.dtype)
   local score = x:gather(ids, 2)
   return x:scatter(ids, peri.where(score:lt(0), score:mul(p), score:div(p)), 2)
 end
@@ -207,7 +207,7 @@ local function frequency(x, rows)
     lists[b], deltas[b], any = ids, delta, any or #ids > 1
   end
   if not any then return x end
-  return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, "f32", 0), 2)
+  return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, x.dtype, 0), 2)
 end
 
 -- logit + logit_bias.
@@ -222,7 +222,7 @@ local function biased(x, rows)
     any = any or row.bias ~= nil
   end
   if not any then return x end
-  return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, "f32", 0), 2)
+  return x:scatter_add(matrix(lists, "i64", 0), matrix(deltas, x.dtype, 0), 2)
 end
 
 -- Stop tokens are out of reach for a while.
