@@ -84,6 +84,12 @@ static int c_try_send (lua_State *L) { return send(L, "try_send", 0); }
 
 /* ---- receiving ---- */
 
+/* Protected: (box) -> the value. */
+static int unpack (lua_State *L) {
+  peri__packet **box = (peri__packet **)lua_touserdata(L, 1);
+  return peri__unpack(L, *box);
+}
+
 /* Push what came from one of n channels and return true, or push nil and why not. *which: of them. */
 static bool receive (lua_State *L, const char *fn, int n, peri__channel *const *c, double deadline,
                      int *which) {
@@ -95,9 +101,17 @@ static bool receive (lua_State *L, const char *fn, int n, peri__channel *const *
     not_done(L, end);
     return false;
   }
-  peri__unpack(L, *box);
-  peri__packet_free(*box);
+  lua_pushcfunction(L, unpack);
+  lua_pushvalue(L, -2);
+  bool ok = lua_pcall(L, 1, 1, 0) == LUA_OK;
+  peri__packet *p = *box;
   *box = NULL;
+  if (ok)
+    peri__packet_free(p);
+  else {
+    peri__channel_unreceive(c[*which], p); /* there was no memory for it: nothing has happened */
+    lua_error(L);
+  }
   return true;
 }
 

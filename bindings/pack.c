@@ -1,7 +1,8 @@
 /*
-** pack.c - Lua values into a packet: pack.h says which. Bytes are collected in one buffer of the Lua
-** state, so that an error anywhere leaves nothing to be freed; what could not be sent is as if nobody
-** had tried (a tensor is not shared by it).
+** pack.c - Lua values into a packet: pack.h says which. Bytes are collected in a buffer that the Lua
+** state keeps, so that an error anywhere leaves nothing to be freed; what could not be sent is as if nobody
+** had tried (a tensor is not shared by it). A finalizer may run in the midst of it, and send, too: then
+** it has a buffer of its own.
 */
 #include <string.h>
 
@@ -21,6 +22,7 @@ typedef struct outbox {
   peri_shared **shared;
   peri__channel **channels;
   int nshared, capshared, nchannels, capchannels;
+  bool busy; /* or Lua ran out of memory in the midst */
 } outbox;
 
 static const char key_outbox = 0;
@@ -52,6 +54,7 @@ static void forget (outbox *o, bool undo) {
   for (int i = 0; i < o->nchannels && undo; i++) peri__channel_release(o->channels[i]);
   o->nshared = o->nchannels = 0;
   o->n = 0;
+  o->busy = false;
 }
 
 static int outbox_gc (lua_State *L) {
@@ -423,15 +426,35 @@ static void put_value (pack *p, int idx, const place *at, int depth) {
   }
 }
 
+/* Push a new one. */
+static outbox *outbox_new (lua_State *L) {
+  outbox *o = (outbox *)lua_newuserdatauv(L, sizeof *o, 0);
+  *o = (outbox){ .ctx = peri__bind(L)->ctx };
+  luaL_setmetatable(L, OUTBOX);
+  return o;
+}
+
+/* Push the one that is free. */
+static outbox *outbox_take (lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &key_outbox);
+  outbox *o = (outbox *)lua_touserdata(L, -1);
+  if (o->busy) { /* this one is kept from now on: the other is freed when it is used no more */
+    lua_pop(L, 1);
+    o = outbox_new(L);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &key_outbox);
+  }
+  o->busy = true;
+  return o;
+}
+
 peri__packet *peri__pack (lua_State *L, int first, int n, const peri_pack_how *how) {
   pack p = { .L = L, .b = peri__bind(L), .how = how };
   peri__packet *out = NULL;
   luaL_checkstack(L, 4, NULL);
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &key_outbox);
-  p.o = (outbox *)lua_touserdata(L, -1);
+  p.o = outbox_take(L);
   lua_pushnil(L);
   p.memo = lua_gettop(L);
-  forget(p.o, true); /* of a call that ran out of Lua's memory */
   put_int(&p, n);
   put_tag(&p, 0);
   for (int i = 0; i < n; i++) {
@@ -439,12 +462,12 @@ peri__packet *peri__pack (lua_State *L, int first, int n, const peri_pack_how *h
     put_value(&p, first + i, &root, 0);
   }
   p.o->bytes[sizeof n] = p.again;
-  lua_pop(L, 2);
   outbox *o = p.o;
   if (peri__packet_new(o->ctx, o->nshared, o->shared, o->nchannels, o->channels, o->bytes, o->n,
                        &out) != PERI_OK)
     no_memory(&p);
   forget(o, false);
+  lua_pop(L, 2);
   return out;
 }
 
@@ -473,10 +496,7 @@ static const peri_reg packet_meta[] = { { "__gc", NULL, NULL, packet_gc },
 void peri__open_pack (lua_State *L) {
   peri__metatable(L, PACKET, packet_meta, NULL);
   peri__metatable(L, OUTBOX, outbox_meta, NULL);
-  outbox *o = (outbox *)lua_newuserdatauv(L, sizeof *o, 0);
-  *o = (outbox){ .ctx = peri__bind(L)->ctx };
-  lua_insert(L, -2);
-  lua_setmetatable(L, -2);
+  lua_pop(L, 2);
+  outbox_new(L);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &key_outbox);
-  lua_pop(L, 1);
 }

@@ -97,7 +97,14 @@ static void push_module (unpack *u) {
   lua_State *L = u->L;
   size_t n;
   const char *name = get_text(u, &n);
-  lua_getglobal(L, "require");
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_pushlstring(L, name, n);
+  bool loaded = lua_rawget(L, -2) != LUA_TNIL;
+  lua_remove(L, -2);
+  if (loaded) return;
+  lua_pop(L, 1);
+  if (lua_getglobal(L, "require") != LUA_TFUNCTION)
+    luaL_error(L, "module '%s' is not here, and there is no require", name);
   lua_pushlstring(L, name, n);
   lua_call(L, 1, 1);
 }

@@ -119,7 +119,28 @@ static void push_preload (lua_State *L) {
   lua_remove(L, from);
 }
 
-/* Push package.path, cpath (nil: none), preload. */
+/* Push what the state has of Lua's own libraries: { string = { rep = true, ... }, ... }. */
+static void push_libraries (lua_State *L) {
+  lua_newtable(L);
+  int out = lua_gettop(L);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  for (const char *const *name = peri__worker_libraries; *name; name++) {
+    if (lua_getfield(L, out + 1, *name) == LUA_TTABLE) {
+      lua_newtable(L);
+      for (lua_pushnil(L); lua_next(L, out + 2); lua_pop(L, 1))
+        if (lua_type(L, -2) == LUA_TSTRING) {
+          lua_pushvalue(L, -2);
+          lua_pushboolean(L, 1);
+          lua_rawset(L, out + 3);
+        }
+      lua_setfield(L, out, *name);
+    }
+    lua_settop(L, out + 1);
+  }
+  lua_settop(L, out);
+}
+
+/* Push package.path, cpath (nil: none), preload, libraries. */
 static void push_inherited (lua_State *L) {
   int top = lua_gettop(L);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
@@ -137,6 +158,7 @@ static void push_inherited (lua_State *L) {
   lua_remove(L, top + 1);
   lua_remove(L, top + 1);
   push_preload(L);
+  push_libraries(L);
 }
 
 /* The seed of the i-th worker of a state: a block of Philox, keyed by the state's own. */
@@ -221,8 +243,8 @@ static int l_worker (lua_State *L) {
   luaL_setmetatable(L, WORKER);
   peri__packet **packet = peri__packet_box(L);
   push_inherited(L);
-  *packet = peri__pack(L, lua_gettop(L) - 2, 3, &inherited);
-  lua_pop(L, 3);
+  *packet = peri__pack(L, lua_gettop(L) - 3, 4, &inherited);
+  lua_pop(L, 4);
   peri__packet *start = peri__pack(L, 1, nargs + 1, &given);
   peri_status s = open_worker(b, &o, &w);
   if (s == PERI_OK) {

@@ -27,7 +27,7 @@ struct peri_worker {
   bool embedded_first; /* where require looks: state.c */
   lua_CFunction open;  /* of the host; NULL: none */
   void *open_ud;
-  peri__packet *inherits; /* package.path, cpath, preload */
+  peri__packet *inherits; /* package.path, cpath, preload, libraries */
   peri__packet *start;    /* the function and its arguments */
   /* of the parent's thread alone */
   struct peri_worker *next, **link;
@@ -45,6 +45,9 @@ struct peri_worker {
   unsigned warnings; /* there were; and the first ones */
   char warning[PERI_NWARNING][PERI_WARNING_SIZE];
 };
+
+/* Names of Lua's own libraries, NULL behind the last. */
+extern const char *const peri__worker_libraries[];
 
 /* The thread of a worker, from its state's beginning to its context's end: worker_run.c */
 void *peri__worker_main (void *worker);

@@ -43,10 +43,43 @@ static int missing_preload (lua_State *L) {
   return luaL_error(L, "%s", lua_tostring(L, lua_upvalueindex(1)));
 }
 
-/* (path, cpath, preload): the parent's, as far as it has them. */
+const char *const peri__worker_libraries[] = {
+  LUA_GNAME,      LUA_LOADLIBNAME, LUA_COLIBNAME,   LUA_TABLIBNAME, LUA_IOLIBNAME, LUA_OSLIBNAME,
+  LUA_STRLIBNAME, LUA_MATHLIBNAME, LUA_UTF8LIBNAME, LUA_DBLIBNAME,  NULL
+};
+
+/* What the parent lacks of Lua's own libraries, the worker does not have either; at libs: what it has. */
+static void withhold (lua_State *L, int libs) {
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  int loaded = lua_gettop(L);
+  for (const char *const *name = peri__worker_libraries; *name; name++) {
+    bool any = lua_getfield(L, libs, *name) == LUA_TTABLE;
+    lua_getfield(L, loaded, *name);
+    for (lua_pushnil(L); lua_next(L, loaded + 2);) {
+      lua_pop(L, 1);
+      lua_pushvalue(L, -1);
+      bool has = any && lua_rawget(L, loaded + 1) != LUA_TNIL;
+      lua_settop(L, loaded + 3);
+      if (has) continue;
+      lua_pushvalue(L, -1);
+      lua_pushnil(L);
+      lua_rawset(L, loaded + 2);
+    }
+    if (!any) {
+      lua_pushnil(L);
+      lua_setfield(L, loaded, *name);
+    }
+    lua_settop(L, loaded);
+  }
+  lua_settop(L, loaded - 1);
+}
+
+/* (path, cpath, preload, libraries): the parent's, as far as it has them. */
 static int inherit (lua_State *L) {
-  lua_settop(L, 3);
-  lua_getglobal(L, LUA_LOADLIBNAME);
+  lua_settop(L, 4);
+  withhold(L, 4);
+  if (lua_getglobal(L, LUA_LOADLIBNAME) != LUA_TTABLE) return 0;
+  lua_remove(L, 4);
   for (int i = 1; i <= 2; i++) {
     if (lua_isnil(L, i)) continue;
     lua_pushvalue(L, i);
@@ -80,20 +113,21 @@ static int set_up (lua_State *L) {
   peri_bind *b = peri__bind(L);
   b->worker_open = w->open;
   b->worker_ud = w->open_ud;
+  lua_pushcfunction(L, inherit);
+  lua_call(L, peri__unpack(L, w->inherits), 0);
   if (w->open) {
     lua_pushcfunction(L, w->open);
     lua_pushlightuserdata(L, w->open_ud);
     lua_call(L, 1, 0);
   }
-  lua_pushcfunction(L, inherit);
-  lua_call(L, peri__unpack(L, w->inherits), 0);
   peri_lua_limits looks = w->limits;
   looks.instructions = 0; /* they count from the function on; looking begins before any script */
   limit(L, w, &looks);
-  lua_getglobal(L, "require");
-  lua_pushliteral(L, "perilune");
-  lua_call(L, 1, 1);
-  lua_setglobal(L, "peri");
+  if (lua_getglobal(L, "require") == LUA_TFUNCTION) {
+    lua_pushliteral(L, "perilune");
+    lua_call(L, 1, 1);
+    lua_setglobal(L, "peri");
+  }
   limit(L, w, &w->limits);
   return 0;
 }

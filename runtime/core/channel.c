@@ -161,7 +161,7 @@ static void ring (waiter *list, size_t n) {
 /* After anything has changed. */
 static void ring_all (peri__channel *c) {
   ring(c->receivers, c->closed ? SIZE_MAX : c->count);
-  ring(c->senders, c->closed ? SIZE_MAX : c->capacity - c->count);
+  ring(c->senders, c->closed ? SIZE_MAX : c->count < c->capacity ? c->capacity - c->count : 0);
 }
 
 void peri__channel_close (peri__channel *c) {
@@ -213,6 +213,16 @@ static peri__packet *get (peri__channel *c) {
   if (!c->first) c->last = NULL;
   c->count--;
   return p;
+}
+
+void peri__channel_unreceive (peri__channel *c, peri__packet *p) {
+  pthread_mutex_lock(&c->gate);
+  p->next = c->first;
+  c->first = p;
+  if (!p->next) c->last = p;
+  c->count++;
+  ring_all(c);
+  pthread_mutex_unlock(&c->gate);
 }
 
 /* Look into each, joining the lists of those that are empty; the number joined. */

@@ -53,6 +53,8 @@ PERI_API peri_status peri__channel_send (peri_ctx *ctx, peri__channel *c, peri__
                                          double deadline, peri__channel_end *end);
 /* The first packet of the first of n channels that has one, waiting as above. *which: that channel. CLOSED:
 ** all of them are closed and empty. */
+/* Put back, as the next one, what was received but could not be read. */
+PERI_API void peri__channel_unreceive (peri__channel *c, peri__packet *p);
 enum { PERI__SELECT_MAX = 64 };
 PERI_API peri_status peri__channel_receive (peri_ctx *ctx, int n, peri__channel *const *c,
                                             double deadline, int *which, peri__packet **out,

@@ -132,6 +132,28 @@ static void what_the_host_raises_is_the_workers_error (void **state) {
   close_both(ctx, L);
 }
 
+/* ---- a state with less than all of Lua ---- */
+
+static void a_worker_has_no_more_of_lua_than_its_state (void **state) {
+  (void)state;
+  peri_ctx *ctx;
+  lua_State *L;
+  open_both(&ctx, &L);
+  run(L,
+      "local peri = require 'perilune' local _ = peri.worker, peri.nn\n"
+      "package.loaded.os, package.loaded.io, os, io = nil\n"
+      "utf8, load, string.dump, package.loadlib = nil, nil, nil, nil\n"
+      "local t = { peri.worker(function()\n"
+      "  local inner = peri.worker(function() return os == nil and load == nil end):result()\n"
+      "  local ok, why = pcall(require, 'os')\n"
+      "  return os == nil and io == nil and load == nil and string.dump == nil and utf8 == nil,\n"
+      "    string.rep ~= nil and print ~= nil and package.loaded.utf8 ~= nil, ok, inner,\n"
+      "    peri.nn.Linear(2, 1)(peri.ones{1, 2}):numel()\n"
+      "end):result() }\n"
+      "assert(t[1] and t[2] and not t[3] and t[4] and t[5] == 1)");
+  close_both(ctx, L);
+}
+
 /* ---- work from other threads reaches Lua ---- */
 
 typedef struct request {
@@ -298,6 +320,7 @@ int main (void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_host_gives_its_functions_to_every_worker),
     cmocka_unit_test(what_the_host_raises_is_the_workers_error),
+    cmocka_unit_test(a_worker_has_no_more_of_lua_than_its_state),
     cmocka_unit_test(a_script_that_polls_serves_other_threads),
     cmocka_unit_test(a_state_may_close_while_its_workers_run),
     cmocka_unit_test(results_outlive_the_worker_and_the_state),

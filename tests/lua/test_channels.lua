@@ -237,6 +237,51 @@ function TestChannels.test_a_loop_that_drops_what_it_gets_does_not_grow()
   lu.assertTrue(most < 100e6, ("%d bytes"):format(most))
 end
 
+-- A finalizer that sends in the midst of a message does not spoil it.
+function TestChannels.test_finalizers_may_send()
+  local c, late, sent = peri.channel(4), peri.channel(100000), 0
+  local meta = { __gc = function()
+    sent = sent + 1
+    late:send { sent, peri.ones { 1 } }
+  end }
+  for i = 1, 200 do
+    local message = {}
+    for k = 1, 50 do
+      message[k] = { k, { tostring(k) }, peri.full({ 2 }, k) }
+      setmetatable({}, meta)
+    end
+    c:send(message)
+    local got = c:receive()
+    lu.assertEquals(#got, 50, i)
+    for k = 1, 50 do lu.assertEquals({ got[k][1], got[k][2][1], got[k][3]:tolist() }, { k, tostring(k), { k, k } }) end
+  end
+  collectgarbage()
+  lu.assertTrue(sent > 9000)
+  for k = 1, sent do lu.assertEquals(late:receive()[1], k) end
+end
+
+-- A message that there was no memory for is still there.
+function TestChannels.test_what_could_not_be_read_is_not_lost()
+  local c = peri.channel(2)
+  c:send { peri.ones { 2 }, peri.zeros { 3 } }
+  c:send "second"
+  local failures = 0
+  for n = 0, 20 do
+    peri._fail_after(n, true)
+    local ok, got = pcall(c.receive, c)
+    peri._fail_after(-1)
+    if ok then
+      lu.assertEquals(got[2]:tolist(), { 0, 0, 0 })
+      break
+    end
+    failures = failures + 1
+    lu.assertStrContains(got, "out of memory")
+    lu.assertEquals(#c, 2)
+  end
+  lu.assertTrue(failures > 0)
+  lu.assertEquals(c:receive(), "second")
+end
+
 function TestChannels.test_no_function_hides_an_op()
   for _, op in ipairs(peri.ops()) do lu.assertEquals(peri.describe(peri[op.name]).doc, op.doc, op.name) end
 end
