@@ -45,8 +45,15 @@ static inline terminal start (int columns, const char *const *words, const char 
   struct winsize size = { .ws_row = 24, .ws_col = (unsigned short)columns };
   char program[4096], slave[256];
   program_path(program, sizeof program);
-  assert_true(t.fd >= 0 && grantpt(t.fd) == 0 && unlockpt(t.fd) == 0);
-  snprintf(slave, sizeof slave, "%s", ptsname(t.fd));
+  bool there = t.fd >= 0 && grantpt(t.fd) == 0 && unlockpt(t.fd) == 0;
+  const char *name = there ? ptsname(t.fd) : NULL;
+  if (!name || access(name, R_OK | W_OK) != 0) { /* a chroot without /dev/pts */
+    if (t.fd >= 0) close(t.fd);
+    test_free(t.text);
+    print_message("skipped: no pseudo terminals here\n");
+    skip();
+  }
+  snprintf(slave, sizeof slave, "%s", name);
   assert_int_equal(ioctl(t.fd, TIOCSWINSZ, &size), 0);
   t.pid = fork();
   assert_true(t.pid >= 0);
