@@ -141,21 +141,23 @@ static void write_message (peri_ctx *ctx, int first, char *text, const char *fmt
 }
 
 /* Both forms are made aside, as the present message may be among the arguments; it has its other
-** form while that of the new one is made. */
+** form while that of the new one is made. A message that counts nothing has one form. */
 peri_status peri__fail (peri_ctx *ctx, peri_status s, const char *fmt, ...) {
-  char text[PERI_MESSAGE_MAX], scripted[PERI_MESSAGE_MAX];
+  char text[PERI_MESSAGE_MAX], other[PERI_MESSAGE_MAX], *scripted = text;
   va_list ap, again;
   va_start(ap, fmt);
   va_copy(again, ap);
   write_message(ctx, 0, text, fmt, ap);
-  memcpy(ctx->message, ctx->scripted, sizeof ctx->message);
-  write_message(ctx, 1, scripted, fmt, again);
+  if (ctx->nnth > 0 || strcmp(ctx->message, ctx->scripted) != 0) {
+    strcpy(ctx->message, ctx->scripted);
+    write_message(ctx, 1, scripted = other, fmt, again);
+  }
   va_end(again);
   va_end(ap);
-  memcpy(ctx->message, text, sizeof text);
-  memcpy(ctx->scripted, scripted, sizeof scripted);
+  strcpy(ctx->message, text);
+  strcpy(ctx->scripted, scripted);
   if (s == PERI_ENOMEM && (!ctx->starved[0] || !strstr(scripted, ctx->starved)))
-    memcpy(ctx->starved, scripted, sizeof scripted);
+    strcpy(ctx->starved, scripted);
   ctx->nnth = 0;
   ctx->failed = s;
   return s;
