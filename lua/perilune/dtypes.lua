@@ -35,6 +35,15 @@ for _, d in ipairs(M.list) do
   if d.name ~= "f32" and (M.published[d.name] or M.quantised[d.name]) then M.weights[#M.weights + 1] = d.name end
 end
 
+--- Elements of a shape, also of a tensor that was only told of.
+--- @param shape integer[]
+--- @return integer
+function M.numel(shape)
+  local n = 1
+  for _, size in ipairs(shape) do n = n * size end
+  return n
+end
+
 --- Bytes of n elements, which whole blocks hold; 0 for what is no dtype.
 --- @param name string
 --- @param n integer

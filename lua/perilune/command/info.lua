@@ -35,12 +35,6 @@ local function clean(text, most)
   return (short:gsub("[%c\127]", function(c) return c == "\n" and "\\n" or "?" end))
 end
 
-local function numel(shape)
-  local n = 1
-  for _, k in ipairs(shape) do n = n * k end
-  return n
-end
-
 -- Of tensors that are no weights: positions, masks, tables.
 -- Types of files that are no weights, two of which no tensor here has.
 local integers = setmetatable({ i8 = true, i16 = true }, { __index = dtypes.integers })
@@ -50,7 +44,7 @@ local function main_type(tensors)
   local counts, best = {}, nil
   for _, t in ipairs(tensors) do
     if not integers[t.type] then
-      counts[t.type] = (counts[t.type] or 0) + numel(t.shape)
+      counts[t.type] = (counts[t.type] or 0) + dtypes.numel(t.shape)
       if not best or counts[t.type] > counts[best] then best = t.type end
     end
   end
@@ -62,7 +56,7 @@ local function show_tensors(tensors, all, what)
   local count, total, weights, by_type, types = 0, 0, 0, {}, {}
   for _, t in ipairs(tensors) do
     total = total + t.bytes
-    if what or not integers[t.type] then count, weights = count + numel(t.shape), weights + t.bytes end
+    if what or not integers[t.type] then count, weights = count + dtypes.numel(t.shape), weights + t.bytes end
     if not by_type[t.type] then
       by_type[t.type] = { 0, 0 }
       types[#types + 1] = t.type

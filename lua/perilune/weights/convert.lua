@@ -25,12 +25,6 @@ local function attempt(fn, ...)
   return nil, result[2].message
 end
 
-local function numel(shape)
-  local n = 1
-  for _, size in ipairs(shape) do n = n * size end
-  return n
-end
-
 -- What a conversion may not lose in silence: with losses it goes on only where that is allowed.
 local function check_losses(losses, o, report)
   if #losses == 0 then return true end
@@ -49,7 +43,7 @@ local function watch(list, report, o)
   local total, done = 0, 0
   report.types, report.fallbacks = {}, {}
   for _, entry in ipairs(list) do
-    local n = numel(entry.shape)
+    local n = dtypes.numel(entry.shape)
     local bytes = export.bytes(entry.dtype, n)
     total, report.bytes = total + bytes, report.bytes + bytes
     report.tensors = report.tensors + 1
@@ -89,7 +83,7 @@ end
 -- The type that most elements have, for general.file_type.
 local function main_type(list)
   local counts, best = {}, "f32"
-  for _, entry in ipairs(list) do counts[entry.dtype] = (counts[entry.dtype] or 0) + numel(entry.shape) end
+  for _, entry in ipairs(list) do counts[entry.dtype] = (counts[entry.dtype] or 0) + dtypes.numel(entry.shape) end
   for dtype, n in pairs(counts) do if n > (counts[best] or 0) then best = dtype end end
   return best
 end

@@ -180,12 +180,11 @@ end
 -- ---- writing -------------------------------------------------------------------------------------
 
 local function bytes_of(entry)
-  local d, n = dtypes.by_name[entry.dtype], 1
+  local d = dtypes.by_name[entry.dtype]
   if not d or d.kind == "quantised" then
     error(("hf.save: %s is %s, which safetensors does not have"):format(entry.name, entry.dtype), 4)
   end
-  for _, size in ipairs(entry.shape) do n = n * size end
-  return n * d.bytes
+  return dtypes.numel(entry.shape) * d.bytes
 end
 
 -- Lists of entries of at most `most` bytes, in order; a larger tensor is alone.
