@@ -174,7 +174,7 @@ function TestCache.test_rows_keep_their_contents_wherever_they_go()
   lu.assertEquals(a.length, 8)
   lu.assertEquals(a:starts(), { 3, 0, 3 })
   lu.assertEquals({ contents(a, 1), contents(a, 2), contents(a, 3) }, { rows[3], others[2], rows[2] })
-  a:repeat_rows(2)
+  a:select_rows { 1, 1, 2, 2, 3, 3 }
   lu.assertEquals(a.batch, 6)
   lu.assertEquals(contents(a, 6), rows[2])
   a:select_rows { 1, 5 }

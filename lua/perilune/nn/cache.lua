@@ -317,16 +317,6 @@ function Cache:append_rows(other, list, capacity)
   self.torn = false
 end
 
---- Repeat every row n times: prompts are prefilled once, then sampled n times.
---- @param n integer
-function Cache:repeat_rows(n)
-  local list = {}
-  for row = 1, self.batch do
-    for _ = 1, n do list[#list + 1] = row end
-  end
-  self:select_rows(list)
-end
-
 --- Forget the positions behind the first `length` columns.
 --- @param length integer
 function Cache:truncate(length)
