@@ -117,39 +117,30 @@ static peri_status adam_cpu (peri_call *c) { return adam_run(c, false); }
 static peri_status adamw_cpu (peri_call *c) { return adam_run(c, true); }
 
 #define ADAM_LISTS "params:tensors, grads:tensors, m:tensors, v:tensors, "
-STEP_OP(
-    adam_, 1 | 4 | 8,
-    .sig = ADAM_LISTS
-    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
-    "grad_scale:num=1",
-    .doc = "One Adam step in place on lists of tensors (torch.optim.Adam; step counts from "
-           "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
-           "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
-           "it is read (clipping at no cost).",
-    .infer = adam_scaled_infer, .cpu = adam_cpu,
-    TESTS(.domain = "v=0.1..1; attr lr=0.1",
-          .refuses = {
-              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
-              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
-              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
-              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
-              "attr lr=0.1 => i64" }));
-STEP_OP(
-    adamw_, 1 | 4 | 8,
-    .sig = ADAM_LISTS
-    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
-    "grad_scale:num=1",
-    .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
-           "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
-           "multiplied by grad_scale as it is read.",
-    .infer = adam_scaled_infer, .cpu = adamw_cpu,
-    TESTS(.domain = "v=0.1..1; attr lr=0.1",
-          .refuses = {
-              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
-              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
-              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
-              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
-              "attr lr=0.1 => i64" }));
+#define ADAM_TESTS                                                                                 \
+  .domain = "v=0.1..1; attr lr=0.1",                                                               \
+  .refuses = { "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "      \
+               "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",                       \
+               "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "    \
+               "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; " \
+               "attr lr=0.1 => i64" }
+STEP_OP(adam_, 1 | 4 | 8,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0, step:int=1, "
+        "grad_scale:num=1",
+        .doc = "One Adam step in place on lists of tensors (torch.optim.Adam; step counts from "
+               "1): g += weight_decay p; m, v running means of g and g^2; p -= lr m' / (sqrt(v') "
+               "+ eps) with m', v' bias-corrected. The gradient is multiplied by grad_scale as "
+               "it is read (clipping at no cost).",
+        .infer = adam_scaled_infer, .cpu = adam_cpu, TESTS(ADAM_TESTS));
+STEP_OP(adamw_, 1 | 4 | 8,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-8, weight_decay:num=0.01, step:int=1, "
+        "grad_scale:num=1",
+        .doc = "One AdamW step in place on lists of tensors (torch.optim.AdamW; step counts from "
+               "1): p *= 1 - lr weight_decay, then Adam without decay. The gradient is "
+               "multiplied by grad_scale as it is read.",
+        .infer = adam_scaled_infer, .cpu = adamw_cpu, TESTS(ADAM_TESTS));
 
 /* ---- rmsprop_ ---- */
 
@@ -311,23 +302,15 @@ static peri_status lamb_cpu (peri_call *c) {
   return PERI_OK;
 }
 
-STEP_OP(
-    lamb_, 1 | 4 | 8,
-    .sig = ADAM_LISTS
-    "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
-    "max_grad_norm:num=1",
-    .doc = "One LAMB step in place on lists of tensors (You et al. 2020, as apex's RefLAMB): "
-           "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
-           "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
-           "either norm is 0.",
-    .infer = lamb_infer, .cpu = lamb_cpu,
-    TESTS(.domain = "v=0.1..1; attr lr=0.1",
-          .refuses = {
-              "params1.shape=2; params.count=1; grads1.shape=3; grads.count=1; m1.shape=2; "
-              "m.count=1; v1.shape=2; v.count=1; attr lr=0.1 => (2) | (3)",
-              "params1.shape=1; params=i64[1]; params.count=1; grads1.shape=1; grads=i64[1]; "
-              "grads.count=1; m1.shape=1; m=i64[1]; m.count=1; v1.shape=1; v=i64[1]; v.count=1; "
-              "attr lr=0.1 => i64" }));
+STEP_OP(lamb_, 1 | 4 | 8,
+        .sig = ADAM_LISTS
+        "lr:num, beta1:num=0.9, beta2:num=0.999, eps:num=1e-6, weight_decay:num=0.01, step:int=1, "
+        "max_grad_norm:num=1",
+        .doc = "One LAMB step in place on lists of tensors (You et al. 2020, as apex's RefLAMB): "
+               "gradients scaled to a global norm of at most max_grad_norm (0 = off); u = m' / "
+               "(sqrt(v') + eps) + weight_decay p; p -= lr |p| / |u| u, with ratio 1 where "
+               "either norm is 0.",
+        .infer = lamb_infer, .cpu = lamb_cpu, TESTS(ADAM_TESTS));
 
 /* ---- ema_ ---- */
 
