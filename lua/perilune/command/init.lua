@@ -5,8 +5,6 @@
 -- enter(folder), words (all of them), script() (args[1] is one: arg is set as for it). Words behind "[ARG ...]" are not
 -- the program's: no option is looked for there.
 -- This file runs before perilune is loaded, so that --threads and --max_bytes reach the context that opens then.
-local options = require "perilune.options"
-
 local ERROR, USAGE = 1, 2
 local width = 80
 
@@ -161,7 +159,7 @@ local function code_of(found)
 end
 
 local function unknown(name, names, readable)
-  local near = options.nearest(name, names)
+  local near = require("perilune.options").nearest(name, names) -- what starts well does not read it here
   if not near and readable then near = "run " .. name end
   return ("no command is called '%s'%s (perilune --help lists them)"):format(name,
     near and ("; did you mean '%s'?"):format(near) or "")
