@@ -12,22 +12,9 @@
 
 #include <cmocka.h>
 
+#include "array_numbers.h"
 #include "cpu/cpu.h"
 #include "cpu/math.h"
-
-static const peri_simd levels[] = { PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIMD_AVX512 };
-enum { NLEVELS = 3, N = 1 << 14 };
-
-static uint32_t seed = 1;
-static uint32_t bits32 (void) {
-  seed ^= seed << 13;
-  seed ^= seed >> 17;
-  seed ^= seed << 5;
-  return seed;
-}
-static double uniform (double lo, double hi) {
-  return lo + (hi - lo) * (double)bits32() / 4294967296.0;
-}
 
 /* ---- reductions ---- */
 

@@ -15,23 +15,10 @@
 
 #include <cmocka.h>
 
+#include "array_numbers.h"
 #include "cpu/cpu.h"
 #include "cpu/nn.h"
 #include "op/activation.h"
-
-static const peri_simd levels[] = { PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIMD_AVX512 };
-enum { NLEVELS = 3, N = 1 << 14 };
-
-static uint32_t seed = 1;
-static uint32_t bits32 (void) {
-  seed ^= seed << 13;
-  seed ^= seed >> 17;
-  seed ^= seed << 5;
-  return seed;
-}
-static double uniform (double lo, double hi) {
-  return lo + (hi - lo) * (double)bits32() / 4294967296.0;
-}
 
 static void unary (peri__kernel k, int64_t n, const float *x, float *y, const double *p) {
   const void *in[1] = { x };

@@ -1,17 +1,9 @@
 -- What Lua sees of the runtime: arguments, tensors, gradients, scopes, printing.
 local lu = require "luaunit"
 local peri = require "perilune"
+local claims = require "claims"
 
-local function message(fn, ...)
-  local ok, err = pcall(fn, ...)
-  lu.assertFalse(ok)
-  return err
-end
-
-local function close(a, b, eps)
-  lu.assertEquals(a.shape, b.shape)
-  lu.assertTrue((a - b):abs():max():item() <= (eps or 0))
-end
+local message, close = claims.message, claims.close
 
 TestArguments = {}
 

@@ -2,17 +2,9 @@
 -- segments that run again in the backward pass, gradients of each sample.
 local lu = require "luaunit"
 local peri = require "perilune"
+local claims = require "claims"
 
-local function message(fn, ...)
-  local ok, err = pcall(fn, ...)
-  lu.assertFalse(ok)
-  return err
-end
-
-local function close(a, b, eps)
-  lu.assertEquals(a.shape, b.shape)
-  lu.assertTrue((a - b):abs():max():item() <= (eps or 0))
-end
+local message, close = claims.message, claims.close
 
 local function leaf(values) return peri.tensor(values, "f64"):requires_grad_() end
 
