@@ -325,6 +325,19 @@ function peri.categorical(logits, n) end
 ---@return perilune.Tensor
 function tensor:categorical(n) end
 
+--- log softmax(logits)[id] and the entropy in nats of each row of logits (..., classes), for ids (...) and, if given, over the actions at which mask (..., classes) bool is true alone: the others have probability 0 and no gradient. A row without a legal action is refused.
+---@param logits perilune.Tensor|number
+---@param ids perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@return perilune.Tensor, perilune.Tensor
+function peri.categorical_logprob(logits, ids, mask) end
+
+--- log softmax(logits)[id] and the entropy in nats of each row of logits (..., classes), for ids (...) and, if given, over the actions at which mask (..., classes) bool is true alone: the others have probability 0 and no gradient. A row without a legal action is refused.
+---@param ids perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@return perilune.Tensor, perilune.Tensor
+function tensor:categorical_logprob(ids, mask) end
+
 --- The next whole number above. Constant for differentiation.
 ---@param x perilune.Tensor|number
 ---@return perilune.Tensor
@@ -1019,6 +1032,29 @@ function tensor:kv_append_(cache_v, k, v, pos) end
 ---@param max_grad_norm? number default 1.0
 function peri.lamb_(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, max_grad_norm) end
 
+--- Lambda returns along the last dim of (..., time): G_t = r_t + gamma ((1 - w) next_t + w G_t+1), w = lam trace_t+1; r_t alone at a terminated step, r_t + gamma next_t at a truncated or the last one. TD(lambda) with next_values V(s'), Peng's Q(lambda) with max Q(s', .), Watkins's where trace is 1 at greedy actions and 0 at others.
+---@param rewards perilune.Tensor|number
+---@param next_values perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param trace? perilune.Tensor|number
+---@param gamma? number default 0.99
+---@param lam? number default 0.95
+---@return perilune.Tensor
+function peri.lambda_returns(rewards, next_values, terminated, truncated, mask, trace, gamma, lam) end
+
+--- Lambda returns along the last dim of (..., time): G_t = r_t + gamma ((1 - w) next_t + w G_t+1), w = lam trace_t+1; r_t alone at a terminated step, r_t + gamma next_t at a truncated or the last one. TD(lambda) with next_values V(s'), Peng's Q(lambda) with max Q(s', .), Watkins's where trace is 1 at greedy actions and 0 at others.
+---@param next_values perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param trace? perilune.Tensor|number
+---@param gamma? number default 0.99
+---@param lam? number default 0.95
+---@return perilune.Tensor
+function tensor:lambda_returns(next_values, terminated, truncated, mask, trace, gamma, lam) end
+
 --- (x - mean) / sqrt(variance + eps) * weight + bias over the last dim (arXiv:1607.06450).
 ---@param x perilune.Tensor|number
 ---@param weight? perilune.Tensor|number
@@ -1424,6 +1460,27 @@ function tensor:mul_(y) end
 ---@param steps? integer default 5
 ---@param grad_scale? number default 1.0
 function peri.muon_(params, grads, momentum_bufs, lr, momentum, nesterov, weight_decay, steps, grad_scale) end
+
+--- The discounted sum of up to n rewards from each step of (..., time) on, the step that terminated or was truncated being the last, plus gamma^m times next_values where the m rewards end. Returns the sums, the factor of what comes behind them (gamma^m; 0 behind a terminated step) and m. Without next_values the sums are of rewards alone, for a value that is known later: that of the observation m steps on, which at a truncated step is the final one.
+---@param rewards perilune.Tensor|number
+---@param next_values? perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param n integer
+---@param gamma? number default 0.99
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.n_step_returns(rewards, next_values, terminated, truncated, mask, n, gamma) end
+
+--- The discounted sum of up to n rewards from each step of (..., time) on, the step that terminated or was truncated being the last, plus gamma^m times next_values where the m rewards end. Returns the sums, the factor of what comes behind them (gamma^m; 0 behind a terminated step) and m. Without next_values the sums are of rewards alone, for a value that is known later: that of the observation m steps on, which at a truncated step is the final one.
+---@param next_values? perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param n integer
+---@param gamma? number default 0.99
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:n_step_returns(next_values, terminated, truncated, mask, n, gamma) end
 
 --- A view of length positions of one dim, from position start on.
 ---@param x perilune.Tensor|number
@@ -2243,6 +2300,37 @@ function peri.var(x, dims, keep, ddof) end
 ---@param ddof? integer default 1
 ---@return perilune.Tensor
 function tensor:var(dims, keep, ddof) end
+
+--- V-trace (Espeholt et al. 2018, eq. 1) along the last dim of (..., time), log_ratio = log pi - log mu of the actions: delta_t = min(rho_bar, ratio_t) (r_t + gamma next_t - v_t), A_t = delta_t + gamma lam min(c_bar, ratio_t) A_t+1. Returns the targets vs = v + A, the advantages of the policy gradient min(pg_rho_bar, ratio_t) (r_t + gamma vs_t+1 - v_t), and A, which is PufferLib's advantage and that of gae where every ratio is 1. Terminated, truncated and last steps are as in gae.
+---@param rewards perilune.Tensor|number
+---@param values perilune.Tensor|number
+---@param log_ratio perilune.Tensor|number
+---@param next_values? perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param gamma? number default 0.99
+---@param lam? number default 1.0
+---@param rho_bar? number default 1.0
+---@param c_bar? number default 1.0
+---@param pg_rho_bar? number default 1.0
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.vtrace(rewards, values, log_ratio, next_values, terminated, truncated, mask, gamma, lam, rho_bar, c_bar, pg_rho_bar) end
+
+--- V-trace (Espeholt et al. 2018, eq. 1) along the last dim of (..., time), log_ratio = log pi - log mu of the actions: delta_t = min(rho_bar, ratio_t) (r_t + gamma next_t - v_t), A_t = delta_t + gamma lam min(c_bar, ratio_t) A_t+1. Returns the targets vs = v + A, the advantages of the policy gradient min(pg_rho_bar, ratio_t) (r_t + gamma vs_t+1 - v_t), and A, which is PufferLib's advantage and that of gae where every ratio is 1. Terminated, truncated and last steps are as in gae.
+---@param values perilune.Tensor|number
+---@param log_ratio perilune.Tensor|number
+---@param next_values? perilune.Tensor|number
+---@param terminated? perilune.Tensor|number
+---@param truncated? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param gamma? number default 0.99
+---@param lam? number default 1.0
+---@param rho_bar? number default 1.0
+---@param c_bar? number default 1.0
+---@param pg_rho_bar? number default 1.0
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:vtrace(values, log_ratio, next_values, terminated, truncated, mask, gamma, lam, rho_bar, c_bar, pg_rho_bar) end
 
 --- x where cond is not 0, else y; all three broadcast.
 ---@param cond perilune.Tensor|number

@@ -7,27 +7,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "op/op.h"
+#include "op/rl.h"
 
-/* Element i of a dense tensor of any dtype but the halves, which are cast before. */
-static double number_at (const peri_tensor *t, int64_t i) {
-  switch (t->dtype) { /* ORDER dtype */
-  case PERI_F32: return (double)((const float *)t->data)[i];
-  case PERI_F64: return ((const double *)t->data)[i];
-  case PERI_I64: return (double)((const int64_t *)t->data)[i];
-  case PERI_I32: return (double)((const int32_t *)t->data)[i];
-  default: return ((const uint8_t *)t->data)[i];
-  }
-}
-static bool flag_at (const peri_tensor *t, int64_t i) { return t != NULL && number_at(t, i) != 0; }
-static void put (peri_tensor *t, int64_t i, double v) {
-  if (t->dtype == PERI_F64)
-    ((double *)t->data)[i] = v;
-  else
-    ((float *)t->data)[i] = (float)v;
-}
-
-static peri_status same_shape (peri_call *c, int i, const char *name) {
+peri_status peri__rl_same_shape (peri_call *c, int i, const char *name) {
   const peri_tensor *x = c->in[0], *t = c->in[i];
   char a[128], b[128];
   if (!t ||
@@ -36,17 +18,27 @@ static peri_status same_shape (peri_call *c, int i, const char *name) {
   return peri__fail(c->ctx, PERI_ESHAPE, "%s has shape %s, expected that of rewards %s", name,
                     peri__shape_text(t, a, sizeof a), peri__shape_text(x, b, sizeof b));
 }
-static peri_status unit (peri_call *c, const char *name, double v) {
+peri_status peri__rl_unit (peri_call *c, const char *name, double v) {
   if (v >= 0 && v <= 1) return PERI_OK;
   return peri__fail(c->ctx, PERI_EINVAL, "%s is %g, expected 0 to 1", name, v);
 }
+peri_status peri__rl_timed (peri_call *c, int n, const char *const *names, int nvalues) {
+  peri_dtype d = (peri_dtype)c->in[0]->dtype;
+  TRY(peri__want_float(c, 0, names[0]));
+  if (c->in[0]->ndim < 1)
+    return peri__fail(c->ctx, PERI_ESHAPE, "rewards have shape (), expected (..., time)");
+  for (int i = 1; i < n; i++) TRY(peri__rl_same_shape(c, i, names[i]));
+  for (int i = 1; i <= nvalues; i++)
+    if (c->in[i]) TRY(peri__want_dtype(c, i, names[i], d));
+  return PERI_OK;
+}
 /* Rewards come from hosts and scripts: a NaN is named where it enters. */
-static peri_status finite (peri_call *c, const peri_tensor *mask) {
+peri_status peri__rl_finite (peri_call *c, const peri_tensor *mask) {
   const peri_tensor *r = c->in[0];
   for (int64_t i = 0; i < r->numel; i++) {
-    double v = number_at(r, i);
+    double v = peri__number_at(r, i);
     if (peri__give_up(c->ctx, i)) return peri__fail(c->ctx, PERI_EINTR, "interrupted");
-    if (!isfinite(v) && (!mask || flag_at(mask, i)))
+    if (!isfinite(v) && (!mask || peri__flag_at(mask, i)))
       return peri__fail(c->ctx, PERI_EINVAL, "reward at flat position %" PRId64 " (from 0) is %s",
                         i,
                         isnan(v) ? "NaN"
@@ -55,23 +47,31 @@ static peri_status finite (peri_call *c, const peri_tensor *mask) {
   }
   return PERI_OK;
 }
-static int64_t last_size (const peri_tensor *t) { return t->ndim > 0 ? t->shape[t->ndim - 1] : 0; }
+peri_status peri__rl_next_known (peri_call *c, const peri_tensor *next,
+                                 const peri_tensor *truncated, const peri_tensor *mask) {
+  for (int64_t i = 0; truncated && !next && i < c->in[0]->numel; i++)
+    if (peri__flag_at(truncated, i) && (!mask || peri__flag_at(mask, i)))
+      return peri__fail(c->ctx, PERI_EINVAL,
+                        "truncated is set at flat position %" PRId64
+                        " (from 0): next_values must give the value of "
+                        "the state that was cut off there",
+                        i);
+  return PERI_OK;
+}
 
 /* ---- discounted_sum ---- */
 
 static peri_status discounted_infer (peri_call *c) {
-  TRY(peri__want_float(c, 0, "rewards"));
-  if (c->in[0]->ndim < 1)
-    return peri__fail(c->ctx, PERI_ESHAPE, "rewards have shape (), expected (..., time)");
-  TRY(same_shape(c, 1, "terminated"));
-  TRY(unit(c, "gamma", c->attr[0].f));
+  static const char *const names[] = { "rewards", "terminated" };
+  TRY(peri__rl_timed(c, 2, names, 0));
+  TRY(peri__rl_unit(c, "gamma", c->attr[0].f));
   return peri__infer_same(c);
 }
 
 static void discounted_rows (void *ud, int64_t begin, int64_t end, int worker) {
   const peri_call *c = ud;
   const peri_tensor *r = c->in[0], *done = c->in[1];
-  int64_t n = last_size(r);
+  int64_t n = peri__last_size(r);
   double gamma = c->attr[0].f;
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
@@ -79,15 +79,15 @@ static void discounted_rows (void *ud, int64_t begin, int64_t end, int worker) {
     for (int64_t k = 0; k < n; k++) {
       if (peri__give_up(c->ctx, k)) return;
       int64_t t = c->attr[1].i ? i * n + k : i * n + n - 1 - k;
-      bool cut = c->attr[1].i ? k > 0 && flag_at(done, t - 1) : flag_at(done, t);
-      sum = number_at(r, t) + (cut ? 0 : gamma * sum);
-      put(c->out[0], t, sum);
+      bool cut = c->attr[1].i ? k > 0 && peri__flag_at(done, t - 1) : peri__flag_at(done, t);
+      sum = peri__number_at(r, t) + (cut ? 0 : gamma * sum);
+      peri__put(c->out[0], t, sum);
     }
   }
 }
 
 static peri_status discounted_cpu (peri_call *c) {
-  int64_t n = last_size(c->in[0]);
+  int64_t n = peri__last_size(c->in[0]);
   if (n > 0) peri__parallel(c->ctx, c->in[0]->numel / n, 4096 / n + 1, discounted_rows, c);
   return PERI_OK;
 }
@@ -120,14 +120,9 @@ static peri_status gae_infer (peri_call *c) {
   static const char *const names[] = { "rewards",    "values",    "next_values",
                                        "terminated", "truncated", "mask" };
   peri_dtype d = (peri_dtype)c->in[0]->dtype;
-  TRY(peri__want_float(c, 0, "rewards"));
-  if (c->in[0]->ndim < 1)
-    return peri__fail(c->ctx, PERI_ESHAPE, "rewards have shape (), expected (..., time)");
-  for (int i = 1; i < 6; i++) TRY(same_shape(c, i, names[i]));
-  for (int i = 1; i < 3; i++)
-    if (c->in[i]) TRY(peri__want_dtype(c, i, names[i], d));
-  TRY(unit(c, "gamma", c->attr[0].f));
-  TRY(unit(c, "lam", c->attr[1].f));
+  TRY(peri__rl_timed(c, 6, names, 2));
+  TRY(peri__rl_unit(c, "gamma", c->attr[0].f));
+  TRY(peri__rl_unit(c, "lam", c->attr[1].f));
   TRY(peri__new_like(c->in[0], d, &c->out[0]));
   return peri__new_like(c->in[0], d, &c->out[1]);
 }
@@ -135,40 +130,35 @@ static peri_status gae_infer (peri_call *c) {
 static void gae_rows (void *ud, int64_t begin, int64_t end, int worker) {
   const peri_call *c = ud;
   peri_tensor *const *in = c->in;
-  int64_t n = last_size(in[0]);
+  int64_t n = peri__last_size(in[0]);
   double gamma = c->attr[0].f, lam = c->attr[1].f;
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
     double advantage = 0, after = 0; /* of the next step that counts */
     for (int64_t t = (i + 1) * n - 1; t >= i * n; t--) {
       if (peri__give_up(c->ctx, t)) return;
-      if (in[G_MASK] && !flag_at(in[G_MASK], t)) { /* carried over, not zeroed */
-        put(c->out[0], t, 0);
-        put(c->out[1], t, 0);
+      if (in[G_MASK] && !peri__flag_at(in[G_MASK], t)) { /* carried over, not zeroed */
+        peri__put(c->out[0], t, 0);
+        peri__put(c->out[1], t, 0);
         continue;
       }
-      bool ends = flag_at(in[G_TERMINATED], t), cut = ends || flag_at(in[G_TRUNCATED], t);
-      double value = number_at(in[G_VALUES], t);
-      double next = in[G_NEXT] ? number_at(in[G_NEXT], t) : after;
-      double delta = number_at(in[G_REWARDS], t) + (ends ? 0 : gamma * next) - value;
+      bool ends = peri__flag_at(in[G_TERMINATED], t),
+           cut = ends || peri__flag_at(in[G_TRUNCATED], t);
+      double value = peri__number_at(in[G_VALUES], t);
+      double next = in[G_NEXT] ? peri__number_at(in[G_NEXT], t) : after;
+      double delta = peri__number_at(in[G_REWARDS], t) + (ends ? 0 : gamma * next) - value;
       advantage = delta + (cut ? 0 : gamma * lam * advantage);
       after = value;
-      put(c->out[0], t, advantage);
-      put(c->out[1], t, advantage + value);
+      peri__put(c->out[0], t, advantage);
+      peri__put(c->out[1], t, advantage + value);
     }
   }
 }
 
 static peri_status gae_cpu (peri_call *c) {
-  int64_t n = last_size(c->in[0]);
-  TRY(finite(c, c->in[G_MASK]));
-  for (int64_t i = 0; c->in[G_TRUNCATED] && !c->in[G_NEXT] && i < c->in[0]->numel; i++)
-    if (flag_at(c->in[G_TRUNCATED], i) && (!c->in[G_MASK] || flag_at(c->in[G_MASK], i)))
-      return peri__fail(c->ctx, PERI_EINVAL,
-                        "truncated is set at flat position %" PRId64
-                        " (from 0): next_values must give the value of "
-                        "the state that was cut off there",
-                        i);
+  int64_t n = peri__last_size(c->in[0]);
+  TRY(peri__rl_finite(c, c->in[G_MASK]));
+  TRY(peri__rl_next_known(c, c->in[G_NEXT], c->in[G_TRUNCATED], c->in[G_MASK]));
   if (n > 0) peri__parallel(c->ctx, c->in[0]->numel / n, 2048 / n + 1, gae_rows, c);
   return PERI_OK;
 }
@@ -207,7 +197,7 @@ static peri_status group_infer (peri_call *c) {
   int64_t group = c->attr[0].i;
   spread how;
   char a[128];
-  TRY(same_shape(c, 1, "mask"));
+  TRY(peri__rl_same_shape(c, 1, "mask"));
   TRY(get_spread(c, &how));
   if (r->ndim < 1 || group < 1 || r->shape[0] % group != 0)
     return peri__fail(c->ctx, PERI_ESHAPE,
@@ -227,8 +217,8 @@ static void normalise (const peri_call *c, spread how, int64_t base, int64_t gro
   for (int64_t i = 0; i < group; i++)
     for (int64_t j = 0; j < width; j++) {
       int64_t at = base + i * row + j;
-      if (mask && !flag_at(mask, at)) continue;
-      double v = number_at(r, at);
+      if (mask && !peri__flag_at(mask, at)) continue;
+      double v = peri__number_at(r, at);
       sum += v;
       low = v < low ? v : low;
       high = v > high ? v : high;
@@ -238,8 +228,8 @@ static void normalise (const peri_call *c, spread how, int64_t base, int64_t gro
   for (int64_t i = 0; i < group; i++)
     for (int64_t j = 0; j < width; j++) {
       int64_t at = base + i * row + j;
-      double d = number_at(r, at) - mean;
-      if (!mask || flag_at(mask, at)) squares += d * d;
+      double d = peri__number_at(r, at) - mean;
+      if (!mask || peri__flag_at(mask, at)) squares += d * d;
     }
   /* a group of equal rewards carries no signal: exactly 0, not rounding over eps */
   bool flat = n < 2 || low == high;
@@ -248,8 +238,8 @@ static void normalise (const peri_call *c, spread how, int64_t base, int64_t gro
   for (int64_t i = 0; i < group; i++)
     for (int64_t j = 0; j < width; j++) {
       int64_t at = base + i * row + j;
-      bool counts = !flat && (!mask || flag_at(mask, at));
-      put(c->out[0], at, counts ? (number_at(r, at) - mean) * scale : 0);
+      bool counts = !flat && (!mask || peri__flag_at(mask, at));
+      peri__put(c->out[0], at, counts ? (peri__number_at(r, at) - mean) * scale : 0);
     }
 }
 
@@ -259,7 +249,7 @@ static peri_status group_cpu (peri_call *c) {
   int64_t row = groups > 0 ? r->numel / r->shape[0] : 0;
   spread how;
   TRY(get_spread(c, &how));
-  TRY(finite(c, c->in[1]));
+  TRY(peri__rl_finite(c, c->in[1]));
   for (int64_t g = 0; g < groups && !peri__stopped(c->ctx); g++)
     if (c->attr[3].i)
       normalise(c, how, g * group * row, group, row, row);

@@ -9,13 +9,14 @@ import sys
 import elementwise
 import layers
 import learning
+import policies
 import shapes
 import sums
 from vectors import CASES
 
 
 def main():
-    for family in (elementwise, sums, shapes, layers, learning):
+    for family in (elementwise, sums, shapes, layers, learning, policies):
         family.make()
     with open(sys.argv[1], "w", encoding="utf-8") as out:
         out.write('{"cases": [\n')
