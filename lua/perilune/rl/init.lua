@@ -10,6 +10,7 @@ for file, names in pairs {
   loss = { "log_ratio_max", "kl", "kl_to", "clipped" },
   curriculum = { "curriculum" },
   metrics = { "summary" },
+  statistics = { "iqm", "optimality_gap", "interval", "probability_of_improvement", "report", "explained_variance" },
 } do
   local module = require("perilune.rl." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end
