@@ -129,9 +129,11 @@ X(scatter_add)
 X(index_add)
 X(embedding_backward)
 X(masked_scatter)
-/* matmul.c, linear.c, pack.c, einsum.c */
+/* matmul.c, linear.c, mlp.c, pack.c, einsum.c */
 X(matmul)
 X(linear)
+X(mlp)
+X(mlp_backward_)
 X(pack)
 X(outer)
 X(einsum)

@@ -1,0 +1,154 @@
+-- Small networks as one op: the bits of linear and the activation one by one, forward and backward, and several
+-- networks at once.
+local lu = require "luaunit"
+local peri = require "perilune"
+
+TestMlp = {}
+
+local function network(sizes, bias, lead)
+  local w, b = {}, {}
+  local function leaf(...)
+    local shape = { ... }
+    if lead then table.insert(shape, 1, lead) end
+    return peri.randn(shape):mul(0.4):requires_grad_()
+  end
+  for l = 1, #sizes - 1 do
+    w[l] = leaf(sizes[l + 1], sizes[l])
+    if bias then b[l] = leaf(sizes[l + 1]) end
+  end
+  return w, b
+end
+
+local function layer_by_layer(x, w, b, act)
+  for l = 1, #w do x = x:linear(w[l], b[l], l < #w and act or "none") end
+  return x
+end
+
+local function leaves(x, w, b)
+  local list = { x }
+  table.move(w, 1, #w, 2, list)
+  return table.move(b, 1, #b, #list + 1, list)
+end
+
+local shapes = { { 4, 64, 64, 2 }, { 4, 64, 1 }, { 3, 5 }, { 17, 130, 7, 33, 6 }, { 1, 1, 1 }, { 200, 150, 40 } }
+
+local function check(sizes, rows, act, bias)
+  local what = ("%s, %d rows, %s"):format(table.concat(sizes, "-"), rows, act)
+  local w, b = network(sizes, bias)
+  local x = peri.randn { rows, sizes[1] }:requires_grad_()
+  local g = peri.randn { rows, sizes[#sizes] }
+  local y, want = peri.mlp(x, w, b, act), layer_by_layer(x, w, b, act)
+  lu.assertEquals(y:bytes(), want:bytes(), what)
+  local list = leaves(x, w, b)
+  local got, expected = peri.grad(y, list, { seed = g }), peri.grad(want, list, { seed = g })
+  for i in ipairs(list) do
+    local off = got[i]:sub(expected[i]):abs():max():item()
+    lu.assertTrue(off <= 1e-6 * rows * (1 + expected[i]:abs():max():item()), ("%s: gradient %d is %g off"):format(what, i, off))
+  end
+end
+
+for _, sizes in ipairs(shapes) do
+  TestMlp[("test_%s has the bits of its layers"):format(table.concat(sizes, "_"))] = function ()
+    peri.seed(5)
+    for _, rows in ipairs { 1, 4, 5, 37, 128, 300 } do
+      check(sizes, rows, "tanh", true)
+      check(sizes, rows, "silu", false)
+    end
+    for _, a in ipairs(peri.activations()) do check(sizes, 9, a.name, true) end
+  end
+end
+
+function TestMlp.test_a_row_does_not_depend_on_the_others()
+  peri.seed(6)
+  local w, b = network({ 6, 64, 64, 3 }, true)
+  local x = peri.randn { 300, 6 }
+  local all = peri.mlp(x, w, b, "tanh")
+  for _, cut in ipairs { { 1, 1 }, { 7, 4 }, { 100, 64 }, { 3, 290 } } do
+    lu.assertEquals(peri.mlp(x:narrow(1, cut[1], cut[2]), w, b, "tanh"):bytes(),
+      all:narrow(1, cut[1], cut[2]):contiguous():bytes())
+  end
+end
+
+function TestMlp.test_several_networks_at_once_are_each_by_itself()
+  peri.seed(7)
+  for _, rows in ipairs { 1, 4, 33 } do
+    for _, copies in ipairs { 1, 3, 20 } do
+      local w, b = network({ 5, 32, 2 }, true, copies)
+      local x = peri.randn { copies, rows, 5 }:requires_grad_()
+      local y = peri.mlp(x, w, b, "tanh")
+      local list = leaves(x, w, b)
+      local g = peri.randn(y.shape)
+      local grads = peri.grad(y, list, { seed = g })
+      for i = 1, copies do
+        local own_w, own_b = {}, {}
+        for l = 1, #w do
+          own_w[l] = w[l]:select(1, i):detach():requires_grad_()
+          own_b[l] = b[l]:select(1, i):detach():requires_grad_()
+        end
+        local own_x = x:select(1, i):detach():requires_grad_()
+        local one = peri.mlp(own_x, own_w, own_b, "tanh")
+        lu.assertEquals(one:bytes(), y:select(1, i):contiguous():bytes())
+        for k, grad in pairs(peri.grad(one, leaves(own_x, own_w, own_b), { seed = g:select(1, i) })) do
+          lu.assertEquals(grad:bytes(), grads[k]:select(1, i):contiguous():bytes())
+        end
+      end
+    end
+  end
+end
+
+function TestMlp.test_only_the_gradients_that_are_wanted_are_made()
+  peri.seed(8)
+  local w, b = network({ 4, 16, 2 }, true)
+  local x = peri.randn { 8, 4 }
+  w[1], b[2] = w[1]:detach(), b[2]:detach()
+  local y = peri.mlp(x, w, b, "tanh")
+  local want = peri.grad(layer_by_layer(x, w, b, "tanh"):sum(), { w[2], b[1] })
+  local got = peri.grad(y:sum(), { w[2], b[1] })
+  for i = 1, 2 do lu.assertAlmostEquals(got[i]:sub(want[i]):abs():max():item(), 0, 1e-5) end
+  y:sum():backward()
+  lu.assertNil(w[1].grad)
+  lu.assertNotNil(w[2].grad)
+end
+
+-- H v by two backward passes, as TRPO has it.
+function TestMlp.test_hessian_vector_products_go_through()
+  peri.seed(9)
+  for _, lead in ipairs { false, 3 } do
+    local w, b = network({ 4, 8, 8, 2 }, true, lead or nil)
+    local x = lead and peri.randn { 3, 5, 4 } or peri.randn { 5, 4 }
+    local list = leaves(w[1], { w[2], w[3] }, b)
+    local function product(f)
+      local grads, dot = peri.grad(f(), list, { create_graph = true }), nil
+      for _, g in ipairs(grads) do
+        local s = g:mul(peri.full_like(g, 0.3)):sum()
+        dot = dot and dot:add(s) or s
+      end
+      return peri.grad(dot, list)
+    end
+    local got = product(function () return peri.mlp(x, w, b, "tanh"):square():sum() end)
+    local want = product(function ()
+      local h = x
+      for l = 1, 3 do
+        h = h:matmul(w[l]:transpose()):add(lead and b[l]:unsqueeze(2) or b[l])
+        if l < 3 then h = h:tanh() end
+      end
+      return h:square():sum()
+    end)
+    for i in ipairs(list) do
+      lu.assertTrue(got[i]:sub(want[i]):abs():max():item() <= 1e-4 * (1 + want[i]:abs():max():item()))
+    end
+  end
+end
+
+function TestMlp.test_weights_stored_by_columns_give_the_same_bits()
+  peri.seed(10)
+  local w, b = network({ 4, 64, 64, 2 }, true)
+  local turned = {}
+  for l = 1, 3 do turned[l] = w[l]:transpose():contiguous():transpose() end
+  for _, rows in ipairs { 1, 4, 8, 50 } do
+    local x = peri.randn { rows, 4 }
+    lu.assertEquals(peri.mlp(x, turned, b, "tanh"):bytes(), peri.mlp(x, w, b, "tanh"):bytes())
+  end
+end
+
+os.exit(lu.LuaUnit.run())
