@@ -514,6 +514,19 @@ function peri.diagonal(x, k) end
 ---@return perilune.Tensor
 function tensor:diagonal(k) end
 
+--- The derivative of lgamma, elementwise; -inf at 0, NaN at negative whole numbers.
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.digamma(x) end
+
+--- The derivative of lgamma, elementwise; -inf at 0, NaN at negative whole numbers.
+---@return perilune.Tensor
+function tensor:digamma() end
+
+--- The derivative of lgamma, elementwise; -inf at 0, NaN at negative whole numbers.
+---@return perilune.Tensor
+function tensor:digamma_() end
+
 --- Discounted sums along the last dim, rewards (..., time): y_t = r_t + gamma y_t+1, where a set terminated_t cuts the sum after t; reverse sums forward in time, y_t = r_t + gamma y_t-1 (cut before t).
 ---@param rewards perilune.Tensor|number
 ---@param terminated? perilune.Tensor|number
@@ -1116,6 +1129,19 @@ function tensor:lerp(y, weight) end
 ---@return perilune.Tensor
 function tensor:lerp_(y, weight) end
 
+--- log |Gamma(x)|, elementwise; inf at 0 and at negative whole numbers.
+---@param x perilune.Tensor|number
+---@return perilune.Tensor
+function peri.lgamma(x) end
+
+--- log |Gamma(x)|, elementwise; inf at 0 and at negative whole numbers.
+---@return perilune.Tensor
+function tensor:lgamma() end
+
+--- log |Gamma(x)|, elementwise; inf at 0 and at negative whole numbers.
+---@return perilune.Tensor
+function tensor:lgamma_() end
+
 --- act(x weight^T + bias), x (..., in), weight (out, in), bias (out) -> (..., out); act is none or the name of an activation (peri.activations()). weight may be quantised or packed, and gets no gradient then.
 ---@param x perilune.Tensor|number
 ---@param weight perilune.Tensor|number
@@ -1655,6 +1681,22 @@ function peri.permute(x, dims) end
 ---@return perilune.Tensor
 function tensor:permute(dims) end
 
+--- The n-th derivative of digamma, elementwise, n from 0 to 100; from n = 2 on NaN below 0.
+---@param x perilune.Tensor|number
+---@param n? integer default 1
+---@return perilune.Tensor
+function peri.polygamma(x, n) end
+
+--- The n-th derivative of digamma, elementwise, n from 0 to 100; from n = 2 on NaN below 0.
+---@param n? integer default 1
+---@return perilune.Tensor
+function tensor:polygamma(n) end
+
+--- The n-th derivative of digamma, elementwise, n from 0 to 100; from n = 2 on NaN below 0.
+---@param n? integer default 1
+---@return perilune.Tensor
+function tensor:polygamma_(n) end
+
 --- x to the power of y, broadcast; integers take no negative exponents.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
@@ -1702,6 +1744,17 @@ function tensor:quick_gelu_() end
 ---@param dtype? perilune.Dtype default f32
 ---@return perilune.Tensor
 function peri.rand(shape, dtype) end
+
+--- A draw from Gamma(alpha, 1), of density x^(alpha - 1) e^-x / Gamma(alpha), for each element of alpha (Marsaglia and Tsang 2000); with log its logarithm, which a small alpha does not take below what the dtype holds.
+---@param alpha perilune.Tensor|number
+---@param log? boolean default false
+---@return perilune.Tensor
+function peri.rand_gamma(alpha, log) end
+
+--- A draw from Gamma(alpha, 1), of density x^(alpha - 1) e^-x / Gamma(alpha), for each element of alpha (Marsaglia and Tsang 2000); with log its logarithm, which a small alpha does not take below what the dtype holds.
+---@param log? boolean default false
+---@return perilune.Tensor
+function tensor:rand_gamma(log) end
 
 --- Uniform random numbers in [0, 1) in x's shape, and dtype unless one is given.
 ---@param x perilune.Tensor|number

@@ -1,5 +1,6 @@
 /*
-** random.c - random tensors: rand, randn, randint, randperm, bernoulli and the *_like forms.
+** random.c - random tensors: rand, randn, randint, randperm, bernoulli, rand_gamma and the *_like
+** forms.
 ** Element e is a function of the generator's (seed, offset) and of e alone (perilune.h): four
 ** elements share a block of Philox, or two where an element takes 64 bits. So nothing depends on
 ** threads or on the processor, and the arithmetic below is plain C for the same reason.
@@ -326,3 +327,83 @@ static peri_status bernoulli_cpu (peri_call *c) {
 OP(bernoulli, .sig = "p", .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
    .doc = "1 with probability p, else 0, in p's shape and dtype.", .infer = bernoulli_infer,
    .cpu = bernoulli_cpu, TESTS(.domain = "p=0..1", .refuses = { "p=f32[0.5,1.5] => 1.5" }));
+
+/* ---- gamma ---- */
+
+static double positive_at (const draw *d, int64_t e) {
+  return d->out->dtype == PERI_F64 ? ((const double *)d->p)[e] : (double)((const float *)d->p)[e];
+}
+
+/*
+** Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", 2000: d (1 + c x)^3 of a
+** normal x is kept with a chance above 0.95, so that the last of TRIES blocks is never reached in
+** practice; alpha below 1 is raised by 1 and its draw multiplied by U^(1 / alpha). Element e has
+** the blocks e * TRIES, ..., whatever the others needed. The logarithm is what is computed: draws of
+** a small alpha lie below what the dtype holds.
+*/
+enum { TRIES = 64 };
+
+static double log_gamma_draw (peri_rng rng, uint64_t e, double alpha) {
+  double boost = 0, d, c, log_v = 0;
+  uint32_t w[4];
+  if (alpha < 1) {
+    peri__rng_block(rng, e * TRIES, w);
+    boost = log_series(((double)w[0] + 1) * 0x1p-32 - (double)w[1] * 0x1p-64) / alpha;
+    alpha += 1;
+  }
+  d = alpha - 1.0 / 3;
+  c = 1 / sqrt(9 * d);
+  for (uint64_t try = 1; try < TRIES; try++) {
+    double sine = 0, cosine = 0, u, x, v;
+    peri__rng_block(rng, e * TRIES + try, w);
+    turn((double)w[1] * 0x1p-32, &sine, &cosine);
+    x = sqrt(-2 * log_series(((double)w[0] + 1) * 0x1p-32)) * cosine;
+    v = 1 + c * x;
+    if (v <= 0) continue;
+    log_v = 3 * log_series(v);
+    u = ((double)w[2] + 1) * 0x1p-32 - (double)w[3] * 0x1p-64;
+    if (log_series(u) < x * x / 2 + d * (1 - v * v * v + log_v)) break;
+  }
+  return log_series(d) + log_v + boost;
+}
+
+static void gamma_range (void *ud, int64_t begin, int64_t end, int worker) {
+  const draw *d = ud;
+  (void)worker;
+  for (int64_t e = begin; e < end; e++) {
+    double y = log_gamma_draw(d->rng, (uint64_t)e, positive_at(d, e));
+    if (!d->low) y = exp(y);
+    if (d->out->dtype == PERI_F64)
+      ((double *)d->out->data)[e] = y;
+    else
+      ((float *)d->out->data)[e] = (float)y;
+  }
+}
+
+static peri_status rand_gamma_cpu (peri_call *c) {
+  draw d = { .out = c->out[0], .p = c->in[0]->data, .low = c->attr[0].i };
+  for (int64_t i = 0; i < d.out->numel; i++) {
+    double v = positive_at(&d, i);
+    if (!(v > 0 && v < INFINITY))
+      return peri__fail(c->ctx, PERI_EINVAL,
+                        "alpha holds %g at flat position %" PRId64 " (from 0); wanted more than 0",
+                        v, i);
+  }
+  d.rng = peri__rng_next(c->ctx);
+  peri__parallel(c->ctx, d.out->numel, GRAIN / 8, gamma_range, &d);
+  return PERI_OK;
+}
+
+static peri_status rand_gamma_infer (peri_call *c) {
+  TRY(peri__want_float(c, 0, "alpha"));
+  return peri__infer_same(c);
+}
+
+OP(rand_gamma, .sig = "alpha, log:bool=false", .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
+   .doc =
+       "A draw from Gamma(alpha, 1), of density x^(alpha - 1) e^-x / Gamma(alpha), for each "
+       "element of alpha (Marsaglia and Tsang 2000); with log its logarithm, which a small alpha "
+       "does not take below what the dtype holds.",
+   .infer = rand_gamma_infer, .cpu = rand_gamma_cpu,
+   TESTS(.domain = "alpha=0.2..5", .variants = { "alpha=0.2..5; attr log=true" },
+         .refuses = { "alpha=f32[1,0] => 0 | position 1", "alpha=f32[nan] => nan" }));

@@ -333,7 +333,8 @@ function TestLaws.test_a_seed_repeats_and_draws_go_on()
     function () return peri.randint(0, 1000, { 50 }) end, function () return peri.randperm(50) end,
     function () return peri.rand_like(peri.zeros { 50 }) end, function () return peri.randn_like(peri.zeros { 50 }) end,
     function () return peri.bernoulli(peri.full({ 50 }, 0.5)) end, function () return peri.dropout(peri.ones { 50 }) end,
-    function () return peri.categorical(peri.zeros { 9 }, 50) end } do
+    function () return peri.categorical(peri.zeros { 9 }, 50) end,
+    function () return peri.rand_gamma(peri.full({ 50 }, 0.5)) end } do
     peri.seed(5)
     local first, second = draw(), draw()
     peri.seed(5)
@@ -360,6 +361,15 @@ function TestLaws.test_distributions()
   lu.assertAlmostEquals(i:mean():item(), 0, 5 * 1.4142 / 200)
   lu.assertEquals(peri.randperm(1000):sort():tolist(), peri.arange(1000):tolist())
   lu.assertAlmostEquals(peri.bernoulli(peri.full({ n }, 0.3)):mean():item(), 0.3, 5 * 0.4583 / 200)
+  for _, alpha in ipairs { 0.05, 0.7, 1, 3.5, 200 } do
+    local x = peri.rand_gamma(peri.full({ n }, alpha, "f64"))
+    lu.assertTrue(x:min():item() >= 0)
+    lu.assertAlmostEquals(x:mean():item(), alpha, 5 * math.sqrt(alpha) / 200)
+    lu.assertAlmostEquals(x:var():item(), alpha, 5 * math.sqrt(2 * alpha ^ 2 + 6 * alpha) / 200) -- 4th moment: 3 a^2 + 6 a
+    local logs = peri.rand_gamma(peri.full({ n }, alpha), true) -- their mean is digamma, their variance trigamma
+    local spread = peri.polygamma(peri.tensor(alpha, "f64")):item()
+    lu.assertAlmostEquals(logs:mean():item(), peri.digamma(peri.tensor(alpha, "f64")):item(), 5 * math.sqrt(spread) / 200)
+  end
   local d = peri.dropout(peri.ones { n }, 0.25)
   lu.assertAlmostEquals(d:mean():item(), 1, 5 * 0.5774 / 200)
   lu.assertAlmostEquals(d:max():item(), 1 / 0.75, 1e-6)

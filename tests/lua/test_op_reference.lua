@@ -289,7 +289,7 @@ end
 
 -- What these ops return is memory as it was, or random: test_op_laws.lua has what holds of them. Elements of what pack
 -- makes cannot be read: test_packed.lua.
-local without = { empty = true, empty_like = true, rand = true, randn = true, rand_like = true, randn_like = true,
+local without = { empty = true, empty_like = true, rand = true, randn = true, rand_like = true, randn_like = true, rand_gamma = true,
   randint = true, randperm = true, pack = true }
 
 function TestReference.test_every_op_has_vectors_or_a_formula()

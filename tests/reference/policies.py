@@ -1,6 +1,7 @@
 """Cases of the ops of policies and their targets: choices by logits, n-step and lambda returns, V-trace (the loops of
 the papers, written down step by step)."""
 
+import mpmath
 import torch
 
 from vectors import bools, case, f, ints, of
@@ -37,6 +38,37 @@ def choices():
         for ins in ([x, a, None, g, f(*s[:-1])], [x, a, None, g, None], [x, a, None, None, g]):
             case(name, ins, gradient, tol="sum")
     case(name, [f(3, 3), of([2, 1, 0], "i64"), mask, f(3), f(3)], gradient, tol="sum")
+
+
+class Psi(torch.autograd.Function):
+    """Digamma's n-th derivative by mpmath: torch's trigamma has eleven digits."""
+
+    @staticmethod
+    def forward(ctx, x, n):
+        ctx.save_for_backward(x)
+        ctx.n = n
+        return torch.tensor([float(mpmath.psi(n, v)) for v in x.reshape(-1).tolist()]).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * Psi.apply(ctx.saved_tensors[0], ctx.n + 1), None
+
+
+def gamma_functions():
+    def all_of(op, fn, attr=None, below=True):
+        case(op, [f(2, 3, lo=0.25, hi=6)], fn, attr, "sum")
+        case(op, [f(20, lo=6, hi=60)], fn, attr, "sum")
+        case(op, [f(8, lo=1000, hi=30000)], fn, attr, "sum")
+        case(op, [f(0, 3)], fn, attr, "sum")
+        if below:  # the second derivative is not given below 0
+            case(op, [of([-0.5, -1.25, -2.75, -30.5])], fn, attr, "sum", grad=op == "lgamma")
+
+    all_of("lgamma", torch.lgamma)
+    case("lgamma", [of([1.0, 2.0, 0.0, -1.0, torch.inf, torch.nan])], torch.lgamma, grad=False, note="special")
+    all_of("digamma", lambda x: Psi.apply(x, 0))
+    case("digamma", [of([0.0, -2.0, torch.inf, torch.nan])], torch.digamma, grad=False, note="special")
+    for n in (0, 1, 2, 5):
+        all_of("polygamma", lambda x: Psi.apply(x, n), {"n": n}, below=n < 2)
 
 
 def flag(t, at):
@@ -159,3 +191,4 @@ def targets():
 def make():
     choices()
     targets()
+    gamma_functions()
