@@ -8,86 +8,13 @@ local peri = require "perilune"
 local here = arg[0]:match "^(.*)/[^/]*$" or "."
 local gpt = dofile(here .. "/gpt.lua")
 
-local opts = { reps = 7, only = "", peers = os.getenv "PERILUNE_PEERS" or (os.getenv "HOME" .. "/.cache/perilune-peers") }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match "^%-%-(%a+)$"
-  if opts[key] == nil then error("unknown option " .. arg[i], 0) end
-  opts[key] = key == "reps" and tonumber(arg[i + 1]) or arg[i + 1]
-end
+local measure = dofile(here .. "/peers/measure.lua")
 
--- ---- servers: a program that answers each line with one line ----------------------------------
-
-local Server = {}
-Server.__index = Server
-
-local function server(name, command)
-  local fifo = os.tmpname()
-  os.remove(fifo)
-  assert(os.execute("mkfifo " .. fifo))
-  local to = assert(io.popen(command .. " > " .. fifo .. " 2>/dev/null", "w"))
-  local from = assert(io.open(fifo, "r"))
-  os.remove(fifo)
-  return setmetatable({ name = name, to = to, from = from }, Server)
-end
-
-function Server:ask(...)
-  self.to:write(table.concat({ ... }, " "), "\n")
-  self.to:flush()
-  local line = self.from:read "l"
-  if not line then return nil, "ended" end
-  if line:find "^skip" then return nil, line:sub(6) end
-  return tonumber(line) or line
-end
-
-local function exists(path)
-  local f = io.open(path)
-  if f then f:close() end
-  return f ~= nil
-end
-
-local probe = server("probe", (os.getenv "PERILUNE_BUILD" or here .. "/../../build") .. "/tests/bench/probe")
-local peers, missing = {}, {}
-do
-  local python = opts.peers .. "/bin/python"
-  if exists(python) then
-    peers.torch = server("torch", python .. " " .. here .. "/peers/torch_peer.py")
-    peers.jax = server("jax", "JAX_PLATFORMS=cpu " .. python .. " " .. here .. "/peers/jax_peer.py")
-  elseif exists "/usr/lib/python3/dist-packages/torch/__init__.py" then
-    peers.torch = server("torch", "/usr/bin/python3 " .. here .. "/peers/torch_peer.py")
-  end
-  for _, name in ipairs { "torch", "jax" } do
-    local p = peers[name]
-    local version = p and p:ask "version"
-    if type(version) == "string" then p.version = version else peers[name] = nil; missing[#missing + 1] = name end
-  end
-end
+local opts = measure.flags(arg, { reps = 7, only = "", peers = measure.home })
+local median, timed, loop, exists = measure.median, measure.timed, measure.loop, peri.files.exists
+local probe = measure.probe(here)
+local peers, missing = measure.peers(here, opts.peers, { "torch", "jax" })
 peers.compile = peers.torch -- torch.compile, in the same process
-
--- ---- statistics ------------------------------------------------------------------------------
-
-local function median(t)
-  local s = table.move(t, 1, #t, 1, {})
-  table.sort(s)
-  local n = #s
-  if n == 0 then return nil end
-  return n % 2 == 1 and s[n // 2 + 1] or (s[n // 2] + s[n // 2 + 1]) / 2
-end
-
-local function timed(fn)
-  local t = peri.time()
-  fn()
-  return peri.time() - t
-end
-
--- Seconds of one call, repeated until it takes long enough to be measured.
-local function loop(fn, least)
-  local n = 1
-  while true do
-    local t = timed(function () for _ = 1, n do fn() end end)
-    if t > (least or 0.02) then return t / n end
-    n = n * 2
-  end
-end
 
 -- ---- rows ------------------------------------------------------------------------------------
 

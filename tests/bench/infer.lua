@@ -5,20 +5,17 @@
 -- Peer and files: tests/bench/peers/llama_cpp.sh FILE.gguf makes both; without the peer only ours is shown.
 local peri = require "perilune"
 local here = arg[0]:match "^(.*)/[^/]*$" or "."
-local home = os.getenv "PERILUNE_PEERS" or (os.getenv "HOME" .. "/.cache/perilune-peers")
-local opts = { reps = 3, only = "", threads = "1,2", tokens = 64, models = home .. "/models", child = "" }
-for i = 1, #arg, 2 do
-  local key = arg[i]:match "^%-%-(%a+)$"
-  if opts[key] == nil then error("unknown option " .. arg[i], 0) end
-  opts[key] = type(opts[key]) == "number" and tonumber(arg[i + 1]) or arg[i + 1]
-end
+local measure = dofile(here .. "/peers/measure.lua")
+local home = measure.home
+local opts = measure.flags(arg, { reps = 3, only = "", threads = "1,2", tokens = 64, models = home .. "/models",
+  child = "" })
 
 local PROMPT = 512
 
 -- ---- ours: one process for each thread count, that loads one file -------------------------------
 
 -- Seconds of one prefill of PROMPT tokens and of decoding one token for `rows` sequences.
-local function measure(path)
+local function serve(path)
   local models = require "perilune.models"
   local model = assert(models.load(path, { dtype = "file", pack = true }))
   local _ <close> = peri.no_grad()
@@ -53,31 +50,14 @@ local function measure(path)
   end
 end
 
-if opts.child ~= "" then return measure(opts.child) end
+if opts.child ~= "" then return serve(opts.child) end
 
--- ---- servers ------------------------------------------------------------------------------------
-
-local function server(command)
-  local fifo = os.tmpname()
-  os.remove(fifo)
-  assert(os.execute("mkfifo " .. fifo))
-  local to = assert(io.popen(command .. " > " .. fifo, "w"))
-  local from = assert(io.open(fifo, "r"))
-  os.remove(fifo)
-  return {
-    ask = function (...)
-      to:write(table.concat({ ... }, " "), "\n")
-      to:flush()
-      return tonumber(from:read "l")
-    end,
-    close = function () to:close() from:close() end,
-  }
-end
+-- ---- peers --------------------------------------------------------------------------------------
 
 local build = os.getenv "PERILUNE_BUILD" or here .. "/../../build"
-local probe = server(build .. "/tests/bench/probe")
+local probe = measure.probe(here)
 
-local function exists(path) return peri.files.exists(path) end
+local exists, median = peri.files.exists, measure.median
 local llama = exists(home .. "/llama.cpp/bin/llama-bench") and home .. "/llama.cpp/bin/" or nil
 
 local function lines_of(command)
@@ -108,13 +88,6 @@ end
 
 -- ---- run ----------------------------------------------------------------------------------------
 
-local function median(t)
-  table.sort(t)
-  local n = #t
-  if n == 0 then return nil end
-  return n % 2 == 1 and t[n // 2 + 1] or (t[n // 2] + t[n // 2 + 1]) / 2
-end
-
 local types = { "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K_M" }
 local whole = { F32 = true, F16 = true, BF16 = true }
 -- What the issue asks of us on all threads, as a multiple of llama.cpp.
@@ -132,17 +105,17 @@ for threads in opts.threads:gmatch "%d+" do
     local path = ("%s/smollm2-%s.gguf"):format(opts.models, kind)
     if kind:find(opts.only, 1, true) and exists(path) then
       local size = #assert(io.open(path, "rb")):read "a" -- in the page cache from here on
-      local ours = server(("PERI_THREADS=%d %s/perilune run %s --child %s --tokens %d"):format(threads, build,
+      local ours = measure.server(("PERI_THREADS=%d %s/perilune run %s --child %s --tokens %d"):format(threads, build,
         here .. "/infer.lua", path, opts.tokens))
       local got, theirs, ratio, limit = {}, {}, {}, { stream = {}, fma = {}, dot8 = {} }
       for _ = 1, opts.reps do
-        for name in pairs(limit) do table.insert(limit[name], probe.ask(name, threads)) end
+        for name in pairs(limit) do table.insert(limit[name], probe:ask(name, threads)) end
         local other = peer(path, threads)
         for _, what in ipairs { "1", "8", "32", "prefill" } do
           got[what], theirs[what], ratio[what] = got[what] or {}, theirs[what] or {}, ratio[what] or {}
           local rate
-          if what == "prefill" then rate = PROMPT / ours.ask "prefill"
-          else rate = tonumber(what) / ours.ask("decode", what) end
+          if what == "prefill" then rate = PROMPT / ours:ask "prefill"
+          else rate = tonumber(what) / ours:ask("decode", what) end
           table.insert(got[what], rate)
           if other[what] then
             table.insert(theirs[what], other[what])
@@ -150,7 +123,7 @@ for threads in opts.threads:gmatch "%d+" do
           end
         end
       end
-      ours.close()
+      ours:close()
       local stream, compute = median(limit.stream), median(limit[whole[kind] and "fma" or "dot8"])
       for _, what in ipairs { "1", "8", "32", "prefill" } do
         local share
