@@ -177,9 +177,13 @@ int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */
 int peri__open_gguf (lua_State *L);        /* pushes one table: gguf.c */
 void peri__open_arrays (lua_State *L);     /* npy, npz, idx: arrays.c */
+void peri__open_frame (lua_State *L);      /* frame, _image: frame.c */
 int peri__open_tokenizer (lua_State *L);   /* pushes one table: tokenizer.c */
 int peri__tostring (lua_State *L);         /* __tostring of tensors, never fails: print.c */
 
+/* Push a new frame of shapes; the frame at argument arg: frame.c */
+peri_frame *peri__frame_push (lua_State *L);
+peri_frame *peri__want_frame (lua_State *L, int arg, const char *fn);
 /* The op that a Lua function runs; NULL for other functions: call.c */
 const peri_op *peri__op_of (lua_State *L, int idx);
 /* Push what this thread's linear and embedding go through; false, nothing pushed: no function. */

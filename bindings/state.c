@@ -344,6 +344,7 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_gguf(L);
   lua_setfield(L, -2, "_gguf");
   peri__open_arrays(L);
+  peri__open_frame(L);
   peri__open_tokenizer(L);
   lua_setfield(L, -2, "_tokenizer");
   peri__add_searcher(L, b->inside); /* a module's files are beside it, a host's are inside */

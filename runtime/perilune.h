@@ -1,5 +1,6 @@
 /*
-** perilune.h - the whole public C API: contexts, tensors, ops, autograd, threads, files.
+** perilune.h - the whole public C API: contexts, tensors, ops, autograd, threads, files. It includes the headers of
+** perilune/, which hold a theme each.
 **
 ** Rules that hold everywhere:
 ** - What can fail returns peri_status; the message is in the context (peri_message). On failure
@@ -906,4 +907,6 @@ PERI_API peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *ou
 #ifdef __cplusplus
 }
 #endif
+
+#include "perilune/frame.h"
 #endif

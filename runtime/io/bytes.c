@@ -132,3 +132,18 @@ void peri__sort (void *base, size_t n, size_t size,
     sink(b, 0, end, size, compare, ud);
   }
 }
+
+/* zlib gives no sizes back: they stand before each block. */
+void *peri__zlib_get (void *ctx, unsigned n, unsigned size) {
+  size_t bytes = (size_t)n * size + 16;
+  size_t *p = peri__malloc(ctx, bytes);
+  if (p == NULL) return NULL;
+  *p = bytes;
+  return (char *)p + 16;
+}
+
+void peri__zlib_put (void *ctx, void *p) {
+  if (p == NULL) return;
+  size_t *start = (size_t *)(void *)((char *)p - 16);
+  peri__free(ctx, start, *start);
+}

@@ -76,6 +76,9 @@ uint64_t peri__xxh64_end (const peri__xxh64 *h);
 uint32_t peri__crc32c (const void *data, size_t n);
 /* Turn the bytes of n elements of `size` bytes around. */
 void peri__swap_bytes (void *data, int64_t n, size_t size);
+/* The allocator of a z_stream, with its context as opaque. */
+void *peri__zlib_get (void *ctx, unsigned n, unsigned size);
+void peri__zlib_put (void *ctx, void *p);
 /* Heap sort in place: no memory, no worst case. compare(ud, a, b) < 0: a comes first. */
 void peri__sort (void *base, size_t n, size_t size,
                  int (*compare)(void *ud, const void *a, const void *b), void *ud);

@@ -27,21 +27,6 @@ struct peri__stream {
   unsigned char buffer[BUFFER];
 };
 
-/* zlib gives no sizes back: they stand before each block. */
-static void *z_alloc (void *ud, unsigned n, unsigned size) {
-  size_t bytes = (size_t)n * size + 16;
-  size_t *p = peri__malloc(ud, bytes);
-  if (p == NULL) return NULL;
-  *p = bytes;
-  return (char *)p + 16;
-}
-
-static void z_free (void *ud, void *p) {
-  if (p == NULL) return;
-  size_t *start = (size_t *)(void *)((char *)p - 16);
-  peri__free(ud, start, *start);
-}
-
 static peri_status fail_with (peri__stream *s, peri_status status, const char *fmt, va_list args) {
   char text[400];
   vsnprintf(text, sizeof text, fmt, args);
@@ -67,8 +52,8 @@ peri_status peri__stream_refuse (peri__stream *s, peri_status status, const char
 }
 
 static peri_status start (peri__stream *s) {
-  s->z.zalloc = z_alloc;
-  s->z.zfree = z_free;
+  s->z.zalloc = peri__zlib_get;
+  s->z.zfree = peri__zlib_put;
   s->z.opaque = s->ctx;
   if (s->codec == PERI__RAW) return PERI_OK;
   if (inflateInit2(&s->z, s->codec == PERI__GZIP ? 15 + 16 : -15) != Z_OK)

@@ -155,6 +155,29 @@
   ST(peri_tfevents_scalar, peri_tfevents_scalar(NN(events), NN("a"), 1, 1, 1))                   \
   ST(peri_tfevents_event, peri_tfevents_event(NN(events), NN("a"), 1))                           \
   VO(peri_tfevents_close, peri_tfevents_close(NN(events2)))                                      \
+  ST(peri_frame_open, peri_frame_open(NN(ctx), NN(&frame2)))                                     \
+  VO(peri_frame_close, peri_frame_close(NN(frame2)))                                             \
+  VO(peri_frame_size, peri_frame_size(NN(frame), 4, 4))                                          \
+  VO(peri_frame_background, peri_frame_background(NN(frame), 1))                                 \
+  VO(peri_frame_rect, peri_frame_rect(NN(frame), 1, 1, 1, 1, 1))                                 \
+  VO(peri_frame_circle, peri_frame_circle(NN(frame), 1, 1, 1, 1))                                \
+  VO(peri_frame_line, peri_frame_line(NN(frame), 1, 1, 2, 2, 1, 1))                              \
+  VO(peri_frame_polygon, peri_frame_polygon(NN(frame), 3, NN(corners), 1))                       \
+  VO(peri_frame_label, peri_frame_label(NN(frame), 1, 1, 8, NN("a"), 1))                         \
+  ST(peri_frame_check, peri_frame_check(NN(frame)))                                              \
+  NO(peri_frame_width, peri_frame_width(NN(frame)))                                              \
+  NO(peri_frame_height, peri_frame_height(NN(frame)))                                            \
+  ST(peri_frame_pixels, peri_frame_pixels(NN(frame), 4, 4, NN((uint8_t *)buf)))                  \
+  ST(peri_frame_tensor, peri_frame_tensor(NN(frame), 4, 4, NN(&made)))                           \
+  ST(peri_png_save, peri_png_save(NN(ctx), NN(spare), NN(image)))                                \
+  ST(peri_gif_create, peri_gif_create(NN(ctx), NN(spare), 10, 0, NN(&gif2)))                     \
+  ST(peri_gif_add, peri_gif_add(NN(gif), NN(image)))                                             \
+  VO(peri_gif_abort, peri_gif_abort(NN(gif2)))                                                   \
+  ST(peri_svg_create, peri_svg_create(NN(ctx), NN(spare), 10, 0, NN(&svg2)))                     \
+  ST(peri_svg_add, peri_svg_add(NN(svg), NN(frame)))                                             \
+  VO(peri_svg_abort, peri_svg_abort(NN(svg2)))                                                   \
+  ST(peri_gif_commit, peri_gif_commit(NN(gif2)))                                                 \
+  ST(peri_svg_commit, peri_svg_commit(NN(svg2)))                                                 \
   ST(peri_tokenizer_load, peri_tokenizer_load(NN(ctx), NN(spare), NN(&tok2)))                    \
   ST(peri_tokenizer_parse, peri_tokenizer_parse(NN(ctx), NN("{}"), 2, NN(&tok2)))                \
   VO(peri_tokenizer_close, peri_tokenizer_close(NN(tok2)))                                       \
