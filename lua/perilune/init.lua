@@ -11,7 +11,7 @@ local public = {
   gguf = "weights.gguf", rl = "rl",
   algo = { grpo = "algo.grpo", sft = "algo.sft" },
   tasks = { gsm8k = "tasks.gsm8k", metrics = "tasks.metrics" },
-  recipe = "run.recipe", flags = "run.flags", plot = "run.plot",
+  recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },
 }
