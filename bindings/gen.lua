@@ -65,7 +65,7 @@ local function notes_of(op)
   return table.concat(notes, "; ")
 end
 
-local function is_public(op) return not op.name:find "_backward$" end
+local function is_public(op) return not op.name:find "_backward_?$" end
 
 -- Functions of the C submodules, as peri.functions() gives the others.
 local function submodule_functions()

@@ -1434,27 +1434,6 @@ function peri.mlp(x, weights, biases, act) end
 ---@return perilune.Tensor
 function tensor:mlp(weights, biases, act) end
 
---- Backward pass of mlp, into dx and the lists dweights and dbiases, each of which may be left out: g is the gradient of its result, saved the hidden layers of all rows, one layer after the other, behind the activation and then, where its gradient reads that, before it.
----@param g perilune.Tensor|number
----@param x perilune.Tensor|number
----@param saved perilune.Tensor|number
----@param dx? perilune.Tensor|number
----@param weights perilune.Tensor[]
----@param dweights perilune.Tensor[]
----@param dbiases perilune.Tensor[]
----@param act string
-function peri.mlp_backward_(g, x, saved, dx, weights, dweights, dbiases, act) end
-
---- Backward pass of mlp, into dx and the lists dweights and dbiases, each of which may be left out: g is the gradient of its result, saved the hidden layers of all rows, one layer after the other, behind the activation and then, where its gradient reads that, before it.
----@param x perilune.Tensor|number
----@param saved perilune.Tensor|number
----@param dx? perilune.Tensor|number
----@param weights perilune.Tensor[]
----@param dweights perilune.Tensor[]
----@param dbiases perilune.Tensor[]
----@param act string
-function tensor:mlp_backward_(x, saved, dx, weights, dweights, dbiases, act) end
-
 --- x - floordiv(x, y) * y, broadcast: the remainder has the sign of y, as in Lua.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number

@@ -307,7 +307,7 @@ end
 local function overview()
   local ops, functions = {}, {}
   for _, op in ipairs(peri.ops()) do
-    if not op.name:find "_backward$" then ops[#ops + 1] = op.name end
+    if not op.name:find "_backward_?$" then ops[#ops + 1] = op.name end
   end
   for _, f in ipairs(peri.functions()) do
     if f.of == "perilune" then functions[#functions + 1] = f.name end
@@ -317,7 +317,7 @@ local function overview()
     for _, name in ipairs(list) do known[name] = true end
   end
   for name, value in pairs(peri) do -- those in Lua: split, meshgrid ...
-    local public = type(value) == "function" and not known[name] and not name:find "^_" and not name:find "_backward$"
+    local public = type(value) == "function" and not known[name] and not name:find "^_" and not name:find "_backward_?$"
     if public and not name:find "_$" then functions[#functions + 1] = name end
   end
   table.sort(ops)
@@ -331,7 +331,7 @@ end
 local function describe_tensor(x)
   local names = {}
   for _, name in ipairs(sorted_keys(peri.methods())) do
-    if not name:find "_backward$" then names[#names + 1] = name end
+    if not name:find "_backward_?$" then names[#names + 1] = name end
   end
   return tostring(x) .. "\nfields: shape ndim dtype device grad requires_grad is_leaf packed T\nmethods:\n"
     .. wrap(names)

@@ -214,8 +214,8 @@ function M.choice(default, choices, doc)
   end)
 end
 
---- A value of one of the named types: Lua's, "tensor", "callable" (a function, or a table that can
---- be called) or "any": "string", "tensor or number".
+--- A value of one of the named types: Lua's, "tensor", "module" (of nn), "callable" (a function, or a table that
+--- can be called) or "any": "string", "tensor or number".
 --- @param default any
 --- @param types string  joined by " or "
 --- @param doc string?
@@ -227,6 +227,7 @@ function M.value(default, types, doc)
     if known.any or known[type(v)] then return true end
     local meta = getmetatable(v)
     if known.tensor and meta == "perilune.tensor" then return true end
+    if known.module and type(v) == "table" and rawget(v, "_known") and v.named_parameters then return true end
     return known.callable and (type(v) == "function" or type(meta) == "table" and meta.__call ~= nil) or false
   end)
 end

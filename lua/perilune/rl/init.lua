@@ -1,4 +1,5 @@
--- rl - reinforcement learning of language models: rollouts, the reward contract, credit, the clipped objective.
+-- rl - reinforcement learning. Of language models: rollouts, the reward contract, credit, the clipped objective; of
+-- agents: exploration, temporal differences, target networks, statistics of what was learned.
 -- Everything works on whole batches; the algorithm stays in the recipe. One idea a file; here is what each offers.
 local M = {}
 
@@ -10,6 +11,9 @@ for file, names in pairs {
   loss = { "log_ratio_max", "kl", "kl_to", "clipped" },
   curriculum = { "curriculum" },
   metrics = { "summary" },
+  explore = { "greedy", "epsilon_greedy", "boltzmann" },
+  target = { "target" },
+  td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
   statistics = { "iqm", "optimality_gap", "interval", "probability_of_improvement", "report", "explained_variance" },
 } do
   local module = require("perilune.rl." .. file)

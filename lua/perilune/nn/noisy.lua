@@ -1,0 +1,53 @@
+-- noisy.lua - a linear layer whose weights are drawn anew at every pass, so that a policy explores by itself.
+
+local peri = require "perilune"
+local Module = require "perilune.nn.module"
+local init = require "perilune.nn.init_weights"
+local options = require "perilune.options"
+
+local M = {}
+
+local function size(doc) return options.integer(options.required, "[1, inf)", doc) end
+
+local rules = {
+  in_features = size "of x's last dim",
+  out_features = size "of y's last dim",
+  sigma = options.number(0.5, "(0, inf)", "the deviations begin as sigma / sqrt(in)"),
+}
+
+--- y = x (W + V e)' + b + v e', with learned means W, b and deviations V, v and noise e that is factorised,
+--- f(e_out) f(e_in)', f(e) = sign(e) sqrt(|e|) (Fortunato et al. 2018, eq. 10 and 11). In training each call draws it
+--- anew, for all rows alike; in evaluation there is none.
+--- @class perilune.nn.NoisyLinear
+M.NoisyLinear = Module.class("NoisyLinear", function(self, ...)
+  local o = options.read("NoisyLinear", { "in_features", "out_features" }, rules, 4, ...)
+  self.in_features, self.out_features = o.in_features, o.out_features
+  local bound, deviation = 1 / math.sqrt(o.in_features), o.sigma / math.sqrt(o.in_features)
+  self.weight = Module.parameter(init.uniform_(peri.empty { o.out_features, o.in_features }, -bound, bound))
+  self.bias = Module.parameter(init.uniform_(peri.empty { o.out_features }, -bound, bound))
+  self.weight_sigma = Module.parameter(peri.full({ o.out_features, o.in_features }, deviation))
+  self.bias_sigma = Module.parameter(peri.full({ o.out_features }, deviation))
+end)
+options.declare(M.NoisyLinear, { "in_features", "out_features" }, rules)
+
+local function scaled_noise(n)
+  local e = peri.randn { n }
+  return e:sign():mul(e:abs():sqrt())
+end
+
+--- @param x perilune.Tensor  (..., in)
+--- @return perilune.Tensor  (..., out)
+function M.NoisyLinear:forward(x)
+  if not self.training then return x:linear(self.weight, self.bias) end
+  local from, to = scaled_noise(self.in_features), scaled_noise(self.out_features)
+  local noisy = (x * from):linear(self.weight_sigma) * to -- x diag(from) V' diag(to) = x (V * to from')'
+  return x:linear(self.weight, self.bias) + noisy + self.bias_sigma * to
+end
+
+-- What a policy file holds of it: see perilune.rl.program.
+function M.NoisyLinear:program(build, x) return build:op("linear", { x, self.weight, self.bias }) end
+
+function M.NoisyLinear:_widths() return self.in_features, self.out_features end
+function M.NoisyLinear:extra() return ("%d, %d"):format(self.in_features, self.out_features) end
+
+return M
