@@ -90,6 +90,10 @@ static void push_params (lua_State *L, const peri_sig *sig) {
       lua_pushboolean(L, true);
       lua_setfield(L, -2, "written");
     }
+    if (p->target) {
+      lua_pushboolean(L, true);
+      lua_setfield(L, -2, "target");
+    }
     lua_rawseti(L, -2, i + 1);
   }
 }

@@ -339,6 +339,8 @@ typedef struct peri_param {
   /* What it is then. "None" is NULL of a str, INT64_MIN of an int, NAN of a num, -1 of a dtype, n = -1
   ** of a list, which of dims means all. */
   peri_attr def;
+  bool
+      target; /* no path for gradients: refused while it takes part in a graph, as an old log-probability */
 } peri_param;
 /* Counts of the signature: parameters, those of them that are attributes, tensors that are returned. */
 PERI_API int peri_op_params (const peri_op *op);

@@ -1692,6 +1692,60 @@ function tensor:pow(y) end
 ---@return perilune.Tensor
 function tensor:pow_(y) end
 
+--- The loss of PPO (arXiv:1707.06347) over minibatches (..., batch) -> (...): policy + vf_coef value - ent_coef entropy, and these three: means over the batch of -min(r A, clip(r, 1 - clip, 1 + clip_high) A), r = exp(logp - old_logp) (the exponent at most 20); of (v - R)^2 / 2, or with clip_value the larger of it and that of v held within clip_value of old_values; and of the entropies. normalize: A minus its mean, by its standard deviation (n - 1) plus eps, over the batch. clip_high is clip unless given; what mask (bool) leaves out does not count. Old numbers, advantages and returns take no gradient.
+---@param logp perilune.Tensor|number
+---@param old_logp perilune.Tensor|number
+---@param advantages perilune.Tensor|number
+---@param entropy? perilune.Tensor|number
+---@param values? perilune.Tensor|number
+---@param returns? perilune.Tensor|number
+---@param old_values? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param clip? number default 0.2
+---@param clip_high? number
+---@param clip_value? number
+---@param vf_coef? number default 0.5
+---@param ent_coef? number default 0.0
+---@param normalize? boolean default true
+---@param eps? number default 1e-08
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.ppo_loss(logp, old_logp, advantages, entropy, values, returns, old_values, mask, clip, clip_high, clip_value, vf_coef, ent_coef, normalize, eps) end
+
+--- The loss of PPO (arXiv:1707.06347) over minibatches (..., batch) -> (...): policy + vf_coef value - ent_coef entropy, and these three: means over the batch of -min(r A, clip(r, 1 - clip, 1 + clip_high) A), r = exp(logp - old_logp) (the exponent at most 20); of (v - R)^2 / 2, or with clip_value the larger of it and that of v held within clip_value of old_values; and of the entropies. normalize: A minus its mean, by its standard deviation (n - 1) plus eps, over the batch. clip_high is clip unless given; what mask (bool) leaves out does not count. Old numbers, advantages and returns take no gradient.
+---@param old_logp perilune.Tensor|number
+---@param advantages perilune.Tensor|number
+---@param entropy? perilune.Tensor|number
+---@param values? perilune.Tensor|number
+---@param returns? perilune.Tensor|number
+---@param old_values? perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param clip? number default 0.2
+---@param clip_high? number
+---@param clip_value? number
+---@param vf_coef? number default 0.5
+---@param ent_coef? number default 0.0
+---@param normalize? boolean default true
+---@param eps? number default 1e-08
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:ppo_loss(old_logp, advantages, entropy, values, returns, old_values, mask, clip, clip_high, clip_value, vf_coef, ent_coef, normalize, eps) end
+
+--- What became of the ratios r = exp(logp - old_logp) of minibatches (..., batch) -> (...): the mean of r - 1 - log r, an estimate of the KL divergence from the old policy (Schulman's k3); the share of them outside of [1 - clip, 1 + clip_high]; the largest and the smallest. What mask (bool) leaves out does not count; of nothing they are 0, 0, 1, 1.
+---@param logp perilune.Tensor|number
+---@param old_logp perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param clip? number default 0.2
+---@param clip_high? number
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.ppo_metrics(logp, old_logp, mask, clip, clip_high) end
+
+--- What became of the ratios r = exp(logp - old_logp) of minibatches (..., batch) -> (...): the mean of r - 1 - log r, an estimate of the KL divergence from the old policy (Schulman's k3); the share of them outside of [1 - clip, 1 + clip_high]; the largest and the smallest. What mask (bool) leaves out does not count; of nothing they are 0, 0, 1, 1.
+---@param old_logp perilune.Tensor|number
+---@param mask? perilune.Tensor|number
+---@param clip? number default 0.2
+---@param clip_high? number
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:ppo_metrics(old_logp, mask, clip, clip_high) end
+
 --- Product over dims; integers give i64, the empty product is 1. The gradient is right with zeros among the factors, the second one only without.
 ---@param x perilune.Tensor|number
 ---@param dims? integer|integer[]

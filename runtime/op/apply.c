@@ -247,6 +247,17 @@ static peri_status run_writing (peri_call *c) {
   return s;
 }
 
+/* A loss whose targets move with it trains on something else: never without a word. */
+static peri_status check_targets (const peri_call *c) {
+  for (int i = 0; i < c->nin; i++)
+    if ((c->op->targets >> i & 1) && c->in[i] && peri__tracked(c->in[i]))
+      return peri__fail(c->ctx, PERI_EINVAL,
+                        "%s takes part in a graph, and no gradient goes to it: detach it, or make "
+                        "it under no_grad",
+                        c->sig->p[i].name);
+  return PERI_OK;
+}
+
 static peri_status apply (peri_ctx *ctx, const peri_op *op, const peri_sig *sig, int nin,
                           peri_tensor *const *in, const peri_attr *attr, peri_tensor **out) {
   peri_call c;
@@ -259,6 +270,7 @@ static peri_status apply (peri_ctx *ctx, const peri_op *op, const peri_sig *sig,
   for (int k = 0; k < PERI_MAX_OUT; k++) c.out[k] = NULL;
   if (peri__stopped(ctx)) return peri__fail(ctx, PERI_EINTR, "interrupted");
   TRY(peri__check_inputs(&c));
+  if (op->targets && ctx->grad_enabled) TRY(check_targets(&c));
   if (op->flags & (PERI_OP_FLOAT | PERI_OP_UPCAST)) {
     int want = wanted_float(op, nin, in);
     if (want >= 0) return apply_cast(ctx, op, nin, in, attr, want, out);

@@ -125,7 +125,9 @@ static bool parse_sig (const peri_op *op, peri_sig *sig) {
     peri_param *p = &table.param[table.nparam++];
     size_t len = strcspn(s, ","), name = 0, kind;
     while (name < len && s[name] != ':' && s[name] != '=') name++;
-    *p = (peri_param){ .kind = PERI_K_TENSOR, .written = op->writes >> sig->n & 1 };
+    *p = (peri_param){ .kind = PERI_K_TENSOR,
+                       .written = op->writes >> sig->n & 1,
+                       .target = op->targets >> sig->n & 1 };
     if (!(p->name = keep_text(s, name))) return false;
     kind = name;
     if (kind < len && s[kind] == ':') {

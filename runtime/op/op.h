@@ -9,7 +9,7 @@
 #include "core/core.h"
 #include "cpu/math.h"
 
-#define PERI_MAX_OUT 4
+#define PERI_MAX_OUT 6
 #define PERI_MAX_PARAM 24
 
 /*
@@ -131,7 +131,10 @@ struct peri_op {
   int nout;        /* outputs computed; 0 for PERI_OP_INPLACE */
   uint32_t writes; /* with PERI_OP_INPLACE: a bit for each parameter that is written */
   uint32_t unread; /* a bit for each parameter of whose values the vjp reads none */
-  int nret;        /* outputs returned, 0 = nout; the rest is saved for the vjp */
+  uint32_t
+      targets; /* a bit for each parameter that is no path for gradients: refused while it takes
+                    ** part in a graph */
+  int nret;    /* outputs returned, 0 = nout; the rest is saved for the vjp */
   peri_status (*infer)(peri_call *c); /* checks, then makes c->out[] */
   peri_status (*cpu)(peri_call *c);   /* NULL for views and composites */
   void (*vjp)(peri_vjp *v);           /* NULL = not differentiable */

@@ -115,7 +115,7 @@ local function attr(kind, text)
   return text
 end
 
---- Arguments for one call: a list with holes (n in .n), and which of them are float tensors.
+--- Arguments for one call: a list with holes (n in .n), and which of them are float tensors that may take gradients.
 --- @param op table  an entry of peri.ops()
 --- @param dtype string  of float tensors
 --- @param domain? string  instead of the descriptor's
@@ -133,7 +133,7 @@ function M.arguments(op, dtype, domain)
       local kind, lo, hi = parse_range(range)
       local t = numel(own) > 4096 and draw(own, kind, dtype, lo, hi, rand)
         or peri.tensor(values(own, kind, lo, hi, d.kinks, rand), kind or dtype)
-      if not kind then floats[#floats + 1] = t end
+      if not kind and not p.target then floats[#floats + 1] = t end
       return t
     end
     if p.kind == "tensor" or (p.kind == "tensor?" and (range or d.shapes[p.name]) and range ~= "none") then

@@ -8,14 +8,14 @@ local ops = peri.ops()
 
 local function is_tensor(x) return type(x) == "userdata" end
 
--- args with fn applied to every tensor, lists included.
+-- args with fn(tensor, position) applied to every tensor, lists included.
 local function mapped(args, fn)
   local out = { n = args.n }
   for i = 1, args.n do
-    if is_tensor(args[i]) then out[i] = fn(args[i])
+    if is_tensor(args[i]) then out[i] = fn(args[i], i)
     elseif type(args[i]) == "table" and is_tensor(args[i][1]) then
       out[i] = {}
-      for k, x in ipairs(args[i]) do out[i][k] = fn(x) end
+      for k, x in ipairs(args[i]) do out[i][k] = fn(x, i) end
     else out[i] = args[i] end
   end
   return out
@@ -80,8 +80,8 @@ local function check_layout(op, domain, layout)
   if not op.differentiable then return end
   local function leaves(list)
     local floats = {}
-    local with = mapped(list, function (x)
-      if x.dtype ~= "f32" then return x end
+    local with = mapped(list, function (x, i)
+      if x.dtype ~= "f32" or op.params[i].target then return x end
       floats[#floats + 1] = x:detach():requires_grad_()
       return floats[#floats]
     end)

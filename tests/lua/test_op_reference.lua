@@ -220,12 +220,12 @@ end
 
 local optest = require "optest"
 
--- The formula's names: the parameters, then the library's functions.
+-- The formula's names: the parameters (false: left out, without a default), then the library's functions.
 local function evaluate(op, args)
   local names = { peri = peri, math = math }
   for i, p in ipairs(op.params) do
     names[p.name] = args[i]
-    if args[i] == nil then names[p.name] = p.default end
+    if args[i] == nil then names[p.name] = p.default or false end
   end
   local chunk = assert(load("return " .. op.reference, "=" .. op.name, "t", setmetatable(names, { __index = peri })))
   return { chunk() }

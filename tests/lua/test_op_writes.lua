@@ -260,7 +260,8 @@ end
 function TestWrites.test_ops_without_a_gradient_are_known()
   local known = {}
   for name in ([[sign floor ceil round floordiv zeros_like ones_like full_like empty_like rand_like randn_like one_hot
-    bernoulli sample pack rand_gamma gae group_advantage n_step_returns lambda_returns vtrace]]):gmatch "%S+" do known[name] = true end
+    bernoulli sample pack rand_gamma gae group_advantage n_step_returns lambda_returns vtrace
+    ppo_metrics]]):gmatch "%S+" do known[name] = true end
   for _, op in ipairs(peri.ops()) do
     if not op.differentiable and not op.flags.inplace and not op.name:find "_backward$" then
       local args = optest.arguments(op, "f32")
@@ -472,6 +473,32 @@ function TestWrites.test_grad_takes_only_what_fits_its_tensor()
   x.grad = own
   x:sum():backward()
   lu.assertEquals({ own:tolist(), x.grad:tolist() }, { { 1, 1 }, { 2, 2 } })
+end
+
+-- ---- targets: what no gradient may go to ----
+
+function TestWrites.test_a_target_of_a_loss_takes_no_part_in_a_graph()
+  local count = 0
+  for _, op in ipairs(peri.ops()) do
+    for i, p in ipairs(op.params) do
+      if p.target then
+        count = count + 1
+        for _, domain in ipairs { op.domain or "", table.unpack(op.variants) } do
+          local args = optest.arguments(op, "f32", domain)
+          if is_tensor(args[i]) then
+            args[i] = args[i]:clone():requires_grad_()
+            local ok, message = pcall(optest.call, op, args)
+            lu.assertFalse(ok, op.name .. ": " .. p.name)
+            lu.assertStrContains(message, op.name .. ": " .. p.name .. " takes part in a graph")
+            lu.assertTrue(pcall(peri.no_grad, optest.call, op, args))
+            args[i] = args[i]:detach() -- what the message says works
+            optest.call(op, args)
+          end
+        end
+      end
+    end
+  end
+  lu.assertTrue(count >= 4)
 end
 
 os.exit(lu.LuaUnit.run())
