@@ -179,6 +179,7 @@ int peri__open_gguf (lua_State *L);        /* pushes one table: gguf.c */
 void peri__open_arrays (lua_State *L);     /* npy, npz, idx: arrays.c */
 void peri__open_frame (lua_State *L);      /* frame, _image: frame.c */
 int peri__open_tokenizer (lua_State *L);   /* pushes one table: tokenizer.c */
+int peri__open_env (lua_State *L);         /* pushes one table: env.c */
 int peri__tostring (lua_State *L);         /* __tostring of tensors, never fails: print.c */
 
 /* Push a new frame of shapes; the frame at argument arg: frame.c */

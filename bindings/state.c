@@ -347,6 +347,8 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_frame(L);
   peri__open_tokenizer(L);
   lua_setfield(L, -2, "_tokenizer");
+  peri__open_env(L);
+  lua_setfield(L, -2, "_env");
   peri__add_searcher(L, b->inside); /* a module's files are beside it, a host's are inside */
   return 1;
 }

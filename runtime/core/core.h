@@ -107,7 +107,8 @@ struct peri_ctx {
   size_t n_tensors, live, peak, max_bytes, max_reserved;
   uint32_t stamp;        /* of the op whose written tensors are being checked: op/inplace.c */
   peri_profile *profile; /* NULL when off */
-  peri_tensor **temps;   /* stack of the builder's intermediates: op/build.c */
+  struct peri__env_entry *envs; /* environments that the host registered: env/register.c */
+  peri_tensor **temps;          /* stack of the builder's intermediates: op/build.c */
   int ntemps, captemps;
   peri_status failed;              /* what the message belongs to */
   char message[PERI_MESSAGE_MAX];  /* as C counts, from 0 */
@@ -249,8 +250,8 @@ peri_status peri__new_like (const peri_tensor *t, peri_dtype d, peri_tensor **ou
 peri_tensor *peri__tensor_alloc (peri_ctx *ctx);
 /* A view of base's storage that begins offset elements after base's first. Refused when it does not
 ** lie in the storage; an empty one gets dense strides and no offset. */
-peri_status peri__view (peri_tensor *base, int64_t offset, int ndim, const int64_t *shape,
-                        const int64_t *stride, peri_tensor **out);
+PERI_API peri_status peri__view (peri_tensor *base, int64_t offset, int ndim, const int64_t *shape,
+                                 const int64_t *stride, peri_tensor **out);
 /* The same memory as another dtype, from base's first element on. */
 peri_status peri__view_as (peri_tensor *base, peri_dtype d, int ndim, const int64_t *shape,
                            const int64_t *stride, peri_tensor **out);
@@ -283,6 +284,9 @@ void peri__tensor_free (
 void peri__node_output_died (peri_tensor *t); /* called when a recorded output loses its last ref */
 void peri__node_output_rose (peri_tensor *t); /* and when it gets a first one again */
 void peri__tape_close (peri_ctx *ctx);
+
+/* ---- environments: env/register.c ---- */
+void peri__env_forget (peri_ctx *ctx);
 
 /* ---- profiler: core/profile.c ---- */
 PERI_API double peri__now (void); /* seconds, monotonic */

@@ -94,6 +94,7 @@ void peri_close (peri_ctx *ctx) {
   for (peri_tensor *t = ctx->tensors; t; t = t->next)
     t->grad = NULL; /* each is in the list itself */
   while (ctx->tensors) peri__tensor_free(ctx->tensors);
+  peri__env_forget(ctx);
   peri__profile_close(ctx);
   peri__free(ctx, ctx->temps, (size_t)ctx->captemps * sizeof *ctx->temps);
   peri__share_close(ctx);

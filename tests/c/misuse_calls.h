@@ -207,6 +207,44 @@
   VO(peri_profile_start, peri_profile_start(NN(ctx)))                                            \
   VO(peri_profile_stop, peri_profile_stop(NN(ctx)))                                              \
   NO(peri_profile_count, peri_profile_count(NN(ctx)))                                            \
-  ST(peri_profile_at, peri_profile_at(NN(ctx), 0, NN(&row)))
+  ST(peri_profile_at, peri_profile_at(NN(ctx), 0, NN(&row)))                                     \
+  VO(peri_pcg64_seed, peri_pcg64_seed(NN(&pcg), 1))                                              \
+  NO(peri_pcg64_next, peri_pcg64_next(NN(&pcg)))                                                 \
+  VO(peri_pcg64_double, (void)peri_pcg64_double(NN(&pcg)))                                       \
+  VO(peri_pcg64_uniform, (void)peri_pcg64_uniform(NN(&pcg), 0, 1))                               \
+  NO(peri_pcg64_integer, peri_pcg64_integer(NN(&pcg), 9))                                        \
+  VO(peri_pcg64_normal, (void)peri_pcg64_normal(NN(&pcg)))                                       \
+  VO(peri_space_box, (void)peri_space_box(PERI_F32, 0, 1, 1, NN(n1)))                            \
+  VO(peri_space_multi_discrete, (void)peri_space_multi_discrete(1, NN(n1)))                      \
+  ST(peri_space_check, peri_space_check(NN(ctx), NN(&box)))                                      \
+  NO(peri_space_size, peri_space_size(NN(&box)))                                                 \
+  ST(peri_space_bounds, peri_space_bounds(NN(ctx), NN(&box), 0, NN(&num), NN(&num)))             \
+  NO(peri_space_contains, peri_space_contains(NN(&box), NN(floats)))                             \
+  ST(peri_space_sample, peri_space_sample(NN(ctx), NN(&box), NN(&pcg), MAY(NULL), NN(buf)))      \
+  VO(peri_env_fail, (void)peri_env_fail(NN(&env_io), NN("%s"), "x"))                             \
+  VO(peri_env_number, (void)peri_env_number(NN(env->args), NN("sutton_barto_reward")))           \
+  NO(peri_env_text, peri_env_text(NN(env->args), NN("sutton_barto_reward")))                     \
+  NO(peri_env_alloc, peri_env_alloc(NN(env->args), 8))                                           \
+  ST(peri_env_refuse, peri_env_refuse(NN(env->args), NN("%s"), "x"))                             \
+  ST(peri_env_register, peri_env_register(NN(ctx), NN(&env->def)))                               \
+  NO(peri_env_at, peri_env_at(NN(ctx), 0))                                                       \
+  NO(peri_env_find, peri_env_find(NN(ctx), NN("CartPole-v1")))                                   \
+  VO(peri_env_options_init, peri_env_options_init(NN(&env_options)))                             \
+  ST(peri_env_make, peri_env_make(NN(ctx), NN("CartPole-v1"), MAY(&env_options), NN(&env2)))     \
+  ST(peri_env_make_of, peri_env_make_of(NN(ctx), NN(&env->def), MAY(NULL), NN(&env2)))           \
+  VO(peri_env_close, peri_env_close(NN(env2)))                                                   \
+  NO(peri_env_def_of, peri_env_def_of(NN(env)))                                                  \
+  NO(peri_env_spec_of, peri_env_spec_of(NN(env)))                                                \
+  NO(peri_env_count, peri_env_count(NN(env)))                                                    \
+  NO(peri_env_rows, peri_env_rows(NN(env)))                                                      \
+  NO(peri_env_max_steps, peri_env_max_steps(NN(env)))                                            \
+  ST(peri_env_reset, peri_env_reset(NN(env), MAY(&env_seed), MAY(env_mask)))                     \
+  ST(peri_env_step, peri_env_step(NN(env), NN(buf)))                                             \
+  ST(peri_env_tensor, peri_env_tensor(NN(env), PERI_ENV_OBS, NN(&made)))                         \
+  NO(peri_env_data, peri_env_data(NN(env), PERI_ENV_OBS))                                        \
+  NO(peri_env_next_episode, peri_env_next_episode(NN(env), NN(&episode)))                        \
+  NO(peri_env_dropped_episodes, peri_env_dropped_episodes(NN(env)))                              \
+  ST(peri_env_draw, peri_env_draw(NN(env), 0, NN(frame)))                                        \
+  ST(peri_env_print, peri_env_print(NN(env), 0, NN(buf), 8))
 
 #endif

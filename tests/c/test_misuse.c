@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "env/env.h"
 #include "headers.h"
 #include "misuse_calls.h"
 #include "untrusted.h"
@@ -34,6 +35,7 @@ static peri_gif *gif;
 static peri_svg *svg;
 static peri_tensor *image;
 static const peri_op *neg, *sum_op;
+static peri_env *env;
 
 static const char *at_path (const char *name) {
   snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -89,6 +91,8 @@ static int open_all (void **state) {
   assert_int_equal(peri_tokenizer_parse(ctx, json, size, &tok), PERI_OK);
   peri_file_free(ctx, json, size);
   assert_int_equal(peri_token_stream_open(tok, false, &stream), PERI_OK);
+  assert_int_equal(peri_env_make(ctx, "CartPole-v1", NULL, &env), PERI_OK);
+  assert_int_equal(peri_env_reset(env, NULL, NULL), PERI_OK);
   const int64_t pixels[] = { 2, 2, 3 };
   assert_int_equal(peri_frame_open(ctx, &frame), PERI_OK);
   assert_int_equal(peri_empty(ctx, PERI_U8, 3, pixels, &image), PERI_OK);
@@ -100,6 +104,7 @@ static int open_all (void **state) {
 
 static int close_all (void **state) {
   (void)state;
+  peri_env_close(env);
   peri_svg_abort(svg);
   peri_gif_abort(gif);
   peri_frame_close(frame);
@@ -192,6 +197,14 @@ static uint32_t words[4];
 static peri_options options;
 static peri_shared *handle;
 static peri_task task;
+static peri_pcg64 pcg;
+static peri_space box;
+static peri_env_options env_options = { .struct_size = sizeof env_options, .n = 1, .threads = 1 };
+static peri_env_io env_io;
+static peri_env_episode episode;
+static peri_env *env2;
+static uint64_t env_seed;
+static uint8_t env_mask[1] = { 1 };
 
 static peri_status no_vjp (void *ud, peri_ctx *c, int nout, peri_tensor *const *gout, int nin,
                            peri_tensor **gin) {
@@ -232,6 +245,7 @@ static void null_for_any_pointer_is_answered (void **state) {
   list[0] = t;
   args[0] = peri_in(t);
   args[1] = peri_out(out);
+  box = peri_space_box(PERI_F32, -1, 1, 0, NULL);
   for (int i = 0; i < NCALLS; i++)
     for (which = 0; which < count(calls[i].call, "NN("); which++) {
       seen = 0;
