@@ -43,7 +43,7 @@ end
 -- Functions written in Lua: a file each, loaded on the first call.
 local functions = {
   per_sample_grad = "perilune.per_sample", help = "perilune.help", show = "perilune.show",
-  clip_grad_value_ = "perilune.optim.clip_values", worker = "perilune.parallel.worker",
+  clip_grad_value_ = "perilune.optim.clip_values", hvp = "perilune.optim.hvp", worker = "perilune.parallel.worker",
 }
 
 setmetatable(peri, {

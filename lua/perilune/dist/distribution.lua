@@ -21,6 +21,7 @@ local M = {}
 function M.class(name, why)
   local class = setmetatable({ name = name, why = why }, { __index = Distribution })
   class.__index, class.__name, class.__tostring = class, "perilune.dist." .. name, Distribution.__tostring
+  class.__transient = true -- a module may hold the last one that it made: it is neither saved nor trained
   return class
 end
 
@@ -249,6 +250,23 @@ end
 function Distribution:deterministic()
   local _ <close> = peri.no_grad()
   local out = self:_best()
+  return out
+end
+
+--- The same distribution without a gradient: its parameters end the graph.
+--- @return perilune.dist.Distribution
+function Distribution:detach()
+  local out = setmetatable({}, getmetatable(self))
+  for key, value in pairs(self) do
+    if peri.is_tensor(value) then value = value:detach()
+    elseif type(value) == "table" and getmetatable(value) then value = value:detach()
+    elseif key == "heads" then
+      local heads = {}
+      for i, head in ipairs(value) do heads[i] = head:detach() end
+      value = heads
+    end
+    out[key] = value
+  end
   return out
 end
 

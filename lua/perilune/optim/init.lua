@@ -15,8 +15,12 @@ local optimizer = require "perilune.optim.optimizer"
 local choice = require "perilune.optim.choice"
 local clip = require "perilune.optim.clip"
 local params = require "perilune.optim.params"
+local flat = require "perilune.optim.flat"
+local curvature = require "perilune.optim.curvature"
 
-local M = { Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
+local M = { flatten = flat.flatten, flatten_grads = flat.flatten_grads, unflatten = flat.unflatten,
+  assign_ = flat.assign_, curvature = curvature.curvature, conjugate_gradient = curvature.conjugate_gradient,
+  Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
   clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_ }
 
 -- ---- rules that several share ----

@@ -11,6 +11,7 @@ for file, names in pairs {
   loss = { "log_ratio_max", "kl", "kl_to", "clipped" },
   curriculum = { "curriculum" },
   metrics = { "summary" },
+  fisher = { "fisher" },
   explore = { "greedy", "epsilon_greedy", "boltzmann" },
   target = { "target" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
