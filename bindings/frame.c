@@ -143,6 +143,31 @@ static int l_label (lua_State *L) {
   return drawn(L, fn, f);
 }
 
+/* The bytes of a dense tensor, or of a copy that takes its place on the stack. */
+static int l_image (lua_State *L) {
+  static const char fn[] = "frame:image";
+  peri_frame *f = peri__want_frame(L, 1, fn);
+  peri_tensor *t = peri__want_tensor(L, 6, fn, "image");
+  double x = number_at(L, 2, fn, "x"), y = number_at(L, 3, fn, "y"), w = number_at(L, 4, fn, "w"),
+         h = number_at(L, 5, fn, "h");
+  const int64_t *shape = peri_shape(t);
+  if (peri_dtype_of(t) != PERI_U8 || peri_ndim(t) != 3 || shape[2] != 3 || peri_numel(t) == 0 ||
+      shape[0] > PERI_FRAME_MOST || shape[1] > PERI_FRAME_MOST) {
+    peri__push_shape_text(L, peri_ndim(t), shape);
+    luaL_error(L, "%s: an image of %s %s, expected (H, W, 3) u8", fn, lua_tostring(L, -1),
+               peri_dtype_name(peri_dtype_of(t)));
+  }
+  const void *data = peri_data(t);
+  if (!peri_is_dense(t)) {
+    size_t n = (size_t)peri_numel(t);
+    void *copy = lua_newuserdatauv(L, n, 0);
+    peri__check(L, fn, peri_copy_out(t, copy, n));
+    data = copy;
+  }
+  peri_frame_image(f, x, y, w, h, (int)shape[0], (int)shape[1], (const uint8_t *)data);
+  return drawn(L, fn, f);
+}
+
 static int l_tensor (lua_State *L) {
   static const char fn[] = "frame:tensor";
   peri_frame *f = peri__want_frame(L, 1, fn);
@@ -287,6 +312,8 @@ static const peri_reg frame_methods[] = {
   { "label", "self, x, y, size, text, rgb",
     "Text of one line whose middle is at x, y; letters are 0.7 size high and 0.6 size apart.",
     l_label },
+  { "image", "self, x, y, w, h, image",
+    "An image, (H, W, 3) u8, in a rectangle; a frame with one cannot become an SVG.", l_image },
   { "tensor", "self, height?, width?",
     "Drawn with smooth edges, (height, width, 3) u8; by default in its own size.", l_tensor },
   { NULL, NULL, NULL, NULL }

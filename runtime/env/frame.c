@@ -10,7 +10,8 @@
 #include "env/frame.h"
 
 #define MOST_SHAPES ((size_t)1 << 20)
-#define MOST_TEXT 1000 /* bytes of a label */
+#define MOST_BYTES ((size_t)1 << 30) /* entries of a list, which bytes are the most of */
+#define MOST_TEXT 1000               /* bytes of a label */
 
 static void fail (peri_frame *f, peri_status s, const char *fmt, ...) PERI_PRINTF(3, 4);
 static void fail (peri_frame *f, peri_status s, const char *fmt, ...) {
@@ -150,6 +151,24 @@ void peri_frame_label (peri_frame *f, double x, double y, double size, const cha
   s->text = f->ntext;
   memcpy(f->text + f->ntext, text, n + 1);
   f->ntext += n + 1;
+}
+
+void peri_frame_image (peri_frame *f, double x, double y, double w, double h, int rows, int columns,
+                       const uint8_t *rgb) {
+  const double v[] = { x, y, w, h, rows, columns };
+  if (f == NULL || f->failed != PERI_OK) return;
+  if (w < 0 || h < 0 || rows < 1 || columns < 1 || rows > PERI_FRAME_MOST ||
+      columns > PERI_FRAME_MOST || rgb == NULL) {
+    fail(f, PERI_EINVAL, "image: %d rows of %d pixels in %g x %g", rgb ? rows : 0, columns, w, h);
+    return;
+  }
+  size_t n = (size_t)rows * (size_t)columns * 3;
+  if (!grow(f, (void **)&f->text, f->ntext, &f->cap_text, n, 1)) return;
+  peri__shape *s = push(f, "image", PERI__IMAGE, 0, 6, v);
+  if (s == NULL) return;
+  s->text = f->ntext;
+  memcpy(f->text + f->ntext, rgb, n);
+  f->ntext += n;
 }
 
 peri_status peri_frame_check (peri_frame *f) {

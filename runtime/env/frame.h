@@ -12,7 +12,8 @@ typedef enum peri__shape_kind {
   PERI__CIRCLE,  /* x, y, r */
   PERI__LINE,    /* x0, y0, x1, y1, width */
   PERI__POLYGON, /* x, y of each corner */
-  PERI__LABEL    /* x, y, size; the text behind at `text` */
+  PERI__LABEL,   /* x, y, size; the text behind at `text` */
+  PERI__IMAGE    /* x, y, w, h, rows, columns; the bytes at `text` */
 } peri__shape_kind;
 
 typedef struct peri__shape {
@@ -29,7 +30,7 @@ struct peri_frame {
   uint32_t background;
   peri__shape *shape;
   double *number;
-  char *text; /* labels, each with its end */
+  char *text; /* labels, each with its end; bytes of images */
   size_t nshape, nnumber, ntext, cap_shape, cap_number, cap_text;
   peri_status failed; /* the first thing that went wrong */
   char message[160];

@@ -229,6 +229,10 @@ peri_status peri_svg_add (peri_svg *s, peri_frame *f) {
     return peri__fail(s->ctx, PERI_ESHAPE, "%s: frame %s is %d x %d, those before are %d x %d",
                       s->path, peri__nth(s->ctx, s->frames), f->width, f->height, s->width,
                       s->height);
+  for (size_t i = 0; i < f->nshape; i++)
+    if (f->shape[i].kind == PERI__IMAGE)
+      return peri__fail(s->ctx, PERI_ENOSUP, "%s: frame %s has an image, an SVG has shapes alone",
+                        s->path, peri__nth(s->ctx, s->frames));
   s->ntext = 0;
   put(s, s->frames == 0 ? "<g id=\"f\" class=\"f\"" : "<g class=\"f\" style=\"animation-delay:");
   if (s->frames > 0) {

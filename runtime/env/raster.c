@@ -162,6 +162,36 @@ static void polygon (canvas *c, const peri__shape *s, double *xy) {
   fill(c, s->n / 2, xy, s->rgb);
 }
 
+/* Which of n cells lie under the pixel `at` of so many: begin to end, one at least. */
+static void cells_under (double at, double first, double pixels, int n, int *begin, int *end) {
+  double per = n / pixels, from = (at - first) * per, to = from + per;
+  if (per <= 1) from = to = (at + 0.5 - first) * per; /* the one under its middle */
+  *begin = from < 0 ? 0 : from >= n ? n - 1 : (int)from;
+  *end = to > n ? n : (int)ceil(to);
+  if (*end <= *begin) *end = *begin + 1;
+}
+
+/* Pixels whose middle lies in it; a smaller picture is an average. */
+static void image (canvas *c, const double *v, const uint8_t *rgb) {
+  double x0 = near(v[0] * c->sx), y0 = near(v[1] * c->sy), w = near(v[2] * c->sx),
+         h = near(v[3] * c->sy);
+  int rows = (int)v[4], columns = (int)v[5], top, bottom, left, right;
+  for (int y = y0 < 0 ? 0 : (int)ceil(y0 - 0.5); y < c->height && y + 0.5 < y0 + h; y++)
+    for (int x = x0 < 0 ? 0 : (int)ceil(x0 - 0.5); x < c->width && x + 0.5 < x0 + w; x++) {
+      int64_t sum[3] = { 0, 0, 0 };
+      cells_under(y, y0, h, rows, &top, &bottom);
+      cells_under(x, x0, w, columns, &left, &right);
+      for (int i = top; i < bottom; i++)
+        for (int j = left; j < right; j++)
+          for (int k = 0; k < 3; k++)
+            sum[k] += rgb[3 * ((size_t)i * (size_t)columns + (size_t)j) + (size_t)k];
+      int64_t n = (int64_t)(bottom - top) * (right - left);
+      for (int k = 0; k < 3; k++)
+        c->rgb[3 * ((size_t)y * (size_t)c->width + (size_t)x) + (size_t)k] =
+            (uint8_t)((sum[k] + n / 2) / n);
+    }
+}
+
 static void draw (canvas *c, double *corners) {
   for (size_t i = 0; i < (size_t)c->width * (size_t)c->height; i++) {
     c->rgb[3 * i] = (uint8_t)(c->f->background >> 16);
@@ -176,6 +206,7 @@ static void draw (canvas *c, double *corners) {
     case PERI__CIRCLE: circle(c, v, s->rgb); break;
     case PERI__LINE: line(c, v, s->rgb); break;
     case PERI__POLYGON: polygon(c, s, corners); break;
+    case PERI__IMAGE: image(c, v, (const uint8_t *)c->f->text + s->text); break;
     case PERI__LABEL: label(c, v, c->f->text + s->text, s->rgb); break;
     }
   }

@@ -33,6 +33,10 @@ PERI_API void peri_frame_polygon (peri_frame *f, int n, const double *xy, uint32
 /* Text of one line whose middle is at x, y: letters are 0.7 size high and 0.6 size apart. */
 PERI_API void peri_frame_label (peri_frame *f, double x, double y, double size, const char *text,
                                 uint32_t rgb);
+/* rows of `columns` pixels, three bytes each, which are copied, as the rectangle of w x h at x, y. A frame that has one
+** cannot become an SVG. */
+PERI_API void peri_frame_image (peri_frame *f, double x, double y, double w, double h, int rows,
+                                int columns, const uint8_t *rgb);
 PERI_API peri_status peri_frame_check (peri_frame *f);
 PERI_API int peri_frame_width (const peri_frame *f);
 PERI_API int peri_frame_height (const peri_frame *f);

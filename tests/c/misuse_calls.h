@@ -164,6 +164,7 @@
   VO(peri_frame_line, peri_frame_line(NN(frame), 1, 1, 2, 2, 1, 1))                              \
   VO(peri_frame_polygon, peri_frame_polygon(NN(frame), 3, NN(corners), 1))                       \
   VO(peri_frame_label, peri_frame_label(NN(frame), 1, 1, 8, NN("a"), 1))                         \
+  VO(peri_frame_image, peri_frame_image(NN(frame), 1, 1, 1, 1, 1, 1, NN(pixel)))                 \
   ST(peri_frame_check, peri_frame_check(NN(frame)))                                              \
   NO(peri_frame_width, peri_frame_width(NN(frame)))                                              \
   NO(peri_frame_height, peri_frame_height(NN(frame)))                                            \

@@ -147,6 +147,34 @@ static void shapes_may_lie_anywhere (void **state) {
   peri_frame_close(f);
 }
 
+static void images_are_scaled (void **state) {
+  (void)state;
+  static const uint8_t four[12] = { 10, 0, 0, 20, 0, 0, 30, 0, 0, 40, 0, 0 };
+  static const int want[4][6] = { { 255, 255, 255, 255, 255, 255 },
+                                  { 255, 10, 10, 20, 20, 255 },
+                                  { 255, 10, 10, 20, 20, 255 },
+                                  { 255, 30, 30, 40, 40, 255 } };
+  peri_frame *f = new_frame(6, 4);
+  peri_svg *s;
+  peri_frame_image(f, 1, 1, 4, 4, 2, 2, four); /* a row of it lies outside */
+  uint8_t *p = draw(f, 4, 6);
+  for (int y = 0; y < 4; y++)
+    for (int x = 0; x < 6; x++) assert_int_equal(p[3 * (6 * y + x)], want[y][x]);
+  free(p);
+  peri_frame_size(f, 1, 1);
+  peri_frame_image(f, 0, 0, 1, 1, 2, 2, four);
+  p = draw(f, 1, 1);
+  assert_int_equal(p[0], 25);
+  free(p);
+  assert_int_equal(peri_svg_create(C, Path, 10, 0, &s), PERI_OK);
+  want_failure(C, peri_svg_add(s, f), PERI_ENOSUP, "frame 0 has an image");
+  peri_svg_abort(s);
+  peri_frame_size(f, 1, 1);
+  peri_frame_image(f, 0, 0, 1, 1, 0, 2, four);
+  want_failure(C, peri_frame_check(f), PERI_EINVAL, "image: 0 rows of 2 pixels");
+  peri_frame_close(f);
+}
+
 static void letters_are_seen (void **state) {
   (void)state;
   static const char *const rows[7] = {
@@ -480,6 +508,7 @@ int main (void) {
     TEST(areas_add_up),
     TEST(shapes_are_scaled_to_the_pixels),
     TEST(shapes_may_lie_anywhere),
+    TEST(images_are_scaled),
     TEST(letters_are_seen),
     TEST(errors_stay_until_the_next_size),
     TEST(a_png_holds_its_pixels),

@@ -178,6 +178,7 @@ static peri_frame *frame2;
 static peri_gif *gif2;
 static peri_svg *svg2;
 static const double corners[6];
+static const uint8_t pixel[3];
 static peri_tokenizer *tok2;
 static peri_token_stream *stream2;
 static const int32_t *ids;
