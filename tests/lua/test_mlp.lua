@@ -151,4 +151,43 @@ function TestMlp.test_weights_stored_by_columns_give_the_same_bits()
   end
 end
 
+-- ---- the module ----
+
+local nn = peri.nn
+
+function TestMlp.test_the_module_is_its_layers()
+  peri.seed(11)
+  local net = nn.MLP { 4, 64, 64, 2, activation = "tanh", last_gain = 0.01 }
+  local names = {}
+  for i, p in ipairs(net:named_parameters()) do names[i] = p[1] end
+  lu.assertEquals(names, { "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "layers.2.weight",
+    "layers.2.bias" })
+  local x = peri.randn { 5, 4 }
+  local function chain() return net.layers[3](net.layers[2](net.layers[1](x):tanh()):tanh()) end
+  lu.assertEquals(net(x):bytes(), chain():bytes())
+  local w = net.layers[2].weight -- orthogonal, times sqrt(2)
+  lu.assertTrue(w:matmul(w.T):sub(peri.eye(64):mul(2)):abs():max():item() < 1e-3)
+  lu.assertTrue(net.layers[3].weight:abs():max():item() < 0.011)
+  net.layers[2].weight = nn.parameter(peri.randn { 64, 64 }) -- what stands there now counts
+  lu.assertEquals(net(x):bytes(), chain():bytes())
+  local seen = 0
+  local hook <close> = net.layers[2]:hook(function () seen = seen + 1 end) -- luacheck: ignore 211
+  local y = net(x)
+  lu.assertEquals({ seen, y:bytes() }, { 1, chain():bytes() })
+end
+
+function TestMlp.test_sizes_and_options_are_checked()
+  for message, fn in pairs {
+    ["MLP: size 2 is 0"] = function () nn.MLP { 4, 0, 2 } end,
+    ["MLP: 1 sizes"] = function () nn.MLP { 4 } end,
+    ["MLP: sizes is missing"] = function () nn.MLP {} end,
+    ['MLP: unknown option "activaton"'] = function () nn.MLP { 4, 2, activaton = "relu" } end,
+    ["MLP: activation"] = function () nn.MLP({ 4, 2 }, { activation = "cube" }) end,
+  } do
+    lu.assertErrorMsgContains(message, fn)
+  end
+  lu.assertEquals(nn.MLP({ 3, 2 }, { bias = false }):num_parameters(), 6)
+  lu.assertEquals(nn.MLP { sizes = { 3, 5, 2 }, init = "uniform" }(peri.zeros { 3 }).shape, { 2 })
+end
+
 os.exit(lu.LuaUnit.run())

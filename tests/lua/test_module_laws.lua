@@ -21,6 +21,8 @@ local layers = {
   CrossAttention = { function () return nn.CrossAttention(dim, 2, { bias = true }) end, x,
     function (m, input) return m(input, input:mul(0.5)) end }, -- of a source
   FeedForward = { function () return nn.FeedForward(dim, 6) end, x },
+  NoisyLinear = { function () return nn.NoisyLinear(dim, 3) end, x },
+  MLP = { function () return nn.MLP { dim, 6, 3 } end, x },
   Block = { function () return nn.Block(dim, 2) end, x },
   Sequential = { function () return nn.Sequential(nn.Linear(dim, 4), nn.Tanh(), nn.Linear(4, 2)) end, x },
   ModuleList = { function () return nn.ModuleList { nn.Linear(dim, 2), nn.LayerNorm(dim) } end },
