@@ -4,14 +4,15 @@
 #include "cpu/cpu.h"
 
 /* Kernels of a level, with those for quantised weights of another one. */
-#define CPU(name, level, quant)                                         \
-  static const struct peri__cpu name = { #level,                        \
-                                         &PERI_CAT(peri__gemm, level),  \
-                                         &PERI_CAT(peri__math, level),  \
-                                         &PERI_CAT(peri__nn, level),    \
-                                         &PERI_CAT(peri__loss, level),  \
-                                         &PERI_CAT(peri__quant, quant), \
-                                         &PERI_CAT(peri__packed, level) };
+#define CPU(name, level, quant)                                          \
+  static const struct peri__cpu name = { #level,                         \
+                                         &PERI_CAT(peri__gemm, level),   \
+                                         &PERI_CAT(peri__math, level),   \
+                                         &PERI_CAT(peri__nn, level),     \
+                                         &PERI_CAT(peri__loss, level),   \
+                                         &PERI_CAT(peri__quant, quant),  \
+                                         &PERI_CAT(peri__packed, level), \
+                                         &PERI_CAT(peri__env, level) };
 #define LEVEL(level)                                                      \
   extern const struct peri__gemm_kernels PERI_CAT(peri__gemm, level);     \
   extern const struct peri__math_kernels PERI_CAT(peri__math, level);     \
@@ -19,6 +20,7 @@
   extern const struct peri__loss_kernels PERI_CAT(peri__loss, level);     \
   extern const struct peri__quant_kernels PERI_CAT(peri__quant, level);   \
   extern const struct peri__packed_kernels PERI_CAT(peri__packed, level); \
+  extern const struct peri__env_kernels PERI_CAT(peri__env, level);       \
   CPU(level_##level, level, level)
 
 LEVEL(portable)

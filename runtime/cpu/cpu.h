@@ -19,6 +19,7 @@ struct peri__math_kernels;   /* cpu/math.h: unary, binary, gates, reductions ove
 struct peri__nn_kernels;     /* cpu/nn.h: softmax, norms, rope, attention */
 struct peri__loss_kernels;   /* cpu/loss.h: losses, optimizer steps */
 struct peri__quant_kernels;  /* cpu/quant.h: products with quantised weights */
+struct peri__env_kernels;    /* cpu/env.h: built-in environments, many rows at once */
 struct peri__packed_kernels; /* cpu/packed.h: products with packed float weights */
 
 struct peri__cpu {
@@ -29,6 +30,7 @@ struct peri__cpu {
   const struct peri__loss_kernels *loss;
   const struct peri__quant_kernels *quant; /* of the level, or better where the processor is */
   const struct peri__packed_kernels *packed;
+  const struct peri__env_kernels *env;
 };
 
 /* NULL when this build or this processor lacks the level. */

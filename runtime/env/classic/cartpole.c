@@ -1,91 +1,121 @@
 /*
-** cartpole.c - CartPole-v1: a pole on a cart that is pushed left or right (Barto, Sutton and Anderson, 1983), as
-** Gymnasium 1.4 computes it: explicit Euler in f64, observations in f32.
+** cartpole.c - CartPole-v0 and -v1: a pole that a cart under it must keep upright (Barto, Sutton
+** and Anderson, 1983), as Gymnasium's cartpole.py. The equations stand in cpu/simd_env.c: a row
+** alone is a batch of one.
 */
-#include <math.h>
+#include "cpu/cpu.h"
+#include "cpu/env.h"
+#include "env/classic/canvas.h"
 
-#include "core/core.h"
+struct cartpole {
+  double x, v, a, w;
+}; /* position, speed, angle from upright, its speed */
 
-#define PI 3.141592653589793
+struct shared {
+  const struct peri__env_kernels *kernels;
+  double going, over; /* rewards */
+};
 
-typedef struct cartpole {
-  double x, x_dot, theta, theta_dot;
-} cartpole;
+static const peri_env_option options[] = {
+  { .name = "sutton_barto_reward",
+    .doc = "reward 0 a step and -1 at the end, instead of 1 a step",
+    .high = 1 },
+};
 
-typedef struct options {
-  bool sutton_barto;
-} options;
-
-static const peri_env_option option[] = {
-  { "sutton_barto_reward", "1: reward 0, and -1 on the last step, in place of 1 on every step", 0,
-    NULL, 0, 1 },
+struct version {
+  int64_t max_steps;
+  double threshold;
 };
 
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
-  (void)ud;
-  static const double high[] = { 4.8, INFINITY, 24 * 2 * PI / 360, INFINITY };
-  static const double low[] = { -4.8, -INFINITY, -24 * 2 * PI / 360, -INFINITY };
-  options *o = peri_env_alloc(args, sizeof *o);
-  if (!o) return PERI_ENOMEM;
-  o->sutton_barto = peri_env_number(args, "sutton_barto_reward") != 0;
-  spec->obs = peri_space_box(PERI_F32, 0, 0, 1, (const int64_t[]){ 4 });
+  static const double high[] = { (float)(2 * PERI_CARTPOLE_X), INFINITY,
+                                 (float)(2 * PERI_CARTPOLE_ANGLE), INFINITY };
+  static const double low[] = { -(float)(2 * PERI_CARTPOLE_X), -INFINITY,
+                                -(float)(2 * PERI_CARTPOLE_ANGLE), -INFINITY };
+  const struct version *version = ud;
+  struct shared *s = peri_env_alloc(args, sizeof *s);
+  if (!s) return PERI_ENOMEM;
+  bool sutton = peri_env_number(args, "sutton_barto_reward") != 0;
+  *s = (struct shared){ peri__cpu_level(PERI_SIMD_AUTO)->env, sutton ? 0 : 1, sutton ? -1 : 1 };
+  spec->obs = peri_space_box(PERI_F32, 0, 0, 1, (int64_t[]){ 4 });
   spec->obs.lows = low;
   spec->obs.highs = high;
   spec->action = peri_space_discrete(2);
-  spec->max_steps = 500;
-  spec->reward_threshold = 475;
-  spec->state_bytes = sizeof(cartpole);
-  spec->shared = o;
+  spec->max_steps = version->max_steps;
+  spec->reward_threshold = version->threshold;
+  spec->state_bytes = sizeof(struct cartpole);
+  spec->shared = s;
   return PERI_OK;
 }
 
-static void observe (const cartpole *s, float *obs) {
-  obs[0] = (float)s->x;
-  obs[1] = (float)s->x_dot;
-  obs[2] = (float)s->theta;
-  obs[3] = (float)s->theta_dot;
+static void observe (const struct cartpole *c, float *obs) {
+  obs[0] = (float)c->x;
+  obs[1] = (float)c->v;
+  obs[2] = (float)c->a;
+  obs[3] = (float)c->w;
 }
 
 static peri_status reset (const void *shared, void *state, peri_pcg64 *rng, const peri_env_io *io) {
   (void)shared;
-  cartpole *s = state;
-  s->x = peri_pcg64_uniform(rng, -0.05, 0.05);
-  s->x_dot = peri_pcg64_uniform(rng, -0.05, 0.05);
-  s->theta = peri_pcg64_uniform(rng, -0.05, 0.05);
-  s->theta_dot = peri_pcg64_uniform(rng, -0.05, 0.05);
-  observe(s, io->obs);
+  struct cartpole *c = state;
+  c->x = peri_pcg64_uniform(rng, -0.05, 0.05);
+  c->v = peri_pcg64_uniform(rng, -0.05, 0.05);
+  c->a = peri_pcg64_uniform(rng, -0.05, 0.05);
+  c->w = peri_pcg64_uniform(rng, -0.05, 0.05);
+  observe(c, io->obs);
   return PERI_OK;
 }
 
 static peri_status step (const void *shared, void *state, peri_pcg64 *rng, const peri_env_io *io) {
   (void)rng;
-  static const double gravity = 9.8, pole = 0.1, total = 0.1 + 1.0, length = 0.5, tau = 0.02;
-  static const double pole_length = 0.1 * 0.5, limit_x = 2.4, limit_theta = 12 * 2 * PI / 360;
-  cartpole *s = state;
-  double force = *(const int64_t *)io->action == 1 ? 10.0 : -10.0;
-  double cosine = cos(s->theta), sine = sin(s->theta);
-  double temp = (force + pole_length * (s->theta_dot * s->theta_dot) * sine) / total;
-  double theta_acc =
-      (gravity * sine - cosine * temp) / (length * (4.0 / 3.0 - pole * (cosine * cosine) / total));
-  double x_acc = temp - pole_length * theta_acc * cosine / total;
-  s->x = s->x + tau * s->x_dot;
-  s->x_dot = s->x_dot + tau * x_acc;
-  s->theta = s->theta + tau * s->theta_dot;
-  s->theta_dot = s->theta_dot + tau * theta_acc;
-  observe(s, io->obs);
-  bool out = s->x < -limit_x || s->x > limit_x || s->theta < -limit_theta || s->theta > limit_theta;
-  *io->terminated = out;
-  *io->reward = ((const options *)shared)->sutton_barto ? (out ? -1 : 0) : 1;
+  const struct shared *s = shared;
+  s->kernels->cartpole(state, 1, 0, 1, io->action, io->obs, io->reward, io->terminated, s->going,
+                       s->over);
   return PERI_OK;
 }
 
-const peri_env_def peri__env_cartpole = {
-  .struct_size = sizeof(peri_env_def),
-  .id = "CartPole-v1",
-  .doc = "Balance a pole on a cart by pushing it left (0) or right (1).",
-  .noptions = 1,
-  .option = option,
-  .configure = configure,
-  .reset = reset,
-  .step = step,
-};
+static peri_status step_batch (const void *shared, void *states, int64_t stride, int64_t begin,
+                               int64_t end, peri_pcg64 *rng, const peri_env_io *io) {
+  (void)rng;
+  const struct shared *s = shared;
+  s->kernels->cartpole(states, stride, begin, end, io->action, io->obs, io->reward, io->terminated,
+                       s->going, s->over);
+  return PERI_OK;
+}
+
+static peri_status text (const void *shared, const void *state, char *out, size_t size) {
+  (void)shared;
+  const struct cartpole *s = state;
+  struct peri__canvas c;
+  if (!canvas_begin(&c, out, size, 49, 7)) return PERI_EINVAL;
+  double x = 24 + 10 * s->x;
+  canvas_line(&c, 0, 6, 48, 6, '-');
+  canvas_line(&c, x - 2, 5, x + 2, 5, '=');
+  canvas_line(&c, x, 4, x + 10 * sin(s->a), 4 - 5 * cos(s->a) + 1, '|');
+  return PERI_OK;
+}
+
+static peri_status render (const void *shared, const void *state, peri_frame *frame) {
+  (void)shared;
+  const struct cartpole *s = state;
+  double x = 300 + s->x * 125, top = 284, sine = sin(s->a), cosine = cos(s->a);
+  const double dx = 5 * cosine, dy = 5 * sine, ex = x + 125 * sine, ey = top - 125 * cosine;
+  const double pole[] = { x - dx, top - dy, x + dx, top + dy, ex + dx, ey + dy, ex - dx, ey - dy };
+  peri_frame_size(frame, 600, 400);
+  peri_frame_line(frame, 0, 300, 600, 300, 1, 0x000000);
+  peri_frame_rect(frame, x - 25, 285, 50, 30, 0x000000);
+  peri_frame_polygon(frame, 4, pole, 0xca9865);
+  peri_frame_circle(frame, x, top, 5, 0x8184cb);
+  return peri_frame_check(frame);
+}
+
+static const struct version v0 = { 200, 195 }, v1 = { 500, 475 };
+#define CARTPOLE(version, title)                                                                   \
+  {                                                                                                \
+    .struct_size = sizeof(peri_env_def), .flags = PERI_ENV_COLUMNS, .id = title,                   \
+    .doc = "Keep a pole upright on a cart that is pushed left or right; 1 a step.", .noptions = 1, \
+    .option = options, .ud = (void *)&version, .configure = configure, .reset = reset,             \
+    .step = step, .step_batch = step_batch, .render = render, .text = text                         \
+  }
+const peri_env_def peri__env_cartpole_v0 = CARTPOLE(v0, "CartPole-v0");
+const peri_env_def peri__env_cartpole_v1 = CARTPOLE(v1, "CartPole-v1");
