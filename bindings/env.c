@@ -531,6 +531,7 @@ static const peri_reg functions[] = {
   { "buffer", "core, name, copy?", "A buffer as a tensor; nothing when it has none.", l_buffer },
   { "episodes", "core", "Returns, lengths and rows of episodes that ended.", l_episodes },
   { "text", "core, i", "A picture of an environment in characters.", l_text },
+  { "model", "core", "The transition model as tables.", peri__env_model },
   { "stepper", "core, single, copy", "The function that steps it.", l_stepper },
   { "first", "core", "The observation of a single environment.", l_first },
   { "rng", "seed?", "A generator whose draws are those of NumPy's default_rng(seed).", l_rng },

@@ -22,4 +22,6 @@ typedef struct peri__env_box {
 peri__env_box *peri__env_box_new (lua_State *L); /* pushes an empty one */
 void peri__env_box_fill (peri__env_box *b);      /* from its e */
 
+int peri__env_model (lua_State *L); /* env_model.c */
+
 #endif

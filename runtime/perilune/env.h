@@ -172,7 +172,8 @@ typedef struct peri_env_def {
   peri_status (*render)(const void *shared, const void *state, peri_frame *frame);
   peri_status (*text)(const void *shared, const void *state, char *out, size_t size);
   /* NULL, or the transition model of a tabular environment: outcomes of an action, at most max of them are
-  ** written; how many there are; -1: no such state or action. */
+  ** written; how many there are; -1: no such state or action. States count from 0; outcomes of state -1 are the first
+  ** states. They may be more than what is observed, where that does not tell all. */
   int (*model)(const void *shared, int64_t state, int64_t action, int max, peri_env_outcome *out);
 } peri_env_def;
 

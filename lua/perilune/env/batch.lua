@@ -93,6 +93,12 @@ end
 --- @return string
 function Env:text(row) return core.text(self._core, row or 1) end
 
+--- The transition model of an environment that has one, such as FrozenLake: { states, actions, first,
+--- transitions }. transitions[state][action] is a list of outcomes { p, next, reward, terminated }, first one of the
+--- states that a reset gives. States and actions count from 0, as observations and actions do.
+--- @return table
+function Env:model() return core.model(self._core) end
+
 local modes = { same_step = 0, next_step = 1, disabled = 2 }
 
 local M = { Env = Env }

@@ -1,6 +1,7 @@
 -- perilune.env: environments for reinforcement learning, single or many at once. docs/environments.md.
 local batch = require "perilune.env.batch"
 local core = require("perilune.core")._env
+local dp = require "perilune.env.dp"
 local options = require "perilune.options"
 
 local M = {}
@@ -46,5 +47,7 @@ options.declare(M.make, { "id" }, batch.rules)
 --- @param seed integer?
 --- @return table
 function M.rng(seed) return core.rng(seed) end
+
+M.optimal, M.evaluate = dp.optimal, dp.evaluate
 
 return require "perilune.names"(M, "perilune.env")
