@@ -912,4 +912,5 @@ PERI_API peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *ou
 
 #include "perilune/env.h"
 #include "perilune/frame.h"
+#include "perilune/replay.h"
 #endif

@@ -208,6 +208,32 @@
   VO(peri_profile_start, peri_profile_start(NN(ctx)))                                            \
   VO(peri_profile_stop, peri_profile_stop(NN(ctx)))                                              \
   NO(peri_profile_count, peri_profile_count(NN(ctx)))                                            \
+  VO(peri_replay_options_init, peri_replay_options_init(NN(&replay_options)))                    \
+  ST(peri_replay_open, peri_replay_open(NN(ctx), NN(&replay_options), NN(&replay2)))             \
+  VO(peri_replay_close, peri_replay_close(NN(replay2)))                                          \
+  NO(peri_replay_size, peri_replay_size(NN(replay)))                                             \
+  NO(peri_replay_breaks, peri_replay_breaks(NN(replay)))                                         \
+  NO(peri_replay_bytes, peri_replay_bytes(NN(replay)))                                           \
+  VO(peri_replay_clear, peri_replay_clear(NN(replay)))                                           \
+  NO(peri_replay_input, peri_replay_input(NN(replay), 0))                                        \
+  NO(peri_replay_output, peri_replay_output(NN(replay), false, 0))                               \
+  ST(peri_replay_add, peri_replay_add(NN(replay), 5, NN(sampled)))                               \
+  ST(peri_replay_sample, peri_replay_sample(NN(replay), 1, 1, 6, NN(sampled)))                   \
+  ST(peri_replay_sequences, peri_replay_sequences(NN(replay), 1, 1, 0, 1, 7, NN(sampled)))       \
+  ST(peri_replay_gather, peri_replay_gather(NN(replay), NN(position), 6, NN(sampled)))           \
+  ST(peri_replay_prioritise, peri_replay_prioritise(NN(replay), NN(position), NN(t)))            \
+  ST(peri_replay_state, peri_replay_state(NN(replay), 0, NN(&state_name), NN(&made)))            \
+  ST(peri_replay_restore, peri_replay_restore(NN(replay), 1, NN(names), NN(list)))               \
+  ST(peri_rollout_open, peri_rollout_open(NN(ctx), 1, 1, 1, NN(fields), NN(&rollout2)))          \
+  VO(peri_rollout_close, peri_rollout_close(NN(rollout2)))                                       \
+  NO(peri_rollout_fields, peri_rollout_fields(NN(rollout)))                                      \
+  NO(peri_rollout_name, peri_rollout_name(NN(rollout), 0))                                       \
+  NO(peri_rollout_role, peri_rollout_role(NN(rollout), 0))                                       \
+  NO(peri_rollout_tensor, peri_rollout_tensor(NN(rollout), 0))                                   \
+  ST(peri_rollout_set, peri_rollout_set(NN(rollout), 0, 1, NN(sampled)))                         \
+  ST(peri_rollout_shuffle, peri_rollout_shuffle(NN(rollout), false, NN(&made)))                  \
+  ST(peri_rollout_batch,                                                                         \
+     peri_rollout_batch(NN(rollout), false, NN(position), 0, 1, 1, NN(sampled)))                 \
   ST(peri_profile_at, peri_profile_at(NN(ctx), 0, NN(&row)))                                     \
   VO(peri_pcg64_seed, peri_pcg64_seed(NN(&pcg), 1))                                              \
   NO(peri_pcg64_next, peri_pcg64_next(NN(&pcg)))                                                 \

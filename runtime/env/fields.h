@@ -1,0 +1,58 @@
+/*
+** fields.h - named fields of buffers: what a host says of them, checked once; their tensors; rows that come
+** in and go out.
+*/
+#ifndef peri_env_fields_h
+#define peri_env_fields_h
+
+#include <string.h>
+
+#include "core/core.h"
+
+#define PERI__NAME_MAX 48
+#define PERI__FIELDS_MAX 32
+
+typedef struct peri__field {
+  char name[PERI__NAME_MAX];
+  peri_dtype dtype;
+  peri_field_role role;
+  int ndim;
+  int64_t shape[PERI_MAX_DIMS];
+  size_t row; /* bytes */
+} peri__field;
+
+/* Check n fields and take them over. reserved: names that the buffer has itself, NULL ends. */
+peri_status peri__fields_take (peri_ctx *ctx, int n, const peri_field *given,
+                               const char *const *reserved, peri__field *out);
+/* Sizes of a tensor of rows of f under nlead leading dims; the number of dims. */
+int peri__field_shape (const peri__field *f, int nlead, const int64_t *lead, int64_t *shape);
+/* A new tensor of them, uninitialised. */
+peri_status peri__field_tensor (peri_ctx *ctx, const peri__field *f, int nlead, const int64_t *lead,
+                                peri_tensor **out);
+/* Add the bytes of that many rows to *total; false: it overflows. */
+bool peri__field_bytes (const peri__field *f, int64_t rows, size_t *total);
+/* t as (rows, ...) of f and dense: itself, retained, or a copy. name is for the message. */
+peri_status peri__field_rows (peri_ctx *ctx, const peri__field *f, const char *name, int64_t rows,
+                              peri_tensor *t, peri_tensor **dense);
+/* An output of that dtype and shape: made where *t is NULL, checked else. */
+peri_status peri__field_out (peri_ctx *ctx, const char *name, peri_dtype d, int ndim,
+                             const int64_t *shape, peri_tensor *given, peri_tensor **out);
+/* t is i64 (n). */
+peri_status peri__want_index (peri_ctx *ctx, const peri_tensor *t);
+
+static inline void peri__row_copy (char *to, const char *from, size_t bytes) {
+  switch (bytes) { /* sizes that are one move */
+  case 1: *to = *from; break;
+  case 4: memcpy(to, from, 4); break;
+  case 8: memcpy(to, from, 8); break;
+  case 16: memcpy(to, from, 16); break;
+  default: memcpy(to, from, bytes);
+  }
+}
+
+/* Pieces of work of so many bytes each: how many one thread takes at least. */
+static inline int64_t peri__row_grain (size_t bytes) {
+  return bytes >= 65536 ? 1 : (int64_t)(65536 / (bytes ? bytes : 1));
+}
+
+#endif
