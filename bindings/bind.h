@@ -172,6 +172,8 @@ void peri__open_info (lua_State *L);       /* info, ops, profile, time: info.c *
 void peri__open_limits (lua_State *L);     /* limits: limit.c */
 void peri__open_channel (lua_State *L);    /* channels, receive, poll: channel.c */
 void peri__open_worker (lua_State *L);     /* _worker: worker.c */
+void peri__open_replay (lua_State *L);     /* _replay: replay.c */
+void peri__open_rollout (lua_State *L);    /* _rollout: rollout.c */
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */

@@ -90,6 +90,7 @@ local function all_functions()
 end
 
 local prefixes = { perilune = "peri.", tensor = "x:", rng = "rng:", channel = "channel:", worker = "worker:",
+                   replay = "replay:", rollout = "rollout:",
                    files = "peri.files.", json = "peri.json.", safetensors = "peri.safetensors." }
 
 local function ops_page()
@@ -195,11 +196,19 @@ local channel = {}
 ---@class perilune.Worker
 local worker = {}
 
+---@class perilune.Replay
+---@operator len: integer
+local replay = {}
+
+---@class perilune.Rollout
+local rollout = {}
+
 ---@class perilune
 local peri = { files = {}, json = {}, safetensors = {} }
 ]]
 
 local owners = { perilune = "peri.", tensor = "tensor:", rng = "rng:", channel = "channel:", worker = "worker:",
+                 replay = "replay:", rollout = "rollout:",
                  files = "peri.files.", json = "peri.json.", safetensors = "peri.safetensors." }
 
 local function other(out, f)

@@ -26,7 +26,9 @@ extern const peri_reg *const peri__tensor_functions,
                                             *const peri__rng_methods,
                                                 *const peri__channel_functions,
                                                     *const peri__channel_methods,
-                                                        *const peri__worker_methods;
+                                                        *const peri__worker_methods,
+                                                            *const peri__replay_methods,
+                                                                *const peri__rollout_methods;
 static const peri_reg *own_functions (void);
 
 /* ---- ops ---- */
@@ -189,6 +191,8 @@ static int l_functions (lua_State *L) {
   push_list(L, peri__rng_methods, "rng", &n);
   push_list(L, peri__channel_methods, "channel", &n);
   push_list(L, peri__worker_methods, "worker", &n);
+  push_list(L, peri__replay_methods, "replay", &n);
+  push_list(L, peri__rollout_methods, "rollout", &n);
   return 1;
 }
 

@@ -333,6 +333,8 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_info(L);
   peri__open_channel(L);
   peri__open_worker(L);
+  peri__open_replay(L);
+  peri__open_rollout(L);
   peri__open_limits(L);
   peri__register(L, error_functions);
   peri__open_json(L);

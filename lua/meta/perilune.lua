@@ -34,6 +34,13 @@ local channel = {}
 ---@class perilune.Worker
 local worker = {}
 
+---@class perilune.Replay
+---@operator len: integer
+local replay = {}
+
+---@class perilune.Rollout
+local rollout = {}
+
 ---@class perilune
 local peri = { files = {}, json = {}, safetensors = {} }
 
@@ -2829,6 +2836,102 @@ function worker:status() end
 --- Its number among the workers since the state's seed was set, from 1.
 ---@return any ...
 function worker:index() end
+
+--- Add one step of all rows, a table of tensors (rows, ...): the fields, next_NAME of each observed one (what the step led to), reward, terminated, truncated, and valid? where some rows are not to be drawn. With one row its dim may be left out and scalars be plain values.
+---@param step any
+---@return any ...
+function replay:add(step) end
+
+--- A table of n transitions, drawn with replacement, (n, ...) each: the fields, next_NAME, reward (summed over n_step), terminated, truncated, discount, index, and weight of a prioritised buffer, with exponent beta (default 1). into: an earlier sample to write into.
+---@param n any
+---@param beta? any
+---@param into? any
+---@return any ...
+function replay:sample(n, beta, into) end
+
+--- A table of n steps with those after them up to their episode's end, length at most, and up to burn_in before them: (n, burn_in + length, ...) each. mask is 1 from the drawn step to the end.
+---@param n any
+---@param length any
+---@param burn_in? any
+---@param beta? any
+---@param into? any
+---@return any ...
+function replay:sequences(n, length, burn_in, beta, into) end
+
+--- The transitions at positions (n) i64, as sample gives them.
+---@param index any
+---@param into? any
+---@return any ...
+function replay:gather(index, into) end
+
+--- Give the transitions at index (n) new priorities (n) from 0: the absolute errors. They are drawn in proportion to (priority + epsilon)^alpha.
+---@param index any
+---@param priority any
+---@return any ...
+function replay:prioritise(index, priority) end
+
+--- How many transitions are in it: steps times rows.
+---@return any ...
+function replay:size() end
+
+--- How often a row went on from something else than what its last step led to, though no episode had ended: counted as truncated.
+---@return any ...
+function replay:breaks() end
+
+--- Bytes of memory that it holds.
+---@return any ...
+function replay:bytes() end
+
+--- Forget all steps; returns the buffer.
+---@return any ...
+function replay:clear() end
+
+--- Free its memory.
+---@return any ...
+function replay:close() end
+
+--- Everything that it holds, as tensors by name: views of its memory where possible, so save them before the next add.
+---@return any ...
+function replay:state_dict() end
+
+--- Go on from the state of a buffer with the same capacity, rows and fields; returns the buffer.
+---@param state any
+---@return any ...
+function replay:load_state_dict(state) end
+
+--- Write step t of the fields in a table of tensors (rows, ...). With one row its dim may be left out and scalars be plain values.
+---@param t any
+---@param fields any
+---@return any ...
+function rollout:set(t, fields) end
+
+--- Write whole fields, tensors (steps, rows, ...): advantages, returns.
+---@param fields any
+---@return any ...
+function rollout:put(fields) end
+
+--- The tensor (steps, rows, ...) of a field itself, no copy.
+---@param name any
+---@return any ...
+function rollout:get(name) end
+
+--- Views (steps * rows, ...) of every field, by name.
+---@return any ...
+function rollout:flatten() end
+
+--- for i, batch in rollout:minibatches(64): every step once, in an order from the context's generator, (size, ...) each. whole: rows with all their steps, (steps, size, ...); drop_last: leave a smaller last one out.
+---@param size any
+---@param options? any
+---@return any ...
+function rollout:minibatches(size, options) end
+
+--- How many steps drop_last has left out so far.
+---@return any ...
+function rollout:dropped() end
+
+--- Free its memory.
+---@return any ...
+function rollout:close() end
 
 --- Add text at the end of a file, all of it or, with nil and a message, none.
 ---@param path any

@@ -44,6 +44,7 @@ end
 local functions = {
   per_sample_grad = "perilune.per_sample", help = "perilune.help", show = "perilune.show",
   clip_grad_value_ = "perilune.optim.clip_values", hvp = "perilune.optim.hvp", worker = "perilune.parallel.worker",
+  replay = "perilune.env.replay", rollout = "perilune.env.rollout",
 }
 
 setmetatable(peri, {
