@@ -151,4 +151,53 @@ function TestReturns.test_a_trace_of_zero_stops_where_the_action_was_not_greedy(
   close(got:narrow(2, 1, 5), until5, "up to the action")
 end
 
+-- ---- Stable-Baselines3 and IMPALA: tests/reference/estimators.py ----
+
+TestPeers = {}
+
+local f = assert(io.open("tests/data/estimators.json", "rb"))
+local peers = assert(peri.json.decode(f:read "a"))
+f:close()
+local function of(list) return peri.tensor(list, "f64") end
+local function within(got, list, what)
+  local off = got:sub(of(list)):abs():max():item()
+  lu.assertTrue(off <= 1e-6, ("%s: %g off"):format(what, off))
+end
+local rewards, values, next_values = of(peers.rewards), of(peers.values), of(peers.next_values)
+local terminated, truncated = peri.tensor(peers.terminated), peri.tensor(peers.truncated)
+
+function TestPeers.test_gae_is_that_of_the_rollout_buffer()
+  local advantage, returns = peri.gae(rewards, values, next_values, terminated, truncated,
+    { gamma = peers.gamma, lam = peers.lam })
+  within(advantage, peers.gae.advantages, "advantages")
+  within(returns, peers.gae.returns, "returns")
+  within(peri.lambda_returns(rewards, next_values, terminated, truncated, { gamma = peers.gamma, lam = peers.lam }),
+    peers.gae.returns, "TD(lambda)")
+end
+
+-- Their last entry counts as truncated, which is what the end of a row is here.
+function TestPeers.test_n_step_returns_are_those_of_the_replay_buffer()
+  for n, want in pairs(peers.n_step) do
+    local sums, factor, used = peri.n_step_returns(rewards, nil, terminated, truncated,
+      { n = math.tointeger(tonumber(n)), gamma = peers.gamma })
+    within(sums, want.returns, n .. "-step return")
+    within(factor, want.factors, "factor")
+    local last = peri.arange(24):to("f64"):add(used):sub(1)
+    within(last, want.last, "where the next observation is")
+    local whole = peri.n_step_returns(rewards, next_values, terminated, truncated,
+      { n = math.tointeger(tonumber(n)), gamma = peers.gamma })
+    within(sums:add(factor:mul(next_values:gather(last:to "i64", 2))), whole:tolist(), "with the values behind them")
+  end
+end
+
+function TestPeers.test_vtrace_is_the_sum_of_the_paper()
+  local after = peri.cat({ values:narrow(2, 2, 23), of(peers.last):unsqueeze(2) }, 2)
+  for _, want in pairs(peers.vtrace) do
+    local vs, pg = peri.vtrace(rewards, values, of(peers.log_rhos), after, terminated, { gamma = peers.gamma,
+      rho_bar = want.rho_bar, pg_rho_bar = want.pg_rho_bar })
+    within(vs, want.vs, "vs")
+    within(pg, want.pg, "advantages of the policy gradient")
+  end
+end
+
 os.exit(lu.LuaUnit.run())
