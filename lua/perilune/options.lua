@@ -321,13 +321,15 @@ function M.fill(who, given, defaults, level)
     if problem then M.raise(who .. ": " .. problem, level) end
     out[k] = v
   end
-  for _, k in ipairs(M.names(defaults)) do
-    local v = default_of(defaults[k])
-    if out[k] == nil then
-      if v == M.required then M.raise(("%s: %s is missing"):format(who, k), level) end
-      if v ~= M.none then out[k] = v end
+  local missing
+  for k, entry in next, defaults do
+    if out[k] == nil and type(k) == "string" then
+      local v = default_of(entry)
+      if v == M.required then missing = (not missing or k < missing) and k or missing
+      elseif v ~= M.none then out[k] = v end
     end
   end
+  if missing then M.raise(("%s: %s is missing"):format(who, missing), level) end
   return out
 end
 

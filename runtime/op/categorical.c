@@ -80,8 +80,10 @@ static void forward_rows (void *ud, int64_t begin, int64_t end, int worker) {
       atomic_compare_exchange_strong(&s->bad, &none, (long long)i + 1);
       continue;
     }
-    peri__rows_set(&s->r, s->logp, i, peri__rows_logp(&s->r, &row, x, id));
-    peri__rows_set(&s->r, s->entropy, i, peri__rows_entropy(&row));
+    double log_sum = log(row.sum); /* as peri__rows_logp and peri__rows_entropy, with one log */
+    peri__rows_set(&s->r, s->logp, i,
+                   (peri__rows_get(&s->r, x, id) - row.max) * s->r.scale - log_sum);
+    peri__rows_set(&s->r, s->entropy, i, log_sum - row.dot / row.sum);
   }
 }
 
@@ -100,10 +102,11 @@ static void backward_rows (void *ud, int64_t begin, int64_t end, int worker) {
     double ge = s->g_entropy ? peri__rows_get(&s->r, s->g_entropy, i) : 0;
     peri__row row;
     peri__rows_stat(&s->r, x, s->n, NULL, &row);
+    double log_sum = log(row.sum);
     peri__row_grad g = { .scale = s->r.scale,
                          .max = row.max,
-                         .log_sum = log(row.sum),
-                         .a = -gl - ge * peri__rows_entropy(&row),
+                         .log_sum = log_sum,
+                         .a = -gl - ge * (log_sum - row.dot / row.sum),
                          .b = -ge };
     peri__rows_grad(&s->r, x, s->n, &g, dx);
     if (counts) peri__rows_set(&s->r, dx, id, peri__rows_get(&s->r, dx, id) + gl);

@@ -217,6 +217,21 @@ for name, family in pairs(families) do
     end
   end)
 
+  law("an act is a draw with the bits of its log-probability", function()
+    for _, dtype in ipairs { "f64", "f32" } do
+      local params = family.params()
+      for k, p in ipairs(params) do params[k] = p:detach():to(dtype) end
+      if name == "SquashedNormal between bounds" and dtype == "f32" then return end -- a bound is of f64
+      local d = family.make(table.unpack(params))
+      peri.seed(6)
+      local x, logp, before = d:act()
+      peri.seed(6)
+      lu.assertEquals(d:sample():bytes(), x:bytes())
+      lu.assertEquals(d:log_prob(x, before):bytes(), logp:bytes())
+      lu.assertFalse(logp.requires_grad)
+    end
+  end)
+
   law("reparametrised draws are the draws, with the gradient of how they move", function()
     local d, params = made(family)
     if not family.rsample then

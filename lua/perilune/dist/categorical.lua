@@ -63,16 +63,19 @@ function Categorical:_legal()
   return self.mask and peri.where(self.mask, self.logits, -math.huge) or self.logits
 end
 
+-- ids and their log-probabilities
 local function draws(logits, lead)
-  if #lead == 0 then return logits:categorical(1):squeeze(-1) end
-  return logits:expand(base.joined(lead, logits.shape)):categorical(1):squeeze(-1)
+  if #lead > 0 then logits = logits:expand(base.joined(lead, logits.shape)) end
+  local ids, logp = logits:sample()
+  return ids, logp
 end
 
-function Categorical:_draw(lead) return draws(self:_legal(), lead) end
+function Categorical:_draw(lead) return (draws(self:_legal(), lead)) end
+function Categorical:_act() return draws(self:_legal(), {}) end
 
 -- Logits and mask with the leading dims of x, and x with those of the batch.
 function Categorical:_over(x)
-  if options.shape(x) == options.shape(self.batch) then return self.logits, x, self.mask end
+  if base.has_sizes(x, self.batch, {}) then return self.logits, x, self.mask end
   local shape = base.broadcast(x.shape, self.batch)
   local wide = base.joined(shape, { self.logits:size(-1) })
   return self.logits:expand(wide), x:expand(shape), self.mask and self.mask:expand(wide)

@@ -55,6 +55,22 @@ function M.broadcast(a, b)
   return out
 end
 
+local floats = { f64 = true, f32 = true, f16 = true, bf16 = true }
+
+--- Whether a tensor has the sizes of one list and then those of another.
+--- @param x perilune.Tensor
+--- @param first integer[]
+--- @param more integer[]
+--- @return boolean
+function M.has_sizes(x, first, more)
+  local n = #first
+  if x.ndim ~= n + #more then return false end
+  for i, s in ipairs(x.shape) do
+    if s ~= (first[i] or more[i - n]) then return false end
+  end
+  return true
+end
+
 --- Parameters as tensors of one dtype, and the shape that they broadcast to; a number joins the others' dtype.
 --- @param who string
 --- @param given table<string, perilune.Tensor|number>  by name
@@ -66,7 +82,7 @@ function M.parameters(who, given, names)
   for _, name in ipairs(names) do
     local x = given[name]
     if peri.is_tensor(x) then
-      if not x.dtype:find "^b?f%d" then
+      if not floats[x.dtype] then
         options.raise(("%s: %s is of dtype %s, expected a float dtype"):format(who, name, x.dtype))
       end
       if dtype and x.dtype ~= dtype then
@@ -79,12 +95,16 @@ function M.parameters(who, given, names)
     local x = given[name]
     if not peri.is_tensor(x) then x = peri.full({}, x, dtype or "f32") end
     list[i] = x
-    local both = M.broadcast(shape, x.shape)
-    if not both then
-      options.raise(("%s: %s has shape %s, which does not broadcast with %s of the others"):format(who, name,
-        options.shape(x), options.shape(shape)))
+    if i == 1 then
+      shape = x.shape
+    elseif not M.has_sizes(x, shape, {}) then
+      local both = M.broadcast(shape, x.shape)
+      if not both then
+        options.raise(("%s: %s has shape %s, which does not broadcast with %s of the others"):format(who, name,
+          options.shape(x), options.shape(shape)))
+      end
+      shape = both
     end
-    shape = both
   end
   return shape, table.unpack(list)
 end
@@ -130,8 +150,7 @@ end
 
 -- The same where x may be of the event's dims alone, or of fewer: it is spread over the batch first.
 function Distribution:_total(x)
-  local shape = M.joined(self.batch, self.event)
-  if x.ndim ~= #shape or options.shape(x) ~= options.shape(shape) then x = x:expand(shape) end
+  if not M.has_sizes(x, self.batch, self.event) then x = x:expand(M.joined(self.batch, self.event)) end
   return self:_sum(x)
 end
 
@@ -176,9 +195,11 @@ end
 
 -- x is a tensor whose shape broadcasts with the distribution's.
 local function want_value(self, what, x)
-  options.argument(("dist.%s"):format(self.name), "the value of " .. what, x, "tensor")
+  if not peri.is_tensor(x) then
+    options.argument(("dist.%s"):format(self.name), "the value of " .. what, x, "tensor")
+  end
+  if M.has_sizes(x, self.batch, self.event) then return end
   local shape = M.joined(self.batch, self.event)
-  if x.ndim == #shape and options.shape(x) == options.shape(shape) then return end
   local both = M.broadcast(x.shape, shape)
   local fits = both ~= nil
   for i = 0, #self.event - 1 do fits = fits and x:size(-1 - i) == both[#both - i] end
@@ -210,6 +231,21 @@ function Distribution:entropy()
   if not self._entropy then refuse(self, "entropy") end
   local out = self:_entropy()
   return out
+end
+
+--- A draw and its log-probability, without a gradient: what a rollout keeps. The log-probability has the bits that
+--- log_prob gives, so the first importance ratio of an update is 1 exactly.
+--- @return perilune.Tensor x  (batch, event)
+--- @return perilune.Tensor log_prob  (batch)
+--- @return perilune.Tensor? before  of a squashed one, as of sample
+function Distribution:act()
+  local _ <close> = peri.no_grad()
+  if self._act then
+    local x, logp = self:_act()
+    return x, logp
+  end
+  local x, before = self:_draw({})
+  return x, self:_log_prob(x, before), before
 end
 
 --- Log-probabilities of values and the entropy, in one pass where that is cheaper: what a policy gradient needs of a
