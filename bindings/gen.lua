@@ -18,7 +18,8 @@ end
 local titles = {
   elementwise = "Elementwise", reduce = "Reductions, scans, sorting",
   create = "Creation, views, indexing", matmul = "Products", heads = "Layers and attention",
-  norm = "Layers and attention", loss = "Losses, sampling, reinforcement learning, optimizers",
+  norm = "Layers and attention", recurrent = "Recurrent layers",
+  loss = "Losses, sampling, reinforcement learning, optimizers",
 }
 
 local function families()

@@ -927,6 +927,31 @@ function peri.group_norm(x, weight, bias, groups, eps) end
 ---@return perilune.Tensor
 function tensor:group_norm(weight, bias, groups, eps) end
 
+--- One GRU layer over x (B, T, in): r, z = sigmoid of weight_ih x + bias_ih + weight_hh h + bias_hh, n = tanh(weight_in x + bias_in + r (weight_hn h + bias_hn)), h = (1 - z) n + z h; weight_ih (3 H, in) and weight_hh (3 H, H) have their rows in the order r, z, n. Returns y (B, T, H) and the last h (B, H). h0, starts, lengths and reverse are those of lstm (Cho et al., 2014, with the reset gate behind the product, as cuDNN and PyTorch have it).
+---@param x perilune.Tensor|number
+---@param weight_ih perilune.Tensor|number
+---@param weight_hh perilune.Tensor|number
+---@param bias_ih? perilune.Tensor|number
+---@param bias_hh? perilune.Tensor|number
+---@param h0? perilune.Tensor|number
+---@param starts? perilune.Tensor|number
+---@param lengths? perilune.Tensor|number
+---@param reverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor
+function peri.gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, starts, lengths, reverse) end
+
+--- One GRU layer over x (B, T, in): r, z = sigmoid of weight_ih x + bias_ih + weight_hh h + bias_hh, n = tanh(weight_in x + bias_in + r (weight_hn h + bias_hn)), h = (1 - z) n + z h; weight_ih (3 H, in) and weight_hh (3 H, H) have their rows in the order r, z, n. Returns y (B, T, H) and the last h (B, H). h0, starts, lengths and reverse are those of lstm (Cho et al., 2014, with the reset gate behind the product, as cuDNN and PyTorch have it).
+---@param weight_ih perilune.Tensor|number
+---@param weight_hh perilune.Tensor|number
+---@param bias_ih? perilune.Tensor|number
+---@param bias_hh? perilune.Tensor|number
+---@param h0? perilune.Tensor|number
+---@param starts? perilune.Tensor|number
+---@param lengths? perilune.Tensor|number
+---@param reverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor
+function tensor:gru(weight_ih, weight_hh, bias_ih, bias_hh, h0, starts, lengths, reverse) end
+
 --- True where x is greater than y, broadcast.
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
@@ -1276,6 +1301,33 @@ function peri.logsumexp(x, dims, keep) end
 ---@param keep? boolean default false
 ---@return perilune.Tensor
 function tensor:logsumexp(dims, keep) end
+
+--- One LSTM layer over x (B, T, in): i, f, o = sigmoid, g = tanh of weight_ih x + bias_ih + weight_hh h + bias_hh, c = f c + i g, h = o tanh(c); weight_ih (4 H, in) and weight_hh (4 H, H) have their rows in the order i, f, g, o. Returns y (B, T, H) and the last h and c (B, H). h0, c0 (B, H) are zeros where not given; where starts (B, T), bool, is true the state is zeroed before that step; steps from lengths (B), i64, on are none: they give zeros, leave the state, and x may hold anything there. reverse: from the last step to the first (Hochreiter and Schmidhuber, 1997).
+---@param x perilune.Tensor|number
+---@param weight_ih perilune.Tensor|number
+---@param weight_hh perilune.Tensor|number
+---@param bias_ih? perilune.Tensor|number
+---@param bias_hh? perilune.Tensor|number
+---@param h0? perilune.Tensor|number
+---@param c0? perilune.Tensor|number
+---@param starts? perilune.Tensor|number
+---@param lengths? perilune.Tensor|number
+---@param reverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, starts, lengths, reverse) end
+
+--- One LSTM layer over x (B, T, in): i, f, o = sigmoid, g = tanh of weight_ih x + bias_ih + weight_hh h + bias_hh, c = f c + i g, h = o tanh(c); weight_ih (4 H, in) and weight_hh (4 H, H) have their rows in the order i, f, g, o. Returns y (B, T, H) and the last h and c (B, H). h0, c0 (B, H) are zeros where not given; where starts (B, T), bool, is true the state is zeroed before that step; steps from lengths (B), i64, on are none: they give zeros, leave the state, and x may hold anything there. reverse: from the last step to the first (Hochreiter and Schmidhuber, 1997).
+---@param weight_ih perilune.Tensor|number
+---@param weight_hh perilune.Tensor|number
+---@param bias_ih? perilune.Tensor|number
+---@param bias_hh? perilune.Tensor|number
+---@param h0? perilune.Tensor|number
+---@param c0? perilune.Tensor|number
+---@param starts? perilune.Tensor|number
+---@param lengths? perilune.Tensor|number
+---@param reverse? boolean default false
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:lstm(weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, starts, lengths, reverse) end
 
 --- True where x is less than y, broadcast.
 ---@param x perilune.Tensor|number

@@ -6,7 +6,7 @@
 #ifndef peri_nn_h
 #define peri_nn_h
 
-#include "cpu/cpu.h"
+#include "cpu/recurrent.h"
 
 /* Rows of a norm. Pointers marked ? may be NULL. */
 struct peri__norm {
@@ -89,6 +89,7 @@ struct peri__nn_kernels {
   void (*attn)(const struct peri__attn *a, int64_t unit, float *scratch);
   int64_t (*attn_back_scratch)(const struct peri__attn *a);
   void (*attn_back)(const struct peri__attn *a, int64_t unit, float *scratch); /* B * Hkv units */
+  const peri__cells_fn (*cells)[2]; /* [kind][backward]: cpu/recurrent.h */
 };
 
 /* Attention in f64, for gradient checks: the same struct with pointers to doubles. Units are

@@ -259,4 +259,5 @@ const struct peri__nn_kernels PERI_NAME(peri__nn) = {
   .attn = PERI_NAME(peri__attn_unit),
   .attn_back_scratch = PERI_NAME(peri__attn_back_scratch),
   .attn_back = PERI_NAME(peri__attn_back_unit),
+  .cells = PERI_NAME(peri__cells),
 };

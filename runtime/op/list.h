@@ -171,6 +171,11 @@ X(attention_backward)
 X(rope_qkv)
 X(rope_qkv_backward)
 X(attention_step_)
+/* recurrent.c */
+X(lstm)
+X(lstm_backward)
+X(gru)
+X(gru_backward)
 /* loss.c, categorical.c, sample.c, rl.c, returns.c, ppo.c, optim.c */
 X(cross_entropy)
 X(cross_entropy_backward)

@@ -290,7 +290,7 @@ end
 -- Ops whose gradient needs their result. Any other one gives it whatever became of the result.
 local saving = {}
 for name in ([[exp expm1 sqrt rsqrt reciprocal tanh sigmoid elu div pow max min logsumexp norm cumprod cummax sort topk
-  softmax log_softmax add_layer_norm add_rms_norm attention std linear global_norm]]):gmatch "%S+" do saving[name] = true end
+  softmax log_softmax add_layer_norm add_rms_norm attention std linear global_norm lstm gru]]):gmatch "%S+" do saving[name] = true end
 
 -- Gradients of every float output, straight from the op, after touch(outputs).
 local function gradients(op, domain, touch)

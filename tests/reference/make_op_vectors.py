@@ -10,13 +10,14 @@ import elementwise
 import layers
 import learning
 import policies
+import recurrent
 import shapes
 import sums
 from vectors import CASES
 
 
 def main():
-    for family in (elementwise, sums, shapes, layers, learning, policies):
+    for family in (elementwise, sums, shapes, layers, learning, policies, recurrent):
         family.make()
     with open(sys.argv[1], "w", encoding="utf-8") as out:
         out.write('{"cases": [\n')
