@@ -169,7 +169,31 @@ def add8():
     return loop(lambda: a + b)
 
 
+def recurrent(kind, what, batch, time, hidden):
+    """One layer, forward and backward of the sum of y; a step: no_grad forward, or both passes."""
+
+    def make():
+        net = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](hidden, hidden, batch_first=True)
+        x = torch.randn(batch, time, hidden, requires_grad=what == "train")
+        h = torch.zeros(1, batch, hidden)
+        state = (h, torch.zeros_like(h)) if kind == "lstm" else h
+
+        def act():
+            with torch.no_grad():
+                net(x, state)
+
+        def train():
+            x.grad = None
+            net.zero_grad()
+            net(x, state)[0].sum().backward()
+
+        return act if what == "act" else train
+
+    return loop(once(("recurrent", kind, what, batch, time, hidden), make))
+
+
 COMMANDS = {
+    "recurrent": lambda kind, what, *sizes: recurrent(kind, what, *map(int, sizes)),
     "train": lambda which: train_step(which),
     "train_compiled": lambda which: train_step(which, True),
     "generate": lambda b, n: generate(int(b), int(n)),
