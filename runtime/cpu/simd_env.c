@@ -15,6 +15,7 @@ typedef double vdu __attribute__((vector_size(PERI_VW * 4), aligned(8), may_alia
 typedef int64_t vl __attribute__((vector_size(PERI_VW * 4)));
 typedef int64_t vlu __attribute__((vector_size(PERI_VW * 4), aligned(8), may_alias));
 typedef float vh __attribute__((vector_size(PERI_VW * 2)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
 
 static inline vd set (double x) { return x - (vd){ 0 }; }
 static inline vd select_double (vl mask, vd a, vd b) {
@@ -140,6 +141,29 @@ static inline void cartpole_step (vd *x, vd *v, vd *a, vd *w, vd force) {
   *w = *w + 0.02 * turn;
 }
 
+/* Rows of four from columns a, b and c, d that lie in one vector each: the first half, the second. */
+#if PERI_VW == 16
+#define ROWS1(ab, cd) \
+  __builtin_shufflevector(ab, cd, 0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27)
+#define ROWS2(ab, cd) \
+  __builtin_shufflevector(ab, cd, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31)
+#elif PERI_VW == 8
+#define ROWS1(ab, cd) __builtin_shufflevector(ab, cd, 0, 4, 8, 12, 1, 5, 9, 13)
+#define ROWS2(ab, cd) __builtin_shufflevector(ab, cd, 2, 6, 10, 14, 3, 7, 11, 15)
+#else
+#define ROWS1(ab, cd) __builtin_shufflevector(ab, cd, 0, 2, 4, 6)
+#define ROWS2(ab, cd) __builtin_shufflevector(ab, cd, 1, 3, 5, 7)
+#endif
+static inline void store_rows (float *out, vd a, vd b, vd c, vd d) { /* (LANES, 4) */
+  const vh column[4] = { __builtin_convertvector(a, vh), __builtin_convertvector(b, vh),
+                         __builtin_convertvector(c, vh), __builtin_convertvector(d, vh) };
+  vf ab, cd;
+  memcpy(&ab, column, sizeof ab);
+  memcpy(&cd, column + 2, sizeof cd);
+  v_store(out, ROWS1(ab, cd));
+  v_store(out + PERI_VW, ROWS2(ab, cd));
+}
+
 /* LANES rows from the pointers on. */
 static inline __attribute__((always_inline)) void
 cartpole_block (double *state, int64_t stride, const int64_t *action, float *obs, double *reward,
@@ -155,12 +179,9 @@ cartpole_block (double *state, int64_t stride, const int64_t *action, float *obs
   vd far = (vd)((vl)x & INT64_MAX), tilted = (vd)((vl)a & INT64_MAX);
   vl out = (far > PERI_CARTPOLE_X) | (tilted > PERI_CARTPOLE_ANGLE);
   *(vdu *)reward = select_double(out, set(over), set(going));
-  vh column[4] = { __builtin_convertvector(x, vh), __builtin_convertvector(v, vh),
-                   __builtin_convertvector(a, vh), __builtin_convertvector(w, vh) };
-  for (int i = 0; i < LANES; i++) {
-    for (int k = 0; k < 4; k++) obs[4 * i + k] = column[k][i];
-    terminated[i] = (uint8_t)(out[i] & 1);
-  }
+  store_rows(obs, x, v, a, w);
+  vb flags = __builtin_convertvector(out & 1, vb);
+  memcpy(terminated, &flags, LANES);
 }
 
 /* A single row, in every lane. */

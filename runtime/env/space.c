@@ -197,9 +197,12 @@ static bool any_odd64 (const double *v, int64_t n) {
 }
 
 static bool any_beyond (const int64_t *v, int64_t n, int64_t start, int64_t many) {
-  bool beyond = false;
-  for (int64_t i = 0; i < n; i++) beyond |= (uint64_t)v[i] - (uint64_t)start >= (uint64_t)many;
-  return beyond;
+  uint64_t beyond = 0; /* the sign of what is below 0, or of what many - 1 lacks of it */
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t d = (uint64_t)v[i] - (uint64_t)start;
+    beyond |= d | ((uint64_t)many - 1 - d);
+  }
+  return beyond >> 63;
 }
 
 static bool any_misfit (const peri_space *s, const void *values, int64_t rows, int64_t each) {

@@ -172,6 +172,24 @@ static void silence (peri_env *e, int64_t row) {
   if (e->live) e->live[row] = 0;
 }
 
+/* The first row in [row, end) that a step has ended or cut, or end. Eight flags at once, which are 0 or 1. */
+static int64_t next_ended (const peri_env *e, int64_t row, int64_t end) {
+  for (; row + 8 <= end; row += 8) {
+    uint64_t a, b;
+    memcpy(&a, e->terminated + row, sizeof a);
+    memcpy(&b, e->truncated + row, sizeof b);
+    if (a |= b) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+      return row + __builtin_clzll(a) / 8;
+#else
+      return row + __builtin_ctzll(a) / 8;
+#endif
+    }
+  }
+  while (row < end && !(e->terminated[row] | e->truncated[row])) row++;
+  return row;
+}
+
 /* Note what has ended in environment i; reset it when all of its agents are out. */
 static bool end_episodes (job *j, int64_t i, int worker) {
   peri_env *e = j->e;
@@ -204,11 +222,10 @@ static bool finish_block (job *j, int64_t begin, int64_t end, int worker) {
   add_rewards(e->sum + row, e->reward + row, n);
   if (e->reward32) narrow_rewards(e->reward32 + row, e->reward + row, n);
   if (!any) return true;
-  for (int64_t i = begin; i < end; i++) {
-    uint8_t done = 0;
-    for (int64_t r = i * e->agents; r < (i + 1) * e->agents; r++)
-      done |= (uint8_t)(e->terminated[r] | e->truncated[r]);
-    if (done && !end_episodes(j, i, worker)) return false;
+  for (int64_t r = row; (r = next_ended(e, r, row + n)) < row + n;) {
+    int64_t i = e->agents == 1 ? r : r / e->agents;
+    if (!end_episodes(j, i, worker)) return false;
+    r = (i + 1) * e->agents;
   }
   return true;
 }
@@ -403,21 +420,9 @@ static peri_status check_begun (peri_env *e) {
 static void collect (peri_env *e) {
   bool stay = e->agents > 1 || e->autoreset != PERI_AUTORESET_SAME_STEP;
   e->any_over = stay && e->any_over;
-  for (int64_t row = 0; row < e->rows;) {
-    uint64_t a, b;
-    if (row + 8 <= e->rows) {
-      memcpy(&a, e->terminated + row, 8);
-      memcpy(&b, e->truncated + row, 8);
-      if (!(a | b)) {
-        row += 8;
-        continue;
-      }
-    }
-    for (int64_t last = row + 8 < e->rows ? row + 8 : e->rows; row < last; row++)
-      if (e->terminated[row] | e->truncated[row]) {
-        peri__env_episode_note(e, row);
-        e->any_over |= stay;
-      }
+  for (int64_t row = 0; (row = next_ended(e, row, e->rows)) < e->rows; row++) {
+    peri__env_episode_note(e, row);
+    e->any_over |= stay;
   }
 }
 
