@@ -308,6 +308,15 @@ for name, family in pairs(families) do
   end)
 end
 
+function TestDist.test_every_family_has_its_laws()
+  for name, make in pairs(dist) do
+    if type(make) == "function" and name:find "^%u" then
+      lu.assertNotNil(families[name], name)
+      lu.assertEquals(made(families[name]).name, name)
+    end
+  end
+end
+
 -- Families of numbers: a row as one value has the sum of what its elements have.
 function TestDist.test_a_row_as_one_value_has_the_sums()
   local m, s, l = leaf { { 0.5, 1, 2 }, { -1, 0, 0.3 } }, leaf { 0.2, -0.4, 0.1 }, leaf { { 1.5, 2, 3 }, { 4, 0.5, 1 } }
