@@ -336,6 +336,7 @@ function TestDist.test_a_row_as_one_value_has_the_sums()
     near(dist.kl(row, make { event = 1 }), peri.zeros({ 2 }, "f64"), 1e-12, row.name .. " kl")
     lu.assertErrorMsgContains("event is 3, but the parameters have shape (2, 3)", make, { event = 3 })
     lu.assertErrorMsgContains("value of log_prob has shape (2, 2)", row.log_prob, row, peri.ones({ 2, 2 }, "f64"))
+    lu.assertErrorMsgContains("value of log_prob has shape ()", row.log_prob, row, peri.ones({}, "f64"))
   end
 end
 

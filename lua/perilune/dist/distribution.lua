@@ -202,7 +202,7 @@ local function want_value(self, what, x)
   local shape = M.joined(self.batch, self.event)
   local both = M.broadcast(x.shape, shape)
   local fits = both ~= nil
-  for i = 0, #self.event - 1 do fits = fits and x:size(-1 - i) == both[#both - i] end
+  for i = 0, #self.event - 1 do fits = fits and x.ndim > i and x:size(-1 - i) == both[#both - i] end
   if not fits then
     options.raise(("dist.%s: the value of %s has shape %s, which does not go with (..., %s)"):format(self.name, what,
       options.shape(x), table.concat(shape, ", ")))
@@ -281,7 +281,7 @@ function Distribution:mode()
 end
 
 --- What a policy does that is not to explore, (batch, event): the mode of choices and of a normal, the squashed mean of
---- a squashed normal, the mean of a beta or gamma, that of the likeliest component of a mixture.
+--- a squashed normal, the mean of a beta, that of the likeliest component of a mixture.
 --- @return perilune.Tensor
 function Distribution:deterministic()
   local _ <close> = peri.no_grad()
