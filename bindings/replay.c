@@ -297,6 +297,7 @@ static int r_clear (lua_State *L) {
 static int r_state_dict (lua_State *L) {
   peri_replay *r = self(L, "state_dict");
   const char *name = NULL;
+  lua_settop(L, 1);
   lua_newtable(L);
   for (int i = 0;; i++) {
     peri_tensor **t = peri__box_new(L);

@@ -70,29 +70,46 @@ static int o_set (lua_State *L) {
   return 1;
 }
 
-static int o_put (lua_State *L) {
-  box *b = self(L, "put");
+/* Whole tensors from the table at arg into their fields; every: one that is missing is refused. */
+static int put (lua_State *L, int arg, const char *fn, bool every) {
+  box *b = self(L, fn);
   peri_tensor *in[PERI__FIELDS_MAX];
-  int n = take(L, of(b), 2, "put", in);
+  int n = take(L, of(b), arg, fn, in);
   for (int i = 0; i < n; i++) {
     const peri_tensor *t = peri_rollout_tensor(of(b), i);
+    if (!in[i] && every) return luaL_error(L, "%s: %s is missing", fn, peri_rollout_name(of(b), i));
     if (!in[i]) continue;
     bool fits =
         in[i]->ndim == t->ndim && memcmp(in[i]->shape, t->shape, sizeof *t->shape * t->ndim) == 0;
     if (fits && in[i]->dtype == t->dtype) continue;
     peri__push_shape_text(L, in[i]->ndim, in[i]->shape);
     peri__push_shape_text(L, t->ndim, t->shape);
-    return luaL_error(L, "put: %s is %s %s, the rollout's is %s %s", peri_rollout_name(of(b), i),
+    return luaL_error(L, "%s: %s is %s %s, the rollout's is %s %s", fn, peri_rollout_name(of(b), i),
                       peri_dtype_name((peri_dtype)in[i]->dtype), lua_tostring(L, -2),
                       peri_dtype_name((peri_dtype)t->dtype), lua_tostring(L, -1));
   }
   for (int i = 0; i < n; i++) {
     peri_tensor *t = peri_rollout_tensor(of(b), i);
     if (!in[i]) continue;
-    peri__check(L, "put", peri_copy_out(in[i], peri_data(t), peri_nbytes(t)));
+    peri__check(L, fn, peri_copy_out(in[i], peri_data(t), peri_nbytes(t)));
     t->storage->version++;
   }
   lua_settop(L, 1);
+  return 1;
+}
+
+static int o_put (lua_State *L) { return put(L, 2, "put", false); }
+static int o_load_state_dict (lua_State *L) { return put(L, 2, "load_state_dict", true); }
+
+static int o_state_dict (lua_State *L) {
+  box *b = self(L, "state_dict");
+  lua_settop(L, 1);
+  lua_newtable(L);
+  for (int i = 0; i < peri_rollout_fields(of(b)); i++) {
+    peri__box_share(L, peri_rollout_tensor(of(b), i));
+    lua_setfield(L, 2, peri_rollout_name(of(b), i));
+  }
+  lua_settop(L, 2);
   return 1;
 }
 
@@ -128,6 +145,7 @@ static bool starts (const box *b, int i) { /* a field of the sequence's start */
 
 static int o_flatten (lua_State *L) {
   box *b = self(L, "flatten");
+  lua_settop(L, 1);
   lua_newtable(L);
   for (int i = 0; i < peri_rollout_fields(of(b)); i++) {
     if (starts(b, i)) continue;
@@ -244,6 +262,8 @@ static const peri_reg methods[] = {
     o_minibatches },
   { "dropped", "", "How many steps drop_last has left out so far.", o_dropped },
   { "close", "", "Free its memory.", o_close },
+  { "state_dict", "", "The tensors of all fields by name, themselves.", o_state_dict },
+  { "load_state_dict", "state", "Write all fields; returns the rollout.", o_load_state_dict },
   { NULL, NULL, NULL, NULL }
 };
 

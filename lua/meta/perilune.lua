@@ -2985,6 +2985,15 @@ function rollout:dropped() end
 ---@return any ...
 function rollout:close() end
 
+--- The tensors of all fields by name, themselves.
+---@return any ...
+function rollout:state_dict() end
+
+--- Write all fields; returns the rollout.
+---@param state any
+---@return any ...
+function rollout:load_state_dict(state) end
+
 --- Add text at the end of a file, all of it or, with nil and a message, none.
 ---@param path any
 ---@param text any

@@ -16,8 +16,9 @@ void peri_replay_options_init (peri_replay_options *o) {
 
 static peri_status check (peri_ctx *ctx, const peri_replay_options *o) {
   if (o->struct_size != sizeof *o)
-    return peri__fail(ctx, PERI_EINVAL, "struct_size is %u, expected %zu: use %s", o->struct_size,
-                      sizeof *o, "peri_replay_options_init");
+    return peri__fail(ctx, PERI_EINVAL,
+                      "struct_size is %u, expected %zu: use peri_replay_options_init",
+                      o->struct_size, sizeof *o);
   if (o->capacity < 1 || o->rows < 1 || o->capacity > INT64_C(1) << 40 ||
       o->rows > INT64_C(1) << 31)
     return peri__fail(ctx, PERI_EINVAL,
@@ -355,8 +356,7 @@ peri_status peri_replay_add (peri_replay *r, int nin, peri_tensor *const *in) {
                       r->nin);
   step s = { .reward = NULL };
   peri_status status = take_step(r, in, &s);
-  if (status ==
-      PERI_OK) { /* of those before the newest step and of two steps: more there cannot be */
+  if (status == PERI_OK) { /* with those of the oldest step, which goes after */
     uint64_t ends = r->ending;
     for (int64_t row = 0; row < r->rows; row++)
       ends +=

@@ -271,6 +271,16 @@ function TestRollout.test_fields_are_tensors()
   lu.assertEquals(flat.adv:sum():item(), 60)
 end
 
+function TestRollout.test_a_state_is_its_fields()
+  local a, b = rollout(), peri.rollout { steps = 5, rows = 4, fields = { x = "i64", obs = { "f32", 2 }, adv = "f32" },
+    starts = { hidden = { "f32", 3 } } }
+  b:load_state_dict(a:state_dict())
+  for name, t in pairs(a:state_dict()) do lu.assertEquals(b:get(name):bytes(), t:bytes(), name) end
+  local part = a:state_dict()
+  part.obs = nil
+  lu.assertErrorMsgContains("load_state_dict: obs is missing", b.load_state_dict, b, part)
+end
+
 function TestRollout.test_the_order_is_of_the_seed()
   local r = rollout()
   local function order(seed)
