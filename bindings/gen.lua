@@ -1,6 +1,7 @@
 -- gen.lua: writes lua/meta/perilune.lua (LuaCATS stubs for editors), docs/ops.md from what the runtime
--- says about itself, and the generated parts of the other pages of docs/ (reference.lua). perilune run
--- bindings/gen.lua writes; with --check it only compares and fails on a difference.
+-- says about itself, and the generated parts of the other pages of docs/ (reference.lua,
+-- environments.lua). perilune run bindings/gen.lua writes; with --check it only compares and fails on a
+-- difference.
 local peri = require "perilune"
 
 local root = arg[0]:match "^(.*)bindings/[^/]*$" or error "run bindings/gen.lua from a source checkout"
@@ -244,10 +245,15 @@ end
 -- ---- writing ----
 
 local texts = { ["docs/ops.md"] = ops_page(), ["lua/meta/perilune.lua"] = stubs() }
-local reference = dofile(root .. "bindings/reference.lua")
+local reference, environments = dofile(root .. "bindings/reference.lua"), dofile(root .. "bindings/environments.lua")
 for _, name in ipairs(assert(peri.files.list(root .. "docs"))) do
   local path = "docs/" .. name
-  if name:find "%.md$" and not texts[path] then texts[path] = reference(read(path), read) end
+  if name:find "%.md$" and not texts[path] then
+    texts[path] = reference(read(path), read):gsub(
+      "(<!%-%- generated from the built%-in environments %-%->\n).-(<!%-%- end %-%->)", function (first, last)
+        return first .. environments() .. last
+      end)
+  end
 end
 
 local stale = 0
