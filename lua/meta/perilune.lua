@@ -85,6 +85,28 @@ function peri.adam_(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, st
 ---@param grad_scale? number default 1.0
 function peri.adamw_(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale) end
 
+--- adaptive_avg_pool2d over rows: x (N, C, L) or (C, L) to output_size columns.
+---@param x perilune.Tensor|number
+---@param output_size integer
+---@return perilune.Tensor
+function peri.adaptive_avg_pool1d(x, output_size) end
+
+--- adaptive_avg_pool2d over rows: x (N, C, L) or (C, L) to output_size columns.
+---@param output_size integer
+---@return perilune.Tensor
+function tensor:adaptive_avg_pool1d(output_size) end
+
+--- Means of x (N, C, H, W) or (C, H, W) over output_size windows of nearly equal sizes, as PyTorch cuts them; one integer or one for each dim.
+---@param x perilune.Tensor|number
+---@param output_size integer|integer[]
+---@return perilune.Tensor
+function peri.adaptive_avg_pool2d(x, output_size) end
+
+--- Means of x (N, C, H, W) or (C, H, W) over output_size windows of nearly equal sizes, as PyTorch cuts them; one integer or one for each dim.
+---@param output_size integer|integer[]
+---@return perilune.Tensor
+function tensor:adaptive_avg_pool2d(output_size) end
+
 --- x + y, broadcast; integers wrap around, for bool it is "or".
 ---@param x perilune.Tensor|number
 ---@param y perilune.Tensor|number
@@ -280,6 +302,82 @@ function peri.attention_step_(cache_k, cache_v, qkv, positions, inv_freq, start,
 ---@return perilune.Tensor
 function tensor:attention_step_(cache_v, qkv, positions, inv_freq, start, pos, interleaved, rope_scale, scale, window, softcap) end
 
+--- avg_pool2d over rows: x (N, C, L) or (C, L), one integer for each setting.
+---@param x perilune.Tensor|number
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param ceil_mode? boolean default false
+---@param count_include_pad? boolean default true
+---@return perilune.Tensor
+function peri.avg_pool1d(x, kernel_size, stride, padding, ceil_mode, count_include_pad) end
+
+--- avg_pool2d over rows: x (N, C, L) or (C, L), one integer for each setting.
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param ceil_mode? boolean default false
+---@param count_include_pad? boolean default true
+---@return perilune.Tensor
+function tensor:avg_pool1d(kernel_size, stride, padding, ceil_mode, count_include_pad) end
+
+--- The mean of each window of x (N, C, H, W) or (C, H, W), windows as those of max_pool2d with padding of zeros, which count_include_pad counts; divisor_override divides in place of the count.
+---@param x perilune.Tensor|number
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param ceil_mode? boolean default false
+---@param count_include_pad? boolean default true
+---@param divisor_override? number
+---@return perilune.Tensor
+function peri.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override) end
+
+--- The mean of each window of x (N, C, H, W) or (C, H, W), windows as those of max_pool2d with padding of zeros, which count_include_pad counts; divisor_override divides in place of the count.
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param ceil_mode? boolean default false
+---@param count_include_pad? boolean default true
+---@param divisor_override? number
+---@return perilune.Tensor
+function tensor:avg_pool2d(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override) end
+
+--- (x - mean) / sqrt(variance + eps) * weight + bias for each channel of x (N, C, ...) (arXiv:1502.03167); then mean (C) and variance (C): in training those of the batch, the variance returned being the unbiased one, towards which nn.BatchNorm2d moves its running statistics; else the running ones.
+---@param x perilune.Tensor|number
+---@param running_mean? perilune.Tensor|number
+---@param running_var? perilune.Tensor|number
+---@param weight? perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param training? boolean default false
+---@param eps? number default 1e-05
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.batch_norm(x, running_mean, running_var, weight, bias, training, eps) end
+
+--- (x - mean) / sqrt(variance + eps) * weight + bias for each channel of x (N, C, ...) (arXiv:1502.03167); then mean (C) and variance (C): in training those of the batch, the variance returned being the unbiased one, towards which nn.BatchNorm2d moves its running statistics; else the running ones.
+---@param running_mean? perilune.Tensor|number
+---@param running_var? perilune.Tensor|number
+---@param weight? perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param training? boolean default false
+---@param eps? number default 1e-05
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:batch_norm(running_mean, running_var, weight, bias, training, eps) end
+
+--- batch_norm by the batch's own statistics, those, and the unbiased variance: x (N, C, ...) -> y, mean (C), variance (C).
+---@param x perilune.Tensor|number
+---@param weight? perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param eps? number default 1e-05
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function peri.batch_norm_train(x, weight, bias, eps) end
+
+--- batch_norm by the batch's own statistics, those, and the unbiased variance: x (N, C, ...) -> y, mean (C), variance (C).
+---@param weight? perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param eps? number default 1e-05
+---@return perilune.Tensor, perilune.Tensor, perilune.Tensor
+function tensor:batch_norm_train(weight, bias, eps) end
+
 --- Binary cross-entropy of probabilities target under sigmoid(logits), one shape: softplus(x) - x t, times weight (broadcast), reduced: mean, sum or none.
 ---@param logits perilune.Tensor|number
 ---@param target perilune.Tensor|number
@@ -400,6 +498,90 @@ function peri.contiguous(x) end
 --- x laid out row-major without gaps: a copy, also when it already is.
 ---@return perilune.Tensor
 function tensor:contiguous() end
+
+--- Cross-correlation of x (N, in, L) or (in, L) with weight (out, in / groups, k) plus bias (out), as PyTorch's; stride (1), padding with zeros (0) and dilation (1) are integers, padding also {before, after}.
+---@param x perilune.Tensor|number
+---@param weight perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function peri.conv1d(x, weight, bias, stride, padding, dilation, groups) end
+
+--- Cross-correlation of x (N, in, L) or (in, L) with weight (out, in / groups, k) plus bias (out), as PyTorch's; stride (1), padding with zeros (0) and dilation (1) are integers, padding also {before, after}.
+---@param weight perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function tensor:conv1d(weight, bias, stride, padding, dilation, groups) end
+
+--- Cross-correlation of x (N, in, H, W) or (in, H, W) with weight (out, in / groups, kh, kw) plus bias (out), as PyTorch's; stride (1), padding with zeros (0) and dilation (1) are one integer or one for each dim, padding also {top, bottom, left, right}. Integers and bools in x, such as pixels, are read as numbers, unscaled.
+---@param x perilune.Tensor|number
+---@param weight perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function peri.conv2d(x, weight, bias, stride, padding, dilation, groups) end
+
+--- Cross-correlation of x (N, in, H, W) or (in, H, W) with weight (out, in / groups, kh, kw) plus bias (out), as PyTorch's; stride (1), padding with zeros (0) and dilation (1) are one integer or one for each dim, padding also {top, bottom, left, right}. Integers and bools in x, such as pixels, are read as numbers, unscaled.
+---@param weight perilune.Tensor|number
+---@param bias? perilune.Tensor|number
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function tensor:conv2d(weight, bias, stride, padding, dilation, groups) end
+
+--- Gradient of conv2d for an x of (.., size), its rows and columns: the transposed convolution of g (N, out, H', W').
+---@param g perilune.Tensor|number
+---@param weight perilune.Tensor|number
+---@param size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function peri.conv2d_backward_input(g, weight, size, stride, padding, dilation, groups) end
+
+--- Gradient of conv2d for an x of (.., size), its rows and columns: the transposed convolution of g (N, out, H', W').
+---@param weight perilune.Tensor|number
+---@param size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function tensor:conv2d_backward_input(weight, size, stride, padding, dilation, groups) end
+
+--- Gradient of conv2d for a weight (out, in / groups, kernel) from x (N, in, H, W) and g (N, out, H', W').
+---@param x perilune.Tensor|number
+---@param g perilune.Tensor|number
+---@param kernel integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function peri.conv2d_backward_weight(x, g, kernel, stride, padding, dilation, groups) end
+
+--- Gradient of conv2d for a weight (out, in / groups, kernel) from x (N, in, H, W) and g (N, out, H', W').
+---@param g perilune.Tensor|number
+---@param kernel integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param groups? integer default 1
+---@return perilune.Tensor
+function tensor:conv2d_backward_weight(g, kernel, stride, padding, dilation, groups) end
 
 --- Write src, broadcast to dst's shape and converted to its dtype, into dst.
 ---@param dst perilune.Tensor|number
@@ -1406,6 +1588,44 @@ function peri.max(x, dims, keep) end
 ---@param keep? boolean default false
 ---@return perilune.Tensor
 function tensor:max(dims, keep) end
+
+--- max_pool2d over rows: x (N, C, L) or (C, L), one integer for each setting.
+---@param x perilune.Tensor|number
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param ceil_mode? boolean default false
+---@return perilune.Tensor
+function peri.max_pool1d(x, kernel_size, stride, padding, dilation, ceil_mode) end
+
+--- max_pool2d over rows: x (N, C, L) or (C, L), one integer for each setting.
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param ceil_mode? boolean default false
+---@return perilune.Tensor
+function tensor:max_pool1d(kernel_size, stride, padding, dilation, ceil_mode) end
+
+--- The largest of each window of x (N, C, H, W) or (C, H, W); kernel_size, stride (the kernel), padding with -inf (0, at most half of the kernel) and dilation (1) are one integer or one for each dim; ceil_mode keeps a window that begins inside and hangs over the end. The gradient goes to the first of equal ones; NaN wins.
+---@param x perilune.Tensor|number
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param ceil_mode? boolean default false
+---@return perilune.Tensor
+function peri.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode) end
+
+--- The largest of each window of x (N, C, H, W) or (C, H, W); kernel_size, stride (the kernel), padding with -inf (0, at most half of the kernel) and dilation (1) are one integer or one for each dim; ceil_mode keeps a window that begins inside and hangs over the end. The gradient goes to the first of equal ones; NaN wins.
+---@param kernel_size integer|integer[]
+---@param stride? integer|integer[]
+---@param padding? integer|integer[]
+---@param dilation? integer|integer[]
+---@param ceil_mode? boolean default false
+---@return perilune.Tensor
+function tensor:max_pool2d(kernel_size, stride, padding, dilation, ceil_mode) end
 
 --- The larger of x and y, broadcast; NaN if either is. Equal ones share the gradient.
 ---@param x perilune.Tensor|number

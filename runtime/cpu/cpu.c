@@ -12,7 +12,8 @@
                                          &PERI_CAT(peri__loss, level),   \
                                          &PERI_CAT(peri__quant, quant),  \
                                          &PERI_CAT(peri__packed, level), \
-                                         &PERI_CAT(peri__env, level) };
+                                         &PERI_CAT(peri__env, level),    \
+                                         &PERI_CAT(peri__conv, level) };
 #define LEVEL(level)                                                      \
   extern const struct peri__gemm_kernels PERI_CAT(peri__gemm, level);     \
   extern const struct peri__math_kernels PERI_CAT(peri__math, level);     \
@@ -21,6 +22,7 @@
   extern const struct peri__quant_kernels PERI_CAT(peri__quant, level);   \
   extern const struct peri__packed_kernels PERI_CAT(peri__packed, level); \
   extern const struct peri__env_kernels PERI_CAT(peri__env, level);       \
+  extern const struct peri__conv_kernels PERI_CAT(peri__conv, level);     \
   CPU(level_##level, level, level)
 
 LEVEL(portable)

@@ -21,6 +21,7 @@ struct peri__loss_kernels;   /* cpu/loss.h: losses, optimizer steps */
 struct peri__quant_kernels;  /* cpu/quant.h: products with quantised weights */
 struct peri__env_kernels;    /* cpu/env.h: built-in environments, many rows at once */
 struct peri__packed_kernels; /* cpu/packed.h: products with packed float weights */
+struct peri__conv_kernels;   /* cpu/conv.h: convolutions, pooling */
 
 struct peri__cpu {
   const char *name;
@@ -31,6 +32,7 @@ struct peri__cpu {
   const struct peri__quant_kernels *quant; /* of the level, or better where the processor is */
   const struct peri__packed_kernels *packed;
   const struct peri__env_kernels *env;
+  const struct peri__conv_kernels *conv;
 };
 
 /* NULL when this build or this processor lacks the level. */

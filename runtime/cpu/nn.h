@@ -73,6 +73,12 @@ struct peri__nn_kernels {
   /* dx of the rows; dw, db (n)? are set to the sums over these rows of g xhat and g. */
   void (*norm_back)(const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw,
                     float *db);
+  /* sum[0], sum[1] += the sums of x - mean and (x - mean)^2, or of g and g (x - mean) rstd; g? */
+  void (*channel_sums)(const float *x, const float *g, int64_t n, float mean, float rstd,
+                       double sum[2]);
+  /* y = (x - mean) a + b, + g e where there is g */
+  void (*channel_scale)(const float *x, const float *g, int64_t n, float mean, float a, float b,
+                        float e, float *y);
   /* c = scale cos(angle), s = scale sin(angle), |angle| < 2^20; each within an ULP of f32. */
   void (*sincos)(int64_t n, const float *angle, float scale, float *c, float *s);
   /* Rotate pairs of the first 2 n channels of heads x D by the angles of c, s (n). */
@@ -103,6 +109,10 @@ extern const struct peri__nn_kernels PERI_NAME(peri__nn);
 void PERI_NAME(peri__norm_rows)(const struct peri__norm *a, int64_t row0, int64_t row1);
 void PERI_NAME(peri__norm_back_rows)(const struct peri__norm_back *a, int64_t row0, int64_t row1,
                                      float *dw, float *db);
+void PERI_NAME(peri__channel_sums)(const float *x, const float *g, int64_t n, float mean,
+                                   float rstd, double sum[2]);
+void PERI_NAME(peri__channel_scale)(const float *x, const float *g, int64_t n, float mean, float a,
+                                    float b, float e, float *y);
 int64_t PERI_NAME(peri__attn_units)(struct peri__attn *a);
 int64_t PERI_NAME(peri__attn_scratch)(const struct peri__attn *a);
 void PERI_NAME(peri__attn_unit)(const struct peri__attn *a, int64_t unit, float *scratch);

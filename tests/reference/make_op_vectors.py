@@ -6,6 +6,7 @@ python make_op_vectors.py OUTPUT      (needs torch; not part of the tests)
 import json
 import sys
 
+import convolution
 import elementwise
 import layers
 import learning
@@ -19,6 +20,8 @@ from vectors import CASES
 def main():
     for family in (elementwise, sums, shapes, layers, learning, policies, recurrent):
         family.make()
+
+    convolution.make()
     with open(sys.argv[1], "w", encoding="utf-8") as out:
         out.write('{"cases": [\n')
         out.write(",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES))
