@@ -193,6 +193,32 @@ function M.numbers(default, count, range, doc)
   end)
 end
 
+--- One integer in an interval, a list of so many of them, or one of the words.
+--- @param default any
+--- @param count integer
+--- @param range string
+--- @param doc string?
+--- @param words string[]?
+--- @return perilune.options.Rule
+function M.sizes(default, count, range, doc, words)
+  local inside, names = interval(range), {}
+  for i, word in ipairs(words or {}) do names[i] = (", %q"):format(word) end
+  local function fits(v) return type(v) == "number" and math.tointeger(v) ~= nil and inside(v) end
+  return rule(default, ("integer in %s, a list of %d%s"):format(range, count, table.concat(names)), doc, function(v)
+    if type(v) ~= "table" then
+      for _, word in ipairs(words or {}) do if v == word then return true end end
+      return fits(v)
+    end
+    for k in pairs(v) do
+      if math.type(k) ~= "integer" or k < 1 or k > count then return false end
+    end
+    for i = 1, count do
+      if not fits(v[i]) then return false end
+    end
+    return true
+  end)
+end
+
 --- @param default any
 --- @param doc string?
 --- @return perilune.options.Rule
@@ -383,6 +409,11 @@ function M.declared(object)
   return { positional = known.positional, options = list, more = #others > 0, text = known.text }
 end
 
+-- A list of values is a value, such as a size for each dim, where a position is left for it.
+local function is_options(v, position, positional)
+  return is_plain(v) and not (v[1] ~= nil and positional[position])
+end
+
 --- Options of a constructor that takes its first values by position, or everything in one table:
 --- f(2, 3, { bias = false }) or f{ in_features = 2, out_features = 3, bias = false }.
 --- @param who string
@@ -394,14 +425,14 @@ function M.read(who, positional, defaults, level, ...)
   level = level or 3
   local n, given = select("#", ...), {}
   local first = ...
-  if n == 1 and is_plain(first) then
+  if n == 1 and is_options(first, 1, positional) then
     given = first
   else
     if n > #positional + 1 then
       M.raise(("%s: %d arguments, expected at most %d and a table"):format(who, n, #positional), level)
     end
     local last = n > 0 and select(n, ...) or nil
-    if is_plain(last) then
+    if is_options(last, n, positional) then
       for k, v in pairs(last) do given[k] = v end
       n = n - 1
     end

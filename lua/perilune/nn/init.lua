@@ -11,7 +11,9 @@ local M = {
   parameter = Module.parameter,
   is_module = Module.is_module,
 }
-for _, part in ipairs { "layers", "mlp", "noisy", "attention", "block", "recurrent", "containers" } do
+for _, part in ipairs {
+  "layers", "convolution", "batch_norm", "mlp", "noisy", "attention", "block", "recurrent", "containers",
+} do
   for name, value in pairs(require("perilune.nn." .. part)) do M[name] = value end
 end
 
