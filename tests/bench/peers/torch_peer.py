@@ -164,6 +164,31 @@ def adamw():
     return loop(opt.step)
 
 
+def conv(*words):
+    """Convolutions with ReLU between, both passes: inner, dims, x's shape, then six numbers for each layer."""
+
+    def make():
+        inner, dims, *n = map(int, words)
+        kind = nn.Conv1d if dims == 1 else nn.Conv2d
+        layers = []
+        for i in range(dims + 2, len(n), 6):
+            c, o, k, s, p, g = n[i : i + 6]
+            layers += [nn.ReLU()] * (i > dims + 2) + [kind(c, o, k, s, p, groups=g)]
+        net, x = nn.Sequential(*layers), torch.randn(n[: dims + 2], requires_grad=bool(inner))
+        g = torch.randn_like(net(x))
+
+        def step():
+            x.grad = None
+            net.zero_grad()
+            net(x).backward(g)
+
+        step()
+        step()
+        return step
+
+    return loop(once(("conv", words), make))
+
+
 def add8():
     a, b = torch.randn(8), torch.randn(8)
     return loop(lambda: a + b)
@@ -203,6 +228,7 @@ COMMANDS = {
     "cross_entropy": cross_entropy,
     "adamw": adamw,
     "add8": add8,
+    "conv": lambda *words: conv(*words),
     "forget": lambda: cached.clear() or 0.0,
     "rss": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     "version": lambda: f"torch {torch.__version__}",
