@@ -24,7 +24,10 @@ local function outcome(op, args)
     return x
   end
   local own = { n = args.n }
-  for i, p in ipairs(op.params) do own[i] = mine(args[i], op.flags.inplace and p.written) end
+  for i, p in ipairs(op.params) do
+    if p.target then own[i] = args[i] -- which takes no gradient
+    else own[i] = mine(args[i], op.flags.inplace and p.written) end
+  end
   peri.seed(7) -- for those that draw
   local outputs = optest.call(op, own)
   for _, y in ipairs(outputs) do note(y) end
