@@ -178,6 +178,7 @@ int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */
 int peri__open_safetensors (lua_State *L); /* pushes one table: safetensors.c */
 int peri__open_gguf (lua_State *L);        /* pushes one table: gguf.c */
+int peri__open_policy (lua_State *L);      /* pushes one table: policy.c */
 void peri__open_arrays (lua_State *L);     /* npy, npz, idx: arrays.c */
 void peri__open_frame (lua_State *L);      /* frame, _image: frame.c */
 int peri__open_tokenizer (lua_State *L);   /* pushes one table: tokenizer.c */

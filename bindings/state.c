@@ -345,6 +345,8 @@ int luaopen_perilune_core (lua_State *L) {
   lua_setfield(L, -2, "safetensors");
   peri__open_gguf(L);
   lua_setfield(L, -2, "_gguf");
+  peri__open_policy(L);
+  lua_setfield(L, -2, "_policy");
   peri__open_arrays(L);
   peri__open_frame(L);
   peri__open_tokenizer(L);

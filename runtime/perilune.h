@@ -911,6 +911,7 @@ PERI_API peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *ou
 #endif
 
 #include "perilune/env.h"
+#include "perilune/policy.h"
 #include "perilune/frame.h"
 #include "perilune/replay.h"
 #endif

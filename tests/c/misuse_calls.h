@@ -272,6 +272,14 @@
   NO(peri_env_next_episode, peri_env_next_episode(NN(env), NN(&episode)))                        \
   NO(peri_env_dropped_episodes, peri_env_dropped_episodes(NN(env)))                              \
   ST(peri_env_draw, peri_env_draw(NN(env), 0, NN(frame)))                                        \
-  ST(peri_env_print, peri_env_print(NN(env), 0, NN(buf), 8))
+  ST(peri_env_print, peri_env_print(NN(env), 0, NN(buf), 8))                                     \
+  ST(peri_policy_load, peri_policy_load(NN(ctx), NN(spare), NN(&policy2)))                       \
+  VO(peri_policy_close, peri_policy_close(NN(policy2)))                                          \
+  NO(peri_policy_obs, peri_policy_obs(NN(policy)))                                               \
+  NO(peri_policy_action, peri_policy_action(NN(policy)))                                         \
+  NO(peri_policy_env, peri_policy_env(NN(policy)))                                               \
+  NO(peri_policy_choices, peri_policy_choices(NN(policy)))                                       \
+  ST(peri_policy_act, peri_policy_act(NN(policy), 1, NN(floats), MAY(NULL), true, NN(buf)))      \
+  ST(peri_policy_restart, peri_policy_restart(NN(policy), 0, MAY(NULL)))
 
 #endif

@@ -39,6 +39,7 @@ static peri_svg *svg;
 static peri_tensor *image;
 static const peri_op *neg, *sum_op;
 static peri_env *env;
+static peri_policy *policy;
 
 static const char *at_path (const char *name) {
   snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -96,6 +97,15 @@ static int open_all (void **state) {
   assert_int_equal(peri_token_stream_open(tok, false, &stream), PERI_OK);
   assert_int_equal(peri_env_make(ctx, "CartPole-v1", NULL, &env), PERI_OK);
   assert_int_equal(peri_env_reset(env, NULL, NULL), PERI_OK);
+  const peri_text_pair acts = {
+    "perilune.policy",
+    "{\"version\":1,\"environment\":\"\",\"observation\":{\"kind\":\"box\",\"shape\":[2]},"
+    "\"action\":{\"kind\":\"discrete\",\"n\":2},"
+    "\"program\":[{\"op\":\"mul\",\"in\":[\"obs\",\"a\"],\"out\":[\"y\"]}],"
+    "\"head\":{\"kind\":\"greedy\",\"in\":[\"y\"]}}"
+  };
+  assert_int_equal(peri_safetensors_save(ctx, at_path("policy"), 1, names, &t, 1, &acts), PERI_OK);
+  assert_int_equal(peri_policy_load(ctx, path, &policy), PERI_OK);
   const int64_t pixels[] = { 2, 2, 3 };
   assert_int_equal(peri_frame_open(ctx, &frame), PERI_OK);
   assert_int_equal(peri_empty(ctx, PERI_U8, 3, pixels, &image), PERI_OK);
@@ -117,6 +127,7 @@ static int open_all (void **state) {
 
 static int close_all (void **state) {
   (void)state;
+  peri_policy_close(policy);
   peri_env_close(env);
   peri_svg_abort(svg);
   peri_gif_abort(gif);
@@ -223,6 +234,7 @@ static peri_env_options env_options = { .struct_size = sizeof env_options, .n = 
 static peri_env_io env_io;
 static peri_env_episode episode;
 static peri_env *env2;
+static peri_policy *policy2;
 static uint64_t env_seed;
 static uint8_t env_mask[1] = { 1 };
 

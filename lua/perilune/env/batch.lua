@@ -88,6 +88,11 @@ function Env:episodes()
   return { returns = returns, lengths = lengths, rows = rows, dropped = dropped }
 end
 
+--- What wrappers do to observations by statistics of theirs, in order: { mean, var, epsilon, clip } of each. Policy
+--- files carry it.
+--- @return table[]
+function Env:normalizers() return {} end -- luacheck: ignore 212
+
 --- A picture of an environment in characters.
 --- @param row integer?  the first
 --- @return string

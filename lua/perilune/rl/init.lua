@@ -12,6 +12,7 @@ for file, names in pairs {
   curriculum = { "curriculum" },
   metrics = { "summary" },
   fisher = { "fisher" },
+  evaluate = { "evaluate" },
   explore = { "greedy", "epsilon_greedy", "boltzmann" },
   target = { "target" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
@@ -20,5 +21,7 @@ for file, names in pairs {
   local module = require("perilune.rl." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end
 end
+
+M.policy = require "perilune.rl.policy"
 
 return require "perilune.names"(M, "perilune.rl")
