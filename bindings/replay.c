@@ -173,9 +173,9 @@ static int r_add (lua_State *L) {
 
 typedef struct drawing {
   const char *fn;
-  int64_t n, length, burn_in; /* length 0: transitions; n -1: those of index */
+  int64_t n, length, burn_in; /* length 0: transitions */
   double beta;
-  peri_tensor *index;
+  peri_tensor *index; /* the transitions there; NULL: n are drawn */
 } drawing;
 
 static double beta_at (lua_State *L, const peri_replay *r, int arg, const char *fn) {
@@ -211,7 +211,7 @@ static int push_sample (lua_State *L, peri_replay *r, const drawing *d, int into
     if (table == into) lua_pop(L, 1);
     box[i] = (peri_box *)peri__box_new(L);
   }
-  peri_status s = d->n < 0 ? peri_replay_gather(r, d->index, nout, out)
+  peri_status s = d->index ? peri_replay_gather(r, d->index, nout, out)
                   : d->length > 0
                       ? peri_replay_sequences(r, d->n, d->length, d->burn_in, d->beta, nout, out)
                       : peri_replay_sample(r, d->n, d->beta, nout, out);
@@ -238,7 +238,6 @@ static int r_sample (lua_State *L) {
   peri_replay *r = self(L, "sample");
   drawing d = { .fn = "sample", .n = peri__want_integer(L, 2, "sample", "n") };
   d.beta = beta_at(L, r, 3, "sample");
-  if (d.n < 0) d.n = 0; /* refused with the range */
   lua_settop(L, 4);
   return push_sample(L, r, &d, 4);
 }
@@ -250,7 +249,6 @@ static int r_sequences (lua_State *L) {
   d.length = peri__want_integer(L, 3, fn, "length");
   d.burn_in = lua_isnoneornil(L, 4) ? 0 : peri__want_integer(L, 4, fn, "burn_in");
   d.beta = beta_at(L, r, 5, fn);
-  if (d.n < 0) d.n = 0;
   if (d.length < 1)
     return luaL_error(L, "%s: length is %I, at least 1 is needed", fn, (LUAI_UACINT)d.length);
   lua_settop(L, 6);
@@ -259,7 +257,7 @@ static int r_sequences (lua_State *L) {
 
 static int r_gather (lua_State *L) {
   peri_replay *r = self(L, "gather");
-  drawing d = { .fn = "gather", .n = -1 };
+  drawing d = { .fn = "gather" };
   d.index = peri__want_tensor(L, 2, "gather", "index");
   lua_settop(L, 3);
   return push_sample(L, r, &d, 3);

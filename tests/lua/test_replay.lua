@@ -151,6 +151,7 @@ function TestReplay.test_mistakes_are_named()
   refused("add: there is no rewards here; did you mean 'reward'?", { rewards = peri.zeros { 2 } })
   refused("add: terminated is f32, the buffer's is bool", { terminated = peri.zeros { 2 } })
   lu.assertErrorMsgContains("sample: the buffer is empty", function() cartpole():sample(2) end)
+  lu.assertErrorMsgContains("sample: a sample of -3 is out of range: at least 1", function() cartpole():sample(-3) end)
   local function bad(text, o)
     lu.assertErrorMsgContains(text, function() peri.replay(o) end)
   end
