@@ -21,6 +21,7 @@ enum {
 };
 
 typedef struct job {
+  const peri_ctx *ctx;
   const struct peri__cpu *cpu;
   const peri__conv *s;
   const float *x, *g;
@@ -174,7 +175,7 @@ static void weight_task (void *ud, int64_t begin, int64_t end, int worker) {
     int64_t first = block * j->block, last = least(first + j->block, j->rows);
     float *sums = j->sums + (group * j->blocks + block) * s->o * per;
     memset(sums + o0 * per, 0, (size_t)((o1 - o0) * per) * sizeof *sums);
-    for (int64_t r = first; r < last; r += j->chunk) {
+    for (int64_t r = first; r < last && !peri__stopped(j->ctx); r += j->chunk) {
       int64_t stop = least(r + j->chunk, last);
       if (j->few)
         few_chunk(j, group, r, stop, own, sums);
@@ -281,7 +282,7 @@ static peri_status weight_run (peri_ctx *ctx, job *j, char *room, size_t sums_at
 peri_status peri__conv_back_weight (peri_ctx *ctx, const peri__conv *s, const float *x,
                                     const float *g, float *dw) {
   const struct peri__gemm_kernels *kern = ctx->cpu->gemm;
-  job j = { .cpu = ctx->cpu, .s = s, .x = x, .g = g, .dw = dw, .few = s->o <= FEW };
+  job j = { .ctx = ctx, .cpu = ctx->cpu, .s = s, .x = x, .g = g, .dw = dw, .few = s->o <= FEW };
   size_t lanes = (size_t)kern->lanes;
   j.k = s->c * s->kh * s->kw;
   j.nr = (int64_t)PERI_GEMM_NV * kern->lanes;

@@ -84,6 +84,7 @@ static peri_status want_grad (peri_call *c, int i, const peri__conv *s) {
 enum conv_of { FORWARD, INPUT, WEIGHT };
 
 typedef struct conv64 {
+  const peri_ctx *ctx;
   const peri__conv *s;
   enum conv_of of;
   const double *x, *w, *g; /* the two that are read, and where the third one is, a write */
@@ -118,10 +119,13 @@ static void conv64_task (void *ud, int64_t begin, int64_t end, int worker) {
   const peri__conv *s = j->s;
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
-    if (j->of == WEIGHT)
-      for (int64_t n = 0; n < s->n; n++) conv64_channel(j, n, i / s->o, i % s->o);
-    else
-      for (int64_t o = 0; o < s->o; o++) conv64_channel(j, i / s->groups, i % s->groups, o);
+    int64_t count = j->of == WEIGHT ? s->n : s->o;
+    for (int64_t t = 0; t < count && !peri__stopped(j->ctx); t++) {
+      if (j->of == WEIGHT)
+        conv64_channel(j, t, i / s->o, i % s->o);
+      else
+        conv64_channel(j, i / s->groups, i % s->groups, t);
+    }
   }
 }
 
@@ -133,7 +137,7 @@ static void conv64_run (peri_ctx *ctx, conv64 *j, const double *bias, int64_t nu
   peri__parallel(ctx, j->of == WEIGHT ? channels : s->n * s->groups, 1, conv64_task, j);
 }
 
-/* ---- conv2d_backward_input, conv2d_backward_weight ---- */
+/* ---- conv2d_input_backward, conv2d_weight_backward ---- */
 
 static void conv_cost (const peri__conv *s, const peri_call *c, double *flops, double *bytes) {
   *flops = 2 * (double)(s->n * s->groups * s->o * s->oh * s->ow) * (double)(s->c * s->kh * s->kw);
@@ -156,23 +160,23 @@ static peri_status input_sizes (peri_call *c, peri__conv *s) {
   return want_grad(c, 0, s);
 }
 
-static peri_status conv2d_backward_input_infer (peri_call *c) {
+static peri_status conv2d_input_backward_infer (peri_call *c) {
   peri__conv s;
   TRY(input_sizes(c, &s));
   return peri__new_image(c, 0, (peri_dtype)c->in[0]->dtype, s.groups * s.c, s.h, s.w);
 }
 
-static peri_status conv2d_backward_input_cpu (peri_call *c) {
+static peri_status conv2d_input_backward_cpu (peri_call *c) {
   peri__conv s;
   TRY(input_sizes(c, &s));
   if (c->in[0]->dtype == PERI_F32)
     return peri__conv_back_input(c->ctx, &s, c->in[0]->data, c->in[1]->data, c->out[0]->data);
-  conv64 j = { &s, INPUT, NULL, c->in[1]->data, c->in[0]->data, c->out[0]->data };
+  conv64 j = { c->ctx, &s, INPUT, NULL, c->in[1]->data, c->in[0]->data, c->out[0]->data };
   conv64_run(c->ctx, &j, NULL, c->out[0]->numel);
   return PERI_OK;
 }
 
-static void conv2d_backward_input_cost (const peri_call *c, double *flops, double *bytes) {
+static void conv2d_input_backward_cost (const peri_call *c, double *flops, double *bytes) {
   peri__conv s;
   peri_call copy = *c;
   if (input_sizes(&copy, &s) == PERI_OK) conv_cost(&s, c, flops, bytes);
@@ -182,21 +186,21 @@ static void conv2d_backward_input_cost (const peri_call *c, double *flops, doubl
 #define SIZES(t) A_DIMS((t)->shape + (t)->ndim - 2, 2)
 #define REST(a) (a)[0], (a)[1], (a)[2], (a)[3]
 
-RULE(conv2d_backward_input) {
+RULE(conv2d_input_backward) {
   const peri_attr *a = v->c->attr + 1;
   GIVE(0, BA(BB, conv2d, ATTR(REST(a)), GRAD, IN(1), NULL));
-  GIVE(1, BA(BB, conv2d_backward_weight, ATTR(SIZES(IN(1)), REST(a)), GRAD, IN(0)));
+  GIVE(1, BA(BB, conv2d_weight_backward, ATTR(SIZES(IN(1)), REST(a)), GRAD, IN(0)));
 }
 
 #define WINDOW "stride:ints=none, padding:ints=none, dilation:ints=none, groups:int=1"
 
-OP(conv2d_backward_input, .sig = "g, weight, size:ints, " WINDOW,
+OP(conv2d_input_backward, .sig = "g, weight, size:ints, " WINDOW,
    .doc = "Gradient of conv2d for an x of (.., size), its rows and columns: the transposed "
           "convolution "
           "of g (N, out, H', W').",
-   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = conv2d_backward_input_infer,
-   .cpu = conv2d_backward_input_cpu, .vjp = conv2d_backward_input_vjp,
-   .cost = conv2d_backward_input_cost,
+   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = conv2d_input_backward_infer,
+   .cpu = conv2d_input_backward_cpu, .vjp = conv2d_input_backward_vjp,
+   .cost = conv2d_input_backward_cost,
    TESTS(.domain = "g.shape=2,3,2,2; weight.shape=3,2,2,2; attr size=3,3",
          .variants = { "g.shape=1,2,3,3; weight.shape=2,1,3,2; attr size=5,4; attr stride=2; attr "
                        "padding=1; attr groups=2",
@@ -226,41 +230,41 @@ static peri_status weight_sizes (peri_call *c, peri__conv *s) {
   return want_grad(c, 1, s);
 }
 
-static peri_status conv2d_backward_weight_infer (peri_call *c) {
+static peri_status conv2d_weight_backward_infer (peri_call *c) {
   peri__conv s;
   TRY(weight_sizes(c, &s));
   return peri__new(c->ctx, (peri_dtype)c->in[0]->dtype, 4,
                    (int64_t[]){ s.groups * s.o, s.c, s.kh, s.kw }, &c->out[0]);
 }
 
-static peri_status conv2d_backward_weight_cpu (peri_call *c) {
+static peri_status conv2d_weight_backward_cpu (peri_call *c) {
   peri__conv s;
   TRY(weight_sizes(c, &s));
   if (c->in[0]->dtype == PERI_F32)
     return peri__conv_back_weight(c->ctx, &s, c->in[0]->data, c->in[1]->data, c->out[0]->data);
-  conv64 j = { &s, WEIGHT, c->in[0]->data, NULL, c->in[1]->data, c->out[0]->data };
+  conv64 j = { c->ctx, &s, WEIGHT, c->in[0]->data, NULL, c->in[1]->data, c->out[0]->data };
   conv64_run(c->ctx, &j, NULL, c->out[0]->numel);
   return PERI_OK;
 }
 
-static void conv2d_backward_weight_cost (const peri_call *c, double *flops, double *bytes) {
+static void conv2d_weight_backward_cost (const peri_call *c, double *flops, double *bytes) {
   peri__conv s;
   peri_call copy = *c;
   if (weight_sizes(&copy, &s) == PERI_OK) conv_cost(&s, c, flops, bytes);
 }
 
-RULE(conv2d_backward_weight) {
+RULE(conv2d_weight_backward) {
   const peri_attr *a = v->c->attr + 1;
-  GIVE(0, BA(BB, conv2d_backward_input, ATTR(SIZES(IN(0)), REST(a)), IN(1), GRAD));
+  GIVE(0, BA(BB, conv2d_input_backward, ATTR(SIZES(IN(0)), REST(a)), IN(1), GRAD));
   GIVE(1, BA(BB, conv2d, ATTR(REST(a)), IN(0), GRAD, NULL));
 }
 
-OP(conv2d_backward_weight, .sig = "x, g, kernel:ints, " WINDOW,
+OP(conv2d_weight_backward, .sig = "x, g, kernel:ints, " WINDOW,
    .doc = "Gradient of conv2d for a weight (out, in / groups, kernel) from x (N, in, H, W) and g "
           "(N, out, H', W').",
-   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = conv2d_backward_weight_infer,
-   .cpu = conv2d_backward_weight_cpu, .vjp = conv2d_backward_weight_vjp,
-   .cost = conv2d_backward_weight_cost,
+   .flags = PERI_OP_FLOAT | PERI_OP_UPCAST, .infer = conv2d_weight_backward_infer,
+   .cpu = conv2d_weight_backward_cpu, .vjp = conv2d_weight_backward_vjp,
+   .cost = conv2d_weight_backward_cost,
    TESTS(.domain = "x.shape=2,2,3,3; g.shape=2,3,2,2; attr kernel=2",
          .variants = { "x.shape=1,2,5,4; g.shape=1,2,3,3; attr kernel=3,2; attr stride=2; attr "
                        "padding=1; attr groups=2",
@@ -302,7 +306,7 @@ static peri_status conv2d_cpu (peri_call *c) {
   const void *bias = c->in[2] != NULL ? c->in[2]->data : NULL;
   if (c->in[0]->dtype == PERI_F32)
     return peri__conv_forward(c->ctx, &s, c->in[0]->data, c->in[1]->data, bias, c->out[0]->data);
-  conv64 j = { &s, FORWARD, c->in[0]->data, c->in[1]->data, NULL, c->out[0]->data };
+  conv64 j = { c->ctx, &s, FORWARD, c->in[0]->data, c->in[1]->data, NULL, c->out[0]->data };
   conv64_run(c->ctx, &j, bias, c->out[0]->numel);
   return PERI_OK;
 }
@@ -315,8 +319,8 @@ static void conv2d_cost (const peri_call *c, double *flops, double *bytes) {
 
 RULE(conv2d) {
   const peri_attr *a = v->c->attr;
-  GIVE(0, BA(BB, conv2d_backward_input, ATTR(SIZES(IN(0)), REST(a)), GRAD, IN(1)));
-  GIVE(1, BA(BB, conv2d_backward_weight, ATTR(SIZES(IN(1)), REST(a)), IN(0), GRAD));
+  GIVE(0, BA(BB, conv2d_input_backward, ATTR(SIZES(IN(0)), REST(a)), GRAD, IN(1)));
+  GIVE(1, BA(BB, conv2d_weight_backward, ATTR(SIZES(IN(1)), REST(a)), IN(0), GRAD));
   if (IN(2) == NULL || !v->need[2]) return;
   const int64_t dims[3] = { GRAD->ndim - 1, GRAD->ndim - 2, 0 };
   v->gin[2] = BA(BB, sum, ATTR(A_DIMS(dims, GRAD->ndim - 1), A_INT(0)), GRAD);

@@ -163,7 +163,7 @@ static peri_status max_pool2d_cpu (peri_call *c) {
   int64_t planes = peri__images(x) * peri__image_size(x, 0), in = w.in[0] * w.in[1];
   int64_t out = w.out[0] * w.out[1];
   if (x->dtype == PERI_F64) {
-    for (int64_t p = 0; p < planes; p++)
+    for (int64_t p = 0; p < planes && !peri__stopped(c->ctx); p++)
       max_f64(&w, (const double *)x->data + p * in, (double *)c->out[0]->data + p * out,
               (int32_t *)c->out[1]->data + p * out);
     return PERI_OK;

@@ -38,7 +38,7 @@ def convolutions():
         y = conv2d(torch.zeros(x), torch.zeros(w), **attr).shape
         rest = [attr.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))]
         case(
-            "conv2d_backward_input",
+            "conv2d_input_backward",
             [f(*y), f(*w)],
             lambda g, w, x=x, r=rest: grad.conv2d_input(x, w, g, *r),
             dict(attr, size=list(x[-2:])),
@@ -46,7 +46,7 @@ def convolutions():
             n=w[0] * w[2] * w[3],
         )
         case(
-            "conv2d_backward_weight",
+            "conv2d_weight_backward",
             [f(*x), f(*y)],
             lambda x, g, w=w, r=rest: grad.conv2d_weight(x, w, g, *r),
             dict(attr, kernel=list(w[-2:])),
