@@ -69,7 +69,9 @@ static job job_of (const struct peri__cpu *cpu, const peri__gemm *g) {
 ** its rows lie next to each other. */
 static bool wants_packed_a (const job *s) {
   const peri__gemm *g = s->g;
-  return g->ars != 1 && g->m > (g->acs == 1 ? 8 : 4) && g->n > 2 * s->nr;
+  /* Steps half a page or more apart share cache sets: what one panel of B brought in is gone. */
+  if (g->ars == 1) return (g->acs & 511) == 0 && g->m > s->mr && g->n > 4 * s->nr;
+  return g->m > (g->acs == 1 ? 8 : 4) && g->n > 2 * s->nr;
 }
 
 static enum source source_of (const job *s) {
@@ -450,6 +452,7 @@ peri_status peri__gemm_f32 (peri_ctx *ctx, const peri__gemm *g) {
   bool little = work_of(g) < 12.0 * SMALL;
   s.bare = !little && s.source != PACKED && g->panel == NULL && g->ars == 1 && g->bcs == 1 &&
            g->n % s.nr == 0 && g->m <= BARE_ROWS && g->n <= BARE_COLS;
+  pack_a = pack_a && !s.bare;
   bool few = g->m <= FEW_ROWS && g->m * g->k <= ROOM; /* each panel of B meets all of A */
   if (few && enough && !s.bare) return columns(ctx, &s, pack_a, 1);
   /* So little that packing B twice costs less than waiting for another thread's part of it. */

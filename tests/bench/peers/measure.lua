@@ -51,15 +51,19 @@ function M.probe(here)
   return M.server((os.getenv "PERILUNE_BUILD" or here .. "/../../build") .. "/tests/bench/probe")
 end
 
+-- A peer gets the vectors that we are held to: PERI_SIMD=avx2 perilune bench NAME.
+local level = os.getenv "PERI_SIMD" == "avx2"
+  and "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 " or ""
+
 --- PyTorch and JAX of a virtual environment (JAX), else Debian's PyTorch, each with its version; and the
 --- names of those that are missing.
 function M.peers(here, home, names)
   local python, commands = home .. "/bin/python", {}
   if peri.files.exists(python) then
-    commands.torch = python .. " " .. here .. "/peers/torch_peer.py"
+    commands.torch = level .. python .. " " .. here .. "/peers/torch_peer.py"
     commands.jax = "JAX_PLATFORMS=cpu " .. python .. " " .. here .. "/peers/jax_peer.py"
   elseif peri.files.exists "/usr/lib/python3/dist-packages/torch/__init__.py" then
-    commands.torch = "/usr/bin/python3 " .. here .. "/peers/torch_peer.py"
+    commands.torch = level .. "/usr/bin/python3 " .. here .. "/peers/torch_peer.py"
   end
   local peers, missing = {}, {}
   for _, name in ipairs(names) do
