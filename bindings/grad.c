@@ -172,6 +172,43 @@ static int l_grad (lua_State *L) {
   return 1;
 }
 
+/* The tensor of entry i of the list at 1. */
+static peri_tensor *parameter_at (lua_State *L, peri_bind *b, int i) {
+  lua_rawgeti(L, 1, i);
+  peri_box *box = peri__box_at(L, b, -1);
+  if (!box || !box->t)
+    luaL_error(L, "parameter %d %s", i, box ? "was released by its scope" : "is no tensor");
+  lua_pop(L, 1);
+  return box->t;
+}
+
+/* _graded(params): what an optimizer asks at every step, without a box for each gradient. */
+static int l_graded (lua_State *L) {
+  peri_bind *b = BIND(L);
+  int dtype = -1, n = 0;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 1);
+  for (int i = 1; i <= count; i++) {
+    const peri_tensor *g = peri_grad(parameter_at(L, b, i));
+    if (!g) continue;
+    if (n > 0 && dtype != (int)peri_dtype_of(g)) dtype = -1;
+    if (n++ == 0) dtype = peri_dtype_of(g);
+  }
+  lua_pushinteger(L, n);
+  lua_pushboolean(L, n == count && dtype >= 0);
+  return 2;
+}
+
+/* _drop_gradients(params) */
+static int l_drop_gradients (lua_State *L) {
+  peri_bind *b = BIND(L);
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 1);
+  for (int i = 1; i <= count; i++)
+    peri__check(L, "zero_grad", peri_set_grad(parameter_at(L, b, i), NULL));
+  return 0;
+}
+
 static const peri_reg guard_meta[] = { { "__close", NULL, NULL, guard_close },
                                        { NULL, NULL, NULL, NULL } };
 
@@ -194,6 +231,11 @@ static const peri_reg functions[] = {
     "in "
     "it alone.",
     l_anomaly },
+  { "_graded", "params",
+    "How many of a list of parameters have a gradient, and whether all have, of one dtype.",
+    l_graded },
+  { "_drop_gradients", "params", "Forget the gradients of a list of parameters.",
+    l_drop_gradients },
   { NULL, NULL, NULL, NULL }
 };
 

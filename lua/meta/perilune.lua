@@ -1031,6 +1031,11 @@ function tensor:gelu_tanh_() end
 ---@return perilune.Tensor
 function peri.global_norm(grads) end
 
+--- Euclidean norm of the gradients that a list of parameters have themselves, together, as global_norm sums it; parameters without one do not count -> ().
+---@param params perilune.Tensor[]
+---@return perilune.Tensor
+function peri.grad_norm(params) end
+
 --- Group-relative advantages (GRPO): rewards (n, ...) in groups of consecutive rows, each position of the other dims on its own (joint: together): (r - mean) / (std + eps), std sample (n - 1), population, or none (Dr. GRPO: centred only). Members with mask 0 do not count and give 0; equal rewards give 0; a reward that is not finite is refused.
 ---@param rewards perilune.Tensor|number
 ---@param mask? perilune.Tensor|number
@@ -2302,7 +2307,7 @@ function peri.select(x, dim, index) end
 ---@return perilune.Tensor
 function tensor:select(dim, index) end
 
---- One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The gradient is multiplied by grad_scale as it is read.
+--- One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The gradient is multiplied by grad_scale as it is read. In this and the other steps grads may be left out (empty): then they are those of the parameters.
 ---@param params perilune.Tensor[]
 ---@param grads perilune.Tensor[]
 ---@param momentum_bufs perilune.Tensor[]

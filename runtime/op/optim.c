@@ -62,7 +62,8 @@ STEP_OP(
     .doc = "One SGD step in place on lists of tensors (torch.optim.SGD): g += weight_decay "
            "p; b = momentum b + (1 - dampening) g, or b = g when first; p -= lr b, Nesterov "
            "p -= lr (g + momentum b). Without momentum the list of buffers may be empty. The "
-           "gradient is multiplied by grad_scale as it is read.",
+           "gradient is multiplied by grad_scale as it is read. In this and the other steps grads "
+           "may be left out (empty): then they are those of the parameters.",
     .infer = sgd_infer, .cpu = sgd_cpu,
     TESTS(.domain = "attr lr=0.1",
           .refuses = {
@@ -236,6 +237,35 @@ OP(global_norm, .flags = PERI_OP_STRIDED, .sig = "grads:tensors",
           "fixed order -> (); the gradient is 0 where the norm is 0.",
    .infer = global_norm_infer, .cpu = global_norm_cpu, .vjp = global_norm_vjp,
    TESTS(.refuses = { "grads1.shape=1; grads=i64[1]; grads.count=1 => i64" }));
+
+/* The call global_norm would get: the gradients that there are. */
+static peri_call own_gradients (const peri_call *c, peri_tensor **room) {
+  peri_call g = *c;
+  g.in = room;
+  g.nin = 0;
+  for (int i = 0; i < c->nin; i++)
+    if (c->in[i]->grad) room[g.nin++] = c->in[i]->grad;
+  g.list[0].start = 0;
+  g.list[0].count = g.nin;
+  return g;
+}
+static peri_status grad_norm_run (peri_call *c, bool shape) {
+  peri_tensor **room = c->nin > 0 ? peri__block_get(c->ctx, (size_t)c->nin * sizeof *room) : NULL;
+  if (c->nin > 0 && room == NULL)
+    return peri__fail(c->ctx, PERI_ENOMEM, "no memory for a list of %d tensors", c->nin);
+  peri_call g = own_gradients(c, room);
+  peri_status s = shape ? peri__multi_check(&g, norm_names, 0) : global_norm_cpu(&g);
+  if (shape && s == PERI_OK) s = norm_output(&g);
+  if (shape) c->out[0] = g.out[0];
+  peri__block_put(c->ctx, room);
+  return s;
+}
+static peri_status grad_norm_infer (peri_call *c) { return grad_norm_run(c, true); }
+static peri_status grad_norm_cpu (peri_call *c) { return grad_norm_run(c, false); }
+OP(grad_norm, .flags = PERI_OP_STRIDED, .sig = "params:tensors",
+   .doc = "Euclidean norm of the gradients that a list of parameters have themselves, together, as "
+          "global_norm sums it; parameters without one do not count -> ().",
+   .infer = grad_norm_infer, .cpu = grad_norm_cpu, TESTS(.reference = "peri.zeros {}"));
 
 /* Parameters in place of their gradients would be scaled without a word. */
 static peri_status clip_infer (peri_call *c) {

@@ -15,7 +15,8 @@ extern const struct peri__loss_kernels peri__steps_f64; /* the steps alone; op/o
 ** Shape rule of the lists of a call: names[k] is what the k-th list is called in messages. A list
 ** that the op writes must be dense. Everything must have the dtype (f32 or f64) and, position by
 ** position, the shape of list 0. optional: a bit for each list that may be left out (empty, or all
-** entries nil).
+** entries nil). A list "grads" behind one of parameters that is left out is the gradients which these
+** have themselves.
 */
 peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned optional);
 /* A rate or a factor of a step: finite, and not below 0, which would turn the step round. */

@@ -19,9 +19,20 @@ bool peri__multi_given (const peri_call *c, int k) {
   return false;
 }
 
-static peri_status check_one (peri_call *c, const char *const *names, int k, int i) {
-  const peri_tensor *p = c->in[c->list[0].start + i], *t = c->in[c->list[k].start + i];
+/* Is the k-th list that of the gradients which the parameters, list 0, have themselves? */
+static bool own_grads (const peri_call *c, int k) {
+  return k == 1 && strcmp(c->sig->p[k].name, "grads") == 0 && !peri__multi_given(c, k);
+}
+static peri_tensor *entry (const peri_call *c, int k, int i, bool own) {
+  return own ? c->in[c->list[0].start + i]->grad : c->in[c->list[k].start + i];
+}
+
+static peri_status check_one (peri_call *c, const char *const *names, int k, int i, bool own) {
+  const peri_tensor *p = c->in[c->list[0].start + i], *t = entry(c, k, i, own);
   char a[128], b[128];
+  if (!t && own)
+    return peri__fail(c->ctx, PERI_EINVAL, "grads are left out, and %s %s has no gradient",
+                      names[0], peri__nth(c->ctx, i));
   if (!t)
     return peri__fail(c->ctx, PERI_EINVAL, "%s %s is missing", names[k], peri__nth(c->ctx, i));
   if (t->dtype != PERI_F32 && t->dtype != PERI_F64)
@@ -48,7 +59,8 @@ peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned 
     if (c->list[k].count != c->list[0].count)
       return peri__fail(c->ctx, PERI_EINVAL, "%d %s for %d %s", c->list[k].count, names[k],
                         c->list[0].count, names[0]);
-    for (int i = 0; i < c->list[k].count; i++) TRY(check_one(c, names, k, i));
+    bool own = own_grads(c, k);
+    for (int i = 0; i < c->list[k].count; i++) TRY(check_one(c, names, k, i, own));
   }
   return PERI_OK;
 }
@@ -90,9 +102,9 @@ peri_status peri__multi_open (peri_call *c, peri__multi *m) {
   }
   peri_status s = get_memory(m);
   for (int k = 0; k < m->nlist && s == PERI_OK; k++) {
-    bool given = peri__multi_given(c, k);
+    bool own = own_grads(c, k);
     for (int i = 0; i < m->n && s == PERI_OK; i++) {
-      peri_tensor *t = given ? c->in[c->list[k].start + i] : NULL;
+      peri_tensor *t = entry(c, k, i, own);
       int at = k * m->n + i;
       if (t && !peri__dense(t)) s = peri__contiguous(t, &m->held[at]);
       m->data[at] = s != PERI_OK || !t ? NULL : m->held[at] ? m->held[at]->data : t->data;

@@ -2,6 +2,7 @@
 -- call of C moves every tensor of a group that has taken as many steps as the others.
 
 local peri = require "perilune"
+local core = require "perilune.core"
 local options = require "perilune.options"
 local params = require "perilune.optim.params"
 
@@ -46,7 +47,8 @@ function M.new(kind, given_params, given)
   local groups, objects = params.open(kind, kind.name, given_params, o, choices)
   local self = setmetatable({ name = kind.name, lr = o.lr, skipped = 0, was_skipped = false, groups = groups,
     _kind = kind, _objects = objects, _held = {}, _looked = false }, Optimizer)
-  for _, p in ipairs(self:parameters()) do self._held[p] = true end
+  self._params = self:parameters()
+  for _, p in ipairs(self._params) do self._held[p] = true end
   return self
 end
 
@@ -92,6 +94,25 @@ local function slots_of(group, i)
     if not state[slot] then state[slot] = peri.keep(peri.zeros_like(group.params[i])) end
   end
   return state
+end
+
+-- The lists of a group all of whose parameters have a gradient of one dtype and have taken as many steps, which stay
+-- the same from step to step: the op reads the gradients off the parameters. nil where they have not.
+local function whole(group)
+  local taken, b = group.steps[1], group._whole
+  for i = 2, #group.params do if group.steps[i] ~= taken then return nil end end
+  if not b then
+    b = { params = group.params, grads = {}, index = {} }
+    for _, slot in ipairs(group.slots) do b[slot] = {} end
+    for i in ipairs(group.params) do
+      local state = slots_of(group, i)
+      b.index[i] = i
+      for _, slot in ipairs(group.slots) do b[slot][i] = state[slot] end
+    end
+    group._whole = b
+  end
+  b.step = taken + 1
+  return b
 end
 
 -- Lists for the fused op, one for each number of steps taken and dtype: usually just one.
@@ -207,11 +228,14 @@ function Optimizer:step(opts)
   if not self._kind.takes_scale and (o.clip or scale ~= 1) then
     error(("step: %s clips by its own max_grad_norm and takes no clip or grad_scale"):format(self.name), 2)
   end
-  local by_dtype, all = gradients(self, "step")
-  check_held(self, all)
+  local _, even = core._graded(self._params) -- every parameter has a gradient, all of one dtype
+  local by_dtype, all
+  if not even then by_dtype, all = gradients(self, "step") end
+  check_held(self, even or all)
   check_fields(self)
-  local _ <close> = peri.no_grad()
-  local norm = norm_of(by_dtype) * scale
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local guard <close> = peri.no_grad() -- luacheck: ignore 211
+  local norm = (even and peri.grad_norm(self._params):item() or norm_of(by_dtype)) * scale
   local finite = is_finite(norm)
   if not finite and o.nonfinite == "error" then
     error(("step: the norm of the gradients is %s"):format(norm ~= norm and "nan" or "inf"), 2)
@@ -224,8 +248,8 @@ function Optimizer:step(opts)
   end
   if o.clip and norm > o.clip then scale = scale * o.clip / (norm + 1e-6) end
   for _, group in ipairs(self.groups) do
-    local rate = group.rate.own or self.lr * group.rate.factor
-    for _, b in ipairs(batches(group)) do
+    local rate, one = group.rate.own or self.lr * group.rate.factor, even and whole(group)
+    for _, b in ipairs(one and { one } or batches(group)) do
       self._kind.run(group.options, b, rate, b.step, scale)
       for _, i in ipairs(b.index) do group.steps[i] = b.step end
     end
@@ -237,9 +261,7 @@ options.declare(Optimizer.step, {}, step_rules)
 --- Forget the gradients of all parameters.
 --- @return self
 function Optimizer:zero_grad()
-  for _, g in ipairs(self.groups) do
-    for _, p in ipairs(g.params) do p:zero_grad() end
-  end
+  core._drop_gradients(self._params)
   return self
 end
 
@@ -368,7 +390,7 @@ function Optimizer:load_state_dict(tensors, plain)
   end
   for n, e in ipairs(entries) do
     local group, i = e.group, e.i
-    group.steps[i] = math.tointeger(plain.steps[places[n]])
+    group.steps[i], group._whole = math.tointeger(plain.steps[places[n]]), nil
     if group.steps[i] == 0 then group.state[i] = {}
     else
       local state = slots_of(group, i)
