@@ -475,11 +475,12 @@ function tensor:clamp(min, max) end
 ---@return perilune.Tensor
 function tensor:clamp_(min, max) end
 
---- Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is less than 1 and returns their norm () from before; a norm that is not finite leaves them as they are.
+--- Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is less than 1 and returns their norm () from before; a norm that is not finite leaves them as they are. With copies each gradient is (copies, ...), those of several networks: each has a norm of its own -> (copies), and one that is not finite makes its gradients 0.
 ---@param grads perilune.Tensor[]
 ---@param max_norm number
+---@param copies? integer default 0
 ---@return perilune.Tensor
-function peri.clip_grad_norm_(grads, max_norm) end
+function peri.clip_grad_norm_(grads, max_norm, copies) end
 
 --- A copy of x with memory of its own.
 ---@param x perilune.Tensor|number

@@ -4,6 +4,7 @@
 ** any number of threads.
 */
 #include <math.h>
+#include <string.h>
 
 #include "op/optim.h"
 
@@ -268,8 +269,13 @@ OP(grad_norm, .flags = PERI_OP_STRIDED, .sig = "params:tensors",
    .infer = grad_norm_infer, .cpu = grad_norm_cpu, TESTS(.reference = "peri.zeros {}"));
 
 /* Parameters in place of their gradients would be scaled without a word. */
+enum { CLIP_MAX, CLIP_COPIES };
+
 static peri_status clip_infer (peri_call *c) {
-  TRY(at_least(c, "max_norm", c->attr[0].f, 0));
+  int64_t copies = c->attr[CLIP_COPIES].i;
+  char a[128];
+  TRY(at_least(c, "max_norm", c->attr[CLIP_MAX].f, 0));
+  TRY(at_least(c, "copies", (double)copies, 0));
   for (int i = 0; i < c->list[0].count; i++) {
     const peri_tensor *t = c->in[c->list[0].start + i];
     if (t && !t->node && peri__tracked(t))
@@ -277,28 +283,76 @@ static peri_status clip_infer (peri_call *c) {
                         peri__nth(c->ctx, i));
   }
   TRY(peri__multi_check(c, norm_names, 0));
-  return norm_output(c);
+  if (copies == 0) return norm_output(c);
+  for (int i = 0; i < c->nin; i++)
+    if (c->in[i]->ndim < 1 || c->in[i]->shape[0] != copies)
+      return peri__fail(c->ctx, PERI_ESHAPE, "grads %s has shape %s, expected (%lld, ...)",
+                        peri__nth(c->ctx, i), peri__shape_text(c->in[i], a, sizeof a),
+                        (long long)copies);
+  bool f64 = c->nin > 0 && c->in[0]->dtype == PERI_F64;
+  return peri__new(c->ctx, f64 ? PERI_F64 : PERI_F32, 1, &copies, &c->out[0]);
 }
+
+/* The gradients of one network of several: entry i of each tensor. A norm that is not finite makes them 0,
+** so that the others go on. */
+static double clip_copy (const peri__multi *m, const peri_call *c, int64_t copy) {
+  const peri__step none = { 0 };
+  double sum = 0, limit = c->attr[CLIP_MAX].f;
+  for (int i = 0; i < m->n; i++) {
+    int64_t n = m->in[i]->numel / c->attr[CLIP_COPIES].i;
+    for (int64_t at = 0; at < n; at += PERI_MULTI_BLOCK) {
+      void *p = (char *)m->data[i] + (size_t)(copy * n + at) * m->size;
+      double acc[2] = { 0, 0 };
+      m->k->sumsq(&none, &p, n - at < PERI_MULTI_BLOCK ? n - at : PERI_MULTI_BLOCK, acc);
+      sum += acc[0];
+    }
+  }
+  double norm = m->f64 ? sqrt(sum) : (double)(float)sqrt(sum); /* as it is returned */
+  const peri__step s = { .scale = limit / (norm + 1e-6) };
+  for (int i = 0; i < m->n && !(norm <= limit && isfinite(norm)); i++) {
+    int64_t n = m->in[i]->numel / c->attr[CLIP_COPIES].i;
+    void *p[2];
+    p[0] = p[1] = (char *)m->data[i] + (size_t)(copy * n) * m->size;
+    if (isfinite(norm))
+      m->k->axpby(&s, p, n, NULL);
+    else
+      memset(p[0], 0, (size_t)n * m->size);
+  }
+  return norm;
+}
+
 static peri_status clip_cpu (peri_call *c) {
   peri__multi m;
   TRY(peri__multi_open(c, &m));
-  double norm = norm_of(&m, "0"), scale = c->attr[0].f / (norm + 1e-6);
-  if (isfinite(norm) && scale < 1) {
+  int64_t copies = c->attr[CLIP_COPIES].i;
+  for (int64_t i = 0; i < copies; i++) {
+    double norm = clip_copy(&m, c, i);
+    if (m.f64)
+      ((double *)c->out[0]->data)[i] = norm;
+    else
+      ((float *)c->out[0]->data)[i] = (float)norm;
+  }
+  double norm = copies > 0 ? 0 : norm_of(&m, "0"), scale = c->attr[CLIP_MAX].f / (norm + 1e-6);
+  if (copies == 0 && isfinite(norm) && scale < 1) {
     const peri__step s = { .scale = scale };
     peri__multi_run(&m, m.k->axpby, "00", &s, false);
   }
-  norm_put(c->out[0], norm);
+  if (copies == 0) norm_put(c->out[0], norm);
   peri__multi_close(&m);
   return PERI_OK;
 }
 OP(clip_grad_norm_, .flags = PERI_OP_INPLACE | PERI_OP_STRIDED, .writes = 1,
-   .sig = "grads:tensors, max_norm:num",
+   .sig = "grads:tensors, max_norm:num, copies:int=0",
    .doc = "Multiplies a list of gradients in place by max_norm / (norm + 1e-6) where that is "
           "less than 1 and returns their norm () from before; a norm that is not finite leaves "
-          "them as they are.",
+          "them as they are. With copies each gradient is (copies, ...), those of several "
+          "networks: each has a norm of its own -> (copies), and one that is not finite makes its "
+          "gradients 0.",
    .infer = clip_infer, .cpu = clip_cpu,
-   TESTS(.domain = "attr max_norm=1",
-         .refuses = { "grads1.shape=2; grads.count=1; attr max_norm=-1 => -1" }));
+   TESTS(.domain = "attr max_norm=1", .variants = { "attr max_norm=1; attr copies=2" },
+         .refuses = { "grads1.shape=2; grads.count=1; attr max_norm=-1 => -1",
+                      "grads1.shape=3; grads.count=1; attr max_norm=1; attr copies=2 => (3) | 2",
+                      "grads1.shape=3; grads.count=1; attr max_norm=1; attr copies=-1 => -1" }));
 
 /* ---- lamb_ ---- */
 

@@ -24,6 +24,8 @@ peri_status peri__rate_check (peri_call *c, const char *name, double v);
 /* Is the k-th list of the call given? */
 bool peri__multi_given (const peri_call *c, int k);
 
+enum { PERI_MULTI_BLOCK = 16384 /* elements: four lists of f32 fit the second-level cache */ };
+
 typedef struct peri__multi {
   peri_ctx *ctx;
   const struct peri__loss_kernels *k; /* steps of the lists' dtype */

@@ -5,7 +5,6 @@
 
 #include "op/optim.h"
 
-enum { BLOCK = 16384 /* elements: four lists of f32 fit the second-level cache */ };
 enum { WORTH = 32768 /* elements that are worth a second thread */ };
 
 peri_status peri__rate_check (peri_call *c, const char *name, double v) {
@@ -65,7 +64,9 @@ peri_status peri__multi_check (peri_call *c, const char *const *names, unsigned 
   return PERI_OK;
 }
 
-static int64_t blocks_of (const peri_tensor *t) { return (t->numel + BLOCK - 1) / BLOCK; }
+static int64_t blocks_of (const peri_tensor *t) {
+  return (t->numel + PERI_MULTI_BLOCK - 1) / PERI_MULTI_BLOCK;
+}
 
 void peri__multi_close (peri__multi *m) {
   for (int i = 0; m->held && i < m->n * m->nlist; i++) peri_release(m->held[i]);
@@ -141,7 +142,7 @@ static void run_blocks (void *ud, int64_t begin, int64_t end, int worker) {
   }
   for (int64_t b = begin; b < end; b++) {
     while (b >= m->first[low + 1]) low++;
-    int64_t at = (b - m->first[low]) * BLOCK, left = m->in[low]->numel - at;
+    int64_t at = (b - m->first[low]) * PERI_MULTI_BLOCK, left = m->in[low]->numel - at;
     void *p[4] = { NULL };
     for (int k = 0; j->order[k] != 0; k++) {
       const char *base = m->data[(j->order[k] - '0') * m->n + low];
@@ -149,7 +150,7 @@ static void run_blocks (void *ud, int64_t begin, int64_t end, int worker) {
     }
     double *acc = m->acc + 2 * b;
     acc[0] = acc[1] = 0;
-    j->fn(&j->steps[j->each ? low : 0], p, left < BLOCK ? left : BLOCK, acc);
+    j->fn(&j->steps[j->each ? low : 0], p, left < PERI_MULTI_BLOCK ? left : PERI_MULTI_BLOCK, acc);
   }
 }
 

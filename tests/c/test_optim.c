@@ -162,14 +162,14 @@ static void norms_and_clipping (void **state) {
   peri_tensor *b = make(PERI_F32, DIMS(3), (double[]){ 12, 0, 84 }), *t[2] = { a, b };
   peri_tensor *n = run("global_norm", 2, t, NULL);
   assert_true(at(n, 0) == sqrt(9 + 16 + 144 + 84 * 84));
-  peri_tensor *m = run("clip_grad_norm_", 2, t, ATTRS(F(1000)));
+  peri_tensor *m = run("clip_grad_norm_", 2, t, ATTRS(F(1000), I(0)));
   assert_true(at(b, 2) == 84 && at(m, 0) == at(n, 0));
-  peri_tensor *o = run("clip_grad_norm_", 2, t, ATTRS(F(1)));
+  peri_tensor *o = run("clip_grad_norm_", 2, t, ATTRS(F(1), I(0)));
   assert_true(at(o, 0) == at(n, 0));
   peri_tensor *after = run("global_norm", 2, t, NULL);
   close_to(at(after, 0), 1, 1e-6);
   ((float *)peri_data(a))[1] = INFINITY;
-  peri_tensor *inf = run("clip_grad_norm_", 2, t, ATTRS(F(1)));
+  peri_tensor *inf = run("clip_grad_norm_", 2, t, ATTRS(F(1), I(0)));
   assert_true(isinf(at(inf, 0)));
   close_to(at(b, 2), 84 / at(n, 0), 1e-6); /* left alone */
   drop(7, (peri_tensor *[]){ a, b, n, m, o, after, inf });
@@ -243,7 +243,7 @@ static void lack_of_memory_changes_nothing (void **state) {
   t[1] = random_tensor(PERI_F32, DIMS(7, 5), "oom1", 1);
   t[2] = make(PERI_F32, DIMS(7, 5), (double[35]){ 0 });
   t[3] = make(PERI_F32, DIMS(7, 5), (double[35]){ 0 });
-  fail_every_allocation("clip_grad_norm_", 1, t, ATTRS(F(10)));
+  fail_every_allocation("clip_grad_norm_", 1, t, ATTRS(F(10), I(0)));
   assert_memory_equal(peri_data(t[0]), peri_data(was), 35 * sizeof(float));
   fail_every_allocation("muon_", 3, t, ATTRS(F(0), F(0.9), I(1), F(0), I(5), F(1)));
   assert_memory_equal(peri_data(t[0]), peri_data(was), 35 * sizeof(float));

@@ -190,4 +190,70 @@ function TestMlp.test_sizes_and_options_are_checked()
   lu.assertEquals(nn.MLP { sizes = { 3, 5, 2 }, init = "uniform" }(peri.zeros { 3 }).shape, { 2 })
 end
 
+-- ---- several networks ----
+
+local Policy = nn.class("Policy", function (self)
+  self.body, self.head = nn.MLP { 3, 16, 8 }, nn.Linear(8, 2, { activation = "tanh" })
+  self.log_std = nn.parameter(peri.zeros { 1, 2 })
+end)
+function Policy:forward(x) return self.head(self.body(x):tanh()):mul(self.log_std:exp()) end
+
+-- Steps of every copy are those of a run with its seed alone, bit by bit.
+function TestMlp.test_copies_learn_as_each_alone()
+  local seeds, rows = { 4, 9, 2 }, 7
+  peri.seed(1)
+  local x, goal = peri.randn { #seeds, rows, 3 }, peri.randn { #seeds, rows, 2 }
+  x = peri.cat({ x:narrow(1, 1, 2), x:narrow(1, 3, 1):mul(50) }, 1) -- the third clips
+  local before = peri.rng_state()
+  local all = nn.Copies(#seeds, Policy, { seeds = seeds })
+  lu.assertEquals(peri.rng_state(), before)
+  local opt = peri.optim.Adam(all, { lr = 0.01 })
+  local function loss(net, input, target) return net(input):sub(target):square():mean({ -1, -2 }) end
+  for _ = 1, 5 do
+    loss(all, x, goal):sum():backward()
+    opt:step({ copies = #seeds, clip = 0.1 }):zero_grad()
+  end
+  for i, seed in ipairs(seeds) do
+    peri.seed(seed)
+    local net = Policy()
+    local own = peri.optim.Adam(net, { lr = 0.01 })
+    for _ = 1, 5 do
+      loss(net, x:select(1, i), goal:select(1, i)):backward()
+      own:step({ clip = 0.1 }):zero_grad()
+    end
+    local one = all:single(i)
+    local want = one:state_dict()
+    for name, t in pairs(net:state_dict()) do lu.assertEquals(t:bytes(), want[name]:bytes(), name) end
+    lu.assertEquals(one(x:select(1, i)):bytes(), all(x):select(1, i):contiguous():bytes())
+    lu.assertAlmostEquals(opt.grad_norms[i], own.grad_norm, 1e-6 * own.grad_norm)
+  end
+end
+
+function TestMlp.test_a_copy_that_fails_does_not_stop_the_others()
+  peri.seed(3)
+  local all = nn.Copies(2, function () return nn.MLP { 2, 4, 1 } end)
+  local opt = peri.optim.Adam(all, { lr = 0.1 })
+  local before = { all:single(1).layers[1].weight:bytes(), all:single(2).layers[1].weight:bytes() }
+  all(peri.tensor { { { 1., 2. } }, { { 0 / 0, 1. } } }):sum():backward()
+  opt:step { copies = 2, clip = 1 }
+  lu.assertNotEquals(all:single(1).layers[1].weight:bytes(), before[1])
+  lu.assertEquals(all:single(2).layers[1].weight:bytes(), before[2])
+  lu.assertEquals(opt.skipped, 1)
+end
+
+function TestMlp.test_what_cannot_be_copied_is_named()
+  for message, fn in pairs {
+    ["Copies: the network is a LayerNorm"] = function () nn.Copies(2, function () return nn.LayerNorm(3) end) end,
+    ["Copies: 1 is a GroupNorm"] = function ()
+      nn.Copies(2, function () return nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4)) end)
+    end,
+    ["network 2 has layers.0.weight (5, 3) f32, network 1 has layers.0.weight (4, 3) f32"] = function ()
+      nn.Copies(2, function (i) return nn.MLP { 3, 3 + i, 1 } end)
+    end,
+    ["Copies: 1 seeds for 2"] = function () nn.Copies(2, Policy, { seeds = { 1 } }) end,
+    ["make(1) gave a nil"] = function () nn.Copies(2, function () end) end,
+    ["single: i is 3"] = function () nn.Copies(2, Policy):single(3) end,
+  } do lu.assertErrorMsgContains(message, fn) end
+end
+
 os.exit(lu.LuaUnit.run())

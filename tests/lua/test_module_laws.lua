@@ -34,6 +34,7 @@ local layers = {
   FeedForward = { function () return nn.FeedForward(dim, 6) end, x },
   NoisyLinear = { function () return nn.NoisyLinear(dim, 3) end, x },
   MLP = { function () return nn.MLP { dim, 6, 3 } end, x },
+  Copies = { function () return nn.Copies(2, function () return nn.MLP { dim, 6, 3 } end) end, x },
   Block = { function () return nn.Block(dim, 2) end, x },
   LSTM = { function () return nn.LSTM(dim, 6, { layers = 2, bidirectional = true }) end, x },
   GRU = { function () return nn.GRU(dim, 6, { layers = 2 }) end, x },

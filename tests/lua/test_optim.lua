@@ -177,3 +177,29 @@ function TestOptim:test_misuse_is_explained()
   local other = optim.SGD({ p }, { lr = 1 })
   lu.assertErrorMsgContains("expected SGD", other.load_state_dict, other, {}, { name = "AdamW", steps = {} })
 end
+
+-- Steps that are given no gradients take those of the parameters.
+function TestOptim.test_gradients_that_are_left_out_are_the_parameters_own()
+  local function pair(seed)
+    peri.seed(seed)
+    local a, b = peri.randn({ 3, 2 }):requires_grad_(), peri.randn({ 5 }):requires_grad_()
+    a.grad, b.grad = peri.randn { 3, 2 }, peri.randn { 5 }
+    return { a, b }
+  end
+  local function moments(list)
+    local out = {}
+    for i, p in ipairs(list) do out[i] = peri.zeros_like(p) end
+    return out
+  end
+  local p, q = pair(1), pair(1)
+  local _ <close> = peri.no_grad()
+  peri.adam_(p, { p[1].grad, p[2].grad }, moments(p), moments(p), 0.1)
+  peri.adam_(q, {}, moments(q), moments(q), 0.1)
+  peri.sgd_(p, { p[1].grad, p[2].grad }, {}, 0.1)
+  peri.sgd_(q, {}, {}, 0.1)
+  for i = 1, 2 do lu.assertEquals(q[i]:bytes(), p[i]:bytes()) end
+  lu.assertEquals(peri.grad_norm(q):item(), peri.global_norm({ q[1].grad, q[2].grad }):item())
+  q[2]:zero_grad()
+  lu.assertEquals(peri.grad_norm(q):item(), peri.global_norm({ q[1].grad }):item())
+  lu.assertErrorMsgContains("grads are left out, and params 2 has no gradient", peri.sgd_, q, {}, {}, 0.1)
+end

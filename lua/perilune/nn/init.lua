@@ -12,7 +12,7 @@ local M = {
   is_module = Module.is_module,
 }
 for _, part in ipairs {
-  "layers", "convolution", "batch_norm", "mlp", "noisy", "attention", "block", "recurrent", "containers",
+  "layers", "convolution", "batch_norm", "mlp", "copies", "noisy", "attention", "block", "recurrent", "containers",
 } do
   for name, value in pairs(require("perilune.nn." .. part)) do M[name] = value end
 end

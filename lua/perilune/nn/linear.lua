@@ -150,6 +150,20 @@ function M.Linear:forward(x, decoding, act)
   return act and act ~= "none" and y[act](y) or y
 end
 
+--- What a Linear of several networks is (nn.Copies): weight (copies, out, in), bias (copies, out), and the rows of
+--- each copy are its own.
+M.LinearCopies = Module.class("LinearCopies", nil, Linear)
+
+--- @param x perilune.Tensor  (copies, ..., in)
+--- @param act string?  in place of the layer's own
+--- @return perilune.Tensor  (copies, ..., out)
+function M.LinearCopies:forward(x, _, act)
+  if self.adapter then options.raise "Linear: no adapter goes onto copies" end
+  local y = peri.mlp(x, { self.weight }, { self.bias }, "none")
+  act = act or self.activation
+  return act and act ~= "none" and y[act](y) or y
+end
+
 --- A product with an activation behind it, in one pass where a linear layer stands there, and by whatever module does.
 --- @param module perilune.nn.Module
 --- @param x perilune.Tensor  (..., in)

@@ -79,7 +79,9 @@ local function lists(self)
   local same = w ~= nil and #w == #layers
   for i = 1, #layers do
     local layer = layers[i]
-    if getmetatable(layer) ~= linear.Linear or layer.adapter or layer.activation or rawget(layer, "forward") then
+    local class = getmetatable(layer)
+    if class ~= linear.Linear and class ~= linear.LinearCopies or layer.adapter or layer.activation
+      or rawget(layer, "forward") then
       return nil
     end
     same = same and rawequal(w[i], layer.weight) and rawequal(b[i], layer.bias)

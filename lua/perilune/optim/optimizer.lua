@@ -9,6 +9,7 @@ local params = require "perilune.optim.params"
 --- @class perilune.optim.Optimizer
 --- @field lr number  the common rate of the last step
 --- @field grad_norm number?  of the last step's gradients together, before clipping; NaN or inf where they were
+--- @field grad_norms number[]?  of each network, where the last step was of several: { copies = n }
 --- @field skipped integer  steps left out because their gradients were not finite
 --- @field was_skipped boolean  whether the last step was one of them
 local Optimizer = { __name = "optimizer", __transient = true } -- a module may hold one, and does not own it
@@ -209,9 +210,28 @@ local step_rules = {
   lr = options.number(options.none, "[0, inf)", "common rate from now on; left out: the last one"),
   clip = options.number(options.none, "(0, inf]", "largest norm of all gradients together"),
   grad_scale = options.number(1, "(0, inf)", "factor of the gradients, before clip"),
+  copies = options.integer(options.none, "[1, inf)", "the parameters are those of so many networks (nn.Copies): clip "
+    .. "and nonfinite = \"skip\" hold for each by itself, and grad_norms are theirs"),
   nonfinite = options.choice("skip", { "skip", "error", "apply" },
     "what becomes of a step whose gradients hold NaN or inf: left out and counted, an error, or taken"),
 }
+
+-- Clip the gradients of several networks, each by its own norm; one whose gradients are not finite gets none.
+local function clip_copies(self, o)
+  if o.grad_scale ~= 1 or o.nonfinite ~= "skip" then
+    options.raise("step: copies go with neither grad_scale nor another nonfinite than \"skip\"")
+  end
+  local grads = {}
+  for i, p in ipairs(self._params) do
+    grads[i] = p.grad
+    if not grads[i] then options.raise(("step: parameter %d has no gradient, and there are copies"):format(i)) end
+  end
+  self.grad_norms = peri.clip_grad_norm_(grads, o.clip or math.huge, o.copies):tolist()
+  for _, v in ipairs(self.grad_norms) do
+    if v ~= v or v == math.huge then self.skipped = self.skipped + 1 end
+  end
+  o.clip = nil
+end
 
 local function is_finite(v) return v == v and v < math.huge end
 
@@ -235,6 +255,7 @@ function Optimizer:step(opts)
   check_fields(self)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local guard <close> = peri.no_grad() -- luacheck: ignore 211
+  if o.copies then clip_copies(self, o) end
   local norm = (even and peri.grad_norm(self._params):item() or norm_of(by_dtype)) * scale
   local finite = is_finite(norm)
   if not finite and o.nonfinite == "error" then
