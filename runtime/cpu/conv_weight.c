@@ -288,6 +288,8 @@ peri_status peri__conv_back_weight (peri_ctx *ctx, const peri__conv *s, const fl
   j.nr = (int64_t)PERI_GEMM_NV * kern->lanes;
   j.kp = above(j.k, j.nr) * j.nr;
   j.tile = above(s->o, above(s->o, kern->mr));
+  /* rows of g are packed in fours */
+  if (above(j.tile, 4) * 4 <= kern->mr) j.tile = above(j.tile, 4) * 4;
   if (s->groups * s->o * j.k == 0) return PERI_OK;
   if (s->n * s->oh * s->ow == 0) {
     memset(dw, 0, (size_t)(s->groups * s->o * j.k) * sizeof *dw);
