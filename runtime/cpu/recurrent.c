@@ -51,6 +51,7 @@ typedef struct run {
   slice *slices;
   room *rooms;     /* of each worker */
   int64_t *longer; /* (T + 1)?, with lengths */
+  float *zeros;    /* (H): an initial state that was not given */
   bool backward;
   int64_t step; /* how many are done */
 } run;
@@ -113,17 +114,16 @@ static void prepare (const run *u, slice *s, int64_t t) {
     int64_t b = s->row[i], from = peri__step_before(r, b, t);
     s->at[i] = b * r->T + t;
     if (u->backward) {
-      const float *h = from == PERI_FROM_ZERO      ? NULL
-                       : from != PERI_FROM_INITIAL ? (const float *)r->y + (b * r->T + from) * r->H
-                       : r->h0 != NULL             ? (const float *)r->h0 + b * r->H
-                                                   : NULL;
-      const float *c = from == PERI_FROM_ZERO ? NULL
-                       : from != PERI_FROM_INITIAL
-                           ? (const float *)r->saved + ((b * r->T + from) * u->saves + 4) * r->H
-                       : r->c0 != NULL ? (const float *)r->c0 + b * r->H
-                                       : NULL;
-      s->h_before[i] = h;
-      s->c_before[i] = r->kind == PERI_LSTM ? c : NULL;
+      const float *y = r->y, *saved = r->saved, *h0 = r->h0, *c0 = r->c0;
+      const int64_t step = b * r->T + from;
+      s->h_before[i] = from == PERI_FROM_ZERO      ? NULL
+                       : from != PERI_FROM_INITIAL ? y + step * r->H
+                       : h0 != NULL                ? h0 + b * r->H
+                                                   : u->zeros;
+      s->c_before[i] = from == PERI_FROM_ZERO || r->kind != PERI_LSTM ? NULL
+                       : from != PERI_FROM_INITIAL ? saved + (step * u->saves + 4) * r->H
+                       : c0 != NULL                ? c0 + b * r->H
+                                                   : u->zeros;
     } else if (from == PERI_FROM_ZERO) {
       memset(s->h[now] + i * u->ld, 0, (size_t)u->ld * sizeof(float));
       if (r->kind == PERI_LSTM) memset(s->c + i * u->ld, 0, (size_t)u->ld * sizeof(float));
@@ -316,6 +316,7 @@ static void lay_out (run *u, arena *a, int64_t slices, int workers) {
   bool one = r->T == 1;
   u->slices = take(a, slices, sizeof *u->slices);
   u->rooms = take(a, workers, sizeof *u->rooms);
+  u->zeros = take(a, r->H, f);
   if (r->lengths != NULL) u->longer = take(a, r->T + 1, sizeof *u->longer);
   if (!one) u->packed = take(a, u->gates * u->panels * u->nr * r->H, f);
   for (int64_t i = 0; i < slices; i++) {
@@ -365,6 +366,7 @@ static void fill_rows (const run *u, const slice *s, const float *from, float *t
 
 static void begin (const run *u, int64_t slices) {
   const struct peri__recurrent *r = u->r;
+  memset(u->zeros, 0, (size_t)r->H * sizeof *u->zeros);
   for (int64_t i = 0; i < slices; i++) {
     slice *s = &u->slices[i];
     fill_rows(u, s, u->backward ? r->ghn : r->h0, s->h[0]);

@@ -77,7 +77,7 @@ struct peri__cells {
   const float *bias_n;   /* forward, GRU: (H)? */
   const float *wh; /* forward: products with the former h; gate g of row i, unit unit0, is at */
   int64_t wh_ld, wh_gate;                         /* i * wh_ld + g * wh_gate */
-  const float *const *h_before, *const *c_before; /* backward: of each row, NULL = zeros */
+  const float *const *h_before, *const *c_before; /* backward: of each row, NULL = reset */
   const float *gy;                                /* backward: as y, ? */
   float *gh, *gc; /* backward: gradients of the states behind the step; then of those before it, */
                   /* gh but for what comes through W_hh */

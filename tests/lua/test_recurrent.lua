@@ -247,6 +247,30 @@ function TestRecurrent.test_time_may_come_first()
   end)
 end
 
+function TestRecurrent.test_gradients_in_f32_are_those_in_f64()
+  local function rand(shape) return peri.randn(shape, "f64"):mul(0.3) end
+  for _, s in ipairs(sizes) do
+    for _, T in ipairs { 1, s[2] } do
+      local B, H = s[1], s[4]
+      for op, kind in pairs { lstm_backward = { 4, 5 }, gru_backward = { 3, 4 } } do
+        local function run(dtype, given) -- no initial state is given, and its gradient wanted
+          local w, y, saved, gy, starts, lengths = table.unpack(given)
+          w, y, saved, gy = w:to(dtype), y:to(dtype), saved:to(dtype), gy:to(dtype)
+          if op == "lstm_backward" then return { peri[op](w, y, saved, nil, nil, starts, lengths, gy) } end
+          return { peri[op](w, y, saved, nil, starts, lengths, gy) }
+        end
+        local given = { rand { kind[1] * H, H }, rand { B, T, H }, peri.rand({ B, T, kind[2], H }, "f64"), rand { B, T, H },
+          peri.rand({ B, T }):lt(0.2), peri.randint(0, T + 1, { B }) }
+        local want = run("f64", given)
+        for k, got in ipairs(run("f32", given)) do
+          local off = got:to("f64"):sub(want[k]):abs():max():item() / (1 + want[k]:abs():max():item())
+          lu.assertTrue(off < 1e-5, ("%s, result %d, T = %d, H = %d: %g off"):format(op, k, T, H, off))
+        end
+      end
+    end
+  end
+end
+
 local function digest_of(threads)
   local program = arg[-2]
   local pipe = assert(io.popen(("PERI_THREADS=%d '%s' run tests/lua/recurrent_digest.lua"):format(threads, program)))
