@@ -12,6 +12,8 @@
 
 /* ---- sizes ---- */
 
+static const double MOST_PADDED = 0x1p45; /* elements of one padded image */
+
 /* conv2d and its gradients as the kernels see them. sizes: stride, padding, dilation, groups. */
 static peri_status conv_sizes (peri_call *c, const peri_attr *sizes, int64_t n, int64_t in,
                                int64_t out, peri__window *w, peri__conv *s) {
@@ -27,6 +29,14 @@ static peri_status conv_sizes (peri_call *c, const peri_attr *sizes, int64_t n, 
                         "the kernel is (%" PRId64 ", %" PRId64 "), expected sizes of at least 1",
                         w->kernel[0], w->kernel[1]);
   TRY(peri__window_read(c->ctx, sizes, w));
+  peri__window_clamp(w);
+  double padded = (double)in;
+  for (int i = 0; i < 2; i++) padded *= (double)(w->in[i] + w->before[i] + w->after[i]);
+  if (padded > MOST_PADDED)
+    return peri__fail(c->ctx, PERI_ESHAPE,
+                      "%" PRId64 " channels of an image with padding have %.3g elements, which is "
+                      "too large",
+                      in, padded);
   *s = (peri__conv){ .n = n,
                      .groups = groups,
                      .c = in / groups,

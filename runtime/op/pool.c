@@ -160,6 +160,7 @@ static peri_status max_pool2d_cpu (peri_call *c) {
   peri__window w;
   const peri_tensor *x = c->in[0];
   TRY(max_window(c, &w));
+  peri__window_clamp(&w);
   int64_t planes = peri__images(x) * peri__image_size(x, 0), in = w.in[0] * w.in[1];
   int64_t out = w.out[0] * w.out[1];
   if (x->dtype == PERI_F64) {

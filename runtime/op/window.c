@@ -71,6 +71,13 @@ peri_status peri__window_fit (peri_ctx *ctx, peri__window *w) {
   return PERI_OK;
 }
 
+void peri__window_clamp (peri__window *w) {
+  for (int i = 0; i < 2; i++) {
+    int64_t span = (w->kernel[i] - 1) * w->dilation[i] + 1;
+    if (w->out[i] == 1 && w->stride[i] > span) w->stride[i] = span;
+  }
+}
+
 peri_status peri__want_image (peri_call *c, int i, const char *name) {
   char text[128];
   const peri_tensor *t = c->in[i];

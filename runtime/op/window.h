@@ -22,6 +22,8 @@ peri_status peri__padding (peri_ctx *ctx, const peri_attr *a, int64_t before[2],
 peri_status peri__window_read (peri_ctx *ctx, const peri_attr *a, peri__window *w);
 /* out of a window whose other sizes are set, or what does not fit. */
 peri_status peri__window_fit (peri_ctx *ctx, peri__window *w);
+/* A stride with nothing to step to becomes one that no window notices, so that sizes stay small. */
+void peri__window_clamp (peri__window *w);
 /* Input i, called name, is an image (C, H, W) or several (N, C, H, W). */
 peri_status peri__want_image (peri_call *c, int i, const char *name);
 /* Output k: (c, h, w) for each image of input 0. */

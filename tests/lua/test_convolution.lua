@@ -73,6 +73,19 @@ function TestConvolutions.test_pixels_are_read_as_numbers()
   lu.assertEquals(conv(bits):bytes(), conv(bits:to "f32"):bytes())
 end
 
+function TestConvolutions.test_a_stride_beyond_the_image_costs_nothing()
+  local x, w, far = peri.randn { 2, 3, 6, 5 }, peri.randn { 4, 3, 3, 2 }, (1 << 31) - 1
+  local function run_with(stride)
+    local a, b = x:clone():requires_grad_(), w:clone():requires_grad_()
+    local y = a:conv2d(b, nil, stride)
+    local grads = peri.grad(y:square():sum(), { a, b })
+    return y:bytes() .. grads[1]:bytes() .. grads[2]:bytes()
+  end
+  lu.assertEquals(run_with(far), run_with(6))
+  lu.assertEquals(x:max_pool2d(2, far):bytes(), x:max_pool2d(2, 6):bytes())
+  lu.assertErrorMsgContains("too large", x.conv2d, x, w, nil, 1, far)
+end
+
 -- ---- layers ----
 
 function TestConvolutions.test_initial_weights_are_pytorchs()
