@@ -141,9 +141,115 @@ def generate(batch, n):
     return time.perf_counter() - t
 
 
+def ppo_program(envs, updates):
+    """PPO on CartPole as PureJaxRL has it, CleanRL's settings: environment, rollout and updates in one scan."""
+    T, EPOCHS, MINI = 128, 4, 4
+    B = envs * T
+    def layer(key, i, o, gain):
+        return jax.nn.initializers.orthogonal(gain)(key, (i, o)), jnp.zeros(o)
+    def init(key):
+        k = jax.random.split(key, 6)
+        s = 2 ** 0.5
+        return dict(a=[layer(k[0], 4, 64, s), layer(k[1], 64, 64, s), layer(k[2], 64, 2, 0.01)],
+                    c=[layer(k[3], 4, 64, s), layer(k[4], 64, 64, s), layer(k[5], 64, 1, 1.0)])
+    def net(p, x):
+        for w, b in p[:-1]:
+            x = jnp.tanh(x @ w + b)
+        return x @ p[-1][0] + p[-1][1]
+    def env_step(s, a, t, key):  # s (N,4)
+        x, xd, th, thd = s[:, 0], s[:, 1], s[:, 2], s[:, 3]
+        f = jnp.where(a == 1, 10.0, -10.0)
+        c, sn = jnp.cos(th), jnp.sin(th)
+        temp = (f + 0.05 * thd ** 2 * sn) / 1.1
+        tha = (9.8 * sn - c * temp) / (0.5 * (4.0 / 3.0 - 0.1 * c ** 2 / 1.1))
+        xa = temp - 0.05 * tha * c / 1.1
+        n = jnp.stack([x + 0.02 * xd, xd + 0.02 * xa, th + 0.02 * thd, thd + 0.02 * tha], 1)
+        t = t + 1
+        done = (jnp.abs(n[:, 0]) > 2.4) | (jnp.abs(n[:, 2]) > 12 * 2 * jnp.pi / 360) | (t >= 500)
+        fresh = jax.random.uniform(key, s.shape, minval=-0.05, maxval=0.05)
+        return jnp.where(done[:, None], fresh, n), jnp.where(done, 0, t), jnp.ones(s.shape[0]), done
+    def loss_fn(p, mb):
+        obs, act, logp_old, adv, ret, val_old = mb
+        logits = net(p["a"], obs); v = net(p["c"], obs)[:, 0]
+        lp = jax.nn.log_softmax(logits)
+        logp = jnp.take_along_axis(lp, act[:, None], 1)[:, 0]
+        ent = -(jnp.exp(lp) * lp).sum(-1).mean()
+        ratio = jnp.exp(logp - logp_old)
+        adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+        pg = jnp.maximum(-adv * ratio, -adv * jnp.clip(ratio, 0.8, 1.2)).mean()
+        vc = val_old + jnp.clip(v - val_old, -0.2, 0.2)
+        vl = 0.5 * jnp.maximum((v - ret) ** 2, (vc - ret) ** 2).mean()
+        return pg - 0.01 * ent + 0.5 * vl
+    def adam(p, g, st, lr):
+        m, v, n = st
+        norm = jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(g)))
+        sc = jnp.minimum(1.0, 0.5 / (norm + 1e-6))
+        n = n + 1
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g * sc, m, g)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * (g * sc) ** 2, v, g)
+        c1, c2 = 1 - 0.9 ** n, 1 - 0.999 ** n
+        p = jax.tree.map(lambda p, m, v: p - lr * (m / c1) / (jnp.sqrt(v / c2) + 1e-5), p, m, v)
+        return p, (m, v, n)
+    def update(carry, i):
+        p, st, s, t, key = carry
+        def roll(c, _):
+            s, t, key = c
+            key, k1, k2 = jax.random.split(key, 3)
+            logits = net(p["a"], s); v = net(p["c"], s)[:, 0]
+            a = jax.random.categorical(k1, logits)
+            logp = jnp.take_along_axis(jax.nn.log_softmax(logits), a[:, None], 1)[:, 0]
+            s2, t2, r, d = env_step(s, a, t, k2)
+            return (s2, t2, key), (s, a, logp, v, r, d)
+        (s, t, key), (obs, act, logp, val, rew, done) = jax.lax.scan(roll, (s, t, key), None, T)
+        last = net(p["c"], s)[:, 0]
+        def gae(c, x):
+            a, nv = c
+            v, r, d = x
+            delta = r + 0.99 * nv * (1 - d) - v
+            a = delta + 0.99 * 0.95 * (1 - d) * a
+            return (a, v), a
+        _, adv = jax.lax.scan(gae, (jnp.zeros(envs), last), (val, rew, done), reverse=True)
+        ret = adv + val
+        flat = [x.reshape((B,) + x.shape[2:]) for x in (obs, act, logp, adv, ret, val)]
+        lr = 2.5e-4 * (1 - i / updates)
+        def epoch(c, _):
+            p, st, key = c
+            key, k = jax.random.split(key)
+            perm = jax.random.permutation(k, B)
+            mbs = [x[perm].reshape((MINI, B // MINI) + x.shape[1:]) for x in flat]
+            def mini(c, mb):
+                p, st = c
+                g = jax.grad(loss_fn)(p, mb)
+                return adam(p, g, st, lr), None
+            (p, st), _ = jax.lax.scan(mini, (p, st), mbs)
+            return (p, st, key), None
+        (p, st, key), _ = jax.lax.scan(epoch, (p, st, key), None, EPOCHS)
+        return (p, st, s, t, key), done.sum()
+    @jax.jit
+    def train(key):
+        key, k1, k2 = jax.random.split(key, 3)
+        p = init(k1)
+        z = jax.tree.map(jnp.zeros_like, p)
+        s = jax.random.uniform(k2, (envs, 4), minval=-0.05, maxval=0.05)
+        c, done = jax.lax.scan(update, (p, (z, z, 0.0), s, jnp.zeros(envs, jnp.int32), key), jnp.arange(updates))
+        return c[0], done
+    return train
+
+
+def ppo(envs, updates):
+    key = ("ppo", envs, updates)
+    if key not in cached:
+        cached[key] = ppo_program(envs, updates)
+        jax.block_until_ready(cached[key](jax.random.PRNGKey(0)))
+    t = time.perf_counter()
+    jax.block_until_ready(cached[key](jax.random.PRNGKey(1)))
+    return time.perf_counter() - t
+
+
 COMMANDS = {
     "train": train_step,
     "generate": lambda b, n: generate(int(b), int(n)),
+    "ppo": lambda n, updates: ppo(int(n), int(updates)),
     "forget": lambda: cached.clear() or 0.0,
     "rss": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     "version": lambda: f"jax {jax.__version__}",
