@@ -271,10 +271,15 @@ static int l_episodes (lua_State *L) {
 
 static int l_text (lua_State *L) {
   peri__env_box *b = self(L, "env.text");
-  static const size_t size = 1 << 16;
-  char *out = (char *)lua_newuserdatauv(L, size, 0);
-  out[0] = 0;
-  peri__check(L, "text", peri_env_print(b->e, luaL_checkinteger(L, 2) - 1, out, size));
+  lua_Integer i = luaL_checkinteger(L, 2) - 1;
+  char *out = NULL;
+  peri_status s = PERI_EINVAL;
+  for (size_t size = 1 << 12; s == PERI_EINVAL && size <= 1 << 24; size <<= 4) { /* until it fits */
+    out = (char *)lua_newuserdatauv(L, size, 0);
+    out[0] = 0;
+    s = peri_env_print(b->e, i, out, size);
+  }
+  peri__check(L, "text", s);
   lua_pushstring(L, out);
   return 1;
 }

@@ -552,5 +552,10 @@ peri_status peri_env_print (peri_env *e, int64_t i, char *out, size_t size) {
   const void *state;
   TRY(state_of(e, i, &state));
   if (!e->def.text) return peri__fail(e->ctx, PERI_ENOSUP, "%s: it has no text", e->def.id);
-  return e->def.text(e->spec.shared, state, out, size);
+  peri_status s = e->def.text(e->spec.shared, state, out, size);
+  if (s == PERI_EINVAL)
+    return peri__fail(e->ctx, s, "%s: its text does not fit into %zu bytes", e->def.id, size);
+  return s == PERI_OK
+             ? s
+             : peri__fail(e->ctx, s, "%s: its text failed: %s", e->def.id, peri_status_name(s));
 }

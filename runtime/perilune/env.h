@@ -168,7 +168,8 @@ typedef struct peri_env_def {
   ** as ever. With several agents begin, end and i count environments. */
   peri_status (*step_batch)(const void *shared, void *states, int64_t stride, int64_t begin,
                             int64_t end, peri_pcg64 *rng, const peri_env_io *io);
-  /* NULL, or a picture, and one in characters: a text of at most size - 1 bytes and its 0. */
+  /* NULL, or a picture, and one in characters: a text of at most size - 1 bytes and its 0; PERI_EINVAL:
+  ** it does not fit. */
   peri_status (*render)(const void *shared, const void *state, peri_frame *frame);
   peri_status (*text)(const void *shared, const void *state, char *out, size_t size);
   /* NULL, or the transition model of a tabular environment: outcomes of an action, at most max of them are

@@ -320,7 +320,25 @@ function TestEnvBuiltin.test_options_that_make_no_sense_are_named()
   refused("GridWorld-v0", { map = "..G" }, "the map has no start 'S'")
   refused("Bandit-v0", { kind = "poisson" }, "expected gaussian or bernoulli")
   refused("Bandit-v0", { arms = 2.5 }, "expected an integer")
+  refused("FrozenLake-v1", { map_name = "random", map_size = 2.5 }, "'map_size' is 2.5, expected an integer")
+  refused("FrozenLake-v1", { is_slippery = 0.5 }, "'is_slippery' is 0.5, expected true or false")
   refused("Acrobot-v1", { book_or_nips = "paper" }, "expected book or nips")
+end
+
+function TestEnvBuiltin.test_lists_are_options_as_gymnasium_has_them()
+  local env = peri.env.make("FrozenLake-v1", { desc = { "SF", "HG" }, is_slippery = false, reward_schedule = { 5, -1, 0.5 } })
+  env:reset()
+  local _, on_ice = env:step(2)
+  local state, at_goal, over = env:step(1)
+  lu.assertEquals({ on_ice, state, at_goal, over }, { 0.5, 3, 5, true })
+end
+
+function TestEnvBuiltin.test_a_large_map_has_a_picture_in_characters()
+  local rows = {}
+  for i = 1, 200 do rows[i] = ("."):rep(199) .. (i == 1 and "S" or "G") end
+  local env = peri.env.make("GridWorld-v0", { map = rows })
+  env:reset()
+  lu.assertEquals(#env:text(), 200 * (3 * 200 + 1))
 end
 
 function TestEnvBuiltin.test_a_gridworld_has_keys_doors_and_wind()

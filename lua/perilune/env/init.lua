@@ -22,7 +22,7 @@ function M.ids()
 end
 
 --- An environment by its id: n of them at once, or without n a single one. Options that are not listed below are the
---- environment's own.
+--- environment's own; a list of them is a text with commas.
 --- @param id string
 --- @param opts table?
 --- @return perilune.env.Env
@@ -35,7 +35,7 @@ function M.make(id, opts)
   for _, o in ipairs(entry.options) do own[o.name], names[#names + 1] = true, o.name end
   for k, v in pairs(opts or {}) do
     if batch.rules[k] then given[k] = v
-    elseif own[k] then args[k] = v
+    elseif own[k] then args[k] = type(v) == "table" and table.concat(v, ",") or v
     else options.raise(("env.make: %s: %s"):format(id, options.unknown("option", k, names))) end
   end
   local env = batch.make(id, options.fill("env.make", given, batch.rules), args)

@@ -6,6 +6,7 @@
 #include "cpu/cpu.h"
 #include "cpu/env.h"
 #include "env/classic/canvas.h"
+#include "env/options.h"
 
 struct cartpole {
   double x, v, a, w;
@@ -35,7 +36,8 @@ static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec
   const struct version *version = ud;
   struct shared *s = peri_env_alloc(args, sizeof *s);
   if (!s) return PERI_ENOMEM;
-  bool sutton = peri_env_number(args, "sutton_barto_reward") != 0;
+  bool sutton;
+  TRY(env_flag(args, "sutton_barto_reward", &sutton));
   *s = (struct shared){ peri__cpu_level(PERI_SIMD_AUTO)->env, sutton ? 0 : 1, sutton ? -1 : 1 };
   spec->obs = peri_space_box(PERI_F32, 0, 0, 1, (int64_t[]){ 4 });
   spec->obs.lows = low;

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/core.h"
+#include "env/options.h"
 
 struct shared {
   int64_t arms, contexts;
@@ -35,22 +35,14 @@ static const peri_env_option options[] = {
     .high = 1000 },
 };
 
-static peri_status whole (const peri_env_args *args, const char *name, int64_t *n) {
-  double v = peri_env_number(args, name);
-  *n = (int64_t)v;
-  if ((double)*n != v)
-    return peri_env_refuse(args, "option '%s' is %g, expected an integer", name, v);
-  return PERI_OK;
-}
-
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
   (void)ud;
   static const char *const metrics[] = { "optimal", "regret" };
   const char *kind = peri_env_text(args, "kind");
   struct shared *s = peri_env_alloc(args, sizeof *s);
   if (!s) return PERI_ENOMEM;
-  TRY(whole(args, "arms", &s->arms));
-  TRY(whole(args, "contexts", &s->contexts));
+  TRY(env_whole(args, "arms", &s->arms));
+  TRY(env_whole(args, "contexts", &s->contexts));
   s->bernoulli = strcmp(kind, "bernoulli") == 0;
   s->drift = peri_env_number(args, "drift");
   if (!s->bernoulli && strcmp(kind, "gaussian") != 0)

@@ -4,7 +4,7 @@
 */
 #include <stdio.h>
 
-#include "core/core.h"
+#include "env/options.h"
 
 struct hand {
   int32_t sum, cards;
@@ -36,7 +36,8 @@ static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec
   static const int64_t nvec[] = { SUMS, CARDS, 2 };
   struct shared *s = peri_env_alloc(args, sizeof *s);
   if (!s) return PERI_ENOMEM;
-  *s = (struct shared){ peri_env_number(args, "natural") != 0, peri_env_number(args, "sab") != 0 };
+  TRY(env_flag(args, "natural", &s->natural));
+  TRY(env_flag(args, "sab", &s->sab));
   spec->obs = peri_space_multi_discrete(3, nvec);
   spec->action = peri_space_discrete(2);
   spec->state_bytes = sizeof(struct game);

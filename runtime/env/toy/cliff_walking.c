@@ -2,6 +2,7 @@
 ** cliff_walking.c - CliffWalking-v1 and CliffWalkingSlippery-v1: walk along a cliff (Sutton and
 ** Barto, example 6.6), as Gymnasium's cliffwalking.py.
 */
+#include "env/options.h"
 #include "env/toy/table.h"
 
 enum { ROWS = 4, COLUMNS = 12, START = 36, GOAL = 47 };
@@ -32,7 +33,8 @@ static void add_move (struct peri__table *t, int64_t s, int64_t action, int64_t 
 
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
   (void)ud;
-  bool slippery = peri_env_number(args, "is_slippery") != 0;
+  bool slippery;
+  TRY(env_flag(args, "is_slippery", &slippery));
   struct peri__table *t = peri__table_new(args, ROWS * COLUMNS, 4, 3);
   if (!t) return PERI_ENOMEM;
   double first[ROWS * COLUMNS] = { [START] = 1 };

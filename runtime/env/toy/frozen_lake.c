@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "env/options.h"
 #include "env/toy/table.h"
 
 struct lake {
@@ -43,10 +44,13 @@ static bool reachable (const char *cells, int size, int *stack, bool *seen) {
 }
 
 static peri_status random_map (const peri_env_args *args, struct lake *lake) {
-  int size = (int)peri_env_number(args, "map_size"), n = size * size;
+  int64_t seed, side;
+  TRY(env_whole(args, "map_seed", &seed));
+  TRY(env_whole(args, "map_size", &side));
+  int size = (int)side, n = size * size;
   double p = peri_env_number(args, "map_p"), total = p + (1 - p);
   peri_pcg64 rng;
-  peri_pcg64_seed(&rng, (uint64_t)peri_env_number(args, "map_seed"));
+  peri_pcg64_seed(&rng, (uint64_t)seed);
   int *stack = peri_env_alloc(args, (size_t)n * sizeof *stack);
   bool *seen = peri_env_alloc(args, (size_t)n * sizeof *seen);
   lake->cells = peri_env_alloc(args, (size_t)n);
@@ -114,9 +118,10 @@ static void add_move (const struct lake *lake, int64_t s, int64_t action, int64_
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
   const struct version *version = ud;
   double reward[3], rate = peri_env_number(args, "success_rate"), fail = (1.0 - rate) / 2.0;
-  bool slippery = peri_env_number(args, "is_slippery") != 0;
+  bool slippery;
   struct lake *lake = peri_env_alloc(args, sizeof *lake);
   if (!lake) return PERI_ENOMEM;
+  TRY(env_flag(args, "is_slippery", &slippery));
   TRY(read_rewards(args, reward));
   TRY(read_map(args, lake));
   int64_t n = lake->rows * lake->columns;
@@ -179,8 +184,7 @@ static int model (const void *shared, int64_t state, int64_t action, int max,
 #define OPTIONS(map)                                                                               \
   {                                                                                                \
     { .name = "desc",                                                                              \
-      .doc = "a map of one's own: rows of S, F, H and G, with / or line ends "                     \
-             "between them",                                                                       \
+      .doc = "rows of S, F, H and G: a list, or a text with / between",                            \
       .text = "" },                                                                                \
         { .name = "map_name", .doc = "4x4, 8x8, or random", .text = map },                         \
         { .name = "is_slippery",                                                                   \

@@ -20,7 +20,7 @@ struct world {
 
 static const peri_env_option options[] = {
   { .name = "map",
-    .doc = "rows of # . S G X, keys a-d and doors A-D, with / or line ends between them",
+    .doc = "rows of # . S G X, keys a-d and doors A-D: a list, or a text with / between",
     .text = "...G/.#.X/S..." },
   { .name = "slip",
     .doc = "probability that a move goes to either side, half each",

@@ -90,7 +90,7 @@ peri_status peri__grid_read (const peri_env_args *args, const char *option, cons
   if (!grid) return PERI_ENOMEM;
   int64_t n = 0, width = -1, height = 0;
   for (const char *line = text; *line;) {
-    size_t length = strcspn(line, "\n/");
+    size_t length = strcspn(line, "\n/,");
     if (width >= 0 && (int64_t)length != width)
       return peri_env_refuse(args,
                              "option '%s': row %lld of the map has %zu cells, the first has %lld",

@@ -38,7 +38,7 @@ int peri__table_model (const struct peri__table *t, int64_t state, int64_t actio
 
 /* ---- grids: cells in rows, four moves ---- */
 
-/* The map of a text whose lines (ends of line, or / between them) are rows: cells, without the
+/* The map of a text whose lines (ends of line, / or commas between them) are rows: cells, without the
 ** ends. Refuses rows of several lengths and letters that are not in `letters`. */
 peri_status peri__grid_read (const peri_env_args *args, const char *option, const char *text,
                              const char *letters, char **cells, int64_t *rows, int64_t *columns);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "env/options.h"
 #include "env/toy/table.h"
 
 enum { SIDE = 5, STOPS = 4, IN_TAXI = 4, STATES = SIDE * SIDE * (STOPS + 1) * STOPS, ACTIONS = 6 };
@@ -115,10 +116,11 @@ static void add_move (struct peri__table *t, int64_t s, int action, bool rainy, 
 
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
   (void)ud;
-  bool rainy = peri_env_number(args, "is_rainy") != 0;
+  bool rainy;
   struct shared *s = peri_env_alloc(args, sizeof *s);
   if (!s) return PERI_ENOMEM;
-  s->fickle = peri_env_number(args, "fickle_passenger") != 0;
+  TRY(env_flag(args, "is_rainy", &rainy));
+  TRY(env_flag(args, "fickle_passenger", &s->fickle));
   s->fickle_p = peri_env_number(args, "fickle_probability");
   s->table = peri__table_new(args, STATES, ACTIONS, 3);
   if (!s->table) return PERI_ENOMEM;
