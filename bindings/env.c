@@ -549,5 +549,6 @@ int peri__open_env (lua_State *L) {
   lua_pop(L, 2);
   lua_newtable(L);
   peri__register(L, functions);
+  peri__open_env_python(L);
   return 1;
 }

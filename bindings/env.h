@@ -21,6 +21,7 @@ typedef struct peri__env_box {
 
 peri__env_box *peri__env_box_new (lua_State *L); /* pushes an empty one */
 void peri__env_box_fill (peri__env_box *b);      /* from its e */
+void peri__open_env_python (lua_State *L);       /* functions into the table on top: env_python.c */
 
 int peri__env_model (lua_State *L); /* env_model.c */
 

@@ -913,5 +913,6 @@ PERI_API peri_status peri_profile_at (peri_ctx *ctx, int i, peri_profile_row *ou
 #include "perilune/env.h"
 #include "perilune/policy.h"
 #include "perilune/frame.h"
+#include "perilune/python.h"
 #include "perilune/replay.h"
 #endif

@@ -54,9 +54,9 @@ struct peri_env {
   unsigned char *scratch; /* for each thread what a reset may write that is not kept, and a state */
   size_t scratch_bytes;
 
-  int64_t tick;                 /* steps of the batch */
-  bool begun, broken, any_over; /* any_over: perhaps */
-  bool final_partial;           /* final_obs lacks the rows that are not kept */
+  int64_t tick;                             /* steps of the batch */
+  bool configured, begun, broken, any_over; /* any_over: perhaps */
+  bool final_partial;                       /* final_obs lacks the rows that are not kept */
   bool seeded;
   uint64_t seed;
 

@@ -112,6 +112,7 @@ static peri_status set_up (peri_env *e, const peri_env_options *o) {
   peri_env_spec spec;
   TRY(peri__env_configure(ctx, &e->def, o, &spec, &e->args));
   e->spec = spec;
+  e->configured = true;
   e->obs_copy = peri__space_copy(ctx, &spec.obs, &e->spec.obs, &e->obs_copy_size);
   e->action_copy = peri__space_copy(ctx, &spec.action, &e->spec.action, &e->action_copy_size);
   if (!e->obs_copy || !e->action_copy)
@@ -182,6 +183,7 @@ peri_status peri_env_make (peri_ctx *ctx, const char *id, const peri_env_options
 void peri_env_close (peri_env *e) {
   if (!e) return;
   peri_ctx *ctx = e->ctx;
+  if (e->configured && e->def.close) e->def.close(e->spec.shared);
   for (int i = 0; i < PERI_ENV_NBUFFER; i++) peri_release(e->buffer[i]);
   for (size_t i = 0; i < sizeof e->hidden / sizeof *e->hidden; i++) peri_release(e->hidden[i]);
   peri__free(ctx, e->episode, (size_t)e->episode_cap * sizeof *e->episode);

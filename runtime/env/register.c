@@ -64,7 +64,8 @@ peri_status peri__env_check_def (peri_ctx *ctx, const peri_env_def *d) {
                       : !d->configure ? "configure"
                       : !d->reset     ? "reset"
                                       : "step");
-  if (d->flags & ~(uint32_t)(PERI_ENV_SERIAL | PERI_ENV_MASK | PERI_ENV_COLUMNS))
+  if (d->flags &
+      ~(uint32_t)(PERI_ENV_SERIAL | PERI_ENV_MASK | PERI_ENV_COLUMNS | PERI_ENV_ELSEWHERE))
     return peri__fail(ctx, PERI_EINVAL, "%s: flags are 0x%x, which this version does not know",
                       d->id, d->flags);
   if ((d->flags & PERI_ENV_COLUMNS) && !d->step_batch)

@@ -14,7 +14,8 @@
 typedef struct job {
   peri_env *e;
   const unsigned char *action;
-  const uint8_t *mask; /* of a reset: the environments; NULL: all */
+  const uint8_t *mask;  /* of a reset: the environments; NULL: all */
+  const uint64_t *seed; /* of a reset: of environment 0; NULL: none */
   /* the failure of the lowest row */
   pthread_mutex_t lock;
   int64_t row; /* INT64_MAX: none */
@@ -73,7 +74,8 @@ static bool reset_one (job *j, int64_t i, int worker) {
   char message[PERI_ENV_MESSAGE] = "", why[PERI_ENV_MESSAGE];
   unsigned char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
   unsigned char *state = e->state + (size_t)i * e->state_bytes;
-  peri_env_io io = { .message = message };
+  uint64_t seed = j->seed ? *j->seed + (uint64_t)i : 0;
+  peri_env_io io = { .message = message, .env = i, .seed = j->seed ? &seed : NULL };
   point_at(e, row, &io);
   io.reward = (double *)(void *)scratch;
   io.terminated = scratch + e->agents * 8;
@@ -348,6 +350,7 @@ static void open_job (job *j, peri_env *e, const void *action, const uint8_t *ma
   j->e = e;
   j->action = action;
   j->mask = mask;
+  j->seed = NULL;
   j->row = INT64_MAX;
   pthread_mutex_init(&j->lock, NULL);
 }
@@ -499,10 +502,9 @@ peri_status peri_env_reset (peri_env *e, const uint64_t *seed, const uint8_t *ma
     return peri__fail(e->ctx, PERI_EINVAL, "%s: %s: all rows must be reset", e->def.id,
                       e->begun ? "an earlier step or reset failed" : "the first reset");
   TRY(begin_writing(e));
-  if (seed)
-    seed_rows(e, *seed, mask);
-  else if (!e->begun)
-    seed_rows(e, e->seeded ? e->seed : drawn_seed(e->ctx), NULL);
+  uint64_t first = seed ? *seed : e->begun ? 0 : e->seeded ? e->seed : drawn_seed(e->ctx);
+  bool seeds = seed || !e->begun;
+  if (seeds) seed_rows(e, first, mask);
   for (int64_t row = 0; row < e->rows; row++) {
     if (mask && !mask[row / e->agents]) continue;
     e->terminated[row] = e->truncated[row] = e->kept[row] = 0;
@@ -515,6 +517,7 @@ peri_status peri_env_reset (peri_env *e, const uint64_t *seed, const uint8_t *ma
   e->final_partial = true;
   job j;
   open_job(&j, e, NULL, mask);
+  j.seed = seeds ? &first : NULL;
   e->begun = true;
   run(&j, reset_rows);
   TRY(close_job(&j));

@@ -98,6 +98,9 @@ typedef struct peri_env_io {
       live; /* agents that may act next, 1 before where the agent's episode goes on; NULL with one agent */
   float *metric; /* named numbers of this step, 0 before; NULL without */
   int64_t *row;  /* step_batch alone: where it fails, the row at fault */
+  int64_t env;   /* reset alone: which environment of the batch it is */
+  const uint64_t
+      *seed;     /* reset alone: what its generator was just seeded with; NULL: that goes on */
   char *message; /* for peri_env_fail */
 } peri_env_io;
 /* Where several agents share an environment, pointers are those of its first agent's row and the others
@@ -143,10 +146,12 @@ typedef struct peri_env_outcome { /* of a state and an action of a tabular envir
   bool terminated;
 } peri_env_outcome;
 
-enum {                      /* flags of a definition */
-       PERI_ENV_SERIAL = 1, /* its functions are called on the caller's thread alone */
-       PERI_ENV_MASK = 2,   /* it says which actions are legal; the action space is Discrete */
-       PERI_ENV_COLUMNS = 4 /* states of a batch are stored by columns; needs step_batch */
+enum {                       /* flags of a definition */
+       PERI_ENV_SERIAL = 1,  /* its functions are called on the caller's thread alone */
+       PERI_ENV_MASK = 2,    /* it says which actions are legal; the action space is Discrete */
+       PERI_ENV_COLUMNS = 4, /* states of a batch are stored by columns; needs step_batch */
+       PERI_ENV_ELSEWHERE =
+           8 /* its state is not in its bytes: it can be neither saved nor loaded */
 };
 
 typedef struct peri_env_def {
@@ -176,6 +181,8 @@ typedef struct peri_env_def {
   ** written; how many there are; -1: no such state or action. States count from 0; outcomes of state -1 are the first
   ** states. They may be more than what is observed, where that does not tell all. */
   int (*model)(const void *shared, int64_t state, int64_t action, int max, peri_env_outcome *out);
+  /* NULL, or what is done when a batch that configure has filled in is closed. */
+  void (*close)(const void *shared);
 } peri_env_def;
 
 /* Known by its id from now on, in this context. The struct is copied, all that it points to is borrowed. An id

@@ -155,6 +155,8 @@
   ST(peri_tfevents_scalar, peri_tfevents_scalar(NN(events), NN("a"), 1, 1, 1))                   \
   ST(peri_tfevents_event, peri_tfevents_event(NN(events), NN("a"), 1))                           \
   VO(peri_tfevents_close, peri_tfevents_close(NN(events2)))                                      \
+  VO(peri_python_options_init, peri_python_options_init(NN(&python)))                            \
+  ST(peri_env_python, peri_env_python(NN(ctx), NN("x"), MAY(NULL), MAY(NULL), NN(&env2)))        \
   ST(peri_frame_open, peri_frame_open(NN(ctx), NN(&frame2)))                                     \
   VO(peri_frame_close, peri_frame_close(NN(frame2)))                                             \
   VO(peri_frame_size, peri_frame_size(NN(frame), 4, 4))                                          \

@@ -202,6 +202,7 @@ static peri_checkpoint *cp2;
 static peri_lock *lock2;
 static peri_tfevents *events2;
 static peri_frame *frame2;
+static peri_python_options python;
 static peri_gif *gif2;
 static peri_svg *svg2;
 static const double corners[6];

@@ -120,12 +120,15 @@ M.rules = {
   reward_dtype = options.choice("f32", { "f32", "f64" }, "of the tensors of rewards"),
 }
 
---- A batch of a registered environment. o: filled by rules; args: the environment's own options.
-function M.make(id, o, args)
+--- A batch of a registered environment. o: filled by rules; args: the environment's own options. of: what makes it of
+--- the settings in place of the registry.
+function M.make(id, o, args, of)
   local single = o.n == nil
-  local made = core.make(id, { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
+  local settings = { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
     autoreset = modes[o.autoreset or single and "disabled" or "same_step"], f64 = single or o.reward_dtype == "f64",
-    args = args })
+    args = args }
+  local made
+  if of then made = of(settings) else made = core.make(id, settings) end
   local spec = core.spec(made)
   local env = { id = id, n = o.n, rows = spec.rows, agents = spec.agents, max_steps = spec.max_steps,
     reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,

@@ -43,6 +43,8 @@ function M.make(id, opts)
 end
 options.declare(M.make, { "id" }, batch.rules)
 
+M.python = require "perilune.env.python"
+
 --- A generator whose draws are those of NumPy's default_rng(seed): double, uniform, integer, normal, state, set_state.
 --- @param seed integer?
 --- @return table
