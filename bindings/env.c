@@ -8,11 +8,8 @@
 #include "env.h"
 
 #define BOX PERI_ENV_BOX
-#define RNG "perilune.pcg64"
 
-/* ---- spaces ---- */
-
-static const char *const kinds[] = { NULL, "box", "discrete", "multi_discrete", "multi_binary" };
+/* ---- batches ---- */
 
 static void set_integer (lua_State *L, const char *name, lua_Integer v) {
   lua_pushinteger(L, v);
@@ -24,58 +21,7 @@ static void set_string (lua_State *L, const char *name, const char *s) {
   lua_setfield(L, -2, name);
 }
 
-/* The bounds of a Box: a number, or a flat list of them. */
-static void set_bounds (lua_State *L, const char *name, const double *list, double one, int64_t n) {
-  if (!list)
-    lua_pushnumber(L, one);
-  else {
-    lua_createtable(L, (int)(n < 1 << 20 ? n : 0), 0);
-    for (int64_t i = 0; i < n; i++) {
-      lua_pushnumber(L, list[i]);
-      lua_rawseti(L, -2, i + 1);
-    }
-  }
-  lua_setfield(L, -2, name);
-}
-
-static void push_space (lua_State *L, const peri_space *s) {
-  int64_t n = peri_space_size(s);
-  lua_newtable(L);
-  set_string(L, "kind", kinds[s->kind]);
-  set_string(L, "dtype", peri_dtype_name(s->dtype));
-  peri__push_shape(L, s->ndim, s->shape);
-  lua_setfield(L, -2, "shape");
-  if (s->kind == PERI_SPACE_BOX) {
-    set_bounds(L, "low", s->lows, s->low, n);
-    set_bounds(L, "high", s->highs, s->high, n);
-  } else if (s->kind == PERI_SPACE_DISCRETE) {
-    set_integer(L, "n", s->n);
-    set_integer(L, "start", s->start);
-  } else if (s->kind == PERI_SPACE_MULTI_DISCRETE) {
-    lua_createtable(L, (int)(n < 1 << 20 ? n : 0), 0);
-    for (int64_t i = 0; i < n; i++) {
-      lua_pushinteger(L, s->nvec[i]);
-      lua_rawseti(L, -2, i + 1);
-    }
-    lua_setfield(L, -2, "nvec");
-  } else
-    set_integer(L, "n", n);
-  if (s->nfields == 0) return;
-  lua_createtable(L, s->nfields, 0);
-  for (int i = 0; i < s->nfields; i++) {
-    lua_createtable(L, 0, 4);
-    set_string(L, "name", s->field[i].name);
-    set_string(L, "kind", kinds[s->field[i].kind]);
-    set_integer(L, "from", s->field[i].offset + 1);
-    set_integer(L, "size", s->field[i].size);
-    lua_rawseti(L, -2, i + 1);
-  }
-  lua_setfield(L, -2, "fields");
-}
-
-/* ---- batches ---- */
-
-static peri__env_box *self (lua_State *L, const char *fn) {
+peri__env_box *peri__env_box_at (lua_State *L, const char *fn) {
   peri__env_box *b = (peri__env_box *)luaL_testudata(L, 1, BOX);
   if (!b || !b->e) peri__type_error(L, fn, 1, "self", "an environment");
   return b;
@@ -124,20 +70,24 @@ static const peri_env_arg *args_at (lua_State *L, int t, int *n) {
 static int l_make (lua_State *L) {
   const char *id = luaL_checkstring(L, 1);
   peri_env_options o;
-  peri_env_options_init(&o);
-  o.n = integer_field(L, 2, "n", 1);
-  o.seeded = lua_getfield(L, 2, "seed") != LUA_TNIL;
-  o.seed = (uint64_t)lua_tointeger(L, -1);
-  o.autoreset = (peri_autoreset)integer_field(L, 2, "autoreset", 0);
-  o.threads = (int)integer_field(L, 2, "threads", 1);
-  o.max_steps = integer_field(L, 2, "max_steps", -1);
-  lua_getfield(L, 2, "f64");
-  o.reward_dtype = lua_toboolean(L, -1) ? PERI_F64 : PERI_F32;
+  peri__env_options_at(L, 2, &o);
   if (lua_getfield(L, 2, "args") == LUA_TTABLE) o.arg = args_at(L, lua_gettop(L), &o.nargs);
   peri__env_box *b = peri__env_box_new(L);
   peri__check(L, "env.make", peri_env_make(peri_lua_ctx(L), id, &o, &b->e));
   peri__env_box_fill(b);
   return 1;
+}
+
+void peri__env_options_at (lua_State *L, int t, peri_env_options *o) {
+  peri_env_options_init(o);
+  o->n = integer_field(L, t, "n", 1);
+  o->seeded = lua_getfield(L, t, "seed") != LUA_TNIL;
+  o->seed = (uint64_t)lua_tointeger(L, -1);
+  o->autoreset = (peri_autoreset)integer_field(L, t, "autoreset", 0);
+  o->threads = (int)integer_field(L, t, "threads", 1);
+  o->max_steps = integer_field(L, t, "max_steps", -1);
+  lua_getfield(L, t, "f64");
+  o->reward_dtype = lua_toboolean(L, -1) ? PERI_F64 : PERI_F32;
 }
 
 peri__env_box *peri__env_box_new (lua_State *L) {
@@ -160,15 +110,15 @@ void peri__env_box_fill (peri__env_box *b) {
 }
 
 static int l_spec (lua_State *L) {
-  peri__env_box *b = self(L, "env.spec");
+  peri__env_box *b = peri__env_box_at(L, "env.spec");
   const peri_env_def *d = peri_env_def_of(b->e);
   const peri_env_spec *s = peri_env_spec_of(b->e);
   lua_newtable(L);
   set_string(L, "id", d->id);
   set_string(L, "doc", d->doc);
-  push_space(L, &s->obs);
+  peri__space_push(L, &s->obs);
   lua_setfield(L, -2, "obs");
-  push_space(L, &s->action);
+  peri__space_push(L, &s->action);
   lua_setfield(L, -2, "action");
   set_integer(L, "agents", s->agents);
   set_integer(L, "rows", b->rows);
@@ -214,7 +164,7 @@ static int l_list (lua_State *L) {
 
 /* reset(core, seed?, mask?): mask a tensor of a bool for each environment. */
 static int l_reset (lua_State *L) {
-  peri__env_box *b = self(L, "env.reset");
+  peri__env_box *b = peri__env_box_at(L, "env.reset");
   const uint8_t *mask = NULL;
   uint64_t seed = (uint64_t)lua_tointeger(L, 2);
   if (!lua_isnoneornil(L, 3)) {
@@ -225,7 +175,10 @@ static int l_reset (lua_State *L) {
       luaL_error(L, "reset: mask must be a dense tensor of %I bools", (LUAI_UACINT)n);
     mask = (const uint8_t *)peri_data(t);
   }
-  peri__check(L, "reset", peri_env_reset(b->e, lua_isnoneornil(L, 2) ? NULL : &seed, mask));
+  const uint64_t *given = lua_isnoneornil(L, 2) ? NULL : &seed;
+  peri_status s =
+      b->lua ? peri__env_lua_reset(L, b, 1, given, mask) : peri_env_reset(b->e, given, mask);
+  peri__check(L, "reset", s);
   return 0;
 }
 
@@ -235,7 +188,7 @@ static const char *const buffers[] = { "obs",       "reward",         "terminate
 
 /* buffer(core, name, copy): a tensor of it, nil when there is none. */
 static int l_buffer (lua_State *L) {
-  peri__env_box *b = self(L, "env.buffer");
+  peri__env_box *b = peri__env_box_at(L, "env.buffer");
   peri_env_buffer what = (peri_env_buffer)luaL_checkoption(L, 2, NULL, buffers);
   if (!peri_env_data(b->e, what)) return 0;
   peri_tensor **out = peri__box_new(L), *view = NULL;
@@ -252,7 +205,7 @@ static int l_buffer (lua_State *L) {
 }
 
 static int l_episodes (lua_State *L) {
-  peri__env_box *b = self(L, "env.episodes");
+  peri__env_box *b = peri__env_box_at(L, "env.episodes");
   peri_env_episode one;
   lua_newtable(L);
   lua_newtable(L);
@@ -269,8 +222,70 @@ static int l_episodes (lua_State *L) {
   return 4;
 }
 
+static int l_save (lua_State *L) {
+  peri__env_box *b = peri__env_box_at(L, "env.save");
+  lua_Integer i = luaL_optinteger(L, 2, 0) - 1;
+  size_t size = peri_env_save_size(b->e) * (size_t)(i < 0 ? peri_env_count(b->e) : 1);
+  luaL_Buffer buffer;
+  char *bytes = luaL_buffinitsize(L, &buffer, size);
+  peri__check(L, "save", peri_env_save(b->e, i, bytes, size));
+  luaL_pushresultsize(&buffer, size);
+  return 1;
+}
+
+static int l_load (lua_State *L) {
+  peri__env_box *b = peri__env_box_at(L, "env.load");
+  size_t size;
+  const char *bytes = luaL_checklstring(L, 3, &size);
+  peri__check(L, "load", peri_env_load(b->e, luaL_checkinteger(L, 2) - 1, bytes, size));
+  if (b->lua) peri__env_lua_loaded(L, b, 1);
+  return 0;
+}
+
+/* What no step has to say of the batch: whether it was reset once, episodes that nobody asked for. */
+static int l_begun (lua_State *L) {
+  lua_pushboolean(L, peri__env_box_at(L, "env.begun")->e->begun);
+  return 1;
+}
+
+/* put_episodes(core, returns, lengths, rows, dropped): in place of those that wait. */
+static int l_put_episodes (lua_State *L) {
+  peri_env *e = peri__env_box_at(L, "env.put_episodes")->e;
+  lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
+  e->episode_count = e->episode_first = 0;
+  e->episode_dropped = lua_tointeger(L, 5);
+  for (lua_Integer i = 1; i <= n; i++) {
+    peri__check(L, "env", peri__env_episode_room(e));
+    lua_rawgeti(L, 2, i);
+    lua_rawgeti(L, 3, i);
+    lua_rawgeti(L, 4, i);
+    peri__env_episode_put(e, (peri_env_episode){ .row = lua_tointeger(L, -1) - 1,
+                                                 .length = lua_tointeger(L, -2),
+                                                 .episode_return = lua_tonumber(L, -3) });
+    lua_pop(L, 3);
+  }
+  return 0;
+}
+
+/* set_max_steps(core, n): a time limit in place of the one that it has. */
+static int l_set_max_steps (lua_State *L) {
+  peri_env *e = peri__env_box_at(L, "env.set_max_steps")->e;
+  e->max_steps = luaL_checkinteger(L, 2);
+  memset(e->deadline, 0, (size_t)((e->n + e->block - 1) / e->block) * sizeof *e->deadline);
+  return 0;
+}
+
+static int l_frame (lua_State *L) {
+  peri__env_box *b = peri__env_box_at(L, "env.frame");
+  lua_Integer i = luaL_checkinteger(L, 2) - 1;
+  peri_frame *f = peri__frame_push(L);
+  peri__check(L, "frame", peri_env_draw(b->e, i, f));
+  peri__check(L, "frame", peri_frame_check(f));
+  return 1;
+}
+
 static int l_text (lua_State *L) {
-  peri__env_box *b = self(L, "env.text");
+  peri__env_box *b = peri__env_box_at(L, "env.text");
   lua_Integer i = luaL_checkinteger(L, 2) - 1;
   char *out = NULL;
   peri_status s = PERI_EINVAL;
@@ -383,7 +398,8 @@ static int step_one (lua_State *L) {
       peri__type_error(L, "step", 2, "action", "an integer");
   } else
     action = actions_at(L, b, 2, false, lua_upvalueindex(UP_BOX));
-  peri_status s = peri_env_step(b->e, action);
+  peri_status s = b->lua ? peri__env_lua_step(L, b, lua_upvalueindex(UP_BOX), action)
+                         : peri_env_step(b->e, action);
   if (s != PERI_OK) peri__check(L, "step", s);
   if (lua_isnil(L, lua_upvalueindex(UP_OBS)))
     push_obs(L, b);
@@ -401,7 +417,8 @@ static int step_rows (lua_State *L) {
                                            PERI_ENV_TRUNCATED };
   peri__env_box *b = (peri__env_box *)lua_touserdata(L, lua_upvalueindex(UP_BOX));
   const void *action = actions_at(L, b, 2, true, lua_upvalueindex(UP_BOX));
-  peri_status s = peri_env_step(b->e, action);
+  peri_status s = b->lua ? peri__env_lua_step(L, b, lua_upvalueindex(UP_BOX), action)
+                         : peri_env_step(b->e, action);
   if (s != PERI_OK) peri__check(L, "step", s);
   if (!lua_isnil(L, lua_upvalueindex(UP_OBS))) {
     for (int i = 0; i < 4; i++) lua_pushvalue(L, lua_upvalueindex(UP_OBS + i));
@@ -422,7 +439,7 @@ static const peri_reg step_entry[] = {
 
 /* stepper(core, single, copy) -> step(self, actions), and without copies the tensor of observations */
 static int l_stepper (lua_State *L) {
-  peri__env_box *b = self(L, "env.stepper");
+  peri__env_box *b = peri__env_box_at(L, "env.stepper");
   bool single = lua_toboolean(L, 2), copy = lua_toboolean(L, 3);
   copy |= single && b->obs->kind == PERI_SPACE_DISCRETE;
   lua_pushlightuserdata(L, BIND(L));
@@ -452,79 +469,9 @@ static int l_stepper (lua_State *L) {
 }
 
 static int l_first (lua_State *L) {
-  push_obs(L, self(L, "env.first"));
+  push_obs(L, peri__env_box_at(L, "env.first"));
   return 1;
 }
-
-/* ---- generators ---- */
-
-static peri_pcg64 *rng_self (lua_State *L, const char *fn) {
-  peri_pcg64 *r = (peri_pcg64 *)luaL_testudata(L, 1, RNG);
-  if (!r) peri__type_error(L, fn, 1, "self", "a generator of peri.env.rng");
-  return r;
-}
-
-static int l_rng (lua_State *L) {
-  lua_Integer seed = luaL_optinteger(L, 1, 0);
-  if (seed < 0) luaL_error(L, "rng: seed is %I, expected at least 0", (LUAI_UACINT)seed);
-  peri_pcg64 *r = (peri_pcg64 *)lua_newuserdatauv(L, sizeof *r, 0);
-  peri_pcg64_seed(r, (uint64_t)seed);
-  luaL_setmetatable(L, RNG);
-  return 1;
-}
-
-static int r_double (lua_State *L) {
-  lua_pushnumber(L, peri_pcg64_double(rng_self(L, "double")));
-  return 1;
-}
-
-static int r_uniform (lua_State *L) {
-  peri_pcg64 *r = rng_self(L, "uniform");
-  double low = luaL_optnumber(L, 2, 0), high = luaL_optnumber(L, 3, 1);
-  lua_pushnumber(L, peri_pcg64_uniform(r, low, high));
-  return 1;
-}
-
-static int r_integer (lua_State *L) {
-  peri_pcg64 *r = rng_self(L, "integer");
-  lua_Integer n = luaL_checkinteger(L, 2);
-  if (n < 1) luaL_error(L, "integer: n is %I, expected at least 1", (LUAI_UACINT)n);
-  lua_pushinteger(L, peri_pcg64_integer(r, n));
-  return 1;
-}
-
-static int r_normal (lua_State *L) {
-  lua_pushnumber(L, peri_pcg64_normal(rng_self(L, "normal")));
-  return 1;
-}
-
-static int r_state (lua_State *L) {
-  lua_pushlstring(L, (const char *)rng_self(L, "state"), sizeof(peri_pcg64));
-  return 1;
-}
-
-static int r_set_state (lua_State *L) {
-  peri_pcg64 *r = rng_self(L, "set_state");
-  size_t n;
-  const char *s = luaL_checklstring(L, 2, &n);
-  if (n != sizeof *r)
-    luaL_error(L, "set_state: a state has %I bytes, got %I", (LUAI_UACINT)sizeof *r,
-               (LUAI_UACINT)n);
-  memcpy(r, s, n);
-  lua_settop(L, 1);
-  return 1;
-}
-
-static const peri_reg rng_meta[] = { { NULL, NULL, NULL, NULL } };
-static const peri_reg rng_methods[] = {
-  { "double", "", "A float in [0, 1).", r_double },
-  { "uniform", "low?, high?", "A float in [low, high), by default [0, 1).", r_uniform },
-  { "integer", "n", "An integer from 0 to n - 1.", r_integer },
-  { "normal", "", "A normally distributed float.", r_normal },
-  { "state", "", "The state, a string.", r_state },
-  { "set_state", "state", "Go on from a state; returns the generator.", r_set_state },
-  { NULL, NULL, NULL, NULL }
-};
 
 static const peri_reg env_meta[] = { { "__gc", NULL, NULL, env_gc }, { NULL, NULL, NULL, NULL } };
 
@@ -535,20 +482,27 @@ static const peri_reg functions[] = {
   { "reset", "core, seed?, mask?", "Begin episodes.", l_reset },
   { "buffer", "core, name, copy?", "A buffer as a tensor; nothing when it has none.", l_buffer },
   { "episodes", "core", "Returns, lengths and rows of episodes that ended.", l_episodes },
+  { "save", "core, i?", "An environment, or all of them, as a string.", l_save },
+  { "load", "core, i, bytes", "The reverse; i 0: all of them.", l_load },
+  { "begun", "core", "Whether it was reset.", l_begun },
+  { "put_episodes", "core, returns, lengths, rows, dropped", "Episodes that wait to be asked for.",
+    l_put_episodes },
+  { "set_max_steps", "core, n", "Another time limit.", l_set_max_steps },
+  { "frame", "core, i", "An environment drawn into a new frame.", l_frame },
   { "text", "core, i", "A picture of an environment in characters.", l_text },
   { "model", "core", "The transition model as tables.", peri__env_model },
   { "stepper", "core, single, copy", "The function that steps it.", l_stepper },
   { "first", "core", "The observation of a single environment.", l_first },
-  { "rng", "seed?", "A generator whose draws are those of NumPy's default_rng(seed).", l_rng },
   { NULL, NULL, NULL, NULL }
 };
 
 int peri__open_env (lua_State *L) {
   peri__metatable(L, BOX, env_meta, NULL);
-  peri__metatable(L, RNG, rng_meta, rng_methods);
-  lua_pop(L, 2);
+  lua_pop(L, 1);
   lua_newtable(L);
   peri__register(L, functions);
   peri__open_env_python(L);
+  peri__open_env_space(L);
+  peri__open_env_lua(L);
   return 1;
 }

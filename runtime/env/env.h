@@ -70,9 +70,14 @@ peri_status peri__env_configure (peri_ctx *ctx, const peri_env_def *def, const p
                                  peri_env_spec *spec, struct peri_env_args **args);
 peri_status peri__env_check_def (peri_ctx *ctx, const peri_env_def *def);
 
+/* ---- the runner: vector.c ---- */
+/* A state by rows, out of the batch and into it. */
+void peri__env_state_copy (const peri_env *e, int64_t i, void *out);
+void peri__env_state_set (peri_env *e, int64_t i, const void *from);
+
 /* ---- episodes: episode.c ---- */
 /* Room for those that may end in a step. */
-peri_status peri__env_episode_room (peri_env *e);
-void peri__env_episode_note (peri_env *e, int64_t row);
+PERI_API peri_status peri__env_episode_room (peri_env *e);
+PERI_API void peri__env_episode_put (peri_env *e, peri_env_episode one);
 
 #endif

@@ -26,15 +26,13 @@ peri_status peri__env_episode_room (peri_env *e) {
   return PERI_OK;
 }
 
-void peri__env_episode_note (peri_env *e, int64_t row) {
+void peri__env_episode_put (peri_env *e, peri_env_episode one) {
   if (e->episode_count == e->episode_cap) {
     e->episode_first = (e->episode_first + 1) % e->episode_cap;
     e->episode_count--;
     e->episode_dropped++;
   }
-  e->episode[(e->episode_first + e->episode_count++) % e->episode_cap] = (peri_env_episode){
-    .row = row, .length = e->episode_length[row], .episode_return = e->episode_return[row]
-  };
+  e->episode[(e->episode_first + e->episode_count++) % e->episode_cap] = one;
 }
 
 bool peri_env_next_episode (peri_env *e, peri_env_episode *out) {

@@ -315,13 +315,16 @@ peri_status peri_space_sample (peri_ctx *ctx, const peri_space *s, peri_pcg64 *r
     return sample_masked(ctx, s, rng, mask, value);
   else if (s->kind == PERI_SPACE_DISCRETE)
     *(int64_t *)value = s->start + peri_pcg64_integer(rng, s->n);
-  else
-    for (int64_t i = 0; i < n; i++) {
-      if (s->kind == PERI_SPACE_MULTI_DISCRETE)
-        ((int64_t *)value)[i] = (int64_t)(peri_pcg64_double(rng) * (double)s->nvec[i]);
-      else
-        ((uint8_t *)value)[i] = (uint8_t)peri_pcg64_integer(rng, 2);
+  else if (s->kind == PERI_SPACE_MULTI_DISCRETE)
+    for (int64_t i = 0; i < n; i++)
+      ((int64_t *)value)[i] = (int64_t)(peri_pcg64_double(rng) * (double)s->nvec[i]);
+  else {
+    uint32_t bits = 0; /* four flags a draw: the top bits of its bytes, the low byte first */
+    for (int64_t i = 0; i < n; i++, bits >>= 8) {
+      if (i % 4 == 0) bits = (uint32_t)peri_pcg64_integer(rng, (int64_t)1 << 32);
+      ((uint8_t *)value)[i] = (uint8_t)(bits >> 7 & 1);
     }
+  }
   return PERI_OK;
 }
 

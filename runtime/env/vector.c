@@ -57,14 +57,22 @@ static void point_at (const peri_env *e, int64_t row, peri_env_io *io) {
   io->metric = e->metric ? e->metric + row * e->spec.nmetrics : NULL;
 }
 
-static void gather (const peri_env *e, int64_t i, uint64_t *to) {
-  const uint64_t *words = (const uint64_t *)(const void *)e->state;
-  for (size_t k = 0; k < e->state_bytes / 8; k++) to[k] = words[(int64_t)k * e->stride + i];
+void peri__env_state_copy (const peri_env *e, int64_t i, void *out) {
+  if (!e->columns) {
+    memcpy(out, e->state + (size_t)i * e->state_bytes, e->state_bytes);
+    return;
+  }
+  for (size_t k = 0; k < e->state_bytes; k += 8)
+    memcpy((char *)out + k, e->state + k * (size_t)e->stride + (size_t)i * 8, 8);
 }
 
-static void scatter (const peri_env *e, int64_t i, const uint64_t *from) {
-  uint64_t *words = (uint64_t *)(void *)e->state;
-  for (size_t k = 0; k < e->state_bytes / 8; k++) words[(int64_t)k * e->stride + i] = from[k];
+void peri__env_state_set (peri_env *e, int64_t i, const void *from) {
+  if (!e->columns) {
+    memcpy(e->state + (size_t)i * e->state_bytes, from, e->state_bytes);
+    return;
+  }
+  for (size_t k = 0; k < e->state_bytes; k += 8)
+    memcpy(e->state + k * (size_t)e->stride + (size_t)i * 8, (const char *)from + k, 8);
 }
 
 /* Begin an episode of environment i. Its reward and flags are those of the step before and stay. */
@@ -84,10 +92,10 @@ static bool reset_one (job *j, int64_t i, int worker) {
   if (e->live) memset(io.live, 1, (size_t)e->agents);
   if (e->columns) {
     state = scratch + e->scratch_bytes - (e->state_bytes + 63) / 64 * 64;
-    gather(e, i, (uint64_t *)(void *)state);
+    peri__env_state_copy(e, i, state);
   }
   peri_status s = e->def.reset(e->spec.shared, state, &e->rng[i], &io);
-  if (e->columns) scatter(e, i, (const uint64_t *)(const void *)state);
+  if (e->columns) peri__env_state_set(e, i, state);
   e->started[i] = e->tick;
   memset(e->over + row, 0, (size_t)e->agents);
   for (int64_t k = 0; k < e->agents; k++) e->sum[row + k] = 0;
@@ -424,7 +432,9 @@ static void collect (peri_env *e) {
   bool stay = e->agents > 1 || e->autoreset != PERI_AUTORESET_SAME_STEP;
   e->any_over = stay && e->any_over;
   for (int64_t row = 0; (row = next_ended(e, row, e->rows)) < e->rows; row++) {
-    peri__env_episode_note(e, row);
+    peri__env_episode_put(e, (peri_env_episode){ .row = row,
+                                                 .length = e->episode_length[row],
+                                                 .episode_return = e->episode_return[row] });
     e->any_over |= stay;
   }
 }
@@ -535,7 +545,7 @@ static peri_status state_of (peri_env *e, int64_t i, const void **state) {
   *state = e->state + (size_t)i * e->state_bytes;
   if (!e->columns) return PERI_OK;
   unsigned char *own = e->scratch + e->scratch_bytes - (e->state_bytes + 63) / 64 * 64;
-  gather(e, i, (uint64_t *)(void *)own);
+  peri__env_state_copy(e, i, own);
   *state = own;
   return PERI_OK;
 }

@@ -274,6 +274,14 @@ typedef struct peri_env_episode {
 PERI_API bool peri_env_next_episode (peri_env *e, peri_env_episode *out);
 PERI_API int64_t peri_env_dropped_episodes (const peri_env *e); /* since it was made */
 
+/* Environments as bytes: state, generator, time, statistics and rows of the buffers of environment i, or of all with
+** i = -1, one after the other; peri_env_save_size bytes each. What is loaded goes on as what was saved would
+** have, in any batch of the same id and options. Bytes of another environment are PERI_EINVAL, and nothing has
+** changed. */
+PERI_API size_t peri_env_save_size (const peri_env *e);
+PERI_API peri_status peri_env_save (peri_env *e, int64_t i, void *out, size_t size);
+PERI_API peri_status peri_env_load (peri_env *e, int64_t i, const void *data, size_t size);
+
 /* Draw environment i. PERI_ENOSUP: it has no picture of that kind. */
 PERI_API peri_status peri_env_draw (peri_env *e, int64_t i, peri_frame *frame);
 PERI_API peri_status peri_env_print (peri_env *e, int64_t i, char *out, size_t size);

@@ -273,6 +273,9 @@
   NO(peri_env_data, peri_env_data(NN(env), PERI_ENV_OBS))                                        \
   NO(peri_env_next_episode, peri_env_next_episode(NN(env), NN(&episode)))                        \
   NO(peri_env_dropped_episodes, peri_env_dropped_episodes(NN(env)))                              \
+  NO(peri_env_save_size, peri_env_save_size(NN(env)))                                            \
+  ST(peri_env_save, peri_env_save(NN(env), 0, NN(buf), 8))                                       \
+  ST(peri_env_load, peri_env_load(NN(env), 0, NN(buf), 8))                                       \
   ST(peri_env_draw, peri_env_draw(NN(env), 0, NN(frame)))                                        \
   ST(peri_env_print, peri_env_print(NN(env), 0, NN(buf), 8))                                     \
   ST(peri_policy_load, peri_policy_load(NN(ctx), NN(spare), NN(&policy2)))                       \

@@ -1,10 +1,13 @@
 -- batch.lua - environments that run: many rows at once, or a single one.
 local core = require("perilune.core")._env
+local peri = require "perilune.core"
 local options = require "perilune.options"
+local plain = require "perilune.env.plain"
 local spaces = require "perilune.env.space"
 
 --- @class perilune.env.Env
 --- @field id string
+--- @field doc string
 --- @field n integer?  environments; nil: a single one
 --- @field rows integer  environments times agents: the first size of every tensor
 --- @field agents integer
@@ -12,6 +15,7 @@ local spaces = require "perilune.env.space"
 --- @field action_space perilune.env.Space
 --- @field max_steps integer?  the time limit
 --- @field reward_threshold number?
+--- @field metric_names string[]
 --- @field obs perilune.Tensor  what the last step or reset gave
 --- @field final_obs perilune.Tensor  what the last step led to: differs from obs where an episode ended and reset
 --- @field reward perilune.Tensor
@@ -21,31 +25,31 @@ local spaces = require "perilune.env.space"
 --- @field valid perilune.Tensor  (rows) false where the last action was ignored
 --- @field live perilune.Tensor?  (rows) which agents act next
 --- @field metrics perilune.Tensor?  (rows, metrics) named numbers of the last step
---- @field episode_return perilune.Tensor  (rows) of the last episode that ended
+--- @field episode_return perilune.Tensor  (rows) of the last episode that ended; nan: none has
 --- @field episode_length perilune.Tensor
 local Env = { __name = "perilune.env" }
 
 local buffers = {}
 for name in ("obs final_obs reward terminated truncated mask valid live metrics episode_return episode_length")
   :gmatch "%S+" do buffers[name] = true end
+local optional = { n = true, max_steps = true, reward_threshold = true }
 
 local function one_of(env, t)
   if env.n or not t then return t end
   if #t.shape == 1 then return t:item() end
-  local shape = t.shape
-  return t:reshape { table.unpack(shape, 2) }
+  return t:reshape { table.unpack(t.shape, 2) }
 end
 
 function Env.__index(env, name)
   local method = Env[name]
   if method ~= nil then return method end
   if buffers[name] then return one_of(env, core.buffer(env._core, name, env._copy)) end
-  if type(name) ~= "string" or name:sub(1, 1) == "_" then return nil end
-  if name == "n" or name == "max_steps" or name == "reward_threshold" then return nil end
+  if type(name) ~= "string" or name:sub(1, 1) == "_" or optional[name] then return nil end
   local names = options.names(Env)
   for field in pairs(buffers) do names[#names + 1] = field end
+  local near = options.nearest(name, names)
   return options.raise(("environment %s has no '%s'%s"):format(env.id, name,
-    (function (near) return near and ("; did you mean '%s'?"):format(near) or "" end)(options.nearest(name, names))), 2)
+    near and ("; did you mean '%s'?"):format(near) or ""), 2)
 end
 
 function Env:__tostring()
@@ -80,6 +84,21 @@ options.declare(Env.reset, { "self" }, reset_rules)
 --- @return perilune.Tensor|boolean truncated  (rows) it was cut, as by the time limit
 function Env:step(actions) return self._step(self, actions) end
 
+--- Random actions for every row, of those that are legal.
+--- @param rng table?  of peri.env.rng; default: the action space's own, which peri.seed decides
+--- @return perilune.Tensor|integer actions  as step takes them
+function Env:sample(rng)
+  local mask = self.mask
+  if not self.n then return self.action_space:sample(rng, mask) end
+  local list = {}
+  for row = 1, self.rows do
+    local a = self.action_space:sample(rng, mask and mask:select(1, row))
+    list[row] = a
+  end
+  if self.action_space.kind == "discrete" then return peri.tensor(list, "i64") end
+  return peri.stack(list, 1)
+end
+
 --- Episodes that ended since the last call, oldest first. dropped counts those that nobody asked for in time: the
 --- newest 65,536 are kept.
 --- @return table  { returns = {...}, lengths = {...}, rows = {...}, dropped = 0 }
@@ -88,15 +107,175 @@ function Env:episodes()
   return { returns = returns, lengths = lengths, rows = rows, dropped = dropped }
 end
 
---- What wrappers do to observations by statistics of theirs, in order: { mean, var, epsilon, clip } of each. Policy
---- files carry it.
---- @return table[]
-function Env:normalizers() return {} end -- luacheck: ignore 212
+-- ---- states ----
+
+-- What runs in another process has its state there.
+local function check_here(env, who)
+  if env._elsewhere then options.raise(("%s: %s runs in a process of its own and cannot be saved"):format(who, env.id)) end
+end
+
+local function encoded(env, i)
+  local states, spec = core.states(env._core), env._spec
+  if not states then return "" end
+  local state = states[i]
+  if spec.save then state = spec.save(state) end
+  return plain.encode(state, ("state of row %d"):format(i))
+end
+
+local function decoded(env, text)
+  local state = plain.decode(text)
+  if env._spec.load then state = env._spec.load(state) end
+  if type(state) ~= "table" then
+    options.raise(("%s: load returned %s, expected the state, a table"):format(env.id, type(state)))
+  end
+  return state
+end
+
+local function check_row(env, who, row)
+  local n = env.rows // env.agents
+  if math.type(row) ~= "integer" or row < 1 or row > n then
+    options.raise(("%s: %s, expected an integer from 1 to %d"):format(who, options.is("row", row), n))
+  end
+  return row
+end
+
+--- One environment as a string: its state, generator, time and observation. Loaded into any row of an environment of
+--- the same id and options, it goes on as this one would.
+--- @param row integer?  the first
+--- @return string
+function Env:save(row)
+  check_here(self, "save")
+  row = check_row(self, "save", row or 1)
+  return ("<s8"):pack(core.save(self._core, row)) .. encoded(self, row)
+end
+
+--- Put what save gave into a row.
+--- @param row integer|string  left out: the first
+--- @param state string?
+--- @return self
+function Env:load(row, state)
+  check_here(self, "load")
+  if state == nil then row, state = 1, row end
+  row = check_row(self, "load", row)
+  options.argument("load", "state", state, "string")
+  local ok, bytes, at = pcall(string.unpack, "<s8", state)
+  if not ok then options.raise(("load: %s: the string is no saved state"):format(self.id)) end
+  local states = core.states(self._core)
+  local fresh = states and decoded(self, state:sub(at))
+  core.load(self._core, row, bytes)
+  if states then states[row] = fresh end
+  return self
+end
+
+--- Everything that a checkpoint needs: states, generators, time, statistics, buffers. For run:track.
+--- @return table tensors
+--- @return table plain
+function Env:state_dict()
+  check_here(self, "state_dict")
+  local begun, tensors = core.begun(self._core), {}
+  local out = { id = self.id, n = self.rows // self.agents, begun = begun }
+  local e = self:episodes()
+  out.episodes = e
+  core.put_episodes(self._core, e.returns, e.lengths, e.rows, e.dropped)
+  if not begun then return tensors, out end
+  local all = core.save(self._core)
+  tensors.rows = peri.from_bytes(all, "u8", { out.n, #all // out.n })
+  if core.states(self._core) then
+    local texts, lengths = {}, {}
+    for i = 1, out.n do texts[i] = encoded(self, i); lengths[i] = #texts[i] end
+    local joined = table.concat(texts)
+    tensors.states, tensors.lengths = peri.from_bytes(joined, "u8", { #joined }), peri.tensor(lengths, "i64")
+  end
+  return tensors, out
+end
+
+local function split(env, tensors, n)
+  local joined, at, states = tensors.states:bytes(), 1, {}
+  for i, length in ipairs(tensors.lengths:tolist()) do
+    states[i] = decoded(env, joined:sub(at, at + length - 1))
+    at = at + length
+  end
+  if #states ~= n then options.raise(("load_state_dict: %s: %d states, expected %d"):format(env.id, #states, n)) end
+  return states
+end
+
+--- Go on from what state_dict gave. What does not fit raises, and then nothing changed.
+--- @param tensors table
+--- @param state table
+--- @return self
+function Env:load_state_dict(tensors, state)
+  local n = self.rows // self.agents
+  options.argument("load_state_dict", "state", state, "table")
+  if state.id ~= self.id or state.n ~= n then
+    options.raise(("load_state_dict: the state is of %s with n = %s, expected %s with n = %d"):format(
+      tostring(state.id), tostring(state.n), self.id, n))
+  end
+  local lua = state.begun and self._spec ~= nil
+  local known = { rows = state.begun, states = lua, lengths = lua }
+  for name in pairs(tensors) do
+    if not known[name] then options.raise("load_state_dict: unexpected " .. tostring(name)) end
+  end
+  for name, needed in pairs(known) do
+    if needed and not peri.is_tensor(tensors[name]) then options.raise("load_state_dict: missing " .. name) end
+  end
+  if state.begun then
+    local states = self._spec and split(self, tensors, n)
+    core.load(self._core, 0, tensors.rows:bytes())
+    local own = core.states(self._core)
+    for i = 1, states and n or 0 do own[i] = states[i] end
+  end
+  local e = state.episodes
+  core.put_episodes(self._core, e.returns, e.lengths, e.rows, e.dropped)
+  return self
+end
+
+-- ---- pictures ----
 
 --- A picture of an environment in characters.
 --- @param row integer?  the first
 --- @return string
-function Env:text(row) return core.text(self._core, row or 1) end
+function Env:text(row)
+  row = check_row(self, "text", row or 1)
+  local states = core.states(self._core)
+  if not states then return core.text(self._core, row) end
+  if not self._spec.text then options.raise(("text: %s has no text function"):format(self.id)) end
+  return self._spec.text(states[row])
+end
+
+--- An environment drawn into a new frame of shapes (peri.frame).
+--- @param row integer?  the first
+--- @return table
+function Env:frame(row)
+  row = check_row(self, "frame", row or 1)
+  local states = core.states(self._core)
+  if not states then return core.frame(self._core, row) end
+  if not self._spec.render then options.raise(("frame: %s has no render function"):format(self.id)) end
+  local frame = peri.frame(400, 300)
+  self._spec.render(states[row], frame)
+  return frame
+end
+
+--- A picture of an environment as pixels.
+--- @param row integer?  the first
+--- @param height integer?  of the picture; default: the frame's own
+--- @return perilune.Tensor  (height, width, 3) u8
+function Env:render(row, height) return self:frame(row):tensor(height) end
+
+--- What wrappers do to observations by statistics of theirs, in order: { mean, var, epsilon, clip } of each. Policy
+--- files carry it.
+--- @return table[]
+function Env:normalizers() return {} end
+
+--- Named tensors of what wrappers have learnt.
+--- @return table<string, perilune.Tensor>
+function Env:statistics() return {} end -- luacheck: ignore 212
+
+--- Statistics of wrappers stay as they are, for evaluation; false: they go on.
+--- @param _ boolean?
+--- @return self
+function Env:eval(_) return self end
+
+-- ---- making ----
 
 --- The transition model of an environment that has one, such as FrozenLake: { states, actions, first,
 --- transitions }. transitions[state][action] is a list of outcomes { p, next, reward, terminated }, first one of the
@@ -120,19 +299,24 @@ M.rules = {
   reward_dtype = options.choice("f32", { "f32", "f64" }, "of the tensors of rewards"),
 }
 
---- A batch of a registered environment. o: filled by rules; args: the environment's own options. of: what makes it of
---- the settings in place of the registry.
-function M.make(id, o, args, of)
+--- A batch. how: an id, or the checked table of an environment that is written in Lua. o: filled by rules; args: the
+--- environment's own options. of: what makes it of the settings in place of the registry.
+function M.make(how, o, args, of)
   local single = o.n == nil
-  local settings = { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
+  local given = { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
     autoreset = modes[o.autoreset or single and "disabled" or "same_step"], f64 = single or o.reward_dtype == "f64",
     args = args }
   local made
-  if of then made = of(settings) else made = core.make(id, settings) end
+  if of then made = of(given)
+  elseif type(how) == "table" then made = core.make_lua(given, how)
+  else made = core.make(how, given) end
   local spec = core.spec(made)
-  local env = { id = id, n = o.n, rows = spec.rows, agents = spec.agents, max_steps = spec.max_steps,
+  local env = { id = type(how) == "table" and how.id or how, n = o.n, rows = spec.rows, agents = spec.agents, max_steps = spec.max_steps,
     reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,
-    obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action) }
+    obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action),
+    _spec = type(how) == "table" and how or nil, _elsewhere = of ~= nil,
+    _autoreset = o.autoreset or (single and "disabled" or "same_step") }
+  if env._spec then env.obs_space, env.action_space = how.obs, how.action end
   env.step, env._obs = core.stepper(made, single, o.copy)
   return setmetatable(env, Env)
 end

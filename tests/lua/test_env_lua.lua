@@ -1,0 +1,259 @@
+-- Environments written in Lua: rows, discrete observations, masks, states as texts, what they do wrong.
+local lu = require "luaunit"
+local peri = require "perilune"
+local claims = require "claims"
+
+local env, message = peri.env, claims.message
+
+TestEnvLua = {}
+
+-- Walks on a line of five places; obs { place, random }.
+local function walk(changes)
+  local spec = { id = "Walk-v0", obs = env.box(-10, 10, { shape = { 2 } }), action = env.discrete(2), max_steps = 20 }
+  function spec.reset(s, obs, rng)
+    s.at, s.seen = 0, { n = 0 }
+    obs[1], obs[2] = 0, rng:double()
+  end
+  function spec.step(s, action, obs, rng)
+    s.at = s.at + (action == 1 and 1 or -1)
+    s.seen.n = s.seen.n + 1
+    obs[1], obs[2] = s.at, rng:double()
+    return s.at, s.at >= 3, false
+  end
+  for k, v in pairs(changes or {}) do spec[k] = v end
+  return spec
+end
+
+local function all(n, action) return peri.full({ n }, action, "i64") end
+
+function TestEnvLua.test_rows_are_those_of_single_environments()
+  local rows = env.make(walk(), { n = 300, seed = 5 })
+  local obs = rows:reset()
+  local one = env.make(walk(), { seed = 5 + 270 })
+  lu.assertEquals(one:reset():tolist(), obs:select(1, 271):tolist())
+  local actions = peri.randint(0, 2, { 300 })
+  for _ = 1, 2 do
+    local got, reward = rows:step(actions)
+    local mine, r = one:step(actions:tolist()[271])
+    lu.assertEquals(mine:tolist(), got:select(1, 271):tolist())
+    lu.assertEquals(r, reward:tolist()[271])
+  end
+end
+
+function TestEnvLua.test_episodes_end_and_begin_as_in_c()
+  local rows = env.make(walk(), { n = 2, seed = 1 })
+  rows:reset()
+  for t = 1, 3 do
+    local obs, reward, terminated = rows:step { 1, 0 }
+    lu.assertEquals(terminated:tolist(), { t == 3, false })
+    lu.assertEquals(obs:tolist()[1][1], t == 3 and 0 or t)
+    lu.assertEquals(rows.final_obs:tolist()[1][1], t)
+    lu.assertEquals(reward:tolist(), { t, -t })
+  end
+  lu.assertEquals(rows:episodes(), { returns = { 6 }, lengths = { 3 }, rows = { 1 }, dropped = 0 })
+  for _ = 4, 20 do rows:step { 0, 0 } end
+  lu.assertEquals(rows.truncated:tolist(), { false, true })
+end
+
+function TestEnvLua.test_discrete_observations_are_returned()
+  local spec = { id = "Count-v0", obs = env.discrete(4), action = env.discrete(3, -1) }
+  function spec.reset(s) s.k = 0 return 0 end
+  function spec.step(s, action) s.k = s.k + action return 0.5, s.k == 3, s.k == 2, s.k end
+  local one = env.make(spec)
+  lu.assertEquals(one:reset(), 0)
+  lu.assertEquals({ one:step(1) }, { 1, 0.5, false, false })
+  lu.assertEquals({ one:step(1) }, { 2, 0.5, false, true })
+  one:reset()
+  lu.assertStrContains(message(one.step, one, -1),
+    "Count-v0: row 1, step 1 of its episode: its observation is -1, expected an integer from 0 to 3")
+end
+
+function TestEnvLua.test_masks_say_what_is_legal_next()
+  local spec = walk { mask = true }
+  local reset, step = spec.reset, spec.step
+  function spec.reset(s, obs, rng, mask) reset(s, obs, rng) mask[1] = false end
+  function spec.step(s, action, obs, rng, mask)
+    mask[2] = s.at < 0
+    return step(s, action, obs, rng)
+  end
+  local rows = env.make(spec, { n = 2, seed = 1 })
+  rows:reset()
+  lu.assertEquals(rows.mask:tolist(), { { false, true }, { false, true } })
+  lu.assertEquals(rows:sample():tolist(), { 1, 1 })
+  rows:step { 1, 1 }
+  lu.assertEquals(rows.mask:tolist(), { { true, false }, { true, false } })
+end
+
+function TestEnvLua.test_box_actions_are_lists()
+  local spec = walk { action = env.box(-1, 1, { shape = { 2 } }) }
+  function spec.step(_, action, obs) obs[1] = action[1] + action[2] return action[2], false end
+  local rows = env.make(spec, { n = 2 })
+  rows:reset()
+  local obs, reward = rows:step(peri.tensor { { 0.5, 1 }, { 2, -1 } })
+  lu.assertEquals(obs:tolist()[2][1], 1)
+  lu.assertEquals(reward:tolist(), { 1, -1 })
+  lu.assertStrContains(message(rows.step, rows, peri.tensor { { 0, 0 / 0 }, { 0, 0 } }),
+    "row 1, step 2 of its episode: action [1] is nan, expected a finite number")
+end
+
+function TestEnvLua.test_what_a_row_does_wrong_is_named()
+  local where = debug.getinfo(1, "S").short_src
+  local cases = {
+    { function () return 0 / 0, false end, "its reward is nan, expected a finite number" },
+    { function () return math.huge, false end, "its reward is inf" },
+    { function () return "1", false end, "step returned string as reward, expected a number" },
+    { function () end, "step returned nil as reward, expected a number" },
+    { function () return 1 end, "step returned nil as terminated, expected a boolean" },
+    { function () return 1, true, 1 end, "step returned number as truncated, expected a boolean" },
+    { function (_, _, obs) obs[3] = 1 return 1, false end, "obs[3]: obs has elements 1 to 2" },
+    { function (_, _, obs) obs[0] = 1 return 1, false end, "obs[0]: obs has elements 1 to 2" },
+    { function (_, _, obs) obs[1] = nil return 1, false end, "obs[1] is nil, expected a number" },
+    { function (_, _, obs) obs[2] = 0 / 0 return 1, false end, "its observation [1] is nan" },
+    { function (s) return s.missing.field end, "attempt to index a nil value (field 'missing')" },
+    { function () coroutine.yield() end, "attempt to yield across a C-call boundary" },
+    { function () error { code = 3 } end, "code = 3" },
+  }
+  for k, case in ipairs(cases) do
+    local rows = env.make(walk { step = function (s, ...)
+      s.t = (s.t or 0) + 1
+      if s.t == 2 and s.second then return case[1](s, ...) end
+      return 0, false
+    end, reset = function (s, obs, rng) s.second = rng:double() and true obs[1] = 0 end }, { n = 3 })
+    rows:reset()
+    rows:step(all(3, 1))
+    local said = message(function () coroutine.wrap(function () rows:step(all(3, 1)) end)() end)
+    lu.assertStrContains(said, "Walk-v0: row 1, step 2 of its episode: ", false, k)
+    lu.assertStrContains(said, case[2], false, k)
+    if k == 11 then lu.assertStrContains(said, where .. ":") end
+    lu.assertStrContains(message(rows.step, rows, all(3, 1)), "an earlier step or reset failed")
+    rows:reset()
+    rows:step(all(3, 1))
+  end
+end
+
+function TestEnvLua.test_it_may_not_step_itself()
+  local rows
+  rows = env.make(walk { step = function () rows:step { 1 } return 1, false end }, { n = 1 })
+  rows:reset()
+  lu.assertStrContains(message(rows.step, rows, { 1 }), "step: it is called from its own step or reset")
+end
+
+function TestEnvLua.test_a_generator_of_a_row_is_lent()
+  local kept
+  local one = env.make(walk { reset = function (_, obs, rng) kept = rng obs[1] = rng:uniform(1, 2) end })
+  one:reset()
+  lu.assertStrContains(message(kept.double, kept), "the generator of a row is there while the row is stepped")
+end
+
+function TestEnvLua.test_saved_rows_go_on_the_same()
+  for _, name in ipairs { "lua", "c" } do
+    local how = name == "lua" and walk() or "CartPole-v1"
+    local rows = env.make(how, { n = 3, seed = 2 })
+    rows:reset()
+    rows:step { 1, 0, 1 }
+    local kept = rows:save(1)
+    local obs = rows:step { 1, 0, 1 }
+    rows:load(3, kept)
+    local again = rows:step { 0, 0, 1 }
+    lu.assertEquals(again:tolist()[3], obs:tolist()[1])
+    lu.assertStrContains(message(rows.load, rows, 1, "nonsense"), "no saved state")
+    lu.assertStrContains(message(rows.save, rows, 4), "row is 4, expected an integer from 1 to 3")
+  end
+end
+
+function TestEnvLua.test_all_of_it_is_in_the_state()
+  for _, how in ipairs { walk(), "CartPole-v1" } do
+    for _, mode in ipairs { "same_step", "next_step" } do
+      local function made() return env.make(how, { n = 12, seed = 2, autoreset = mode }) end
+      local function go(e, n)
+        local out = {}
+        for _ = 1, n do
+          local obs, reward, terminated, truncated = e:step(all(12, 1))
+          out[#out + 1] = { obs:tolist(), reward:tolist(), terminated:tolist(), truncated:tolist(),
+            e.final_obs:tolist(), e.valid:tolist() }
+        end
+        out.episodes = e:episodes()
+        return out
+      end
+      local first = made()
+      first:reset()
+      for _ = 1, 10 do first:step(all(12, 1)) end
+      local tensors, state = first:state_dict()
+      state = peri.json.decode(peri.json.encode(state))
+      local second = made()
+      second:load_state_dict(tensors, state)
+      lu.assertEquals(go(second, 15), go(first, 15))
+      lu.assertStrContains(message(second.load_state_dict, env.make(how, { n = 3 }), tensors, state), "expected")
+    end
+  end
+end
+
+function TestEnvLua.test_only_plain_states_are_saved_unless_functions_say_how()
+  local spec = walk { reset = function (s, obs) s.deep = { list = { 1, print } } obs[1] = 0 end }
+  local one = env.make(spec)
+  one:reset()
+  lu.assertStrContains(message(one.save, one), "save: state of row 1.deep.list[2] is a function, which is no plain value")
+  spec = walk { reset = function (s) s.f, s.k = print, 7 end, save = function (s) return { s.k } end,
+    load = function (t) return { f = print, k = t[1] } end,
+    step = function (s, _, obs) s.k = s.k + 1 obs[1] = s.k return s.k, false end }
+  one = env.make(spec)
+  one:reset()
+  local kept = one:save()
+  one:step(1)
+  one:load(kept)
+  lu.assertEquals(select(2, one:step(1)), 8)
+end
+
+function TestEnvLua.test_definitions_are_checked()
+  lu.assertStrContains(message(env.make, walk { obs = 3 }), "obs is 3, expected table")
+  lu.assertStrContains(message(env.make, walk { obs = {} }), "expected a space such as peri.env.discrete(2)")
+  lu.assertStrContains(message(env.make, walk { stepp = print }), 'unknown option "stepp"; did you mean "step"?')
+  lu.assertStrContains(message(env.make, { obs = env.discrete(2), action = env.discrete(2), reset = print }), "step is missing")
+  lu.assertStrContains(message(env.register, walk { id = "CartPole-v1" }), "CartPole-v1 is there already")
+  env.register(walk { id = "Walk-v7" })
+  lu.assertEquals(env.make("Walk-v7", { n = 2 }).id, "Walk-v7")
+  lu.assertStrContains(table.concat(env.ids(), " "), "Walk-v7")
+  lu.assertStrContains(message(env.make, "Walk-v7", { length = 2 }), 'unknown option "length"')
+end
+
+-- ---- spaces ----
+
+function TestEnvLua.test_spaces_say_what_they_are()
+  lu.assertEquals(tostring(env.discrete(3)), "Discrete(3)")
+  lu.assertEquals(tostring(env.box { -1, 1, shape = { 2 } }), "Box(-1, 1, (2), f32)")
+  lu.assertEquals(tostring(env.multi_discrete { 3, 2 }), "MultiDiscrete(3, 2)")
+  lu.assertTrue(env.discrete(3, 5):contains(7))
+  lu.assertFalse(env.discrete(3, 5):contains(8))
+  lu.assertFalse(env.box(0, 1):contains(peri.tensor(1.5)))
+  lu.assertStrContains(message(env.box, 2, 1), "bounds of element 1 of a Box are 2 and 1")
+  lu.assertStrContains(message(env.multi_discrete, { 3, 0 }), "size 2 is 0, expected an integer in [1, inf)")
+end
+
+-- gymnasium 1.4: space.seed(7), then two samples
+function TestEnvLua.test_samples_are_those_of_gymnasium()
+  local rng = env.rng(7)
+  lu.assertEquals({ env.discrete(10):sample(rng), env.discrete(10):sample(rng) }, { 9, 6 })
+  lu.assertEquals(env.multi_discrete({ 3, 5, 2 }):sample(env.rng(7)):tolist(), { 1, 4, 1 })
+  local box = env.box({ low = { -1, 0, -math.huge }, high = { 1, 2, math.huge } }):sample(env.rng(7))
+  lu.assertAlmostEquals(box:tolist()[1], 0.7944275736808777, 0)
+  lu.assertAlmostEquals(box:tolist()[3], 0.001230153371579945, 0)
+  rng = env.rng(7)
+  lu.assertEquals(env.multi_binary(5):sample(rng):tolist(), { 1, 0, 1, 1, 1 })
+  lu.assertEquals(env.multi_binary(5):sample(rng):tolist(), { 1, 0, 0, 1, 1 })
+  lu.assertEquals(env.box(0, 255, { shape = { 3 }, dtype = "u8" }):sample(env.rng(7)):tolist(), { 160, 229, 198 })
+  rng = env.rng(7)
+  local mask = peri.tensor { false, true, false, true, true, false, false, false, false, true }
+  lu.assertEquals({ env.discrete(10, -3):sample(rng), env.discrete(10, -3):sample(rng, mask) }, { 6, 1 })
+end
+
+-- gymnasium.spaces.flatten of { b = Box(2), a = Discrete(3), c = Dict(d = MultiDiscrete(2, 2)) }
+function TestEnvLua.test_dicts_are_flattened_as_gymnasium_does()
+  local space = env.dict { b = env.box(-2, 2, { shape = { 2 } }), a = env.discrete(3),
+    c = env.dict { d = env.multi_discrete { 2, 2 } } }
+  lu.assertEquals(space.shape, { 9 })
+  lu.assertEquals(space:flatten { a = 1, b = { 0.5, -1 }, c = { d = { 0, 1 } } }, { 0, 1, 0, 0.5, -1, 1, 0, 0, 1 })
+  lu.assertEquals(space.fields[3].name, "c")
+  lu.assertEquals({ space.fields[4].name, space.fields[4].from, space.fields[4].size }, { "c.d", 6, 4 })
+  lu.assertStrContains(message(space.flatten, space, { a = 3, b = { 0, 0 }, c = { d = { 0, 0 } } }), "a is 3, expected a value of Discrete(3)")
+  lu.assertStrContains(message(space.flatten, space, { aa = 3 }), 'unknown part "aa"; did you mean "a"?')
+end
