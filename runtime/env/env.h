@@ -54,6 +54,8 @@ struct peri_env {
   unsigned char *scratch; /* for each thread what a reset may write that is not kept, and a state */
   size_t scratch_bytes;
 
+  uint32_t lent; /* a bit for each buffer that somebody has as a tensor */
+
   int64_t tick;                             /* steps of the batch */
   bool configured, begun, broken, any_over; /* any_over: perhaps */
   bool final_partial;                       /* final_obs lacks the rows that are not kept */

@@ -3,6 +3,7 @@
 */
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "env/env.h"
@@ -227,5 +228,7 @@ peri_status peri_env_tensor (peri_env *e, peri_env_buffer what, peri_tensor **ou
   peri_tensor *t = e->buffer[what];
   if (!t) return peri__fail(e->ctx, PERI_EINVAL, "%s has no buffer %s", e->def.id, names[what]);
   if (what == PERI_ENV_FINAL_OBS) complete_final(e);
-  return peri__view(t, 0, t->ndim, t->shape, t->stride, out);
+  TRY(peri__view(t, 0, t->ndim, t->shape, t->stride, out));
+  e->lent |= 1u << what;
+  return PERI_OK;
 }

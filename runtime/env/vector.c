@@ -387,11 +387,11 @@ static void run (job *j, peri_range_fn fn) {
   }
 }
 
-/* Buffers are about to be overwritten: not when other contexts read them, and a tape is to know. */
+/* Buffers that somebody has as tensors are about to be overwritten: not when other contexts read them, and a tape is
+** to know. */
 static peri_status begin_writing (peri_env *e) {
-  for (int i = 0; i < PERI_ENV_NBUFFER; i++) {
-    if (!e->buffer[i]) continue;
-    peri_storage *s = e->buffer[i]->storage;
+  for (uint32_t left = e->lent; left; left &= left - 1) {
+    peri_storage *s = e->buffer[__builtin_ctz(left)]->storage;
     if (s->readonly)
       return peri__fail(e->ctx, PERI_EINVAL,
                         "%s: a buffer of it was shared with other contexts and may not change",
@@ -402,11 +402,14 @@ static peri_status begin_writing (peri_env *e) {
 }
 
 static peri_status check_actions (peri_env *e, const void *action) {
-  int64_t bad = peri__space_bad_row(&e->spec.action, action, e->rows);
+  const peri_space *s = &e->spec.action;
+  if (e->rows == 1 && s->kind == PERI_SPACE_DISCRETE &&
+      (uint64_t)(*(const int64_t *)action) - (uint64_t)s->start < (uint64_t)s->n)
+    return PERI_OK;
+  int64_t bad = peri__space_bad_row(s, action, e->rows);
   if (bad == e->rows) return PERI_OK;
   char why[PERI_ENV_MESSAGE];
-  peri__space_complaint(&e->spec.action, (const char *)action + (size_t)bad * e->action_bytes, why,
-                        sizeof why);
+  peri__space_complaint(s, (const char *)action + (size_t)bad * e->action_bytes, why, sizeof why);
   return peri__fail(e->ctx, PERI_EINVAL, "%s: row %s, step %" PRId64 " of its episode: action %s",
                     e->def.id, peri__nth(e->ctx, bad), e->tick + 1 - e->started[bad / e->agents],
                     why);

@@ -294,6 +294,167 @@ static void options_are_read_and_refused (void **state) {
   peri_env_close(e);
 }
 
+/* ---- several agents ---- */
+
+/* Agent k of three is out after k + 1 steps; obs { steps, agent }. */
+static peri_status agents_configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
+  (void)ud, (void)args;
+  spec->obs = peri_space_box(PERI_F32, -100, 100, 1, (const int64_t[]){ 2 });
+  spec->action = peri_space_discrete(5);
+  spec->agents = 3;
+  spec->state_bytes = sizeof(counter);
+  return PERI_OK;
+}
+
+static void agents_observe (int64_t steps, const peri_env_io *io) {
+  for (int k = 0; k < 3; k++) {
+    ((float *)io->obs)[2 * k] = (float)steps;
+    ((float *)io->obs)[2 * k + 1] = (float)k;
+  }
+}
+
+static peri_status agents_reset (const void *shared, void *state, peri_pcg64 *rng,
+                                 const peri_env_io *io) {
+  (void)shared, (void)rng;
+  ((counter *)state)->steps = 0;
+  agents_observe(0, io);
+  return PERI_OK;
+}
+
+static peri_status agents_step (const void *shared, void *state, peri_pcg64 *rng,
+                                const peri_env_io *io) {
+  (void)shared, (void)rng;
+  counter *c = state;
+  c->steps++;
+  agents_observe(c->steps, io);
+  for (int k = 0; k < 3; k++) {
+    io->reward[k] = 10 * (k + 1); /* those that are out, too */
+    io->terminated[k] = c->steps > k;
+    if (c->steps == 1 && k == 2) io->live[k] = 0; /* not its turn */
+  }
+  return PERI_OK;
+}
+
+static void agents_go_out_one_by_one_and_begin_together (void **state) {
+  (void)state;
+  for (peri_autoreset mode = PERI_AUTORESET_SAME_STEP; mode <= PERI_AUTORESET_NEXT_STEP; mode++) {
+    peri_env_def d = count_def();
+    d.configure = agents_configure;
+    d.reset = agents_reset;
+    d.step = agents_step;
+    d.noptions = 0;
+    peri_env *e = NULL;
+    peri_env_options o;
+    peri_env_options_init(&o);
+    o.n = 100;
+    o.autoreset = mode;
+    ok(peri_env_make_of(ctx, &d, &o, &e));
+    assert_int_equal(peri_env_rows(e), 300);
+    ok(peri_env_reset(e, NULL, NULL));
+    const int64_t last = 99 * 3;
+    for (int t = 1; t <= 3; t++) {
+      step(e, 1);
+      for (int k = 0; k < 3; k++) {
+        bool out = k < t - 1;
+        assert_int_equal(flag(e, PERI_ENV_TERMINATED, last + k), !out && k == t - 1);
+        assert_int_equal(flag(e, PERI_ENV_VALID, last + k), !out);
+        float reward = ((float *)peri_env_data(e, PERI_ENV_REWARD))[last + k];
+        assert_true(reward == (out ? 0.0f : 10.0f * (float)(k + 1)));
+        bool turn = t < 3 ? k >= t && !(t == 1 && k == 2) : mode == PERI_AUTORESET_SAME_STEP;
+        assert_int_equal(flag(e, PERI_ENV_LIVE, last + k), turn);
+        assert_true(final_at(e, last + k, 0) == (float)t && final_at(e, last + k, 1) == (float)k);
+      }
+    }
+    assert_true(obs_at(e, last, 0) == (mode == PERI_AUTORESET_SAME_STEP ? 0 : 3));
+    peri_env_episode one;
+    for (int i = 0; i < 300; i++) {
+      assert_true(peri_env_next_episode(e, &one));
+      assert_int_equal(one.length, one.row % 3 + 1);
+      assert_true(one.episode_return == (double)(10 * one.length * one.length));
+    }
+    assert_false(peri_env_next_episode(e, &one));
+    if (mode == PERI_AUTORESET_NEXT_STEP) {
+      step(e, 1);
+      assert_int_equal(flag(e, PERI_ENV_VALID, last + 2), 0);
+      assert_int_equal(flag(e, PERI_ENV_LIVE, last + 2), 1);
+      assert_true(obs_at(e, last + 2, 0) == 0);
+    }
+    step(e, 1);
+    assert_true(obs_at(e, last, 0) == 1);
+    assert_int_equal(flag(e, PERI_ENV_TERMINATED, last), 1);
+    peri_env_close(e);
+  }
+}
+
+/* ---- bytes ---- */
+
+static void what_is_saved_goes_on_the_same (void **state) {
+  (void)state;
+  peri_env *a = counters(20, PERI_AUTORESET_SAME_STEP, -1);
+  peri_env *b = counters(20, PERI_AUTORESET_SAME_STEP, -1);
+  step(a, 1);
+  step(a, 1);
+  size_t each = peri_env_save_size(a), all_of_it = each * 20;
+  unsigned char *bytes = malloc(all_of_it), *again = malloc(all_of_it);
+  ok(peri_env_save(a, -1, bytes, all_of_it));
+  ok(peri_env_load(b, -1, bytes, all_of_it));
+  ok(peri_env_save(b, -1, again, all_of_it));
+  assert_memory_equal(bytes, again, all_of_it);
+  step(a, 1);
+  step(b, 1);
+  ok(peri_env_save(a, -1, bytes, all_of_it));
+  ok(peri_env_save(b, -1, again, all_of_it));
+  assert_memory_equal(bytes, again, all_of_it);
+  assert_true(final_at(b, 7, 0) == 3);
+  ok(peri_env_save(a, 3, bytes, each));
+  step(a, 1);
+  ok(peri_env_load(a, 19, bytes, each));
+  assert_true(obs_at(a, 19, 0) == 0 && obs_at(a, 18, 0) == 1);
+  want_failure(ctx, peri_env_load(a, 0, bytes, each - 1), PERI_EINVAL, "a saved state has");
+  bytes[3]++;
+  want_failure(ctx, peri_env_load(a, 0, bytes, each), PERI_EINVAL, "no saved state of it");
+  want_failure(ctx, peri_env_save(a, 20, bytes, each), PERI_EINVAL,
+               "20 environments, no number 20");
+  peri_env *fresh = NULL;
+  peri_env_def d = count_def();
+  ok(peri_env_make_of(ctx, &d, NULL, &fresh));
+  want_failure(ctx, peri_env_save(fresh, 0, bytes, each), PERI_EINVAL, "before the first reset");
+  peri_env_close(fresh);
+  peri_env_close(a);
+  peri_env_close(b);
+  free(bytes);
+  free(again);
+}
+
+/* ---- interrupts and shared buffers ---- */
+
+static void an_interrupt_ends_a_step (void **state) {
+  (void)state;
+  peri_env *e = counters(4, PERI_AUTORESET_SAME_STEP, -1);
+  const int64_t a[] = { 1, 1, 1, 1 };
+  peri_interrupt(ctx);
+  want_failure(ctx, peri_env_step(e, a), PERI_EINTR, "Count-v0: interrupted");
+  want_failure(ctx, peri_env_reset(e, NULL, NULL), PERI_EINTR, "interrupted");
+  peri_interrupt_clear(ctx);
+  ok(peri_env_reset(e, NULL, NULL));
+  ok(peri_env_step(e, a));
+  peri_env_close(e);
+}
+
+static void buffers_shared_for_reading_are_not_written (void **state) {
+  (void)state;
+  peri_env *e = counters(4, PERI_AUTORESET_SAME_STEP, -1);
+  const int64_t a[] = { 1, 1, 1, 1 };
+  peri_tensor *obs = NULL;
+  peri_shared *handle = NULL;
+  ok(peri_env_tensor(e, PERI_ENV_OBS, &obs));
+  ok(peri_share(obs, PERI_SHARE_READ, &handle));
+  want_failure(ctx, peri_env_step(e, a), PERI_EINVAL, "shared with other contexts");
+  peri_shared_release(handle);
+  peri_release(obs);
+  peri_env_close(e);
+}
+
 static peri_status make_and_step (void *ud) {
   (void)ud;
   peri_env_def d = count_def();
@@ -323,6 +484,12 @@ int main (void) {
     cmocka_unit_test_setup_teardown(failures_name_the_row_the_step_and_the_value, open_ctx,
                                     close_ctx),
     cmocka_unit_test_setup_teardown(options_are_read_and_refused, open_ctx, close_ctx),
+    cmocka_unit_test_setup_teardown(agents_go_out_one_by_one_and_begin_together, open_ctx,
+                                    close_ctx),
+    cmocka_unit_test_setup_teardown(what_is_saved_goes_on_the_same, open_ctx, close_ctx),
+    cmocka_unit_test_setup_teardown(an_interrupt_ends_a_step, open_ctx, close_ctx),
+    cmocka_unit_test_setup_teardown(buffers_shared_for_reading_are_not_written, open_ctx,
+                                    close_ctx),
     cmocka_unit_test_setup_teardown(every_allocation_may_fail, open_ctx, close_ctx),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -98,6 +98,15 @@ static const struct {
     "local f = peri.custom(function(_, x) return x * 2 end, function() while true do end end) "
     "local x = peri.ones{1}:requires_grad_() ready() while true do pcall(function() "
     "f(x):sum():backward() end) end" },
+  { "an environment's reset",
+    "local env = require 'perilune'.env local two = env.discrete(2) "
+    "local e = env.make { obs = two, action = two, step = function() return 0, false end, "
+    "reset = function() ready() while true do end end } while true do pcall(e.reset, e) end" },
+  { "an environment's step",
+    "local env = require 'perilune'.env local two = env.discrete(2) "
+    "local e = env.make({ obs = two, action = two, reset = function() return 0 end, "
+    "step = function() ready() while true do end end }, { n = 3 }) "
+    "e:reset() while true do pcall(e.step, e, { 0, 1, 0 }) end" },
   { "debug.sethook",
     "ready() while true do pcall(function() debug.sethook() while true do end end) end" },
   { "debug.sethook in a loop", "ready() while true do pcall(debug.sethook) end" },

@@ -111,7 +111,9 @@ end
 
 -- What runs in another process has its state there.
 local function check_here(env, who)
-  if env._elsewhere then options.raise(("%s: %s runs in a process of its own and cannot be saved"):format(who, env.id)) end
+  if env._elsewhere then
+    options.raise(("%s: %s runs in a process of its own and cannot be saved"):format(who, env.id))
+  end
 end
 
 local function encoded(env, i)
@@ -311,7 +313,8 @@ function M.make(how, o, args, of)
   elseif type(how) == "table" then made = core.make_lua(given, how)
   else made = core.make(how, given) end
   local spec = core.spec(made)
-  local env = { id = type(how) == "table" and how.id or how, n = o.n, rows = spec.rows, agents = spec.agents, max_steps = spec.max_steps,
+  local env = { id = type(how) == "table" and how.id or how, n = o.n, rows = spec.rows, agents = spec.agents,
+    max_steps = spec.max_steps,
     reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,
     obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action),
     _spec = type(how) == "table" and how or nil, _elsewhere = of ~= nil,

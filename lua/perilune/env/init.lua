@@ -74,7 +74,8 @@ end
 options.declare(M.register, {}, spec_rules)
 
 --- An environment by its id, or the table of one that is written in Lua (as register takes it): n of them at once, or
---- without n a single one. Options that are not listed below are the environment's own; a list of them is a text with commas.
+--- without n a single one. Options that are not listed below are the environment's own; a list of them is a text with
+--- commas.
 --- @param id string|table
 --- @param opts table?
 --- @return perilune.env.Env
