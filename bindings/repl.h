@@ -11,6 +11,8 @@
 /* Module perilune.line: reading lines with editing, history and completion where there is a
 ** terminal and a libedit, plainly otherwise. */
 int peri__open_line (lua_State *L);
+/* Its function keys, into the table on top: repl_keys.c */
+void peri__open_keys (lua_State *L);
 
 /* ---- Ctrl-C: main_interrupt.c ---- */
 /* From now on SIGINT asks this state to stop. */

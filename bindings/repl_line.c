@@ -353,5 +353,6 @@ int peri__open_line (lua_State *L) {
                                         { NULL, NULL } };
   if (!edit.el) open_editor();
   luaL_newlib(L, functions);
+  peri__open_keys(L);
   return 1;
 }

@@ -21,6 +21,17 @@ end
 --- @return integer
 function M.columns() return columns_of(os.getenv "COLUMNS") or USUAL end
 
+--- Columns and rows of the terminal: what it says, else 80 and 24.
+--- @return integer columns
+--- @return integer rows
+function M.size()
+  local pipe = io.popen("{ stty size </dev/tty; } 2>/dev/null", "r")
+  local rows, columns = (pipe and pipe:read "a" or ""):match "(%d+)%s+(%d+)"
+  if pipe then pipe:close() end
+  rows = math.tointeger(tonumber(rows or 0))
+  return columns_of(columns) or M.columns(), rows and rows > 0 and rows or 24
+end
+
 --- Columns of the terminal: COLUMNS, else what the terminal says, else 80; 20 at least.
 --- @return integer
 function M.width()

@@ -16,9 +16,10 @@ local function header_of(name, text)
     if not comment then break end
     head[#head + 1] = comment
   end
-  local own = "perilune " .. name
-  local what, about = table.concat(head, " "):match("^" .. name .. "%.lua %- " .. own .. " ?(.-): (.-)%.%f[%s\0]")
-  return what and { name = name, what = what, about = about }
+  local typed = name:gsub("_", "-") -- check_env.lua is perilune check-env
+  local own = ("%s.lua - perilune %s"):format(name, typed):gsub("[%.%-]", "%%%0")
+  local what, about = table.concat(head, " "):match("^" .. own .. " ?(.-): (.-)%.%f[%s\0]")
+  return what and { name = typed, what = what, about = about }
 end
 
 -- The first lines of a command's file, wherever the library's files are.
@@ -34,7 +35,7 @@ end
 -- What is known of a command, false where there is none of that name; read when it is asked for.
 local function commands_of(place)
   return setmetatable({}, { __index = function (all, name)
-    local known = name:find "^%l[%l%d_]*$" and header_of_command(name, place) or false
+    local known = name:find "^%l[%l%d_%-]*$" and header_of_command((name:gsub("%-", "_")), place) or false
     all[name] = known
     return known
   end })
@@ -43,7 +44,9 @@ end
 -- Names in order. Files without such a first line are parts of others.
 local function names_of(all, place)
   local names = {}
-  for _, name in ipairs(place.list "command") do if all[name] then names[#names + 1] = name end end
+  for _, name in ipairs(place.list "command") do
+    if all[name] then names[#names + 1] = all[name].name end
+  end
   table.sort(names)
   return names
 end
@@ -207,5 +210,6 @@ return function (words, place)
   if not name then return chunks end
   local args = table.move(words, all[name] and 2 or 1, #words, 1, {})
   function place.script() set_arg(place, #words - #args + 1) end -- args[1] is a script
-  return chunks, require("perilune.command." .. (all[name] and name or "run")), args, place -- -e CODE FILE
+  local file = all[name] and name:gsub("%-", "_") or "run" -- -e CODE FILE
+  return chunks, require("perilune.command." .. file), args, place
 end

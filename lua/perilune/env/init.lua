@@ -106,6 +106,7 @@ end
 options.declare(M.make, { "id" }, batch.rules)
 
 M.python = require "perilune.env.python"
+M.check = require "perilune.env.check"
 
 --- A generator whose draws are those of NumPy's default_rng(seed): double, uniform, integer, normal, state, set_state.
 --- @param seed integer?
