@@ -183,6 +183,16 @@ function TestEnvPython:test_what_it_prints_disturbs_nobody()
   end
 end
 
+function TestEnvPython:test_pictures_come_from_python()
+  local e = make("Counter-v0", { n = 3, workers = 2, render = true })
+  e:reset()
+  e:step { 0, 0, 0 }
+  lu.assertEquals(e:render(3):tolist(),
+    { { { 1, 0, 0 }, { 1, 10, 0 }, { 1, 20, 0 } }, { { 1, 0, 20 }, { 1, 10, 20 }, { 1, 20, 20 } } })
+  fails("cannot be saved", e.save, e, 1)
+  fails("cannot be saved", e.state_dict, e)
+end
+
 -- Descriptors, children, signals: as before.
 local function read(path)
   local f <close> = assert(io.open(path))

@@ -165,7 +165,7 @@ check("a state that is loaded goes on as it would have", function (c)
   for i = 1, c.n do
     local ok, state = pcall(env.save, env, i)
     if not ok then
-      if tostring(state):find "neither" then return "its state is elsewhere and cannot be saved", true end
+      if tostring(state):find "cannot be saved" then return "its state is elsewhere and cannot be saved", true end
       error(state, 0)
     end
     states[i] = state
