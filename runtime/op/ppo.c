@@ -146,6 +146,7 @@ static int64_t advantages_of (const peri_call *c, int64_t at, int64_t n, double 
   double sum = 0, squares = 0;
   int64_t count = 0;
   for (int64_t i = 0; i < n; i++) {
+    if (peri__give_up(c->ctx, i)) return 0;
     bool counts = mask == NULL || mask[i] != 0;
     out[i] = counts ? peri__number_at(a, at + i) : 0;
     sum += out[i];
@@ -203,6 +204,7 @@ static void loss_rows (void *ud, int64_t begin, int64_t end, int worker) {
     ratios(c, at, n, &r);
     for (int64_t i = 0; i < n; i++) {
       double of_logp = 0, of_value = 0, counts = share;
+      if (peri__give_up(c->ctx, i)) return;
       if (c->in[MASK] != NULL && ((const uint8_t *)c->in[MASK]->data)[at + i] == 0)
         counts = 0;
       else {
@@ -325,6 +327,7 @@ static void metrics_rows (void *ud, int64_t begin, int64_t end, int worker) {
     double kl = 0, most = -INFINITY, least = INFINITY;
     ratios(c, at, n, &r);
     for (int64_t i = 0; i < n; i++) {
+      if (peri__give_up(c->ctx, i)) return;
       if (c->in[M_MASK] != NULL && ((const uint8_t *)c->in[M_MASK]->data)[at + i] == 0) continue;
       count++;
       kl += k3(r.delta[i], r.ratio[i]);

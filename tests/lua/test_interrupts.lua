@@ -65,6 +65,7 @@ local by_rows = {
 -- two milliseconds.
 local instead = {
   dropout = "attr p=0.3", diag = "x.shape=8", empty = false, empty_like = false, argmax = false, argmin = false,
+  grad_norm = false, -- of gradients, which the made parameters lack; global_norm does the same
 }
 
 -- The largest call with at most so many elements in and out.
