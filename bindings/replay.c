@@ -119,6 +119,9 @@ static int l_replay (lua_State *L) {
   lua_getfield(L, 1, "prioritised");
   lua_getfield(L, 1, "alpha");
   lua_getfield(L, 1, "epsilon");
+  lua_getfield(L, 1, "groups");
+  o.groups = lua_tointeger(L, -1);
+  lua_pop(L, 1);
   o.seeded = lua_getfield(L, 1, "seed") != LUA_TNIL;
   o.capacity = lua_tointeger(L, -8);
   o.rows = lua_tointeger(L, -7);
@@ -364,7 +367,8 @@ static const peri_reg methods[] = {
     "A table of n transitions, drawn with replacement, (n, ...) each: the fields, next_NAME, "
     "reward "
     "(summed over n_step), terminated, truncated, discount, index, and weight of a prioritised "
-    "buffer, with exponent beta (default 1). into: an earlier sample to write into.",
+    "buffer, with exponent beta (default 1). into: an earlier sample to write into. With groups "
+    "(groups, n, ...): n of each group's own rows.",
     r_sample },
   { "sequences", "n, length, burn_in?, beta?, into?",
     "A table of n steps with those after them up to their episode's end, length at most, and up "

@@ -3078,7 +3078,7 @@ function worker:index() end
 ---@return any ...
 function replay:add(step) end
 
---- A table of n transitions, drawn with replacement, (n, ...) each: the fields, next_NAME, reward (summed over n_step), terminated, truncated, discount, index, and weight of a prioritised buffer, with exponent beta (default 1). into: an earlier sample to write into.
+--- A table of n transitions, drawn with replacement, (n, ...) each: the fields, next_NAME, reward (summed over n_step), terminated, truncated, discount, index, and weight of a prioritised buffer, with exponent beta (default 1). into: an earlier sample to write into. With groups (groups, n, ...): n of each group's own rows.
 ---@param n any
 ---@param beta? any
 ---@param into? any

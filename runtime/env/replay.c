@@ -24,6 +24,13 @@ static peri_status check (peri_ctx *ctx, const peri_replay_options *o) {
     return peri__fail(ctx, PERI_EINVAL,
                       "a capacity of %lld steps of %lld rows is out of range: at least 1 of 1",
                       (long long)o->capacity, (long long)o->rows);
+  if (o->groups < 0 || (o->groups > 0 && o->rows % o->groups != 0))
+    return peri__fail(ctx, PERI_EINVAL, "groups is %lld, expected a divisor of the %lld rows",
+                      (long long)o->groups, (long long)o->rows);
+  if (o->groups > 0 && o->prioritised)
+    return peri__fail(ctx, PERI_EINVAL,
+                      "%lld groups and priorities: a buffer with priorities has no groups",
+                      (long long)o->groups);
   if (o->n_step < 1 || o->n_step > 65536)
     return peri__fail(ctx, PERI_EINVAL, "n_step is %lld, expected 1 to 65536",
                       (long long)o->n_step);
@@ -132,6 +139,9 @@ static peri_status fill (peri_replay *r, const peri_replay_options *o) {
   for (int i = 0; i < r->nfields; i++) {
     static const char *const parts[3] = { "field", "after", "ends" };
     r->field[i].is = taken[i];
+    if (r->groups > 0 && taken[i].ndim > PERI_MAX_DIMS - 3)
+      return peri__fail(r->ctx, PERI_EINVAL, "field %s has %d dims, at most %d with groups",
+                        taken[i].name, taken[i].ndim, PERI_MAX_DIMS - 3);
     for (int k = 0; k < 3; k++)
       snprintf(r->field[i].saved[k], sizeof r->field[i].saved[k], "%s.%.*s", parts[k],
                PERI__NAME_MAX - 1, taken[i].name);
@@ -157,6 +167,7 @@ peri_status peri_replay_open (peri_ctx *ctx, const peri_replay_options *o, peri_
   r->ctx = ctx;
   r->capacity = o->capacity;
   r->rows = o->rows;
+  r->groups = o->groups;
   r->n_step = o->n_step;
   r->prioritised = o->prioritised;
   r->alpha = o->alpha;

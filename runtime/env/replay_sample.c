@@ -12,13 +12,35 @@
 
 /* ---- random positions ---- */
 
+static int64_t groups_of (const peri_replay *r) { return r->groups > 0 ? r->groups : 1; }
+
+/* The position of step i of a group of `width` rows of which `row` is the first. */
+static inline int64_t of_group (const peri_replay *r, int64_t i, int64_t row, int64_t width) {
+  return width == r->rows ? i : i / width * r->rows + row + i % width;
+}
+
+/* n positions of each group, one group after the other. */
 static void draw_uniform (const peri_replay *r, peri__words *s, int64_t n, int64_t *drawn) {
-  uint64_t size = (uint64_t)(r->filled * r->rows);
   const uint8_t *flags = peri__flags(r);
-  for (int64_t i = 0; i < n; i++) {
-    drawn[i] = peri__below(s, size);
-    while (r->skipped > 0 && (flags[drawn[i]] & PERI__SKIPPED)) drawn[i] = peri__below(s, size);
+  int64_t width = r->rows / groups_of(r);
+  uint64_t size = (uint64_t)(r->filled * width);
+  for (int64_t row = 0; row < r->rows; row += width)
+    for (int64_t i = 0; i < n; i++, drawn++) do
+        *drawn = of_group(r, peri__below(s, size), row, width);
+      while (r->skipped > 0 && (flags[*drawn] & PERI__SKIPPED));
+}
+
+/* The first row of a group without a step that may be drawn, -1: there is none such. */
+static int64_t group_without (const peri_replay *r) {
+  const uint8_t *flags = peri__flags(r);
+  int64_t width = r->rows / groups_of(r), size = r->filled * width;
+  if (r->skipped < size) return -1;
+  for (int64_t row = 0; row < r->rows; row += width) {
+    int64_t i = 0;
+    while (i < size && (flags[of_group(r, i, row, width)] & PERI__SKIPPED)) i++;
+    if (i == size) return row;
   }
+  return -1;
 }
 
 static void draw_by_priority (const peri_replay *r, peri__words *s, int64_t n, double *point,
@@ -172,7 +194,8 @@ static void gather (void *ud, int64_t begin, int64_t end, int worker) {
 
 typedef struct request {
   peri_replay *r;
-  int64_t n, length, burn_in; /* length 0: transitions */
+  int64_t n, length, burn_in; /* n: of all groups; length 0: transitions */
+  int64_t groups;             /* of which each has n / groups; 0: without a dim of them */
   double beta;
   int nout;
   peri_tensor *made[PERI__COLUMNS_MAX]; /* the outputs, held */
@@ -201,8 +224,15 @@ static peri_status make_outputs (request *q, int nout, peri_tensor *const *out) 
     const peri__field *f = field ? &r->field[c->field].is : &scalar;
     bool once = c->source == PERI__FROM_WEIGHT ||
                 (c->source == PERI__FROM_FIELD && f->role == PERI_FIELD_START);
-    int64_t shape[PERI_MAX_DIMS], lead[2] = { q->n, q->burn_in + q->length };
-    int ndim = peri__field_shape(f, q->length > 0 && !once ? 2 : 1, lead, shape);
+    int64_t shape[PERI_MAX_DIMS], lead[3] = { q->n, q->burn_in + q->length }, nlead = 1;
+    if (q->groups > 0) {
+      lead[2] = lead[1];
+      lead[1] = q->n / q->groups;
+      lead[0] = q->groups;
+      nlead = 2;
+    }
+    if (q->length > 0 && !once) nlead++;
+    int ndim = peri__field_shape(f, (int)nlead, lead, shape);
     TRY(peri__field_out(r->ctx, c->name, dtype_of(r, c), ndim, shape, out[i], &q->made[i]));
     for (int k = 0; k < i && out[i]; k++)
       if (out[k] && out[k]->storage == out[i]->storage && q->n > 0)
@@ -259,15 +289,16 @@ static peri_status gather_all (const request *q, int64_t *last) {
 
 static peri_status check_draw (const request *q) {
   const peri_replay *r = q->r;
-  if (q->n < 1 || q->n > INT64_C(1) << 31)
-    return peri__fail(r->ctx, PERI_EINVAL, "a sample of %lld is out of range: at least 1",
-                      (long long)q->n);
   if (!(q->beta >= 0 && q->beta <= 1))
     return peri__fail(r->ctx, PERI_EINVAL, "beta is %g, expected a number from 0 to 1", q->beta);
   if (r->filled == 0) return peri__fail(r->ctx, PERI_EINVAL, "the buffer is empty");
   if (r->skipped == r->filled * r->rows)
     return peri__fail(r->ctx, PERI_EINVAL, "none of the %lld steps in the buffer is valid",
                       (long long)r->skipped);
+  int64_t row = group_without(r), width = r->rows / groups_of(r);
+  if (row >= 0)
+    return peri__fail(r->ctx, PERI_EINVAL, "group %lld of %lld has no valid step in the buffer",
+                      (long long)(row / width + 1), (long long)r->groups);
   return PERI_OK;
 }
 
@@ -281,7 +312,7 @@ static peri_status draw (request *q, int64_t *scratch) {
   if (r->prioritised)
     draw_by_priority(r, &s, q->n, (double *)scratch, drawn);
   else
-    draw_uniform(r, &s, q->n, drawn);
+    draw_uniform(r, &s, q->n / groups_of(r), drawn);
   if (q->length > 0)
     surround(r, q->n, q->length, q->burn_in, drawn, index,
              (float *)output(q, PERI__FROM_MASK)->data);
@@ -296,8 +327,14 @@ static peri_status draw (request *q, int64_t *scratch) {
 
 static peri_status run (request *q, int nout, peri_tensor **out) {
   peri_ctx *ctx = q->r->ctx;
+  int64_t groups = groups_of(q->r);
   NEED(ctx, out);
+  if (q->n < 1 || q->n > (INT64_C(1) << 31) / groups)
+    return peri__fail(ctx, PERI_EINVAL, "a sample of %lld is out of range: at least 1",
+                      (long long)q->n);
   TRY(check_draw(q));
+  q->groups = q->r->groups;
+  q->n *= groups;
   peri_status s = make_outputs(q, nout, out);
   bool bare = !q->r->prioritised && q->r->n_step == 1 && q->length == 0;
   int64_t *scratch = NULL;

@@ -48,7 +48,7 @@ typedef struct peri__column {
 
 struct peri_replay {
   peri_ctx *ctx;
-  int64_t capacity, rows, n_step;
+  int64_t capacity, rows, groups, n_step; /* groups 0: all rows are one, without a dim */
   bool prioritised, seeded;
   double alpha, epsilon;
   peri_rng rng; /* its own, where seeded */

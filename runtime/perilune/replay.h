@@ -38,6 +38,7 @@ typedef struct peri_replay_options {
   uint32_t struct_size;     /* set by peri_replay_options_init */
   int64_t capacity;         /* steps of each row */
   int64_t rows;             /* environments */
+  int64_t groups;           /* of rows that are drawn from apart; 0: none, see peri_replay_sample */
   int nfields;              /* fields besides reward, terminated and truncated */
   const peri_field *fields; /* borrowed during the call */
   int64_t n_step;           /* rewards that are summed, at most 65536 */
@@ -49,7 +50,7 @@ typedef struct peri_replay_options {
   uint64_t seed;
 } peri_replay_options;
 
-/* No field, one row, one step, discount 0.99, not prioritised (alpha 0.6, epsilon 1e-6), not seeded. */
+/* No field, one row, no groups, one step, discount 0.99, not prioritised (alpha 0.6, epsilon 1e-6), not seeded. */
 PERI_API void peri_replay_options_init (peri_replay_options *o);
 /* Takes all memory at once but that of ends; PERI_ENOMEM says how many bytes it needs. */
 PERI_API peri_status peri_replay_open (peri_ctx *ctx, const peri_replay_options *o,
@@ -84,13 +85,17 @@ PERI_API const char *peri_replay_output (const peri_replay *r, bool sequences, i
 ** is none. Uniform, or with probability P = p / sum p by priority, from n equal parts of the sum;
 ** weight = (N P)^-beta over the largest such weight in the buffer. out: nout entries, as many as there
 ** are outputs; an entry that is NULL is made, another one is written into: dense, of the right dtype and
-** shape, in no graph. The same seed draws the same, whatever the number of threads. */
+** shape, in no graph. The same seed draws the same, whatever the number of threads.
+**
+** With groups = G a sample is (G, n, ...): n transitions of each group of rows / G rows that follow one
+** another, the buffers of G learners as one. Such a buffer has no priorities, and G divides rows. */
 PERI_API peri_status peri_replay_sample (peri_replay *r, int64_t n, double beta, int nout,
                                          peri_tensor **out);
 /* Draw n steps in the same way and give what surrounds each: up to burn_in steps of its episode before
 ** it, then it and those after it up to its episode's end, length at most: (n, burn_in + length, ...), from
 ** the first dim of steps on. mask is 1 from the drawn step on, 0 at the steps before it and behind the end,
-** where everything is 0 and index -1. START fields are (n, ...), of the first step given; weight is (n). */
+** where everything is 0 and index -1. START fields are (n, ...), of the first step given; weight is (n).
+** With groups the first dim is one more, (G, n, ...). */
 PERI_API peri_status peri_replay_sequences (peri_replay *r, int64_t n, int64_t length,
                                             int64_t burn_in, double beta, int nout,
                                             peri_tensor **out);

@@ -87,6 +87,56 @@ function TestReplay.test_an_earlier_sample_is_written_into()
   lu.assertErrorMsgContains("action is written into: it is i64 (8), i64 (9) is needed", buffer.sample, buffer, 9, nil, batch)
 end
 
+-- Groups are buffers of their own in one: each draws its own rows, all of them alike.
+function TestReplay.test_groups_draw_from_their_own_rows()
+  local function buffer(more)
+    local o = { capacity = 7, rows = 6, groups = 3, fields = { id = "i64" }, observed = { obs = { "f32", 2 } }, seed = 4,
+      starts = { hidden = { "f32", 5 } } }
+    for k, v in pairs(more or {}) do o[k] = v end
+    return peri.replay(o)
+  end
+  local function fill(b, valid)
+    for t = 0, 9 do
+      local at = peri.arange(6):add(10 * t)
+      b:add { id = at, obs = at:unsqueeze(2):expand { 6, 2 }:to "f32", next_obs = at:unsqueeze(2):expand { 6, 2 }:add(10):to "f32",
+        hidden = peri.zeros { 6, 5 }, reward = at:to "f32", terminated = at:eq(-1), truncated = at:eq(-1), valid = valid }
+    end
+    return b
+  end
+  local b = fill(buffer())
+  local s = b:sample(400)
+  lu.assertEquals(s.next_obs.shape, { 3, 400, 2 })
+  lu.assertEquals(s.index.shape, { 3, 400 })
+  for g = 1, 3 do
+    local seen = {}
+    for i, id in ipairs(s.id:select(1, g):tolist()) do
+      seen[id] = true
+      lu.assertEquals(id % 10 // 2, g - 1)
+      lu.assertEquals(s.next_obs:select(1, g):at(i):tolist(), { id + 10, id + 10 })
+    end
+    local n = 0
+    for _ in pairs(seen) do n = n + 1 end
+    lu.assertEquals(n, 14) -- all of its 7 steps of 2 rows
+  end
+  local lines = b:sequences(5, 4, 2)
+  lu.assertEquals(lines.obs.shape, { 3, 5, 6, 2 })
+  lu.assertEquals(lines.hidden.shape, { 3, 5, 5 })
+  lu.assertEquals(fill(buffer { groups = 1 }):sample(3).obs.shape, { 1, 3, 2 })
+  local one = fill(buffer { groups = 1 })
+  local whole = fill(peri.replay { capacity = 7, rows = 6, fields = { id = "i64" }, observed = { obs = { "f32", 2 } }, seed = 4,
+    starts = { hidden = { "f32", 5 } } })
+  lu.assertEquals(one:sample(9).id:at(1):tolist(), whole:sample(9).id:tolist())
+  local idle = fill(buffer(), peri.tensor { true, true, false, false, true, false })
+  lu.assertErrorMsgContains("group 2 of 3 has no valid step", idle.sample, idle, 3)
+  local valid = fill(buffer(), peri.tensor { true, true, false, true, true, false }):sample(50).id:mod(10):tolist()
+  for i = 1, 50 do lu.assertEquals({ valid[2][i], valid[3][i] }, { 3, 4 }) end
+  lu.assertErrorMsgContains("a divisor of the 6 rows", buffer, { groups = 4 })
+  lu.assertErrorMsgContains("3 groups and priorities", buffer, { prioritised = true })
+  lu.assertErrorMsgContains("a sample of 0 is out of range", b.sample, b, 0)
+  local again = buffer():load_state_dict(b:state_dict())
+  lu.assertEquals(again:sample(20).id:tolist(), b:sample(20).id:tolist())
+end
+
 function TestReplay.test_one_row_takes_plain_values()
   local buffer = peri.replay { capacity = 4, observed = { obs = "i64" }, fields = { action = "i64", p = "f32" } }
   for t = 1, 6 do

@@ -6,6 +6,8 @@ local fields = require "perilune.env.fields"
 local rules = {
   capacity = options.integer(options.required, "[1, inf)", "steps that are kept of each row"),
   rows = options.integer(1, "[1, inf)", "environments that step together"),
+  groups = options.integer(options.none, "[1, inf)",
+    "learners that have rows / groups of the rows each: a sample is (groups, n, ...); not with priorities"),
   observed = options.value(options.none, "table",
     'fields that are seen before a step and after it: { obs = { "f32", 4 } }, dtype and sizes'),
   fields = options.value(options.none, "table", 'fields of the step: { action = "i64" }'),
