@@ -61,7 +61,7 @@ function TestProgram:test_what_is_not_known_is_named_with_the_nearest()
     ["--verison"] = "no command is called '--verison'",
     ["test nosuch"] = 'no test has "nosuch" in its name; there are: ',
     ["test data nosuch"] = 'no test has "nosuch"',
-    ["bench nosuch"] = 'no benchmark is called "nosuch". There are: core ',
+    ["bench nosuch"] = 'no benchmark is called "nosuch". There are: ',
     ["run"] = "run needs a file",
     ["info a b"] = '"b" is one word too many',
     ["run --fast x.lua"] = "run has no option --fast",
@@ -123,29 +123,37 @@ function TestProgram:test_recipes_are_listed_with_their_first_line()
   assert(peri.files.write(folder .. "/b.lua", "#!/usr/bin/env perilune\n-- Without its name.\n"))
   assert(peri.files.write(folder .. "/c.lua", "print 1\n"))
   assert(peri.files.write(folder .. "/notes.txt", "no recipe"))
+  assert(peri.files.make_folder(folder .. "/b/deep"))
+  assert(peri.files.write(folder .. "/b/deep/d.lua", "-- d.lua - in folders of a folder.\n"))
   local out, status = run("recipes " .. folder)
   peri.files.remove_tree(folder)
   lu.assertEquals(status, 0)
-  lu.assertStrContains(out, folder .. "/a.lua  learns to count.\n")
-  lu.assertStrContains(out, folder .. "/b.lua  Without its name.\n")
+  lu.assertStrContains(out, folder .. "/a.lua         learns to count.\n")
+  lu.assertStrContains(out, folder .. "/b.lua         Without its name.\n")
   lu.assertStrContains(out, folder .. "/c.lua")
+  lu.assertStrContains(out, folder .. "/b/deep/d.lua  in folders of a folder.\n")
+  lu.assertTrue(out:find("/c.lua", 1, true) < out:find("/b/deep", 1, true))
   lu.assertNotStrContains(out, "notes")
   lu.assertEquals(select(2, run "recipes /nonexistent"), 1)
   out, status = run "recipes"
   lu.assertEquals(status, 0)
   lu.assertStrContains(out, "recipes/r1_zero.lua ")
+  lu.assertStrContains(out, "recipes/classic/ppo.lua ")
 end
 
 -- A flag out of its range is a line, not a traceback, and leaves no run folder behind.
 function TestProgram:test_a_recipe_refuses_before_it_makes_its_folder()
-  for _, file in ipairs(peri.files.list "recipes") do
+  local paths = io.popen "find recipes -name '*.lua' | sort"
+  for path in paths:lines() do
     local folder = os.tmpname()
     os.remove(folder)
-    local flag = io.open("recipes/" .. file):read "a":find "\n  updates" and "updates" or "steps"
-    local out, status = run(("run recipes/%s --runs %s --%s -3"):format(file, folder, flag))
+    local text = assert(peri.files.read(path))
+    local flag = text:match "\n%s*([%w_]+)%s*=%s*{[^\n]*budget = true" or text:find "\n  updates" and "updates" or "steps"
+    local out, status = run(("run %s --runs %s --%s -3"):format(path, folder, flag))
     lu.assertEquals({ out, status }, { ("--%s is -3, expected an integer in [0, inf)\n"):format(flag), 2 })
     lu.assertFalse(peri.files.exists(folder))
   end
+  paths:close()
 end
 
 function TestProgram:test_a_script_finds_modules_beside_it()
