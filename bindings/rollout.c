@@ -158,12 +158,30 @@ static int o_flatten (lua_State *L) {
 
 /* ---- minibatches ---- */
 
-enum { OWNER = 3, ORDER_, SIZE, END, WHOLE }; /* upvalues behind those of a registered function */
+enum { OWNER = 3, ORDER_, SIZE, END, WHOLE, GROUPS }; /* upvalues behind a registered function's */
+
+/* The dim of the minibatch becomes (groups, count / groups); the tensor is in its box. */
+static void divide (lua_State *L, const char *name, int at, int64_t groups, peri_tensor **box) {
+  int64_t shape[PERI_MAX_DIMS];
+  peri_tensor *flat = *box, *out = NULL;
+  if (flat->ndim == PERI_MAX_DIMS)
+    luaL_error(L, "minibatches: %s has no room for the dim of groups", name);
+  memcpy(shape, flat->shape, sizeof *shape * (size_t)(at + 1));
+  memcpy(shape + at + 2, flat->shape + at + 1, sizeof *shape * (size_t)(flat->ndim - at - 1));
+  shape[at + 1] = shape[at] / groups;
+  shape[at] = groups;
+  peri_attr attr = { .v = shape, .n = flat->ndim + 1 };
+  peri__check(L, "minibatches",
+              peri__invoke(BIND(L)->ctx, peri_op_find("reshape"), 1, &flat, &attr, &out));
+  *box = out;
+  peri_release(flat);
+}
 
 static int next_batch (lua_State *L) {
   lua_Integer k = lua_tointeger(L, 2), size = lua_tointeger(L, lua_upvalueindex(SIZE));
   lua_Integer begin = k * size, end = lua_tointeger(L, lua_upvalueindex(END));
   bool whole = lua_toboolean(L, lua_upvalueindex(WHOLE));
+  lua_Integer groups = lua_tointeger(L, lua_upvalueindex(GROUPS)); /* 0: no dim of theirs */
   peri_tensor *out[PERI__FIELDS_MAX] = { NULL }, **made[PERI__FIELDS_MAX];
   if (begin >= end) return 0;
   lua_settop(L, 0);
@@ -179,6 +197,8 @@ static int next_batch (lua_State *L) {
   lua_Integer count = end - begin < size ? end - begin : size;
   peri__check(L, "minibatches", peri_rollout_batch(of(b), whole, order, begin, count, n, out));
   for (int i = 0; i < n; i++) *made[i] = out[i];
+  for (int i = 0; i < n && groups > 0; i++)
+    if (out[i]) divide(L, peri_rollout_name(of(b), i), whole && !starts(b, i), groups, made[i]);
   for (int i = n; i-- > 0;) {
     if (out[i])
       lua_setfield(L, 3, peri_rollout_name(of(b), i));
@@ -191,35 +211,46 @@ static int next_batch (lua_State *L) {
 
 static int o_minibatches (lua_State *L) {
   static const char fn[] = "minibatches";
-  static const char *const names[] = { "whole", "drop_last", NULL };
+  static const char *const names[] = { "whole", "drop_last", "groups", NULL };
   box *b = self(L, fn);
   lua_Integer size = peri__want_integer(L, 2, fn, "size");
   peri__want_options(L, 3, fn, names);
   lua_settop(L, 3);
   bool whole = false, drop = false;
+  lua_Integer groups = 0;
   if (lua_istable(L, 3)) {
+    if (lua_getfield(L, 3, "groups") != LUA_TNIL) {
+      int is = 0;
+      groups = lua_tointegerx(L, -1, &is);
+      if (!is || groups < 1 || b->rows % groups != 0)
+        return luaL_error(L, "%s: groups is %s, expected a divisor of the %I rows", fn,
+                          luaL_tolstring(L, -1, NULL), (LUAI_UACINT)b->rows);
+    }
     lua_getfield(L, 3, "whole");
     lua_getfield(L, 3, "drop_last");
     whole = lua_toboolean(L, -2);
     drop = lua_toboolean(L, -1);
   }
-  int64_t n = whole ? b->rows : b->steps * b->rows;
+  int64_t learners = groups > 0 ? groups : 1;
+  int64_t n = (whole ? b->rows : b->steps * b->rows) / learners;
   if (size < 1 || size > n)
-    return luaL_error(L, "%s: size is %I, expected 1 to %I: there are as many %s", fn,
-                      (LUAI_UACINT)size, (LUAI_UACINT)n, whole ? "rows" : "steps of rows");
+    return luaL_error(L, "%s: size is %I, expected 1 to %I: there are as many %s%s", fn,
+                      (LUAI_UACINT)size, (LUAI_UACINT)n, whole ? "rows" : "steps of rows",
+                      groups > 1 ? " in each group" : "");
   int64_t end = drop ? n - n % size : n;
   lua_settop(L, 1);
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_pushvalue(L, lua_upvalueindex(2));
   lua_pushvalue(L, 1);
   peri_tensor **order = peri__box_new(L);
-  peri__check(L, fn, peri_rollout_shuffle(of(b), whole, order));
+  peri__check(L, fn, peri_rollout_shuffle(of(b), whole, learners, size, order));
   peri__box_unlink((peri_box *)order); /* the loop's, whatever scope its turns open */
-  lua_pushinteger(L, size);
-  lua_pushinteger(L, end);
+  lua_pushinteger(L, size * learners);
+  lua_pushinteger(L, end * learners);
   lua_pushboolean(L, whole);
-  lua_pushcclosure(L, next_batch, WHOLE);
-  b->dropped += (n - end) * (whole ? b->steps : 1);
+  lua_pushinteger(L, groups);
+  lua_pushcclosure(L, next_batch, GROUPS);
+  b->dropped += (n - end) * learners * (whole ? b->steps : 1);
   lua_pushvalue(L, 1);
   lua_pushinteger(L, 0);
   return 3;
@@ -258,7 +289,8 @@ static const peri_reg methods[] = {
   { "minibatches", "size, options?",
     "for i, batch in rollout:minibatches(64): every step once, in an order from the context's "
     "generator, (size, ...) each. whole: rows with all their steps, (steps, size, ...); drop_last: "
-    "leave a smaller last one out.",
+    "leave a smaller last one out; groups: the rows are of so many learners, one behind the other, "
+    "and size is of each: (groups, size, ...).",
     o_minibatches },
   { "dropped", "", "How many steps drop_last has left out so far.", o_dropped },
   { "close", "", "Free its memory.", o_close },

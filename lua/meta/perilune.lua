@@ -3155,7 +3155,7 @@ function rollout:get(name) end
 ---@return any ...
 function rollout:flatten() end
 
---- for i, batch in rollout:minibatches(64): every step once, in an order from the context's generator, (size, ...) each. whole: rows with all their steps, (steps, size, ...); drop_last: leave a smaller last one out.
+--- for i, batch in rollout:minibatches(64): every step once, in an order from the context's generator, (size, ...) each. whole: rows with all their steps, (steps, size, ...); drop_last: leave a smaller last one out; groups: the rows are of so many learners, one behind the other, and size is of each: (groups, size, ...).
 ---@param size any
 ---@param options? any
 ---@return any ...

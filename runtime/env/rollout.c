@@ -109,21 +109,44 @@ peri_status peri_rollout_set (peri_rollout *r, int64_t t, int nin, peri_tensor *
 
 /* ---- minibatches ---- */
 
-peri_status peri_rollout_shuffle (peri_rollout *r, bool whole, peri_tensor **out) {
-  if (!r) return PERI_EINVAL;
-  NEED(r->ctx, out);
-  int64_t n = whole ? r->rows : r->steps * r->rows;
-  peri_tensor *t = NULL;
-  TRY(peri__new(r->ctx, PERI_I64, 1, &n, &t));
-  peri__words words = { .rng = peri__rng_next(r->ctx) };
-  int64_t *p = (int64_t *)t->data;
+/* A permutation of the n entries of learner g, put where its shares of the minibatches are. */
+static void shuffle_one (const peri_rollout *r, bool whole, int64_t groups, int64_t g, int64_t size,
+                         int64_t n, peri__words *words, int64_t *p, int64_t *out) {
+  int64_t own = r->rows / groups;
   for (int64_t i = 0; i < n; i++) { /* Fisher and Yates, inside out */
-    int64_t k = peri__below(&words, (uint64_t)i + 1);
+    int64_t k = peri__below(words, (uint64_t)i + 1);
     p[i] = p[k];
     p[k] = i;
   }
-  *out = t;
-  return PERI_OK;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t first = i - i % size, count = n - first < size ? n - first : size;
+    out[first * groups + g * count + i % size] =
+        whole ? g * own + p[i] : p[i] / own * r->rows + g * own + p[i] % own;
+  }
+}
+
+peri_status peri_rollout_shuffle (peri_rollout *r, bool whole, int64_t groups, int64_t size,
+                                  peri_tensor **out) {
+  if (!r) return PERI_EINVAL;
+  NEED(r->ctx, out);
+  int64_t n = whole ? r->rows : r->steps * r->rows;
+  if (groups < 1 || r->rows % groups != 0)
+    return peri__fail(r->ctx, PERI_EINVAL, "groups is %lld, which does not divide the %lld rows",
+                      (long long)groups, (long long)r->rows);
+  if (size < 1)
+    return peri__fail(r->ctx, PERI_EINVAL, "size is %lld, expected 1 or more", (long long)size);
+  int64_t each = n / groups, *p = peri__block_get(r->ctx, (size_t)each * sizeof *p);
+  if (!p) return peri__fail(r->ctx, PERI_ENOMEM, "no memory for an order of %lld", (long long)n);
+  peri_tensor *t = NULL;
+  peri_status s = peri__new(r->ctx, PERI_I64, 1, &n, &t);
+  if (s == PERI_OK) {
+    peri__words words = { .rng = peri__rng_next(r->ctx) };
+    for (int64_t g = 0; g < groups; g++)
+      shuffle_one(r, whole, groups, g, size, each, &words, p, (int64_t *)t->data);
+    *out = t;
+  }
+  peri__block_put(r->ctx, p);
+  return s;
 }
 
 typedef struct work {

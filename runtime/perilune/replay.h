@@ -135,8 +135,12 @@ PERI_API peri_tensor *peri_rollout_tensor (const peri_rollout *r, int i); /* bor
 ** out. START fields have no step: they are written into their tensor. */
 PERI_API peri_status peri_rollout_set (peri_rollout *r, int64_t t, int nin, peri_tensor *const *in);
 /* What an epoch visits: a permutation of all steps * rows steps or, whole, of the rows; i64 (n), from the
-** context's generator. */
-PERI_API peri_status peri_rollout_shuffle (peri_rollout *r, bool whole, peri_tensor **out);
+** context's generator. With groups > 1 the rows are those of as many learners, one behind the other, each
+** with a permutation of its own: groups * size entries from k * groups * size on are minibatch k, size of
+** the first learner, then size of the second, ...; fewer of each in the last. PERI_EINVAL where groups
+** does not divide the rows. */
+PERI_API peri_status peri_rollout_shuffle (peri_rollout *r, bool whole, int64_t groups,
+                                           int64_t size, peri_tensor **out);
 /* The minibatch of count entries of such a permutation from begin on: (count, ...) of each field, NULL for
 ** START ones; or, whole, (steps, count, ...), and (count, ...) for START ones. */
 PERI_API peri_status peri_rollout_batch (peri_rollout *r, bool whole, peri_tensor *permutation,

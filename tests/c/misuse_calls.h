@@ -233,7 +233,7 @@
   NO(peri_rollout_role, peri_rollout_role(NN(rollout), 0))                                       \
   NO(peri_rollout_tensor, peri_rollout_tensor(NN(rollout), 0))                                   \
   ST(peri_rollout_set, peri_rollout_set(NN(rollout), 0, 1, NN(sampled)))                         \
-  ST(peri_rollout_shuffle, peri_rollout_shuffle(NN(rollout), false, NN(&made)))                  \
+  ST(peri_rollout_shuffle, peri_rollout_shuffle(NN(rollout), false, 1, 1, NN(&made)))            \
   ST(peri_rollout_batch,                                                                         \
      peri_rollout_batch(NN(rollout), false, NN(position), 0, 1, 1, NN(sampled)))                 \
   ST(peri_profile_at, peri_profile_at(NN(ctx), 0, NN(&row)))                                     \

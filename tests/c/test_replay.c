@@ -610,7 +610,7 @@ static void an_epoch_visits_every_step_once (void **state) {
   for (int whole = 0; whole < 2; whole++) {
     int64_t n = whole ? N : T * N, seen[T * N] = { 0 }, line = whole ? T : 1, moved = 0;
     peri_tensor *order = NULL, *out[3] = { NULL };
-    assert_int_equal(peri_rollout_shuffle(r, whole, &order), PERI_OK);
+    assert_int_equal(peri_rollout_shuffle(r, whole, 1, 3, &order), PERI_OK);
     for (int64_t at = 0; at < n; at += 3) {
       int64_t count = n - at < 3 ? n - at : 3;
       assert_int_equal(peri_rollout_batch(r, whole, order, at, count, 3, out), PERI_OK);

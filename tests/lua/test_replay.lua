@@ -296,6 +296,38 @@ function TestRollout.test_minibatches_visit_every_step_once()
   lu.assertEquals(r:dropped(), 6)
 end
 
+-- Rows 0 1 are of the first learner, 2 3 of the second.
+function TestRollout.test_learners_have_minibatches_of_their_own_steps()
+  local r = rollout()
+  for _, size in ipairs { 1, 3, 10 } do
+    local seen, orders = {}, { {}, {} }
+    for _, batch in r:minibatches(size, { groups = 2 }) do
+      lu.assertEquals(batch.obs.shape[1], 2)
+      lu.assertEquals(batch.obs.shape[3], 2)
+      for g, list in ipairs(batch.x:tolist()) do
+        for k, x in ipairs(list) do
+          lu.assertNil(seen[x])
+          seen[x] = true
+          lu.assertEquals(x % 4 // 2 + 1, g)
+          lu.assertEquals(batch.obs:tolist()[g][k][1], x // 4 + 1)
+          table.insert(orders[g], x % 2 + x // 4 * 2)
+        end
+      end
+    end
+    lu.assertEquals(#seen, 19)
+    lu.assertNotEquals(orders[1], orders[2]) -- each has an order of its own
+  end
+  local shapes = {}
+  for _, batch in r:minibatches(1, { groups = 2, whole = true }) do
+    shapes[#shapes + 1] = { batch.obs.shape, batch.hidden.shape }
+    lu.assertEquals(batch.hidden:tolist()[2][1][1] // 2, 1)
+  end
+  lu.assertEquals(shapes, { { { 5, 2, 1, 2 }, { 2, 1, 3 } }, { { 5, 2, 1, 2 }, { 2, 1, 3 } } })
+  lu.assertErrorMsgContains("groups is 3, expected a divisor of the 4 rows", r.minibatches, r, 1, { groups = 3 })
+  lu.assertErrorMsgContains("size is 11, expected 1 to 10: there are as many steps of rows in each group", r.minibatches,
+    r, 11, { groups = 2 })
+end
+
 function TestRollout.test_whole_rows_keep_their_order()
   local rows = {}
   for _, batch in rollout():minibatches(3, { whole = true }) do
