@@ -350,15 +350,21 @@ function Run:due(step)
   return step == self.total or (self.save_every > 0 and step % self.save_every == 0)
 end
 
+-- A field of a tracked object; nil of one that refuses names that it does not know.
+local function field(object, name)
+  local ok, v = pcall(function() return object[name] end)
+  return ok and v or nil
+end
+
 --- Steps that the tracked optimizers have left out because the gradients' norm was not finite.
 --- @return integer
 function Run:skipped()
   local count, counted = 0, {}
   for _, object in pairs(self._objects) do
-    local opt = type(object) == "table" and (type(object.skipped) == "number" and object or object.optimizer)
-    if type(opt) == "table" and type(opt.skipped) == "number" and not counted[opt] then
-      counted[opt], count = true, count + opt.skipped
-    end
+    local opt = type(object) == "table" and (type(field(object, "skipped")) == "number" and object
+      or field(object, "optimizer"))
+    local skipped = type(opt) == "table" and field(opt, "skipped")
+    if type(skipped) == "number" and not counted[opt] then counted[opt], count = true, count + skipped end
   end
   return count
 end
