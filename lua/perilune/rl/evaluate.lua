@@ -9,6 +9,8 @@ local rules = {
   episodes = options.integer(100, "[1, inf)", "shared out evenly among the rows of the environment"),
   seed = options.integer(options.none, "[0, inf)", "of row 1, the next one has seed + 1; none: the generators go on"),
   deterministic = options.boolean(true, "what a policy of peri.rl.policy is asked for"),
+  seeds = options.integer(1, "[1, inf)", "learners that share the rows, one behind the other: episodes are of all, and "
+    .. "of_seed has the mean of each"),
   max_steps = options.integer(1000000, "[1, inf)", "of a row, after which it is an error that episodes do not end"),
 }
 
@@ -33,14 +35,20 @@ end
 --- @param policy function|table  a policy, or function(obs, began) that gives actions; began (n) bool: episodes that
 --- begin with this observation, for what remembers
 --- @param opts table?
---- @return table  returns and lengths of the episodes by row and order, mean, std, min and max of the returns
+--- @return table  returns and lengths of the episodes by row and order, mean, std, min and max of the returns,
+--- of_seed
 function M.evaluate(env, policy, opts)
   local o = options.fill("rl.evaluate", opts, rules)
   options.argument("rl.evaluate", "env", env, "table")
   options.argument("rl.evaluate", "policy", policy, "table or function")
   if not env.n then options.raise "rl.evaluate: the environment is a single one; make it with n" end
+  if env.rows % o.seeds ~= 0 or o.episodes % o.seeds ~= 0 then
+    options.raise(("rl.evaluate: %d seeds do not share %d rows and %d episodes evenly"):format(o.seeds, env.rows,
+      o.episodes))
+  end
   local act, share, rows = actor(policy, env, o), {}, env.rows
-  for row = 1, rows do share[row] = o.episodes // rows + (row <= o.episodes % rows and 1 or 0) end
+  local each, own = rows // o.seeds, o.episodes // o.seeds
+  for row = 1, rows do share[row] = own // each + ((row - 1) % each < own % each and 1 or 0) end
   local left, found, lengths = o.episodes, {}, {}
   local mode <close> = peri.no_grad() -- luacheck: ignore 211
   local obs = env:reset { seed = o.seed }
@@ -69,8 +77,9 @@ function M.evaluate(env, policy, opts)
   local returns = {}
   for i, episode in ipairs(found) do returns[i], lengths[i] = episode[3], episode[4] end
   local t = peri.tensor(returns, "f64")
+  local of_seed = t:reshape({ o.seeds, own }):mean(-1):tolist()
   return { returns = returns, lengths = lengths, mean = t:mean():item(), std = #returns > 1 and t:std():item() or 0,
-           min = t:min():item(), max = t:max():item() }
+           min = t:min():item(), max = t:max():item(), of_seed = of_seed }
 end
 options.declare(M.evaluate, { "env", "policy" }, rules)
 

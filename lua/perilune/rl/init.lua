@@ -13,6 +13,11 @@ for file, names in pairs {
   metrics = { "summary" },
   fisher = { "fisher" },
   evaluate = { "evaluate" },
+  gae = { "gae" },
+  head = { "head" },
+  actor_critic = { "ActorCritic" },
+  recurrent = { "RecurrentActorCritic" },
+  apart = { "apart", "together" },
   explore = { "greedy", "epsilon_greedy", "boltzmann" },
   target = { "target" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
@@ -22,6 +27,6 @@ for file, names in pairs {
   for _, name in ipairs(names) do M[name] = module[name] end
 end
 
-M.policy = require "perilune.rl.policy"
+M.policy, M.checks = require "perilune.rl.policy", require "perilune.rl.checks"
 
 return require "perilune.names"(M, "perilune.rl")
