@@ -1,0 +1,26 @@
+-- Every recipe of recipes/classic, cut down, is killed at random moments and resumed: it ends with the same bytes.
+local lu = require "luaunit"
+local killed = require "killed"
+
+TestResumeClassic = {}
+
+-- Name of a file, behind it what tells several lines of one apart; flags; files to compare.
+local recipes = {
+  ["ppo"] = { "--timesteps 1280 --envs 2 --steps 16 --seeds 2 --hidden 8 --eval 2", { "policy.safetensors" } },
+  ["ppo masked, one trunk"] = { "--env Taxi-v4 --timesteps 640 --envs 2 --steps 16 --shared --hidden 8 --eval 1 "
+    .. "--anneal_clip --target_kl 0.01", { "policy.safetensors" } },
+  ["ppo_continuous"] = { "--timesteps 1280 --envs 2 --steps 16 --seeds 2 --hidden 8 --eval 2 --minibatches 2 --epochs 2",
+    { "policy.safetensors" } },
+  ["ppo_recurrent"] = { "--timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", { "policy.safetensors" } },
+  ["ppo_recurrent gru"] = { "--memory gru --timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", {} },
+}
+
+for name, entry in pairs(recipes) do
+  TestResumeClassic["test_" .. name:gsub("%W+", "_")] = function ()
+    local files = { "metrics.jsonl", table.unpack(entry[2]) }
+    killed.assert_same(("recipes/classic/%s.lua"):format(name:match "^%S+"),
+      entry[1] .. " --log_updates 1 --save_every 1", files, 3)
+  end
+end
+
+os.exit(lu.LuaUnit.run())
