@@ -138,6 +138,24 @@ local function tower()
   return env.normalize_reward(env.frame_stack(env.normalize_obs(env.clip_reward(e, 0, 2)), 2))
 end
 
+-- In a loop whose turns are memory scopes, as a run's are, what wrappers have learnt outlives each turn.
+function TestEnvWrappers.test_statistics_outlive_scopes()
+  local e, plain = tower(), tower()
+  e:reset { seed = 1 }
+  plain:reset { seed = 1 }
+  local got, want = {}, {}
+  for t = 1, 40 do
+    local _ <close> = peri.scope()
+    local obs, reward = e:step(actions_at(t))
+    got[t] = { obs:tolist(), reward:tolist(), e.obs:tolist(), e.final_obs:tolist() }
+  end
+  for t = 1, 40 do
+    local obs, reward = plain:step(actions_at(t))
+    want[t] = { obs:tolist(), reward:tolist(), plain.obs:tolist(), plain.final_obs:tolist() }
+  end
+  lu.assertEquals(got, want)
+end
+
 function TestEnvWrappers.test_a_tower_goes_on_from_its_state()
   local function go(e)
     local out = {}

@@ -112,8 +112,8 @@ function Running:update(x, weight)
   local square = off:mul(off)
   local var = weight and square:mul(weight):sum(1):div(n) or square:mean(1)
   local delta, total = mean:sub(self.mean), self.count + n
-  self.var = self.var:mul(self.count):add(var:mul(n)):add(delta:mul(delta):mul(self.count * n / total)):div(total)
-  self.mean = self.mean:add(delta:mul(n / total))
+  var = self.var:mul(self.count):add(var:mul(n)):add(delta:mul(delta):mul(self.count * n / total)):div(total)
+  self.var, self.mean = peri.keep(var, self.mean:add(delta:mul(n / total))) -- whatever scope the step is in
   self.count = total
 end
 
@@ -123,7 +123,7 @@ local function state_of(r, tensors, name)
 end
 
 local function take_state(r, tensors, name)
-  r.mean, r.var = tensors[name .. "mean"]:clone(), tensors[name .. "var"]:clone()
+  r.mean, r.var = peri.keep(tensors[name .. "mean"]:clone(), tensors[name .. "var"]:clone())
   r.count = tensors[name .. "count"]:item()
 end
 
@@ -152,7 +152,7 @@ end
 
 local function seen(self, x)
   if not self._frozen then self._r:update(rows_of(self, x:to "f64")) end
-  self._last = normalized(self, x)
+  self._last = peri.keep(normalized(self, x))
   return self._last
 end
 
@@ -249,7 +249,7 @@ end
 function FrameStack:reset(opts)
   local rows = rows_of(self, self._inner:reset(opts))
   local fresh = repeated(self, rows)
-  self._stack = opts and opts.mask and self._stack and choose(opts.mask, fresh, self._stack) or fresh
+  self._stack = peri.keep(opts and opts.mask and self._stack and choose(opts.mask, fresh, self._stack) or fresh)
   self._final = nil
   return out_of(self, self._stack)
 end
@@ -259,15 +259,15 @@ function FrameStack:step(actions)
   local obs, reward, terminated, truncated = inner:step(actions)
   local rows = rows_of(self, obs)
   if not self.n then
-    self._stack = shifted(self, rows)
+    self._stack = peri.keep(shifted(self, rows))
     return out_of(self, self._stack), reward, terminated, truncated
   end
   local begun = inner.valid:logical_not() -- next_step: rows that were reset in place of a step
   if inner._autoreset == "same_step" then
-    self._final = shifted(self, inner.final_obs)
+    self._final = peri.keep(shifted(self, inner.final_obs))
     begun = terminated:logical_or(truncated)
   else self._final = nil end
-  self._stack = choose(begun, repeated(self, rows), shifted(self, rows))
+  self._stack = peri.keep(choose(begun, repeated(self, rows), shifted(self, rows)))
   return self._stack, reward, terminated, truncated
 end
 
@@ -280,8 +280,8 @@ function FrameStack:_state()
 end
 
 function FrameStack:_set_state(tensors, values)
-  self._stack = values.begun and tensors.stack:clone() or nil
-  self._final = values.final and tensors.final:clone() or nil
+  self._stack = values.begun and peri.keep(tensors.stack:clone()) or nil
+  self._final = values.final and peri.keep(tensors.final:clone()) or nil
 end
 
 -- ---- actions ----
@@ -383,7 +383,7 @@ function NormalizeReward:reset(opts)
   local zeros = peri.zeros({ self.rows }, "f64")
   local mask = opts and opts.mask
   if mask and self.agents > 1 then mask = mask:repeat_interleave(self.agents) end
-  self._sum = mask and peri.where(mask, zeros, self._sum) or zeros
+  self._sum = peri.keep(mask and peri.where(mask, zeros, self._sum) or zeros)
   return obs
 end
 
@@ -402,8 +402,9 @@ function NormalizeReward:step(actions)
   self._sum = self._sum:mul(self._o.gamma):mul(dead:neg():add(1)):add(r):mul(active)
   if not self._frozen then self._r:update(self._sum, active) end
   if self._autoreset == "same_step" then self._sum = self._sum:mul(done:neg():add(1)) end
+  peri.keep(self._sum) -- whatever scope the step is in
   local out = r:div(self._r.var:add(self._o.epsilon):sqrt())
-  self._last = self.n and out:to(reward.dtype) or out:item()
+  self._last = self.n and peri.keep(out:to(reward.dtype)) or out:item()
   return obs, self._last, terminated, truncated
 end
 
@@ -417,7 +418,7 @@ end
 
 function NormalizeReward:_set_state(tensors)
   take_state(self._r, tensors, "")
-  self._sum, self._last = tensors.sum:clone(), nil
+  self._sum, self._last = peri.keep(tensors.sum:clone()), nil
 end
 
 local ClipReward = class "clip_reward"
