@@ -8,6 +8,12 @@ local scratch = require "scratch"
 TestHostile = {}
 
 local recipes = {
+  sac = { flags = "--steps 600 --round 10 --starts 40 --batch 8 --hidden 8 --eval_every 100 --last 1 --episodes 1 --env Hostile-v0",
+    box = true },
+  sac_discrete = { flags = "--steps 600 --round 10 --starts 40 --batch 8 --hidden 8 --eval_every 100 --last 1 --episodes 1 "
+    .. "--env Hostile-v0" },
+  td3 = { flags = "--steps 600 --round 10 --starts 40 --batch 8 --hidden 8 --hidden2 8 --eval_every 100 --last 1 "
+    .. "--episodes 1 --env Hostile-v0", box = true },
   ppo = { flags = "--timesteps 800 --envs 2 --steps 10 --log_updates 100 --eval 1 --hidden 8 --env Hostile-v0" },
   ppo_continuous = { flags = "--timesteps 800 --envs 2 --steps 10 --minibatches 2 --log_updates 100 --eval 1 --hidden 8 "
     .. "--env Hostile-v0", box = true },

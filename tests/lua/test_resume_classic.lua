@@ -6,6 +6,14 @@ TestResumeClassic = {}
 
 -- Name of a file, behind it what tells several lines of one apart; flags; files to compare.
 local recipes = {
+  ["sac"] = { "--steps 160 --round 8 --starts 40 --batch 8 --buffer 250 --hidden 8 --seeds 2 --episodes 1 --last 1 "
+    .. "--eval_every 5", { "policy.safetensors" } },
+  ["sac fixed temperature"] = { "--steps 240 --round 12 --starts 40 --batch 8 --buffer 150 --hidden 8 --episodes 1 --last 1 "
+    .. "--critics 1 --alpha 0.2 --eval_every 5", { "policy.safetensors" } },
+  ["sac_discrete"] = { "--steps 240 --round 12 --starts 40 --batch 8 --buffer 400 --hidden 8 --seeds 2 --episodes 1 --last 1 "
+    .. "--eval_every 5", { "policy.safetensors" } },
+  ["td3"] = { "--steps 240 --round 12 --starts 40 --batch 8 --buffer 400 --hidden 8 --hidden2 8 --seeds 2 --episodes 1 "
+    .. "--last 1 --eval_every 5", { "policy.safetensors" } },
   ["ppo"] = { "--timesteps 1280 --envs 2 --steps 16 --seeds 2 --hidden 8 --eval 2", { "policy.safetensors" } },
   ["ppo masked, one trunk"] = { "--env Taxi-v4 --timesteps 640 --envs 2 --steps 16 --shared --hidden 8 --eval 1 "
     .. "--anneal_clip --target_kl 0.01", { "policy.safetensors" } },
@@ -19,7 +27,7 @@ for name, entry in pairs(recipes) do
   TestResumeClassic["test_" .. name:gsub("%W+", "_")] = function ()
     local files = { "metrics.jsonl", table.unpack(entry[2]) }
     killed.assert_same(("recipes/classic/%s.lua"):format(name:match "^%S+"),
-      entry[1] .. " --log_updates 1 --save_every 1", files, 3)
+      entry[1] .. (name:find "^ppo" and " --log_updates 1" or "") .. " --save_every 1", files, 3)
   end
 end
 

@@ -96,4 +96,6 @@ function M.constant(tensors)
   end
 end
 
+for name, check in pairs(require "perilune.rl.checks_replay") do M[name] = check end
+
 return require "perilune.names"(M, "perilune.rl.checks")

@@ -58,4 +58,22 @@ function M.boltzmann(q, temperature, mask)
   return legal("rl.boltzmann", q, mask):div(temperature):categorical():squeeze(-1)
 end
 
+--- Actions in [-1, 1] with noise N(0, std^2): how TD3 explores, and with `clip` how it smooths its targets, so that a
+--- critic cannot gain from a narrow peak (Fujimoto et al. 2018, eq. 14).
+--- @param action perilune.Tensor
+--- @param std number  from 0
+--- @param clip number?  bound of the noise
+--- @return perilune.Tensor  in [-1, 1]
+function M.gaussian_noise(action, std, clip)
+  options.argument("rl.gaussian_noise", "action", action, "tensor")
+  for name, value in pairs { std = std or false, clip = clip or 0 } do
+    if type(value) ~= "number" or not (value >= 0 and value < math.huge) then
+      options.raise(("rl.gaussian_noise: %s, expected a number from 0"):format(options.is(name, value)))
+    end
+  end
+  local noise = peri.randn(action.shape, action.dtype) * std
+  if clip then noise = noise:clamp(-clip, clip) end
+  return (action + noise):clamp(-1, 1)
+end
+
 return M
