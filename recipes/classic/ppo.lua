@@ -114,7 +114,7 @@ end
 local scores, best = play(greedy), 1
 for i, score in ipairs(scores) do best = score > scores[best] and i or best end
 rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "categorical", env = env })
-run:plot("curves.svg", { { "return", "eval" }, "entropy", "approx_kl", "explained_variance" })
+run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "entropy", "approx_kl" })
 run:text("%s, %d steps: greedy %s; drawn %s; at first %s; best evaluation %.1f", cfg.env, cfg.timesteps,
   rl.report(scores), rl.report(play(drawn)), rl.report(random), select(2, run:load_best "eval"))
 run:finish()

@@ -3,8 +3,8 @@
 -- Teaches: PPO (Schulman et al. 2017, arXiv 1707.06347) with normal distributions whose deviation depends on no state.
 -- The action that is sent is clipped, the one that is learned from is not; observations and rewards are scaled.
 -- Run:  ./perilune run recipes/classic/ppo_continuous.lua    Pendulum as rl-zoo has it, 100,000 steps: some seconds.
---       MountainCarContinuous: --env MountainCarContinuous-v0 --normalize_obs --normalize_reward --gamma 0.999 --envs 8
---       --steps 512 --minibatches 16 --lr 3e-4 --log_std 1 --timesteps 200000
+--       MountainCarContinuous: --env MountainCarContinuous-v0 --normalize_obs --normalize_reward --gamma 0.99 --envs 16
+--       --steps 256 --minibatches 8 --log_std 0.5 --timesteps 50000
 -- Departs from rl-zoo: noise is drawn for each step, not from the state (gSDE). Seeds share running statistics.
 local peri = require "perilune"
 local nn, optim, rl, recipe = peri.nn, peri.optim, peri.rl, require "perilune.recipe"
@@ -114,7 +114,7 @@ end
 local scores, best = play(true), 1
 for i, score in ipairs(scores) do best = score > scores[best] and i or best end
 rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "gaussian", env = env })
-run:plot("curves.svg", { { "return", "eval" }, "std", "approx_kl", "explained_variance" })
+run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "std", "approx_kl" })
 run:text("%s, %d steps: greedy %s; drawn %s; at first %s; best evaluation %.1f", cfg.env, cfg.timesteps,
   rl.report(scores), rl.report(play(false)), rl.report(random), select(2, run:load_best "eval"))
 run:finish()

@@ -14,12 +14,12 @@ local cfg = peri.flags(recipe.with_flags {
   env         = { "CartPole-v1", "environment with vectors as observations and discrete actions" },
   columns_seen = { "1,3", "numbers of the observation that are shown; empty = all" },
   memory      = { "lstm", "of the policy; none = layers of the same width", choices = { "lstm", "gru", "none" } },
-  timesteps   = { 300000, "environment steps", budget = true },
-  envs        = { 16, "environments", range = "[1, inf)" },
+  timesteps   = { 500000, "environment steps", budget = true },
+  envs        = { 8, "environments", range = "[1, inf)" },
   steps       = { 128, "steps of a rollout", range = "[1, inf)" },
-  epochs      = { 4, "passes over a rollout", range = "[1, inf)" },
+  epochs      = { 8, "passes over a rollout", range = "[1, inf)" },
   minibatches = { 4, "of each pass: as many parts of the environments", range = "[1, inf)" },
-  lr          = { 1e-3, "learning rate", range = "[0, inf)" },
+  lr          = { 3e-3, "learning rate", range = "[0, inf)" },
   anneal_lr   = { true, "down to 0 along a line" },
   gamma       = { 0.99, "discount", range = "[0, 1]" },
   lam         = { 0.95, "of advantages", range = "[0, 1]" },
@@ -114,7 +114,7 @@ for update in run:steps() do
 end
 
 rl.policy.save(run:path "policy.safetensors", { net = net, head = "categorical", env = env })
-run:plot("curves.svg", { { "return", "eval" }, "entropy", "approx_kl", "explained_variance" })
+run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "entropy", "approx_kl" })
 run:text("%s, %d steps, memory %s: greedy %.1f; drawn %.1f; at first %.1f; best evaluation %.1f", cfg.env,
   cfg.timesteps, cfg.memory, play(true), play(false), random, select(2, run:load_best "eval"))
 run:finish()

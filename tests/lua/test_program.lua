@@ -37,12 +37,12 @@ function TestProgram:test_exit_codes()
   lu.assertStrContains(run "info", "simd")
 end
 
--- Files of lua/perilune/command/; the other two are what commands are made with.
+-- Files of lua/perilune/command/; the other three are what commands are made with.
 function TestProgram:test_every_command_has_help_and_is_in_the_list()
   local list, commands = run "--help", {}
   for _, file in ipairs(assert(peri.files.list "lua/perilune/command")) do
     local name = file:match "^(.+)%.lua$"
-    if name ~= "init" and name ~= "arguments" then commands[#commands + 1] = name end
+    if name ~= "init" and name ~= "arguments" and name ~= "environment" then commands[#commands + 1] = name:gsub("_", "-") end
   end
   for line in list:gmatch "[^\n]+" do lu.assertTrue(#line <= 80, line) end
   for _, name in ipairs(commands) do

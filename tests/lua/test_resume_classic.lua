@@ -19,6 +19,10 @@ local recipes = {
     .. "--anneal_clip --target_kl 0.01", { "policy.safetensors" } },
   ["ppo_continuous"] = { "--timesteps 1280 --envs 2 --steps 16 --seeds 2 --hidden 8 --eval 2 --minibatches 2 --epochs 2",
     { "policy.safetensors" } },
+  ["ppo_continuous scaled"] = { "--env MountainCarContinuous-v0 --normalize_obs --normalize_reward --timesteps 640 --envs 2 "
+    .. "--steps 16 --hidden 8 --eval 1 --minibatches 2 --epochs 2", { "policy.safetensors" } },
+  ["ppo_pixels"] = { "--timesteps 640 --envs 4 --steps 8 --channels 2 --width 8 --eval 1 --minibatches 2",
+    { "policy.safetensors" } },
   ["ppo_recurrent"] = { "--timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", { "policy.safetensors" } },
   ["ppo_recurrent gru"] = { "--memory gru --timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", {} },
 }

@@ -183,6 +183,22 @@ function TestActorCritic.test_a_saved_one_acts_as_it_does()
     { obs = peri.env.box { low = 0, high = 1, shape = { 2, 2 } }, action = peri.env.discrete(2) })
 end
 
+-- A body of convolutions under both, saved with them.
+function TestActorCritic.test_a_body_of_ones_own()
+  local env, path = peri.env.make("MinBreakout-v0", { n = 5, seed = 1 }), os.tmpname()
+  env:reset()
+  local body = nn.Sequential(nn.Conv2d(4, 3, 3, { stride = 2, padding = 1 }), nn.ReLU(), nn.Flatten(), nn.Linear(75, 6))
+  local net = rl.ActorCritic { obs = env.obs_space, action = env.action_space, body = body, width = 6 }
+  nn.init.normal_(net.actor.layers[1].weight, 0, 3)
+  local d, v = net:both(env.obs)
+  lu.assertEquals({ d.logits.shape, v.shape }, { { 5, 3 }, { 5 } })
+  rl.policy.save(path, { net = net, head = "categorical", env = env })
+  lu.assertEquals(assert(rl.policy.load(path)):act(env.obs, { deterministic = true }):tolist(), d:deterministic():tolist())
+  os.remove(path)
+  lu.assertErrorMsgContains("body and width go together", rl.ActorCritic,
+    { obs = env.obs_space, action = env.action_space, width = 6 })
+end
+
 -- ---- memory ----
 
 -- Step by step and all at once are the same, over the beginnings of episodes; a saved one remembers in the same way.

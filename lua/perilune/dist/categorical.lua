@@ -15,9 +15,11 @@ local Categorical = base.class("Categorical", {
 local mask_text = "bool or 0 and 1, broadcasts with logits: actions at 0 have probability 0 and no gradient"
 local categorical_rules = { mask = options.value(options.none, "tensor", mask_text) }
 
+local floats = { f32 = true, f64 = true, f16 = true, bf16 = true }
+
 local function check_logits(who, logits)
-  options.argument(who, "logits", logits, "tensor")
-  if not logits.dtype:find "^b?f%d" or logits.ndim < 1 or logits:size(-1) < 1 then
+  if type(logits) ~= "userdata" then options.argument(who, "logits", logits, "tensor") end
+  if not floats[logits.dtype] or logits.ndim < 1 or logits:size(-1) < 1 then
     options.raise(("%s: logits are %s of shape %s, expected (..., classes) of a float dtype with at least 1 class")
       :format(who, logits.dtype, options.shape(logits)))
   end
@@ -42,8 +44,9 @@ local function check_mask(who, mask, logits, head)
 end
 
 local function categorical(logits, mask)
-  return setmetatable({ logits = logits, mask = mask, event = {},
-    batch = table.move(logits.shape, 1, logits.ndim - 1, 1, {}) }, Categorical)
+  local batch = logits.shape
+  batch[#batch] = nil
+  return setmetatable({ logits = logits, mask = mask, event = {}, batch = batch }, Categorical)
 end
 
 --- Choices among classes, numbered from 0, by the softmax of logits.
@@ -51,9 +54,9 @@ end
 --- @param opts table?
 --- @return perilune.dist.Distribution  values (...) i64
 function M.Categorical(logits, opts)
-  local o = options.fill("dist.Categorical", opts, categorical_rules)
+  local mask = opts ~= nil and options.fill("dist.Categorical", opts, categorical_rules).mask
   check_logits("dist.Categorical", logits)
-  local d = categorical(logits, o.mask and check_mask("dist.Categorical", o.mask, logits))
+  local d = categorical(logits, mask and check_mask("dist.Categorical", mask, logits) or nil)
   return d
 end
 options.declare(M.Categorical, { "logits" }, categorical_rules)

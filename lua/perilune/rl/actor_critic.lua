@@ -1,5 +1,5 @@
--- actor_critic.lua - the networks of an actor and a critic over vectors or numbered states: a policy and a value, apart
--- or on one trunk.
+-- actor_critic.lua - the networks of an actor and a critic over vectors, numbered states or what a body of one's own
+-- makes of observations: a policy and a value, apart or on one trunk.
 
 local peri = require "perilune"
 local options = require "perilune.options"
@@ -10,12 +10,15 @@ local nn = peri.nn
 local M = {}
 
 local rules = {
-  obs = options.value(options.required, "table", "the environment's obs_space: a vector, or one of n"),
+  obs = options.value(options.required, "table", "the environment's obs_space: a vector, or one of n; any with body"),
   action = options.value(options.required, "table", "its action_space"),
   hidden = options.value({ 64, 64 }, "table", "sizes of the hidden layers"),
   activation = options.choice("tanh", acts.choices {}, "behind each hidden layer"),
   init = options.choice("orthogonal", { "orthogonal", "uniform" }, "initial weights, uniform are PyTorch's"),
   shared = options.boolean(false, "one trunk for policy and value"),
+  body = options.value(options.none, "module", "a trunk of your own, such as convolutions: observations (n, ...) -> "
+    .. "(n, width), from which actor and critic are one layer each"),
+  width = options.integer(options.none, "[1, inf)", "of what body gives"),
   log_std = options.number(0, "(-inf, inf)", "of continuous actions, at first; it depends on no state"),
 }
 
@@ -40,16 +43,18 @@ end
 --- @field log_std perilune.Tensor?  (1, actions) of continuous actions
 M.ActorCritic = nn.class("ActorCritic", function(self, opts)
   local o = options.fill("rl.ActorCritic", opts, rules, 4)
-  local n = o.obs.n or #(o.obs.shape or {}) == 1 and o.obs.shape[1]
+  if (o.body == nil) ~= (o.width == nil) then options.raise "rl.ActorCritic: body and width go together" end
+  local n = o.width or o.obs.n or #(o.obs.shape or {}) == 1 and o.obs.shape[1]
   if not n then
     options.raise(("rl.ActorCritic: observations are %s, expected a vector or one of n"):format(tostring(o.obs)))
   end
   local function mlp(first, hidden, last, gain)
     return nn.MLP(sizes_of(first, hidden, last), { activation = o.activation, init = o.init, last_gain = gain })
   end
-  self.states, self.head = o.obs.n, head.head(o.action)
+  self.states, self.head = not o.body and o.obs.n or nil, head.head(o.action)
   local hidden, width = o.hidden, n
-  if o.shared then
+  if o.body then self.trunk, hidden = o.body, {}
+  elseif o.shared then
     self.trunk = nn.Sequential(mlp(n, table.move(hidden, 1, #hidden - 1, 1, {}), hidden[#hidden], math.sqrt(2)),
       activation(o.activation))
     hidden, width = {}, hidden[#hidden]
@@ -62,7 +67,8 @@ end)
 options.declare(M.ActorCritic, {}, rules)
 
 local function features(self, x)
-  if self.states then x = x:one_hot(self.states) elseif x.dtype ~= "f32" then x = x:to "f32" end
+  if self.states then x = x:one_hot(self.states)
+  elseif x.dtype ~= "f32" and x.dtype ~= "i64" then x = x:to "f32" end
   return self.trunk and self.trunk(x) or x
 end
 

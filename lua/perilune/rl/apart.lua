@@ -11,6 +11,7 @@ local M = {}
 --- @return perilune.Tensor?
 function M.apart(x, seeds)
   if x == nil then return nil end
+  if seeds == 1 then return x:unsqueeze(1) end
   local shape = x.shape
   if math.type(seeds) ~= "integer" or seeds < 1 or not shape[1] or shape[1] % seeds ~= 0 then
     options.raise(("rl.apart: %s seeds do not share the rows of %s"):format(tostring(seeds), options.shape(shape)))
@@ -20,7 +21,7 @@ end
 
 local function joined(x)
   if x == nil then return nil end
-  options.argument("rl.together", "x", x, "tensor")
+  if type(x) ~= "userdata" then options.argument("rl.together", "x", x, "tensor") end
   if x.ndim < 2 then
     options.raise(("rl.together: x has shape %s, expected (seeds, n, ...)"):format(options.shape(x)))
   end

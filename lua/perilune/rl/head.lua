@@ -23,9 +23,14 @@ local dist_rules = {
 --- @param opts table?
 --- @return perilune.dist.Distribution
 function Head:dist(x, opts)
-  local o = options.fill("head:dist", opts, dist_rules)
-  local dist, how = peri.dist, o.mask and { mask = o.mask }
+  local dist = peri.dist
   local d
+  if opts == nil and self.kind == "discrete" then -- what rollouts do at every step
+    d = dist.Categorical(x)
+    return d
+  end
+  local o = options.fill("head:dist", opts, dist_rules)
+  local how = o.mask and { mask = o.mask }
   if self.kind == "discrete" then d = dist.Categorical(x, how)
   elseif self.kind == "multi_discrete" then d = dist.MultiCategorical(x, self.sizes, how)
   elseif self.kind == "multi_binary" then d = dist.Bernoulli(x, { event = 1 })

@@ -123,6 +123,14 @@ by_forward[nn.Sequential.forward] = function(self, x, module)
   end
   return x
 end
+for dims = 1, 2 do -- attributes as the op has them
+  local name = ("conv%dd"):format(dims)
+  by_forward[nn["Conv" .. dims .. "d"].forward] = function(self, x, module)
+    local function each(v) return type(v) == "table" and v or { v } end
+    return self:op(name, { x, module.weight, module.bias or false }, { stride = each(module._stride),
+      padding = each(module._padding), dilation = each(module._dilation), groups = module.groups })
+  end
+end
 by_forward[nn.Identity.forward] = function(_, x) return x end
 by_forward[nn.Dropout.forward] = function(_, x) return x end -- a policy that acts is in eval mode
 by_forward[nn.Flatten.forward] = function(self, x) return self:op("flatten", { x }, { first = 1 }) end
