@@ -54,6 +54,8 @@ local function as_recipe(folder, fn)
   assert(ok, message)
 end
 
+local function here() return table.concat(assert(peri.files.list "."), "\n") end
+
 local tests = {}
 for _, path in ipairs(documents()) do
   local env = setmetatable({ print = function() end, peri = peri }, { __index = _G })
@@ -64,7 +66,9 @@ for _, path in ipairs(documents()) do
       -- newlines before the block, so that messages name the line in the file
       local chunk = assert(load(("\n"):rep(block.from) .. block.text, "@" .. path, "t", env))
       folder = folder or scratch.path()
+      local before = here()
       as_recipe(folder, chunk)
+      assert(here() == before, "the block leaves a file in the current folder")
       if i < #list then return end
       for key in pairs(env) do env[key] = nil end -- tests run in order: what the file made may go
       assert(peri.files.remove_tree(folder))
