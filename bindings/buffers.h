@@ -15,6 +15,7 @@ peri_tensor *peri__named_row (lua_State *L, int idx, const char *fn, const char 
 ** name_at(ud, i), NULL behind the last, does not give. */
 void peri__all_known (lua_State *L, int idx, const char *fn, int found,
                       const char *(*name_at)(void *ud, int i), void *ud);
+peri_rollout *peri__rollout_at (lua_State *L, int arg, const char *fn); /* rollout.c */
 lua_Integer peri__want_integer (lua_State *L, int arg, const char *fn, const char *name);
 
 #endif

@@ -491,6 +491,8 @@ static const peri_reg functions[] = {
   { "frame", "core, i", "An environment drawn into a new frame.", l_frame },
   { "text", "core, i", "A picture of an environment in characters.", l_text },
   { "model", "core", "The transition model as tables.", peri__env_model },
+  { "collect", "core, rollout, weights, biases, activation",
+    "Steps with a network's actions, as many as the rollout has.", peri__env_collect },
   { "stepper", "core, single, copy", "The function that steps it.", l_stepper },
   { "first", "core", "The observation of a single environment.", l_first },
   { NULL, NULL, NULL, NULL }

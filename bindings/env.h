@@ -52,6 +52,7 @@ void peri__open_env_lua (lua_State *L);
 
 void peri__open_env_python (lua_State *L); /* functions into the table on top: env_python.c */
 
-int peri__env_model (lua_State *L); /* env_model.c */
+int peri__env_model (lua_State *L);   /* env_model.c */
+int peri__env_collect (lua_State *L); /* collect.c */
 
 #endif

@@ -18,6 +18,13 @@ static box *self (lua_State *L, const char *fn) {
 }
 static peri_rollout *of (const box *b) { return (peri_rollout *)b->h.p; }
 
+peri_rollout *peri__rollout_at (lua_State *L, int arg, const char *fn) {
+  box *b = (box *)luaL_testudata(L, arg, ROLLOUT);
+  if (!b) peri__type_error(L, fn, arg, "rollout", "a rollout");
+  if (!b->h.p) luaL_error(L, "%s: the rollout is closed", fn);
+  return of(b);
+}
+
 /* (steps, rows, list of fields) -> rollout */
 static int l_rollout (lua_State *L) {
   int n;

@@ -393,4 +393,134 @@ function TestRollout.test_mistakes_are_named()
   end)
 end
 
+-- ---- env:collect ----
+
+TestCollect = {}
+
+local collected = { obs = { "f32", 4 }, action = "i64", logp = "f32", reward = "f32", terminated = "bool",
+  truncated = "bool", final_obs = { "f32", 4 }, valid = "bool", advantage = "f32" }
+
+local function all_of(r)
+  local out = {}
+  for name, x in pairs(r:state_dict()) do out[name] = x:bytes() end
+  return out
+end
+
+-- A rollout by collect, with what makes the environment and what stands for the policy.
+local function by(make, wrap, fields)
+  peri.seed(3)
+  local net = peri.nn.MLP { 4, 16, 8, 2 }
+  local env = make()
+  env:reset { seed = 5 }
+  local r = peri.rollout { steps = 40, rows = 3, fields = fields or collected }
+  local last = {}
+  for k = 1, 2 do last[k] = env:collect(r, wrap(net)):bytes() end
+  return r, all_of(r), last, env
+end
+
+local function itself(net) return net end
+local function through_lua(net) return function(x) return net(x) end end
+
+function TestCollect.test_a_network_gives_the_steps_that_a_loop_in_Lua_gives()
+  for _, mode in ipairs { "same_step", "next_step" } do
+    for _, copy in ipairs { true, false } do
+      local function make()
+        return peri.env.make("CartPole-v1", { n = 3, autoreset = mode, copy = copy, max_steps = 17 })
+      end
+      local _, fast, fast_last = by(make, itself)
+      local _, slow, slow_last = by(make, through_lua)
+      lu.assertEquals(fast, slow)
+      lu.assertEquals(fast_last, slow_last)
+      peri.seed(3) -- and that one which calls step gives
+      local net, env = peri.nn.MLP { 4, 16, 8, 2 }, make()
+      local obs = env:reset { seed = 5 }
+      local r = peri.rollout { steps = 40, rows = 3, fields = collected }
+      for _ = 1, 2 do
+        for t = 1, 40 do
+          local action, logp = net(obs):sample()
+          r:set(t, { obs = obs, action = action:detach(), logp = logp:detach() })
+          local reward, over, cut
+          obs, reward, over, cut = env:step(action)
+          r:set(t, { reward = reward, terminated = over, truncated = cut, final_obs = env.final_obs, valid = env.valid })
+        end
+      end
+      lu.assertEquals(all_of(r), fast)
+    end
+  end
+end
+
+function TestCollect.test_environments_in_Lua_and_wrappers_take_part()
+  local function in_lua()
+    return peri.env.make({ obs = peri.env.box { low = -1e9, high = 1e9, shape = { 4 } }, action = peri.env.discrete(2),
+      reset = function(s, obs) s.at = 0; for i = 1, 4 do obs[i] = i / 8 end end,
+      step = function(s, a, obs)
+        s.at = s.at + 1
+        for i = 1, 4 do obs[i] = (s.at * i + a) / 8 end
+        return a, s.at == 7, false
+      end }, { n = 3 })
+  end
+  local _, fast = by(in_lua, itself)
+  local _, slow = by(in_lua, through_lua)
+  lu.assertEquals(fast, slow)
+  local function wrapped()
+    return peri.env.normalize_obs(peri.env.make("CartPole-v1", { n = 3 }))
+  end
+  local r, _, _, env = by(wrapped, itself) -- their own tensors outlive the scopes of the loop
+  lu.assertNotNil(next(env:statistics()))
+  lu.assertTrue(r:get("obs"):std():item() > 0.5) -- what the wrapper made of it
+end
+
+function TestCollect.test_every_wrapper_outlives_the_scopes_of_its_steps()
+  local wraps = { normalize_obs = peri.env.normalize_obs, normalize_reward = peri.env.normalize_reward,
+    frame_stack = function(env) return peri.env.frame_stack(env, 2) end }
+  for name, wrap in pairs(wraps) do
+    for _, mode in ipairs { "same_step", "next_step" } do
+      local env = wrap(peri.env.make("CartPole-v1", { n = 3, autoreset = mode, seed = 1, max_steps = 5 }))
+      for k in peri.steps(12) do
+        if k % 6 == 1 then env:reset() end
+        env:step(peri.ones({ 3 }, "i64"))
+      end
+      lu.assertEquals(env.obs.shape[1], 3, name)
+      lu.assertEquals(env.final_obs.shape[1], 3, name)
+      lu.assertEquals(env.reward.shape, { 3 }, name)
+      env:state_dict()
+    end
+  end
+end
+
+function TestCollect.test_fields_that_are_not_there_are_left_out_and_versions_count()
+  local r = by(function() return peri.env.make("CartPole-v1", { n = 3 }) end, itself, { action = "i64" })
+  lu.assertTrue(r:get("action"):sum():item() > 0)
+  local _ <close> = peri.enable_grad()
+  local w = peri.ones { 40, 3 }:requires_grad_(true)
+  local s = peri.rollout { steps = 40, rows = 3, fields = { reward = "f32" } }
+  local y = w * s:get "reward"
+  local env = peri.env.make("CartPole-v1", { n = 3, seed = 1 })
+  env:reset()
+  env:collect(s, peri.nn.MLP { 4, 2 })
+  lu.assertErrorMsgContains("changed", function() y:sum():backward() end)
+end
+
+function TestCollect.test_mistakes_are_named()
+  local env = peri.env.make("CartPole-v1", { n = 3, seed = 1 })
+  local net = peri.nn.MLP { 4, 2 }
+  local function roll(fields, rows) return peri.rollout { steps = 4, rows = rows or 3, fields = fields } end
+  lu.assertErrorMsgContains("collect: CartPole-v1", env.collect, env, roll { action = "i64" }, net) -- no reset yet
+  env:reset()
+  lu.assertErrorMsgContains("obs of the rollout is (3, 5) of f32, the environment's is (3, 4) of f32", env.collect, env,
+    roll { obs = { "f32", 5 } }, net)
+  lu.assertErrorMsgContains("reward of the rollout is (2) of f32, the environment's is (3) of f32", env.collect, env,
+    roll({ reward = "f32" }, 2), net)
+  lu.assertErrorMsgContains("action of the rollout is not one i64 for each row", env.collect, env, roll { action = "u8" },
+    net)
+  lu.assertErrorMsgContains("rollout is a table", env.collect, env, {}, net)
+  lu.assertErrorMsgContains("policy is", env.collect, env, roll { action = "i64" }, 7)
+  lu.assertErrorMsgContains("(2, 5)", env.collect, env, roll { action = "i64" }, peri.nn.MLP { 5, 2 })
+  lu.assertErrorMsgContains("action", env.collect, env, roll { action = "i64" }, peri.nn.MLP { 4, 60 })
+  local box = peri.env.make("Pendulum-v1", { n = 3, seed = 1 })
+  lu.assertErrorMsgContains("Pendulum-v1 has box actions", box.collect, box, roll { obs = { "f32", 3 } }, net)
+  local one = peri.env.make "CartPole-v1"
+  lu.assertErrorMsgContains("CartPole-v1 has no rows", one.collect, one, roll { obs = { "f32", 4 } }, net)
+end
+
 os.exit(lu.LuaUnit.run())

@@ -107,6 +107,55 @@ function Env:episodes()
   return { returns = returns, lengths = lengths, rows = rows, dropped = dropped }
 end
 
+-- ---- many steps ----
+
+local step_fields = { "reward", "terminated", "truncated", "final_obs", "valid" }
+
+local function check_collect(env, rollout, policy)
+  if getmetatable(rollout) ~= "perilune.rollout" then
+    options.raise("collect: " .. options.is("rollout", rollout) .. ", expected a rollout (peri.rollout)", 2)
+  end
+  local mt = getmetatable(policy)
+  if type(policy) ~= "function" and not (type(mt) == "table" and mt.__call) then
+    options.raise("collect: " .. options.is("policy", policy) .. ", expected a module or function of obs", 2)
+  end
+  local kind = env.action_space.kind
+  if kind ~= "discrete" or not env.n or env.mask then
+    options.raise(("collect: %s has %s, expected rows of environments with discrete actions that are all legal"):format(
+      env.id, not env.n and "no rows" or env.mask and "a mask" or kind .. " actions"), 2)
+  end
+end
+
+--- Steps of every environment with a policy's actions, as many as the rollout has: of each, what the rollout has fields
+--- for of obs (before the step), action, logp, reward, terminated, truncated, final_obs and valid. Actions are drawn as
+--- policy(obs):sample() does; nothing is recorded for gradients. Where the policy is nn.MLP and no wrapper is around
+--- the environment, the loop runs without Lua; the numbers are the same.
+--- @param rollout perilune.Rollout
+--- @param policy function|perilune.nn.Module  obs (rows, ...) -> logits (rows, actions)
+--- @return perilune.Tensor obs  after the last step
+function Env:collect(rollout, policy)
+  check_collect(self, rollout, policy)
+  local _ <close> = peri.no_grad()
+  local bare, w, b = rawget(self, "_core") ~= nil, nil, nil
+  if bare and type(policy) == "table" and policy._lists then w, b = policy:_lists() end
+  if w then
+    core.collect(self._core, rollout, w, b, policy.activation)
+    return self.obs
+  end
+  local fields = rollout:state_dict()
+  local _, any = next(fields)
+  for t = 1, any.shape[1] do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local obs, step = self.obs, {}
+    local action, logp = policy(obs):sample()
+    rollout:set(t, { obs = fields.obs and obs, action = fields.action and action, logp = fields.logp and logp })
+    self:step(action)
+    for _, name in ipairs(step_fields) do step[name] = fields[name] and self[name] end
+    rollout:set(t, step)
+  end
+  return self.obs
+end
+
 -- ---- states ----
 
 -- What runs in another process has its state there.

@@ -74,7 +74,8 @@ local plain = { f32 = true, f64 = true, f16 = true, bf16 = true }
 
 -- The lists that the op takes, remembered while the layers' tensors are the same; nil where the layers have to run one
 -- by one.
-local function lists(self)
+function M.MLP:_lists()
+  if rawget(self, "forward") then return nil end
   local layers, w, b = self.layers, self._weights, self._biases
   local same = w ~= nil and #w == #layers
   for i = 1, #layers do
@@ -102,7 +103,7 @@ end
 --- @param x perilune.Tensor  (..., in)
 --- @return perilune.Tensor  (..., out)
 function M.MLP:forward(x)
-  local w, b = lists(self)
+  local w, b = self:_lists()
   if w then return peri.mlp(x, w, b, self.activation) end
   local n, act = #self.layers, self.activation ~= "none" and self.activation or nil
   for i, layer in ipairs(self.layers) do x = linear.activated(layer, x, false, i < n and act or nil) end

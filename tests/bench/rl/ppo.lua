@@ -13,58 +13,65 @@ end)
 -- A learner of so many environments, or of so many for each of several seeds; returns update() -> returns of episodes.
 local function learner(n, seeds)
   local copies = seeds and nn.Copies(#seeds, Agent, { seeds = seeds })
-  local agent = copies and copies.net or Agent()
-  local lead, rows = seeds and { #seeds } or {}, n * (seeds and #seeds or 1)
-  local at = #lead + 1 -- the dim of environments, and of rows of a batch
-  local function shape(...) return { lead[1], ... } end
-  if not seeds then shape = function (...) return { ... } end end
+  local agent, count = copies and copies.net or Agent(), seeds and #seeds or 1
   local opt = peri.optim.Adam(agent, { lr = 2.5e-4, eps = 1e-5 })
+  local rows, batch = n * count, STEPS * n
   local env = peri.env.make("CartPole-v1", { n = rows, seed = 1 })
-  local obs = peri.keep(env:reset():reshape(shape(n, 4)))
-  local step_options = { clip = 0.5, copies = seeds and #seeds }
-  local batch = STEPS * n
+  env:reset()
+  local rollout = peri.rollout { steps = STEPS, rows = rows, fields = { obs = { "f32", 4 }, action = "i64", logp = "f32",
+    reward = "f32", terminated = "bool", truncated = "bool", value = "f32", advantage = "f32", returns = "f32" } }
+  local step_options = { clip = 0.5, copies = seeds and count }
+  local loss_options = { clip = 0.2, clip_value = 0.2, vf_coef = 0.5, ent_coef = 0.01 }
+
+  -- (time, rows, ...) <-> (seeds, time * n, ...)
+  local function by_seed(x)
+    local shape = { table.unpack(x.shape, 3) }
+    return x:reshape { x.shape[1], count, n, table.unpack(shape) }:transpose(1, 2)
+      :reshape { count, x.shape[1] * n, table.unpack(shape) }
+  end
+  local function by_row(x, steps) return x:reshape { count, steps, n }:transpose(1, 2):reshape { steps, rows } end
+
+  local function policy(obs) return agent.actor(obs:reshape { count, n, 4 }):reshape { rows, 2 } end
+  local function value(obs) -- (time, rows, 4) -> (time, rows)
+    if not seeds then return agent.critic(obs):squeeze(-1) end
+    return by_row(agent.critic(by_seed(obs)):squeeze(-1), obs.shape[1])
+  end
+  local function minibatches()
+    if not seeds then return rollout:minibatches(batch // PARTS) end
+    local all, order, part = {}, peri.randperm(batch), 0
+    for name, x in pairs(rollout:state_dict()) do all[name] = by_seed(x) end
+    return function ()
+      if part == PARTS then return nil end
+      local ids, some = order:narrow(1, part * batch // PARTS + 1, batch // PARTS), {}
+      for name, x in pairs(all) do some[name] = x:index_select(ids, 2) end
+      part = part + 1
+      return part, some
+    end
+  end
+
   return function ()
     local scope <close> = peri.scope() -- luacheck: ignore 211
-    local O, A, L, R, D, C = {}, {}, {}, {}, {}, {}
-    local all, values, advantages
     do
       local _ <close> = peri.no_grad()
-      for t = 1, STEPS do
-        O[t] = obs
-        A[t], L[t] = agent.actor(obs):sample()
-        obs, R[t], D[t], C[t] = env:step(seeds and A[t]:flatten() or A[t])
-        if seeds then obs = obs:reshape(shape(n, 4)) end
-      end
-      O[STEPS + 1] = obs
-      all = peri.stack(O, at) -- (STEPS + 1, n, 4) behind the seeds
-      local v = agent.critic(all):squeeze(-1)
-      values = v:narrow(at, 1, STEPS)
-      local function by_row(list) return peri.stack(list, 2) end -- (rows, STEPS)
-      local function in_time(x) return x:transpose(-2, -1):reshape { rows, STEPS } end
-      local cut = by_row(D):logical_or(by_row(C)) -- as CleanRL: a truncated episode ends
-      advantages = peri.gae(by_row(R), in_time(values), in_time(v:narrow(at, 2, STEPS)), cut, nil, nil, 0.99, 0.95)
-      advantages = advantages:reshape(shape(n, STEPS)):transpose(-2, -1):reshape(shape(batch))
-      values = values:reshape(shape(batch))
+      local obs = env:collect(rollout, seeds and policy or agent.actor)
+      local values = value(rollout:get "obs")
+      local next_values = peri.cat({ values:narrow(1, 2, STEPS - 1), value(obs:unsqueeze(1)) }, 1)
+      local cut = rollout:get("terminated"):logical_or(rollout:get "truncated") -- as CleanRL: a truncated episode ends
+      local advantages = peri.gae(rollout:get("reward"):transpose(), values:transpose(), next_values:transpose(),
+        cut:transpose(), nil, nil, 0.99, 0.95):transpose()
+      rollout:put { value = values, advantage = advantages, returns = advantages:add(values) }
     end
-    local function flat(list, ...) return peri.stack(list, at):reshape(shape(batch, ...)) end
-    local x, actions, old = all:narrow(at, 1, STEPS):reshape(shape(batch, 4)), flat(A), flat(L)
-    local returns = advantages:add(values)
     for _ = 1, EPOCHS do
-      local order = peri.randperm(batch)
-      for part = 1, PARTS do
+      for _, b in minibatches() do
         local inner <close> = peri.scope() -- luacheck: ignore 211
-        local ids = order:narrow(1, (part - 1) * batch // PARTS + 1, batch // PARTS)
-        local function of(t) return t:index_select(ids, at) end
-        local some = of(x)
-        local logp, entropy = agent.actor(some):categorical_logprob(of(actions))
-        local loss = peri.ppo_loss(logp, of(old), of(advantages), entropy, agent.critic(some):squeeze(-1), of(returns),
-          of(values), { clip = 0.2, clip_value = 0.2, vf_coef = 0.5, ent_coef = 0.01 })
+        local logp, entropy = agent.actor(b.obs):categorical_logprob(b.action)
+        local loss = peri.ppo_loss(logp, b.logp, b.advantage, entropy, agent.critic(b.obs):squeeze(-1), b.returns, b.value,
+          loss_options)
         if seeds then loss = loss:sum() end
         loss:backward()
         opt:step(step_options):zero_grad()
       end
     end
-    obs = peri.keep(obs:clone())
     return env:episodes().returns
   end
 end
