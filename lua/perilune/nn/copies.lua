@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local Module = require "perilune.nn.module"
 local linear = require "perilune.nn.linear"
+local noisy = require "perilune.nn.noisy"
 local options = require "perilune.options"
 local walk = require "perilune.nn.walk"
 
@@ -16,16 +17,18 @@ local rules = {
     "n seeds, one for the initial weights of each; the generator goes on as if nothing had been drawn"),
 }
 
--- Modules with tensors that know what to do with a leading dim, or stand where it is known: Linear (alone or in an MLP)
--- and those of other people's classes, whose formulas are their own.
+-- Modules with tensors that know what to do with a leading dim, or stand where it is known: Linear (alone or in an
+-- MLP), NoisyLinear and those of other people's classes, whose formulas are their own.
+local leading = { [linear.Linear] = true, [noisy.NoisyLinear] = true }
 local function check_classes(net)
   for name, class in pairs(require "perilune.nn") do
-    for _, entry in ipairs(type(class) == "table" and class ~= linear.Linear and net:named_modules() or {}) do
+    for _, entry in ipairs(type(class) == "table" and not leading[class] and net:named_modules() or {}) do
       if getmetatable(entry[2]) == class then
         for _, value in next, entry[2] do
           if walk.is_tensor(value) then
-            options.raise(("Copies: %s is a %s, whose formula has no leading dim: Linear, MLP and parameters "
-              .. "of your own classes can be copied"):format(entry[1] == "" and "the network" or entry[1], name))
+            options.raise(("Copies: %s is a %s, whose formula has no leading dim: Linear, NoisyLinear, MLP and "
+              .. "parameters of your own classes can be copied"):format(entry[1] == "" and "the network" or entry[1],
+              name))
           end
         end
       end
@@ -76,7 +79,7 @@ end
 --- Several networks of one shape as one: nn.Copies(20, function (i) return nn.MLP { 4, 64, 2 } end, { seeds = list }).
 --- Its parameters are those of one network with a leading dim, and it takes x (n, ..., in), each network its own rows.
 --- A parameter of a class of your own gets the same leading dim: give it the dims that its formula needs, as a
---- logarithm of deviations (1, A) -> (n, 1, A). Of nn, Linear, MLP and what has no tensors can be copied.
+--- logarithm of deviations (1, A) -> (n, 1, A). Of nn, Linear, NoisyLinear, MLP and what has no tensors can be copied.
 --- Optimizers step all at once: opt:step { copies = n, clip = 0.5 }.
 --- @class perilune.nn.Copies
 --- @field n integer

@@ -30,18 +30,37 @@ M.NoisyLinear = Module.class("NoisyLinear", function(self, ...)
 end)
 options.declare(M.NoisyLinear, { "in_features", "out_features" }, rules)
 
-local function scaled_noise(n)
-  local e = peri.randn { n }
+-- Factorised noise for n features, (n); of copies their own, (copies, 1, ..., n) beside an x of so many dims.
+local function scaled_noise(n, copies, dims)
+  local shape = {}
+  if copies then
+    shape[1] = copies
+    for i = 2, dims - 1 do shape[i] = 1 end
+  end
+  shape[#shape + 1] = n
+  local e = peri.randn(shape)
   return e:sign():mul(e:abs():sqrt())
 end
 
---- @param x perilune.Tensor  (..., in)
+local function product(x, weight, bias)
+  if weight.ndim == 2 then return x:linear(weight, bias) end
+  return peri.mlp(x, { weight }, { bias }, "none")
+end
+
+--- @param x perilune.Tensor  (..., in), of nn.Copies (copies, ..., in)
 --- @return perilune.Tensor  (..., out)
 function M.NoisyLinear:forward(x)
-  if not self.training then return x:linear(self.weight, self.bias) end
-  local from, to = scaled_noise(self.in_features), scaled_noise(self.out_features)
-  local noisy = (x * from):linear(self.weight_sigma) * to -- x diag(from) V' diag(to) = x (V * to from')'
-  return x:linear(self.weight, self.bias) + noisy + self.bias_sigma * to
+  local y = product(x, self.weight, self.bias)
+  if not self.training then return y end
+  local copies = self.weight.ndim == 3 and self.weight.shape[1] or nil
+  local from, to = scaled_noise(self.in_features, copies, x.ndim), scaled_noise(self.out_features, copies, x.ndim)
+  local bias = self.bias_sigma
+  if copies then
+    local shape = to.shape
+    bias = bias:reshape(shape)
+  end
+  -- x diag(from) V' diag(to) = x (V * to from')'
+  return y + (product(x * from, self.weight_sigma) + bias) * to
 end
 
 -- What a policy file holds of it: see perilune.rl.program.

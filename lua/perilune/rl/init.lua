@@ -23,6 +23,7 @@ for file, names in pairs {
   critics = { "Critics" },
   soft = { "backup", "least_value", "expected_value", "Temperature" },
   target = { "target" },
+  q_network = { "QNetwork" },
   tabular = { "tabular" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
   statistics = { "iqm", "optimality_gap", "interval", "probability_of_improvement", "report", "explained_variance" },

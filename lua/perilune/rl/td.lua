@@ -26,14 +26,15 @@ local target_rules = {
 --- terminated (Watkins 1989; Mnih et al. 2015). With `online_next_q` the network chooses the action and the target
 --- network values it: Double DQN (van Hasselt et al. 2016, eq. 4). No gradient passes.
 --- @param opts table
---- @return perilune.Tensor  (...)
+--- @return perilune.Tensor target  (...)
+--- @return perilune.Tensor value  (...), of what the step led to
 function M.q_target(opts)
   local o = options.fill("rl.q_target", opts, target_rules)
   local _ <close> = peri.no_grad()
   local choose = o.online_next_q or o.next_q
   if o.mask then choose = choose:masked_fill(o.mask:logical_not(), -math.huge) end
   local value = o.online_next_q and taken(o.next_q, choose:argmax(-1)) or choose:max(-1)
-  return o.reward + o.discount * value:masked_fill(o.terminated:ne(0), 0)
+  return o.reward + o.discount * value:masked_fill(o.terminated:ne(0), 0), value
 end
 options.declare(M.q_target, {}, target_rules)
 
