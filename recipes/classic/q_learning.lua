@@ -32,7 +32,7 @@ local intervals = cfg.steps // cfg.interval
 local epsilon = sched.linear { from = cfg.epsilon, to = cfg.final, steps = math.max(1, cfg.steps // 2) }
 
 local run = recipe.start { name = "q_learning", flags = cfg, total = intervals, columns = { "value", "return" } }
-local options, learners = peri.json.decode(cfg.options), {}
+local options, learners = assert(peri.json.decode(cfg.options)), {}
 local function make(seed)
   local o = { seed = seed, copy = false }
   for k, v in pairs(options) do o[k] = v end

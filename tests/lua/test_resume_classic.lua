@@ -25,6 +25,14 @@ local recipes = {
     { "policy.safetensors" } },
   ["ppo_recurrent"] = { "--timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", { "policy.safetensors" } },
   ["ppo_recurrent gru"] = { "--memory gru --timesteps 640 --envs 4 --steps 8 --hidden 8 --eval 2 --minibatches 2", {} },
+  ["q_learning"] = { "--seeds 2 --steps 20000 --interval 1000", { "policy.safetensors" } },
+  ["q_learning double"] = { "--rule double --env Taxi-v4 --seeds 1 --steps 20000 --interval 1000", {} },
+  ["dqn"] = { "--seeds 2 --steps 1600 --train_every 64 --gradient_steps 4 --starts 100 --hidden 16 --eval 2 "
+    .. "--eval_every 4 --buffer 3000", { "policy.safetensors" } }, -- a buffer that is never full
+  ["dqn with everything"] = { "--prioritised --noisy --dueling --double --n_step 3 --copies 2 --adapt 0.9 --steps 1600 "
+    .. "--train_every 64 --gradient_steps 4 --starts 100 --hidden 16 --eval 2 --eval_every 4 --buffer 500", {} },
+  ["rainbow"] = { "--envs 2 --steps 2000 --every 50 --starts 100 --train_every 8 --hidden 16 --eval 2 --buffer 600",
+    { "policy.safetensors" } },
 }
 
 for name, entry in pairs(recipes) do
