@@ -27,10 +27,10 @@ return function (bench)
       ours[i] = (MANY - FEW) / (seconds(name, MANY) - seconds(name, FEW))
       theirs[i] = peer and (MANY - FEW) / assert(peer:ask(name, FEW, MANY)) or nil
     end
-    local mine = peri.tensor(ours, "f64"):median():item()
+    local mine = bench.measure.median(ours)
     local line = ("%-4s Pendulum, %d threads: %.0f steps/s"):format(name, peri.threads(), mine)
     if peer then
-      local other = peri.tensor(theirs, "f64"):median():item()
+      local other = bench.measure.median(theirs)
       line = ("%s; Stable-Baselines3 %s: %.0f, %.2f times"):format(line, version, other, mine / other)
     end
     print(line)
