@@ -289,12 +289,12 @@ function Distribution:deterministic()
   return out
 end
 
---- The same distribution without a gradient: its parameters end the graph.
+--- The same distribution as it is now, without a gradient: no step of the parameters changes it.
 --- @return perilune.dist.Distribution
 function Distribution:detach()
   local out = setmetatable({}, getmetatable(self))
   for key, value in pairs(self) do
-    if peri.is_tensor(value) then value = value:detach()
+    if peri.is_tensor(value) then value = value:detach():clone()
     elseif type(value) == "table" and getmetatable(value) then value = value:detach()
     elseif key == "heads" then
       local heads = {}
