@@ -12,6 +12,8 @@ for file, names in pairs {
   curriculum = { "curriculum" },
   metrics = { "summary" },
   fisher = { "fisher" },
+  trust_region = { "trust_region_" },
+  crew = { "crew", "place", "take_place" },
   evaluate = { "evaluate" },
   gae = { "gae" },
   head = { "head" },
