@@ -7,26 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "env.h"
+#include "env_lua.h"
 #include "limit.h"
-
-/* Entries of the table in user value 2 of the box. */
-enum { STEP = 1, RESET, STATES, OBS, ACTION, RNG, MASKS, NVALUES = MASKS };
-
-typedef struct peri__env_lua {
-  peri_env *e;
-  lua_State *L; /* of the call under way; NULL: there is none */
-  int values;   /* where its table is on the stack of L */
-  peri_space obs, action;
-  bool masked;
-  int64_t max_steps;
-  /* the rows that are being stepped */
-  const peri_env_io *io;
-  const void *actions;
-  peri_pcg64 *rng; /* of the first row of all */
-  peri__rng_box *lent;
-  int64_t begin, end, row;
-} lua_env;
 
 /* ---- what goes in and out of a row ---- */
 
@@ -202,7 +184,7 @@ static int as_text (lua_State *L) { /* message handler */
 }
 
 /* Run one of the two; its error becomes the message of the row. */
-static peri_status guarded (lua_env *v, lua_CFunction fn) {
+peri_status peri__env_lua_run (lua_env *v, lua_CFunction fn) {
   lua_State *L = v->L;
   if (!L) return peri_env_fail(v->io, "an environment written in Lua runs from Lua alone");
   if (!lua_checkstack(L, 8)) return PERI_ENOMEM;
@@ -212,7 +194,7 @@ static peri_status guarded (lua_env *v, lua_CFunction fn) {
   lua_pushlightuserdata(L, v);
   int rc = lua_pcall(L, 2, 0, lua_gettop(L) - 3);
   lua_remove(L, rc == LUA_OK ? -1 : -2);
-  v->lent->r = NULL;
+  if (v->lent) v->lent->r = NULL;
   if (rc == LUA_OK) return PERI_OK;
   peri_ctx *ctx = v->e->ctx;
   peri_status s = peri__caught(L, ctx, rc);
@@ -230,7 +212,7 @@ static peri_status step_batch (const void *shared, void *states, int64_t stride,
   v->rng = rng;
   v->begin = begin;
   v->end = end;
-  peri_status s = guarded(v, run_steps);
+  peri_status s = peri__env_lua_run(v, run_steps);
   *io->row = v->row;
   return s;
 }
@@ -249,7 +231,7 @@ static peri_status reset (const void *shared, void *state, peri_pcg64 *rng, cons
   v->io = io;
   v->rng = rng;
   v->row = rng - v->e->rng;
-  return guarded(v, run_reset);
+  return peri__env_lua_run(v, run_reset);
 }
 
 static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec *spec) {
@@ -294,7 +276,7 @@ peri_status peri__env_lua_reset (lua_State *L, peri__env_box *b, int box, const 
 
 /* Tables of observations are what rows left there: they follow the buffers. */
 void peri__env_lua_loaded (lua_State *L, peri__env_box *b, int box) {
-  if (b->obs->kind == PERI_SPACE_DISCRETE) return;
+  if (b->obs->kind == PERI_SPACE_DISCRETE || !b->lua->lent) return;
   int64_t n = peri_space_size(b->obs);
   lua_getiuservalue(L, box, 2);
   lua_rawgeti(L, -1, OBS);
@@ -359,7 +341,8 @@ static void fill_values (lua_State *L, lua_env *v, int64_t rows) {
   lua_rawseti(L, -2, MASKS);
 }
 
-/* make_lua(options, { id, doc, obs, action, max_steps, mask, step, reset }), all checked by who calls. */
+/* make_lua(options, { id, doc, obs, action, max_steps, mask, batch, step, reset }), all checked by who calls. With batch
+** step and reset are of the whole batch, as env_whole.c calls them. */
 static int l_make_lua (lua_State *L) {
   lua_settop(L, 2);
   peri_env_options o;
@@ -390,6 +373,15 @@ static int l_make_lua (lua_State *L) {
   lua_getfield(L, 2, "mask");
   v->masked = lua_toboolean(L, -1);
   if (v->masked) d.flags |= PERI_ENV_MASK;
+  lua_getfield(L, 2, "batch");
+  const bool whole = lua_toboolean(L, -1);
+  if (whole) {
+    d.flags |= PERI_ENV_WHOLE;
+    d.step = NULL;
+    d.reset = NULL;
+    d.step_batch = peri__env_whole_step;
+    d.reset_batch = peri__env_whole_reset;
+  }
   lua_getfield(L, 2, "step");
   lua_rawseti(L, 4, STEP);
   lua_getfield(L, 2, "reset");
@@ -405,17 +397,22 @@ static int l_make_lua (lua_State *L) {
   v->obs = *b->obs; /* the copies of the environment */
   v->action = *b->action;
   lua_pushvalue(L, 4);
-  fill_values(L, v, b->rows);
+  if (whole) {
+    peri__env_whole_rng(L, v);
+    lua_rawseti(L, -2, RNG);
+  } else
+    fill_values(L, v, b->rows);
   b->lua = v;
   lua_settop(L, 3);
   return 1;
 }
 
-/* states(core): the list of tables of an environment that is written in Lua; nil: it is not. */
+/* states(core): the list of tables of an environment that is written in Lua row by row; nil: it is not. */
 static int l_states (lua_State *L) {
   peri__env_box *b = peri__env_box_at(L, "env.states");
   if (!b->lua) return 0;
   lua_getiuservalue(L, 1, 2);
+  if (!b->lua->lent) return 0;
   lua_rawgeti(L, -1, STATES);
   return 1;
 }
@@ -426,4 +423,7 @@ static const peri_reg functions[] = {
   { NULL, NULL, NULL, NULL }
 };
 
-void peri__open_env_lua (lua_State *L) { peri__register(L, functions); }
+void peri__open_env_lua (lua_State *L) {
+  peri__register(L, functions);
+  peri__open_env_whole(L);
+}

@@ -35,6 +35,7 @@ struct peri_env {
   peri_dtype reward_dtype;
   size_t obs_bytes, action_bytes, state_bytes; /* of a value; state_bytes is rounded up to words */
   bool columns, batch;                         /* how states are stored; whether step_batch runs */
+  bool whole;                                  /* PERI_ENV_WHOLE: the batch is one block */
   int64_t stride;                              /* of states, as step_batch gets it */
 
   peri_tensor *buffer[PERI_ENV_NBUFFER]; /* NULL: there is none */
@@ -43,8 +44,9 @@ struct peri_env {
   double *reward, *sum; /* (rows) of the step; of the episode so far */
   float *reward32;      /* NULL: rewards are given out as f64 */
   uint8_t *terminated, *truncated, *legal, *valid, *live;
-  uint8_t *over; /* (rows) the episode has ended and the next has not begun */
-  uint8_t *kept; /* (rows) final_obs has the row, for the step has reset it */
+  uint8_t *over;  /* (rows) the episode has ended and the next has not begun */
+  uint8_t *kept;  /* (rows) final_obs has the row, for the step has reset it */
+  uint8_t *which; /* (n) for calls of the whole batch */
   float *metric;
   double *episode_return;
   int64_t *episode_length;

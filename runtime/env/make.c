@@ -95,12 +95,13 @@ static peri_status make_hidden (peri_env *e) {
   e->stride = e->columns ? room : (int64_t)e->state_bytes;
   TRY(hidden(e, 0, room, e->state_bytes, &e->state));
   TRY(hidden(e, 1, n, sizeof *e->rng, &e->rng));
-  TRY(hidden(e, 2, 2 * rows + n + blocks + rows / 4 + 1, 8, &e->sum));
+  TRY(hidden(e, 2, 2 * rows + n + blocks + (2 * rows + n) / 8 + 1, 8, &e->sum));
   if (e->reward32) e->reward = e->sum + rows;
   e->started = (int64_t *)(void *)(e->sum + 2 * rows);
   e->deadline = e->started + n;
   e->over = (uint8_t *)(void *)(e->deadline + blocks);
   e->kept = e->over + rows;
+  e->which = e->kept + rows;
   /* a reward and two flags for each agent, then a state */
   e->scratch_bytes = ((size_t)e->agents * 10 + 63) / 64 * 64 + (e->state_bytes + 63) / 64 * 64;
   return hidden(e, 3, peri_threads(e->ctx), e->scratch_bytes, &e->scratch);
@@ -125,10 +126,12 @@ static peri_status set_up (peri_env *e, const peri_env_options *o) {
                       e->def.id, e->n, spec.agents);
   e->max_steps = o->max_steps < 0 ? spec.max_steps : o->max_steps;
   e->autoreset = o->autoreset;
+  e->whole = e->def.flags & PERI_ENV_WHOLE;
   e->block = PERI_ENV_BLOCK / e->agents > 1 ? PERI_ENV_BLOCK / e->agents : 1;
+  if (e->whole) e->block = e->n;
   e->columns = (e->def.flags & PERI_ENV_COLUMNS) && e->n >= 8; /* fewer are stepped one by one */
   e->batch = e->def.step_batch && (e->columns || !(e->def.flags & PERI_ENV_COLUMNS));
-  e->threads = e->def.flags & PERI_ENV_SERIAL ? 1 : o->threads;
+  e->threads = e->def.flags & (PERI_ENV_SERIAL | PERI_ENV_WHOLE) ? 1 : o->threads;
   if (e->threads == 0 || e->threads > peri_threads(ctx)) e->threads = peri_threads(ctx);
   e->reward_dtype = o->reward_dtype;
   e->seeded = o->seeded;

@@ -58,18 +58,26 @@ peri_status peri__env_check_def (peri_ctx *ctx, const peri_env_def *d) {
                       d->struct_size, sizeof *d);
   if (!d->id || !*d->id || strlen(d->id) > 100)
     return peri__fail(ctx, PERI_EINVAL, "an environment's id has 1 to 100 bytes");
-  if (!d->doc || !d->configure || !d->reset || !d->step)
+  const bool whole = d->flags & PERI_ENV_WHOLE;
+  if (!d->doc || !d->configure || (!whole && (!d->reset || !d->step)))
     return peri__fail(ctx, PERI_EINVAL, "%s: the definition has no %s", d->id,
                       !d->doc         ? "doc"
                       : !d->configure ? "configure"
                       : !d->reset     ? "reset"
                                       : "step");
-  if (d->flags &
-      ~(uint32_t)(PERI_ENV_SERIAL | PERI_ENV_MASK | PERI_ENV_COLUMNS | PERI_ENV_ELSEWHERE))
+  if (d->flags & ~(uint32_t)(PERI_ENV_SERIAL | PERI_ENV_MASK | PERI_ENV_COLUMNS |
+                             PERI_ENV_ELSEWHERE | PERI_ENV_WHOLE))
     return peri__fail(ctx, PERI_EINVAL, "%s: flags are 0x%x, which this version does not know",
                       d->id, d->flags);
   if ((d->flags & PERI_ENV_COLUMNS) && !d->step_batch)
     return peri__fail(ctx, PERI_EINVAL, "%s: states by columns need a step_batch", d->id);
+  if (whole && (!d->step_batch || !d->reset_batch || (d->flags & PERI_ENV_COLUMNS)))
+    return peri__fail(ctx, PERI_EINVAL,
+                      "%s: stepping the whole batch needs step_batch and reset_batch, with states "
+                      "by rows",
+                      d->id);
+  if (!whole && d->reset_batch)
+    return peri__fail(ctx, PERI_EINVAL, "%s: a reset_batch without PERI_ENV_WHOLE", d->id);
   if (d->noptions < 0 || (d->noptions > 0 && !d->option))
     return peri__fail(ctx, PERI_EINVAL, "%s: %d options and no list of them", d->id, d->noptions);
   for (int i = 0; i < d->noptions; i++) TRY(check_option(ctx, d, i));

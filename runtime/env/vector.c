@@ -75,11 +75,31 @@ void peri__env_state_set (peri_env *e, int64_t i, const void *from) {
     memcpy(e->state + k * (size_t)e->stride + (size_t)i * 8, (const char *)from + k, 8);
 }
 
+/* An episode of environment i has begun. */
+static void begin_episode (peri_env *e, int64_t i) {
+  int64_t row = i * e->agents;
+  e->started[i] = e->tick;
+  memset(e->over + row, 0, (size_t)e->agents);
+  for (int64_t k = 0; k < e->agents; k++) e->sum[row + k] = 0;
+}
+
+/* What a reset observed of environment i lies in its space. */
+static bool check_first_obs (job *j, int64_t i) {
+  peri_env *e = j->e;
+  const unsigned char *obs = e->obs + (size_t)(i * e->agents) * e->obs_bytes;
+  int64_t bad = peri__space_bad_row(&e->spec.obs, obs, e->agents);
+  if (bad == e->agents) return true;
+  char why[PERI_ENV_MESSAGE];
+  peri__space_complaint(&e->spec.obs, obs + (size_t)bad * e->obs_bytes, why, sizeof why);
+  note(j, i * e->agents + bad, PERI_EHOST, "reset: its observation %s", why);
+  return false;
+}
+
 /* Begin an episode of environment i. Its reward and flags are those of the step before and stay. */
 static bool reset_one (job *j, int64_t i, int worker) {
   peri_env *e = j->e;
   int64_t row = i * e->agents;
-  char message[PERI_ENV_MESSAGE] = "", why[PERI_ENV_MESSAGE];
+  char message[PERI_ENV_MESSAGE] = "";
   unsigned char *scratch = e->scratch + (size_t)worker * e->scratch_bytes;
   unsigned char *state = e->state + (size_t)i * e->state_bytes;
   uint64_t seed = j->seed ? *j->seed + (uint64_t)i : 0;
@@ -96,18 +116,39 @@ static bool reset_one (job *j, int64_t i, int worker) {
   }
   peri_status s = e->def.reset(e->spec.shared, state, &e->rng[i], &io);
   if (e->columns) peri__env_state_set(e, i, state);
-  e->started[i] = e->tick;
-  memset(e->over + row, 0, (size_t)e->agents);
-  for (int64_t k = 0; k < e->agents; k++) e->sum[row + k] = 0;
+  begin_episode(e, i);
+  if (s == PERI_OK) return check_first_obs(j, i);
+  note(j, row, s, "reset: %s", *message ? message : peri_status_name(s));
+  return false;
+}
+
+/* Begin episodes of the environments i with which[i], NULL: of all, in one call. */
+static bool reset_whole (job *j, const uint8_t *which) {
+  peri_env *e = j->e;
+  char message[PERI_ENV_MESSAGE] = "";
+  int64_t row = -1, first = -1;
+  peri_env_io io = { .message = message, .row = &row, .seed = j->seed, .which = which };
+  point_at(e, 0, &io);
+  io.reward = NULL;
+  io.terminated = io.truncated = NULL;
+  for (int64_t i = 0; i < e->n; i++) {
+    if (which && !which[i]) continue;
+    const size_t agents = (size_t)e->agents, n = (size_t)e->spec.action.n;
+    if (e->legal) memset(e->legal + (size_t)i * agents * n, 1, agents * n);
+    if (e->live) memset(e->live + (size_t)i * agents, 1, agents);
+    begin_episode(e, i);
+    if (first < 0) first = i * e->agents;
+  }
+  if (first < 0) return true;
+  peri_status s = e->def.reset_batch(e->spec.shared, e->state, e->stride, e->rng, &io);
   if (s != PERI_OK) {
-    note(j, row, s, "reset: %s", *message ? message : peri_status_name(s));
+    note(j, row >= 0 && row < e->rows ? row : first, s, "reset: %s",
+         *message ? message : peri_status_name(s));
     return false;
   }
-  int64_t bad = peri__space_bad_row(&e->spec.obs, io.obs, e->agents);
-  if (bad == e->agents) return true;
-  peri__space_complaint(&e->spec.obs, (char *)io.obs + (size_t)bad * e->obs_bytes, why, sizeof why);
-  note(j, row + bad, PERI_EHOST, "reset: its observation %s", why);
-  return false;
+  for (int64_t i = 0; i < e->n; i++)
+    if ((!which || which[i]) && !check_first_obs(j, i)) return false;
+  return true;
 }
 
 /* ---- what follows the steps of a block ---- */
@@ -200,7 +241,7 @@ static int64_t next_ended (const peri_env *e, int64_t row, int64_t end) {
   return row;
 }
 
-/* Note what has ended in environment i; reset it when all of its agents are out. */
+/* Note what has ended in environment i; reset it when all of its agents are out, or mark it for reset_whole. */
 static bool end_episodes (job *j, int64_t i, int worker) {
   peri_env *e = j->e;
   int64_t first = i * e->agents, last = first + e->agents, out = 0;
@@ -217,7 +258,9 @@ static bool end_episodes (job *j, int64_t i, int worker) {
   memcpy(e->final_obs + (size_t)first * e->obs_bytes, e->obs + (size_t)first * e->obs_bytes,
          (size_t)e->agents * e->obs_bytes);
   memset(e->kept + first, 1, (size_t)e->agents);
-  return reset_one(j, i, worker);
+  if (!e->whole) return reset_one(j, i, worker);
+  e->which[i] = 1;
+  return true;
 }
 
 static bool finish_block (job *j, int64_t begin, int64_t end, int worker) {
@@ -232,12 +275,13 @@ static bool finish_block (job *j, int64_t begin, int64_t end, int worker) {
   add_rewards(e->sum + row, e->reward + row, n);
   if (e->reward32) narrow_rewards(e->reward32 + row, e->reward + row, n);
   if (!any) return true;
+  if (e->whole) memset(e->which, 0, (size_t)e->n);
   for (int64_t r = row; (r = next_ended(e, r, row + n)) < row + n;) {
     int64_t i = e->agents == 1 ? r : r / e->agents;
     if (!end_episodes(j, i, worker)) return false;
     r = (i + 1) * e->agents;
   }
-  return true;
+  return !e->whole || reset_whole(j, e->which);
 }
 
 /* ---- steps ---- */
@@ -278,12 +322,13 @@ static int64_t step_each (job *j, int64_t begin, int64_t end) {
   return end;
 }
 
-static int64_t step_all (job *j, int64_t begin, int64_t end) {
+/* which: of the whole batch the environments that are not to be skipped; NULL: all. */
+static int64_t step_all (job *j, int64_t begin, int64_t end, const uint8_t *which) {
   peri_env *e = j->e;
   if (!e->batch) return step_each(j, begin, end);
   char message[PERI_ENV_MESSAGE] = "";
   int64_t row = -1;
-  peri_env_io io = { .action = j->action, .message = message, .row = &row };
+  peri_env_io io = { .action = j->action, .message = message, .row = &row, .which = which };
   point_at(e, 0, &io);
   peri_status s = e->def.step_batch(e->spec.shared, e->state, e->stride, begin, end, e->rng, &io);
   if (s == PERI_OK) return end;
@@ -304,7 +349,7 @@ static bool step_or_reset (job *j, int64_t begin, int64_t end, int worker) {
   for (int64_t i = begin; i < end;) {
     int64_t first = i;
     while (i < end && !waits(e, i)) i++;
-    int64_t failed = i > first ? step_all(j, first, i) : i;
+    int64_t failed = i > first ? step_all(j, first, i, NULL) : i;
     if (failed < i) return check_rows(j, begin * e->agents, (failed - begin) * e->agents), false;
     for (; i < end && waits(e, i); i++) {
       if (!reset_one(j, i, worker)) return false;
@@ -312,6 +357,26 @@ static bool step_or_reset (job *j, int64_t begin, int64_t end, int worker) {
     }
   }
   return true;
+}
+
+/* The same for a batch that is stepped as a whole. */
+static bool step_or_reset_whole (job *j) {
+  peri_env *e = j->e;
+  int64_t steps = 0;
+  for (int64_t i = 0; i < e->n; i++) steps += e->which[i] = !waits(e, i);
+  if (steps > 0) {
+    int64_t failed = step_all(j, 0, e->n, steps < e->n ? e->which : NULL);
+    if (failed < e->n) return false;
+  }
+  for (int64_t i = 0; i < e->n; i++) {
+    e->which[i] = !e->which[i];
+    if (!e->which[i]) continue;
+    for (int64_t row = i * e->agents; row < (i + 1) * e->agents; row++) silence(e, row);
+    if (e->metric)
+      memset(e->metric + i * e->agents * e->spec.nmetrics, 0,
+             (size_t)(e->agents * e->spec.nmetrics) * sizeof *e->metric);
+  }
+  return reset_whole(j, e->which);
 }
 
 static bool step_block (job *j, int64_t begin, int64_t end, int worker) {
@@ -329,9 +394,9 @@ static bool step_block (job *j, int64_t begin, int64_t end, int worker) {
   if (e->live)
     for (int64_t r = row; r < row + n; r++) e->live[r] = !e->over[r];
   if (e->any_over && e->autoreset == PERI_AUTORESET_NEXT_STEP) {
-    if (!step_or_reset(j, begin, end, worker)) return false;
+    if (!(e->whole ? step_or_reset_whole(j) : step_or_reset(j, begin, end, worker))) return false;
   } else {
-    int64_t failed = step_all(j, begin, end);
+    int64_t failed = step_all(j, begin, end, NULL);
     if (failed < end) return check_rows(j, row, failed * e->agents - row), false;
   }
   return finish_block(j, begin, end, worker);
@@ -348,6 +413,10 @@ static void step_rows (void *ud, int64_t begin, int64_t end, int worker) {
 
 static void reset_rows (void *ud, int64_t begin, int64_t end, int worker) {
   job *j = ud;
+  if (j->e->whole) {
+    reset_whole(j, j->mask);
+    return;
+  }
   for (int64_t i = begin; i < end; i++) {
     if (j->mask && !j->mask[i]) continue;
     if (peri__stopped(j->e->ctx) || !reset_one(j, i, worker)) return;
@@ -480,7 +549,7 @@ peri_status peri_env_step (peri_env *e, const void *action) {
   TRY(begin_writing(e));
   e->tick++;
   e->final_partial = true;
-  if (e->rows == 1 && !e->any_over)
+  if (e->rows == 1 && !e->any_over && !e->whole)
     TRY(step_one(e, action));
   else {
     job j;

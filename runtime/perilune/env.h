@@ -100,8 +100,9 @@ typedef struct peri_env_io {
   int64_t *row;  /* step_batch alone: where it fails, the row at fault */
   int64_t env;   /* reset alone: which environment of the batch it is */
   const uint64_t
-      *seed;     /* reset alone: what its generator was just seeded with; NULL: that goes on */
-  char *message; /* for peri_env_fail */
+      *seed; /* reset alone: what its generator was just seeded with; NULL: that goes on */
+  const uint8_t *which; /* with PERI_ENV_WHOLE: the environments that step or begin; NULL: all */
+  char *message;        /* for peri_env_fail */
 } peri_env_io;
 /* Where several agents share an environment, pointers are those of its first agent's row and the others
 ** follow: obs of agent k begins k values later, and so on. */
@@ -151,7 +152,10 @@ enum {                       /* flags of a definition */
        PERI_ENV_MASK = 2,    /* it says which actions are legal; the action space is Discrete */
        PERI_ENV_COLUMNS = 4, /* states of a batch are stored by columns; needs step_batch */
        PERI_ENV_ELSEWHERE =
-           8 /* its state is not in its bytes: it can be neither saved nor loaded */
+           8, /* its state is not in its bytes: it can be neither saved nor loaded */
+       PERI_ENV_WHOLE =
+           16 /* all environments step, and those that begin are reset, in one call each, by
+                           ** step_batch and reset_batch; step and reset may be NULL */
 };
 
 typedef struct peri_env_def {
@@ -173,6 +177,11 @@ typedef struct peri_env_def {
   ** as ever. With several agents begin, end and i count environments. */
   peri_status (*step_batch)(const void *shared, void *states, int64_t stride, int64_t begin,
                             int64_t end, peri_pcg64 *rng, const peri_env_io *io);
+  /* With PERI_ENV_WHOLE: reset the environments i with io->which[i], and leave those without as they are. Pointers of
+  ** io are those of row 0, io->seed is of environment 0 and the next has 1 more; reward and flags are NULL.
+  ** step_batch has begin 0 and end n then; of environments without io->which nothing that it writes counts. */
+  peri_status (*reset_batch)(const void *shared, void *states, int64_t stride, peri_pcg64 *rng,
+                             const peri_env_io *io);
   /* NULL, or a picture, and one in characters: a text of at most size - 1 bytes and its 0; PERI_EINVAL:
   ** it does not fit. */
   peri_status (*render)(const void *shared, const void *state, peri_frame *frame);

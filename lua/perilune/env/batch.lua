@@ -4,6 +4,7 @@ local peri = require "perilune.core"
 local options = require "perilune.options"
 local plain = require "perilune.env.plain"
 local spaces = require "perilune.env.space"
+local whole = require "perilune.env.whole"
 
 --- @class perilune.env.Env
 --- @field id string
@@ -165,7 +166,15 @@ local function check_here(env, who)
   end
 end
 
+-- The state of row i of an environment written in Lua, as a text: of the whole batch its tensors' rows, as bytes.
 local function encoded(env, i)
+  if env._whole then
+    local list = {}
+    for name, t in pairs(whole.row(env._whole, env._spec, i)) do
+      list[name] = { t:contiguous():bytes(), t.dtype, { table.unpack(t.shape) } }
+    end
+    return plain.encode(list, "state")
+  end
   local states, spec = core.states(env._core), env._spec
   if not states then return "" end
   local state = states[i]
@@ -213,6 +222,11 @@ function Env:load(row, state)
   if not ok then options.raise(("load: %s: the string is no saved state"):format(self.id)) end
   local states = core.states(self._core)
   local fresh = states and decoded(self, state:sub(at))
+  if self._whole then
+    fresh = {}
+    for name, t in pairs(plain.decode(state:sub(at))) do fresh[name] = peri.from_bytes(t[1], t[2], t[3]) end
+    whole.put_row(self._whole, self._spec, row, fresh)
+  end
   core.load(self._core, row, bytes)
   if states then states[row] = fresh end
   return self
@@ -231,7 +245,11 @@ function Env:state_dict()
   if not begun then return tensors, out end
   local all = core.save(self._core)
   tensors.rows = peri.from_bytes(all, "u8", { out.n, #all // out.n })
-  if core.states(self._core) then
+  if self._whole then
+    local own, rest = whole.parts(self._whole, self._spec)
+    for name, t in pairs(own) do tensors["S." .. name] = t end
+    out.rest = plain.encode(rest, "S")
+  elseif core.states(self._core) then
     local texts, lengths = {}, {}
     for i = 1, out.n do texts[i] = encoded(self, i); lengths[i] = #texts[i] end
     local joined = table.concat(texts)
@@ -261,17 +279,24 @@ function Env:load_state_dict(tensors, state)
     options.raise(("load_state_dict: the state is of %s with n = %s, expected %s with n = %d"):format(
       tostring(state.id), tostring(state.n), self.id, n))
   end
-  local lua = state.begun and self._spec ~= nil
+  local lua, of_whole = state.begun and self._spec ~= nil and not self._whole, {}
   local known = { rows = state.begun, states = lua, lengths = lua }
   for name in pairs(tensors) do
-    if not known[name] then options.raise("load_state_dict: unexpected " .. tostring(name)) end
+    if self._whole and state.begun and tostring(name):sub(1, 2) == "S." then of_whole[name:sub(3)] = tensors[name]
+    elseif not known[name] then options.raise("load_state_dict: unexpected " .. tostring(name)) end
   end
   for name, needed in pairs(known) do
     if needed and not peri.is_tensor(tensors[name]) then options.raise("load_state_dict: missing " .. name) end
   end
   if state.begun then
-    local states = self._spec and split(self, tensors, n)
+    local states = lua and split(self, tensors, n)
+    local rest
+    if self._whole then
+      options.argument("load_state_dict", "state.rest", state.rest, "string")
+      rest = plain.decode(state.rest)
+    end
     core.load(self._core, 0, tensors.rows:bytes())
+    if self._whole then whole.take(self._whole, self._spec, of_whole, rest) end
     local own = core.states(self._core)
     for i = 1, states and n or 0 do own[i] = states[i] end
   end
@@ -287,10 +312,11 @@ end
 --- @return string
 function Env:text(row)
   row = check_row(self, "text", row or 1)
-  local states = core.states(self._core)
-  if not states then return core.text(self._core, row) end
-  if not self._spec.text then options.raise(("text: %s has no text function"):format(self.id)) end
-  return self._spec.text(states[row])
+  local spec = self._spec
+  if not spec then return core.text(self._core, row) end
+  if not spec.text then options.raise(("text: %s has no text function"):format(self.id)) end
+  if self._whole then return spec.text(self._whole.S, row) end
+  return spec.text(core.states(self._core)[row])
 end
 
 --- An environment drawn into a new frame of shapes (peri.frame).
@@ -298,11 +324,11 @@ end
 --- @return table
 function Env:frame(row)
   row = check_row(self, "frame", row or 1)
-  local states = core.states(self._core)
-  if not states then return core.frame(self._core, row) end
-  if not self._spec.render then options.raise(("frame: %s has no render function"):format(self.id)) end
+  local spec = self._spec
+  if not spec then return core.frame(self._core, row) end
+  if not spec.render then options.raise(("frame: %s has no render function"):format(self.id)) end
   local frame = peri.frame(400, 300)
-  self._spec.render(states[row], frame)
+  if self._whole then spec.render(self._whole.S, frame, row) else spec.render(core.states(self._core)[row], frame) end
   return frame
 end
 
@@ -357,8 +383,14 @@ function M.make(how, o, args, of)
   local given = { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
     autoreset = modes[o.autoreset or single and "disabled" or "same_step"], f64 = single or o.reward_dtype == "f64",
     args = args }
-  local made
+  local made, bound
   if of then made = of(given)
+  elseif type(how) == "table" and how.batch then
+    bound = whole.bind(how, given.n)
+    local spec = {}
+    for k, v in pairs(how) do spec[k] = v end
+    spec.step, spec.reset = bound.step, bound.reset
+    made = core.make_lua(given, spec)
   elseif type(how) == "table" then made = core.make_lua(given, how)
   else made = core.make(how, given) end
   local spec = core.spec(made)
@@ -366,7 +398,7 @@ function M.make(how, o, args, of)
     max_steps = spec.max_steps,
     reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,
     obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action),
-    _spec = type(how) == "table" and how or nil, _elsewhere = of ~= nil,
+    _spec = type(how) == "table" and how or nil, _whole = bound, _elsewhere = of ~= nil,
     _autoreset = o.autoreset or (single and "disabled" or "same_step") }
   if env._spec then env.obs_space, env.action_space = how.obs, how.action end
   env.step, env._obs = core.stepper(made, single, o.copy)

@@ -38,6 +38,8 @@ local spec_rules = {
     "(s, action, obs, rng, mask) -> reward, terminated, truncated, and the observation where it is discrete"),
   max_steps = options.integer(0, "[0, inf)", "time limit; 0: none"),
   mask = options.boolean(false, "reset and step say which actions are legal next, in the list mask"),
+  batch = options.boolean(false, "written with tensor ops, for all rows at once: reset (S, rows, rng) -> obs, mask; " ..
+    "step (S, actions, rng) -> obs, reward, terminated, truncated, mask"),
   text = options.value(options.none, "callable", "(s) -> a picture in characters"),
   render = options.value(options.none, "callable", "(s, frame): draw it, see peri.frame"),
   save = options.value(options.none, "callable", "(s) -> plain values; default: a copy of s"),
