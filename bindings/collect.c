@@ -83,6 +83,30 @@ static void take_list (lua_State *L, loop *s, int idx, int n) {
   }
 }
 
+/*
+** Weights (out, in) with their columns in one piece: the tiles of a product of few rows read them as they
+** are, and would turn them at each step. Where an element is in memory changes no bit of a product. A box
+** on the Lua stack holds each.
+*/
+static void turn_weights (lua_State *L, loop *s, int n) {
+  const peri_op *contiguous = peri_op_find("contiguous");
+  luaL_checkstack(L, n, NULL);
+  for (int i = 1; i <= n; i++) {
+    peri_tensor *w = s->in[i], *turned = NULL, *dense = NULL;
+    if (w == NULL || w->ndim != 2) continue;
+    peri_tensor **made = peri__box_new(L);
+    const int64_t shape[2] = { w->shape[1], w->shape[0] }, columns[2] = { 1, w->shape[0] };
+    const int64_t stride[2] = { w->stride[1], w->stride[0] };
+    peri_status status = peri__view(w, 0, 2, shape, stride, &turned);
+    if (status == PERI_OK) status = peri_apply(s->ctx, contiguous, 1, &turned, 0, NULL, 1, &dense);
+    if (status == PERI_OK) status = peri__view(dense, 0, 2, w->shape, columns, made);
+    peri_release(turned);
+    peri_release(dense);
+    peri__check(L, "collect", status);
+    s->in[i] = *made;
+  }
+}
+
 static void put (const loop *s, int64_t t, bool before) {
   for (int i = 0; i < s->nwires; i++) {
     const wire *w = &s->wire[i];
@@ -124,6 +148,7 @@ int peri__env_collect (lua_State *L) {
   if (n < 1 || n > LAYERS) return luaL_error(L, "collect: %d layers, expected 1 to %d", n, LAYERS);
   take_list(L, &s, 3, n);
   take_list(L, &s, 4, n);
+  turn_weights(L, &s, n);
   s.act.s = lua_tostring(L, 5);
   s.mlp = peri_op_find("mlp");
   s.sample = peri_op_find("sample");

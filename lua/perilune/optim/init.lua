@@ -82,8 +82,7 @@ local function adam(name, op, weight_decay, decay_doc, eps)
     },
     slots = function() return { "m", "v" } end,
     run = function(o, l, lr, step, scale)
-      peri[op](l.params, l.grads, l.m, l.v, lr, { beta1 = o.betas[1], beta2 = o.betas[2], eps = o.eps,
-        weight_decay = o.weight_decay, step = step, grad_scale = scale })
+      peri[op](l.params, l.grads, l.m, l.v, lr, o.betas[1], o.betas[2], o.eps, o.weight_decay, step, scale)
     end,
   }
 end
