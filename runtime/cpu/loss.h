@@ -31,6 +31,13 @@ typedef struct peri__row_grad {
   double a, b, c;
 } peri__row_grad;
 
+/* Up to PERI_FEW_ROWS rows of few classes: what peri__row and peri__row_grad hold of one. */
+enum { PERI_LOSS_FEW = 4, PERI_FEW_ROWS = 64 };
+typedef struct peri__few {
+  float max[PERI_FEW_ROWS], sum[PERI_FEW_ROWS], dot[PERI_FEW_ROWS];
+  float log_sum[PERI_FEW_ROWS], a[PERI_FEW_ROWS], b[PERI_FEW_ROWS]; /* of the gradient */
+} peri__few;
+
 /* One step of an optimizer; which fields count depends on the kernel. */
 typedef struct peri__step {
   double lr, scale; /* scale multiplies the gradient */
@@ -50,6 +57,11 @@ struct peri__loss_kernels {
   void (*row)(const float *x, int64_t n, float scale, float *e, peri__row *out);
   double (*row_sum)(const float *x, int64_t n);
   void (*row_grad)(const float *x, int64_t n, const peri__row_grad *g, float *out); /* may be x */
+  /* The same of `rows` short rows next to each other, of n <= PERI_LOSS_FEW each, side by side in vectors:
+  ** the bits of row and row_grad (with c = 0). Statistics of row i at [i]. */
+  void (*few)(const float *x, int64_t rows, int64_t n, float scale, peri__few *out);
+  void (*few_grad)(const float *x, int64_t rows, int64_t n, float scale, const peri__few *g,
+                   float *out);
   /* The index i with sum(e_0..e_i-1) <= u * sum(e) < sum(e_0..e_i), e_i > 0; -1 when the sum is
   ** not a positive number. */
   int64_t (*pick)(const float *e, int64_t n, double u);

@@ -99,6 +99,50 @@ static void row_grad (const float *x, int64_t n, const peri__row_grad *g, float 
   }
 }
 
+/* ---- few classes: rows side by side ---- */
+
+/* Class k of the rows from x on, as many as a vector has or `left`. */
+static inline vf few_load (const float *x, int64_t n, int64_t k, int64_t left) {
+  float t[PERI_VW] = { 0 };
+  for (int64_t i = 0; i < PERI_VW && i < left; i++) t[i] = x[i * n + k];
+  return v_load(t);
+}
+
+/* The sums are those of v_sum over a vector that holds these classes and zeros. */
+static void few (const float *x, int64_t rows, int64_t n, float scale, peri__few *out) {
+  for (int64_t i = 0; i < rows; i += PERI_VW, x += PERI_VW * n) {
+    vf c[PERI_LOSS_FEW], e[PERI_LOSS_FEW], t[PERI_LOSS_FEW], max = v_set(-INFINITY);
+    for (int64_t k = 0; k < n; k++) {
+      c[k] = few_load(x, n, k, rows - i);
+      max = v_max(max, c[k]);
+    }
+    for (int64_t k = 0; k < PERI_LOSS_FEW; k++) {
+      e[k] = t[k] = v_set(0);
+      if (k >= n) continue;
+      vf d = at_least(LOWEST, (c[k] - max) * scale);
+      e[k] = v_exp(d);
+      t[k] = e[k] * d + t[k];
+    }
+    v_store(out->max + i, max);
+    v_store(out->sum + i, (e[0] + e[2]) + (e[1] + e[3]));
+    v_store(out->dot + i, (t[0] + t[2]) + (t[1] + t[3]));
+  }
+}
+
+static void few_grad (const float *x, int64_t rows, int64_t n, float scale, const peri__few *g,
+                      float *out) {
+  for (int64_t i = 0; i < rows; i += PERI_VW, x += PERI_VW * n, out += PERI_VW * n) {
+    vf max = v_load(g->max + i), log_sum = v_load(g->log_sum + i);
+    vf a = v_load(g->a + i), b = v_load(g->b + i);
+    for (int64_t k = 0; k < n; k++) {
+      vf l = at_least(LOWEST, (few_load(x, n, k, rows - i) - max) * scale - log_sum);
+      float t[PERI_VW];
+      v_store(t, v_exp(l) * (l * b + a) + v_set(0));
+      for (int64_t j = 0; j < PERI_VW && j < rows - i; j++) out[j * n + k] = t[j];
+    }
+  }
+}
+
 static int64_t pick (const float *e, int64_t n, double u) {
   double total = row_sum(e, n), below = 0;
   int64_t i = 0, last = -1;
@@ -128,6 +172,8 @@ extern const struct peri__loss_kernels PERI_NAME(peri__loss);
 const struct peri__loss_kernels PERI_NAME(peri__loss) = { .row = row,
                                                           .row_sum = row_sum,
                                                           .row_grad = row_grad,
+                                                          .few = few,
+                                                          .few_grad = few_grad,
                                                           .pick = pick,
 #define X(name) .name = PERI_NAME(peri__step_##name),
                                                           PERI_STEP_KERNELS(X)

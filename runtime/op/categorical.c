@@ -68,8 +68,67 @@ static bool allowed (const choices *s, int64_t i, int64_t id) {
          peri__rows_get(&s->r, row_of(s->x, s, i), id) != -(double)INFINITY;
 }
 
+/* Rows of f32 of few classes, all of them legal, go by many at once; results have the same bits. */
+static bool few_classes (const choices *s) {
+  return !s->r.f64 && s->mask == NULL && s->n <= PERI_LOSS_FEW;
+}
+
+static void forward_few (choices *s, int64_t begin, int64_t end) {
+  const int64_t n = s->n;
+  peri__few f = { 0 };
+  for (int64_t at = begin; at < end; at += PERI_FEW_ROWS) {
+    int64_t rows = end - at < PERI_FEW_ROWS ? end - at : PERI_FEW_ROWS;
+    const float *x = row_of(s->x, s, at);
+    s->r.k->few(x, rows, n, (float)s->r.scale, &f);
+    for (int64_t i = 0; i < rows; i++) {
+      double sum = (double)f.sum[i], log_sum;
+      if (!(sum > 0)) {
+        long long none = 0;
+        atomic_compare_exchange_strong(&s->bad, &none, (long long)(at + i) + 1);
+        continue;
+      }
+      log_sum = log(sum);
+      double logit = (double)x[i * n + peri__id_at(s->ids, at + i)];
+      ((float *)s->logp)[at + i] = (float)((logit - (double)f.max[i]) * s->r.scale - log_sum);
+      ((float *)s->entropy)[at + i] = (float)(log_sum - (double)f.dot[i] / sum);
+    }
+  }
+}
+
+static void backward_few (choices *s, int64_t begin, int64_t end) {
+  const int64_t n = s->n;
+  peri__few f = { 0 };
+  for (int64_t at = begin; at < end; at += PERI_FEW_ROWS) {
+    int64_t rows = end - at < PERI_FEW_ROWS ? end - at : PERI_FEW_ROWS;
+    const float *x = row_of(s->x, s, at);
+    float *dx = row_of(s->dx, s, at), gl[PERI_FEW_ROWS];
+    int64_t id[PERI_FEW_ROWS];
+    s->r.k->few(x, rows, n, (float)s->r.scale, &f);
+    for (int64_t i = 0; i < rows; i++) {
+      id[i] = peri__id_at(s->ids, at + i);
+      bool counts = s->g_logp != NULL && x[i * n + id[i]] != -INFINITY;
+      gl[i] = counts ? ((const float *)s->g_logp)[at + i] : 0;
+      double ge = s->g_entropy ? (double)((const float *)s->g_entropy)[at + i] : 0;
+      double sum = (double)f.sum[i], log_sum = log(sum);
+      f.log_sum[i] = (float)log_sum;
+      f.a[i] = (float)(-(double)gl[i] - ge * (log_sum - (double)f.dot[i] / sum));
+      f.b[i] = (float)-ge;
+    }
+    s->r.k->few_grad(x, rows, n, (float)s->r.scale, &f, dx);
+    for (int64_t i = 0; i < rows; i++) {
+      float *to = &dx[i * n + id[i]];
+      if (s->g_logp != NULL && x[i * n + id[i]] != -INFINITY)
+        *to = (float)((double)*to + (double)gl[i]);
+    }
+  }
+}
+
 static void forward_rows (void *ud, int64_t begin, int64_t end, int worker) {
   choices *s = ud;
+  if (few_classes(s)) {
+    forward_few(s, begin, end);
+    return;
+  }
   for (int64_t i = begin; i < end; i++) {
     const void *x = legal(s, i, worker);
     int64_t id = peri__id_at(s->ids, i);
@@ -93,6 +152,10 @@ static void forward_rows (void *ud, int64_t begin, int64_t end, int worker) {
 */
 static void backward_rows (void *ud, int64_t begin, int64_t end, int worker) {
   choices *s = ud;
+  if (few_classes(s)) {
+    backward_few(s, begin, end);
+    return;
+  }
   for (int64_t i = begin; i < end; i++) {
     const void *x = legal(s, i, worker);
     void *dx = row_of(s->dx, s, i);
