@@ -5,8 +5,7 @@
 -- Run:  ./perilune run recipes/classic/ppo.lua    CartPole as CleanRL has it, 500,000 steps: seconds on two cores;
 --       --seeds 10 learns ten networks at once. rl-zoo's: --timesteps 100000 --envs 8 --steps 32 --minibatches 1
 --       --epochs 20 --gamma 0.98 --lam 0.8 --ent_coef 0 --lr 1e-3 --anneal_clip --clip_value 0
--- Departs from the paper: normalised minibatches, clipped gradients, orthogonal weights. From CleanRL: an episode that
--- is cut has the value of its last observation behind it (--truncation ignore: as if it had ended).
+-- Departs from the paper by those details; from CleanRL: an episode that is cut bootstraps (--truncation ignore: not).
 local peri = require "perilune"
 local nn, optim, rl, recipe = peri.nn, peri.optim, peri.rl, require "perilune.recipe"
 
@@ -47,37 +46,39 @@ local test = peri.env.make(cfg.env, { n = S * cfg.eval, copy = false })
 assert(env.action_space.kind ~= "box", cfg.env .. " has continuous actions: see ppo_continuous.lua")
 
 -- A policy and a value of each seed; rows (seeds * n, ...) of environments are (seeds, n, ...) to the networks.
-local copies = nn.Copies(S, function ()
-  return rl.ActorCritic { obs = env.obs_space, action = env.action_space, hidden = { cfg.hidden, cfg.hidden },
-    shared = cfg.shared, init = cfg.orthogonal and "orthogonal" or "uniform" }
-end, { seeds = peri.arange(S):add(cfg.seed):tolist() })
-local net, opt = copies.net, optim.Adam(copies:parameters(), { lr = cfg.lr, eps = cfg.adam_eps })
-local head, obs_field = net.head, { env.obs_space.dtype, table.unpack(env.obs_space.shape) }
+local shape = { obs = env.obs_space, action = env.action_space, hidden = { cfg.hidden, cfg.hidden },
+  shared = cfg.shared, init = cfg.orthogonal and "orthogonal" or "uniform" }
+local function new() return rl.ActorCritic(shape) end
+local copies = S > 1 and nn.Copies(S, new, { seeds = peri.arange(S):add(cfg.seed):tolist() })
+local net = copies and copies.net or new()
+local opt, head = optim.Adam(net:parameters(), { lr = cfg.lr, eps = cfg.adam_eps }), net.head
+local obs_field = { env.obs_space.dtype, table.unpack(env.obs_space.shape) }
 local rollout = peri.rollout { steps = cfg.steps, rows = rows, fields = { obs = obs_field, action = head.field,
   logp = "f32", reward = "f32", terminated = "bool", truncated = "bool", advantage = "f32", returns = "f32",
   value = "f32", final_obs = not ignore and obs_field or nil, mask = env.mask and { "bool", head.size } or nil } }
-run:track("net", copies):track("optimizer", opt):track("env", env):best("eval", { mode = "max", objects = { "net" } })
+run:track("net", copies or net):track("optimizer", opt):track("env", env)
+run:best("eval", { mode = "max", objects = { "net" } })
 
+local quick = not (copies or env.mask or env.obs_space.n or net.trunk) and env.action_space.start == 0
 local function policy(e) return net:policy(rl.apart(e.obs, S), rl.apart(e.mask, S)) end
-local function play(choose) -- mean returns of the networks in environments of their own
-  return rl.evaluate(test, function () return head:sent(rl.together(choose(policy(test)))) end,
-    { episodes = S * cfg.eval, seeds = S, seed = 1000000 }).of_seed
+local function play(greedy) -- mean returns of the networks in environments of their own
+  return rl.evaluate(test, function ()
+    return head:sent(rl.together(greedy and policy(test):deterministic() or (policy(test):act())))
+  end, { episodes = S * cfg.eval, seeds = S, seed = 1000000 }).of_seed
 end
-local function greedy(d) return d:deterministic() end
-local function drawn(d) return (d:act()) end
 local function mean(list) return #list > 0 and peri.tensor(list, "f64"):mean():item() or nil end
 local function value(obs) return net:value(obs) end
 local gae = { value = value, gamma = cfg.gamma, lam = cfg.lam, seeds = S, truncation = cfg.truncation }
-
 -- Loop.
 env:reset()
-local random, first, began = play(drawn), run:restore(), peri.time() -- new networks hardly prefer an action
+local random, first, began = play(false), run:restore(), peri.time() -- new networks hardly prefer an action
 for update in run:steps() do
   local left, last = 1 - (update - 1) / updates, nil
   local clip, lr = cfg.clip * (cfg.anneal_clip and left or 1), cfg.lr * (cfg.anneal_lr and left or 1)
   local how = { clip = clip > 0 and clip or 1e30, clip_value = cfg.clip_value > 0 and cfg.clip_value or nil,
     vf_coef = cfg.vf_coef, ent_coef = cfg.ent_coef, normalize = cfg.normalize }
-  for t = 1, cfg.steps do -- what is seen before a step, and what comes of it
+  if quick then env:collect(rollout, net.actor) end -- the same steps without Lua values
+  for t = 1, quick and 0 or cfg.steps do -- what is seen before a step, and what comes of it
     local _ <close> = peri.no_grad()
     local action, logp = rl.together(policy(env):act())
     rollout:set(t, { obs = env.obs, action = action, logp = logp, mask = env.mask })
@@ -94,27 +95,26 @@ for update in run:steps() do
       local logp, entropy = d:evaluate(b.action)
       if epoch == 1 and i == 1 then rl.checks.ratio(logp, b.logp) end
       rl.checks.constant { old_logp = b.logp, advantage = b.advantage, returns = b.returns }
-      local loss, of_policy, of_value = peri.ppo_loss(logp, b.logp, b.advantage, entropy, v, b.returns, b.value, how)
+      local loss, _, of_value = peri.ppo_loss(logp, b.logp, b.advantage, entropy, v, b.returns, b.value, how)
       loss:sum():backward()
-      opt:step({ lr = lr, clip = cfg.max_norm > 0 and cfg.max_norm or nil, copies = S }):zero_grad()
-      last = { policy = of_policy, value = of_value, entropy = entropy, logp = logp, old = b.logp }
+      opt:step({ lr = lr, clip = cfg.max_norm > 0 and cfg.max_norm or nil, copies = copies and S or nil }):zero_grad()
+      last = { value = of_value, entropy = entropy, logp = logp, old = b.logp }
     end
     if cfg.target_kl > 0 and peri.ppo_metrics(last.logp, last.old):item() > cfg.target_kl then break end
   end
   if update % cfg.log_updates == 0 or update == updates then
     local kl, clipped = peri.ppo_metrics(last.logp, last.old, { clip = how.clip })
-    run:log(update, { ["return"] = mean(env:episodes().returns), eval = mean(play(greedy)), lr = lr,
-      approx_kl = kl:mean(), clip_fraction = clipped:mean(), entropy = last.entropy:mean(),
-      policy_loss = last.policy:mean(), value_loss = last.value:mean(),
+    run:log(update, { ["return"] = mean(env:episodes().returns), eval = mean(play(true)), approx_kl = kl:mean(),
+      clip_fraction = clipped:mean(), entropy = last.entropy:mean(), value_loss = last.value:mean(), lr = lr,
       explained_variance = rl.explained_variance(rollout:get "value", rollout:get "returns") },
       { steps_s = (update - first) * rows * cfg.steps / (peri.time() - began) })
   end
 end
-
-local scores, best = play(greedy), 1
+local scores, best = play(true), 1
 for i, score in ipairs(scores) do best = score > scores[best] and i or best end
-rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "categorical", env = env })
+local one = copies and copies:single(best) or net
+rl.policy.save(run:path "policy.safetensors", { net = one, head = "categorical", env = env })
 run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "entropy", "approx_kl" })
 run:text("%s, %d steps: greedy %s; drawn %s; at first %s; best evaluation %.1f", cfg.env, cfg.timesteps,
-  rl.report(scores), rl.report(play(drawn)), rl.report(random), select(2, run:load_best "eval"))
+  rl.report(scores), rl.report(play(false)), rl.report(random), select(2, run:load_best "eval"))
 run:finish()
