@@ -85,6 +85,17 @@ function TestTrustRegion.test_without_a_gradient_nothing_moves_and_one_that_is_n
   lu.assertEquals(mean:detach():bytes(), before)
 end
 
+function TestTrustRegion.test_a_policy_of_choices_with_several_rows_takes_a_step()
+  local logits = nn.parameter(peri.zeros { 4, 3 })
+  local action = peri.tensor { 0, 1, 2, 0 }
+  local before = dist.Categorical(logits):detach()
+  local info = rl.trust_region_({ logits }, { policy = function () return dist.Categorical(logits) end,
+    objective = function (d) return d:log_prob(action):mean() end })
+  lu.assertTrue(info.accepted)
+  lu.assertAlmostEquals(info.kl, dist.kl(before, dist.Categorical(logits)):mean():item(), 1e-6)
+  lu.assertEquals(before.logits:abs():max():item(), 0)
+end
+
 -- ---- A2C is PPO with one epoch of one minibatch ----
 
 TestA2C = {}

@@ -295,7 +295,7 @@ function Distribution:detach()
   local out = setmetatable({}, getmetatable(self))
   for key, value in pairs(self) do
     if peri.is_tensor(value) then value = value:detach():clone()
-    elseif type(value) == "table" and getmetatable(value) then value = value:detach()
+    elseif type(value) == "table" and getmetatable(value) and value.detach then value = value:detach()
     elseif key == "heads" then
       local heads = {}
       for i, head in ipairs(value) do heads[i] = head:detach() end
