@@ -447,14 +447,14 @@ static int l_stepper (lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(3));
   lua_pushvalue(L, 1);
   for (int i = 0; i < 4; i++) {
-    if (copy) {
+    if (copy || (single && i > 0)) { /* the rest of a single one are a number and two booleans */
       lua_pushnil(L);
       continue;
     }
     peri_tensor **out = peri__box_new(L);
     peri__box_unlink((peri_box *)(void *)out); /* no scope frees it */
     peri__check(L, "env", peri_env_tensor(b->e, (peri_env_buffer)i, out));
-    if (!single || i > 0) continue;
+    if (!single) continue;
     peri_tensor *rows = *out; /* its only row */
     *out = NULL;
     peri_status s = peri__view(rows, 0, rows->ndim - 1, rows->shape + 1, rows->stride + 1, out);

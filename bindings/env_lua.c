@@ -57,17 +57,21 @@ static void take_discrete (lua_State *L, int idx, const char *fn, void *to) {
   *(int64_t *)to = v;
 }
 
-/* All actions are legal, before a call; what the row said, after it. The table of row i is pushed, or nil. */
-static void push_mask (lua_State *L, const lua_env *v, int masks, int64_t i) {
+/* All actions are legal, before a call; what the row said, after it. The table of environment i is pushed, or nil. */
+static void push_mask (lua_State *L, const lua_env *v, int values, int64_t i) {
   if (!v->masked) {
     lua_pushnil(L);
     return;
   }
-  lua_rawgeti(L, masks, i + 1);
-  for (int64_t k = 1; k <= v->action.n; k++) {
-    lua_pushboolean(L, 1);
-    lua_rawseti(L, -2, k);
+  for (int64_t row = i * v->agents; row < (i + 1) * v->agents; row++) {
+    lua_rawgeti(L, values + MASKS, row + 1);
+    for (int64_t k = 1; k <= v->action.n; k++) {
+      lua_pushboolean(L, 1);
+      lua_rawseti(L, -2, k);
+    }
+    lua_pop(L, 1);
   }
+  lua_rawgeti(L, values + MASK_OF, i + 1);
 }
 
 static void take_mask (lua_State *L, const lua_env *v, int masks, int64_t i, uint8_t *to) {
@@ -83,98 +87,229 @@ static void take_mask (lua_State *L, const lua_env *v, int masks, int64_t i, uin
   lua_pop(L, 1);
 }
 
-static bool boolean_at (lua_State *L, int idx, const char *name, bool needed) {
+/* Of a table that is filled for each call, the one of agent k, pushed. */
+static void push_of (lua_State *L, const lua_env *v, int idx, int64_t k) {
+  if (v->agents == 1)
+    lua_pushvalue(L, idx);
+  else
+    lua_rawgeti(L, idx, k + 1);
+}
+
+/* Named numbers are 0 before a call. */
+static void push_metrics (lua_State *L, const lua_env *v, int values) {
+  if (v->nmetrics == 0) {
+    lua_pushnil(L);
+    return;
+  }
+  for (int64_t k = 0; k < v->agents; k++) {
+    push_of(L, v, values + METRICS, k);
+    for (int m = 0; m < v->nmetrics; m++) {
+      lua_pushstring(L, v->metric[m]);
+      lua_pushinteger(L, 0);
+      lua_rawset(L, -3);
+    }
+    lua_pop(L, 1);
+  }
+  lua_pushvalue(L, values + METRICS);
+}
+
+static void take_metrics (lua_State *L, const lua_env *v, int values, int64_t k, float *to) {
+  if (v->nmetrics == 0) return;
+  push_of(L, v, values + METRICS, k);
+  for (int m = 0; m < v->nmetrics; m++) {
+    lua_pushstring(L, v->metric[m]);
+    if (lua_rawget(L, -2) != LUA_TNUMBER)
+      luaL_error(L, "metrics.%s is %s, expected a number", v->metric[m], luaL_typename(L, -1));
+    to[m] = (float)lua_tonumber(L, -1);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+}
+
+/* Which agents act next, as flags of their rows say before a call. */
+static void push_live (lua_State *L, const lua_env *v, int values, const uint8_t *live) {
+  if (v->agents == 1) {
+    lua_pushnil(L);
+    return;
+  }
+  lua_pushvalue(L, values + LIVE);
+  for (int64_t k = 0; k < v->agents; k++) {
+    lua_pushboolean(L, live[k]);
+    lua_rawseti(L, -2, k + 1);
+  }
+}
+
+static void take_live (lua_State *L, const lua_env *v, int values, uint8_t *live) {
+  for (int64_t k = 0; v->agents > 1 && k < v->agents; k++) {
+    if (lua_rawgeti(L, values + LIVE, k + 1) != LUA_TBOOLEAN)
+      luaL_error(L, "live[%I] is %s, expected a boolean", (LUAI_UACINT)(k + 1),
+                 luaL_typename(L, -1));
+    live[k] = (uint8_t)lua_toboolean(L, -1);
+    lua_pop(L, 1);
+  }
+}
+
+/* What a function returned at idx for agent k, pushed: with several agents of a list; one boolean is all of theirs. */
+static void push_result (lua_State *L, const lua_env *v, int idx, int64_t k, const char *name) {
+  const int type = lua_type(L, idx);
+  if (v->agents == 1 || type == LUA_TBOOLEAN || type == LUA_TNIL)
+    lua_pushvalue(L, idx);
+  else if (type == LUA_TTABLE)
+    lua_rawgeti(L, idx, k + 1);
+  else
+    luaL_error(L, "%s is a %s, expected a list of %I", name, lua_typename(L, type),
+               (LUAI_UACINT)v->agents);
+}
+
+/* The same, at the index that is returned; who calls pops it by lua_settop. */
+static int result_at (lua_State *L, const lua_env *v, int idx, int64_t k, const char *name) {
+  if (v->agents == 1) return idx;
+  push_result(L, v, idx, k, name);
+  return lua_gettop(L);
+}
+
+static bool take_boolean (lua_State *L, int idx, const char *name, bool needed) {
   if (lua_type(L, idx) != LUA_TBOOLEAN && (needed || !lua_isnil(L, idx)))
     luaL_error(L, "step returned %s as %s, expected a boolean", luaL_typename(L, idx), name);
   return lua_toboolean(L, idx);
 }
 
+static double take_reward (lua_State *L, int idx) {
+  if (lua_type(L, idx) != LUA_TNUMBER)
+    luaL_error(L, "step returned %s as reward, expected a number", luaL_typename(L, idx));
+  return lua_tonumber(L, idx);
+}
+
+/* The action of environment i, pushed: an integer or a list; with several agents a list of these. */
+static void push_action (lua_State *L, const lua_env *v, int values, const char *action) {
+  const int64_t n = v->nact;
+  const bool discrete = v->action.kind == PERI_SPACE_DISCRETE;
+  if (v->agents == 1 && discrete) {
+    lua_pushinteger(L, *(const int64_t *)(const void *)action);
+    return;
+  }
+  lua_pushvalue(L, values + ACTION);
+  if (v->agents == 1) {
+    give_obs(L, &v->action, n, action);
+    return;
+  }
+  for (int64_t k = 0; k < v->agents; k++, action += v->act_bytes) {
+    if (discrete) {
+      lua_pushinteger(L, *(const int64_t *)(const void *)action);
+      lua_rawseti(L, -2, k + 1);
+    } else {
+      lua_rawgeti(L, -1, k + 1);
+      give_obs(L, &v->action, n, action);
+      lua_pop(L, 1);
+    }
+  }
+}
+
+/* What environment i has observed, from tables or what fn returned at idx. */
+static void take_all_obs (lua_State *L, const lua_env *v, int values, int64_t i, const char *fn,
+                          int idx, void *to) {
+  for (int64_t k = 0; k < v->agents; k++) {
+    char *at = (char *)to + (size_t)k * v->obs_bytes;
+    if (v->obs.kind == PERI_SPACE_DISCRETE) {
+      push_result(L, v, idx, k, "obs");
+      take_discrete(L, lua_gettop(L), fn, at);
+      lua_pop(L, 1);
+    } else {
+      lua_rawgeti(L, values + OBS, i * v->agents + k + 1);
+      take_obs(L, &v->obs, v->nobs, at);
+    }
+  }
+}
+
 /* ---- calls of Lua ---- */
 
-/* (values, light lua_env): the rows begin to end. */
+enum { AT = 2 }; /* value k is at AT + k */
+
+static void push_values (lua_State *L) {
+  luaL_checkstack(L, 32, NULL);
+  for (int i = 1; i <= NVALUES; i++) lua_rawgeti(L, 1, i);
+}
+
+/* (values, light lua_env): the environments begin to end. */
 static int run_steps (lua_State *L) {
   lua_env *v = (lua_env *)lua_touserdata(L, 2);
   const peri_env_io *io = v->io;
-  const int64_t nobs = peri_space_size(&v->obs), nact = peri_space_size(&v->action);
-  const size_t obs_bytes = (size_t)nobs * peri_dtype_size(v->obs.dtype);
-  const size_t act_bytes = (size_t)nact * peri_dtype_size(v->action.dtype);
-  const bool discrete = v->action.kind == PERI_SPACE_DISCRETE;
+  const int64_t agents = v->agents;
+  const size_t obs_bytes = v->obs_bytes * (size_t)agents, act_bytes = v->act_bytes * (size_t)agents;
   const bool tabular = v->obs.kind == PERI_SPACE_DISCRETE;
-  enum { AT = 2 };
-  luaL_checkstack(L, 24, NULL);
-  for (int i = 1; i <= NVALUES; i++) lua_rawgeti(L, 1, i); /* value i is at AT + i */
+  push_values(L);
   const int top = lua_gettop(L);
-  for (v->row = v->begin; v->row < v->end; v->row++) {
-    const int64_t i = v->row;
-    const char *action = (const char *)v->actions + (size_t)i * act_bytes;
-    void *obs = (char *)io->obs + (size_t)i * obs_bytes;
+  for (int64_t i = v->begin; i < v->end; i++) {
+    const int64_t first = i * agents;
+    uint8_t *live = agents > 1 ? io->live + first : NULL;
+    v->row = first;
     v->lent->r = v->rng + i;
     lua_pushvalue(L, AT + STEP);
     lua_rawgeti(L, AT + STATES, i + 1);
-    if (discrete)
-      lua_pushinteger(L, *(const int64_t *)(const void *)action);
-    else {
-      lua_pushvalue(L, AT + ACTION);
-      give_obs(L, &v->action, nact, action);
-    }
+    push_action(L, v, AT, (const char *)v->actions + (size_t)i * act_bytes);
     if (tabular)
       lua_pushnil(L);
     else
-      lua_rawgeti(L, AT + OBS, i + 1);
+      lua_rawgeti(L, AT + OBS_OF, i + 1);
     lua_pushvalue(L, AT + RNG);
-    push_mask(L, v, AT + MASKS, i);
-    lua_call(L, 5, 4);
-    if (lua_type(L, top + 1) != LUA_TNUMBER)
-      luaL_error(L, "step returned %s as reward, expected a number", luaL_typename(L, top + 1));
-    io->reward[i] = lua_tonumber(L, top + 1);
-    io->terminated[i] = boolean_at(L, top + 2, "terminated", true);
-    io->truncated[i] = boolean_at(L, top + 3, "truncated", false);
-    if (tabular)
-      take_discrete(L, top + 4, "step", obs);
-    else {
-      lua_rawgeti(L, AT + OBS, i + 1);
-      take_obs(L, &v->obs, nobs, obs);
+    push_mask(L, v, AT, i);
+    push_metrics(L, v, AT);
+    push_live(L, v, AT, live);
+    lua_call(L, 7, 4);
+    for (int64_t k = 0; k < agents; k++) {
+      const int64_t row = first + k;
+      v->row = row;
+      io->reward[row] = take_reward(L, result_at(L, v, top + 1, k, "reward"));
+      io->terminated[row] =
+          take_boolean(L, result_at(L, v, top + 2, k, "terminated"), "terminated", true);
+      io->truncated[row] =
+          take_boolean(L, result_at(L, v, top + 3, k, "truncated"), "truncated", false);
+      take_mask(L, v, AT + MASKS, row, v->masked ? io->mask + row * v->action.n : NULL);
+      take_metrics(L, v, AT, k, v->nmetrics ? io->metric + row * v->nmetrics : NULL);
     }
-    take_mask(L, v, AT + MASKS, i, io->mask + i * v->action.n);
+    if (agents > 1) lua_settop(L, top + 4);
+    v->row = first;
+    take_all_obs(L, v, AT, i, "step", top + 4, (char *)io->obs + (size_t)i * obs_bytes);
+    take_live(L, v, AT, live);
     lua_settop(L, top);
   }
+  v->row = v->end * agents;
   return 0;
 }
 
-/* (values, light lua_env): a new state for the row, reset. */
+/* (values, light lua_env): a new state for environment row, reset. */
 static int run_reset (lua_State *L) {
   lua_env *v = (lua_env *)lua_touserdata(L, 2);
-  const int64_t i = v->row, nobs = peri_space_size(&v->obs);
+  const peri_env_io *io = v->io;
+  const int64_t i = v->row, nobs = peri_space_size(&v->obs), agents = v->agents;
   const bool tabular = v->obs.kind == PERI_SPACE_DISCRETE;
-  luaL_checkstack(L, 24, NULL);
+  push_values(L);
+  const int top = lua_gettop(L);
   v->lent->r = v->rng;
-  lua_rawgeti(L, 1, MASKS);
-  lua_rawgeti(L, 1, OBS);
-  lua_rawgeti(L, 1, STATES);
+  lua_pushvalue(L, AT + RESET);
   lua_newtable(L);
   lua_pushvalue(L, -1);
-  lua_rawseti(L, -3, i + 1);
-  lua_rawgeti(L, 1, RESET);
-  lua_insert(L, -2); /* reset, state */
-  if (tabular)
-    lua_pushnil(L);
-  else {
-    lua_rawgeti(L, 4, i + 1);
+  lua_rawseti(L, AT + STATES, i + 1);
+  for (int64_t row = i * agents; !tabular && row < (i + 1) * agents; row++) {
+    lua_rawgeti(L, AT + OBS, row + 1);
     for (int64_t k = 1; k <= nobs; k++) { /* whatever rows left there, a nil after an error too */
       lua_pushinteger(L, 0);
       lua_rawseti(L, -2, k);
     }
+    lua_pop(L, 1);
   }
-  lua_rawgeti(L, 1, RNG);
-  push_mask(L, v, 3, i);
-  lua_call(L, 4, 1);
   if (tabular)
-    take_discrete(L, -1, "reset", v->io->obs);
-  else {
-    lua_rawgeti(L, 4, i + 1);
-    take_obs(L, &v->obs, nobs, v->io->obs);
-  }
-  take_mask(L, v, 3, i, v->io->mask);
+    lua_pushnil(L);
+  else
+    lua_rawgeti(L, AT + OBS_OF, i + 1);
+  lua_pushvalue(L, AT + RNG);
+  push_mask(L, v, AT, i);
+  push_live(L, v, AT, io->live);
+  lua_call(L, 5, 1);
+  take_all_obs(L, v, AT, i, "reset", top + 1, io->obs);
+  for (int64_t k = 0; k < agents; k++)
+    take_mask(L, v, AT + MASKS, i * agents + k, v->masked ? io->mask + k * v->action.n : NULL);
+  take_live(L, v, AT, io->live);
   return 0;
 }
 
@@ -240,6 +375,9 @@ static peri_status configure (void *ud, const peri_env_args *args, peri_env_spec
   spec->obs = v->obs;
   spec->action = v->action;
   spec->max_steps = v->max_steps;
+  spec->agents = (int)v->agents;
+  spec->nmetrics = v->nmetrics;
+  spec->metric = v->metric;
   spec->shared = v;
   return PERI_OK;
 }
@@ -323,6 +461,67 @@ static void push_rows (lua_State *L, int64_t rows, int64_t n, const char *what, 
   lua_pop(L, 1);
 }
 
+/* Tables of what is filled for each call: that of one agent, or a list of those of all. make pushes one. */
+static void push_for_agents (lua_State *L, const lua_env *v,
+                             void (*make)(lua_State *, const lua_env *)) {
+  if (v->agents == 1) {
+    make(L, v);
+    return;
+  }
+  lua_createtable(L, (int)v->agents, 0);
+  for (int64_t k = 1; k <= v->agents; k++) {
+    make(L, v);
+    lua_rawseti(L, -2, k);
+  }
+}
+
+static void make_action (lua_State *L, const lua_env *v) {
+  push_rows(L, 1, peri_space_size(&v->action), "action", true);
+  lua_rawgeti(L, -1, 1);
+  lua_remove(L, -2);
+}
+
+static int refuse_metric (lua_State *L) {
+  const char *key = luaL_tolstring(L, 2, NULL);
+  return luaL_error(L, "metrics.%s: no metric has this name", key);
+}
+
+static void make_metrics (lua_State *L, const lua_env *v) {
+  lua_createtable(L, 0, v->nmetrics);
+  for (int m = 0; m < v->nmetrics; m++) {
+    lua_pushinteger(L, 0);
+    lua_setfield(L, -2, v->metric[m]);
+  }
+  lua_createtable(L, 0, 1);
+  lua_pushcfunction(L, refuse_metric);
+  lua_setfield(L, -2, "__newindex");
+  lua_setmetatable(L, -2);
+}
+
+static void make_live (lua_State *L, const lua_env *v) {
+  push_rows(L, 1, v->agents, "live", false);
+  lua_rawgeti(L, -1, 1);
+  lua_remove(L, -2);
+}
+
+/* The rows of value `from` by environments, as value `to` of the table on top: the same where there is one agent. */
+static void group_rows (lua_State *L, const lua_env *v, int from, int to, int64_t n) {
+  lua_rawgeti(L, -1, from);
+  if (v->agents > 1) {
+    lua_createtable(L, n < 1 << 26 ? (int)n : 0, 0);
+    for (int64_t i = 0; i < n; i++) {
+      lua_createtable(L, (int)v->agents, 0);
+      for (int64_t k = 1; k <= v->agents; k++) {
+        lua_rawgeti(L, -3, i * v->agents + k);
+        lua_rawseti(L, -2, k);
+      }
+      lua_rawseti(L, -2, i + 1);
+    }
+    lua_remove(L, -2);
+  }
+  lua_rawseti(L, -2, to);
+}
+
 /* The values of rows, in the table on top. */
 static void fill_values (lua_State *L, lua_env *v, int64_t rows) {
   lua_createtable(L, rows < 1 << 26 ? (int)rows : 0, 0);
@@ -330,15 +529,23 @@ static void fill_values (lua_State *L, lua_env *v, int64_t rows) {
   int64_t nobs = v->obs.kind == PERI_SPACE_DISCRETE ? 0 : peri_space_size(&v->obs);
   push_rows(L, nobs ? rows : 0, nobs, "obs", true);
   lua_rawseti(L, -2, OBS);
-  push_rows(L, 1, peri_space_size(&v->action), "action", true);
-  lua_rawgeti(L, -1, 1);
-  lua_remove(L, -2);
+  if (v->agents > 1 && v->action.kind == PERI_SPACE_DISCRETE)
+    lua_createtable(L, (int)v->agents, 0);
+  else
+    push_for_agents(L, v, make_action);
   lua_rawseti(L, -2, ACTION);
+  push_for_agents(L, v, make_metrics);
+  lua_rawseti(L, -2, METRICS);
+  make_live(L, v);
+  lua_rawseti(L, -2, LIVE);
   v->lent = peri__rng_new(L);
   v->lent->r = NULL;
   lua_rawseti(L, -2, RNG);
   push_rows(L, v->masked ? rows : 0, v->masked ? v->action.n : 0, "mask", false);
   lua_rawseti(L, -2, MASKS);
+  const int64_t n = rows / v->agents;
+  group_rows(L, v, OBS, OBS_OF, nobs ? n : 0);
+  group_rows(L, v, MASKS, MASK_OF, v->masked ? n : 0);
 }
 
 /* make_lua(options, { id, doc, obs, action, max_steps, mask, batch, step, reset }), all checked by who calls. With batch
@@ -373,6 +580,20 @@ static int l_make_lua (lua_State *L) {
   lua_getfield(L, 2, "mask");
   v->masked = lua_toboolean(L, -1);
   if (v->masked) d.flags |= PERI_ENV_MASK;
+  lua_getfield(L, 2, "agents");
+  v->agents = luaL_optinteger(L, -1, 1);
+  if (lua_getfield(L, 2, "metrics") == LUA_TTABLE) {
+    v->nmetrics = (int)lua_rawlen(L, -1);
+    v->metric =
+        (const char **)lua_newuserdatauv(L, ((size_t)v->nmetrics + 1) * sizeof *v->metric, 0);
+    lua_setfield(L, 4, "metric");
+    for (int m = 0; m < v->nmetrics; m++) {
+      lua_rawgeti(L, -1, m + 1);
+      v->metric[m] = lua_tostring(L, -1);
+      lua_pop(L, 1);
+    }
+    lua_setfield(L, 4, "metrics"); /* it holds the names */
+  }
   lua_getfield(L, 2, "batch");
   const bool whole = lua_toboolean(L, -1);
   if (whole) {
@@ -396,6 +617,10 @@ static int l_make_lua (lua_State *L) {
   peri__env_box_fill(b);
   v->obs = *b->obs; /* the copies of the environment */
   v->action = *b->action;
+  v->nobs = peri_space_size(&v->obs);
+  v->nact = peri_space_size(&v->action);
+  v->obs_bytes = e->obs_bytes;
+  v->act_bytes = e->action_bytes;
   lua_pushvalue(L, 4);
   if (whole) {
     peri__env_whole_rng(L, v);

@@ -8,7 +8,20 @@
 #include "env.h"
 
 /* Entries of the table in user value 2 of the box. */
-enum { STEP = 1, RESET, STATES, OBS, ACTION, RNG, MASKS, NVALUES = MASKS };
+enum {
+  STEP = 1,
+  RESET,
+  STATES, /* of environments */
+  OBS,    /* of rows */
+  ACTION, /* one that is filled for each call */
+  RNG,
+  MASKS,   /* of rows */
+  OBS_OF,  /* of environments: with several agents the list of their rows' */
+  MASK_OF, /* the same of masks */
+  METRICS, /* as ACTION */
+  LIVE,    /* as ACTION */
+  NVALUES = LIVE
+};
 
 typedef struct peri__env_lua {
   peri_env *e;
@@ -16,6 +29,11 @@ typedef struct peri__env_lua {
   int values;   /* where its table is on the stack of L */
   peri_space obs, action;
   bool masked;
+  int64_t agents;
+  int64_t nobs, nact; /* elements of an observation, of an action */
+  size_t obs_bytes, act_bytes;
+  int nmetrics;
+  const char **metric; /* their names */
   int64_t max_steps;
   /* the rows that are being stepped */
   const peri_env_io *io;

@@ -33,14 +33,7 @@ static int l_python (lua_State *L) {
   p.workers = (int)number_field(L, 2, "workers", 1);
   p.timeout = number_field(L, 2, "timeout", p.timeout);
   p.render = flag_field(L, 2, "render");
-  peri_env_options_init(&o);
-  o.n = (int64_t)number_field(L, 3, "n", 1);
-  lua_getfield(L, 3, "seed");
-  o.seeded = !lua_isnil(L, -1);
-  o.seed = (uint64_t)lua_tointeger(L, -1);
-  o.autoreset = (peri_autoreset)number_field(L, 3, "autoreset", 0);
-  o.max_steps = (int64_t)number_field(L, 3, "max_steps", -1);
-  o.reward_dtype = flag_field(L, 3, "f64") ? PERI_F64 : PERI_F32;
+  peri__env_options_at(L, 3, &o);
   peri__env_box *b = peri__env_box_new(L);
   peri__check(L, "env.python", peri_env_python(peri_lua_ctx(L), name, &p, &o, &b->e));
   peri__env_box_fill(b);

@@ -124,6 +124,8 @@ static void take_results (lua_State *L, const lua_env *v, bool stepped) {
   take(L, 3, PERI_F64, e->rows, sizeof(double), which, e->agents, io->reward);
   take(L, 4, PERI_BOOL, e->rows, 1, which, e->agents, io->terminated);
   take(L, 5, PERI_BOOL, e->rows, 1, which, e->agents, io->truncated);
+  if (v->nmetrics)
+    take(L, 6, PERI_F32, e->rows, (size_t)v->nmetrics * 4, which, e->agents, io->metric);
 }
 
 static void lend (lua_env *v) {

@@ -511,8 +511,9 @@ static void collect (peri_env *e) {
   }
 }
 
-/* A batch of one row, without what makes many rows fast. What is not as it should be goes the long way. */
-static peri_status step_one (peri_env *e, const void *action) {
+/* A batch of one row, without what makes many rows fast. What is not as it should be goes the long way. *quiet: the
+** step has ended no episode. */
+static peri_status step_one (peri_env *e, const void *action, bool *quiet) {
   char message[PERI_ENV_MESSAGE];
   message[0] = 0;
   peri_env_io io = { .action = action, .message = message };
@@ -528,6 +529,7 @@ static peri_status step_one (peri_env *e, const void *action) {
       rewards_are_finite(e->reward, 1) && peri__space_bad_row(&e->spec.obs, e->obs, 1) == 1) {
     *e->sum += *e->reward;
     if (e->reward32) *e->reward32 = (float)*e->reward;
+    *quiet = true;
     return PERI_OK;
   }
   job j;
@@ -545,13 +547,15 @@ peri_status peri_env_step (peri_env *e, const void *action) {
   NEED(e->ctx, action);
   TRY(check_begun(e));
   TRY(check_actions(e, action));
-  TRY(peri__env_episode_room(e));
+  if (e->episode_count + e->rows > e->episode_cap) TRY(peri__env_episode_room(e));
   TRY(begin_writing(e));
   e->tick++;
   e->final_partial = true;
-  if (e->rows == 1 && !e->any_over && !e->whole)
-    TRY(step_one(e, action));
-  else {
+  if (e->rows == 1 && !e->any_over && !e->whole) {
+    bool quiet = false;
+    TRY(step_one(e, action, &quiet));
+    if (quiet) return PERI_OK;
+  } else {
     job j;
     open_job(&j, e, action, NULL);
     run(&j, step_rows);

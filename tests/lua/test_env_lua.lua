@@ -257,3 +257,178 @@ function TestEnvLua.test_dicts_are_flattened_as_gymnasium_does()
   lu.assertStrContains(message(space.flatten, space, { a = 3, b = { 0, 0 }, c = { d = { 0, 0 } } }), "a is 3, expected a value of Discrete(3)")
   lu.assertStrContains(message(space.flatten, space, { aa = 3 }), 'unknown part "aa"; did you mean "a"?')
 end
+
+-- ---- options of their own ----
+
+local function line(changes)
+  local spec = { id = "Line-v0", options = { length = 3, name = "a", windy = false, starts = { 0, 1 } },
+    configure = function (o)
+      return { obs = env.box(-o.length, o.length, { shape = { 1 } }), action = env.discrete(2), max_steps = 4 * o.length,
+        reset = function (s, obs, rng) s.at = o.starts[rng:integer(#o.starts) + 1] obs[1] = s.at end,
+        step = function (s, action, obs)
+          s.at = s.at + (action == 1 and 1 or -1) + (o.windy and 0.5 or 0)
+          obs[1] = s.at
+          return #o.name, math.abs(s.at) >= o.length
+        end }
+    end }
+  for k, v in pairs(changes or {}) do spec[k] = v end
+  return spec
+end
+
+function TestEnvLua.test_options_are_values_that_make_takes()
+  local one = env.make(line(), { length = 5, name = "abc", windy = true, starts = { 2 } })
+  lu.assertEquals(one:reset():tolist(), { 2 })
+  lu.assertEquals({ one.max_steps, one.obs_space.high }, { 20, 5 })
+  local obs, reward = one:step(1)
+  lu.assertEquals({ obs:tolist()[1], reward }, { 3.5, 3 })
+  env.register(line { id = "Line-v1" })
+  lu.assertEquals(env.make("Line-v1", { length = 7, n = 2 }).max_steps, 28)
+  lu.assertEquals(env.make("Line-v1").max_steps, 12)
+  for _, case in ipairs {
+    { line(), { lenght = 4 }, 'env.make: Line-v0: unknown option "lenght"; did you mean "length"?' },
+    { line(), { length = "4" }, 'env.make: Line-v0: length is "4", expected a number' },
+    { line { configure = function () return 3 end }, {}, "configure returned number, expected a table of fields" },
+    { line { options = { n = 3 } }, {}, "option n is make's own" },
+    { line { options = { f = print } }, {}, "option f is a function, expected a default by name" },
+    { line { configure = function () return { obs = env.discrete(2), action = env.discrete(2) } end }, {}, "reset is missing" },
+  } do lu.assertStrContains(message(env.make, case[1], case[2]), case[3]) end
+  local without = walk { options = { length = 3 } }
+  lu.assertStrContains(message(env.make, without), "options need configure")
+end
+
+-- ---- metrics, several agents ----
+
+function TestEnvLua.test_metrics_are_named_numbers_of_a_step()
+  local spec = walk { metrics = { "far", "left" } }
+  local step = spec.step
+  function spec.step(s, action, obs, rng, mask, metrics)
+    lu.assertNil(mask)
+    if action == 0 then metrics.left = 1 end
+    local r, over = step(s, action, obs, rng)
+    metrics.far = s.at * 0.5
+    return r, over
+  end
+  local rows = env.make(spec, { n = 2, seed = 1 })
+  rows:reset()
+  lu.assertEquals(rows.metric_names, { "far", "left" })
+  rows:step { 1, 0 }
+  lu.assertEquals(rows.metrics:tolist(), { { 0.5, 0 }, { -0.5, 1 } })
+  rows:step { 1, 1 }
+  lu.assertEquals(rows.metrics:tolist(), { { 1, 0 }, { 0, 0 } })
+  for _, case in ipairs { { "near", 1, "metrics.near: no metric has this name" },
+    { "far", "x", "metrics.far is string, expected a number" } } do
+    spec.step = function (_, _, _, _, _, metrics) metrics[case[1]] = case[2] return 1, false end
+    local one = env.make(spec, { n = 1 })
+    one:reset()
+    lu.assertStrContains(message(one.step, one, { 1 }), case[3])
+  end
+  lu.assertStrContains(message(env.make, walk { metrics = { 3 } }), "metric 1 is a number, expected a name")
+end
+
+-- Two count down from what they drew, each by its action; who is at 0 is out.
+local function duel(changes)
+  local spec = { id = "Duel-v0", agents = 2, obs = env.box(-9, 9, { shape = { 1 } }), action = env.discrete(3),
+    mask = true, metrics = { "steps" },
+    reset = function (s, obs, rng, mask)
+      s.left, s.t = { 2 + rng:integer(2), 4 }, 0
+      for k = 1, 2 do obs[k][1] = s.left[k] mask[k][1] = false end
+    end,
+    step = function (s, actions, obs, _, mask, metrics, live)
+      s.t = s.t + 1
+      local reward, over = {}, {}
+      for k = 1, 2 do
+        if live[k] then s.left[k] = s.left[k] - actions[k] end
+        obs[k][1] = s.left[k]
+        mask[k][1] = false
+        metrics[k].steps = s.t * k
+        reward[k], over[k] = -s.left[k], s.left[k] <= 0
+        if over[k] then live[k] = false end
+      end
+      return reward, over, false
+    end }
+  for k, v in pairs(changes or {}) do spec[k] = v end
+  return spec
+end
+
+function TestEnvLua.test_several_agents_are_rows()
+  local rows = env.make(duel(), { n = 2, seed = 3 })
+  local first = rows:reset():squeeze(2):tolist()
+  lu.assertEquals({ rows.rows, rows.agents, #first }, { 4, 2, 4 })
+  lu.assertEquals({ first[2], first[4] }, { 4, 4 })
+  lu.assertEquals(rows.mask:tolist()[3], { false, true, true })
+  local obs, reward, terminated = rows:step { 2, 1, 1, 2 }
+  lu.assertEquals(obs:squeeze(2):tolist(), { first[1] - 2, 3, first[3] - 1, 2 })
+  lu.assertEquals(reward:tolist(), { 2 - first[1], -3, 1 - first[3], -2 })
+  lu.assertEquals(rows.metrics:tolist(), { { 1 }, { 2 }, { 1 }, { 2 } })
+  lu.assertEquals(terminated:tolist(), { first[1] == 2, false, false, false })
+  rows:step { 2, 1, 1, 2 }
+  lu.assertEquals(rows.terminated:tolist()[4], true)
+  lu.assertEquals(rows.live:tolist()[4], false)
+  local kept = rows:save(2)
+  rows:load(1, kept)
+  lu.assertEquals(rows.obs:tolist()[3], rows.obs:tolist()[1])
+  lu.assertEquals(rows.live:tolist()[2], false)
+end
+
+function TestEnvLua.test_agents_begin_anew_together()
+  for _, mode in ipairs { "same_step", "next_step" } do
+    local rows = env.frame_stack(env.make(duel(), { n = 3, seed = 3, autoreset = mode }), 2)
+    local inner, over, done = rows._inner, { {}, {}, {} }, 0
+    local before = rows:reset():tolist()
+    local rng = env.rng(1)
+    for _ = 1, 30 do
+      local obs = rows:step(rows:sample(rng)):tolist()
+      local ended = rows.terminated:tolist()
+      for i = 1, 3 do
+        local fresh
+        if mode == "next_step" then fresh = over[i][1] and over[i][2] end
+        for k = 1, 2 do over[i][k] = over[i][k] or ended[(i - 1) * 2 + k] end
+        if mode == "same_step" then fresh = over[i][1] and over[i][2] end
+        if fresh then over[i], done = {}, done + 1 end
+        for k = (i - 1) * 2 + 1, i * 2 do
+          lu.assertEquals(obs[k][2], inner.obs:tolist()[k])
+          lu.assertEquals(obs[k][1], fresh and obs[k][2] or before[k][2])
+        end
+      end
+      before = obs
+    end
+    lu.assertTrue(done > 6)
+  end
+end
+
+function TestEnvLua.test_agents_without_n_are_the_rows_of_one()
+  local one = env.make(duel(), { seed = 3 })
+  lu.assertEquals(one:reset().shape, { 2, 1 })
+  one:step { 2, 2 }
+  one:step { 2, 2 }
+  lu.assertEquals(one.terminated:tolist()[2], true)
+  local kinds = { id = "Kinds-v0", agents = 2, obs = env.discrete(5), action = env.box(-1, 1, { shape = { 2 } }),
+    reset = function () return { 1, 2 } end,
+    step = function (_, a) return { a[1][1], a[2][2] }, { false, true }, nil, { 3, 4 } end }
+  local two = env.make(kinds, { n = 1 })
+  lu.assertEquals(two:reset():tolist(), { 1, 2 })
+  local obs, reward, terminated = two:step(peri.tensor { { 0.5, 0 }, { 0, 0.25 } })
+  lu.assertEquals({ obs:tolist(), reward:tolist(), terminated:tolist() }, { { 3, 4 }, { 0.5, 0.25 }, { false, true } })
+  kinds.step = function () return 1, false, false, { 1, 1 } end
+  two = env.make(kinds, { n = 1 })
+  two:reset()
+  lu.assertStrContains(message(two.step, two, peri.zeros { 2, 2 }), "reward is a number, expected a list of 2")
+  kinds.step = function () return { 1 }, false, false, { 1, 1 } end
+  two = env.make(kinds, { n = 1 })
+  two:reset()
+  local said = message(two.step, two, peri.zeros { 2, 2 })
+  lu.assertStrContains(said, "row 2, step 1 of its episode: ")
+  lu.assertStrContains(said, "step returned nil as reward, expected a number")
+end
+
+function TestEnvLua.test_threads_change_nothing_where_lua_runs()
+  local all_of = {}
+  for _, threads in ipairs { 1, 2 } do
+    local rows = env.make(walk(), { n = 1000, seed = 4, threads = threads })
+    rows:reset()
+    for t = 1, 25 do rows:step(all(1000, t % 2)) end
+    local out = { rows.obs:tolist(), rows:episodes() }
+    all_of[#all_of + 1] = out
+  end
+  lu.assertEquals(all_of[2], all_of[1])
+end

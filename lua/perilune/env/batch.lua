@@ -58,6 +58,7 @@ function Env:__tostring()
     tostring(self.obs_space), tostring(self.action_space))
 end
 
+local none <const> = {}
 local reset_rules = {
   seed = options.integer(options.none, "[0, inf)", "of environment 1, the next one has seed + 1, and so on"),
   mask = options.value(options.none, "tensor", "(n) bool, the environments to reset; the others go on"),
@@ -68,7 +69,7 @@ local reset_rules = {
 --- @param opts table?
 --- @return perilune.Tensor|integer obs  (rows, ...), a single environment's without rows
 function Env:reset(opts)
-  local o = options.fill("reset", opts, reset_rules)
+  local o = opts ~= nil and options.fill("reset", opts, reset_rules) or none
   core.reset(self._core, o.seed, o.mask)
   if self._obs then return self._obs end
   return self.n and core.buffer(self._core, "obs", true) or core.first(self._core)
@@ -394,12 +395,14 @@ function M.make(how, o, args, of)
   elseif type(how) == "table" then made = core.make_lua(given, how)
   else made = core.make(how, given) end
   local spec = core.spec(made)
-  local env = { id = type(how) == "table" and how.id or how, n = o.n, rows = spec.rows, agents = spec.agents,
+  if single and spec.agents > 1 then single = false end -- agents are rows
+  local env = { id = type(how) == "table" and how.id or how, n = o.n or spec.agents > 1 and 1 or nil,
+    rows = spec.rows, agents = spec.agents,
     max_steps = spec.max_steps,
     reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,
     obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action),
     _spec = type(how) == "table" and how or nil, _whole = bound, _elsewhere = of ~= nil,
-    _autoreset = o.autoreset or (single and "disabled" or "same_step") }
+    _autoreset = o.autoreset or (o.n and "same_step" or "disabled") }
   if env._spec then env.obs_space, env.action_space = how.obs, how.action end
   env.step, env._obs = core.stepper(made, single, o.copy)
   return setmetatable(env, Env)

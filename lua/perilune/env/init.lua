@@ -14,7 +14,12 @@ local written = {} -- those registered from Lua, by id
 local function known()
   local list = {}
   for _, entry in ipairs(core.list()) do list[entry.id] = entry end
-  for id, spec in pairs(written) do list[id] = { id = id, doc = spec.doc, options = {} } end
+  for id, spec in pairs(written) do
+    list[id] = { id = id, doc = spec.doc, options = {} }
+    for _, name in ipairs(options.names(spec.options or {})) do
+      table.insert(list[id].options, { name = name, default = spec.options[name] })
+    end
+  end
   return list
 end
 
@@ -40,14 +45,61 @@ local spec_rules = {
   mask = options.boolean(false, "reset and step say which actions are legal next, in the list mask"),
   batch = options.boolean(false, "written with tensor ops, for all rows at once: reset (S, rows, rng) -> obs, mask; " ..
     "step (S, actions, rng) -> obs, reward, terminated, truncated, mask"),
+  metrics = options.value(options.none, "table", "names of numbers that step may set in the table metrics, after mask"),
+  agents = options.integer(1, "[1, 65536]", "that act in one environment: actions, obs, masks, metrics, rewards and " ..
+    "flags are lists then; after metrics the list live says who acts next"),
   text = options.value(options.none, "callable", "(s) -> a picture in characters"),
   render = options.value(options.none, "callable", "(s, frame): draw it, see peri.frame"),
   save = options.value(options.none, "callable", "(s) -> plain values; default: a copy of s"),
   load = options.value(options.none, "callable", "(plain values) -> s"),
+  options = options.value(options.none, "table",
+    "defaults, by name, of what make may be told: numbers, booleans, texts, lists"),
+  configure = options.value(options.none, "callable",
+    "(values of the options) -> a table of the fields above that depend on them"),
 }
 
-local function checked(who, spec)
-  local o = options.fill(who, spec, spec_rules)
+-- The same while configure has not run yet: nothing else is required.
+local loose_rules = {}
+for name, rule in pairs(spec_rules) do loose_rules[name] = rule end
+for _, name in ipairs { "obs", "action" } do loose_rules[name] = options.value(options.none, "table", "") end
+for _, name in ipairs { "reset", "step" } do loose_rules[name] = options.value(options.none, "callable", "") end
+
+local plain = { number = true, boolean = true, string = true, table = true }
+
+-- The spec with what configure says of the options given: a table without options.
+local function configured(who, spec, given)
+  local o, values = options.fill(who, spec, loose_rules), {}
+  for name, default in pairs(o.options or {}) do
+    if type(name) ~= "string" or not plain[type(default)] then
+      options.raise(("%s: %s: option %s is a %s, expected a default by name: a number, boolean, text or list")
+        :format(who, o.id, tostring(name), type(default)))
+    elseif batch.rules[name] then
+      options.raise(("%s: %s: option %s is make's own"):format(who, o.id, name))
+    end
+    local v = given[name]
+    if v == nil then v = default end
+    if type(v) ~= type(default) then
+      options.raise(("%s: %s: %s, expected a %s"):format(who, o.id, options.is(name, v), type(default)))
+    end
+    values[name] = v
+  end
+  if not spec.configure then
+    if o.options then options.raise(("%s: %s: options need configure"):format(who, o.id)) end
+    return spec
+  end
+  local more = o.configure(values)
+  if type(more) ~= "table" then
+    options.raise(("%s: %s: configure returned %s, expected a table of fields"):format(who, o.id, type(more)))
+  end
+  local full = {}
+  for k, v in pairs(spec) do full[k] = v end
+  for k, v in pairs(more) do full[k] = v end
+  full.options, full.configure = nil, nil
+  return full
+end
+
+local function checked(who, spec, given)
+  local o = options.fill(who, configured(who, spec, given or {}), spec_rules)
   for _, name in ipairs { "obs", "action" } do
     if not spaces.is_space(o[name]) then
       options.raise(("%s: %s: %s, expected a space such as peri.env.discrete(2)"):format(who, o.id,
@@ -57,6 +109,12 @@ local function checked(who, spec)
   if o.mask and o.action.kind ~= "discrete" then
     options.raise(("%s: %s: only discrete actions have a mask"):format(who, o.id))
   end
+  for i, name in ipairs(o.metrics or {}) do
+    if type(name) ~= "string" then
+      options.raise(("%s: %s: metric %d is a %s, expected a name"):format(who, o.id, i, type(name)))
+    end
+  end
+  if o.batch and o.agents > 1 then options.raise(("%s: %s: a batch has one agent a row"):format(who, o.id)) end
   if (o.save == nil) ~= (o.load == nil) then options.raise(("%s: %s: save and load go together"):format(who, o.id)) end
   return o
 end
@@ -70,7 +128,9 @@ function M.register(spec)
   for _, entry in ipairs(core.list()) do
     if entry.id == o.id then options.raise(("env.register: an environment %s is there already"):format(o.id)) end
   end
-  written[o.id] = o
+  written[o.id] = {} -- as it is now, with its defaults
+  for k, v in pairs(spec) do written[o.id][k] = v end
+  written[o.id].doc = o.doc
   return o.id
 end
 options.declare(M.register, {}, spec_rules)
@@ -87,21 +147,24 @@ function M.make(id, opts)
   local how
   local own, given, args, names = {}, {}, {}, options.names(batch.rules)
   if type(id) == "table" then
-    how = checked("env.make", id)
+    how = id
+    for name in pairs(type(id.options) == "table" and id.options or {}) do own[name], names[#names + 1] = true, name end
   else
     local entry = known()[id]
     if not entry then options.raise("env.make: " .. options.unknown("environment", id, M.ids())) end
     for _, o in ipairs(entry.options) do own[o.name], names[#names + 1] = true, o.name end
     how = written[id] or id
   end
+  local in_lua = type(how) == "table"
   for k, v in pairs(opts or {}) do
     if batch.rules[k] then given[k] = v
-    elseif own[k] then args[k] = type(v) == "table" and table.concat(v, ",") or v
+    elseif own[k] then args[k] = not in_lua and type(v) == "table" and table.concat(v, ",") or v
     else
-      options.raise(("env.make: %s: %s"):format(type(how) == "table" and how.id or how,
+      options.raise(("env.make: %s: %s"):format(in_lua and how.id or in_lua and "Lua-v0" or how,
         options.unknown("option", k, names)))
     end
   end
+  if in_lua then how = checked("env.make", how, args) end
   local env = batch.make(how, options.fill("env.make", given, batch.rules), args)
   return env
 end

@@ -64,18 +64,20 @@ function M.bind(spec, n)
   local self = { S = S, n = n }
   local obs_shape, rows = { n, table.unpack(spec.obs.shape) }, { n }
   local legal = spec.mask and { n, spec.action.n }
+  local named = spec.metrics and { n, #spec.metrics }
   local user_step, user_reset = spec.step, spec.reset
 
   function self.step(action, rng)
     local _ <close> = peri.no_grad()
-    local obs, reward, terminated, truncated, mask = user_step(S, action, rng)
+    local obs, reward, terminated, truncated, mask, metrics = user_step(S, action, rng)
     obs = result("step", "obs", obs, obs_shape, spec.obs.dtype)
     reward = result("step", "reward", reward, rows, "f64")
     terminated = result("step", "terminated", terminated, rows, "bool")
     truncated = truncated ~= nil and result("step", "truncated", truncated, rows, "bool") or peri.zeros(rows, "bool")
     mask = legal and result("step", "mask", mask, legal, "bool") or false
     peri.keep(S)
-    return { obs, mask, reward, terminated, truncated }
+    metrics = named and result("step", "metrics", metrics, named, "f32") or nil
+    return { obs, mask, reward, terminated, truncated, metrics }
   end
 
   function self.reset(which, all, rng)

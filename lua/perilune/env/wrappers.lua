@@ -219,7 +219,6 @@ function M.frame_stack(env, k)
   float_box("env.frame_stack", env)
   local problem = options.problem("k", k, stack_rules.k)
   if problem then options.raise("env.frame_stack: " .. problem) end
-  if env.agents > 1 then options.raise "env.frame_stack: several agents in an environment are not supported" end
   local inner = env.obs_space
   local function bound(b)
     if type(b) ~= "table" then return b end
@@ -246,10 +245,20 @@ local function shifted(self, rows) -- (rows, ...) appended
   return peri.cat({ self._stack:narrow(2, 2, self._k - 1), rows:unsqueeze(2) }, 2)
 end
 
+-- Of several agents in each environment, the rows of those environments in which all agents have flag.
+local function all_agents(self, flag)
+  local agents = self.agents
+  if agents == 1 then return flag end
+  return flag:reshape({ -1, agents }):all(2):repeat_interleave(agents, 1)
+end
+
 function FrameStack:reset(opts)
   local rows = rows_of(self, self._inner:reset(opts))
   local fresh = repeated(self, rows)
-  self._stack = peri.keep(opts and opts.mask and self._stack and choose(opts.mask, fresh, self._stack) or fresh)
+  local mask = opts and opts.mask and self._stack and opts.mask
+  if mask and self.agents > 1 then mask = mask:repeat_interleave(self.agents, 1) end
+  self._stack = peri.keep(mask and choose(mask, fresh, self._stack) or fresh)
+  self._over = mask and self._over and peri.keep(self._over:logical_and(mask:logical_not())) or nil
   self._final = nil
   return out_of(self, self._stack)
 end
@@ -262,10 +271,15 @@ function FrameStack:step(actions)
     self._stack = peri.keep(shifted(self, rows))
     return out_of(self, self._stack), reward, terminated, truncated
   end
-  local begun = inner.valid:logical_not() -- next_step: rows that were reset in place of a step
+  local begun = all_agents(self, inner.valid:logical_not()) -- next_step: rows that were reset in place of a step
   if inner._autoreset == "same_step" then
     self._final = peri.keep(shifted(self, inner.final_obs))
     begun = terminated:logical_or(truncated)
+    if self.agents > 1 then -- they reset together, when the last of them is out
+      local over = self._over and begun:logical_or(self._over) or begun
+      begun = all_agents(self, over)
+      self._over = peri.keep(over:logical_and(begun:logical_not()))
+    end
   else self._final = nil end
   self._stack = peri.keep(choose(begun, repeated(self, rows), shifted(self, rows)))
   return self._stack, reward, terminated, truncated
@@ -276,12 +290,15 @@ function FrameStack.get.final_obs(self) return self._final or out_of(self, self.
 
 function FrameStack:_state()
   local rows = self._stack or peri.zeros(self._shape(self.rows), self.obs_space.dtype)
-  return { stack = rows, final = self._final or rows }, { begun = self._stack ~= nil, final = self._final ~= nil }
+  local over = self.agents > 1 and (self._over or peri.zeros({ self.rows }, "bool")) or nil
+  return { stack = rows, final = self._final or rows, over = over },
+    { begun = self._stack ~= nil, final = self._final ~= nil }
 end
 
 function FrameStack:_set_state(tensors, values)
   self._stack = values.begun and peri.keep(tensors.stack:clone()) or nil
   self._final = values.final and peri.keep(tensors.final:clone()) or nil
+  self._over = tensors.over and peri.keep(tensors.over:clone())
 end
 
 -- ---- actions ----
