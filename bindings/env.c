@@ -3,8 +3,11 @@
 ** lua/perilune/env/ gives them their public face. A step is a function of its own for each batch, which has what it
 ** needs as upvalues: the way from a loop in Lua to the environment is short.
 */
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "core/element.h"
 #include "env.h"
 
 #define BOX PERI_ENV_BOX
@@ -301,6 +304,27 @@ static int l_text (lua_State *L) {
 
 /* ---- steps ---- */
 
+/* The number on top, element i of all actions, is one that the dtype of the space holds. */
+static void check_number (lua_State *L, const peri__env_box *b, int64_t i) {
+  const peri_space *s = b->action;
+  int64_t low, top, each = peri_space_size(s), row = i / each;
+  int ok;
+  lua_Integer v = lua_tointegerx(L, -1, &ok);
+  if (lua_type(L, -1) != LUA_TNUMBER || !peri__element_range(s->dtype, &low, &top) ||
+      (ok && v >= low && v <= top))
+    return;
+  char place[32] = "", value[48];
+  if (s->ndim > 0)
+    snprintf(place, sizeof place, "[%lld] ", (long long)(i % each)); /* as data: from 0 */
+  lua_Number x = lua_tonumber(L, -1);
+  snprintf(value, sizeof value, "%.14g", x != x ? fabs(x) : x);
+  luaL_error(L,
+             "step: %s: row %I, step %I of its episode: action %sis %s, expected an integer of %s",
+             b->e->def.id, (LUAI_UACINT)(row + 1),
+             (LUAI_UACINT)(b->e->tick + 1 - b->e->started[row / b->e->agents]), place, value,
+             peri_dtype_name(s->dtype));
+}
+
 /* Actions that are no dense tensor of the space's dtype, made so in memory that the box keeps. */
 static const void *converted (lua_State *L, peri__env_box *b, int arg, int box) {
   const peri_space *s = b->action;
@@ -323,6 +347,7 @@ static const void *converted (lua_State *L, peri__env_box *b, int arg, int box) 
       lua_pushinteger(L, (lua_Integer)v);
     } else
       lua_rawgeti(L, arg, i + 1);
+    check_number(L, b, i);
     peri__put_element(L, "step", lua_gettop(L), s->dtype, at);
     lua_pop(L, 1);
   }
@@ -394,8 +419,11 @@ static int step_one (lua_State *L) {
   if (b->action->kind == PERI_SPACE_DISCRETE) {
     int ok;
     whole = lua_tointegerx(L, 2, &ok);
-    if (!ok || lua_type(L, 2) != LUA_TNUMBER)
+    if (!ok || lua_type(L, 2) != LUA_TNUMBER) {
+      lua_settop(L, 2);
+      check_number(L, b, 0);
       peri__type_error(L, "step", 2, "action", "an integer");
+    }
   } else
     action = actions_at(L, b, 2, false, lua_upvalueindex(UP_BOX));
   peri_status s = b->lua ? peri__env_lua_step(L, b, lua_upvalueindex(UP_BOX), action)

@@ -5,6 +5,7 @@
 ** its own state, so results do not depend on threads.
 */
 #include <inttypes.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -172,26 +173,28 @@ static void narrow_rewards (float *restrict out, const double *restrict reward, 
   for (int64_t i = 0; i < n; i++) out[i] = (float)reward[i];
 }
 
-static bool rewards_are_finite (const double *reward, int64_t n) {
-  uint64_t odd = 0;
+/* The bits of the largest reward: of a double, and of one that rounds to a finite float. */
+static bool rewards_fit (const peri_env *e, const double *reward, int64_t n) {
+  const uint64_t most = e->reward32 ? 0x47efffffefffffffu : 0x7fefffffffffffffu;
+  uint64_t beyond = 0;
   for (int64_t i = 0; i < n; i++) {
     uint64_t bits;
     memcpy(&bits, reward + i, sizeof bits);
-    odd |= (bits & 0x7ff0000000000000u) + 0x0010000000000000u;
+    beyond |= most - (bits & 0x7fffffffffffffffu);
   }
-  return !(odd >> 63);
+  return !(beyond >> 63);
 }
 
 /* What an environment gave for rows from row on is a legal observation and a finite reward. */
 static bool check_rows (job *j, int64_t row, int64_t n) {
   peri_env *e = j->e;
-  bool finite = rewards_are_finite(e->reward + row, n);
+  bool finite = rewards_fit(e, e->reward + row, n);
   int64_t bad = peri__space_bad_row(&e->spec.obs, e->obs + (size_t)row * e->obs_bytes, n);
   if (finite && bad == n) return true;
   for (int64_t i = 0; i < n && i <= bad; i++)
-    if (!rewards_are_finite(e->reward + row + i, 1)) {
-      note(j, row + i, PERI_EHOST, "its reward is %g, expected a finite number",
-           e->reward[row + i]);
+    if (!rewards_fit(e, e->reward + row + i, 1)) {
+      note(j, row + i, PERI_EHOST, "its reward is %g, expected a finite number%s",
+           e->reward[row + i], isfinite(e->reward[row + i]) ? " of f32 (or rewards of f64)" : "");
       return false;
     }
   char why[PERI_ENV_MESSAGE];
@@ -525,8 +528,8 @@ static peri_status step_one (peri_env *e, const void *action, bool *quiet) {
   if (e->metric) memset(e->metric, 0, (size_t)e->spec.nmetrics * sizeof *e->metric);
   peri_status s = e->def.step(e->spec.shared, e->state, e->rng, &io);
   bool late = e->max_steps && e->tick - *e->started >= e->max_steps;
-  if (s == PERI_OK && !late && !(*e->terminated | *e->truncated) &&
-      rewards_are_finite(e->reward, 1) && peri__space_bad_row(&e->spec.obs, e->obs, 1) == 1) {
+  if (s == PERI_OK && !late && !(*e->terminated | *e->truncated) && rewards_fit(e, e->reward, 1) &&
+      peri__space_bad_row(&e->spec.obs, e->obs, 1) == 1) {
     *e->sum += *e->reward;
     if (e->reward32) *e->reward32 = (float)*e->reward;
     *quiet = true;

@@ -81,6 +81,21 @@ function TestEnv.test_misuse_says_what_was_expected()
   lu.assertStrContains(message(peri.env.make, "CartPole-v1", { n = 0 }), "n is 0, expected an integer in [1, inf)")
 end
 
+function TestEnv.test_actions_that_are_no_whole_numbers_are_named()
+  local rows, one = peri.env.make("CartPole-v1", { n = 3 }), peri.env.make "CartPole-v1"
+  rows:reset()
+  one:reset()
+  rows:step { 0, 1, 0 }
+  one:step(0)
+  for text, v in pairs { nan = 0 / 0, inf = math.huge, ["1.5"] = 1.5, ["1e+300"] = 1e300 } do
+    local said = (" 2 of its episode: action is %s, expected an integer of i64"):format(text)
+    lu.assertStrContains(message(rows.step, rows, { 0, v, 1 }), "CartPole-v1: row 2, step" .. said)
+    lu.assertStrContains(message(one.step, one, v), "CartPole-v1: row 1, step" .. said)
+  end
+  rows:step { 0, 1.0, 0 } -- nothing has happened
+  one:step(1.0)
+end
+
 function TestEnv.test_a_mask_resets_some_rows()
   local env = peri.env.make("CartPole-v1", { n = 2, seed = 1, autoreset = "disabled" })
   env:reset()

@@ -131,6 +131,25 @@ function TestEnvLua.test_what_a_row_does_wrong_is_named()
   end
 end
 
+function TestEnvLua.test_rewards_are_those_that_their_dtype_holds()
+  for _, v in ipairs { 3.5e38, -3.5e38, 0x1.ffffffp127 } do -- the last one rounds to infinity
+    local def = walk { step = function () return v, false end }
+    local narrow, wide = env.make(def, { n = 2 }), env.make(def, { n = 2, reward_dtype = "f64" })
+    local one = env.make(def)
+    narrow:reset()
+    wide:reset()
+    one:reset()
+    lu.assertStrContains(message(narrow.step, narrow, { 0, 1 }),
+      ("Walk-v0: row 1, step 1 of its episode: its reward is %g, expected a finite number of f32"):format(v))
+    lu.assertEquals(select(2, wide:step { 0, 1 }):tolist(), { v, v })
+    lu.assertEquals(select(2, one:step(1)), v)
+  end
+  local most = 0x1.fffffefffffffp127
+  local rows = env.make(walk { step = function () return most, false end }, { n = 2 })
+  rows:reset()
+  lu.assertEquals(select(2, rows:step { 0, 1 }):tolist(), { 0x1.fffffep127, 0x1.fffffep127 })
+end
+
 function TestEnvLua.test_it_may_not_step_itself()
   local rows
   rows = env.make(walk { step = function () rows:step { 1 } return 1, false end }, { n = 1 })
