@@ -117,6 +117,59 @@ function TestEnvWrappers.test_actions_are_scaled_and_clipped()
   lu.assertStrContains(message(env.rescale_action, plain, 1, -1), "low is 1, expected less than -1")
 end
 
+function TestEnvWrappers.test_actions_of_many_rows_are_lists_of_all_numbers()
+  for _, wrapper in ipairs { env.clip_action, env.rescale_action } do
+    local e = wrapper(env.make("Pendulum-v1", { n = 2, seed = 1 }))
+    local same = wrapper(env.make("Pendulum-v1", { n = 2, seed = 1 }))
+    e:reset()
+    same:reset()
+    lu.assertEquals(e:step({ 0.25, -1 }):tolist(), same:step(peri.tensor { { 0.25 }, { -1 } }):tolist())
+    lu.assertStrContains(message(e.step, e, { 0.25 }), "the list of actions has 1 numbers, expected 2")
+    lu.assertStrContains(message(e.step, e), "step: actions is missing, expected tensor or table")
+    lu.assertStrContains(message(e.step, e, { 0, 0 / 0 }), "Pendulum-v1: row 2, step 2 of its episode: action [0] is nan")
+  end
+end
+
+local function echo(low, high, dtype)
+  return env.make({ id = "Echo-v0", obs = env.box(-100, 100, { shape = { 1 } }), reset = function () end,
+    action = env.box(low, high, { shape = { 1 }, dtype = dtype }),
+    step = function (_, a, obs) obs[1] = a[1] return 0, false end }, { n = 1 })
+end
+
+function TestEnvWrappers.test_scaled_actions_are_not_clipped()
+  for low, high in pairs { [-2] = 4, [0.1] = 0.7, [-0.3] = 1.1 } do
+    local e, want = env.rescale_action(echo(low, high)), peri.tensor { low, high }:tolist()
+    e:reset()
+    lu.assertEquals(e:step({ -1 }):item(), want[1])
+    local most = e:step({ 1 }):item()
+    lu.assertTrue(most <= want[2] and most > want[2] - 1e-6) -- whatever rounding does
+    lu.assertAlmostEquals(e:step({ 3 }):item(), high + (high - low), 1e-5) -- as Gymnasium's
+    local both = env.clip_action(env.rescale_action(echo(low, high)))
+    both:reset()
+    lu.assertEquals(both:step({ 3 }):item(), most)
+  end
+  lu.assertStrContains(message(env.rescale_action, echo(0, 9, "i32")), "the actions of Echo-v0 are i32, expected f32 or f64")
+end
+
+function TestEnvWrappers.test_agents_that_are_out_do_not_count()
+  local seen = { { 1, 5 }, { 3, 7 }, { 5, 1e6 }, { 7, 1e6 } } -- the second agent's last is 7
+  local t = 0
+  local inner = { n = 1, rows = 2, agents = 2, id = "Pair-v0", obs_space = env.box(-1e6, 1e6, { shape = { 1 } }) }
+  local function give()
+    t = t + 1
+    inner.valid = peri.tensor({ true, t < 3 }, "bool")
+    inner.live = peri.tensor({ true, t < 2 }, "bool")
+    return peri.tensor(seen[t]):reshape { 2, 1 }
+  end
+  inner.reset = give
+  function inner.step() return give() end
+  function inner.normalizers() return {} end
+  local e = env.normalize_obs(inner)
+  e:reset()
+  for _ = 1, 3 do e:step() end
+  lu.assertAlmostEquals(e:normalizers()[1].mean:item(), (1 + 5 + 3 + 7 + 5 + 7) / 6, 1e-3)
+end
+
 function TestEnvWrappers.test_rewards_are_clipped_and_episodes_are_not()
   local e = env.clip_reward(env.make("CartPole-v1", { n = 3 }), 0, 0.25)
   local _, reward = drive(e, 30)

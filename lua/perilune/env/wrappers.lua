@@ -107,6 +107,11 @@ end
 function Running:update(x, weight)
   local n = weight and weight:sum():item() or x.shape[1]
   if n == 0 then return end
+  if weight then
+    local shape = { x.shape[1] }
+    for _ = 2, x.ndim do shape[#shape + 1] = 1 end
+    weight = weight:reshape(shape)
+  end
   local mean = weight and x:mul(weight):sum(1):div(n) or x:mean(1)
   local off = x:sub(mean)
   local square = off:mul(off)
@@ -150,8 +155,13 @@ local function normalized(self, x)
   return y:to "f32"
 end
 
+-- Agents that are out have an old observation, or none.
+local function weight_of(env)
+  if env.agents > 1 then return env.valid:logical_or(env.live):to "f64" end
+end
+
 local function seen(self, x)
-  if not self._frozen then self._r:update(rows_of(self, x:to "f64")) end
+  if not self._frozen then self._r:update(rows_of(self, x:to "f64"), weight_of(self)) end
   self._last = peri.keep(normalized(self, x))
   return self._last
 end
@@ -315,9 +325,18 @@ local function bound_tensor(space, b)
   return peri.tensor(b, space.dtype):reshape(space.shape)
 end
 
-local function tensor_of(space, actions)
+-- Actions as a tensor: a list has the numbers of all rows.
+local function tensor_of(env, actions)
   if peri.is_tensor(actions) then return actions end
-  return peri.tensor(actions, space.dtype):reshape(#space.shape > 0 and space.shape or { #actions })
+  local space = env.action_space
+  local shape = { table.unpack(space.shape) }
+  if env.n then table.insert(shape, 1, env.rows) end
+  options.argument("step", "actions", actions, "tensor or table")
+  local n = env.rows * space:size()
+  if #actions ~= n then
+    options.raise(("step: the list of actions has %d numbers, expected %d"):format(#actions, n))
+  end
+  return peri.tensor(actions, space.dtype):reshape(shape)
 end
 
 local ClipAction = class "clip_action"
@@ -334,7 +353,7 @@ function M.clip_action(env)
 end
 
 function ClipAction:step(actions)
-  return self._inner:step(tensor_of(self.action_space, actions):maximum(self._low):minimum(self._high))
+  return self._inner:step(tensor_of(self, actions):maximum(self._low):minimum(self._high))
 end
 
 local RescaleAction = class "rescale_action"
@@ -345,7 +364,8 @@ local scale_rules = {
   high = options.number(1, nil, "what becomes the greatest"),
 }
 
---- Actions between low and high become those between the environment's own bounds, as Gymnasium's RescaleAction.
+--- Actions between low and high become those between the environment's own bounds, as Gymnasium's RescaleAction. What
+--- is beyond low or high goes beyond those bounds, too: clip_action around it clips.
 --- @param env perilune.env.Env
 --- @param low number?
 --- @param high number?
@@ -359,6 +379,9 @@ function M.rescale_action(env, low, high)
     if problem then options.raise("env.rescale_action: " .. problem) end
   end
   if low >= high then options.raise(("env.rescale_action: low is %g, expected less than %g"):format(low, high)) end
+  if space.dtype ~= "f32" and space.dtype ~= "f64" then
+    options.raise(("env.rescale_action: the actions of %s are %s, expected f32 or f64"):format(env.id, space.dtype))
+  end
   local from, to = bound_tensor(space, space.low), bound_tensor(space, space.high)
   if not (from:isfinite():all():item() and to:isfinite():all():item()) then
     options.raise(("env.rescale_action: the actions of %s have no finite bounds"):format(env.id))
@@ -370,8 +393,11 @@ end
 options.declare(M.rescale_action, { "env", "low", "high" }, scale_rules)
 
 function RescaleAction:step(actions)
-  return self._inner:step(tensor_of(self.action_space, actions):mul(self._slope):add(self._shift)
-    :maximum(self._low):minimum(self._high))
+  local given, space = tensor_of(self, actions), self.action_space
+  local scaled = given:mul(self._slope):add(self._shift)
+  -- rounding leaves the bounds for no action that is between low and high
+  local within = given:ge(space.low):logical_and(given:le(space.high))
+  return self._inner:step(peri.where(within, scaled:maximum(self._low):minimum(self._high), scaled))
 end
 
 -- ---- rewards ----
