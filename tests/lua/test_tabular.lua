@@ -128,7 +128,7 @@ end
 for name, flags in pairs {
   lake = "--env FrozenLake-v1 --steps 300000", cliff = "--env CliffWalking-v1 --steps 300000",
   taxi = "--env Taxi-v4 --steps 500000", wide_lake = "--env FrozenLake8x8-v1 --steps 2000000 --final 0.3",
-  blackjack = "--env Blackjack-v1 --steps 1000000 --final 0.5 --omega 0.9",
+  blackjack = "--env Blackjack-v1 --steps 500000 --final 0.6 --omega 0.9",
   sarsa = "--rule sarsa --steps 500000 --final 0.02", expected_sarsa = "--rule expected_sarsa --steps 500000 --final 0.02",
   double = "--rule double --steps 500000", boltzmann = "--explore boltzmann --steps 500000 --temperature 0.2",
 } do
