@@ -135,6 +135,62 @@ function TestEnvCheck.test_episodes_without_an_end_and_seeds_without_effect()
   end }, "other seeds give other episodes", "nothing depends on the seed", true)
 end
 
+function TestEnvCheck.test_threads_that_change_something()
+  local base = walk()
+  local other = walk { step = function (s, action, obs)
+    local reward, over, cut = base.step(s, action, obs)
+    return reward + 0.5, over, cut
+  end }
+  finds(function (o) return peri.env.make(o.threads == 0 and other or walk(), o) end, "threads change nothing",
+    "reward is")
+end
+
+function TestEnvCheck.test_limits_and_resets_that_are_not_kept()
+  local function without(name, value)
+    return function (o)
+      local given = {}
+      for k, v in pairs(o) do given[k] = v end
+      if given[name] then given[name] = value end
+      return peri.env.make(walk(), given)
+    end
+  end
+  finds(without("max_steps", 7), "the time limit truncates", "neither ended nor truncated at step 3 with max_steps = 3")
+  finds(without("autoreset", "same_step"), "final observations are kept, the next episode begins",
+    "an episode ended before and this step did not begin the next")
+end
+
+function TestEnvCheck.test_masks_that_allow_nothing()
+  local base = walk()
+  local function shut(s, mask) for k = 1, 2 do mask[k] = s.at < 2 end end
+  finds(walk { mask = true, step = function (s, action, obs, _, mask)
+    shut(s, mask)
+    return base.step(s, action, obs)
+  end, reset = function (s, obs, rng, mask)
+    base.reset(s, obs, rng)
+    s.at = 2
+    shut(s, mask)
+  end }, "it plays", "mask")
+  local made = peri.env.make
+  finds(function (o) -- one that plays whatever its mask says
+    local env = made(walk { mask = true, step = function (s, action, obs, _, mask)
+      local reward, over, cut = base.step(s, action, obs)
+      shut(s, mask)
+      return reward, over, cut
+    end }, o)
+    env.sample = function (self, rng) return self.action_space:sample(rng) and peri.ones({ self.rows }, "i64") end
+    return env
+  end, "at least one action is legal", "the mask allows none of 2 actions")
+end
+
+function TestEnvCheck.test_actions_that_are_not_refused()
+  finds(function (o)
+    local env = peri.env.make(walk(), o)
+    local step = env.step
+    env.step = function (self, actions) return step(self, actions:clamp(0, 1)) end
+    return env
+  end, "an action out of its space is refused", "step took actions of 2, which are not in Discrete(2)")
+end
+
 function TestEnvCheck.test_sizes_that_networks_do_not_like()
   finds(walk { obs = peri.env.box { -1e9, 1e9, shape = { 2 } }, reset = function (s, obs, rng)
     s.at, s.steps = rng:integer(3) - 1, 0

@@ -192,7 +192,7 @@ check("episodes end", function (c)
 end)
 
 check("the time limit truncates", function (c)
-  local env, limit = c.make { n = c.n, max_steps = 3, autoreset = "disabled" }, 3
+  local env, limit = c.make { n = c.n, max_steps = 3, autoreset = "same_step" }, 3
   env:reset { seed = c.seed }
   local ended = {}
   for i = 1, limit do
@@ -204,7 +204,6 @@ check("the time limit truncates", function (c)
       end
       if overs[row] or cuts[row] then ended[row] = true end
     end
-    if next(ended) then return end -- an episode that ends sooner wants a reset
   end
 end)
 
@@ -235,6 +234,23 @@ check("at least one action is legal", function (c)
       if not any then return ("step %d, row %d: the mask allows none of %d actions"):format(i, row, per) end
     end
   end
+end)
+
+check("an action out of its space is refused", function (c)
+  local env, space = c.make { n = c.n }, c.env.action_space
+  env:reset { seed = c.seed }
+  local before = snapshot(env)
+  local bad = space.kind == "box" and 0 / 0 or space.kind == "discrete" and space.start + space.n
+    or space.kind == "multi_binary" and 2 or space.nvec[1]
+  if space.kind == "box" and not space.dtype:find "^f" then return end -- whole numbers are never nan
+  local actions = peri.full({ env.rows, table.unpack(space.shape) }, bad, space.dtype)
+  if pcall(env.step, env, actions) then
+    return ("step took actions of %s, which are not in %s"):format(bad, tostring(space))
+  end
+  local now = { [0] = snapshot(env), rows = env.rows }
+  local text = any_difference(now, { [0] = before, rows = env.rows }, "before it was")
+  if text then return (text:gsub("^step 0", "after an action that was refused")) end
+  env:step(c.trace.actions[1])
 end)
 
 -- ---- all of them ----
