@@ -199,6 +199,25 @@ static int l_graded (lua_State *L) {
   return 2;
 }
 
+/* _grad_norm(params): the number that the op grad_norm gives, without a tensor of Lua's for it. */
+static int l_grad_norm (lua_State *L) {
+  enum { FEW = 64 };
+  peri_bind *b = BIND(L);
+  peri_tensor *few[FEW], **in = few;
+  double v = 0;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 1);
+  if (count > FEW) in = (peri_tensor **)lua_newuserdatauv(L, (size_t)count * sizeof *in, 0);
+  for (int i = 0; i < count; i++) in[i] = parameter_at(L, b, i + 1);
+  peri_tensor *norm = NULL;
+  peri_status s = peri_apply(b->ctx, peri_op_find("grad_norm"), count, in, 0, NULL, 1, &norm);
+  if (s == PERI_OK) s = peri_item(norm, 0, &v);
+  peri_release(norm);
+  peri__check(L, "step", s);
+  lua_pushnumber(L, v);
+  return 1;
+}
+
 /* _drop_gradients(params) */
 static int l_drop_gradients (lua_State *L) {
   peri_bind *b = BIND(L);
@@ -234,6 +253,8 @@ static const peri_reg functions[] = {
   { "_graded", "params",
     "How many of a list of parameters have a gradient, and whether all have, of one dtype.",
     l_graded },
+  { "_grad_norm", "params", "The norm of the gradients of a list of parameters, a number.",
+    l_grad_norm },
   { "_drop_gradients", "params", "Forget the gradients of a list of parameters.",
     l_drop_gradients },
   { NULL, NULL, NULL, NULL }

@@ -221,6 +221,7 @@ local function clip_copies(self, o)
   if o.grad_scale ~= 1 or o.nonfinite ~= "skip" then
     options.raise("step: copies go with neither grad_scale nor another nonfinite than \"skip\"")
   end
+  local scope <close> = peri.scope() -- luacheck: ignore 211
   local grads = {}
   for i, p in ipairs(self._params) do
     grads[i] = p.grad
@@ -253,10 +254,10 @@ function Optimizer:step(opts)
   if not even then by_dtype, all = gradients(self, "step") end
   check_held(self, even or all)
   check_fields(self)
-  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local scope <close> = not even and peri.scope() or nil -- luacheck: ignore 211
   local guard <close> = peri.no_grad() -- luacheck: ignore 211
   if o.copies then clip_copies(self, o) end
-  local norm = (even and peri.grad_norm(self._params):item() or norm_of(by_dtype)) * scale
+  local norm = (even and core._grad_norm(self._params) or norm_of(by_dtype)) * scale
   local finite = is_finite(norm)
   if not finite and o.nonfinite == "error" then
     error(("step: the norm of the gradients is %s"):format(norm ~= norm and "nan" or "inf"), 2)
