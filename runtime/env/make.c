@@ -62,6 +62,7 @@ static peri_status hidden (peri_env *e, int which, int64_t count, size_t size, v
   if (__builtin_mul_overflow(count, (int64_t)size, &bytes))
     return peri__fail(e->ctx, PERI_ENOMEM, "%s: %" PRId64 " times %zu bytes", e->def.id, count,
                       size);
+  if (bytes == 0) bytes = 1; /* states of no bytes: a place all the same */
   TRY(zeros(e->ctx, PERI_U8, 1, &bytes, &e->hidden[which]));
   *(void **)out = e->hidden[which]->data;
   return PERI_OK;

@@ -238,7 +238,7 @@ static void put_state (peri_replay *r, const state *s) {
     if (e.part == TOP) r->top = *(const double *)s->t[i]->data;
     if (e.part != PRIORITY) continue;
     double *leaf = peri__sumtree_leaves(&r->tree);
-    memmove(leaf, s->t[i]->data, peri_nbytes(s->t[i]));
+    if (c[FILLED] > 0) memmove(leaf, s->t[i]->data, peri_nbytes(s->t[i]));
     for (int64_t p = c[FILLED] * r->rows; p < r->tree.width; p++) leaf[p] = 0;
     peri__sumtree_range(&r->tree, 0, r->tree.width);
   }

@@ -2,6 +2,28 @@
 -- Lua. Medians of repetitions, each of which asks every row once, so that a noisy minute hits all of them.
 local peri = require "perilune"
 
+-- CartPole's size, without its sine and cosine: one row at a time, and all of them with tensor ops.
+local box, two = peri.env.box(-99, 99, { shape = { 4 } }), peri.env.discrete(2)
+local by_rows = { id = "Rows-v0", obs = box, action = two, max_steps = 500,
+  reset = function (s, obs) s.x, s.v = 0, 0; for i = 1, 4 do obs[i] = 0 end end,
+  step = function (s, action, obs)
+    local v = s.v + (action == 1 and 0.01 or -0.01)
+    local x = s.x + v
+    s.x, s.v = x, v
+    obs[1], obs[2], obs[3], obs[4] = x, v, x * x, v * v
+    return 1, x > 2.4 or x < -2.4
+  end }
+local by_tensors = { id = "Tensors-v0", obs = box, action = two, max_steps = 500, batch = true,
+  reset = function (S, rows)
+    S.x, S.v = peri.zeros(rows.shape), peri.zeros(rows.shape)
+    return peri.zeros { rows.shape[1], 4 }
+  end,
+  step = function (S, action)
+    S.v = S.v + (action:to "f32" * 0.02 - 0.01)
+    S.x = S.x + S.v
+    return peri.stack({ S.x, S.v, S.x * S.x, S.v * S.v }, 2), peri.ones(S.x.shape), S.x:abs():gt(2.4)
+  end }
+
 -- Steps a second of a loop in Lua over a batch.
 local function from_lua(id, n, opts)
   local given = { n = n, seed = 1, copy = false }
@@ -68,8 +90,10 @@ return function (shared)
   end
   lua("from Lua: CartPole-v1, 1024 rows", from_lua("CartPole-v1", 1024))
   lua("from Lua: CartPole-v1, 8 rows", from_lua("CartPole-v1", 8), 8e6)
-  lua("from Lua: CartPole-v1, single", single "CartPole-v1")
+  lua("from Lua: CartPole-v1, single", single "CartPole-v1", 8e6)
   lua("from Lua: FrozenLake-v1, single", single "FrozenLake-v1")
+  lua("written in Lua, row by row, 256 rows", from_lua(by_rows, 256), 2e6)
+  lua("written in Lua, tensor ops, 1024 rows", from_lua(by_tensors, 1024))
   for _ = 1, opts.reps do
     for _, r in ipairs(rows) do
       local v, why = r.fn()
