@@ -119,6 +119,10 @@ static int l_spec (lua_State *L) {
   lua_newtable(L);
   set_string(L, "id", d->id);
   set_string(L, "doc", d->doc);
+  lua_pushboolean(L, d->render != NULL);
+  lua_setfield(L, -2, "has_frame");
+  lua_pushboolean(L, d->text != NULL);
+  lua_setfield(L, -2, "has_text");
   peri__space_push(L, &s->obs);
   lua_setfield(L, -2, "obs");
   peri__space_push(L, &s->action);

@@ -344,7 +344,8 @@ static const peri_reg svg_methods[] = {
 static const peri_reg functions[] = {
   { "frame", "width, height, background?",
     "A frame for shapes, in units of its own size (0, 0 is the left upper corner), white by "
-    "default.",
+    "default. Colours are integers, 0xRRGGBB. Methods: size, background, rect, circle, line, "
+    "polygon, label, image, tensor.",
     l_frame },
   { NULL, NULL, NULL, NULL }
 };

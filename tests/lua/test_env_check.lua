@@ -102,6 +102,24 @@ function TestEnvCheck.test_a_state_that_is_not_all()
     end }, "a state that is loaded goes on as it would have", "observation 2 is")
 end
 
+function TestEnvCheck.test_pictures_that_fail_or_move_the_environment()
+  finds(walk { render = function (_, frame) frame:rect(0, 0, 1, 1, { 1, 0, 0 }) end }, "its pictures can be drawn", "rgb")
+  finds(walk { text = function () return 7 end }, "its pictures can be drawn", "step 1, row 1: text gives a number")
+  local cart = peri.env.make "CartPole-v1"
+  cart:reset()
+  local own, small = cart:render().shape, cart:render(1, 30).shape
+  lu.assertEquals({ small[1], small[2], small[3] }, { 30, (30 * own[2] + own[1] // 2) // own[1], 3 })
+  local base, drawn = walk(), setmetatable({}, { __mode = "k" })
+  finds(walk { text = function (s)
+    drawn[s] = true
+    return ""
+  end, step = function (s, action, obs)
+    local reward, over, cut = base.step(s, action, obs)
+    if drawn[s] then obs[2] = 5 end
+    return reward, over, cut
+  end }, "its pictures can be drawn", "without pictures it was")
+end
+
 function TestEnvCheck.test_errors_and_numbers_that_are_none()
   local base = walk()
   local function at_step(what)
@@ -250,6 +268,13 @@ function TestEnvCheck.test_the_command_plays_into_files()
   lu.assertEquals(assert(peri.files.read(png)):sub(2, 4), "PNG")
   local again = program("play", "CartPole-v1", "--random", "--episodes", "2", "--seed", "3")
   lu.assertEquals(again, out)
+  local own = right:format "0":gsub("reset =", "render = function () error 'no paint' end, reset =")
+  out, status = program("play", file(own), "--random", "--png", png)
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(out, "no paint")
+  out, status = program("play", file(right:format "0"), "--random", "--png", png)
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(out, "Right-v0 has no picture for a file")
   out, status = program("play", "CartPole-v1")
   lu.assertEquals(status, 1)
   lu.assertStrContains(out, "keys need a terminal")

@@ -15,7 +15,7 @@ local spec = {
   stochastic = { false, "a policy's actions are drawn, not its likeliest ones" },
   episodes = { 1, "how many", range = "[1, inf)" },
   seed = { -1, "of the first episode; -1: another one each time", range = "[-1, inf)" },
-  fps = { -1.0, "steps a second; 0 waits for a key; -1: 0 for boards, else 15", range = "[-1, 100]" },
+  fps = { -1.0, "steps a second; 0 waits for a key; -1: 0 (films 4) for boards, else 15", range = "[-1, 100]" },
   max_steps = { -1, "of an episode in place of the environment's own limit; 0: none", range = "[-1, inf)" },
   option = { "", "options of the environment, name=value,name=value" },
   gif = { "", "write the episodes as an animated GIF" },
@@ -109,10 +109,8 @@ end
 
 -- What the episode looks like: a frame of shapes, or text where there is none.
 local function look(env)
-  local ok, frame = pcall(function () return env:frame() end)
-  if ok then return frame end
-  local also, text = pcall(env.text, env)
-  return also and text or nil
+  if env.has_frame then return env:frame() end
+  return env.has_text and env:text() or nil
 end
 
 -- Films of the flags, to which every picture is added.
@@ -201,7 +199,7 @@ local function run(values, words)
   local input, output = line.interactive()
   local hands = not words[2] and not values.random
   env:reset()
-  local board = env.obs_space.kind ~= "box" or type(look(env)) ~= "userdata" -- waits for its player
+  local board = env.obs_space.kind ~= "box" or env.mask or not env.has_frame -- waits for its player
   local fps = hands and board and 0 or board and 4 or 15
   local play = { env = env, values = values, fps = values.fps >= 0 and values.fps or fps }
   if hands then
@@ -227,7 +225,7 @@ local function run(values, words)
   for i, r in ipairs(results) do print(("episode %d: return %g, length %d"):format(i, r[1], r[2])) end
   if not ok and message ~= Stop then error(message, 0) end
   for _, film in ipairs(play.films) do if film.frames > 0 then assert(film:save()) end end
-  if values.png ~= "" and play.last then
+  if values.png ~= "" then
     if type(play.last) ~= "userdata" then error(("%s has no picture for a file"):format(env.id), 0) end
     assert(peri.image.png(values.png, play.last))
   end

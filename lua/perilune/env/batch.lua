@@ -17,6 +17,8 @@ local whole = require "perilune.env.whole"
 --- @field max_steps integer?  the time limit
 --- @field reward_threshold number?
 --- @field metric_names string[]
+--- @field has_frame boolean  it draws itself: frame and render
+--- @field has_text boolean  it has a picture in characters: text
 --- @field obs perilune.Tensor  what the last step or reset gave
 --- @field final_obs perilune.Tensor  what the last step led to: differs from obs where an episode ended and reset
 --- @field reward perilune.Tensor
@@ -335,9 +337,14 @@ end
 
 --- A picture of an environment as pixels.
 --- @param row integer?  the first
---- @param height integer?  of the picture; default: the frame's own
+--- @param height integer?  of the picture, its width in proportion; default: the frame's own
 --- @return perilune.Tensor  (height, width, 3) u8
-function Env:render(row, height) return self:frame(row):tensor(height) end
+function Env:render(row, height)
+  local frame = self:frame(row)
+  if not height then return frame:tensor() end
+  options.argument("render", "height", height, "number")
+  return frame:tensor(height, math.max(1, math.floor(height * frame.width / frame.height + 0.5)))
+end
 
 --- What wrappers do to observations by statistics of theirs, in order: { mean, var, epsilon, clip } of each. Policy
 --- files carry it.
@@ -377,8 +384,8 @@ M.rules = {
   reward_dtype = options.choice("f32", { "f32", "f64" }, "of the tensors of rewards"),
 }
 
---- A batch. how: an id, or the checked table of an environment that is written in Lua. o: filled by rules; args: the
---- environment's own options. of: what makes it of the settings in place of the registry.
+-- A batch. how: an id, or the checked table of an environment that is written in Lua. o: filled by rules; args: the
+-- environment's own options. of: what makes it of the settings in place of the registry.
 function M.make(how, o, args, of)
   local single = o.n == nil
   local given = { n = o.n or 1, seed = o.seed, threads = o.threads, max_steps = o.max_steps,
@@ -399,11 +406,15 @@ function M.make(how, o, args, of)
   local env = { id = type(how) == "table" and how.id or how, n = o.n or spec.agents > 1 and 1 or nil,
     rows = spec.rows, agents = spec.agents,
     max_steps = spec.max_steps,
-    reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc, _core = made, _copy = o.copy,
+    reward_threshold = spec.reward_threshold, metric_names = spec.metrics, doc = spec.doc,
+    has_frame = spec.has_frame, has_text = spec.has_text, _core = made, _copy = o.copy,
     obs_space = spaces.of(spec.obs), action_space = spaces.of(spec.action),
     _spec = type(how) == "table" and how or nil, _whole = bound, _elsewhere = of ~= nil,
     _autoreset = o.autoreset or (o.n and "same_step" or "disabled") }
-  if env._spec then env.obs_space, env.action_space = how.obs, how.action end
+  if env._spec then
+    env.obs_space, env.action_space = how.obs, how.action
+    env.has_frame, env.has_text = how.render ~= nil, how.text ~= nil
+  end
   env.step, env._obs = core.stepper(made, single, o.copy)
   return setmetatable(env, Env)
 end

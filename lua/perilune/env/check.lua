@@ -180,6 +180,22 @@ check("a state that is loaded goes on as it would have", function (c)
   end
 end)
 
+check("its pictures can be drawn", function (c)
+  local env = c.make { n = c.n }
+  env:reset { seed = c.seed }
+  for i = 1, math.min(c.steps, 20) do
+    env:step(c.trace.actions[i])
+    for row = 1, env.n do
+      if env.has_frame then env:render(row, 16) end
+      local text = env.has_text and env:text(row) or ""
+      if type(text) ~= "string" then return ("step %d, row %d: text gives a %s"):format(i, row, type(text)) end
+    end
+    local text = any_difference({ [0] = snapshot(env), rows = env.rows }, { [0] = c.trace[i], rows = env.rows },
+      "without pictures it was")
+    if text then return (text:gsub("^step 0", "step " .. i)) end
+  end
+end)
+
 check("episodes end", function (c)
   if c.env.max_steps then return end
   local env, rng = c.make { n = c.n }, peri.env.rng(c.seed)

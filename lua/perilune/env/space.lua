@@ -29,9 +29,9 @@ function Space:__tostring()
   return ("Box(%s, %s, %s, %s)"):format(bounds(self.low), bounds(self.high), options.shape(self.shape), self.dtype)
 end
 
---- A space of what the bindings say of it.
---- @param fields table
---- @return perilune.env.Space
+-- A space of what the bindings say of it.
+-- @param fields table
+-- @return perilune.env.Space
 function M.of(fields) return setmetatable(fields, Space) end
 
 local function checked(space)
