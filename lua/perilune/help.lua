@@ -82,8 +82,8 @@ local function arguments(x)
     if known.more then names[#names + 1] = "options" end
   elseif type(x) == "function" then
     names = parameters(x)
-    if names[1] == "self" then table.remove(names, 1) end
   end
+  if names[1] == "self" then table.remove(names, 1) end
   return table.concat(names, ", ")
 end
 
@@ -188,6 +188,9 @@ local function name_of(x)
       end
     end
   end
+  for key, value in pairs(best and {} or require "perilune") do
+    if value == x and type(key) == "string" then return "peri." .. key end
+  end
   return best
 end
 
@@ -197,9 +200,10 @@ local function describe_function(f, name)
   if known then
     return ("%s(%s)\n%s"):format(known.name, known.sig, comments.wrap(known.doc, terminal.width()))
   end
-  local title = name or name_of(f) or "function"
+  local item = item_of(f)
+  local title = name or name_of(f) or item and item.kind == "method" and item.owner .. ":" .. item.name or "function"
   if debug.getinfo(f, "S").what == "C" then return title .. ": a C function without docs" end
-  return describe_item(("%s(%s)"):format(title, arguments(f)), item_of(f), options.declared(f))
+  return describe_item(("%s(%s)"):format(title, arguments(f)), item, options.declared(f))
 end
 
 local function wrap(names)
@@ -245,10 +249,13 @@ local function listing(t)
   return table_of(rows, "  ")
 end
 
--- The class of an object, when it has one with methods.
+-- The class of an object, when it has one with methods; one whose fields are made when they are asked for has them
+-- beside its __index.
 local function class_of(t)
   local meta = getmetatable(t)
-  return type(meta) == "table" and type(meta.__index) == "table" and meta.__index or nil
+  local index = type(meta) == "table" and meta.__index
+  if type(index) == "function" and #sorted_keys(meta) > 0 then return meta end
+  return type(index) == "table" and index or nil
 end
 
 -- What an object is, and the methods of its class and of what that is made from.
@@ -266,6 +273,8 @@ local function describe_object(t, name)
     end
     class = getmetatable(class) and class_of(class)
   end
+  local fields = sorted_keys(t)
+  if #fields > 0 then out[#out + 1] = comments.wrap("fields: " .. table.concat(fields, " "), terminal.width()) end
   out[#out + 1] = "methods:\n" .. table_of(rows, "  ")
   return table.concat(out, "\n")
 end

@@ -90,6 +90,12 @@ end
 function TestHelp:test_an_object_lists_its_methods()
   lu.assertStrContains(shown(peri.nn.Linear(2, 3)), "forward(x, decoding, act)")
   lu.assertStrContains(shown(peri.data.list { 1 }), "shuffle(seed, options)")
+  local env = peri.env.make("Taxi-v4", { n = 2 }) -- its fields are made when they are asked for
+  lu.assertStrContains(shown(env), "fields: action_space")
+  lu.assertStrContains(shown(env), "state_dict()")
+  lu.assertStrContains(shown(env.action_space), "fields: dtype kind n")
+  lu.assertStrContains(shown(env.reset), "Env:reset(options)\n")
+  lu.assertStrContains(shown(peri.replay), "peri.replay(options)\n")
 end
 
 function TestHelp:test_methods_are_found_by_the_word_for_their_object()
