@@ -12,8 +12,8 @@ local nn, optim, rl, recipe = peri.nn, peri.optim, peri.rl, require "perilune.re
 local cfg = peri.flags(recipe.with_flags {
   env         = { "CartPole-v1", "environment with discrete actions" },
   seeds       = { 1, "networks that learn beside each other, in environments of their own", range = "[1, inf)" },
-  timesteps   = { 500000, "environment steps of each", budget = true },
-  envs        = { 4, "environments of each", range = "[1, inf)" },
+  timesteps   = { 500000, "environment steps of each network", budget = true },
+  envs        = { 4, "environments of each network", range = "[1, inf)" },
   steps       = { 128, "steps of a rollout", range = "[1, inf)" },
   epochs      = { 4, "passes over a rollout", range = "[1, inf)" },
   minibatches = { 4, "of each pass", range = "[1, inf)" },

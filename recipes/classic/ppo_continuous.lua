@@ -12,8 +12,8 @@ local nn, optim, rl, recipe = peri.nn, peri.optim, peri.rl, require "perilune.re
 local cfg = peri.flags(recipe.with_flags {
   env         = { "Pendulum-v1", "environment with continuous actions" },
   seeds       = { 1, "networks that learn beside each other, in environments of their own", range = "[1, inf)" },
-  timesteps   = { 100000, "environment steps of each", budget = true },
-  envs        = { 4, "environments of each", range = "[1, inf)" },
+  timesteps   = { 100000, "environment steps of each network", budget = true },
+  envs        = { 4, "environments of each network", range = "[1, inf)" },
   steps       = { 1024, "steps of a rollout", range = "[1, inf)" },
   epochs      = { 10, "passes over a rollout", range = "[1, inf)" },
   minibatches = { 64, "of each pass", range = "[1, inf)" },
