@@ -448,13 +448,16 @@ void peri__recurrent_rest (const struct peri__recurrent *r, bool backward, size_
     int64_t n = peri__row_steps(r, b), first = b * r->T + n;
     size_t rest = (size_t)(r->T - n);
     if (backward) {
+      if (rest == 0) continue; /* over no steps at all there is no memory */
       memset(AT(r->dx, first, gates), 0, rest * gates);
       if (r->dh != NULL) memset(AT(r->dh, first, gates), 0, rest * gates);
       memset(AT(r->before, first, row), 0, rest * row);
       continue;
     }
-    memset(AT(r->saved, first, saves), 0, rest * saves);
-    memset(AT(r->y, first, row), 0, rest * row);
+    if (rest > 0) {
+      memset(AT(r->saved, first, saves), 0, rest * saves);
+      memset(AT(r->y, first, row), 0, rest * row);
+    }
     int64_t last = n == 0 ? 0 : b * r->T + (r->reverse ? 0 : n - 1);
     const char *h = n > 0 ? AT(r->y, last, row) : r->h0 != NULL ? AT(r->h0, b, row) : NULL;
     const char *c = n > 0           ? AT(r->saved, last, saves) + 4 * row

@@ -41,7 +41,7 @@ static peri_status check_options (peri_ctx *ctx, const peri_env_def *d, const pe
 static peri_status zeros (peri_ctx *ctx, peri_dtype d, int ndim, const int64_t *shape,
                           peri_tensor **out) {
   TRY(peri__new(ctx, d, ndim, shape, out));
-  memset((*out)->data, 0, peri_nbytes(*out));
+  if (peri_nbytes(*out)) memset((*out)->data, 0, peri_nbytes(*out));
   return PERI_OK;
 }
 

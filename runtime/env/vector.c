@@ -60,7 +60,7 @@ static void point_at (const peri_env *e, int64_t row, peri_env_io *io) {
 
 void peri__env_state_copy (const peri_env *e, int64_t i, void *out) {
   if (!e->columns) {
-    memcpy(out, e->state + (size_t)i * e->state_bytes, e->state_bytes);
+    if (e->state_bytes) memcpy(out, e->state + (size_t)i * e->state_bytes, e->state_bytes);
     return;
   }
   for (size_t k = 0; k < e->state_bytes; k += 8)
@@ -69,7 +69,7 @@ void peri__env_state_copy (const peri_env *e, int64_t i, void *out) {
 
 void peri__env_state_set (peri_env *e, int64_t i, const void *from) {
   if (!e->columns) {
-    memcpy(e->state + (size_t)i * e->state_bytes, from, e->state_bytes);
+    if (e->state_bytes) memcpy(e->state + (size_t)i * e->state_bytes, from, e->state_bytes);
     return;
   }
   for (size_t k = 0; k < e->state_bytes; k += 8)
