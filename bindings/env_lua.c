@@ -333,7 +333,7 @@ peri_status peri__env_lua_run (lua_env *v, lua_CFunction fn) {
   if (rc == LUA_OK) return PERI_OK;
   peri_ctx *ctx = v->e->ctx;
   peri_status s = peri__caught(L, ctx, rc);
-  snprintf(v->io->message, PERI_ENV_MESSAGE, "%s", ctx->scripted);
+  snprintf(v->io->message, PERI_ENV_MESSAGE, "%.*s", PERI_ENV_MESSAGE - 1, ctx->scripted);
   if (s == PERI_EINVAL || s == PERI_ESHAPE || s == PERI_EDTYPE) s = PERI_EHOST;
   return s;
 }

@@ -168,9 +168,9 @@ static int o_flatten (lua_State *L) {
 enum { OWNER = 3, ORDER_, SIZE, END, WHOLE, GROUPS }; /* upvalues behind a registered function's */
 
 /* The dim of the minibatch becomes (groups, count / groups); the tensor is in its box. */
-static void divide (lua_State *L, const char *name, int at, int64_t groups, peri_tensor **box) {
+static void divide (lua_State *L, const char *name, int at, int64_t groups, peri_tensor **made) {
   int64_t shape[PERI_MAX_DIMS];
-  peri_tensor *flat = *box, *out = NULL;
+  peri_tensor *flat = *made, *out = NULL;
   if (flat->ndim == PERI_MAX_DIMS)
     luaL_error(L, "minibatches: %s has no room for the dim of groups", name);
   memcpy(shape, flat->shape, sizeof *shape * (size_t)(at + 1));
@@ -180,7 +180,7 @@ static void divide (lua_State *L, const char *name, int at, int64_t groups, peri
   peri_attr attr = { .v = shape, .n = flat->ndim + 1 };
   peri__check(L, "minibatches",
               peri__invoke(BIND(L)->ctx, peri_op_find("reshape"), 1, &flat, &attr, &out));
-  *box = out;
+  *made = out;
   peri_release(flat);
 }
 

@@ -71,8 +71,8 @@ INLINE void split4 (const float *x, float *out, int64_t xs) {
 /* n <= W lanes of v at every second float */
 #if PERI_VW == 16
 INLINE void store_apart (float *p, vf v, int64_t n) {
-  static const vi low = { 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7 };
-  vf a = __builtin_shuffle(v, low), b = __builtin_shuffle(v, low + v_seti(8));
+  vf a = SHUFFLE(v, v, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  vf b = SHUFFLE(v, v, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
   uint32_t mask = 0x55555555u & (uint32_t)(((uint64_t)1 << (2 * n)) - 1);
   _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)a);
   if (n > 8) _mm512_mask_storeu_ps(p + W, (__mmask16)(mask >> 16), (__m512)b);

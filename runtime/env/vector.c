@@ -232,7 +232,8 @@ static int64_t next_ended (const peri_env *e, int64_t row, int64_t end) {
     uint64_t a, b;
     memcpy(&a, e->terminated + row, sizeof a);
     memcpy(&b, e->truncated + row, sizeof b);
-    if (a |= b) {
+    a |= b;
+    if (a) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
       return row + __builtin_clzll(a) / 8;
 #else
@@ -632,7 +633,7 @@ static peri_status state_of (peri_env *e, int64_t i, const void **state) {
 peri_status peri_env_draw (peri_env *e, int64_t i, peri_frame *frame) {
   if (!e) return PERI_EINVAL;
   NEED(e->ctx, frame);
-  const void *state;
+  const void *state = NULL;
   TRY(state_of(e, i, &state));
   if (!e->def.render) return peri__fail(e->ctx, PERI_ENOSUP, "%s: it draws no picture", e->def.id);
   return e->def.render(e->spec.shared, state, frame);
@@ -641,7 +642,7 @@ peri_status peri_env_draw (peri_env *e, int64_t i, peri_frame *frame) {
 peri_status peri_env_print (peri_env *e, int64_t i, char *out, size_t size) {
   if (!e) return PERI_EINVAL;
   NEED(e->ctx, out);
-  const void *state;
+  const void *state = NULL;
   TRY(state_of(e, i, &state));
   if (!e->def.text) return peri__fail(e->ctx, PERI_ENOSUP, "%s: it has no text", e->def.id);
   peri_status s = e->def.text(e->spec.shared, state, out, size);

@@ -157,7 +157,7 @@ static void conv_cost (const peri__conv *s, const peri_call *c, double *flops, d
 
 /* attr: size, then those of conv2d */
 static peri_status input_sizes (peri_call *c, peri__conv *s) {
-  peri__window w = { { 0 } };
+  peri__window w = { .in = { 0 } };
   const peri_tensor *g = c->in[0], *weight = c->in[1];
   TRY(peri__want_image(c, 0, "g"));
   TRY(want_weight(c, 1, &w));
@@ -224,7 +224,7 @@ OP(conv2d_input_backward, .sig = "g, weight, size:ints, " WINDOW,
 
 /* attr: kernel, then those of conv2d */
 static peri_status weight_sizes (peri_call *c, peri__conv *s) {
-  peri__window w = { { 0 } };
+  peri__window w = { .in = { 0 } };
   const peri_tensor *x = c->in[0], *g = c->in[1];
   char a[128], b[128];
   TRY(peri__want_image(c, 0, "x"));
@@ -289,7 +289,7 @@ OP(conv2d_weight_backward, .sig = "x, g, kernel:ints, " WINDOW,
 /* ---- conv2d ---- */
 
 static peri_status forward_sizes (peri_call *c, peri__conv *s) {
-  peri__window w = { { 0 } };
+  peri__window w = { .in = { 0 } };
   const peri_tensor *x = c->in[0], *weight = c->in[1], *bias = c->in[2];
   char text[128];
   TRY(peri__want_image(c, 0, "x"));

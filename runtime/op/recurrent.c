@@ -265,8 +265,8 @@ static void backward_cost (const peri_call *c, double *flops, double *bytes) {
 static peri_tensor *steps_alone (peri_vjp *v, peri_tensor *lengths) {
   peri_tensor *x = v->c->in[X];
   if (lengths == NULL) return x;
-  peri_tensor *t =
-      BA(BB, arange, ATTR(A_NUM(0), A_NUM((double)x->shape[1]), A_NUM(1), A_INT(PERI_I64)));
+  const peri_attr range[] = { A_NUM(0), A_NUM((double)x->shape[1]), A_NUM(1), A_INT(PERI_I64) };
+  peri_tensor *t = peri__build(BB, &peri__op_arange, 0, NULL, range);
   peri_tensor *step = B(BB, lt, t, BA(BB, unsqueeze, ATTR(A_INT(1)), lengths));
   return B(BB, where, BA(BB, unsqueeze, ATTR(A_INT(2)), step), x, NUM(0));
 }

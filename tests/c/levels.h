@@ -15,7 +15,7 @@ static const peri_simd levels[] = { PERI_SIMD_PORTABLE, PERI_SIMD_AVX2, PERI_SIM
 enum { NLEVELS = 3 };
 
 /* NULL: this machine has not got the level. */
-static peri_ctx *open_level (peri_simd simd, int threads) {
+static inline peri_ctx *open_level (peri_simd simd, int threads) {
   peri_options o;
   peri_ctx *ctx = NULL;
   if (peri__cpu_level(simd) == NULL) return NULL;
@@ -27,12 +27,13 @@ static peri_ctx *open_level (peri_simd simd, int threads) {
 }
 
 static uint32_t seed;
-static float uniform (void) { /* in [-1, 1) */
+static inline float uniform (void) { /* in [-1, 1) */
   seed = seed * 1664525u + 1013904223u;
   return (float)(seed >> 8) * 0x1p-23f - 1;
 }
 
-static float *fresh (int64_t n) { /* n floats and a guard after them, so that overruns show */
+static inline float *
+fresh (int64_t n) { /* n floats and a guard after them, so that overruns show */
   float *p = test_malloc((size_t)(n > 0 ? n : 1) * sizeof *p);
   for (int64_t i = 0; i < n; i++) p[i] = uniform();
   return p;

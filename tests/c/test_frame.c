@@ -333,25 +333,26 @@ static void what_is_no_image_is_refused (void **state) {
 
 /* frames of a film with so many colours, as shown; flat: long runs, else noise. */
 static void film (int colours, bool flat, int frames, double fps, int loops) {
-  enum { W = 61, H = 47 };
+  enum { WIDE = 61, HIGH = 47 };
   uint32_t seed = (uint32_t)colours;
-  uint8_t *all = malloc((size_t)frames * W * H * 3);
+  uint8_t *all = malloc((size_t)frames * WIDE * HIGH * 3);
   peri_gif *g;
   assert_int_equal(peri_gif_create(C, Path, fps, loops, &g), PERI_OK);
   for (int f = 0; f < frames; f++) {
-    uint8_t *rgb = all + (size_t)f * W * H * 3;
-    for (int i = 0; i < W * H; i++) {
+    uint8_t *rgb = all + (size_t)f * WIDE
+    *HIGH * 3;
+    for (int i = 0; i < WIDE * HIGH; i++) {
       uint32_t k =
           flat ? (uint32_t)(i / 97 + f) % (uint32_t)colours : noise(&seed) % (uint32_t)colours;
-      if (f > 0 && i < W * 20) { /* the upper rows stay */
-        memcpy(rgb + 3 * i, rgb - W * H * 3 + 3 * i, 3);
+      if (f > 0 && i < WIDE * 20) { /* the upper rows stay */
+        memcpy(rgb + 3 * i, rgb - WIDE * HIGH * 3 + 3 * i, 3);
         continue;
       }
       rgb[3 * i] = (uint8_t)(k * 37);
       rgb[3 * i + 1] = (uint8_t)(k * 101);
       rgb[3 * i + 2] = (uint8_t)(k >> 8 << 4);
     }
-    peri_tensor *t = image_of(H, W, rgb);
+    peri_tensor *t = image_of(HIGH, WIDE, rgb);
     assert_int_equal(peri_gif_add(g, t), PERI_OK);
     peri_release(t);
   }
@@ -359,13 +360,13 @@ static void film (int colours, bool flat, int frames, double fps, int loops) {
   size_t n;
   unsigned char *data = whole_file(&n);
   picture p = read_gif(data, n);
-  assert_int_equal(p.width, W);
-  assert_int_equal(p.height, H);
+  assert_int_equal(p.width, WIDE);
+  assert_int_equal(p.height, HIGH);
   assert_int_equal(p.frames, frames);
   assert_int_equal(p.loops, loops == 1 ? -1 : loops == 0 ? 0 : loops - 1);
   assert_int_equal(p.hundredths, (int64_t)floor(frames * 100 / fps + 0.5));
   int worst = 0;
-  for (int i = 0; i < frames * W * H * 3; i++) {
+  for (int i = 0; i < frames * WIDE * HIGH * 3; i++) {
     int d = abs((int)p.pixels[i] - all[i]);
     worst = d > worst ? d : worst;
   }
