@@ -14,7 +14,7 @@
 
 /* An element of an action or an observation, pushed. */
 static void push_element (lua_State *L, peri_dtype d, const void *p, int64_t i) {
-  switch (d) {
+  switch (d) { /* ORDER dtype */
   case PERI_F32: lua_pushnumber(L, ((const float *)p)[i]); break;
   case PERI_F64: lua_pushnumber(L, ((const double *)p)[i]); break;
   case PERI_U8: lua_pushinteger(L, ((const uint8_t *)p)[i]); break;

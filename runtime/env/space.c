@@ -146,7 +146,7 @@ peri_status peri_space_bounds (peri_ctx *ctx, const peri_space *s, int64_t i, do
 /* ---- values ---- */
 
 static double element (const peri_space *s, const void *value, int64_t i) {
-  switch (s->dtype) {
+  switch (s->dtype) { /* ORDER dtype */
   case PERI_F32: return ((const float *)value)[i];
   case PERI_F64: return ((const double *)value)[i];
   case PERI_U8: return ((const uint8_t *)value)[i];
@@ -259,7 +259,7 @@ void peri__space_complaint (const peri_space *s, const void *value, char *out, s
 /* ---- samples ---- */
 
 static void put (const peri_space *s, void *value, int64_t i, double v) {
-  switch (s->dtype) {
+  switch (s->dtype) { /* ORDER dtype */
   case PERI_F32: ((float *)value)[i] = (float)v; break;
   case PERI_F64: ((double *)value)[i] = v; break;
   case PERI_U8: ((uint8_t *)value)[i] = (uint8_t)v; break;

@@ -61,7 +61,7 @@ static const struct {
   { "peri_param", 0, 0 },
   { "peri_pcg64", sizeof(peri_pcg64), 40 },
   { "peri_space_field", sizeof(peri_space_field), 32 },
-  { "peri_env_io", sizeof(peri_env_io), 96 },
+  { "peri_env_io", sizeof(peri_env_io), 104 },
   { "peri_env_option", sizeof(peri_env_option), 48 },
   { "peri_env_outcome", sizeof(peri_env_outcome), 32 },
   { "peri_env_arg", sizeof(peri_env_arg), 24 },

@@ -54,7 +54,7 @@ function M.scaled(d, y)
   return x:maximum(d.low):minimum(d.high)
 end
 
--- Half of what the dtype tells apart below 1.
+-- Half of what the dtype tells apart below 1. ORDER dtype
 local margin = { f64 = 2.0 ^ -53, f32 = 2.0 ^ -24, f16 = 2.0 ^ -11, bf16 = 2.0 ^ -8 }
 
 --- Values in [low, high] as what lies in (0, 1): a value on a bound counts as one just inside, which keeps its density

@@ -1,6 +1,7 @@
 -- categorical.lua - choices among a few actions: Categorical, several at once (MultiCategorical), and Bernoulli.
 local peri = require "perilune"
 local base = require "perilune.dist.distribution"
+local dtypes = require "perilune.dtypes"
 local options = require "perilune.options"
 
 local M = {}
@@ -15,7 +16,7 @@ local Categorical = base.class("Categorical", {
 local mask_text = "bool or 0 and 1, broadcasts with logits: actions at 0 have probability 0 and no gradient"
 local categorical_rules = { mask = options.value(options.none, "tensor", mask_text) }
 
-local floats = { f32 = true, f64 = true, f16 = true, bf16 = true }
+local floats = dtypes.is_float
 
 local function check_logits(who, logits)
   if type(logits) ~= "userdata" then options.argument(who, "logits", logits, "tensor") end

@@ -5,6 +5,7 @@
 --   _entropy, _mean, _mode, _best  over the batch; one that is not there is refused with the words in why
 --   _kl(q)                         to another of the same family
 local peri = require "perilune"
+local dtypes = require "perilune.dtypes"
 local options = require "perilune.options"
 
 --- @class perilune.dist.Distribution
@@ -55,7 +56,7 @@ function M.broadcast(a, b)
   return out
 end
 
-local floats = { f64 = true, f32 = true, f16 = true, bf16 = true }
+local floats = dtypes.is_float
 
 --- Whether a tensor has the sizes of one list and then those of another.
 --- @param x perilune.Tensor

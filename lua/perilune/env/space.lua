@@ -74,7 +74,7 @@ function Space:contains(value) return core.contains(self, value) end
 
 -- ---- making ----
 
-local box_rules = {
+local box_rules = { -- ORDER dtype: those that spaces have, as in perilune/env.h
   low = options.value(options.required, "number or table", "of every element, or a list of them; -math.huge: none"),
   high = options.value(options.required, "number or table", "of every element, or a list of them; math.huge: none"),
   shape = options.value(options.none, "table", "of a value; default: as many elements as low or high lists, else ()"),

@@ -6,7 +6,7 @@ local options = require "perilune.options"
 
 local M = {}
 
--- What may stand for a dtype, bit for bit or but rounded.
+-- What may stand for a dtype, bit for bit or but rounded. ORDER dtype
 local converts <const> = {
   f32 = { f64 = true, i64 = true, i32 = true, u8 = true },
   f64 = { f32 = true, i64 = true, i32 = true, u8 = true },

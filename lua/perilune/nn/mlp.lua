@@ -6,6 +6,7 @@ local Module = require "perilune.nn.module"
 local acts = require "perilune.nn.activation"
 local init = require "perilune.nn.init_weights"
 local linear = require "perilune.nn.linear"
+local dtypes = require "perilune.dtypes"
 local options = require "perilune.options"
 
 local M = {}
@@ -70,7 +71,7 @@ function M.MLP:extra()
   return ("%s, activation = %s"):format(table.concat(sizes, ", "), self.activation)
 end
 
-local plain = { f32 = true, f64 = true, f16 = true, bf16 = true }
+local plain = dtypes.is_float
 
 -- The lists that the op takes, remembered while the layers' tensors are the same; nil where the layers have to run one
 -- by one.
