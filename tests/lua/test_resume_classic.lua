@@ -72,4 +72,14 @@ function TestResumeClassic.test_every_recipe_of_workers_that_race_says_so_and_go
   end
 end
 
+function TestResumeClassic.test_no_recipe_is_left_out()
+  local lines, missing = {}, {}
+  for name in pairs(recipes) do lines[name:match "^%S+"] = true end
+  for _, file in ipairs(assert(peri.files.list "recipes/classic")) do
+    local name = file:match "^(.*)%.lua$"
+    if name and not lines[name] and not races[name] then missing[#missing + 1] = name end
+  end
+  lu.assertEquals(missing, {})
+end
+
 os.exit(lu.LuaUnit.run())
