@@ -115,9 +115,9 @@ enum {
 #ifdef PERI_TESTING
 typedef struct peri_op_tests {
   const char *domain;       /* one good call; NULL: that of the defaults */
-  const char *variants[12]; /* more, which take other ways through the gradient */
+  const char *variants[24]; /* more, which take other ways through the gradient */
   const char *large;        /* one that threads share */
-  const char *refuses[12];  /* "call => words | words": refused with a message that has the words */
+  const char *refuses[24];  /* "call => words | words": refused with a message that has the words */
   const char *reference;    /* Lua: the results by other ops in f64, where no vectors are kept */
 } peri_op_tests;
 #define TESTS(...) .tests = { __VA_ARGS__ }
