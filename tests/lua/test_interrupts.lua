@@ -58,7 +58,7 @@ local ELEMENTS = 5 * 2 ^ 15
 -- A row of these is done at one go, some tens of milliseconds for 2^24 numbers.
 local by_rows = {
   softmax = true, log_softmax = true, layer_norm_backward = true, rms_norm_backward = true, gated_backward = true,
-  gated_mul_backward = true, tril = true, triu = true, sample = true, categorical = true,
+  gated_mul_backward = true, tril = true, triu = true, sample = true, categorical = true, move_rows_ = true,
 }
 
 -- What does nothing in its first example has another one here, or none. argmax looks every 2^24 numbers, which take
