@@ -223,7 +223,8 @@ function TestEnvPython:test_nothing_is_left()
   end
   pcall(make, "None-v0")
   collectgarbage()
-  lu.assertEquals(open_files(), before)
+  local after = open_files() -- fewer, where the collector has closed somebody else's
+  lu.assertTrue(after <= before, ("%d files open, before %d"):format(after, before))
   lu.assertEquals(signals(), sig)
   lu.assertEquals(children(), "")
 end
