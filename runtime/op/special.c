@@ -84,6 +84,7 @@ KERNEL(polygamma_f32, float, polygamma_of)
 KERNEL(polygamma_f64, double, polygamma_of)
 
 static peri_status run (peri_call *c, peri__kernel f32, peri__kernel f64, const double *p) {
+  TRY(peri__want_float(c, 0, "x")); /* in place into integers */
   bool wide = c->in[0]->dtype == PERI_F64;
   peri__loop l = { .fn = wide ? f64 : f32,
                    .nin = 1,
