@@ -12,11 +12,12 @@ local options = require "perilune.options"
 local folders = require "perilune.run.folder"
 local flags_of = require "perilune.run.common"
 local Best = require "perilune.run.best"
+local cache = require "perilune.run.cache"
 local Run = require "perilune.run.run"
 
 local M = {}
 
-M.flags, M.with_flags = flags_of.common, flags_of.with_flags
+M.flags, M.with_flags, M.cached = flags_of.common, flags_of.with_flags, cache.cached
 
 --- A file or folder that a recipe needs: the path itself, or its place under data/ of the folder that
 --- the environment variable PERILUNE_DATA names (default ../shared). Ends the recipe when there is none.
