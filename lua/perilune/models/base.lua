@@ -25,7 +25,7 @@ local M = {}
 --- @field training boolean  dropout is on
 --- @field source_path string?  what it was read from
 local Model = Module.class "model"
-Model.kind = "encoder" -- or "causal", "encoder-decoder"
+Model.kind = "encoder" -- or "causal", "encoder-decoder", "scorer"
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 -- What is no tensor of its own, or follows from the config; "dropped": what adapters put on it, which a copy has not.
 Model.references = { config = true, generation_config = true, inv_freq = true, _layout = true, _places = true,
@@ -266,6 +266,8 @@ function M.no_causal(model)
   elseif kind == "encoder-decoder" then
     return ("%s is an encoder-decoder: it answers an input, with model:generate, and does not go on from a text")
       :format(model.__name)
+  elseif kind == "scorer" then
+    return ("%s gives a number for each token: it has no logits and does not go on from a text"):format(model.__name)
   end
 end
 

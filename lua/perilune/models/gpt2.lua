@@ -6,6 +6,7 @@ local inputs = require "perilune.models.inputs"
 
 local Gpt2 = base.class "gpt2"
 Gpt2.prefixes = { "transformer." }
+Gpt2.token_head = "classifier" -- of GPT2ForTokenClassification
 
 function Gpt2.read(config, has)
   local need, number = fields.need, fields.number

@@ -2,6 +2,7 @@
 -- config and the format by the path. peri.models.llama and so on are the architectures themselves.
 local base = require "perilune.models.base"
 local options = require "perilune.options"
+local scorers = require "perilune.models.scorer"
 local weights = require "perilune.models.weights"
 local sources = require "perilune.weights"
 
@@ -47,6 +48,9 @@ function M.from_source(source, opts)
   local o = options.fill("models.from_source", opts, source_rules)
   local module, message = M.architecture(source.config)
   if not module then return nil, ("%s: %s"):format(source.path, message) end
+  if module.Class.kind == "causal" and scorers.is_config(source.config) then
+    return scorers.from_source(module.Class, source, o)
+  end
   return base.from_source(module.Class, source, o)
 end
 options.declare(M.from_source, { "source" }, source_rules)
@@ -69,6 +73,20 @@ function M.load(path, opts)
   return M.from_source(source, { dtype = o.dtype, pack = o.pack })
 end
 options.declare(M.load, { "path" }, load_rules)
+
+--- A scorer: a copy of a causal model with one linear head in place of the language model's, a number for each
+--- token. Reward models, process reward models and critics are scorers. scorer:forward(ids) is (B, T), scorer:last(ids)
+--- (B), the number at each row's last token; saved and loaded as any model, under the names of transformers'
+--- ...ForSequenceClassification.
+--- @param model table  a causal model of perilune.models, which stays as it is
+--- @param opts table?  bias (false), std of the head (initializer_range or 0.02), dtype ("f32"; "file" shares frozen
+--- matrices)
+--- @return perilune.models.Scorer
+function M.scorer(model, opts)
+  local scorer = scorers.of(model, opts)
+  return scorer
+end
+options.declare(M.scorer, { "model" }, scorers.rules)
 
 -- Files of this folder: peri.models.llama is perilune.models.llama. The formats stand in the room weights.
 local files = { hf = "weights.hf", gguf = "weights.gguf.source", llama2c = "weights.llama2c" }

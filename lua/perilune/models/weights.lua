@@ -137,11 +137,13 @@ function Declaration:feed_forward(key, fields, o)
   return module
 end
 
---- The language-model head, "lm_head": a linear layer, or one that reads the table that it is tied to.
+--- The head: a scorer's, a number for each token; else the language model's, "lm_head", a linear layer or
+--- one that reads the table that it is tied to.
 --- @param tied boolean
 function Declaration:head(tied)
-  local embed = self.model.embed
-  if tied then self.model.head = heads.tied(embed)
+  local embed, scores = self.model.embed, self.model.settings.scores
+  if scores then heads.mark(self:linear("score", embed.dim, { { scores.name, 1 } }, { bias = scores.bias }))
+  elseif tied then self.model.head = heads.tied(embed)
   else heads.mark(self:linear("head", embed.dim, { { "lm_head", embed.num } })) end
 end
 
