@@ -2,6 +2,7 @@
 -- Rows are those of OpenAI's train.jsonl and test.jsonl, { question, answer }, the answer ending in
 -- "#### 72".
 local peri = require "perilune"
+local numbers = require "perilune.tasks.numbers"
 
 local M = {}
 
@@ -11,43 +12,6 @@ M.where = "its JSONL files (question, answer) are in github.com/openai/grade-sch
   .. "grade_school_math/data/test.jsonl"
 
 local MAX_LINE <const> = 1 << 20
-
--- The number that stands at a digit or a decimal point: its first and last byte, and it as text. A comma
--- belongs to it where three digits follow; a minus sign where no word, number or bracket is before it.
-local function number_at(text, from)
-  local whole, last = text:match("^(%d*)()", from)
-  while true do
-    local after = text:match("^,%d%d%d()", last)
-    if not after or text:find("^%d", after) or whole == "" then break end
-    whole, last = whole .. text:sub(last + 1, after - 1), after
-  end
-  local fraction, after = text:match("^%.(%d+)()", last)
-  last = after or last
-  whole, fraction = whole:gsub("^0+(%d)", "%1"), (fraction or ""):gsub("0+$", "")
-  if whole == "" then whole = "0" end
-  local value = fraction == "" and whole or whole .. "." .. fraction
-  local before = from - 1
-  if text:sub(before, before) == "$" then before = before - 1 end
-  local negative = text:sub(before, before) == "-" and not text:find("^[%w%)%]]", before - 1)
-  return last - 1, (negative and value ~= "0") and "-" .. value or value
-end
-
--- Where the next number begins: a digit, or a point before one that is no end of a number.
-local function next_number(text, at)
-  local digit = text:find("%d", at)
-  if not digit then return nil end
-  if digit > at and text:sub(digit - 1, digit - 1) == "." and not text:find("^%d", digit - 2) then return digit - 1 end
-  return digit
-end
-
--- The number that a text begins with, spaces, signs and $ aside; the first part of a fraction is none.
-local function first_number(text)
-  local from = next_number(text, 1)
-  if not from or text:sub(1, from - 1):find "[^%s%$%-%+%*]" then return nil end
-  local last, value = number_at(text, from)
-  if text:find("^%s*/%s*%d", last + 1) then return nil end
-  return value
-end
 
 --- Read rows.
 --- @param path string  JSONL, plain or gzipped
@@ -68,7 +32,7 @@ function M.rows(path, n)
         return nil, ("%s, line %d: %s"):format(path, at, message or "not a JSON object")
       end
       local gold = type(row.answer) == "string" and row.answer:match "####%s*([^\n]+)%s*$"
-      gold = gold and first_number(gold)
+      gold = gold and numbers.first(gold)
       if type(row.question) ~= "string" or not gold then
         return nil, ("%s, line %d: expected question and an answer that ends in \"#### number\""):format(path, at)
       end
@@ -131,27 +95,18 @@ end
 --- @return string?  a number as text: "1234", "-0.5"
 function M.strict(text)
   for at in text:gmatch "####+()" do
-    local value = first_number(text:match("^[^\n]*", at))
+    local value = numbers.first(text:match("^[^\n]*", at))
     if value then return value end
   end
   local inner = boxed(text)
   if not inner then return nil end
   inner = inner:gsub("\\text%s*%b{}", ""):gsub("\\[,;!%$%s]", ""):gsub("{,}", ",")
-  return first_number(inner)
+  return numbers.first(inner)
 end
 
 --- The same, or else the last number of the text.
 --- @param text string
 --- @return string?  a number as text
-function M.lenient(text)
-  local value, at = M.strict(text), 1
-  if value then return value end
-  while true do
-    local from = next_number(text, at)
-    if not from then return value end
-    local last, found = number_at(text, from)
-    value, at = found, last + 1
-  end
-end
+function M.lenient(text) return M.strict(text) or numbers.last(text) end
 
 return require "perilune.names"(M, "perilune.tasks.gsm8k")
