@@ -57,4 +57,12 @@ function TestResumeFinetune.test_grpo_gsm8k()
   end)
 end
 
+function TestResumeFinetune.test_grpo_sums()
+  with_model(function (flags)
+    killed.assert_same("recipes/grpo_sums.lua", flags:gsub("%-%-data %S+ ", "") .. " --updates 10 --prompts 2 --group 4"
+      .. " --micro 2 --tokens 6 --rank 4 --largest 5 --held_out 4 --eval_every 4 --save_every 2",
+      { FILES[1], FILES[2], FILES[3], "samples.jsonl" }, 4)
+  end)
+end
+
 os.exit(lu.LuaUnit.run())
