@@ -5,7 +5,7 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local rows = require "perilune.data.rows"
-local states = require "perilune.algo.state"
+local trainer = require "perilune.algo.trainer"
 
 local M = {}
 
@@ -121,24 +121,21 @@ function M.evaluate(model, examples, opts)
 end
 options.declare(M.evaluate, { "model", "examples" }, evaluate_rules)
 
-local Stepper = {}
-Stepper.__index = Stepper
+local Stepper = trainer.class("sft", { epochs = true })
 
-local rules = {
+local rules = trainer.rules {
   model = options.value(options.required, "table", "causal model of perilune.models"),
-  optimizer = options.value(options.required, "table", "over the parameters that learn"),
   tokenizer = options.value(options.none, "table", "of perilune.tokenizer; needed with rows"),
   rows = options.value(options.none, "table", "training rows, see perilune.data.rows"),
   examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
-  batch_size = options.integer(8, "[1, inf)", "rows of a micro-batch"),
-  accumulate = options.integer(1, "[1, inf)", "micro-batches of an update"),
+  batch_size = options.integer(8, "[1, inf)", "rows of a batch"),
+  accumulate = options.integer(1, "[1, inf)", "batches of an update"),
+  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
   max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut"),
   packing = options.boolean(false, "several examples to a row of max_length"),
   assistant_only = options.boolean(true, "of messages only what the assistant says is learned"),
   completion_only = options.boolean(true, "of a prompt and a completion only the completion is learned"),
   bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
-  clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
-  schedule = options.value(options.none, "callable", "learning rate by step, from 1; default: the optimizer's"),
   seed = options.integer(1, nil, "of the order of rows"),
   pad = options.integer(options.none, "[0, inf)", "id behind the last example; default: the tokenizer's"),
 }
@@ -161,7 +158,7 @@ end
 --- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; examples; report (of
 --- rows: what was left out, see rows.examples)
 function M.new(opts)
-  local self = options.fill("sft", opts, rules)
+  local self = trainer.new(Stepper, opts, rules)
   local why = base.no_causal(self.model)
   if why then error("sft: " .. why, 2) end
   if self.examples then
@@ -185,86 +182,46 @@ function M.new(opts)
   else
     for i, e in ipairs(self.examples) do self.units[i] = { e } end
   end
-  self.at, self.epoch, self.used, self.seen = 0, 1, 0, 0
-  return setmetatable(self, Stepper)
+  self.micro = self.micro or self.batch_size
+  return self
 end
 options.declare(M.new, {}, rules)
 
--- Rows in the order of an epoch.
-local function order_of(self)
-  if self._order_epoch ~= self.epoch then
-    local order = {}
-    for i = 1, #self.units do order[i] = i end
-    peri.rng(self.seed + self.epoch - 1):shuffle(order)
-    self._order, self._order_epoch = order, self.epoch
-  end
-  return self._order
-end
-
--- The rows of the next micro-batch; a new epoch begins when none is left.
-local function next_rows(self)
-  local list = {}
-  while #list < self.batch_size do
-    if self.used == #self.units then
-      if #list > 0 then break end
-      self.epoch, self.used = self.epoch + 1, 0
-    end
-    self.used = self.used + 1
-    list[#list + 1] = self.units[order_of(self)[self.used]]
-  end
-  return list
+local function length_of(row)
+  local n = 0
+  for _, e in ipairs(row) do n = n + #e.ids end
+  return n
 end
 
 --- One update.
 --- @return table metrics  step, loss, entropy (nats a learned token), num_tokens (so far, without padding),
---- learning_rate, grad_norm, epoch (fraction), and skipped (updates left out so far) where the gradient was not
---- finite and this one was. Names are those of TRL's SFTTrainer; its mean_token_accuracy is not there: the op
---- token_logprob, which never holds the logits, does not say which token was best
+--- learning_rate, grad_norm, epoch (fraction), skipped (updates left out so far) where the gradient was not finite and
+--- this one was, and no_op (such updates so far) where it moved nothing. Names are those of TRL's SFTTrainer; its
+--- mean_token_accuracy is not there: the op token_logprob, which never holds the logits, does not say which token was
+--- best
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
-  local batches, tokens, sum, entropy = {}, 0, 0, 0
-  for i = 1, self.accumulate do
-    batches[i] = M.batch(next_rows(self), self.pad)
-    tokens = tokens + batches[i].learned
-    self.seen = self.seen + batches[i].tokens
+  local batches, tokens, metrics = {}, 0, { entropy = 0 }
+  local function pass(batch)
+    local loss, entropy = M.loss(self.model, batch)
+    return loss:div(tokens), { entropy = entropy:div(tokens) }
   end
-  for _, batch in ipairs(batches) do
-    local micro <close> = peri.scope() -- luacheck: ignore 211
-    local loss, h = M.loss(self.model, batch)
-    loss:div(tokens):backward()
-    sum, entropy = sum + loss:item(), entropy + h:item()
-  end
-  self.at = self.at + 1
-  local optimizer = self.optimizer
-  local lr = self.schedule and self.schedule(self.at) or optimizer.lr
-  optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
-  return { step = self.at, loss = sum / tokens, entropy = entropy / tokens, num_tokens = self.seen,
-           learning_rate = lr, grad_norm = optimizer.grad_norm,
-           epoch = self.epoch - 1 + self.used / #self.units,
-           skipped = optimizer.was_skipped and optimizer.skipped or nil }
-end
-
---- What a checkpoint keeps besides model and optimizer, which are tracked on their own: the step, which the
---- schedule goes by, the place in the data and the state of a schedule that has one.
---- @return table
-function Stepper:state()
-  return { at = self.at, epoch = self.epoch, used = self.used, seen = self.seen, of = #self.units,
-           schedule = states.of_schedule(self.schedule) }
-end
-
---- Go on from a state. One that does not fit raises, and then nothing changed.
---- @param s table  of state(), of a stepper made with the same options and rows
---- @return self
-function Stepper:set_state(s)
-  if type(s) == "table" then
-    local n = #self.units
-    if s.of and s.of ~= n then error(("sft: the state is of %s rows, there are %d"):format(tostring(s.of), n), 2) end
-    if type(s.used) == "number" and s.used > n then
-      error(("sft: the state is of row %s, there are %d"):format(tostring(s.used), n), 2)
+  self:probe(function ()
+    local batch = M.batch(trainer.longest(self.units, math.min(self.micro, self.batch_size), length_of), self.pad)
+    tokens = batch.learned
+    return (pass(batch))
+  end)
+  tokens = 0
+  for _ = 1, self.accumulate do
+    for list in trainer.slices(self:take(self.batch_size), self.micro) do
+      local batch = M.batch(list, self.pad)
+      batches[#batches + 1] = batch
+      tokens, self.seen = tokens + batch.learned, self.seen + batch.tokens
     end
   end
-  states.take("sft", self, s, { "at", "epoch", "used", "seen" }, { schedule = self.schedule })
-  return self
+  self:learn(trainer.slices(batches), pass, metrics)
+  metrics.num_tokens, metrics.epoch = self.seen, self:epochs()
+  return self:update(metrics)
 end
 
 return require "perilune.names"(M, "perilune.algo.sft")

@@ -4,7 +4,7 @@
 local M = {}
 
 for file, names in pairs {
-  rollout = { "rollout" },
+  rollout = { "rollout", "prompts" },
   reward = { "score" },
   credit = { "advantages", "with_signal", "parts" },
   shared = { "shared_prompt", "completion_logprobs", "groups" },

@@ -8,13 +8,16 @@ local rewards = require "perilune.rl.reward"
 
 local M = {}
 
--- Prompts as one batch, padded on the left. A prompt is a text, or a list of messages for the chat
--- template of the tokenizer.
-local function prompt_batch(tokenizer, rows)
+--- Prompts of rows as one batch, padded on the left. A prompt is a text, or a list of messages for the chat template of
+--- the tokenizer.
+--- @param tokenizer table  see perilune.text
+--- @param rows table[]  each with .prompt
+--- @return perilune.Batch
+function M.prompts(tokenizer, rows)
   local prompts, chat = {}, false
   for i, row in ipairs(rows) do
     if type(row) ~= "table" or type(row.prompt) ~= "string" and type(row.prompt) ~= "table" then
-      error(("rl.rollout: row %d has no prompt, a text or a list of messages"):format(i), 3)
+      options.raise(("rl.rollout: row %d has no prompt, a text or a list of messages"):format(i))
     end
     prompts[i] = row.prompt
     chat = chat or type(row.prompt) == "table"
@@ -54,7 +57,7 @@ function M.rollout(model, tokenizer, rows, reward, opts)
   if #rows == 0 then error("rl.rollout: there are no rows", 2) end
   local why = base.no_causal(model)
   if why then error("rl.rollout: " .. why, 2) end
-  local prompts = prompt_batch(tokenizer, rows)
+  local prompts = M.prompts(tokenizer, rows)
   local how = { samples = o.group, stop = tokenizer.eos_ids or tokenizer.eos, pad = tokenizer.pad or tokenizer.eos }
   for k, v in pairs(opts or {}) do if k ~= "group" then how[k] = v end end
   local out = model:generate(prompts, how)
