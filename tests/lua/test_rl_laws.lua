@@ -253,8 +253,8 @@ function TestOptions.test_unknown_options_name_the_nearest_and_ranges_are_kept()
   end
   local batch = { total = { 1, 0 }, group = 2, mask = peri.ones { 2, 1 } }
   for message, call in pairs {
-    ['rl.clipped: unknown option "clip_hi"; did you mean "clip_high"?'] = clipped { clip_hi = 9 },
-    ["rl.clipped: beta is 0.5 and there is no ref"] = clipped { beta = 0.5 },
+    ['loss.policy: unknown option "clip_hi"; did you mean "clip_high"?'] = clipped { clip_hi = 9 },
+    ["loss.policy: beta is 0.5 and there is no ref"] = clipped { beta = 0.5 },
     ["clip is -0.1, expected a number in (0, inf]"] = clipped { clip = -0.1 },
     ["clip is 0, expected"] = clipped { clip = 0 },
     ["clip_high is nan"] = clipped { clip_high = nan },
@@ -446,9 +446,9 @@ os.exit(lu.LuaUnit.run())
 function TestJunkAtWeightZero.test_an_argument_that_is_missing_is_named()
   local x = peri.zeros { 4, 2 }
   for message, call in pairs {
-    ["rl.clipped: weight is missing, expected tensor"] = function() rl.clipped(x, x, x) end,
-    ["rl.clipped: advantage is missing, expected tensor"] = function() rl.clipped(x, x, nil, x) end,
-    ["rl.kl: ref is missing, expected tensor"] = function() rl.kl(x) end,
+    ["loss.policy: weight is missing, expected tensor"] = function() rl.clipped(x, x, x) end,
+    ["loss.policy: advantage is missing, expected tensor"] = function() rl.clipped(x, x, nil, x) end,
+    ["loss.kl: ref is missing, expected tensor"] = function() rl.kl(x) end,
     ["rl.rollout: model is missing, expected table"] = function() rl.rollout() end,
     ["rl.summary: batch is missing, expected table"] = function() rl.summary() end,
     ["rl.score: rows is missing, expected table"] = function() rl.score() end,

@@ -1,7 +1,7 @@
 -- credit.lua - which tokens of which completions an update learns from, and how much: advantages, the rows that
 -- have one, and slices of them.
 local peri = require "perilune"
-local loss = require "perilune.rl.loss"
+local masked = require "perilune.loss.masked"
 local options = require "perilune.options"
 
 local M = {}
@@ -24,7 +24,7 @@ function M.advantages(batch, opts)
   local o = options.fill("rl.advantages", opts, advantage_rules)
   options.argument("rl.advantages", "batch", batch, "table")
   if batch.steps then
-    local steps = loss.counted(batch.steps, batch.covered)
+    local steps = masked.counted(batch.steps, batch.covered)
     local returns = steps:flip(2):cumsum(2):flip(2) -- (B, N)
     return peri.group_advantage(returns, batch.covered, batch.group, o.std, o.eps), batch.covered
   end
@@ -38,7 +38,7 @@ options.declare(M.advantages, { "batch" }, advantage_rules)
 
 --- (B) bool: the completions with a gradient.
 function M.teaching(advantage, weight, all)
-  return (all and weight or loss.counted(advantage, weight)):ne(0):any(2)
+  return (all and weight or masked.counted(advantage, weight)):ne(0):any(2)
 end
 
 --- The completions that can teach something: those with an advantage that is not 0. The gradient of

@@ -8,9 +8,8 @@ for file, names in pairs {
   reward = { "score" },
   credit = { "advantages", "with_signal", "parts" },
   shared = { "shared_prompt", "completion_logprobs", "groups" },
-  loss = { "log_ratio_max", "kl", "kl_to", "clipped" },
   curriculum = { "curriculum" },
-  metrics = { "summary" },
+  metrics = { "summary", "kl_to" },
   fisher = { "fisher" },
   trust_region = { "trust_region_" },
   crew = { "crew", "place", "take_place" },
@@ -33,6 +32,9 @@ for file, names in pairs {
   local module = require("perilune.rl." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end
 end
+
+local loss = require "perilune.loss"
+M.clipped, M.kl, M.log_ratio_max = loss.policy, loss.kl, loss.log_ratio_max -- the names they had in this room
 
 M.policy, M.checks = require "perilune.rl.policy", require "perilune.rl.checks"
 

@@ -1,6 +1,8 @@
 -- metrics.lua - what is logged of a batch of completions.
+local peri = require "perilune"
+local kl = require "perilune.loss.kl"
+local masked = require "perilune.loss.masked"
 local options = require "perilune.options"
-local loss = require "perilune.rl.loss"
 
 local M = {}
 
@@ -41,7 +43,7 @@ function M.summary(batch)
   local groups = count / batch.group
   local out = { reward = (moments(batch.total)), reward_std = spread / groups, frac_reward_zero_std = flat / groups,
     ["completions/clipped_ratio"] = 1 - #terminated / count,
-    entropy = -loss.counted(batch.logprobs, batch.mask):sum():item() / math.max(batch.mask:sum():item(), 1) }
+    entropy = -masked.counted(batch.logprobs, batch.mask):sum():item() / math.max(batch.mask:sum():item(), 1) }
   for infix, list in pairs { [""] = lengths, terminated_ = #terminated > 0 and terminated or { 0 } } do
     local mean, _, _, lo, hi = moments(list)
     out[("completions/mean_%slength"):format(infix)] = mean
@@ -53,6 +55,24 @@ function M.summary(batch)
     out[("rewards/%s/mean"):format(name)], out[("rewards/%s/std"):format(name)] = mean, deviation
   end
   return out
+end
+
+--- Mean KL of the policy that sampled a batch to a reference model, in nats a token; 0 of a batch
+--- without tokens.
+--- @param reference table  model
+--- @param batch table  of rl.rollout
+--- @param temperature number?
+--- @return number
+function M.kl_to(reference, batch, temperature)
+  options.argument("rl.kl_to", "reference", reference, "table")
+  options.argument("rl.kl_to", "batch", batch, "table")
+  local _ <close> = peri.no_grad()
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local tokens = batch.mask:sum():item()
+  if tokens == 0 then return 0 end
+  local whole = batch.sequences or { ids = batch.ids, start = batch.start }
+  local ref = reference:token_logprobs(whole, batch.from, { temperature = temperature })
+  return kl.kl(batch.logprobs, ref, batch.mask):mul(batch.mask):sum():item() / tokens
 end
 
 return M

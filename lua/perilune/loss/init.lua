@@ -1,0 +1,14 @@
+-- loss - the objectives of post-training as plain functions of tensors, each with its equation. One idea a file; here
+-- is what each offers.
+local M = {}
+
+for file, names in pairs {
+  masked = { "log_ratio_max", "counted" },
+  kl = { "kl", "exact_kl" },
+  policy = { "policy", "policy_rules", "totals", "entropy_floor", "collect" },
+} do
+  local module = require("perilune.loss." .. file)
+  for _, name in ipairs(names) do M[name] = module[name] end
+end
+
+return require "perilune.names"(M, "perilune.loss")
