@@ -8,7 +8,7 @@ peri._library(debug.getinfo(1, "S").source:match "^(.*)init") -- errors point pa
 local public = {
   nn = "nn", optim = "optim", sched = "optim.sched", data = "data", models = "models", peft = "peft",
   text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
-  gguf = "weights.gguf", env = "env", rl = "rl", dist = "dist", loss = "loss",
+  gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", dist = "dist", loss = "loss",
   algo = { grpo = "algo.grpo", sft = "algo.sft" },
   tasks = { gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", sums = "tasks.sums" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",

@@ -21,7 +21,8 @@ end
 
 --- What TRL's GRPOTrainer logs of a batch, under its names: reward (mean of those that are no abstentions),
 --- reward_std (mean over the groups of the deviation), frac_reward_zero_std (share of groups without any
---- spread), rewards/NAME/mean and std of each function of a list, completions/mean_length, min_length,
+--- spread), rewards/NAME/mean and std of each function of a list and abstained, the share that it gave no reward, where
+--- there is one; completions/mean_length, min_length,
 --- max_length, clipped_ratio (share that no stop token ended) and mean_, min_, max_terminated_length (of the
 --- others, 0 without any). entropy, in nats a token, is estimated by the mean of -log p of what was sampled.
 --- @param batch table  of rl.rollout
@@ -51,8 +52,9 @@ function M.summary(batch)
     out[("completions/max_%slength"):format(infix)] = hi
   end
   for _, name in ipairs(batch.names or {}) do
-    local mean, deviation = moments(batch.rewards[name])
+    local mean, deviation, n = moments(batch.rewards[name])
     out[("rewards/%s/mean"):format(name)], out[("rewards/%s/std"):format(name)] = mean, deviation
+    if n < count then out[("rewards/%s/abstained"):format(name)] = 1 - n / count end
   end
   return out
 end

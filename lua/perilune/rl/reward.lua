@@ -35,18 +35,121 @@ local callable = options.value(nil, "callable").accepts
 
 local function finite(v) return type(v) == "number" and math.abs(v) <= most end
 
+-- What was thrown, as one line or more that show where: of what has no place of its own, where the function stands.
+local function thrown(fn, err)
+  local text = err
+  if type(err) ~= "string" then
+    local meta = getmetatable(err)
+    local ok, said = pcall(type(meta) == "table" and meta.__tostring or error, err)
+    text = ok and type(said) == "string" and said
+      or type(err) == "table" and type(rawget(err, "message")) == "string" and err.message
+      or ("an error that is a %s"):format(type(err))
+  end
+  if text:find ":%d+:" then return text end
+  local body = type(fn) == "table" and getmetatable(fn).__call or fn
+  local info = type(body) == "function" and debug.getinfo(body, "S")
+  return info and info.what ~= "C" and ("%s:%d: %s"):format(info.short_src, info.linedefined, text) or text
+end
+
+-- fn(...) -> its results; an error goes to refuse(text). An interrupt is nobody's error.
+local function called(fn, refuse, ...)
+  local ok, value, more = pcall(fn, ...)
+  if ok then return value, more end
+  if peri.interrupted() then error(value, 0) end
+  return refuse(thrown(fn, value))
+end
+
+local function check_value(name, i, row, text, value)
+  if not finite(value) then
+    fail(name, i, row, text, "the value is %s, expected a number, or nil to abstain", shown(value))
+  end
+end
+
 -- Calls a reward function for each completion; values[i] is NaN where it abstained.
 local function each(rows, texts, tokens, name, fn)
   local values, extra = {}, {}
   for i, row in ipairs(rows) do
-    local value, more = fn(row, texts[i], tokens[i])
-    if value == nil then value = 0 / 0
-    elseif not finite(value) then
-      fail(name, i, row, texts[i], "the value is %s, expected a number, or nil to abstain", shown(value))
-    end
+    local value, more = called(fn, function (why) fail(name, i, row, texts[i], "%s", why) end, row, texts[i], tokens[i])
+    if value == nil then value = 0 / 0 else check_value(name, i, row, texts[i], value) end
     values[i], extra[i] = value, more
   end
   return values, extra
+end
+
+local function fail_whole(name, count, fmt, ...)
+  error(("reward%s: %s (a batch of %d completions)"):format(name and " " .. tostring(name) or "", fmt:format(...),
+    count), 0)
+end
+
+-- A list of the results of a batch, with nil in it where there is none. Its length is its highest index, or its field
+-- n: a list that is too short would otherwise pass for one that abstains at its end.
+local function check_list(name, list, count, what)
+  local highest = 0
+  for k in pairs(list) do
+    if k ~= "n" and (math.type(k) ~= "integer" or k < 1) then
+      fail_whole(name, count, "the list of %s has the key %s, expected 1 to %d", what, tostring(k), count)
+    elseif k ~= "n" then
+      highest = math.max(highest, k)
+    end
+  end
+  local n = list.n == nil and highest or list.n
+  if n ~= count or highest > count then
+    local hint = list.n == nil and highest < count
+      and (" (one that abstains at its end says n = %d)"):format(count) or ""
+    fail_whole(name, count, "%s %s, expected one a completion: %d%s", tostring(highest > count and highest or n), what,
+      count, hint)
+  end
+end
+
+-- The same of a function that is called once with all of them and returns a list, or a tensor (B).
+local function all_at_once(rows, texts, tokens, name, fn)
+  local count = #rows
+  local list, more = called(fn, function (why) fail_whole(name, count, "%s", why) end, rows, texts, tokens)
+  if peri.is_tensor(list) then
+    if list.ndim ~= 1 then
+      fail_whole(name, count, "the value is a tensor of shape %s, expected (%d)", options.shape(list), count)
+    end
+    list = list:tolist()
+  end
+  if type(list) ~= "table" or callable(list) then
+    fail_whole(name, count, "the value is %s, expected a list of numbers, one a completion", shown(list))
+  end
+  check_list(name, list, count, "values")
+  local values, extra = {}, {}
+  for i, row in ipairs(rows) do
+    if list[i] ~= nil then check_value(name, i, row, texts[i], list[i]) end
+    values[i] = list[i] == nil and 0 / 0 or list[i]
+  end
+  if type(more) == "table" then
+    check_list(name, more, count, "lists of step rewards")
+    for i = 1, count do extra[i] = more[i] end
+  elseif more ~= nil then
+    fail_whole(name, count, "the second value is %s, expected a list of lists of step rewards", shown(more))
+  end
+  return values, extra
+end
+
+local function is_batch(fn) return type(fn) == "table" and fn.batch == true end
+
+local known = { [1] = true, [2] = true, [3] = true, batch = true }
+
+-- name, function, weight and whether it takes batches, of an entry of a list of rewards.
+local function entry_of(one, k, taken)
+  local name, fn, factor = nil, nil, nil
+  if type(one) == "table" then name, fn, factor = one[1], one[2], one[3] == nil and 1 or one[3] end
+  if type(name) ~= "string" or not callable(fn) or not finite(factor) or taken[name] then
+    error(("rl.score: reward %d is no { name, function, weight (1) } with a name of its own"):format(k), 4)
+  end
+  for key in pairs(one) do
+    if not known[key] then
+      error(("rl.score: reward %s: %s"):format(name, options.unknown("field", key, { "batch" })), 4)
+    end
+  end
+  if one.batch ~= nil and type(one.batch) ~= "boolean" then
+    error(("rl.score: reward %s: %s, expected true or false"):format(name, options.is("batch", one.batch)), 4)
+  end
+  if one.batch == nil then return name, fn, factor, is_batch(fn) end
+  return name, fn, factor, one.batch
 end
 
 -- Rewards of several functions: their weighted sum, and each under its name.
@@ -54,12 +157,8 @@ local function score_each(rows, texts, tokens, list)
   local total, by_name, names = {}, {}, {}
   if #list == 0 then error("rl.score: the list of rewards is empty", 3) end
   for k, one in ipairs(list) do
-    local name, fn, factor = nil, nil, nil
-    if type(one) == "table" then name, fn, factor = one[1], one[2], one[3] == nil and 1 or one[3] end
-    if type(name) ~= "string" or not callable(fn) or not finite(factor) or by_name[name] then
-      error(("rl.score: reward %d is no { name, function, weight (1) } with a name of its own"):format(k), 3)
-    end
-    local values, extra = each(rows, texts, tokens, name, fn)
+    local name, fn, factor, batch = entry_of(one, k, by_name)
+    local values, extra = (batch and all_at_once or each)(rows, texts, tokens, name, fn)
     for i, row in ipairs(rows) do
       if type(extra[i]) == "table" then
         fail(name, i, row, texts[i], "a list of step rewards: only a single function may give one")
@@ -111,8 +210,10 @@ end
 --- and returns a finite number, or nil to abstain, and optionally a list of rewards, one for each leading
 --- token that deserves credit or blame; tokens after the list are left out of the objective, and lists come
 --- with all completions (those abstained from aside) or with none. Or it is a list of { name, function,
---- weight (1) }, whose functions return a number or nil: their weighted sum is the reward. Anything else is
---- an error that names the function and the completion.
+--- weight (1) }, whose functions return a number or nil: their weighted sum is the reward. With batch = true in such an
+--- entry, or in a function that is a table that can be called, it is called once as reward(rows, texts, tokens) and
+--- returns a list with nil where it abstains (that says n = #rows where its end abstains) or a tensor (B). Anything
+--- else, an error of the function's own included, is an error that names the function and the completion.
 --- @param rows table[]  one row a completion
 --- @param texts string[]
 --- @param tokens integer[][]  token ids of each completion, stop token included
@@ -130,7 +231,7 @@ function M.score(rows, texts, tokens, reward)
   if not callable(reward) then
     error(("rl.score: the reward is a %s, expected a function or a list of them"):format(type(reward)), 2)
   end
-  local values, extra = each(rows, texts, tokens, nil, reward)
+  local values, extra = (is_batch(reward) and all_at_once or each)(rows, texts, tokens, nil, reward)
   return { total = values, steps = checked_steps(rows, texts, tokens, values, extra) }
 end
 

@@ -2,6 +2,7 @@
 -- Rows are those of OpenAI's train.jsonl and test.jsonl, { question, answer }, the answer ending in
 -- "#### 72".
 local peri = require "perilune"
+local answers = require "perilune.reward.answers"
 local numbers = require "perilune.tasks.numbers"
 
 local M = {}
@@ -32,7 +33,7 @@ function M.rows(path, n)
         return nil, ("%s, line %d: %s"):format(path, at, message or "not a JSON object")
       end
       local gold = type(row.answer) == "string" and row.answer:match "####%s*([^\n]+)%s*$"
-      gold = gold and numbers.first(gold)
+      gold = gold and numbers.first(numbers.plain(gold))
       if type(row.question) ~= "string" or not gold then
         return nil, ("%s, line %d: expected question and an answer that ends in \"#### number\""):format(path, at)
       end
@@ -76,33 +77,12 @@ function M.solution(row) return (row.answer:gsub("<<[^>]*>>", "")) end
 --- Where a text prompt's completion ends.
 M.stop = { "\nQuestion:", "\n\nQuestion:" }
 
--- What stands in the last \boxed{...}, braces inside of it counted.
-local function boxed(text)
-  local at, found = 1, nil
-  while true do
-    local from, to = text:find("\\boxed%s*{", at)
-    if not from then return found end
-    local inner = text:match("^%b{}", to)
-    if inner then found = inner:sub(2, -2) end
-    at = to + 1
-  end
-end
-
 --- The answer in the form that was asked for: the number behind the first "####" that has one, as in
 --- lm-evaluation-harness (its strict-match takes the first "#### number"), or in the last \boxed{}. Commas, a $ in
 --- front and a point behind do not count; a fraction is not a number.
 --- @param text string
 --- @return string?  a number as text: "1234", "-0.5"
-function M.strict(text)
-  for at in text:gmatch "####+()" do
-    local value = numbers.first(text:match("^[^\n]*", at))
-    if value then return value end
-  end
-  local inner = boxed(text)
-  if not inner then return nil end
-  inner = inner:gsub("\\text%s*%b{}", ""):gsub("\\[,;!%$%s]", ""):gsub("{,}", ",")
-  return numbers.first(inner)
-end
+function M.strict(text) return answers.number(text, "hash") or answers.number(text, "boxed") end
 
 --- The same, or else the last number of the text.
 --- @param text string
