@@ -61,6 +61,16 @@ function M.kl(logp, ref, weight, opts)
 end
 options.declare(M.kl, { "logp", "ref", "weight" }, rules)
 
+--- The KL divergence of one categorical distribution to another: sum_x p(x) log(p(x) / q(x)), at least 0. What p never
+--- does counts nothing, also where q never does it.
+--- @param p perilune.Tensor  (..., C) log-probabilities
+--- @param q perilune.Tensor  (..., C) log-probabilities
+--- @return perilune.Tensor  (...), in nats
+function M.between(p, q)
+  local never = p:eq(-math.huge)
+  return p:exp():mul(p:masked_fill(never, 0):sub(q:masked_fill(never, 0))):sum(-1)
+end
+
 --- The KL divergence of one categorical distribution to another, from all their logits: sum_x p(x) log(p(x) / q(x)), at
 --- least 0. What p never does counts nothing, also where q never does it.
 --- @param logits perilune.Tensor  (..., V) of the policy
@@ -69,9 +79,7 @@ options.declare(M.kl, { "logp", "ref", "weight" }, rules)
 function M.exact_kl(logits, ref)
   options.argument("loss.exact_kl", "logits", logits, "tensor")
   options.argument("loss.exact_kl", "ref", ref, "tensor")
-  local p, q = logits:log_softmax(-1), ref:log_softmax(-1)
-  local never = p:eq(-math.huge)
-  return p:exp():mul(p:masked_fill(never, 0):sub(q:masked_fill(never, 0))):sum(-1)
+  return M.between(logits:log_softmax(-1), ref:log_softmax(-1))
 end
 
 return M
