@@ -46,6 +46,7 @@ run:track("adapter", adapter):track("optimizer", opt):track("rng", rng):restore(
 
 -- Share of held-out questions answered right: by samples, two a question, and by the likeliest answer.
 local function evaluate(step)
+  local phase <close> = run:phase "evaluate" -- luacheck: ignore 211
   local sampled = rl.rollout(model, tok, held_out, sums.reward,
     { group = 2, max_new_tokens = cfg.tokens, temperature = cfg.temperature })
   local greedy = rl.rollout(model, tok, held_out, sums.reward, { max_new_tokens = cfg.tokens, greedy = true })

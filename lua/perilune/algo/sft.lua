@@ -3,6 +3,7 @@
 -- changes nothing. The loss is cross-entropy over the learned tokens, in nats a token.
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local base = require "perilune.models.base"
 local rows = require "perilune.data.rows"
 local trainer = require "perilune.algo.trainer"
@@ -104,6 +105,7 @@ local evaluate_rules = {
 --- @param opts table?
 --- @return number loss  nats a learned token
 function M.evaluate(model, examples, opts)
+  local phase <close> = phases.open "evaluate" -- luacheck: ignore 211
   local o = options.fill("sft.evaluate", opts, evaluate_rules)
   options.argument("sft.evaluate", "examples", examples, "table")
   if #examples == 0 then error("sft.evaluate: there are no examples", 2) end

@@ -30,6 +30,7 @@
 --   (no_op).
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local states = require "perilune.algo.state"
 
 local M = {}
@@ -93,6 +94,12 @@ local function combine(name, a, b)
   return a + b
 end
 
+local function forward(pass, part)
+  local phase <close> = phases.open "forward" -- luacheck: ignore 211
+  local loss, stats = pass(part)
+  return loss, stats
+end
+
 --- Forward and backward over the slices of an update. Each pass is a memory scope. Values add up over the passes; of
 --- names that end with max or min the extreme is kept.
 --- @param parts function  an iterator of slices: rl.parts, or trainer.slices
@@ -103,7 +110,7 @@ function Trainer:learn(parts, pass, metrics) -- luacheck: ignore 212
   metrics.loss = metrics.loss or 0
   for part in parts do
     local scope <close> = peri.scope() -- luacheck: ignore 211
-    local loss, stats = pass(part)
+    local loss, stats = forward(pass, part)
     loss:backward()
     metrics.loss = metrics.loss + loss:item()
     for name, value in pairs(stats or {}) do

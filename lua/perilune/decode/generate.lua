@@ -2,6 +2,7 @@
 -- tensors: tokens, log-probabilities, masks. Texts are perilune.lm.
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local inputs = require "perilune.models.inputs"
 local sampler = require "perilune.decode.sampler"
 local engines = require "perilune.decode.engine"
@@ -216,6 +217,7 @@ end
 --- tokens, mask and batch are of B*num_return_sequences rows and scores (B*num_return_sequences) f32
 function M.generate(model, prompt, opts, level)
   level = (level or 1) + 1
+  local phase <close> = phases.open "rollout" -- luacheck: ignore 211
   local given, how_given = M.split(opts)
   local o = read_options(model, how_given, level)
   local _ <close> = peri.no_grad()

@@ -2,6 +2,7 @@
 local core = require("perilune.core")._env
 local peri = require "perilune.core"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local plain = require "perilune.env.plain"
 local spaces = require "perilune.env.space"
 local whole = require "perilune.env.whole"
@@ -139,6 +140,7 @@ end
 --- @return perilune.Tensor obs  after the last step
 function Env:collect(rollout, policy)
   check_collect(self, rollout, policy)
+  local phase <close> = phases.open "rollout" -- luacheck: ignore 211
   local _ <close> = peri.no_grad()
   local bare, w, b = rawget(self, "_core") ~= nil, nil, nil
   if bare and type(policy) == "table" and policy._lists then w, b = policy:_lists() end

@@ -2,6 +2,7 @@
 -- what all causal models share.
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local hf = require "perilune.weights.hf"
 local block = require "perilune.nn.block"
 local caches = require "perilune.nn.cache"
@@ -351,6 +352,7 @@ local function first_columns(t, n) return t and t:narrow(-1, 1, n) end
 --- @return perilune.Tensor logp  (B, T - from + 1) f32
 --- @return perilune.Tensor entropy  same shape, nats
 function Causal:token_logprobs(ids, from, opts)
+  local phase <close> = phases.open "forward" -- luacheck: ignore 211
   local who, o = self.__name .. ": token_logprobs"
   ids, o = inputs.read(who, ids, opts, scored)
   local time, rows = ids:size(2), inputs.rows(who, ids, o)

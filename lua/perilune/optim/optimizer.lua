@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local core = require "perilune.core"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local params = require "perilune.optim.params"
 
 --- @class perilune.optim.Optimizer
@@ -244,6 +245,7 @@ local function is_finite(v) return v == v and v < math.huge end
 --- @param opts table?
 --- @return self
 function Optimizer:step(opts)
+  local phase <close> = phases.open "optimizer" -- luacheck: ignore 211
   local o = options.fill("step", opts, step_rules)
   local scale = o.grad_scale
   if not self._kind.takes_scale and (o.clip or scale ~= 1) then

@@ -2,6 +2,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 
 local M = {}
 
@@ -38,6 +39,7 @@ end
 --- @return table  returns and lengths of the episodes by row and order, mean, std, min and max of the returns,
 --- of_seed
 function M.evaluate(env, policy, opts)
+  local phase <close> = phases.open "evaluate" -- luacheck: ignore 211
   local o = options.fill("rl.evaluate", opts, rules)
   options.argument("rl.evaluate", "env", env, "table")
   options.argument("rl.evaluate", "policy", policy, "table or function")

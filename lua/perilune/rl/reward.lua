@@ -2,6 +2,7 @@
 -- returns, with a message that names the function and the completion.
 local peri = require "perilune"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 
 local M = {}
 
@@ -221,6 +222,7 @@ end
 --- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil); of a list rewards
 --- (name -> number[]) and names
 function M.score(rows, texts, tokens, reward)
+  local phase <close> = phases.open "score" -- luacheck: ignore 211
   options.argument("rl.score", "rows", rows, "table")
   options.argument("rl.score", "texts", texts, "table")
   options.argument("rl.score", "tokens", tokens, "table")

@@ -3,6 +3,7 @@ local peri = require "perilune"
 local base = require "perilune.models.base"
 local credit = require "perilune.rl.credit"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 
 local M = {}
 
@@ -19,6 +20,7 @@ function M.shared_prompt(model, prompt)
   options.argument("rl.shared_prompt", "prompt", prompt, "tensor")
   local why = base.no_causal(model)
   if why then error("rl.shared_prompt: " .. why, 2) end
+  local phase <close> = phases.open "forward" -- luacheck: ignore 211
   local self = setmetatable({ length = prompt:size(2), k = {}, v = {}, _pairs = {} }, Shared)
   local seen = { k = {}, v = {} }
   local function leaf(t) -- the graph of what follows ends here
@@ -61,6 +63,7 @@ function M.completion_logprobs(model, shared, completions, opts)
   options.argument("rl.completion_logprobs", "model", model, "table")
   options.argument("rl.completion_logprobs", "shared", shared, "table")
   options.argument("rl.completion_logprobs", "completions", completions, "tensor")
+  local phase <close> = phases.open "forward" -- luacheck: ignore 211
   local batch, count, length = completions:size(1), completions:size(2), shared.length
   local hidden = shared.hidden:expand { batch, -1, -1 } -- (B, 1, D)
   if count > 1 then

@@ -18,6 +18,7 @@ M.common = {
   save_every = { 100, "steps between checkpoints, 0 = only the last", free = true, range = "[0, inf)" },
   log_every = { 1, "steps between rows on the console", free = true, range = "[1, inf)" },
   columns = { "", "metrics that come first in a row, with commas between (default: the recipe's choice)", free = true },
+  profile = { false, "at the end: where the time went", free = true },
   seed = { 1, "of all random ops, from the flags on" },
 }
 
@@ -174,7 +175,7 @@ local function finish(values, given, problem_of, spec, name)
 end
 
 --- A recipe's flags together with those of every recipe: run, runs, resume, save_every, log_every,
---- columns, seed. Give them to peri.flags.
+--- columns, profile, seed. Give them to peri.flags.
 --- A flag { default, "help", budget = true } says how long the run is: `--resume` may prolong it. Without any
 --- it is the first of steps, updates, epochs and episodes. One with free = true may change when a run is resumed;
 --- every other keeps the value that it was begun with.

@@ -6,6 +6,7 @@
 local peri = require "perilune"
 local log = require "perilune.run.log"
 local options = require "perilune.options"
+local phases = require "perilune.phases"
 local walk = require "perilune.nn.walk"
 local files = require "perilune.run.log.files"
 local folders = require "perilune.run.folder"
@@ -35,6 +36,15 @@ end
 -- Of whoever must call before the first step, or before a restore.
 local function before_restore(self, what)
   if self.logger then error(("%s: call it before restore(), steps() and the first line of the run"):format(what), 3) end
+end
+
+--- Mark the rest of a block as a phase of --profile, beside those that the library marks (rollout, score, forward,
+--- backward, optimizer): local phase <close> = run:phase "evaluate". What is marked within it counts for it.
+--- @param name string
+--- @return table?
+function Run:phase(name) -- luacheck: ignore 212
+  options.argument("phase", "name", name, "string")
+  return phases.open(name)
 end
 
 --- Put an object into the checkpoints: something with state_dict() and load_state_dict() (tensors,
@@ -182,6 +192,10 @@ local function open_logger(self)
   announce(self)
   self.logger:hparams(hparams(self), o.columns or {})
   self._skipped = self:skipped()
+  if self.flags.profile then
+    phases.start()
+    self._profiled = true
+  end
 end
 
 local step_rule = options.integer(nil, "[0, inf)")
@@ -530,6 +544,8 @@ function Run:finish(ok)
   self._early = nil
   if self.logger then
     if ok ~= false and self._lock then self:_warn_unmeasured() end
+    if self._profiled then self.logger:text("%s", phases.report()) end
+    self._profiled = nil
     note_warnings(self)
     say_unseen(self)
     self.logger:close(ok)
