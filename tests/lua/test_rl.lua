@@ -61,12 +61,12 @@ function TestRl.test_process_credit_uses_the_samples_that_are_still_right()
   lu.assertEquals(a:at(3, 2), 0)
 end
 
-local function gradients(net, batch, micro, all)
+local function gradients(net, batch, micro, all, by_length)
   local advantage, weight = rl.advantages(batch)
   local useful = rl.with_signal(batch, advantage, weight, all)
   local tokens = weight:sum():item()
-  for part in rl.parts(useful, micro) do
-    local loss = rl.clipped(net:token_logprobs(part.ids, part.from), part.logprobs, part.advantage, part.weight,
+  for part in rl.parts(useful, micro, { by_length = by_length }) do
+    local loss = rl.clipped(net:token_logprobs(part.sequences, part.from), part.logprobs, part.advantage, part.weight,
       { tokens = tokens })
     loss:backward()
   end
@@ -97,6 +97,41 @@ function TestRl.test_micro_batches_and_left_out_rows_change_no_gradient()
   -- 1e-5: sums of f32 products in another order
   lu.assertTrue(largest(useful, whole) < 1e-5)
   lu.assertTrue(largest(gradients(net, batch, 7, false), whole) < 1e-5)
+end
+
+function TestRl.test_slices_by_length_are_every_row_once_as_wide_as_the_longest_and_change_no_gradient()
+  local net = model(5)
+  local prompts = { { prompt = "1:2" }, { prompt = "1,2,3:2" }, { prompt = "2" } }
+  local n = 0
+  local batch = rl.rollout(net, tok, prompts, function () n = n + 1 return n % 3 end,
+    { group = 8, max_new_tokens = 30, stop = tok:encode "1234" })
+  local advantage, weight = rl.advantages(batch)
+  local all = rl.with_signal(batch, advantage, weight)
+  local seen, before, lengths = {}, math.huge, {}
+  for part in rl.parts(all, 5, { by_length = true }) do
+    local begins, counts = part.sequences:bounds()
+    local widest = 0
+    for i, first in ipairs(begins) do
+      local last = first + counts[i]
+      lu.assertTrue(last <= before) -- the longest first
+      before, widest, lengths[last] = last, math.max(widest, last), true
+      seen[#seen + 1] = table.concat(part.ids:at(i):narrow(1, first + 1, counts[i]):tolist(), " ")
+    end
+    lu.assertEquals({ part.n, part.ids.shape }, { #begins, { #begins, widest } })
+    lu.assertEquals(part.weight.shape, { part.n, widest - part.from + 1 })
+    local logp = net:token_logprobs(part.sequences, part.from) -- the same numbers as in the rollout
+    lu.assertEquals(logp:sub(part.logprobs):mul(part.weight):abs():max():item(), 0)
+  end
+  lu.assertTrue(next(lengths, next(lengths)) ~= nil) -- they do differ
+  local want = {}
+  for i, ids in ipairs(all.sequences:unpad()) do want[i] = table.concat(ids, " ") end
+  table.sort(seen)
+  table.sort(want)
+  lu.assertEquals(seen, want)
+  -- 1e-5: sums of f32 products in another order
+  lu.assertTrue(largest(gradients(net, batch, 5, false, true), gradients(net, batch, 1000)) < 1e-5)
+  for _ in rl.parts({ n = 0 }, 5, { by_length = true }) do lu.fail "no rows, no slice" end
+  lu.assertErrorMsgContains("by_length needs the sequences", rl.parts, { n = 1 }, 5, { by_length = true })
 end
 
 function TestRl.test_the_first_ratio_is_one()

@@ -71,25 +71,57 @@ function M.want_size(who, size)
   return math.tointeger(size)
 end
 
---- for part in rl.parts(rows, size) do: consecutive slices of what with_signal returns, each turn a
+local parts_rules = {
+  by_length = options.boolean(false, "rows of like length together, the longest first, each slice as wide as its "
+    .. "longest: where lengths differ much, most of what a slice holds is padding otherwise"),
+}
+
+-- Row numbers, those whose last token comes last first, and the column of each row's last token.
+local function order_by_length(rows)
+  if not rows.sequences then error("rl.parts: by_length needs the sequences of a rollout", 3) end
+  local begins, counts = rows.sequences:bounds()
+  local order, ends = {}, {}
+  for i, first in ipairs(begins) do order[i], ends[i] = i, first + counts[i] end
+  table.sort(order, function (a, b)
+    if ends[a] ~= ends[b] then return ends[a] > ends[b] end
+    return a < b
+  end)
+  return order, ends
+end
+
+--- for part in rl.parts(rows, size) do: slices of what with_signal returns, consecutive rows or by_length, each turn a
 --- memory scope.
 --- @param rows table
 --- @param size integer  rows of a slice
-function M.parts(rows, size)
+--- @param opts table?
+function M.parts(rows, size, opts)
   options.argument("rl.parts", "rows", rows, "table")
   size = M.want_size("rl.parts", size)
+  local o = options.fill("rl.parts", opts, parts_rules)
+  local order, ends
+  if o.by_length and rows.n > 0 then order, ends = order_by_length(rows) end
   local advance, state, turn, closing = peri.steps(math.ceil(rows.n / size))
   return function ()
     turn = advance(state, turn)
     if not turn then return nil end
     local at = (turn - 1) * size + 1
     local part = { n = math.min(size, rows.n - at + 1), from = rows.from }
-    part.sequences = rows.sequences and rows.sequences:rows(at, part.n)
+    local list = order and table.move(order, at, at + part.n - 1, 1, {})
+    local last = list and math.max(ends[list[1]], part.from) -- a row without a token has one column all the same
+    local index = list and peri.tensor(list, "i64"):sub(1)
+    if list then part.sequences = rows.sequences:select(list):columns(last)
+    else part.sequences = rows.sequences and rows.sequences:rows(at, part.n) end
     for key, value in pairs(rows) do
-      if type(value) == "userdata" then part[key] = value:narrow(1, at, part.n) end
+      if type(value) == "userdata" then
+        part[key] = index and value:index_select(index, 1) or value:narrow(1, at, part.n)
+        if index and value.ndim == 2 then
+          part[key] = part[key]:narrow(2, 1, key == "ids" and last or last - part.from + 1)
+        end
+      end
     end
     return part
   end, nil, nil, closing
 end
+options.declare(M.parts, { "rows", "size" }, parts_rules)
 
 return M
