@@ -4,6 +4,7 @@
 */
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "bind.h"
 
 #define GUARD "perilune.guard"
@@ -96,18 +97,18 @@ static lua_State *enter (lua_State *L, peri_bind *b) {
 }
 
 static int t_backward (lua_State *L) {
-  static const char *const names[] = { "retain_graph" };
+  static const char *const names[] = { "retain_graph", "chain" };
   peri_bind *b = BIND(L);
   peri_tensor *root = peri__want_tensor(L, 1, "backward", "self"), *seed = NULL;
   bool bare = lua_type(L, 2) == LUA_TTABLE; /* x:backward { retain_graph = true } */
   lua_settop(L, 3);
   if (!bare && !lua_isnil(L, 2)) seed = peri__want_tensor(L, 2, "backward", "seed");
-  options(L, "backward", bare ? 2 : 3, 1, names);
-  bool retain = lua_toboolean(L, 4);
+  options(L, "backward", bare ? 2 : 3, 2, names);
+  bool retain = lua_toboolean(L, 4), chain = lua_toboolean(L, 5);
   peri__collect_forward(L, b);
   peri__here(L, b);
   lua_State *was = enter(L, b);
-  peri_status s = peri_backward(b->ctx, root, seed, retain);
+  peri_status s = peri__backward(b->ctx, root, seed, retain, chain);
   b->L = was;
   peri__custom_sweep(L, b);
   peri__check(L, "backward", s);
@@ -263,7 +264,8 @@ static const peri_reg functions[] = {
 static const peri_reg methods[] = {
   { "backward", "seed?, options?",
     "Add the gradients of this tensor to the grad of every leaf. Options: "
-    "retain_graph.",
+    "retain_graph; chain: gradients go on from the former ones row by row, so that rows cut into "
+    "passes in any way have the same gradient, bit for bit.",
     t_backward },
   { NULL, NULL, NULL, NULL }
 };

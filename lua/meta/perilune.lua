@@ -2972,7 +2972,7 @@ function tensor:zero_grad() end
 ---@return any ...
 function tensor:tolist() end
 
---- Add the gradients of this tensor to the grad of every leaf. Options: retain_graph.
+--- Add the gradients of this tensor to the grad of every leaf. Options: retain_graph; chain: gradients go on from the former ones row by row, so that rows cut into passes in any way have the same gradient, bit for bit.
 ---@param seed? any
 ---@param options? any
 ---@return any ...

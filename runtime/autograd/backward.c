@@ -7,13 +7,19 @@
 
 #include "autograd/tape.h"
 
+typedef struct leaf_of {
+  peri_tensor *t; /* held, with a pending gradient */
+  bool whole;     /* which holds t's former gradient already */
+} leaf_of;
+
 typedef struct pass {
   peri_ctx *ctx;
   bool create_graph, retain, wanting; /* wanting: peri_gradients, only for wrt[] */
+  bool chain;
   int nwrt;
   peri_tensor *const *wrt;
   peri_tensor **found; /* gradients of wrt[], held */
-  peri_tensor **leaf;  /* held leaves with a pending gradient */
+  leaf_of *leaf;
   int nleaf, capleaf;
 } pass;
 
@@ -49,28 +55,29 @@ static peri_status accumulate (pass *p, peri_tensor **acc, peri_tensor *g) {
   return PERI_OK;
 }
 
-static peri_status remember_leaf (pass *p, peri_tensor *t) {
+static peri_status remember_leaf (pass *p, peri_tensor *t, bool whole) {
   if (t->pending) return PERI_OK;
   if (p->nleaf == p->capleaf) {
     int cap = p->capleaf ? p->capleaf * 2 : 64;
-    peri_tensor **list = peri__realloc(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *list,
-                                       (size_t)cap * sizeof *list);
+    leaf_of *list = peri__realloc(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *list,
+                                  (size_t)cap * sizeof *list);
     if (!list) return peri__fail(p->ctx, PERI_ENOMEM, "out of memory for the list of leaves");
     p->leaf = list;
     p->capleaf = cap;
   }
-  p->leaf[p->nleaf++] = peri_retain(t);
+  p->leaf[p->nleaf++] = (leaf_of){ peri_retain(t), whole };
   return PERI_OK;
 }
 
-/* Give g to t: to its node, or to the leaf itself. A node with a pending gradient pins its output. */
-static peri_status deliver (pass *p, peri_tensor *t, peri_tensor *g) {
+/* Give g to t: to its node, or to the leaf itself. A node with a pending gradient pins its output.
+** whole: g goes on from the former gradient of a leaf, which has nothing pending. */
+static peri_status deliver (pass *p, peri_tensor *t, peri_tensor *g, bool whole) {
   if (t->node) {
     peri_tensor **slot = &t->node->g[t->node_out];
     if (!*slot) peri_retain(t);
     return accumulate(p, slot, g);
   }
-  TRY(remember_leaf(p, t));
+  TRY(remember_leaf(p, t, whole));
   return accumulate(p, &t->pending, g);
 }
 
@@ -164,6 +171,33 @@ static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gi
   return v->b.status;
 }
 
+/* A vjp at work, and what it asked of the pass. */
+typedef struct turn {
+  peri_vjp v; /* first: peri__chain gets it */
+  const pass *p;
+  uint64_t chained; /* a bit for each input whose gradient goes on from the former one */
+} turn;
+
+bool peri__chain (peri_vjp *v, int i, peri_tensor **out) {
+  turn *w = (turn *)v;
+  peri_tensor *t = v->c->in[i], *from = NULL;
+  *out = NULL;
+  if (!w->p->chain || !v->need[i] || t->node || t->pending || i >= 64 || v->b.status != PERI_OK ||
+      (t->dtype != PERI_F32 && t->dtype != PERI_F64))
+    return false;
+  for (int k = 0; k < v->c->nin; k++)
+    if (k != i && v->c->in[k] == t) return false;
+  if (t->grad)
+    peri__build_fail(&v->b, peri__apply(v->b.ctx, &peri__op_clone, 1, &t->grad, NULL, &from));
+  else if (peri__new_like(t, (peri_dtype)t->dtype, &from) == PERI_OK)
+    memset(from->data, 0, peri_nbytes(from));
+  else
+    peri__build_fail(&v->b, PERI_ENOMEM);
+  *out = peri__build_own(&v->b, from);
+  w->chained |= (uint64_t)1 << i;
+  return true;
+}
+
 #define MANY 16
 
 static peri_status step (pass *p, peri_node *n) {
@@ -171,7 +205,7 @@ static peri_status step (pass *p, peri_node *n) {
   peri_tensor *few[MANY], **gin = few;
   bool need_few[MANY], *need = need_few;
   size_t bytes = (size_t)n->nin * (sizeof *gin + sizeof *need);
-  peri_vjp v;
+  turn w = { .p = p };
   TRY(check_versions(n));
   if (n->nin > MANY) {
     gin = peri__block_get(ctx, bytes);
@@ -182,18 +216,18 @@ static peri_status step (pass *p, peri_node *n) {
     gin[i] = NULL;
     need[i] = wanted(p, n->in[i]);
   }
-  peri__build_begin(&v.b, ctx);
-  peri_status s = run_vjp(p, n, &v, gin, need);
+  peri__build_begin(&w.v.b, ctx);
+  peri_status s = run_vjp(p, n, &w.v, gin, need);
   for (int i = 0; i < n->nin && s == PERI_OK; i++) {
     if (!gin[i] || !need[i]) continue;
-    peri_tensor *g = fit(&v.b, gin[i], n->in[i]);
-    s = v.b.status;
+    peri_tensor *g = fit(&w.v.b, gin[i], n->in[i]);
+    s = w.v.b.status;
     if (s == PERI_OK && g->numel != n->in[i]->numel)
       s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %s of %lld",
                      n->name, (long long)g->numel, peri__nth(ctx, i), (long long)n->in[i]->numel);
-    if (s == PERI_OK) s = deliver(p, n->in[i], g);
+    if (s == PERI_OK) s = deliver(p, n->in[i], g, i < 64 && (w.chained >> i & 1));
   }
-  peri__build_end(&v.b);
+  peri__build_end(&w.v.b);
   if (n->nin > MANY) peri__block_put(ctx, gin);
   return s;
 }
@@ -279,15 +313,15 @@ static peri_status walk (pass *p, peri_tensor *root) {
 /* New values of every leaf's grad are made first, then swapped in, so a failure changes none. */
 static peri_status commit (pass *p) {
   for (int i = 0; i < p->nleaf; i++) {
-    peri_tensor *t = p->leaf[i];
+    peri_tensor *t = p->leaf[i].t;
     TRY(peri__own(&t->pending)); /* not shared with the graph, the seed or another leaf */
-    if (t->grad) {
+    if (t->grad && !p->leaf[i].whole) {
       peri_tensor *in[2] = { t->pending, t->grad };
       TRY(peri__apply_inplace(p->ctx, &peri__op_add, 2, in, NULL));
     }
   }
   for (int i = 0; i < p->nleaf; i++) {
-    peri_tensor *t = p->leaf[i];
+    peri_tensor *t = p->leaf[i].t;
     peri_release(t->grad);
     t->grad = t->pending;
     t->pending = NULL;
@@ -339,7 +373,7 @@ static peri_status run (pass *p, peri_tensor *root, peri_tensor *seed) {
     else
       *(uint16_t *)one->data = root->dtype == PERI_F16 ? peri__f32_to_f16(1) : peri__f32_to_bf16(1);
   }
-  if (s == PERI_OK) s = deliver(p, root, one);
+  if (s == PERI_OK) s = deliver(p, root, one, false);
   peri_release(one);
   if (s == PERI_OK) s = walk(p, root);
   if (s == PERI_OK && !p->wanting) s = commit(p);
@@ -350,16 +384,21 @@ static peri_status run (pass *p, peri_tensor *root, peri_tensor *seed) {
 
 static void finish (pass *p) {
   for (int i = 0; i < p->nleaf; i++) {
-    peri_tensor *pending = p->leaf[i]->pending;
-    p->leaf[i]->pending = NULL;
+    peri_tensor *pending = p->leaf[i].t->pending;
+    p->leaf[i].t->pending = NULL;
     peri_release(pending);
-    peri_release(p->leaf[i]);
+    peri_release(p->leaf[i].t);
   }
   peri__free(p->ctx, p->leaf, (size_t)p->capleaf * sizeof *p->leaf);
 }
 
 peri_status peri_backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, bool retain_graph) {
-  pass p = { .ctx = ctx, .retain = retain_graph };
+  return peri__backward(ctx, root, seed, retain_graph, false);
+}
+
+peri_status peri__backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed, bool retain_graph,
+                            bool chain) {
+  pass p = { .ctx = ctx, .retain = retain_graph, .chain = chain };
   NEED(ctx, ctx);
   TRY(peri__belongs(ctx, root, "root"));
   if (seed) TRY(peri__belongs(ctx, seed, "seed"));

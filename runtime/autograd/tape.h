@@ -32,6 +32,22 @@ struct peri_node {
 
 /* Record c (inputs as the caller gave them). Outputs become tracked. */
 peri_status peri__record (peri_ctx *ctx, const peri_call *c);
+/*
+** peri_backward; with chain, gradients of leaves are one chain of additions over all passes since
+** they were dropped: a pass goes on where the former one ended, row by row, instead of adding a sum
+** of its own. So rows that are cut into passes in any way have the same gradient, bit for bit. That
+** holds for a leaf that one op uses once, f32 or f64, and ops whose vjps ask peri__chain; what else
+** a leaf gets is added as ever.
+*/
+PERI_API peri_status peri__backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
+                                     bool retain_graph, bool chain);
+/*
+** For a vjp that sums over rows: is the gradient of input i such a chain? Then *out, a dense tensor
+** of the input's shape that the builder owns, holds where it begins; the vjp adds its rows to it in
+** their order and gives it as gin[i]. NULL: the builder holds a failure.
+*/
+bool peri__chain (peri_vjp *v, int i, peri_tensor **out);
+
 /* Does t have dense memory that nobody sees but the holder of its one reference? */
 PERI_API bool peri__owned (const peri_tensor *t);
 /* Make *t, a held reference, such a tensor: itself or a copy, outside every graph unless gradients

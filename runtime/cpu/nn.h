@@ -70,7 +70,7 @@ struct peri__nn_kernels {
   void (*softmax_back_cols)(const float *y, const float *g, float *dx, int64_t n, int64_t ld,
                             int64_t m, bool logs);
   void (*norm)(const struct peri__norm *a, int64_t row0, int64_t row1);
-  /* dx of the rows; dw, db (n)? are set to the sums over these rows of g xhat and g. */
+  /* dx of the rows; dw, db (n)? += g xhat and g of these rows, one by one. */
   void (*norm_back)(const struct peri__norm_back *a, int64_t row0, int64_t row1, float *dw,
                     float *db);
   /* sum[0], sum[1] += the sums of x - mean and (x - mean)^2, or of g and g (x - mean) rstd; g? */

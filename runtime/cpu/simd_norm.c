@@ -121,8 +121,6 @@ INLINE void back_vector (const struct peri__norm_back *a, const float *x, const 
 void PERI_NAME (peri__norm_back_rows)(const struct peri__norm_back *a, int64_t row0, int64_t row1,
                                       float *dw, float *db) {
   int64_t n = a->n;
-  if (dw) memset(dw, 0, (size_t)n * sizeof *dw);
-  if (db) memset(db, 0, (size_t)n * sizeof *db);
   for (int64_t row = row0; row < row1; row++) {
     const float *x = a->x + row * n, *g = a->g + row * n, *add = a->add ? a->add + row * n : NULL;
     float *dx = a->dx + row * n, center, inverse = row_stat(x, n, a->rms, a->eps, &center);

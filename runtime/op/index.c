@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "op/move.h"
 #include "op/lines.h"
 #include "op/weights.h"
@@ -174,6 +175,14 @@ static peri_status embedding_cpu (peri_call *c) {
 }
 
 static void embedding_vjp (peri_vjp *v) {
+  peri_tensor *sum;
+  if (peri__chain(v, 0, &sum)) {
+    v->gin[0] = sum;
+    if (sum)
+      peri__build_fail(&v->b,
+                       peri__add_embedding(v->c->ctx, v->g[0], v->c->in[1], v->c->attr[0].i, sum));
+    return;
+  }
   v->gin[0] = BA(&v->b, embedding_backward,
                  ATTR(A_INT(v->c->in[0]->shape[0]), A_INT(v->c->attr[0].i)), v->g[0], v->c->in[1]);
 }

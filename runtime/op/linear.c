@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "cpu/gemm.h"
 #include "op/activation.h"
 #include "op/matrix.h"
@@ -179,6 +180,45 @@ static peri_tensor *act_vjp (peri_vjp *v, const peri__act *a, peri_tensor *g) {
   return peri__build(&v->b, a->back, 2, in, NULL);
 }
 
+/* The chains of a weight's gradient go on over the rows of g (rows, out) and x (rows, in). */
+static void chain_products (peri_vjp *v, peri_tensor *g, peri_tensor *x, peri_tensor *out) {
+  peri_ctx *ctx = v->c->ctx;
+  peri_tensor *dense[2] = { NULL };
+  if (!g || !x || !out) return;
+  double began = ctx->profile ? peri__now() : 0;
+  peri_status s = peri__contiguous(g, &dense[0]);
+  if (s == PERI_OK) s = peri__contiguous(x, &dense[1]);
+  if (s == PERI_OK && out->numel > 0) {
+    const int64_t m = out->shape[0], n = out->shape[1];
+    const peri__product p = { out->dtype == PERI_F64, m, n, g->shape[0], dense[0]->data, 1,   m,
+                              dense[1]->data,         n, 1, out->data,   true,           NULL };
+    s = peri__product_run(ctx, &p);
+    if (s == PERI_OK && peri__stopped(ctx)) s = peri__fail(ctx, PERI_EINTR, "interrupted");
+    if (ctx->profile)
+      peri__profile_add(ctx, "matmul", peri__now() - began, 2.0 * (double)(m * n * g->shape[0]),
+                        (double)(peri_nbytes(g) + peri_nbytes(x) + 2 * peri_nbytes(out)));
+  }
+  peri_release(dense[0]);
+  peri_release(dense[1]);
+  peri__build_fail(&v->b, s);
+}
+
+/* The rows of g (rows, n) to sums that hold what came before. */
+static void chain_rows (peri_vjp *v, peri_tensor *g, peri_tensor *out) {
+  peri_tensor *dense = NULL;
+  if (!g || !out) return;
+  peri_status s = peri__contiguous(g, &dense);
+  for (int64_t i = 0, n = out->numel; s == PERI_OK && i < g->shape[0]; i++)
+    if (out->dtype == PERI_F64)
+      for (int64_t j = 0; j < n; j++)
+        ((double *)out->data)[j] += ((const double *)dense->data)[i * n + j];
+    else
+      for (int64_t j = 0; j < n; j++)
+        ((float *)out->data)[j] += ((const float *)dense->data)[i * n + j];
+  peri_release(dense);
+  peri__build_fail(&v->b, s);
+}
+
 static void linear_vjp (peri_vjp *v) {
   peri_build *b = &v->b;
   peri_tensor *x = v->c->in[0], *w = v->c->in[1];
@@ -194,9 +234,15 @@ static void linear_vjp (peri_vjp *v) {
   g = peri__flat_rows(b, g);
   if (v->need[1]) {
     if (x->ndim == 1) x = BA(b, unsqueeze, ATTR(A_INT(0)), x);
-    v->gin[1] = B(b, matmul, peri__turned(b, g), peri__flat_rows(b, x));
+    x = peri__flat_rows(b, x);
+    if (peri__chain(v, 1, &v->gin[1]))
+      chain_products(v, g, x, v->gin[1]);
+    else
+      v->gin[1] = B(b, matmul, peri__turned(b, g), x);
   }
-  if (v->c->in[2] != NULL && v->need[2]) {
+  if (v->c->in[2] != NULL && v->need[2] && peri__chain(v, 2, &v->gin[2]))
+    chain_rows(v, g, v->gin[2]);
+  else if (v->c->in[2] != NULL && v->need[2]) {
     const int64_t rows = 0;
     v->gin[2] = BA(b, sum, ATTR(A_DIMS(&rows, 1), A_INT(0)), g);
   }

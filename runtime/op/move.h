@@ -28,6 +28,11 @@ peri_status peri__number_fits (const peri_call *c, int i, int d);
 /* Dense row-major strides of a shape. */
 void peri__dense_strides (int ndim, const int64_t *shape, int64_t *stride);
 
+/* out (V, D) += g (..., D) in the rows ids (...), in their order; pad: a row left out, or INT64_MIN.
+** g and out are of one dtype, out is dense. */
+peri_status peri__add_embedding (peri_ctx *ctx, peri_tensor *g, peri_tensor *ids, int64_t pad,
+                                 peri_tensor *out);
+
 /* The values of an integer tensor as dense int64, checked to lie in 0..limit-1. Everything is
 ** released by peri__indices_free, which takes a zeroed struct too. */
 typedef struct peri_indices {

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "cpu/nn.h"
 #include "op/op.h"
 
@@ -110,8 +111,10 @@ static void norm_back_range (void *ud, int64_t begin, int64_t end, int worker) {
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
     int64_t row0 = i * a->block, row1 = row0 + a->block < a->rows ? row0 + a->block : a->rows;
-    a->k->norm_back(&a->f32, row0, row1, a->dw ? a->dw + i * a->f32.n : NULL,
-                    a->db ? a->db + i * a->f32.n : NULL);
+    float *dw = a->dw ? a->dw + i * a->f32.n : NULL, *db = a->db ? a->db + i * a->f32.n : NULL;
+    if (dw) memset(dw, 0, (size_t)a->f32.n * sizeof *dw);
+    if (db) memset(db, 0, (size_t)a->f32.n * sizeof *db);
+    a->k->norm_back(&a->f32, row0, row1, dw, db);
   }
 }
 
@@ -278,22 +281,69 @@ OPN(rms_norm_backward, 2,
           .large = "shape=128,300; weight.shape=300; add.shape=128,300",
           .refuses = { "x.shape=2,3; g.shape=3 => (2, 3) | (3)" }));
 
+/* The gradients where those of weight and bias are chains over the rows, which begin at what dw and
+** db hold (either may be NULL); dx, or NULL with a failure of the builder. */
+static peri_tensor *norm_chain (peri_vjp *v, bool rms, peri_tensor *x, peri_tensor *w,
+                                peri_tensor *gsum, peri_tensor *dw, peri_tensor *db) {
+  peri_tensor *in[4] = { x, v->g[0], gsum, w }, *dense[4] = { NULL }, *dx = NULL;
+  peri_ctx *ctx = v->c->ctx;
+  peri_status s = v->b.status;
+  double began = ctx->profile ? peri__now() : 0;
+  for (int i = 0; i < 4 && s == PERI_OK; i++)
+    if (in[i]) s = peri__contiguous(in[i], &dense[i]);
+  if (s == PERI_OK) s = peri__new_like(x, (peri_dtype)x->dtype, &dx);
+  if (s == PERI_OK && x->numel > 0) {
+    struct peri__norm_back a = { .n = x->shape[x->ndim - 1],
+                                 .eps = v->c->attr[0].f,
+                                 .rms = rms,
+                                 .x = dense[0]->data,
+                                 .w = data_of(dense[3]),
+                                 .g = dense[1]->data,
+                                 .add = data_of(dense[2]),
+                                 .dx = dx->data };
+    int64_t rows = x->numel / a.n;
+    void *to_w = dw ? dw->data : NULL, *to_b = db ? db->data : NULL;
+    if (x->dtype == PERI_F64)
+      norm_back_f64(&a, rows, to_w, to_b);
+    else
+      ctx->cpu->nn->norm_back(&a, 0, rows, to_w, to_b);
+    if (ctx->profile)
+      peri__profile_add(ctx, rms ? "rms_norm_backward" : "layer_norm_backward", peri__now() - began,
+                        8.0 * (double)x->numel, 3.0 * (double)peri_nbytes(x));
+  }
+  for (int i = 0; i < 4; i++) peri_release(dense[i]);
+  peri__build_fail(&v->b, s);
+  return peri__build_own(&v->b, dx);
+}
+
+/* Is input i, where it is there and wanted, a chain (*out) or not there? False: it is summed. */
+static bool chained (peri_vjp *v, int i, peri_tensor **out) {
+  *out = NULL;
+  return !v->c->in[i] || !v->need[i] || peri__chain(v, i, out);
+}
+
 /* Gradients for a norm of x whose weight is input wi and bias input wi + 1; sum: what was
 ** normalised; gsum: gradient of sum as an output, or NULL. */
 static void norm_vjp (peri_vjp *v, bool rms, int wi, peri_tensor *sum, peri_tensor *gsum) {
   peri_build *b = &v->b;
-  peri_tensor *w = v->c->in[wi], *out[PERI_MAX_OUT] = { NULL }, *dx = gsum;
-  bool params = (w && v->need[wi]) || (!rms && v->c->in[wi + 1] && v->need[wi + 1]);
-  if (v->g[0]) {
+  peri_tensor *w = v->c->in[wi], *out[PERI_MAX_OUT] = { NULL }, *dx = gsum, *dw = NULL, *db = NULL;
+  bool bias = !rms && v->c->in[wi + 1] && v->need[wi + 1];
+  bool params = (w && v->need[wi]) || bias;
+  if (v->g[0] && params && chained(v, wi, &dw) && (rms || chained(v, wi + 1, &db))) {
+    dx = norm_chain(v, rms, sum, w, gsum, dw, db);
+    out[1] = dw;
+    out[2] = db;
+  } else if (v->g[0]) {
     peri__build_all(b, rms ? &peri__op_rms_norm_backward : &peri__op_layer_norm_backward, 4,
                     (peri_tensor *[]){ sum, v->g[0], w, gsum },
                     ATTR({ .f = v->c->attr[0].f }, A_INT(params)), out);
     dx = out[0];
+    if (dw) out[1] = B(b, add, dw, out[1]); /* the bias could not go on, and so neither can this */
   }
   for (int i = 0; i < wi; i++)
     if (v->need[i]) v->gin[i] = dx;
   if (w && v->need[wi]) v->gin[wi] = out[1];
-  if (!rms && v->c->in[wi + 1] && v->need[wi + 1]) v->gin[wi + 1] = out[2];
+  if (bias) v->gin[wi + 1] = out[2];
 }
 
 /* ---- layer_norm ---- */

@@ -360,25 +360,36 @@ static peri_status embedding_backward_infer (peri_call *c) {
   return peri__new(c->ctx, (peri_dtype)g->dtype, 2, shape, &c->out[0]);
 }
 
+peri_status peri__add_embedding (peri_ctx *ctx, peri_tensor *g, peri_tensor *ids, int64_t pad,
+                                 peri_tensor *out) {
+  peri_indices places = { 0 };
+  peri_tensor *rows = NULL;
+  TRY(peri__contiguous(g, &rows));
+  peri_status s = peri__indices(ctx, ids, "ids", out->shape[0], &places);
+  if (s == PERI_OK) {
+    adds a = { ctx,
+               places.v,
+               g->dtype,
+               out->data,
+               rows->data,
+               places.n,
+               out->shape[0],
+               out->shape[1],
+               pad == INT64_MIN ? -1 : pad,
+               (int64_t)peri__size(g) };
+    add_rows(ctx, 1, &a);
+    peri__indices_free(ctx, &places);
+    if (peri__stopped(ctx)) s = peri__fail(ctx, PERI_EINTR, "interrupted");
+  }
+  peri_release(rows);
+  return s;
+}
+
 static peri_status embedding_backward_cpu (peri_call *c) {
-  peri_tensor *g = c->in[0], *out = c->out[0];
-  peri_indices ids = { 0 };
+  peri_tensor *out = c->out[0];
   uint64_t zero = 0;
-  TRY(peri__indices(c->ctx, c->in[1], "ids", out->shape[0], &ids));
-  adds a = { c->ctx,
-             ids.v,
-             g->dtype,
-             out->data,
-             g->data,
-             ids.n,
-             out->shape[0],
-             out->shape[1],
-             c->attr[1].i == INT64_MIN ? -1 : c->attr[1].i,
-             (int64_t)peri__size(g) };
   peri__fill(c->ctx, peri__size(out), out->data, out->numel, &zero);
-  add_rows(c->ctx, 1, &a);
-  peri__indices_free(c->ctx, &ids);
-  return PERI_OK;
+  return peri__add_embedding(c->ctx, c->in[0], c->in[1], c->attr[1].i, out);
 }
 
 static void embedding_backward_vjp (peri_vjp *v) {

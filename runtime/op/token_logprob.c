@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "cpu/gemm.h"
 #include "op/rows.h"
 #include "op/weights.h"
@@ -182,14 +183,26 @@ static peri_status cpu (peri_call *c) {
   return status;
 }
 
+static peri_status backward_onto (peri_call *c, peri_tensor *dw);
+
 static void vjp (peri_vjp *v) {
   const peri_call *c = v->c;
   peri_tensor *in[7] = {
     v->g[0], v->g[1], c->in[0], c->in[1], c->in[2], c->in[3], peri__saved(v, 2)
   };
-  peri_tensor *out[3];
-  const peri_attr attr[4] = { c->attr[0], c->attr[1], A_INT(v->need[0]), A_INT(v->need[1]) };
-  peri__build_all(&v->b, &peri__op_token_logprob_backward, 7, in, attr, out);
+  peri_tensor *out[3] = { NULL }, *dw = NULL;
+  bool chain = peri__chain(v, 1, &dw);
+  const peri_attr attr[4] = { c->attr[0], c->attr[1], A_INT(v->need[0]),
+                              A_INT(v->need[1] && !chain) };
+  if (chain && v->b.status == PERI_OK) {
+    peri_call k = {
+      .ctx = c->ctx, .op = &peri__op_token_logprob_backward, .nin = 7, .in = in, .attr = attr
+    };
+    peri__build_fail(&v->b, backward_onto(&k, dw));
+    for (int i = 0; i < 3; i++) out[i] = peri__build_own(&v->b, k.out[i]);
+    out[1] = dw;
+  } else
+    peri__build_all(&v->b, &peri__op_token_logprob_backward, 7, in, attr, out);
   if (v->need[0]) v->gin[0] = out[0];
   if (v->need[1]) v->gin[1] = out[1];
   if (c->in[3] && v->need[3]) v->gin[3] = out[2];
@@ -318,15 +331,15 @@ static void column_sums (void *ud, int64_t begin, int64_t end, int worker) {
         ((float *)c->out)[j] += ((const float *)s->logits)[i * s->v + j];
 }
 
-static peri_status cpu_backward (peri_call *c) {
+/* onto: dw holds what its chains begin at. */
+static peri_status backward_run (peri_call *c, peri_tensor *dw, bool onto) {
   head s;
   peri_status status = PERI_OK;
   peri_tensor *dh = c->attr[WANT_HIDDEN].i ? c->out[0] : NULL;
-  peri_tensor *dw = c->attr[WANT_WEIGHT].i ? c->out[1] : NULL;
   peri_tensor *db = c->in[5] ? c->out[2] : NULL;
   TRY(head_open(c, 2, true, &s));
   if (dh && (s.gathered || s.n == 0)) memset(dh->data, 0, (size_t)dh->numel * s.r.size);
-  if (dw && s.n == 0) memset(dw->data, 0, (size_t)dw->numel * s.r.size);
+  if (dw && !onto && s.n == 0) memset(dw->data, 0, (size_t)dw->numel * s.r.size);
   if (db) memset(db->data, 0, (size_t)db->numel * s.r.size);
   s.g_logp = c->in[0] ? c->in[0]->data : NULL;
   s.g_entropy = c->in[1] ? c->in[1]->data : NULL;
@@ -336,11 +349,36 @@ static peri_status cpu_backward (peri_call *c) {
     if (dh) status = hidden_gradient(&s, dh);
     if (dw && status == PERI_OK)
       status = product(&s, s.v, s.d, s.rows, s.logits, 1, s.v, tile_rows(&s), s.d, 1, dw->data,
-                       NULL, s.at > 0);
+                       NULL, onto || s.at > 0);
     if (db) peri__parallel(c->ctx, s.v, 1024, column_sums, &(columns){ .s = &s, .out = db->data });
   }
   head_close(&s);
   return status;
+}
+
+static peri_status cpu_backward (peri_call *c) {
+  return backward_run(c, c->attr[WANT_WEIGHT].i ? c->out[1] : NULL, false);
+}
+
+/* The op, with dw's chains going on from what it holds; results in c->out, but that of the weight. */
+static peri_status backward_onto (peri_call *c, peri_tensor *dw) {
+  peri_tensor *in[7] = { NULL };
+  peri_call k = *c;
+  double began = c->ctx->profile ? peri__now() : 0;
+  peri_status s = infer_backward(c);
+  for (int i = 0; i < 7 && s == PERI_OK; i++)
+    if (c->in[i]) s = peri__contiguous(c->in[i], &in[i]);
+  k.in = in;
+  memcpy(k.out, c->out, sizeof k.out);
+  if (s == PERI_OK && !peri__opaque(c->in[3])) s = backward_run(&k, dw, true);
+  if (s == PERI_OK && peri__stopped(c->ctx)) s = peri__fail(c->ctx, PERI_EINTR, "interrupted");
+  if (c->ctx->profile) {
+    double flops = 0, bytes = 0;
+    cost(c, &flops, &bytes);
+    peri__profile_add(c->ctx, c->op->name, peri__now() - began, flops, bytes);
+  }
+  for (int i = 0; i < 7; i++) peri_release(in[i]);
+  return s;
 }
 
 OPN(token_logprob_backward, 3, .flags = PERI_OP_WEIGHT,

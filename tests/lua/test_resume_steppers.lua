@@ -6,8 +6,8 @@ local killed = require "killed"
 
 TestResumeSteppers = {}
 
-for _, which in ipairs { "grpo", "curriculum", "sft" } do
-  TestResumeSteppers["test_" .. which] = function ()
+for _, which in ipairs(require("steppers").names) do
+  TestResumeSteppers["test_" .. which:gsub("%W", "_")] = function ()
     killed.assert_same("tests/lua/stepper_recipe.lua", "--which " .. which .. " --steps 14 --save_every 1 --seed 5",
       { "metrics.jsonl", "model.safetensors" }, 3)
   end

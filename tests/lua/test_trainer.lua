@@ -1,42 +1,8 @@
 -- What all steppers share: the probe changes no number, updates that do nothing are said, states.
 local lu = require "luaunit"
 local peri = require "perilune"
-local optim, sched = require "perilune.optim", require "perilune.optim.sched"
-local text = require "perilune.text"
-
-local tok = text.chars("0123456789,:", { separator = true })
-
-local function model_of(seed)
-  peri.seed(seed or 3)
-  return require("perilune.models.llama").new({ model_type = "llama", vocab_size = tok.size, hidden_size = 32,
-    intermediate_size = 48, num_hidden_layers = 2, num_attention_heads = 2, max_position_embeddings = 64,
-    rms_norm_eps = 1e-6 }, { std = 0.1 })
-end
-
-local function sevens(_, completion) return select(2, completion:gsub("7", "")) / 4 end
-
-local prompts, examples = {}, {}
-for i = 0, 9 do prompts[i + 1] = { prompt = ("%d:%d"):format(i, 9 - i):sub(1, 1 + i % 3) } end
-for i = 1, 9 do
-  local e = { ids = {}, mask = {} }
-  for k = 1, 4 + i * 5 % 7 do e.ids[k], e.mask[k] = (i * 7 + k * 3) % 12, k > 2 and 1 or 0 end
-  examples[i] = e
-end
-
--- A line for each stepper: options beside model, optimizer and micro-batches.
-local steppers = {
-  grpo = { tokenizer = tok, rows = prompts, reward = sevens, prompts = 4, group = 4, max_new_tokens = 5 },
-  sft = { examples = examples, batch_size = 8 },
-}
-
-local function stepper_of(name, more)
-  local model = model_of()
-  local opts = { model = model, optimizer = optim.AdamW(model:parameters(), { lr = 1e-2 }) }
-  for _, set in ipairs { steppers[name], more or {} } do
-    for k, v in pairs(set) do opts[k] = v end
-  end
-  return require("perilune.algo." .. name).new(opts), model
-end
+local sched = require "perilune.optim.sched"
+local steppers = require "steppers"
 
 local function bytes(model)
   local list = {}
@@ -47,14 +13,14 @@ end
 TestTrainer = {}
 
 function TestTrainer.test_every_stepper_has_a_line_here()
-  for name in pairs(peri._public.algo) do lu.assertNotNil(steppers[name], name) end
+  for name in pairs(peri._public.algo) do lu.assertNotNil(steppers.all[name], name .. " in tests/lua/steppers.lua") end
 end
 
 function TestTrainer.test_the_probe_changes_no_number()
-  for name in pairs(steppers) do
+  for _, name in ipairs(steppers.names) do
     local results = {}
     for i, on in ipairs { true, false } do
-      local stepper, model = stepper_of(name, { probe = on, schedule = sched.warmup(3, sched.constant(1e-2)) })
+      local stepper, model = steppers.make(name, { probe = on, schedule = sched.warmup(3, sched.constant(1e-2)) })
       peri.seed(7)
       local rows = {}
       for n = 1, 4 do rows[n] = stepper:step() end
@@ -64,10 +30,28 @@ function TestTrainer.test_the_probe_changes_no_number()
   end
 end
 
+-- Gradients of the first updates, and what became of the weights, whatever the size of a pass and the threads.
+function TestTrainer.test_the_size_of_a_pass_changes_no_bit_of_a_gradient()
+  if not arg[-2] then return lu.skip "needs the program's path" end
+  for _, threads in ipairs { 1, 2 } do
+    local pipe = assert(io.popen(("PERI_THREADS=%d '%s' run tests/lua/stepper_digest.lua"):format(threads, arg[-2])))
+    local whole, lines = {}, 0
+    for line in pipe:lines() do
+      local name, micro, digest = line:match "^(%S+) (%d+) (%x+)$"
+      whole[name], lines = whole[name] or digest, lines + 1
+      lu.assertEquals(digest, whole[name], ("%s, %s rows a pass, %d threads"):format(name, micro, threads))
+    end
+    lu.assertTrue(pipe:close())
+    lu.assertEquals(lines, 4 * #steppers.names)
+    TestTrainer.digests = TestTrainer.digests or whole
+    lu.assertEquals(whole, TestTrainer.digests)
+  end
+end
+
 -- Of a stepper whose forward pass is watched: the first one is as long as any that follows.
 function TestTrainer.test_the_probe_is_the_largest_pass()
-  for name in pairs(steppers) do
-    local stepper, model = stepper_of(name)
+  for _, name in ipairs(steppers.names) do
+    local stepper, model = steppers.make(name)
     local passes, real = {}, model.forward
     function model.forward(self, ids, opts)
       if peri.grad_enabled() then
@@ -83,11 +67,11 @@ function TestTrainer.test_the_probe_is_the_largest_pass()
 end
 
 function TestTrainer.test_what_fails_in_the_probe_is_no_step()
-  for name in pairs(steppers) do
-    local stepper, model = stepper_of(name)
+  for _, name in ipairs(steppers.names) do
+    local stepper, model = steppers.make(name)
     local real, before = model.token_logprob, peri.rng_state()
     model.token_logprob = function () error("out of memory: 3 bytes", 0) end
-    lu.assertErrorMsgContains(name .. ": the probe, a pass over the longest rows before the first update, failed: "
+    lu.assertErrorMsgContains(name:match "^[^-]+" .. ": the probe, a pass over the longest rows before the first update, failed: "
       .. "out of memory", stepper.step, stepper)
     lu.assertEquals(stepper:state().at, 0)
     lu.assertEquals(peri.rng_state(), before)
@@ -98,10 +82,10 @@ function TestTrainer.test_what_fails_in_the_probe_is_no_step()
 end
 
 function TestTrainer.test_an_update_that_moves_nothing_is_said()
-  local flat = stepper_of("grpo", { reward = function () return 1 end })
+  local flat = steppers.make("grpo", { reward = function () return 1 end })
   for i = 1, 3 do lu.assertEquals(flat:step().no_op, i) end
   lu.assertEquals(flat:state().idle, 3)
-  local still = stepper_of("sft", { schedule = function (at) return at == 2 and 0 or 1e-3 end })
+  local still = steppers.make("sft", { schedule = function (at) return at == 2 and 0 or 1e-3 end })
   lu.assertNil(still:step().no_op)
   lu.assertEquals(still:step().no_op, 1)
   lu.assertNil(still:step().no_op)

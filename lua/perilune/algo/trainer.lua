@@ -29,6 +29,7 @@
 --   metrics (skipped); one that moved nothing, because there was no gradient or no learning rate, is counted and said
 --   (no_op).
 local peri = require "perilune"
+local derived = require "perilune.nn.derived"
 local options = require "perilune.options"
 local phases = require "perilune.phases"
 local states = require "perilune.algo.state"
@@ -108,15 +109,17 @@ end
 --- @param metrics table  gets loss and the statistics
 function Trainer:learn(parts, pass, metrics) -- luacheck: ignore 212
   metrics.loss = metrics.loss or 0
+  local held <close> = derived.hold()
   for part in parts do
     local scope <close> = peri.scope() -- luacheck: ignore 211
     local loss, stats = forward(pass, part)
-    loss:backward()
+    loss:backward { chain = true }
     metrics.loss = metrics.loss + loss:item()
     for name, value in pairs(stats or {}) do
       metrics[name] = combine(name, metrics[name], peri.is_tensor(value) and value:item() or value)
     end
   end
+  held:flow()
 end
 
 --- for slice in trainer.slices(list, size) do: consecutive pieces of a list, of at most `size` entries; without a size

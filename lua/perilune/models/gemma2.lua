@@ -4,6 +4,7 @@
 local peri = require "perilune"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
+local derived = require "perilune.nn.derived"
 local layers = require "perilune.nn.layers"
 local Module = require "perilune.nn.module"
 local rope = require "perilune.nn.rope"
@@ -37,10 +38,12 @@ end
 -- A norm whose weight is stored less 1.
 local Norm = Module.class("RMSNorm", nil, layers.RMSNorm)
 
+local function one_more(self) return self.weight:add(1) end
+
 -- 1 + w; remembered while no gradients are wanted.
 function Norm:scale()
   local w = self.weight
-  if peri.grad_enabled() then return w:add(1) end
+  if peri.grad_enabled() then return derived.weight(self, "scale", one_more) end
   if self._of ~= w or self._version ~= w:version() then
     self._of, self._version, self._scale = w, w:version(), peri.keep(w:add(1))
   end

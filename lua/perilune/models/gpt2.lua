@@ -2,6 +2,7 @@
 -- q, k, v product, GELU by tanh. Its matrices are published transposed.
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
+local derived = require "perilune.nn.derived"
 local inputs = require "perilune.models.inputs"
 
 local Gpt2 = base.class "gpt2"
@@ -55,6 +56,9 @@ function Gpt2:embedded(ids, c)
   local s, positions = self.settings, c.positions
   if c.placed or c.last > s.positions then
     positions = inputs.within(self.forward_name, positions, c.tokens, s.positions)
+  end
+  if derived.is_held() and positions.ndim == 1 then -- each row's own: their gradients add up row by row
+    positions = positions:unsqueeze(1):expand(ids.shape)
   end
   return self:dropout(self.embed:forward(ids):add(self.places:forward(positions)), s.embed_dropout)
 end

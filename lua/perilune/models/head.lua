@@ -1,6 +1,7 @@
 -- head.lua - the language-model head: a linear layer of its own, or one that reads a table of embeddings which it is
 -- tied to and does not own. Adapters stand on it as on any layer.
 local Module = require "perilune.nn.module"
+local derived = require "perilune.nn.derived"
 local linear = require "perilune.nn.linear"
 
 local M = {}
@@ -36,8 +37,10 @@ end
 --- Say of a linear layer that it is a head, which "all-linear" does not mean.
 function M.mark(layer) layer.is_head = true end
 
+local function table_of(self) return self.embedding.weight end
+
 --- The weight, a tensor of the head's own or the table's. -- (V, D)
-function Tied:matrix() return self._own or self.embedding.weight end
+function Tied:matrix() return self._own or derived.weight(self, "matrix", table_of) end
 
 function Tied:_widths() return self.in_features, self.out_features end
 

@@ -5,6 +5,7 @@
 local peri = require "perilune"
 local options = require "perilune.options"
 local Module = require "perilune.nn.module"
+local derived = require "perilune.nn.derived"
 local adapter = require "perilune.peft.adapter"
 local merging = require "perilune.peft.merging"
 local peft_config = require "perilune.peft.config"
@@ -46,26 +47,28 @@ local function stacked(self)
   return #rows == 1 and rows[1] or peri.cat(rows, 1)
 end
 
+-- A's of several parts as one matrix (sum of ranks, in).
+local function heaped(self)
+  local list = {}
+  for _, slot in ipairs(self._order) do list[#list + 1] = slot:a() end
+  return #list == 1 and list[1] or peri.cat(list, 1)
+end
+
 -- The two matrices of the whole layer. Without gradients they are made once and kept while the
 -- parameters stay as they are: decoding asks for them at every token.
 local function matrices(self)
-  local list = {}
-  if peri.grad_enabled() then
-    for _, slot in ipairs(self._order) do list[#list + 1] = slot:a() end
-    return #list == 1 and list[1] or peri.cat(list, 1), stacked(self)
-  end
+  if peri.grad_enabled() then return derived.weight(self, "a", heaped), derived.weight(self, "b", stacked) end
   local version, scales = 0, 0
   for _, slot in ipairs(self._order) do
     version, scales = version + slot:a():version() + slot:b():version(), scales * 31 + slot.scale
   end
   if self._version ~= version or self._scales ~= scales or self._of ~= self._order[1]:a() then
     self._of = self._order[1]:a()
-    for _, slot in ipairs(self._order) do list[#list + 1] = slot:a() end
     if self._a then
       self._a:release()
       self._b:release()
     end
-    self._a, self._b = peri.keep(peri.cat(list, 1), stacked(self):clone())
+    self._a, self._b = peri.keep(heaped(self):clone(), stacked(self):clone())
     self._version, self._scales = version, scales
   end
   return self._a, self._b
@@ -140,7 +143,8 @@ local Lookup = Module.class("lora lookup", nil, Site)
 function Lookup:forward(ids, y)
   if self.owner._off then return y end
   local slot = self._order[1]
-  return y:add(slot:a():transpose():contiguous():embedding(ids):linear(slot:b()):mul(slot.scale))
+  local rows = derived.weight(slot, "rows", function () return slot:a():transpose():contiguous() end)
+  return y:add(rows:embedding(ids):linear(slot:b()):mul(slot.scale))
 end
 
 -- A and B of a slot, which begin at nothing. PEFT begins tables of embeddings the other way round.

@@ -1,0 +1,70 @@
+-- steppers.lua - one small job for each stepper of peri.algo, for the laws that hold of all of them: the probe, micro-batches,
+-- resuming. A new stepper gets a line here; a name may have a dash and a variant behind it.
+local peri = require "perilune"
+local optim = require "perilune.optim"
+local text = require "perilune.text"
+
+local M = {}
+
+local tok = text.chars("0123456789,:", { separator = true })
+
+--- A tiny model with random weights.
+function M.model(seed)
+  if seed then peri.seed(seed) end
+  return require("perilune.models.llama").new({ model_type = "llama", vocab_size = tok.size, hidden_size = 32,
+    intermediate_size = 48, num_hidden_layers = 2, num_attention_heads = 2, max_position_embeddings = 64,
+    rms_norm_eps = 1e-6 }, { std = 0.1 })
+end
+
+local function sevens(_, completion) return select(2, completion:gsub("7", "")) / 4 end
+
+local prompts, examples = {}, {}
+for i = 0, 9 do prompts[i + 1] = { prompt = ("%d:%d"):format(i, 9 - i):sub(1, 1 + i % 3) } end
+for i = 1, 9 do
+  local e = { ids = {}, mask = {} }
+  for k = 1, 4 + i * 5 % 7 do e.ids[k], e.mask[k] = (i * 7 + k * 3) % 12, k > 2 and 1 or 0 end
+  examples[i] = e
+end
+M.tokenizer, M.prompts, M.examples, M.reward = tok, prompts, examples, sevens
+
+local function sampled(more)
+  return function ()
+    local o = { tokenizer = tok, rows = prompts, reward = sevens, prompts = 4, group = 4, max_new_tokens = 5 }
+    for k, v in pairs(more or {}) do o[k] = v end
+    return o
+  end
+end
+
+--- Options of each beside model and optimizer.
+M.all = {
+  grpo = sampled(),
+  ["grpo-curriculum"] = function ()
+    local o = sampled()()
+    o.rows = require("perilune.rl").curriculum(prompts)
+    return o
+  end,
+  sft = function () return { examples = examples, batch_size = 8 } end,
+  ["sft-packed"] = function () return { examples = examples, batch_size = 3, packing = true, max_length = 16 } end,
+}
+
+--- The names in order.
+M.names = {}
+for name in pairs(M.all) do M.names[#M.names + 1] = name end
+table.sort(M.names)
+
+--- A stepper by name, over a model and an optimizer or its own.
+--- @param name string
+--- @param more table?  more options
+--- @return table stepper
+--- @return table model
+function M.make(name, more)
+  local model = more and more.model or M.model(3)
+  local opts = { model = model }
+  for _, set in ipairs { M.all[name](), more or {} } do
+    for k, v in pairs(set) do opts[k] = v end
+  end
+  opts.optimizer = opts.optimizer or optim.AdamW(model:parameters(), { lr = 1e-2 })
+  return require("perilune.algo." .. name:match "^[^-]+").new(opts), model
+end
+
+return M
