@@ -9,6 +9,7 @@ for file, names in pairs {
   credit = { "advantages", "with_signal", "parts" },
   shared = { "shared_prompt", "completion_logprobs", "groups" },
   curriculum = { "curriculum" },
+  select = { "select", "best_of_n", "majority", "pass_at_k" },
   metrics = { "summary", "kl_to" },
   fisher = { "fisher" },
   trust_region = { "trust_region_" },
