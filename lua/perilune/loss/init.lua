@@ -5,12 +5,14 @@ local M = {}
 for file, names in pairs {
   masked = { "log_ratio_max", "counted" },
   kl = { "kl", "exact_kl" },
-  policy = { "policy", "policy_rules", "totals", "entropy_floor", "collect" },
   preference = { "preference", "preference_rules", "preference_names", "preference_entry", "kto", "kto_rules",
     "kto_point", "answers" },
   reward_model = { "bradley_terry", "bradley_terry_rules", "outcome", "outcome_rules", "process", "step_scores",
     "aggregations", "aggregate" },
   distill = { "distill", "distill_rules", "teacher_advantage", "token_kl" },
+  importance = { "importance", "importance_rules" },
+  value = { "value", "value_rules" },
+  policy = { "policy", "policy_rules", "totals", "entropy_floor", "named" },
 } do
   local module = require("perilune.loss." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end

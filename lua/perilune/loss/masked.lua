@@ -20,9 +20,11 @@ function M.counted(x, weight) return x:masked_fill(weight:eq(0), 0) end
 --- @param name string
 --- @param t perilune.Tensor
 --- @param like perilune.Tensor
-function M.want_shape(who, name, t, like)
+--- @param of string?  what that is called; default: logp
+function M.want_shape(who, name, t, like, of)
   if t.shape == like.shape then return end
-  options.raise(("%s: %s has shape %s, logp has %s"):format(who, name, options.shape(t), options.shape(like)))
+  options.raise(("%s: %s has shape %s, %s has %s"):format(who, name, options.shape(t), of or "logp",
+    options.shape(like)))
 end
 
 --- How losses of tokens become one number, by name: fn(per_token (B, N) or (B, 1), weight (B, N), divisors).

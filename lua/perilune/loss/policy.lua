@@ -93,7 +93,7 @@ local rules = {
   ref = options.value(options.none, "tensor", "(B, N) log-probabilities of the reference; needed with beta"),
   sampled = options.value(options.none, "tensor", "(B, N) log-probabilities that the sampler gave, for off_policy and "
     .. "mismatch_kl; default: old"),
-  correction = options.value(options.none, "tensor", "(B, N) or (B, 1) factors of the objective, of loss.importance"),
+  factor = options.value(options.none, "tensor", "(B, N) or (B, 1) that multiplies the objective: of loss.importance"),
   entropy = options.value(options.none, "tensor", "(B, N) entropies; needed with top_entropy and entropy_coef"),
   entropy_floor = options.number(options.none, nil, "entropy from which on top_entropy learns, of the whole update; "
     .. "default: of this call"),
@@ -115,8 +115,9 @@ local function fill(opts, logp, weight)
   if o.delta and o.objective == "clip" and o.delta <= 1 + o.clip_high then
     refuse("delta is %g, expected more than 1 + clip_high, which is %g", o.delta, 1 + o.clip_high)
   end
-  if o.objective == "gmpo" and o.level ~= "token" then
-    refuse("objective gmpo takes the mean over an answer itself: level is %q, expected \"token\"", o.level)
+  if o.objective == "gmpo" and (o.level ~= "token" or o.top_entropy < 1) then
+    refuse("objective gmpo takes the mean over an answer's tokens itself: level is %q, top_entropy %g, expected "
+      .. "\"token\" and 1", o.level, o.top_entropy)
   end
   for _, name in ipairs { "top_entropy", "entropy_coef" } do
     if o[name] ~= M.policy_rules[name].default and not o.entropy then
@@ -129,10 +130,10 @@ local function fill(opts, logp, weight)
       o[name] = counted(o[name], weight)
     end
   end
-  if o.correction then
-    if o.correction:size(-1) == 1 then o.correction = o.correction:expand(logp.shape) end
-    masked.want_shape(who, "correction", o.correction, logp)
-    o.correction = counted(o.correction, weight)
+  if o.factor then
+    if o.factor:size(-1) == 1 then o.factor = o.factor:expand(logp.shape) end
+    masked.want_shape(who, "factor", o.factor, logp)
+    o.factor = counted(o.factor, weight)
   end
   return o
 end
@@ -236,7 +237,7 @@ function M.policy(logp, old, advantage, weight, opts)
   local per_token, low, high = objectives[o.objective](c, o)
   local keep, learned = kept(c, o, given)
   if keep then per_token = per_token:mul(keep) end
-  if o.correction then per_token = per_token:mul(o.correction) end
+  if o.factor then per_token = per_token:mul(o.factor) end
   local stats = peri.no_grad(statistics, c, o, low, high, keep, given, divisors.tokens)
   if c.ref then
     local distance = kl.estimators[o.kl](c.logp, c.ref)
@@ -309,24 +310,20 @@ local logged = {
   clip_low_min = "clip_ratio/low_min", clip_high_max = "clip_ratio/high_max", ratio_min = "ratio/min",
   ratio_max = "ratio/max", masked = "ratio/masked", mismatch_kl = "mismatch_kl", kl = "kl", entropy = "entropy",
 }
-local extremes = { clip_low_min = math.min, ratio_min = math.min, clip_high_max = math.max, ratio_max = math.max }
 
---- Adds the statistics of a part to those of the parts before it, under TRL's names: clip_ratio/low_mean, high_mean and
---- region_mean, low_min and high_max, kl, entropy; ratio/min, ratio/max, ratio/masked and mismatch_kl.
---- @param metrics table  of names to numbers: {} at first
+--- Statistics under the names that TRL logs them by: clip_ratio/low_mean, high_mean and region_mean,
+--- clip_ratio/low_min and high_max, kl, entropy; and ratio/min, ratio/max, ratio/masked, mismatch_kl. Over the parts
+--- of an update those that end with min or max are extremes, the others add up.
 --- @param stats table  of loss.policy
---- @return table metrics
-function M.collect(metrics, stats)
-  options.argument("loss.collect", "metrics", metrics, "table")
-  options.argument("loss.collect", "stats", stats, "table")
+--- @return table  name -> 0-dim tensor
+function M.named(stats)
+  options.argument("loss.named", "stats", stats, "table")
+  local out = {}
   for key, value in pairs(stats) do
-    local name, number = logged[key], value:item()
-    local before = metrics[name]
-    if not before then metrics[name] = number
-    elseif extremes[key] then metrics[name] = extremes[key](before, number)
-    else metrics[name] = before + number end
+    if not logged[key] then error(("loss.named: %s is no statistic of loss.policy"):format(tostring(key)), 2) end
+    out[logged[key]] = value
   end
-  return metrics
+  return out
 end
 
 return M

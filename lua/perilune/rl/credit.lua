@@ -1,40 +1,9 @@
--- credit.lua - which tokens of which completions an update learns from, and how much: advantages, the rows that
--- have one, and slices of them.
+-- credit.lua - which completions an update learns from: the rows with an advantage, and slices of them.
 local peri = require "perilune"
 local masked = require "perilune.loss.masked"
 local options = require "perilune.options"
 
 local M = {}
-
-local advantage_rules = {
-  std = options.choice("sample", { "sample", "population", "none" }, "the deviation that rewards are divided by"),
-  eps = options.number(1e-4, "[0, inf)", "added to the deviation"),
-}
-
---- Advantages and the weights of tokens in the objective.
---- Whole answers (outcome supervision, DeepSeekMath 2402.03300 eq. 4.1.2): the reward, centred and
---- scaled within its group, on every token. With step rewards (process supervision, 4.1.3): the
---- return from each token on, centred and scaled over those samples of the group whose prefix has
---- been right so far; the tokens after that are masked out.
---- @param batch table  of rl.rollout
---- @param opts table?
---- @return perilune.Tensor advantage  (B, N) f32
---- @return perilune.Tensor weight  (B, N) f32, 0 or 1
-function M.advantages(batch, opts)
-  local o = options.fill("rl.advantages", opts, advantage_rules)
-  options.argument("rl.advantages", "batch", batch, "table")
-  if batch.steps then
-    local steps = masked.counted(batch.steps, batch.covered)
-    local returns = steps:flip(2):cumsum(2):flip(2) -- (B, N)
-    return peri.group_advantage(returns, batch.covered, batch.group, o.std, o.eps), batch.covered
-  end
-  local total = peri.tensor(batch.total, "f32"):unsqueeze(2) -- (B, 1)
-  local abstained = total:isnan()
-  local known = abstained:logical_not():to "f32"
-  local a = peri.group_advantage(total:masked_fill(abstained, 0), known, batch.group, o.std, o.eps)
-  return a:mul(batch.mask), batch.mask:mul(known)
-end
-options.declare(M.advantages, { "batch" }, advantage_rules)
 
 --- (B) bool: the completions with a gradient.
 function M.teaching(advantage, weight, all)

@@ -6,7 +6,12 @@ local M = {}
 for file, names in pairs {
   rollout = { "rollout", "prompts" },
   reward = { "score" },
-  credit = { "advantages", "with_signal", "parts" },
+  estimator = { "advantages", "advantage_rules" },
+  tokens = { "whiten", "token_rewards", "token_gae" },
+  credit = { "with_signal", "parts" },
+  refill = { "refill", "informative", "pick", "join" },
+  control = { "kl_controller", "entropy_controller" },
+  presets = { "preset", "presets" },
   shared = { "shared_prompt", "completion_logprobs", "groups" },
   curriculum = { "curriculum" },
   select = { "select", "best_of_n", "majority", "pass_at_k" },

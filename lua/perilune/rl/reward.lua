@@ -155,7 +155,7 @@ end
 
 -- Rewards of several functions: their weighted sum, and each under its name.
 local function score_each(rows, texts, tokens, list)
-  local total, by_name, names = {}, {}, {}
+  local total, by_name, names, weights = {}, {}, {}, {}
   if #list == 0 then error("rl.score: the list of rewards is empty", 3) end
   for k, one in ipairs(list) do
     local name, fn, factor, batch = entry_of(one, k, by_name)
@@ -166,7 +166,7 @@ local function score_each(rows, texts, tokens, list)
       end
       if values[i] == values[i] then total[i] = (total[i] or 0) + factor * values[i] end
     end
-    names[k], by_name[name] = name, values
+    names[k], by_name[name], weights[k] = name, values, factor
   end
   for i, row in ipairs(rows) do
     total[i] = total[i] or 0 / 0
@@ -174,7 +174,7 @@ local function score_each(rows, texts, tokens, list)
       fail(nil, i, row, texts[i], "the weighted sum is %s, expected a number", shown(total[i]))
     end
   end
-  return { total = total, rewards = by_name, names = names }
+  return { total = total, rewards = by_name, names = names, weights = weights }
 end
 
 -- Step rewards of every completion or of none. One that was abstained from has none of its own.
@@ -220,7 +220,7 @@ end
 --- @param tokens integer[][]  token ids of each completion, stop token included
 --- @param reward function|table
 --- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil); of a list rewards
---- (name -> number[]) and names
+--- (name -> number[]), names and weights
 function M.score(rows, texts, tokens, reward)
   local phase <close> = phases.open "score" -- luacheck: ignore 211
   options.argument("rl.score", "rows", rows, "table")

@@ -47,8 +47,8 @@ for _, name in ipairs { "samples", "prompt_mask", "num_beams", "num_return_seque
 --- @return table batch  rows, texts, tokens, ended (boolean[]: by a stop token, not by length), sequences
 --- (perilune.Batch of prompts with their completions), from (P + 1: the column of the first completed token),
 --- logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]), of a list of rewards rewards (name ->
---- number[]) and names, and with step rewards steps (B, N) f32 and covered (B, N) f32; also ids (B, P + N) i64 and
---- start (B) or nil, as sequences has them
+--- number[]), names and weights, and with step rewards steps (B, N) f32 and covered (B, N) f32; also ids (B, P + N) i64
+--- and start (B) or nil, as sequences has them
 function M.rollout(model, tokenizer, rows, reward, opts)
   options.argument("rl.rollout", "model", model, "table")
   options.argument("rl.rollout", "tokenizer", tokenizer, "table")
@@ -73,7 +73,7 @@ function M.rollout(model, tokenizer, rows, reward, opts)
   local scored = rewards.score(each, texts, tokens, reward)
   local batch = {
     rows = each, texts = texts, tokens = tokens, ended = ended, group = o.group,
-    total = scored.total, rewards = scored.rewards, names = scored.names,
+    total = scored.total, rewards = scored.rewards, names = scored.names, weights = scored.weights,
     sequences = out.batch, ids = out.batch.ids, from = out.batch.ids:size(2) - out.tokens:size(2) + 1,
     logprobs = out.logprobs, mask = out.mask:to "f32", start = out.batch:padding() and out.batch.start or nil,
   }
