@@ -58,17 +58,9 @@ function TestVectors.test_grpo_loss_of_deepseekmath() check_grpo("grpo", { reduc
 function TestVectors.test_token_level_loss_of_dapo() check_grpo("bnpo_dapo", { reduce = "token" }) end
 function TestVectors.test_constant_divisor_of_dr_grpo() check_grpo("dr_grpo", { reduce = "constant" }) end
 
--- DeepSeek-V3 (2412.19437 eq. 26) takes the probability of the whole answer: sums in, one column.
+-- DeepSeek-V3 (2412.19437 eq. 26) takes the probability of the whole answer, in the ratio and in the KL.
 function TestVectors.test_ratio_of_whole_answers_of_deepseek_v3()
-  local g, logits, logp, mask = grpo_inputs()
-  local function total(t) return t:mul(mask):sum(2, true) end -- (4, 1)
-  local loss = rl.clipped(total(logp), total(f64(g.old_logp)), f64(g.adv):unsqueeze(2), peri.ones({ 4, 1 }, "f64"),
-    { clip = g.eps, beta = g.beta, ref = total(f64(g.ref_logp)) })
-  local want = g.v3_sequence
-  lu.assertAlmostEquals(loss:item(), want.loss, 2e-9)
-  loss:backward()
-  near(logits.grad:at(1, 1), want.grad_row0_t0, "v3_sequence gradient")
-  lu.assertAlmostEquals(logits.grad:norm():item(), want.grad_l2, 2e-9)
+  check_grpo("v3_sequence", { level = "whole", reduce = "sequence" })
 end
 
 function TestVectors.test_group_advantages_in_three_conventions()
@@ -87,9 +79,13 @@ function TestVectors.test_gae_and_whitening()
   local adv, returns = peri.gae(f64(p.rewards), f64(p.values), nil, nil, nil, nil, p.gamma, p.lam)
   near(adv, p.advantages, "advantages")
   near(returns, p.returns, "returns")
-  local flat = adv:reshape { adv:numel() }
-  local white = adv:sub(flat:mean()):div(flat:var(nil, false, 1):add(1e-8):sqrt())
-  near(white, p.whitened, "whitened")
+  local all = peri.ones_like(adv)
+  near(rl.whiten(adv, all), p.whitened, "whitened")
+  for _, skipped in ipairs { "carry", "zero" } do
+    local own, behind = rl.token_gae(f64(p.rewards), f64(p.values), all, { gamma = p.gamma, lam = p.lam, skipped = skipped })
+    near(own, p.advantages, "advantages of tokens")
+    near(behind, p.returns, "returns of tokens")
+  end
 end
 
 function TestVectors.test_ppo_policy_and_value_loss()
@@ -97,9 +93,7 @@ function TestVectors.test_ppo_policy_and_value_loss()
   local logp, value = f64(p.new_logp):requires_grad_(), f64(p.vpred):requires_grad_()
   local adv, old = f64(p.whitened), f64(p.values)
   local policy = rl.clipped(logp, f64(p.old_logp), adv, peri.ones_like(adv), { clip = p.cliprange })
-  local bounded = old:add(value:sub(old):clamp(-p.cliprange_value, p.cliprange_value))
-  local returns = f64(p.returns)
-  local value_loss = peri.maximum(value:sub(returns):square(), bounded:sub(returns):square()):mean():mul(0.5)
+  local value_loss = peri.loss.value(value, f64(p.returns), peri.ones_like(adv), { clip = p.cliprange_value, old = old })
   lu.assertAlmostEquals(policy:item(), p.pg_loss, 2e-9)
   lu.assertAlmostEquals(value_loss:item(), p.vf_loss, 2e-9)
   local loss = policy:add(value_loss:mul(p.vf_coef))
