@@ -112,3 +112,18 @@ function TestText:test_unicode()
   local t = text.chars "aé日"
   lu.assertEquals(t:decode(t:encode "日é"), "日é")
 end
+
+function TestText.test_words_are_cut_at_blanks_and_joined_by_one()
+  local t = text.words { "plus", "十", "=", "<think>" }
+  lu.assertEquals(t.size, 8)
+  lu.assertEquals(t:encode "  plus 十\n= plus,", { 4, 5, 6, t.unk })
+  lu.assertEquals(t:decode { t.sep, 4, t.pad, 5, 7, t.eos }, "plus 十 <think>")
+  lu.assertEquals(t:encode "", {})
+  lu.assertStrContains(tostring(t), "words, 8 tokens")
+  local separated = text.words({ "a", "b" }, { separator = true })
+  lu.assertEquals(separated:encode_batch { "a b", "" }, { { 4, 5, separated.sep }, { separated.sep } })
+  lu.assertErrorMsgContains("\"a\" occurs twice", text.words, { "a", "b", "a" })
+  lu.assertErrorMsgContains("word 2 is \"a b\", expected UTF-8 text without blanks", text.words, { "a", "a b" })
+  lu.assertErrorMsgContains("word 1 is a number", text.words, { 3 })
+  lu.assertErrorMsgContains("word 1 is \"\"", text.words, { "" })
+end
