@@ -10,7 +10,8 @@ local public = {
   text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
   gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", dist = "dist", loss = "loss",
   algo = { grpo = "algo.grpo", sft = "algo.sft" },
-  tasks = { countdown = "tasks.countdown", gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", sums = "tasks.sums" },
+  tasks = { chain = "tasks.chain", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k", metrics = "tasks.metrics",
+    sums = "tasks.sums" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },
