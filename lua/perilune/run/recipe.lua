@@ -17,7 +17,8 @@ local Run = require "perilune.run.run"
 
 local M = {}
 
-M.flags, M.with_flags, M.cached = flags_of.common, flags_of.with_flags, cache.cached
+M.flags, M.with_flags = flags_of.common, flags_of.with_flags
+M.cached, M.stages = cache.cached, require("perilune.run.stages").stages
 
 --- A file or folder that a recipe needs: the path itself, or its place under data/ of the folder that
 --- the environment variable PERILUNE_DATA names (default ../shared). Ends the recipe when there is none.
