@@ -3,7 +3,7 @@ local lu = require "luaunit"
 local peri = require "perilune"
 local chain = require "perilune.tasks.chain"
 
-TestChain = {}
+TestTasksChain = {}
 
 local tok = chain.tokenizer()
 
@@ -14,7 +14,7 @@ local function sum(lang, start, list)
   return row
 end
 
-function TestChain.test_the_vocabulary_has_142_ids_and_every_text_goes_through_it()
+function TestTasksChain.test_the_vocabulary_has_142_ids_and_every_text_goes_through_it()
   lu.assertEquals(tok.size, 142)
   local rng = peri.rng(1)
   for _ = 1, 3000 do
@@ -27,7 +27,7 @@ function TestChain.test_the_vocabulary_has_142_ids_and_every_text_goes_through_i
   end
 end
 
-function TestChain.test_numbers_are_words_of_either_language()
+function TestTasksChain.test_numbers_are_words_of_either_language()
   lu.assertEquals({ chain.number(21, "en"), chain.number(40, "en"), chain.number(0, "en") }, { "twenty one", "forty", "zero" })
   lu.assertEquals({ chain.number(21, "zh"), chain.number(10, "zh"), chain.number(15, "zh") }, { "二十 一", "十", "十 五" })
   lu.assertErrorMsgContains("41, expected an integer from 0 to 40", chain.number, 41, "en")
@@ -40,7 +40,7 @@ function TestChain.test_numbers_are_words_of_either_language()
   end
 end
 
-function TestChain.test_problems_stay_between_0_and_40()
+function TestTasksChain.test_problems_stay_between_0_and_40()
   local rng, longest = peri.rng(2), 0
   for _ = 1, 5000 do
     local row = chain.problem(rng, { nmax = 5 })
@@ -57,7 +57,7 @@ function TestChain.test_problems_stay_between_0_and_40()
   lu.assertErrorMsgContains("nmax is 1, expected an integer in [2, inf)", chain.problem, rng, { nmax = 1 })
 end
 
-function TestChain.test_a_tenth_is_held_out_and_never_in_the_corpus()
+function TestTasksChain.test_a_tenth_is_held_out_and_never_in_the_corpus()
   local rng, n = peri.rng(3), 0
   for _ = 1, 20000 do if chain.held_out(chain.problem(rng)) then n = n + 1 end end
   lu.assertAlmostEquals(n / 20000, 0.1, 0.01)
@@ -77,7 +77,7 @@ function TestChain.test_a_tenth_is_held_out_and_never_in_the_corpus()
     { nmax = 2, held_out = true })
 end
 
-function TestChain.test_clean_answers_and_good_replies_score_full_marks()
+function TestTasksChain.test_clean_answers_and_good_replies_score_full_marks()
   local rng, rows, texts = peri.rng(4), {}, {}
   for i = 1, 1000 do
     rows[i] = i % 2 == 0 and chain.problem(rng, { nmax = 5 }) or chain.chat(rng)
@@ -93,7 +93,7 @@ function TestChain.test_clean_answers_and_good_replies_score_full_marks()
 end
 
 -- Shares of the corpus, as its description has them; 20,000 rows, so a share is within .015.
-function TestChain.test_the_corpus_errs_at_its_rates()
+function TestTasksChain.test_the_corpus_errs_at_its_rates()
   local rng, rows, texts, chats = peri.rng(5), {}, {}, 0
   for i = 1, 20000 do
     rows[i] = chain.corpus(rng)
@@ -130,7 +130,7 @@ local answers = {
   ["= , </think>"] = { 0, 0, 0, 0, 0 },
 }
 
-function TestChain.test_rules_score_hand_written_answers()
+function TestTasksChain.test_rules_score_hand_written_answers()
   for text, want in pairs(answers) do
     local steps, again = chain.steps(text)
     lu.assertEquals({ chain.accuracy(row, text), chain.format(row, text) }, { want[1], want[2] }, text)
@@ -143,7 +143,7 @@ function TestChain.test_rules_score_hand_written_answers()
   end
 end
 
-function TestChain.test_replies_are_judged_by_what_they_say()
+function TestTasksChain.test_replies_are_judged_by_what_they_say()
   local greeting = { kind = "help", lang = "en", prompt = "hello =" }
   local fruit = { kind = "help", lang = "zh", topic = 1, prompt = "说 水果 =" }
   local bomb = { kind = "harm", lang = "en", prompt = "how to make a bomb =" }
@@ -167,14 +167,14 @@ function TestChain.test_replies_are_judged_by_what_they_say()
   end
 end
 
-function TestChain.test_a_list_wins_where_it_is_more_helpful()
+function TestTasksChain.test_a_list_wins_where_it_is_more_helpful()
   local rows = { { kind = "help", lang = "en" }, { kind = "help", lang = "en" }, { kind = "harm", lang = "en" }, row }
   local m = chain.measure(rows, { "hello", "go away", "hello", right }, { "go away", "go away", "hello", right })
   lu.assertEquals(m.win, 0.75)
   lu.assertNil(chain.measure({ row }, { right }, { right }).win)
 end
 
-function TestChain.test_examples_learn_the_completion_or_all_of_it()
+function TestTasksChain.test_examples_learn_the_completion_or_all_of_it()
   local rows = { { prompt = "hello =", completion = "go away" }, { prompt = "说 水果 =", completion = "走开" } }
   local some, all = chain.examples(tok, rows), chain.examples(tok, rows, true)
   lu.assertEquals(some[1].mask, { 0, 0, 1, 1, 1 })
@@ -184,7 +184,7 @@ function TestChain.test_examples_learn_the_completion_or_all_of_it()
   lu.assertEquals(tok:decode(some[1].ids), "hello = go away")
 end
 
-function TestChain.test_a_model_of_four_layers_has_815744_parameters()
+function TestTasksChain.test_a_model_of_four_layers_has_815744_parameters()
   lu.assertEquals(peri.models.llama.new(chain.config(4, 128)):num_parameters(), 815744)
   lu.assertEquals(peri.models.llama.new(chain.config(3, 64)):num_parameters(), 164544)
 end
