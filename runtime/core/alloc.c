@@ -38,8 +38,10 @@ static void given_back (void *p, size_t size) { ASAN_UNPOISON_MEMORY_REGION(p, s
 #define NEAR 8
 #define LARGE 16384
 
-/* The free list may hold as much as is in use, and this much in any case, before a large request
-** that it cannot serve gives it all back to the host. */
+/* A large request that the free list cannot serve may bring what is reserved to an eighth and this
+** much above the most that has ever been in use; for more, free blocks go back to the host, first
+** those of the sizes that nobody has asked for longest. So a loop of phases whose blocks differ, such
+** as sampling and training, keeps its memory, and needs little more than its largest phase. */
 #define SPARE ((size_t)32 << 20)
 
 typedef struct free_block {
@@ -48,8 +50,11 @@ typedef struct free_block {
 
 struct peri_pool {
   free_block *first[CLASSES];
-  size_t reserved; /* bytes taken from the host for blocks, headers included */
-  size_t spare;    /* of these in the free lists */
+  size_t reserved;         /* bytes taken from the host for blocks, headers included */
+  size_t spare;            /* of these in the free lists */
+  size_t most;             /* that were ever outside of the free lists */
+  uint64_t asked[CLASSES]; /* the number of the request that took a block of a class last */
+  uint64_t requests;       /* so far */
   peri__slab *slab;
 #ifdef PERI_TESTING
   int64_t countdown; /* -1 = off */
@@ -186,12 +191,45 @@ static bool over_limit (peri_ctx *ctx, size_t bytes) {
   return bytes > ctx->max_reserved || pool->reserved > ctx->max_reserved - bytes;
 }
 
+/* A block of class k is in use from now on. */
+static void count (peri_pool *pool, int k) {
+  size_t used = pool->reserved - pool->spare;
+  if (used > pool->most) pool->most = used;
+  pool->asked[k] = ++pool->requests;
+}
+
 static void *take (peri_pool *pool, int k) {
   free_block *b = pool->first[k];
   if (!b) return NULL;
   pool->first[k] = b->next;
   pool->spare -= raw_size(class_size((size_t)k));
+  count(pool, k);
   return b;
+}
+
+/* The first free block of a class to the host. */
+static size_t give_back (peri_ctx *ctx, size_t k) {
+  peri_pool *pool = ctx->pool;
+  free_block *b = pool->first[k];
+  size_t size = raw_size(class_size(k));
+  pool->first[k] = b->next;
+  given_back(b, class_size(k));
+  raw_put(ctx, head_of(b)->raw, size);
+  pool->reserved -= size;
+  pool->spare -= size;
+  return size;
+}
+
+/* At least so many bytes of the free list to the host, or all of it. */
+static void shrink (peri_ctx *ctx, size_t bytes) {
+  peri_pool *pool = ctx->pool;
+  for (size_t given = 0; given < bytes;) {
+    size_t oldest = 0;
+    for (size_t k = 1; k < CLASSES; k++)
+      if (pool->first[k] && (oldest == 0 || pool->asked[k] < pool->asked[oldest])) oldest = k;
+    if (oldest == 0) return;
+    while (given < bytes && pool->first[oldest]) given += give_back(ctx, oldest);
+  }
 }
 
 void *peri__block_get (peri_ctx *ctx, size_t bytes) {
@@ -204,7 +242,10 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
   if (size >= LARGE) {
     for (int near = k + 1; near <= k + NEAR && near < CLASSES && !b; near++) b = take(pool, near);
     if (b) return opened(b, bytes, class_size(head_of(b)->k));
-    if (pool->spare > SPARE && pool->spare > pool->reserved / 2) peri__trim(ctx);
+    size_t all = pool->reserved + raw_size(size), used = all - pool->spare;
+    size_t most = pool->most > used ? pool->most : used;
+    most += most / 8 + SPARE;
+    if (all > most) shrink(ctx, all - most);
   }
   if (over_limit(ctx, raw_size(size))) return NULL;
   char *raw = raw_get(ctx, raw_size(size));
@@ -214,6 +255,7 @@ void *peri__block_get (peri_ctx *ctx, size_t bytes) {
     if (!raw) return NULL;
   }
   pool->reserved += raw_size(size);
+  count(pool, k);
   char *p = (char *)(((uintptr_t)raw + sizeof(block_head) + PERI_ALIGN - 1) &
                      ~(uintptr_t)(PERI_ALIGN - 1));
   *head_of(p) = (block_head){ raw, (size_t)k };
@@ -231,18 +273,8 @@ void peri__block_put (peri_ctx *ctx, void *p) {
 }
 
 void peri__trim (peri_ctx *ctx) {
-  peri_pool *pool = ctx->pool;
-  for (size_t k = 1; k < CLASSES; k++) {
-    size_t size = raw_size(class_size(k));
-    while (pool->first[k]) {
-      free_block *b = pool->first[k];
-      pool->first[k] = b->next;
-      given_back(b, class_size(k));
-      raw_put(ctx, head_of(b)->raw, size);
-      pool->reserved -= size;
-      pool->spare -= size;
-    }
-  }
+  for (size_t k = 1; k < CLASSES; k++)
+    while (ctx->pool->first[k]) give_back(ctx, k);
 }
 
 void peri_memory_trim (peri_ctx *ctx) {

@@ -107,6 +107,41 @@ static void steady_state_makes_no_host_allocations (void **state) {
   assert_int_equal(c.live, 0);
 }
 
+/* Sampling holds a few large blocks, training many middling ones, the sizes of both vary a little. */
+static void phases_whose_blocks_differ_keep_their_memory (void **state) {
+  (void)state;
+  enum { MIB = 1 << 20, N = 48 };
+  counter c = { 0, 0 };
+  peri_ctx *ctx = open_counting(&c);
+  peri_tensor *held[N];
+  size_t calls = 0, most = 0;
+  for (int round = 0; round < 6; round++) {
+    if (round == 2) calls = c.calls;
+    for (int phase = 0; phase < 2; phase++) {
+      int n = phase == 0 ? 2 : N;
+      for (int i = 0; i < n; i++) {
+        int64_t size = (phase == 0 ? 20 * MIB : 3 * MIB) / 4 - (round * 7 + i) % 3 * 1000;
+        assert_int_equal(peri_empty(ctx, PERI_F32, 1, &size, &held[i]), PERI_OK);
+      }
+      for (int i = 0; i < n; i++) peri_release(held[i]);
+      size_t reserved = memory_of(ctx).reserved_bytes;
+      most = reserved > most ? reserved : most;
+    }
+  }
+  assert_int_equal(c.calls, calls); /* 40 MiB and 144 MiB fit side by side into what is kept */
+  const size_t peak = memory_of(ctx).peak_bytes;
+  assert_true(most <= peak + peak / 8 + 40 * MIB);
+  for (int i = 0; i < 64; i++) { /* sizes that come once push the others out, no more */
+    int64_t size = (i + 1) * MIB / 4;
+    peri_tensor *t;
+    assert_int_equal(peri_empty(ctx, PERI_F32, 1, &size, &t), PERI_OK);
+    peri_release(t);
+    assert_true(memory_of(ctx).reserved_bytes <= peak + peak / 8 + 40 * MIB);
+  }
+  peri_close(ctx);
+  assert_int_equal(c.live, 0);
+}
+
 static void a_limit_on_live_bytes_holds (void **state) {
   (void)state;
   peri_options o;
@@ -425,6 +460,7 @@ int main (void) {
     cmocka_unit_test(close_frees_everything),
     cmocka_unit_test(options_of_another_size_are_refused),
     cmocka_unit_test(steady_state_makes_no_host_allocations),
+    cmocka_unit_test(phases_whose_blocks_differ_keep_their_memory),
     cmocka_unit_test(a_limit_on_live_bytes_holds),
     cmocka_unit_test(shapes_are_checked),
     cmocka_unit_test(imported_memory_is_shared_and_given_back_once),
