@@ -11,7 +11,7 @@ local cfg = peri.flags(recipe.with_flags {
 })
 
 local run = recipe.start { name = "steppers", flags = cfg, total = cfg.steps, console = true, tensorboard = false }
-local model = steppers.model()
+local model = steppers.model(nil, cfg.which)
 local opt = optim.AdamW(model:parameters(), { lr = 1e-2 })
 local stepper = steppers.make(cfg.which, { model = model, optimizer = opt, seed = cfg.seed,
   schedule = sched.warmup(3, sched.cosine { from = 1e-2, steps = cfg.steps }) })

@@ -9,11 +9,13 @@ local M = {}
 local tok = text.chars("0123456789,:", { separator = true })
 
 --- A tiny model with random weights.
-function M.model(seed)
+--- @param name string?  of a stepper: those of rewards have a scorer
+function M.model(seed, name)
   if seed then peri.seed(seed) end
-  return require("perilune.models.llama").new({ model_type = "llama", vocab_size = tok.size, hidden_size = 32,
+  local model = require("perilune.models.llama").new({ model_type = "llama", vocab_size = tok.size, hidden_size = 32,
     intermediate_size = 48, num_hidden_layers = 2, num_attention_heads = 2, max_position_embeddings = 64,
     rms_norm_eps = 1e-6 }, { std = 0.1 })
+  return name and (name:find "^reward_model" or name:find "^prm") and peri.models.scorer(model, { std = 0.5 }) or model
 end
 
 local function sevens(_, completion) return select(2, completion:gsub("7", "")) / 4 end
@@ -24,6 +26,15 @@ for i = 1, 9 do
   local e = { ids = {}, mask = {} }
   for k = 1, 4 + i * 5 % 7 do e.ids[k], e.mask[k] = (i * 7 + k * 3) % 12, k > 2 and 1 or 0 end
   examples[i] = e
+end
+
+-- Answers that are better or worse, right or wrong, of steps that are.
+local pairs_of, labels, steps = {}, {}, {}
+for i = 1, 9 do
+  local prompt, a, b = ("%d:"):format(i):rep(1 + i % 2), ("7"):rep(1 + i % 4), ("%d"):format(i % 5):rep(1 + i % 3)
+  pairs_of[i] = { prompt = prompt, chosen = a, rejected = b }
+  labels[i] = { prompt = prompt, completion = i % 3 == 0 and a or b, label = i % 3 == 0 }
+  steps[i] = { prompt = prompt, completions = { a, b }, labels = { true, i % 2 == 0 } }
 end
 M.tokenizer, M.prompts, M.examples, M.reward = tok, prompts, examples, sevens
 
@@ -44,6 +55,12 @@ M.all = {
     return o
   end,
   sft = function () return { examples = examples, batch_size = 8 } end,
+  dpo = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, label_smoothing = 0.1 } end,
+  ["dpo-orpo"] = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, loss = "orpo" } end,
+  ["dpo-kto"] = function () return { tokenizer = tok, rows = labels, batch_size = 8, loss = "kto" } end,
+  reward_model = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, center = 0.1 } end,
+  ["reward_model-outcome"] = function () return { tokenizer = tok, rows = labels, batch_size = 8 } end,
+  prm = function () return { tokenizer = tok, rows = steps, batch_size = 8, separator = "," } end,
   ["sft-packed"] = function () return { examples = examples, batch_size = 3, packing = true, max_length = 16 } end,
 }
 
@@ -58,7 +75,7 @@ table.sort(M.names)
 --- @return table stepper
 --- @return table model
 function M.make(name, more)
-  local model = more and more.model or M.model(3)
+  local model = more and more.model or M.model(3, name)
   local opts = { model = model }
   for _, set in ipairs { M.all[name](), more or {} } do
     for k, v in pairs(set) do opts[k] = v end

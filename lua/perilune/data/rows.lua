@@ -8,11 +8,11 @@
 --   { prompt, completions, labels }                     stepwise supervision
 -- where a text may be a list of messages { role, content, ... }, in each of these columns also as { from, value }
 -- with the names of ShareGPT (human, gpt, observation, function_call ...), and { conversations } counts as
--- { messages }. Whatever else a message holds (tool_calls, reasoning_content, name ...) goes to the template as it
--- is; nulls are absent, in columns and in messages, as in TRL. tools (a list, or its JSON) and chat_template_kwargs
--- are given to the chat template. Ids and masks are those of TRL 1.16: prompt and answer are tokenised as one, and
--- the answer begins where that differs from the prompt alone, which by a token across the border or by the template
--- may be before its end.
+-- { messages }, beside chosen and rejected as their prompt; a list of one message may be that message. Whatever else a
+-- message holds (tool_calls, reasoning_content, name ...) goes to the template as it is; nulls are absent, in columns
+-- and in messages, as in TRL. tools (a list, or its JSON) and chat_template_kwargs are given to the chat template. Ids
+-- and masks are those of TRL 1.16: prompt and answer are tokenised as one, and the answer begins where that differs
+-- from the prompt alone, which by a token across the border or by the template may be before its end.
 -- Only of a template without generation marks the assistant's tokens are others than with the marks that TRL
 -- puts in: from the first byte of what it says to the mark that ends its turn, without the line breaks around.
 local json = require("perilune").json
@@ -107,7 +107,8 @@ end
 local COLUMNS = { "prompt", "completion", "chosen", "rejected", "messages", "conversations" }
 
 --- A row in the one form that all else here reads: nulls left out, messages as { role, content, ... } with
---- the roles of chat templates, conversations as messages. Itself where it has that form.
+--- the roles of chat templates, conversations as messages or, of a preference, as its prompt. Itself where it has that
+--- form.
 --- @param row table
 --- @return table
 function M.normal(row)
@@ -115,16 +116,18 @@ function M.normal(row)
   local out = without_nulls(row)
   for _, column in ipairs(COLUMNS) do
     if is_messages(out[column]) then
-      local list = messages_of(out[column], column)
+      local alone = #out[column] == 0 and (out[column].role or out[column].from) ~= nil
+      local list = messages_of(alone and json.array { out[column] } or out[column], column)
       if list ~= out[column] then
         if out == row then out = copy(row) end
         out[column] = list
       end
     end
   end
-  if out.conversations ~= nil and out.messages == nil then
+  local as = out.chosen ~= nil and "prompt" or "messages"
+  if out.conversations ~= nil and out[as] == nil then
     if out == row then out = copy(row) end
-    out.messages, out.conversations = out.conversations, nil
+    out[as], out.conversations = out.conversations, nil
   end
   return out
 end
@@ -201,10 +204,16 @@ local function text_of(row, key)
   return v
 end
 
-local function ended(tok, text)
-  local eos = tok.eos and tok:token(tok.eos)
-  if not eos or text:sub(-#eos) == eos then return text end
-  return text .. eos
+-- Ids of a text behind another; it ends with the token that ends texts, as text where that token has one.
+local function ended(tok, before, text)
+  if not tok.eos then return tok:encode(before .. text) end
+  if tok.token then
+    local eos = tok:token(tok.eos)
+    return tok:encode(before .. (text:sub(-#eos) == eos and text or text .. eos))
+  end
+  local ids = tok:encode(before .. text)
+  ids[#ids + 1] = tok.eos
+  return ids
 end
 
 -- Ids of a conversational prompt that is to be answered, or whose last message goes on.
@@ -235,7 +244,7 @@ local function both(tok, row, chat, prompt, answers)
     end
   else
     ids = tok:encode(prompt)
-    for i, answer in ipairs(answers) do wholes[i] = tok:encode(prompt .. ended(tok, answer)) end
+    for i, answer in ipairs(answers) do wholes[i] = ended(tok, prompt, answer) end
   end
   return ids, wholes
 end
@@ -265,7 +274,7 @@ local encode = {}
 
 function encode.language_modeling(tok, row, chat, opts)
   if not chat then
-    local ids = tok:encode(ended(tok, text_of(row, "text")))
+    local ids = ended(tok, "", text_of(row, "text"))
     return { ids = ids, mask = ones(#ids) }
   end
   local whole = opts.assistant_only == false
@@ -295,6 +304,7 @@ function encode.unpaired_preference(tok, row, chat, opts)
 end
 
 function encode.preference(tok, row, chat)
+  if not chat then text_of(row, "chosen") text_of(row, "rejected") end
   local prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
   if prompt == nil or is_messages(prompt) ~= is_messages(chosen) then -- a prompt that the answers hold once more
     prompt, chosen, rejected = implicit_prompt(row)

@@ -10,7 +10,7 @@ local function weights(batch, hidden) return batch.mask:to(hidden.dtype):unsquee
 
 local function sum(hidden, w) return hidden:masked_fill(w:eq(0), 0):mul(w):sum(2) end
 
---- Hidden state of one column of each row, columns (B) i64 from 0. -- (B, D)
+-- Hidden state of one column of each row, columns (B) i64. -- (B, D)
 local function at(hidden, columns)
   local index = columns:reshape { hidden:size(1), 1, 1 }:expand { -1, 1, hidden:size(3) }
   return hidden:gather(index, 2):squeeze(2)
@@ -49,7 +49,6 @@ end
 
 --- Names of the ways to pool.
 M.names = options.names(kinds)
-M.at = at
 for name, fn in pairs(kinds) do M[name] = fn end
 
 --- One vector a row.

@@ -6,7 +6,6 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local inputs = require "perilune.models.inputs"
-local pooling = require "perilune.models.pooling"
 local weights = require "perilune.models.weights"
 local Module = require "perilune.nn.module"
 
@@ -33,16 +32,15 @@ function M.is_config(config) return kind_of(config) ~= nil end
 --- @return boolean
 function M.is(model) return type(model) == "table" and model.kind == "scorer" end
 
--- A number for every column. -- (B, T)
-local function scores(self, hidden) return self.score:forward(hidden):squeeze(-1) end
-
 --- Scores of every token, of the text up to it. Columns that are no tokens have scores without a meaning.
 --- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
 --- @param opts table?  as for causal models
 --- @return perilune.Tensor  (B, T) f32
-function methods:forward(ids, opts) return scores(self, self._architecture.forward(self, ids, opts)) end
+function methods:forward(ids, opts)
+  return self.score:forward(self._architecture.forward(self, ids, opts)):squeeze(-1)
+end
 
---- Scores of whole rows: that of each row's last token, to the bit what forward has there.
+--- Scores of whole rows: that of each row's last token.
 --- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
 --- @param opts table?  mask, start, lengths, as for causal models
 --- @return perilune.Tensor  (B) f32
@@ -51,9 +49,8 @@ function methods:last(ids, opts)
   local all, o = inputs.read(who, ids, opts, inputs.causal)
   local rows, time = inputs.rows(who, all, o), all:size(2)
   inputs.need_tokens(who, rows)
-  local hidden = self._architecture.forward(self, ids, opts) -- (B, T, D)
   local at = rows.stop and rows.stop:sub(1) or peri.full({ all:size(1) }, time - 1, "i64")
-  return scores(self, pooling.at(hidden, at))
+  return self:forward(ids, opts):gather(at:unsqueeze(2), 2):squeeze(2)
 end
 
 for _, name in ipairs { "generate", "cache", "logits", "token_logprob", "token_logprobs", "vectors" } do
