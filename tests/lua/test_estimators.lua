@@ -227,6 +227,33 @@ function TestEstimators.test_process_supervision_by_hand()
   end
 end
 
+-- ReMax's baseline is decoded once a prompt, and an answer that is the greedy one has nothing to learn.
+function TestEstimators.test_remax_compares_with_the_greedy_answer()
+  peri.seed(5)
+  local tok = text.chars("0123456789,:", { separator = true })
+  local model = llama.new({ model_type = "llama", vocab_size = tok.size, hidden_size = 16, intermediate_size = 32,
+    num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 64 }, { std = 0.3 })
+  local calls = 0
+  local function reward(row, answer)
+    calls = calls + 1
+    if row.prompt == "3" then return nil end
+    return #answer + (answer:byte() or 0) % 7
+  end
+  local rows, how = { { prompt = "1" }, { prompt = "2:4" }, { prompt = "3" } }, { max_new_tokens = 4 }
+  local batch = rl.rollout(model, tok, rows, reward, { group = 3, max_new_tokens = 4 })
+  batch.baseline = rl.greedy_rewards(batch, model, tok, reward, how)
+  lu.assertEquals(calls, 9 + 3)
+  local a, w = rl.advantages(batch, { estimator = "remax" })
+  lu.assertTrue(a:isfinite():all():item())
+  for i = 1, 6 do
+    lu.assertEquals(a:at(i, 1), batch.total[i] - batch.baseline[i])
+    lu.assertEquals(batch.baseline[i], batch.baseline[i <= 3 and 1 or 4])
+  end
+  lu.assertEquals(w:narrow(1, 7, 3):sum():item(), 0)
+  batch.total[7], batch.total[8], batch.total[9] = 1, 2, 3 -- scored, and the greedy answer not
+  lu.assertEquals(rl.advantages(batch, { estimator = "remax" }):narrow(1, 7, 3):abs():max():item(), 0)
+end
+
 TestTokens = {}
 
 -- Ziegler et al. eq. 2, and TRL's missing_eos_penalty.

@@ -2,6 +2,7 @@
 local lu = require "luaunit"
 local peri = require "perilune"
 local loss = require "perilune.loss"
+local options = require "perilune.options"
 local rl = require "perilune.rl"
 
 local inf, nan = math.huge, 0 / 0
@@ -38,16 +39,26 @@ for i, a in ipairs { 1.2, -0.7, -1.1, 0.4, 2, -0.3 } do
   given.advantage[i] = { a, a, a, a, a }
 end
 
--- What rl.preset says of the loss, by name; and the same with every switch on.
+-- Every objective at every level with every reduction; and what rl.preset says of the loss, by name, plain and with every
+-- switch on, the estimates of the KL in turn.
 local function variants()
-  local out = {}
-  for name in pairs(rl.presets) do
+  local out, estimators, n = {}, { "k1", "k2", "k3", "k1+", "k3+" }, 0
+  for _, objective in ipairs { "clip", "reinforce", "cispo", "sapo", "gmpo", "dppo_tv" } do
+    for _, level in ipairs(objective == "gmpo" and { "token" } or { "token", "sequence", "whole" }) do
+      for _, reduce in ipairs { "token", "sequence", "sum", "constant" } do
+        out[objective .. " " .. level .. " " .. reduce] = { objective = objective, level = level, reduce = reduce }
+      end
+    end
+  end
+  for _, name in ipairs(options.names(rl.presets)) do
     local plain, all = {}, {}
     for key, value in pairs(rl.preset(name)) do
       if loss.policy_rules[key] then plain[key], all[key] = value, value end
     end
     out[name] = plain
-    all.beta, all.unbiased_kl, all.off_policy, all.entropy_coef = 0.1, true, 0.1, 0.05
+    n = n + 1
+    all.beta, all.unbiased_kl, all.off_policy, all.entropy_coef = 0.1, n % 2 == 0, 0.1, 0.05
+    all.kl = estimators[n % #estimators + 1]
     if all.objective ~= "gmpo" then all.top_entropy = 0.5 end
     out[name .. ", all switches"] = all
   end
@@ -405,6 +416,8 @@ function TestMasks.test_options_that_do_not_go_together_are_refused()
     ["loss.policy: delta is 1.1, expected more than 1 + clip_high, which is 1.2"] = { delta = 1.1 },
     ['loss.policy: objective gmpo takes the mean over an answer\'s tokens itself: level is "whole"'] = {
       objective = "gmpo", level = "whole" },
+    ["loss.policy: objective clip has no tau"] = { tau = 2 },
+    ["loss.policy: objective cispo has no delta"] = { objective = "cispo", delta = 3 },
     ["loss.policy: top_entropy is 0.5 and there is no entropy"] = { top_entropy = 0.5 },
     ["loss.policy: entropy_coef is 0.1 and there is no entropy"] = { entropy_coef = 0.1 },
     ["loss.policy: beta is 1 and there is no ref"] = { beta = 1 },

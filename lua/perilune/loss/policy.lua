@@ -68,7 +68,8 @@ end
 --- Options of the loss that are settings of a run: what a stepper takes and hands on.
 M.policy_rules = {
   objective = options.choice("clip", options.names(objectives), "what is made small; see the table of variants"),
-  clip = options.number(0.2, "(0, inf]", "the ratio is held above 1 - clip where the advantage is negative"),
+  clip = options.number(0.2, "(0, inf]", "the ratio is held above 1 - clip where the advantage is negative; gmpo: "
+    .. "its logarithm above -clip; dppo_tv: how far the probability may go; reinforce and sapo hold nothing"),
   clip_high = options.number(options.none, "(0, inf]", "and under 1 + clip_high where it is positive; default: clip"),
   delta = options.number(options.none, "(1, inf]", "the ratio counts up to delta where the advantage is negative: dual "
     .. "clip (Ye et al. 2020), two-sided clipping; above 1 + clip_high; dppo_tv: whatever the advantage"),
@@ -106,6 +107,9 @@ end
 
 local who = "loss.policy"
 
+-- Options that some objectives have and the others do not.
+local special = { delta = { clip = true, dppo_tv = true }, tau = { sapo = true }, tau_low = { sapo = true } }
+
 -- Options that only make sense together.
 local function fill(opts, logp, weight)
   local o = options.fill(who, opts, rules, 4)
@@ -114,6 +118,11 @@ local function fill(opts, logp, weight)
   if o.beta > 0 and not o.ref then refuse("beta is %g and there is no ref", o.beta) end
   if o.delta and o.objective == "clip" and o.delta <= 1 + o.clip_high then
     refuse("delta is %g, expected more than 1 + clip_high, which is %g", o.delta, 1 + o.clip_high)
+  end
+  for name, only in pairs(special) do
+    if o[name] ~= M.policy_rules[name].default and o[name] ~= nil and not only[o.objective] then
+      refuse("objective %s has no %s", o.objective, name)
+    end
   end
   if o.objective == "gmpo" and (o.level ~= "token" or o.top_entropy < 1) then
     refuse("objective gmpo takes the mean over an answer's tokens itself: level is %q, top_entropy %g, expected "

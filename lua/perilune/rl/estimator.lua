@@ -100,14 +100,15 @@ function estimators.reinforce_plus_plus_baseline(f)
 end
 
 -- r - reward of the greedy answer  (ReMax, 2310.10505 eq. 4); with a KL in the reward each token pays its own and
--- what comes behind it.
+-- what comes behind it. Where the greedy answer was abstained from there is nothing to compare with: 0.
 function estimators.remax(f)
   local greedy = f.batch.baseline
   if type(greedy) ~= "table" or #greedy ~= #f.total then
     options.raise(('%s: estimator "remax" needs batch.baseline, the reward of the greedy answer beside each of the %d '
       .. "rewards"):format(who, #f.total))
   end
-  return tokens.returns(f.token_rewards(), f.weight, 1):sub(column(greedy))
+  local base = column(greedy)
+  return tokens.returns(f.token_rewards(), f.weight, 1):sub(base):masked_fill(base:isnan(), 0)
 end
 
 -- r - mean of the group weighted by lengths, the baseline of the least variance if every token's gradient has the same

@@ -7,6 +7,7 @@ for file, names in pairs {
   rollout = { "rollout", "prompts" },
   reward = { "score" },
   estimator = { "advantages", "advantage_rules" },
+  baseline = { "greedy_rewards" },
   tokens = { "whiten", "token_rewards", "token_gae" },
   credit = { "with_signal", "parts" },
   refill = { "refill", "informative", "pick", "join" },
