@@ -2627,6 +2627,23 @@ function peri.triu(x, k) end
 ---@return perilune.Tensor
 function tensor:triu(k) end
 
+--- Which classes of logits (..., classes) sample draws from under top_k, top_p and min_p, (..., classes) bool: those of a probability above 0 that none of them takes out.
+---@param logits perilune.Tensor|number
+---@param temperature? number default 1.0
+---@param top_k? integer default 0
+---@param top_p? number default 1.0
+---@param min_p? number default 0.0
+---@return perilune.Tensor
+function peri.truncation_mask(logits, temperature, top_k, top_p, min_p) end
+
+--- Which classes of logits (..., classes) sample draws from under top_k, top_p and min_p, (..., classes) bool: those of a probability above 0 that none of them takes out.
+---@param temperature? number default 1.0
+---@param top_k? integer default 0
+---@param top_p? number default 1.0
+---@param min_p? number default 0.0
+---@return perilune.Tensor
+function tensor:truncation_mask(temperature, top_k, top_p, min_p) end
+
 --- Views q (..., heads, D), k and v (..., kv_heads, D) of a fused projection x (..., heads + 2 kv_heads, D).
 ---@param x perilune.Tensor|number
 ---@param heads integer

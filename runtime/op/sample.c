@@ -23,6 +23,7 @@ typedef struct sampler {
   int wide;            /* 1: offset; 2: seed, offset; 3: seed, offset, block */
   int64_t *ids;
   void *logp;
+  uint8_t *kept; /* (rows, v); then nothing is drawn */
   char *scratch; /* for each worker: v of the dtype, v ids, at the end a worker_memory */
   size_t scratch_each;
   atomic_llong bad; /* 1 + a row without a distribution; 0 = none */
@@ -204,13 +205,9 @@ static peri_status check_keys (peri_call *c) {
 
 enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, GREEDY };
 
-static peri_status sample_infer (peri_call *c) {
-  const peri_tensor *x = c->in[0];
+/* top_k, top_p and min_p, the attributes behind the temperature. */
+static peri_status check_truncation (peri_call *c) {
   const peri_attr *a = c->attr;
-  TRY(check_logits(c));
-  if (!(a[TEMPERATURE].f >= 0) || isinf(a[TEMPERATURE].f))
-    return peri__fail(c->ctx, PERI_EINVAL, "temperature is %g, expected 0 (greedy) or more",
-                      a[TEMPERATURE].f);
   if (a[TOP_K].i < 0)
     return peri__fail(c->ctx, PERI_EINVAL, "top_k is %" PRId64 ", expected 0 (off) or more",
                       a[TOP_K].i);
@@ -219,6 +216,17 @@ static peri_status sample_infer (peri_call *c) {
                       a[TOP_P].f);
   if (!(a[MIN_P].f >= 0 && a[MIN_P].f <= 1))
     return peri__fail(c->ctx, PERI_EINVAL, "min_p is %g, expected 0 to 1", a[MIN_P].f);
+  return PERI_OK;
+}
+
+static peri_status sample_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  double temperature = c->attr[TEMPERATURE].f;
+  TRY(check_logits(c));
+  if (!(temperature >= 0) || isinf(temperature))
+    return peri__fail(c->ctx, PERI_EINVAL, "temperature is %g, expected 0 (greedy) or more",
+                      temperature);
+  TRY(check_truncation(c));
   if (c->in[1]) TRY(check_keys(c));
   TRY(peri__new(c->ctx, PERI_I64, x->ndim - 1, x->shape, &c->out[0]));
   return peri__new(c->ctx, (peri_dtype)x->dtype, x->ndim - 1, x->shape, &c->out[1]);
@@ -279,6 +287,74 @@ OPN(sample, 2, .flags = PERI_OP_RANDOM | PERI_OP_UPCAST,
                        "logits.shape=2,3; attr temperature=-1 => -1",
                        "logits.shape=2,3; attr top_p=2 => 2",
                        "logits.shape=1,3; keys.shape=1,4; keys=int:0..9 => (1, 3) | (1, 4)" }));
+
+/* ---- truncation_mask ---- */
+
+static peri_status mask_infer (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  double temperature = c->attr[TEMPERATURE].f;
+  TRY(check_logits(c));
+  if (!(temperature > 0) || isinf(temperature))
+    return peri__fail(c->ctx, PERI_EINVAL, "temperature is %g, expected more than 0", temperature);
+  TRY(check_truncation(c));
+  return peri__new(c->ctx, PERI_BOOL, x->ndim, x->shape, &c->out[0]);
+}
+
+static void mask_rows (void *ud, int64_t begin, int64_t end, int worker) {
+  sampler *s = ud;
+  char *e = s->scratch + (size_t)worker * s->scratch_each;
+  int32_t *heap = (int32_t *)(void *)(e + (size_t)s->v * s->r.size);
+  worker_memory *memory = (worker_memory *)(void *)(e + s->scratch_each - sizeof *memory);
+  for (int64_t i = begin; i < end; i++) {
+    peri__row row;
+    peri__rows_stat(&s->r, peri__rows_at(&s->r, s->x, i * s->v), s->v, e, &row);
+    if (row.sum > 0)
+      truncate_row(s, e, memory, heap);
+    else
+      atomic_store_explicit(&s->bad, (long long)i + 1, memory_order_relaxed);
+    for (int64_t j = 0; j < s->v; j++) s->kept[i * s->v + j] = peri__rows_get(&s->r, e, j) > 0;
+  }
+}
+
+static peri_status mask_cpu (peri_call *c) {
+  const peri_tensor *x = c->in[0];
+  const peri_attr *a = c->attr;
+  sampler s = { .r = peri__rows_of(c->ctx, x->dtype, a[TEMPERATURE].f),
+                .x = x->data,
+                .v = x->shape[x->ndim - 1],
+                .top_k = a[TOP_K].i,
+                .top_p = a[TOP_P].f,
+                .min_p = a[MIN_P].f,
+                .kept = c->out[0]->data };
+  int64_t rows = x->numel / s.v;
+  if (rows == 0) return PERI_OK;
+  atomic_init(&s.bad, 0);
+  s.scratch_each =
+      padded((size_t)s.v * (s.r.size + sizeof(int32_t))) + padded(sizeof(worker_memory));
+  if (!(s.scratch = peri__block_get(c->ctx, s.scratch_each * (size_t)peri_threads(c->ctx))))
+    return peri__fail(c->ctx, PERI_ENOMEM, "no memory for the weights of %" PRId64 " classes", s.v);
+  peri__parallel(c->ctx, rows, peri__rows_grain(s.v), mask_rows, &s);
+  peri__block_put(c->ctx, s.scratch);
+  long long bad = atomic_load_explicit(&s.bad, memory_order_relaxed);
+  return bad == 0
+             ? PERI_OK
+             : peri__fail(c->ctx, PERI_EINVAL,
+                          "row %lld (from 0) of the logits holds NaN, +inf or only -inf", bad - 1);
+}
+
+OP(truncation_mask, .flags = PERI_OP_UPCAST,
+   .sig = "logits, temperature:num=1, top_k:int=0, top_p:num=1, min_p:num=0",
+   .doc = "Which classes of logits (..., classes) sample draws from under top_k, top_p and min_p, "
+          "(..., classes) bool: those of a probability above 0 that none of them takes out.",
+   .infer = mask_infer, .cpu = mask_cpu,
+   TESTS(.domain = "logits.shape=3,5; attr top_k=2",
+         .variants = { "logits.shape=3,5; attr top_p=0.6",
+                       "logits.shape=2,3,5; attr min_p=0.3; attr temperature=2" },
+         .large = "logits.shape=40,1500; attr top_p=0.7",
+         .refuses = {
+             "logits.shape=1,2; logits=f32[nan,1] => 0",
+             "logits.shape=2,3; attr temperature=0 => 0", "logits.shape=2,3; attr top_k=-1 => -1",
+             "logits.shape=2,3; attr top_p=0 => 0", "logits.shape=2,3; attr min_p=1.5 => 1.5" }));
 
 /* ---- categorical ---- */
 

@@ -2,7 +2,7 @@
 -- and row by row where a part fails, so that an error is one request's own. A policy offers parts(sequences, places) ->
 -- parts with
 --   places              which rows of the batch, in the order of its results
---   draw(self, logits)  -> ids, logprobs or nil, tops or nil; changes nothing
+--   draw(self, logits)  -> ids, logprobs or nil, tops or nil, kept or nil; changes nothing
 --   advance(self)       what was drawn counts; a sequence's `source` may name the one whose row it goes on from
 --   units(self)         places that can be drawn apart from the rest
 --   keep(self, from, index)  (not needed) some rows are left; without it the parts are made anew
@@ -63,11 +63,24 @@ function M.release(parts)
   if parts and parts.order then parts.order:release() end
 end
 
+-- What the parts of a draw kept, one below the other, or nil where nothing was cut; each of `of` has its rows in a
+-- list,
+-- or in its places.
+local function joined(kepts, of, classes)
+  local any, list = false, {}
+  for k, kept in ipairs(kepts) do
+    any = any or kept ~= false
+    list[k] = kept or peri.ones({ #(of[k].places or of[k]), classes }, "bool")
+  end
+  return any and peri.cat(list, 1) or nil
+end
+
 -- Draw the rows of a part one by one, so that an error is one request's own: the same tokens, for rows do not depend on
 -- each other. Returns what part:draw does; drawn gets the parts they were.
 local function draw_apart(part, list, logits, turns, drawn)
-  local ids, logps, tops, row = {}, {}, {}, 0
-  for _, places in ipairs(part:units()) do
+  local ids, logps, tops, kepts, row = {}, {}, {}, {}, 0
+  local units = part:units()
+  for _, places in ipairs(units) do
     local members, own = {}, {}
     for k, place in ipairs(places) do
       local s = list[place]
@@ -76,18 +89,21 @@ local function draw_apart(part, list, logits, turns, drawn)
     end
     local request = members[1].request
     local x, n = logits:narrow(1, row + 1, #places), #places
-    local got, logp, top
+    local got, logp, top, kept
     if not members[1].ended and sequences.attempt(request, function ()
       local one = request.policy.parts(members, own)[1]
-      got, logp, top = one:draw(x)
+      got, logp, top, kept = one:draw(x)
       drawn[#drawn + 1] = one
     end) then
       ids[#ids + 1], logps[#logps + 1] = got, logp or peri.zeros({ n }, logits.dtype)
       for k = 1, n do tops[row + k] = top and top[k] end
-    else ids[#ids + 1], logps[#logps + 1] = peri.zeros({ n }, "i64"), peri.zeros({ n }, logits.dtype) end
+      kepts[#kepts + 1] = kept or false
+    else ids[#ids + 1], logps[#logps + 1] = peri.zeros({ n }, "i64"), peri.zeros({ n }, logits.dtype)
+      kepts[#kepts + 1] = false
+    end
     row = row + n
   end
-  return peri.cat(ids, 1), peri.cat(logps, 1), tops
+  return peri.cat(ids, 1), peri.cat(logps, 1), tops, joined(kepts, units, logits:size(2))
 end
 
 --- The next tokens of rows. Nothing has changed before the parts in drawn and apart move on.
@@ -100,25 +116,30 @@ end
 --- @return table? tops  of rows with top_logprobs
 --- @return table drawn  the parts that were drawn: `parts` itself where all were
 --- @return table? apart  those of rows that had to be drawn one by one
+--- @return perilune.Tensor? kept  (#list, V) bool: what truncation left, where log-probabilities are of that
 function M.draw(parts, list, logits, turns)
   if #parts == 1 and not parts.order then
     local part = parts[1]
-    local ok, ids, logp, tops = pcall(part.draw, part, logits)
-    if ok then return ids, logp or peri.zeros({ #list }, logits.dtype), tops, parts, nil end
+    local ok, ids, logp, tops, kept = pcall(part.draw, part, logits)
+    if ok then return ids, logp or peri.zeros({ #list }, logits.dtype), tops, parts, nil, kept end
   end
-  local ids, logps, tops, drawn, apart = {}, {}, {}, {}, {}
+  local ids, logps, tops, drawn, apart, kepts = {}, {}, {}, {}, {}, {}
   for p, part in ipairs(parts) do
     local x = part.index and logits:index_select(part.index, 1) or logits
-    local ok, got, logp, top = pcall(part.draw, part, x)
+    local ok, got, logp, top, kept = pcall(part.draw, part, x)
     if ok then drawn[#drawn + 1] = part
     elseif sequences.is_interrupt(got) then error(got, 0)
-    else got, logp, top = draw_apart(part, list, x, turns, apart) end
+    else got, logp, top, kept = draw_apart(part, list, x, turns, apart) end
+    kepts[p] = kept or false
     ids[p], logps[p] = got, logp or peri.zeros({ #part.places }, logits.dtype)
     for k, place in ipairs(top and part.places or {}) do tops[place] = top[k] end
   end
-  local all, all_logps = peri.cat(ids, 1), peri.cat(logps, 1)
-  if parts.order then all, all_logps = all:index_select(parts.order, 1), all_logps:index_select(parts.order, 1) end
-  return all, all_logps, tops, drawn, apart
+  local all, all_logps, all_kept = peri.cat(ids, 1), peri.cat(logps, 1), joined(kepts, parts, logits:size(2))
+  if parts.order then
+    all, all_logps = all:index_select(parts.order, 1), all_logps:index_select(parts.order, 1)
+    all_kept = all_kept and all_kept:index_select(parts.order, 1)
+  end
+  return all, all_logps, tops, drawn, apart, all_kept
 end
 
 return M

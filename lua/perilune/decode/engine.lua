@@ -71,8 +71,9 @@ function M.new(model, opts)
 end
 options.declare(M.new, { "model" }, engine_rules)
 
---- Have each draw told, before the sequences take their tokens: fn(sequences, ids (R) i64, logprobs (R) f32, turns),
---- where sequence s is given its token turns - s.entered. The tensors are the listener's, who releases them once the
+--- Have each draw told, before the sequences take their tokens: fn(sequences, ids (R) i64, logprobs (R) f32, turns,
+--- kept (R, V) bool or nil), where sequence s is given its token turns - s.entered. The tensors are the listener's, who
+--- releases them once the
 --- engine takes no more steps.
 --- @param fn function
 function Engine:listen(fn) self.record = fn end
@@ -365,7 +366,7 @@ local function draw(self, first, logits)
   local list = first == 1 and self.slots or table.move(self.slots, first, #self.slots, 1, {})
   local parts = first == 1 and self.parts or draws.parts(list, self.turns)
   if first == 1 then self.parts = parts end
-  local ids, logp, tops, drawn, apart = draws.draw(parts, list, logits, self.turns)
+  local ids, logp, tops, drawn, apart, kept = draws.draw(parts, list, logits, self.turns)
   local t = { list = list, at = 0, tops = tops, stop = parts.stop, logps = parts.listed and logp:tolist() or nil }
   if not t.stop or next(t.stop) ~= nil then t.ids = ids:tolist() end -- else nobody looks at them here
   if self.record then peri.keep(ids, logp) end
@@ -383,7 +384,7 @@ local function draw(self, first, logits)
   draws.release(apart)
   if first > 1 then draws.release(parts)
   elseif apart then forget_parts(self) end
-  if self.record then self.record(list, ids, logp, self.turns) end
+  if self.record then self.record(list, ids, logp, self.turns, kept) end
   settle(self)
 end
 

@@ -5,6 +5,7 @@ local options = require "perilune.options"
 local phases = require "perilune.phases"
 local inputs = require "perilune.models.inputs"
 local sampler = require "perilune.decode.sampler"
+local supports = require "perilune.decode.support"
 local engines = require "perilune.decode.engine"
 
 local M = {}
@@ -58,7 +59,7 @@ end
 
 local function check_beams(o, level)
   if o.samples ~= 1 then error("generate: beam search takes num_return_sequences, not samples", level + 1) end
-  for name, plain in pairs { temperature = 1, top_k = 0, top_p = 1, min_p = 0, top_logprobs = 0 } do
+  for name, plain in pairs { temperature = 1, top_k = 0, top_p = 1, min_p = 0, top_logprobs = 0, sampling = "full" } do
     if o[name] ~= plain then
       error(("generate: beam search draws nothing, so %s has no place"):format(name), level + 1)
     end
@@ -92,7 +93,7 @@ local Record = {}
 Record.__index = Record
 
 local function record(engine, o, rows)
-  local self = setmetatable({ runs = {}, draws = 0, o = o, rows = rows }, Record)
+  local self = setmetatable({ runs = {}, draws = 0, o = o, rows = rows, kept = {} }, Record)
   engine:listen(function (...) self:add(...) end)
   return self
 end
@@ -115,13 +116,22 @@ local function tell(self, list, ids)
   self.o.on_tokens(self.draws, ids, alive)
 end
 
-function Record:add(list, ids, logp, turns)
+-- What a draw kept, as keys of its tokens and ids.
+local function kept_of(self, run, kept)
+  local where = kept:nonzero() -- (n, 2), from 0
+  local row, id = where:select(2, 1), where:select(2, 2)
+  local places = rows_of(run.list):mul(self.o.max_new_tokens):add(peri.tensor(run.first, "i64")):add(#run.ids)
+  self.kept[#self.kept + 1] = { keys = peri.keep(places:index_select(row, 1)), ids = peri.keep(id:contiguous()) }
+end
+
+function Record:add(list, ids, logp, turns, kept)
   local run = self.runs[#self.runs]
   if not run or run.list ~= list then
     run = { list = list, first = {}, ids = {}, logps = {} }
     for i, s in ipairs(list) do run.first[i] = turns - s.entered - 1 end
     self.runs[#self.runs + 1] = run
   end
+  if kept then kept_of(self, run, kept) end
   run.ids[#run.ids + 1], run.logps[#run.logps + 1] = ids, logp
   self.draws = self.draws + 1
   if self.o.on_tokens then tell(self, list, ids) end
@@ -134,6 +144,10 @@ function Record:__close()
       ids:release()
       run.logps[i]:release()
     end
+  end
+  for _, draw in ipairs(self.kept) do
+    draw.keys:release()
+    draw.ids:release()
   end
 end
 
@@ -190,6 +204,17 @@ local function of_beams(requests, o)
   return { tokens = peri.tensor(tokens, "i64"), scores = peri.tensor(scores, "f32") }, counts, o.num_return_sequences
 end
 
+-- What was drawn from, where that is not softmax(logits / temperature) and log-probabilities are of it.
+local function support_of(batch, o, taken, tokens, counts)
+  if not sampler.facts(o).renormalised then return nil end
+  local prompts, before, lists = {}, sampler.facts(o).penalised and batch:unpad() or {}, tokens:tolist()
+  for r, list in ipairs(lists) do
+    for i = #list, counts[r] + 1, -1 do list[i] = nil end
+    prompts[r] = before[(r - 1) // o.samples + 1]
+  end
+  return supports.new(o, #taken.kept > 0 and taken.kept or nil, prompts, lists, o.max_new_tokens, o.stop)
+end
+
 local function of_samples(requests, o, taken)
   local counts, reasons, tops, width = {}, {}, {}, 1
   for _, request in ipairs(requests) do
@@ -212,7 +237,9 @@ end
 --- @param level integer?  of errors, for those who call on behalf of others
 --- @return table out  tokens (B*samples, N) i64, logprobs (B*samples, N) f32 under softmax(logits /
 --- temperature) (0 after the end), mask (B*samples, N) bool true on generated tokens, stop included;
---- reasons (of each row "stop" or "length"); batch (perilune.Batch of prompts and what follows them);
+--- reasons (of each row "stop" or "length"); batch (perilune.Batch of prompts and what follows them); with sampling
+--- "renormalised" log-probabilities of the distribution that was drawn from, and support where that is another, for
+--- token_logprobs;
 --- with top_logprobs `top`: top[row][i] = list of { id =, logprob = }, best first; with num_beams > 1
 --- tokens, mask and batch are of B*num_return_sequences rows and scores (B*num_return_sequences) f32
 function M.generate(model, prompt, opts, level)
@@ -235,6 +262,8 @@ function M.generate(model, prompt, opts, level)
   used(longest)
   out.mask = peri.arange(out.tokens:size(2)):lt(peri.tensor(counts, "i64"):unsqueeze(2)) -- (R, N)
   out.batch = batch:continued(out.tokens, counts, n)
+  out.support = taken and support_of(batch, o, taken, out.tokens, counts)
+  if out.support then scope:keep(table.unpack(out.support:tensors())) end
   scope:keep(out.tokens, out.mask, out.batch.ids, out.logprobs, out.scores)
   return out
 end

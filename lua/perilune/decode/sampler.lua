@@ -20,6 +20,10 @@ M.defaults = {
   seed = options.none,     -- integer; without one it is drawn from the generator that peri.seed sets
   logit_bias = options.none, -- id -> number added to its logit
   constraint = options.none, -- of perilune.decode.constraint
+  -- what log-probabilities are of: "full": softmax(logits / temperature), whatever penalties, constraints and
+  -- truncation
+  -- made of it; "renormalised": the distribution that was drawn from
+  sampling = options.choice("full", { "full", "renormalised" }),
   top_logprobs = 0,        -- how many of the likeliest tokens are reported with each token
 }
 
@@ -46,6 +50,8 @@ function M.check(o)
     "an integer, 0 or more")
   want(math.tointeger(o.top_logprobs) and o.top_logprobs >= 0 and o.top_logprobs <= 1000, "top_logprobs",
     o.top_logprobs, "an integer from 0 to 1000")
+  want(o.sampling ~= "renormalised" or not (o.greedy or o.temperature == 0), "sampling", o.sampling,
+    '"full" with greedy or temperature 0, which draw nothing')
   want(o.seed == nil or math.tointeger(o.seed), "seed", o.seed, "an integer")
   want(o.logit_bias == nil or type(o.logit_bias) == "table", "logit_bias", o.logit_bias, "a table of ids and numbers")
   for id, bias in pairs(o.logit_bias or {}) do
@@ -97,12 +103,22 @@ local function shared_of(o)
   end
   s.plain = not (s.penalised or s.counted or o.constraint or s.bias or o.min_new_tokens > 0)
   local how = s.how
+  s.cut = not how.greedy and (how.top_k > 0 or how.top_p < 1 or how.min_p > 0)
+  s.truncation = { temperature = how.temperature, top_k = how.top_k, top_p = how.top_p, min_p = how.min_p }
+  s.renormalised = o.sampling == "renormalised" and (s.cut or not s.plain)
   if how.greedy then how.temperature, how.top_k, how.top_p, how.min_p = 1, 0, 1, 0 end
-  s.group = ("%.17g %d %.17g %.17g %s %s %d"):format(how.temperature, how.top_k, how.top_p, how.min_p, how.greedy,
-    s.plain, o.top_logprobs)
+  s.group = ("%.17g %d %.17g %.17g %s %s %s %d"):format(how.temperature, how.top_k, how.top_p, how.min_p, how.greedy,
+    s.plain, s.renormalised, o.top_logprobs)
   shared_by[o] = s
   return s
 end
+
+--- What settings amount to: plain: nothing changes the logits before they are scaled; cut: some classes may be left
+--- out;
+--- renormalised: log-probabilities are of another distribution than softmax(logits / temperature).
+--- @param o table  settings with the fields of M.defaults
+--- @return table
+function M.facts(o) return shared_of(o) end
 
 -- What the rows of a request share, as what their own fields stand before.
 local function prototype(o, stop, stream)
@@ -110,8 +126,8 @@ local function prototype(o, stop, stream)
   local proto = s.proto
   if proto and proto.stop_list == stop and proto.stream == stream then return proto end
   proto = setmetatable({ o = o, stop = set_of(stop), stop_list = stop, stream = stream, plain = s.plain, how = s.how,
-    group = s.group, bias_ids = s.bias_ids, bias = s.bias, penalised = s.penalised, counted = s.counted,
-    drawn = 0 }, Row)
+    group = s.group, cut = s.cut, renormalised = s.renormalised, bias_ids = s.bias_ids, bias = s.bias,
+    truncation = s.truncation, penalised = s.penalised, counted = s.counted, drawn = 0 }, Row)
   if stream then proto.seed, proto.offset = stream.seed, stream.offset end
   proto.__index, s.proto = proto, proto
   return proto
@@ -140,6 +156,19 @@ function M.row(o, prompt, stop, sample, stream)
   if self.counted then self.count = {} end
   if o.constraint then self.state = o.constraint:start() end
   return self
+end
+
+--- The row as it is now, for what is to be made of it later.
+--- @return perilune.decode.sampler.Row
+function Row:snapshot()
+  local copy = setmetatable({}, getmetatable(self))
+  for k, v in pairs(self) do copy[k] = v end
+  if self.seen_list then copy.seen_list = table.move(self.seen_list, 1, #self.seen_list, 1, {}) end
+  if self.count then
+    copy.count = {}
+    for id, n in pairs(self.count) do copy.count[id] = n end
+  end
+  return copy
 end
 
 function Row:see(id)
@@ -346,17 +375,24 @@ end
 --- @param logits perilune.Tensor  (#rows, V)
 --- @return perilune.Tensor ids  (#rows) i64
 --- @return perilune.Tensor logprobs  (#rows) f32, under softmax(logits / temperature), before penalties,
---- constraints, truncation
+--- constraints, truncation; with sampling "renormalised" of the distribution drawn from
 --- @return table[]? tops  with top_logprobs: of each row a list of { id =, logprob = }, best first
+--- @return perilune.Tensor? kept  (#rows, V) bool: what truncation left, where the log-probabilities are of that
 function Part:draw(logits)
   local first, x = self.rows[1], logits
   if not first.plain then x = M.process(x, self.rows) end
+  local temperature, n, cut = self.how.temperature, first.o.top_logprobs, nil
   local ids, logp = x:sample(self.how)
-  local temperature, n = self.how.temperature, first.o.top_logprobs
-  if not first.plain then -- the model's own, before penalties and constraints
+  if first.renormalised then
+    if first.cut then
+      cut = x:truncation_mask(first.truncation)
+      x = x:masked_fill(cut:logical_not(), -math.huge)
+    end
+    logp = x:cross_entropy(ids, { reduction = "none", temperature = temperature }):neg()
+  elseif not first.plain then -- the model's own, before penalties and constraints
     logp = logits:cross_entropy(ids, { reduction = "none", temperature = temperature }):neg()
   end
-  return ids, logp, n > 0 and likeliest(logits:div(temperature), n) or nil
+  return ids, logp, n > 0 and likeliest(logits:div(temperature), n) or nil, cut
 end
 
 --- The rows' streams move on: what was drawn counts.

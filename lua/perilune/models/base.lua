@@ -223,20 +223,26 @@ end
 --- Log-probabilities and entropies by scores(hidden), of a few positions at a time. A log-probability has the bits that
 --- the op sample gives for the token.
 --- @param scores fun(hidden: perilune.Tensor): perilune.Tensor
-function M.token_logprob_by(scores, hidden, targets, temperature)
+--- @param hidden perilune.Tensor  (..., D)
+--- @param targets perilune.Tensor  (...) i64
+--- @param temperature number?
+--- @param support perilune.decode.Support?  what the tokens (B, N) were drawn from
+function M.token_logprob_by(scores, hidden, targets, temperature, support)
   local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
-  local function part(h, id)
+  local function part(h, id, at)
     local unseen = id:lt(0)
     h = h:masked_fill(unseen:unsqueeze(2), 0) -- a product with 0 would keep NaN and infinities
     local x = scores(h)
+    if support then x = support:restrict(x, at, targets:size(-1)) end
     local loss = x:cross_entropy(id:masked_fill(unseen, -100), { reduction = "none", temperature = temperature or 1 })
     local logp = x:div(temperature or 1):log_softmax(-1)
-    return loss:neg():masked_fill(unseen, 0), logp:exp():mul(logp):sum(-1):neg():masked_fill(unseen, 0)
+    local term = logp:exp():mul(support and logp:masked_fill(logp:isinf(), 0) or logp)
+    return loss:neg():masked_fill(unseen, 0), term:sum(-1):neg():masked_fill(unseen, 0)
   end
   for at = 1, ids:size(1), step do
     local n = math.min(step, ids:size(1) - at + 1)
     local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
-    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n))
+    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n), at)
   end
   return peri.cat(logps, 1):reshape(targets.shape), peri.cat(entropies, 1):reshape(targets.shape)
 end
@@ -328,17 +334,20 @@ function Causal:logits(hidden) return self.head:forward(M.hidden(self, hidden)) 
 --- @param hidden perilune.Tensor  (..., D): what forward returned for the positions before
 --- @param targets perilune.Tensor  (...) i64; -100 gives 0
 --- @param temperature number?  1
+--- @param support perilune.decode.Support?  of targets (B, N): the log-probabilities are those of what they were drawn
+--- from, as generate gave it with sampling "renormalised"
 --- @return perilune.Tensor logp  (...) f32
 --- @return perilune.Tensor entropy  (...) f32, nats
-function Causal:token_logprob(hidden, targets, temperature)
-  if not self.head:is_plain() then
-    return M.token_logprob_by(function (h) return self.head:forward(h) end, hidden, targets, temperature)
+function Causal:token_logprob(hidden, targets, temperature, support)
+  if support or not self.head:is_plain() then
+    return M.token_logprob_by(function (h) return self.head:forward(h) end, hidden, targets, temperature, support)
   end
   return hidden:token_logprob(self:head_weight(), targets, nil, temperature or 1)
 end
 
 -- What forward takes, and the temperature.
-local scored = { temperature = options.number(1, "(0, inf)", "logits are divided by it") }
+local scored = { temperature = options.number(1, "(0, inf)", "logits are divided by it"),
+  support = options.value(options.none, "table", "of generate: what the tokens from `from` on were drawn from") }
 for name, rule in pairs(inputs.causal) do scored[name] = rule end
 scored.cache = nil
 
@@ -371,7 +380,7 @@ function Causal:token_logprobs(ids, from, opts)
     if rows.start then known = known:logical_and(peri.arange(from - 1, time):gt(rows.start:unsqueeze(2))) end
     targets = targets:masked_fill(known:logical_not(), -100)
   end
-  return self:token_logprob(hidden:narrow(2, from - 1, time - from + 1), targets, o.temperature or 1)
+  return self:token_logprob(hidden:narrow(2, from - 1, time - from + 1), targets, o.temperature or 1, o.support)
 end
 options.declare(Causal.token_logprobs, { "ids", "from" }, scored)
 

@@ -89,9 +89,11 @@ end
 function Gemma2:logits(hidden) return capped(self, base.hidden(self, hidden)) end
 
 --- See perilune.models.base: of capped logits.
-function Gemma2:token_logprob(hidden, targets, temperature)
-  if self.settings.logit_cap == 0 then return base.Causal.token_logprob(self, hidden, targets, temperature) end
-  return base.token_logprob_by(function (h) return capped(self, h) end, hidden, targets, temperature)
+function Gemma2:token_logprob(hidden, targets, temperature, support)
+  if self.settings.logit_cap == 0 then
+    return base.Causal.token_logprob(self, hidden, targets, temperature, support)
+  end
+  return base.token_logprob_by(function (h) return capped(self, h) end, hidden, targets, temperature, support)
 end
 
 return base.module(Gemma2)

@@ -3,6 +3,7 @@
 local peri = require "perilune"
 local batches = require "perilune.text.batch"
 local options = require "perilune.options"
+local supports = require "perilune.decode.support"
 
 local M = {}
 
@@ -47,7 +48,7 @@ function M.pick(batch, groups)
   local out = {}
   for name, value in pairs(batch) do
     if peri.is_tensor(value) then out[name] = value:index_select(at, 1)
-    elseif batches.is(value) then out[name] = value:select(rows)
+    elseif batches.is(value) or supports.is(value) then out[name] = value:select(rows)
     elseif name == "rewards" then
       out.rewards = {}
       for key, list in pairs(value) do out.rewards[key] = of_list(list) end
@@ -119,6 +120,11 @@ function M.join(list)
   end
   for _, name in ipairs { "logprobs", "mask", "steps", "covered", "ends" } do
     if first[name] then out[name] = stacked(list, name, nil, behind) end
+  end
+  if first.support then
+    local own = {}
+    for k, batch in ipairs(list) do own[k] = batch.support end
+    out.support = supports.join(own)
   end
   local begins, counts = {}, {}
   for _, batch in ipairs(list) do

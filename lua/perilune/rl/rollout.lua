@@ -46,9 +46,9 @@ for _, name in ipairs { "samples", "prompt_mask", "num_beams", "num_return_seque
 --- @param opts table?  group, and options of generate
 --- @return table batch  rows, texts, tokens, ended (boolean[]: by a stop token, not by length), sequences
 --- (perilune.Batch of prompts with their completions), from (P + 1: the column of the first completed token),
---- logprobs (B, N), mask (B, N) f32 of generated tokens, total (number[]), of a list of rewards rewards (name ->
---- number[]), names and weights, and with step rewards steps (B, N) f32 and covered (B, N) f32; also ids (B, P + N) i64
---- and start (B) or nil, as sequences has them
+--- logprobs (B, N), support (with sampling "renormalised", see generate), mask (B, N) f32 of generated tokens, total
+--- (number[]), of a list of rewards rewards (name -> number[]), names and weights, and with step rewards steps (B, N)
+--- f32 and covered (B, N) f32; also ids (B, P + N) i64 and start (B) or nil, as sequences has them
 function M.rollout(model, tokenizer, rows, reward, opts)
   options.argument("rl.rollout", "model", model, "table")
   options.argument("rl.rollout", "tokenizer", tokenizer, "table")
@@ -75,7 +75,8 @@ function M.rollout(model, tokenizer, rows, reward, opts)
     rows = each, texts = texts, tokens = tokens, ended = ended, group = o.group,
     total = scored.total, rewards = scored.rewards, names = scored.names, weights = scored.weights,
     sequences = out.batch, ids = out.batch.ids, from = out.batch.ids:size(2) - out.tokens:size(2) + 1,
-    logprobs = out.logprobs, mask = out.mask:to "f32", start = out.batch:padding() and out.batch.start or nil,
+    logprobs = out.logprobs, support = out.support,
+    mask = out.mask:to "f32", start = out.batch:padding() and out.batch.start or nil,
   }
   if scored.steps then batch.steps, batch.covered = rewards.step_tensors(scored.steps, out.tokens:size(2)) end
   return batch

@@ -35,7 +35,8 @@ function M.shared_prompt(model, prompt)
 end
 
 --- The gradients that have come together, through the prompt.
-function Shared:backward()
+--- @param opts table?  of tensor:backward
+function Shared:backward(opts)
   local sum
   for _, pair in ipairs(self._pairs) do
     local grad = pair[2].grad
@@ -44,11 +45,14 @@ function Shared:backward()
       sum = sum and sum:add(product) or product
     end
   end
-  if sum then sum:backward() end
+  if sum then sum:backward(opts or {}) end
   self._pairs = {}
 end
 
-local logprob_rules = { temperature = options.number(options.none, "(0, inf)", "of the softmax; default: 1") }
+local logprob_rules = {
+  temperature = options.number(options.none, "(0, inf)", "of the softmax; default: 1"),
+  support = options.value(options.none, "table", "of the completions, see generate"),
+}
 
 --- Log-probabilities and entropies of completions of one prompt, which is read once for all of them and
 --- gets its gradient once: the same numbers as model:token_logprobs of every whole sequence.
@@ -71,7 +75,7 @@ function M.completion_logprobs(model, shared, completions, opts)
     local positions = peri.arange(length, length + count - 1)
     hidden = peri.cat({ hidden, model:forward(ids, { prefix = shared, positions = positions }) }, 2) -- (B, N, D)
   end
-  return model:token_logprob(hidden, completions, o.temperature)
+  return model:token_logprob(hidden, completions, o.temperature, o.support)
 end
 options.declare(M.completion_logprobs, { "model", "shared", "completions" }, logprob_rules)
 
@@ -110,7 +114,7 @@ function M.groups(batch, advantage, weight, all)
 end
 
 --- for part in group:parts(size) do: at most `size` of its completions at a time; completions (n, N) i64 (-100
---- behind the end), logprobs, advantage, weight (n, N), n. Each turn is a memory scope.
+--- behind the end), support, logprobs, advantage, weight (n, N), n. Each turn is a memory scope.
 --- @param size integer
 function Group:parts(size)
   local batch = self.batch
@@ -124,7 +128,7 @@ function Group:parts(size)
     local rows = peri.tensor(list, "i64"):sub(1)
     local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
     local ids = batch.ids:narrow(2, batch.from, batch.ids:size(2) - batch.from + 1)
-    return { n = #list, completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
+    return { n = #list, support = batch.support and batch.support:select(list), completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
              logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
   end, nil, nil, closing
 end
