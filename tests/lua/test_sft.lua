@@ -295,7 +295,8 @@ function TestSummary.test_names_and_numbers_are_TRLs()
     logprobs = mask:mul(-0.5) }
   local want = { reward = 2, reward_std = math.sqrt(2) / 2, frac_reward_zero_std = 0.5, entropy = 0.5,
     ["rewards/a/mean"] = 7 / 4, ["rewards/a/std"] = 1.5, ["rewards/b/mean"] = 2 / 3,
-    ["rewards/b/std"] = math.sqrt(4 / 3), ["completions/mean_length"] = 9 / 4, ["completions/min_length"] = 1,
+    ["rewards/b/std"] = math.sqrt(4 / 3), ["rewards/b/abstained"] = 0.25,
+    ["completions/mean_length"] = 9 / 4, ["completions/min_length"] = 1,
     ["completions/max_length"] = 3, ["completions/clipped_ratio"] = 0.25, ["completions/mean_terminated_length"] = 2,
     ["completions/min_terminated_length"] = 1, ["completions/max_terminated_length"] = 3 }
   for name, value in pairs(want) do lu.assertAlmostEquals(s[name], value, 1e-6, name) end

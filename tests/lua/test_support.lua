@@ -137,8 +137,8 @@ function TestSupport.test_it_goes_along_with_the_rows()
     end
   end
   local some = rl.join { rl.pick(batch, { 2 }), rl.pick(batch, { 1, 2 }) }
-  local logp = model:token_logprobs(some.sequences, some.from, { support = some.support })
-  lu.assertEquals(logp:sub(some.logprobs):mul(some.mask):abs():max():item(), 0)
+  local joined = model:token_logprobs(some.sequences, some.from, { support = some.support })
+  lu.assertEquals(joined:sub(some.logprobs):mul(some.mask):abs():max():item(), 0)
   for group in rl.groups(batch, advantage, weight) do
     local prompt = rl.shared_prompt(model, group.prompt)
     for part in group:parts(2) do

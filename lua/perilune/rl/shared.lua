@@ -128,7 +128,8 @@ function Group:parts(size)
     local rows = peri.tensor(list, "i64"):sub(1)
     local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
     local ids = batch.ids:narrow(2, batch.from, batch.ids:size(2) - batch.from + 1)
-    return { n = #list, support = batch.support and batch.support:select(list), completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
+    return { n = #list, support = batch.support and batch.support:select(list),
+             completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
              logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
   end, nil, nil, closing
 end
