@@ -69,6 +69,22 @@ function TestCache.test_settings_that_say_the_same_are_one_folder_and_others_ano
   lu.assertNotEquals((cached({}, build, "other")), (cached {}))
 end
 
+function TestCache.test_a_run_draws_the_same_whether_it_was_read_or_made()
+  local function drawing(path)
+    peri.seed(5)
+    local x = peri.randn { 4 }
+    assert(peri.files.write(path .. "/text", tostring(x)))
+  end
+  peri.seed(3)
+  local _, said = cached({}, drawing)
+  local first = peri.randn({ 4 }):tolist()
+  peri.seed(3)
+  local _, again = cached({}, drawing)
+  lu.assertStrContains(said, "made")
+  lu.assertStrContains(again, "read")
+  lu.assertEquals(peri.randn({ 4 }):tolist(), first)
+end
+
 function TestCache.test_a_build_that_fails_leaves_nothing_and_its_message()
   local function half(path)
     assert(peri.files.write(path .. "/half", "h"))

@@ -79,4 +79,21 @@ function TestSelect.test_a_vote_by_weights_may_have_another_winner()
   lu.assertTrue(rawequal(peri.tasks.metrics.majority, rl.majority))
 end
 
+function TestSelect.test_shares_of_right_answers_are_counted_by_prompt()
+  local batch = { group = 4, total = { 1, 0.1, 1, 0, 0, 0.1, nan, 1, 0, 0, 0, 0 },
+    texts = { "a", "b", "a", "c", "x", "x", "y", "z", "p", "q", "r", "s" }, rows = {} }
+  for i = 1, 12 do batch.rows[i] = {} end
+  local got = rl.pass(batch, { k = { 1, 2, 4 }, answer = function (text) return text ~= "c" and text or nil end })
+  lu.assertAlmostEquals(got.pass_1, (2 + 1 + 0) / 12, 1e-12)
+  lu.assertAlmostEquals(got.pass_2, (1 - 1 / 6 + 1 / 2 + 0) / 3, 1e-12)
+  lu.assertAlmostEquals(got.pass_4, 2 / 3, 1e-12)
+  lu.assertAlmostEquals(got.majority, 1 / 3, 1e-12) -- "a" is right; "x" is not; of four alike frequent the first, "p", is not
+  lu.assertEquals(rl.pass(batch), { pass_1 = got.pass_1 })
+  lu.assertAlmostEquals(rl.pass(batch, { right = 0.1 }).pass_1, 5 / 12, 1e-12)
+  lu.assertEquals(rl.pass(batch, { answer = function () end }).majority, 0)
+  lu.assertErrorMsgContains("k 2 is 5, expected an integer from 1 to the group, 4", rl.pass, batch, { k = { 1, 5 } })
+  lu.assertErrorMsgContains("k 1 is 1.5", rl.pass, batch, { k = { 1.5 } })
+  lu.assertErrorMsgContains("no completions", rl.pass, { total = {}, group = 2 })
+end
+
 os.exit(lu.LuaUnit.run())

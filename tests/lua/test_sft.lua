@@ -147,6 +147,27 @@ function TestSFT.test_packed_rows_do_not_see_each_other()
   end
 end
 
+function TestSFT.test_an_update_on_given_examples_is_that_of_a_stepper_and_no_cut_changes_it()
+  local list, want = examples(8), nil
+  for _, micro in ipairs { 16, 3, 1 } do
+    local model = assert(models.load(BASE))
+    local opt = optim.SGD(model:parameters(), { lr = 0.1 })
+    local row = sft.update(model, opt, list, { length = 24, micro = micro, lr = 0.05 })
+    want = want or { row, model:state_dict() }
+    lu.assertEquals(row.tokens, want[1].tokens)
+    lu.assertAlmostEquals(row.loss, want[1].loss, 1e-6)
+    for name, t in pairs(model:state_dict()) do lu.assertEquals(t:bytes(), want[2][name]:bytes()) end
+  end
+  local model = assert(models.load(BASE))
+  local opt = optim.SGD(model:parameters(), { lr = 0.05 })
+  local row = sft.new({ model = model, optimizer = opt, examples = list, batch_size = 8 }):step()
+  lu.assertAlmostEquals(row.loss, want[1].loss, 1e-5) -- padded rows: the same sums in another order
+  lu.assertAlmostEquals(row.grad_norm, want[1].grad_norm, 1e-4 * row.grad_norm)
+  lu.assertErrorMsgContains("there are no examples", sft.update, model, opt, {})
+  lu.assertErrorMsgContains("example 1 has no token to learn", sft.update, model, opt, { { ids = { 1, 2 }, mask = { 1, 0 } } })
+  lu.assertEquals(sft.example({ 5, 6 }, { 7 }), { ids = { 5, 6, 7 }, mask = { 0, 0, 1 } })
+end
+
 -- Micro-batches of unlike length add up to the gradient of the whole, because the divisor is the whole's.
 function TestSFT.test_accumulation_divides_by_the_tokens_of_the_update()
   local list, norms, losses = examples(8), {}, {}

@@ -123,6 +123,69 @@ function M.evaluate(model, examples, opts)
 end
 options.declare(M.evaluate, { "model", "examples" }, evaluate_rules)
 
+-- Examples that were not made here.
+local function check_examples(list)
+  for i, e in ipairs(list) do
+    if type(e) ~= "table" or type(e.ids) ~= "table" or type(e.mask) ~= "table" or #e.mask < #e.ids then
+      error(("sft: example %d has no ids with a mask for each"):format(i), 3)
+    end
+    local learned = false
+    for k = 2, #e.ids do learned = learned or e.mask[k] ~= 0 end
+    if not learned then error(("sft: example %d has no token to learn behind its first"):format(i), 3) end
+  end
+end
+
+--- A prompt and its answer as an example of which the answer is learned.
+--- @param prompt integer[]
+--- @param answer integer[]
+--- @return table example  { ids, mask }
+function M.example(prompt, answer)
+  options.argument("sft.example", "prompt", prompt, "table")
+  options.argument("sft.example", "answer", answer, "table")
+  local ids, mask = table.move(prompt, 1, #prompt, 1, {}), {}
+  for i = 1, #prompt do mask[i] = 0 end
+  for _, id in ipairs(answer) do ids[#ids + 1], mask[#mask + 1] = id, 1 end
+  return { ids = ids, mask = mask }
+end
+
+local update_rules = {
+  length = options.integer(256, "[2, inf)", "tokens of a row, in which several examples stand"),
+  micro = options.integer(16, "[1, inf)", "rows in one forward and backward pass"),
+  lr = options.number(options.none, "[0, inf)", "learning rate; default: the optimizer's"),
+  clip_norm = options.number(1, "(0, inf)", "largest norm of the gradient"),
+  pad = options.integer(0, "[0, inf)", "id behind the last example of a row"),
+}
+
+--- One update on just these examples, packed into rows: for a loop that draws or samples what it learns.
+--- @param model table  causal model of perilune.models
+--- @param optimizer table  over the parameters that learn
+--- @param examples table[]  { ids, mask (1 = learned) } each, at least one
+--- @param opts table?
+--- @return table metrics  loss, entropy (nats a learned token), tokens (learned), grad_norm
+function M.update(model, optimizer, examples, opts)
+  local o = options.fill("sft.update", opts, update_rules)
+  options.argument("sft.update", "examples", examples, "table")
+  check_examples(examples)
+  if #examples == 0 then error("sft.update: there are no examples", 2) end
+  local packed, batches, metrics = {}, {}, { tokens = 0, entropy = 0 }
+  for i, bin in ipairs(M.pack(examples, o.length)) do
+    packed[i] = {}
+    for k, index in ipairs(bin) do packed[i][k] = examples[index] end
+  end
+  for list in trainer.slices(packed, o.micro) do
+    batches[#batches + 1] = M.batch(list, o.pad)
+    metrics.tokens = metrics.tokens + batches[#batches].learned
+  end
+  trainer.learn(trainer.slices(batches), function (batch)
+    local loss, entropy = M.loss(model, batch)
+    return loss:div(metrics.tokens), { entropy = entropy:div(metrics.tokens) }
+  end, metrics)
+  optimizer:step { lr = o.lr, clip = o.clip_norm }:zero_grad()
+  metrics.grad_norm = optimizer.grad_norm
+  return metrics
+end
+options.declare(M.update, { "model", "optimizer", "examples" }, update_rules)
+
 local Stepper = trainer.class("sft", { epochs = true })
 
 local rules = trainer.rules {
@@ -141,18 +204,6 @@ local rules = trainer.rules {
   seed = options.integer(1, nil, "of the order of rows"),
   pad = options.integer(options.none, "[0, inf)", "id behind the last example; default: the tokenizer's"),
 }
-
--- Examples that were not made here.
-local function check_examples(list)
-  for i, e in ipairs(list) do
-    if type(e) ~= "table" or type(e.ids) ~= "table" or type(e.mask) ~= "table" or #e.mask < #e.ids then
-      error(("sft: example %d has no ids with a mask for each"):format(i), 3)
-    end
-    local learned = false
-    for k = 2, #e.ids do learned = learned or e.mask[k] ~= 0 end
-    if not learned then error(("sft: example %d has no token to learn behind its first"):format(i), 3) end
-  end
-end
 
 --- Supervised fine-tuning as a stepper: each :step() is one update over micro-batches of rows, in an order
 --- that is drawn anew each epoch.

@@ -107,7 +107,7 @@ end
 --- @param pass fun(part: any): perilune.Tensor, table?  loss (0-dim) of a slice, divided by the denominators of the
 --- whole update, and statistics (name -> 0-dim tensor or number), likewise
 --- @param metrics table  gets loss and the statistics
-function Trainer:learn(parts, pass, metrics) -- luacheck: ignore 212
+function M.learn(parts, pass, metrics)
   metrics.loss = metrics.loss or 0
   local held <close> = derived.hold()
   for part in parts do
@@ -121,6 +121,9 @@ function Trainer:learn(parts, pass, metrics) -- luacheck: ignore 212
   end
   held:flow()
 end
+
+--- The same as a method of steppers.
+function Trainer:learn(parts, pass, metrics) M.learn(parts, pass, metrics) end -- luacheck: ignore 212
 
 --- for slice in trainer.slices(list, size) do: consecutive pieces of a list, of at most `size` entries; without a size
 --- its entries themselves.

@@ -182,4 +182,48 @@ function M.pass_at_k(n, c, k)
   return 1 - miss
 end
 
+local pass_rules = {
+  k = options.value({}, "table", "list of integers: chances that one of k answers is right, each at most the group"),
+  right = options.number(1, nil, "the least reward of a right answer"),
+  answer = options.value(options.none, "callable",
+    "(text, row) -> what is voted on, or nil where there is no answer; with it the majority is counted"),
+}
+
+--- How often prompts are answered rightly when each is answered several times: means over the prompts of a batch.
+--- An answer that the reward abstained from is wrong.
+--- @param batch table  of rl.rollout
+--- @param opts table?
+--- @return table shares  pass_1 (of all answers), pass_K for each k, majority (with answer: of the prompts whose most
+--- frequent answer is right)
+function M.pass(batch, opts)
+  options.argument("rl.pass", "batch", batch, "table")
+  local o = options.fill("rl.pass", opts, pass_rules)
+  local count, group, out = #batch.total, batch.group, { pass_1 = 0, majority = o.answer and 0 or nil }
+  if count == 0 then options.raise "rl.pass: the batch has no completions" end
+  for i, k in ipairs(o.k) do
+    if math.type(k) ~= "integer" or k < 1 or k > group then
+      options.raise(("rl.pass: k %d is %s, expected an integer from 1 to the group, %d"):format(i, tostring(k), group))
+    end
+    out["pass_" .. k] = 0
+  end
+  local function add(name, value) out[name] = out[name] + value * group / count end
+  for first = 1, count, group do
+    local right, answers, is_right = 0, {}, {}
+    for i = first, first + group - 1 do
+      local is = batch.total[i] >= o.right -- of NaN false
+      right = right + (is and 1 or 0)
+      local answer = o.answer and o.answer(batch.texts[i], batch.rows[i])
+      if answer ~= nil then answers[i - first + 1], is_right[answer] = answer, is end
+    end
+    add("pass_1", right / group)
+    for _, k in ipairs(o.k) do if k > 1 then add("pass_" .. k, M.pass_at_k(group, right, k)) end end
+    if o.answer then
+      local most = M.majority(answers, group)
+      add("majority", most ~= nil and is_right[most] and 1 or 0)
+    end
+  end
+  return out
+end
+options.declare(M.pass, { "batch" }, pass_rules)
+
 return M

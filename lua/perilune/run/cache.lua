@@ -64,6 +64,7 @@ end
 --- there, build(path) writes its files into the new folder of that path, which becomes the cache in one step when
 --- build returns: one that is killed or raises leaves nothing. HASH is of the settings alone, as JSON with sorted
 --- keys; they have to name all that the result depends on, the seed too, and stand in settings.json beside the files.
+--- The generator of random ops is afterwards as it was before, so that a run is the same whether it was read or made.
 --- A damaged folder is made anew; a process that finds another one making it waits for that. Says on the console
 --- whether it was read or made. Example:
 ---   local path = recipe.cached("base", { width = 64, seed = 1 }, function (to) assert(pretrain():save(to)) end)
@@ -97,7 +98,9 @@ function M.cached(name, settings, build, runs)
   say("cache: making %s", path)
   local began = peri.time()
   local writer <close> = folders.must(peri.files.checkpoint.begin(root))
+  local random = peri.rng_state()
   local made, message = build(writer.path)
+  peri.set_rng_state(random)
   if not made and message ~= nil then folders.refuse("%s: %s", path, tostring(message)) end
   folders.must(peri.files.write(writer.path .. "/settings.json", text))
   folders.must(writer:commit(leaf))

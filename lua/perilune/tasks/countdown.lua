@@ -162,15 +162,22 @@ function M.is_right(row, attempt)
   return of(second.a, second.b) or of(second.b, second.a)
 end
 
+--- The last attempt of an answer, nil where the answer has no end: what a majority votes on.
+--- @param text string
+--- @return string?
+function M.last(text)
+  local list, ended = M.attempts(text)
+  return ended and list[#list] or nil
+end
+
 --- TinyZero's reward (verl/utils/reward_score/countdown.py): 1 where the last attempt is right, 0.1 where it is well
 --- formed and wrong, 0 where there is no answer: no "!" at the end, or no two steps before it.
 --- @param row table  of problems
 --- @param text string  an answer
 --- @return number
 function M.reward(row, text)
-  local list, ended = M.attempts(text)
-  local last = list[#list]
-  if not ended or not read_attempt(last) then return 0 end
+  local last = M.last(text)
+  if not last or not read_attempt(last) then return 0 end
   return M.is_right(row, last) and 1 or 0.1
 end
 
