@@ -306,6 +306,17 @@ local function is_step(ids, given)
   return true
 end
 
+local function check_routes(who, s, routes, ids)
+  if not s.experts or s.dense >= s.layers then
+    options.raise(who .. ": routes are given and the model has no experts")
+  end
+  local want = { ids:size(1), ids:size(2), s.layers - s.dense, s.active }
+  if routes.dtype ~= "i64" or options.shape(routes) ~= options.shape(want) then
+    options.raise(("%s: routes is %s of shape %s, expected i64 of %s"):format(who, routes.dtype, options.shape(routes),
+      options.shape(want)))
+  end
+end
+
 --- What a forward pass knows, and its ids: see perilune.nn.context. `prefix` of the model is the default.
 --- @param ids perilune.Tensor|perilune.Batch
 --- @param given table?
@@ -320,6 +331,7 @@ function Causal:context(ids, given)
     if type(o.prefix) == "function" then o.prefix = o.prefix() end -- nil: off
   end
   inputs.place(who, ids, o)
+  if o.routes then check_routes(who, self.settings, o.routes, ids) end
   return context.new(who, ids:size(1), ids:size(2), o), ids
 end
 
@@ -373,7 +385,7 @@ function Causal:token_logprobs(ids, from, opts)
     start = not batch and rows.start and rows.start:clamp(0, time - 1) or nil,
     mask = rows.holes and first_columns(rows.mask, time - 1) or nil,
     positions = first_columns(o.positions, time - 1), segments = first_columns(o.segments, time - 1),
-    prefix = o.prefix, collect = o.collect })
+    prefix = o.prefix, collect = o.collect, routes = o.routes and o.routes:narrow(2, 1, time - 1) })
   local targets = ids:narrow(2, from, time - from + 1)
   if rows.mask then
     local known = rows.mask:narrow(2, from, time - from + 1) -- (B, N)

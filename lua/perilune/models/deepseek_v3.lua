@@ -5,6 +5,7 @@ local peri = require "perilune"
 local base = require "perilune.models.base"
 local fields = require "perilune.models.fields"
 local attention = require "perilune.nn.attention"
+local options = require "perilune.options"
 local rope = require "perilune.nn.rope"
 local moe = require "perilune.models.moe"
 local Module = require "perilune.nn.module"
@@ -97,7 +98,11 @@ end
 --- A mixture of experts: each token goes to a few of them, and to a shared one.
 local Experts = Module.class "Experts"
 function Experts:forward(x, c)
-  local places, weights = moe.route(x:linear(self.gate):sigmoid(), self.gate_bias, self._how)
+  local layer = c.place - self._how.dense -- of those that have experts
+  local given = c.routes and c.routes:select(3, layer)
+  local places, weights = moe.route(x:linear(self.gate):sigmoid(), self.gate_bias, self._how, given)
+  local collected = c.collect and c.collect.routes
+  if collected then collected[layer] = places:reshape { c.batch, c.time, places:size(2) } end
   local h = moe.mix(x, places, weights, function (e, rows) return self.experts[e]:forward(rows, c) end, #self.experts)
   return self.shared and h:add(self.shared:forward(x, c)) or h
 end
@@ -146,6 +151,28 @@ function DeepSeek:declare(d)
   d:at(self, "", "")
   d:rms_norm("norm", "model.norm", s.dim, s.eps)
   d:head(s.tied)
+end
+
+--- Which experts each token goes to. A later pass that is given them (routes, an option of forward and of
+--- token_logprobs) sends tokens there again, whatever its own affinities would choose: routing replay, which keeps
+--- the policy that is trained the one that sampled while it moves (2507.18071 section 5.3; DeepSeek-V3.2). Weights of
+--- experts are of the present affinities, and have a gradient. Where nothing has moved no bit changes.
+---
+---     batch.routes = model:routes(batch.sequences)  -- rl.parts has them as part.routes
+---     model:token_logprobs(part.sequences, part.from, { routes = part.routes })
+---
+--- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
+--- @param opts table?  of forward
+--- @return perilune.Tensor routes  (B, T, layers, K) i64, of the layers that have experts
+function DeepSeek:routes(ids, opts)
+  local list, how = {}, {}
+  for name, value in pairs(opts or {}) do how[name] = value end
+  how.collect = { routes = list }
+  if self.settings.dense >= self.settings.layers then
+    options.raise(self.__name .. ": routes: no layer has experts")
+  end
+  peri.no_grad(self.forward, self, ids, how)
+  return peri.stack(list, 3)
 end
 
 --- The layers behind the last are for multi-token prediction.

@@ -20,6 +20,7 @@ M.causal = {
   segments = options.value(options.none, "tensor", "(B, T) i64: runs of equal numbers that do not see each other"),
   prefix = options.value(options.none, "table", "{ k =, v = } of each layer, which every position sees"),
   collect = options.value(options.none, "table", "{ k = {}, v = {} }: gets the keys and values of each layer"),
+  routes = options.value(options.none, "tensor", "(B, T, layers, K) i64: the experts of each token, of model:routes"),
 }
 
 --- Options of the forward pass of encoders.

@@ -10,10 +10,20 @@ local M = {}
 --- @param scores perilune.Tensor  (..., E) affinities
 --- @param bias perilune.Tensor?  (E), added to choose
 --- @param how table  experts, active, groups, kept_groups, normalised, route_scale
+--- @param given perilune.Tensor?  (..., active) i64: the choice, made before; the weights are of these scores all the
+--- same
 --- @return perilune.Tensor places  (N, active) i64, experts counted from 0
 --- @return perilune.Tensor weights  (N, active)
-function M.route(scores, bias, how)
+function M.route(scores, bias, how, given)
   scores = scores:reshape { -1, how.experts } -- (N, E)
+  local places = given and given:reshape { -1, how.active } or M.choose(scores, bias, how)
+  local weights = scores:gather(places, 2)
+  if how.normalised then weights = weights:div(weights:sum(-1, true):add(1e-20)) end
+  return places, weights:mul(how.route_scale)
+end
+
+-- The experts of each token: (N, E) -> (N, active).
+function M.choose(scores, bias, how)
   local choice = scores:detach()
   if bias then choice = choice:add(bias) end
   if how.groups > 1 then
@@ -25,9 +35,7 @@ function M.route(scores, bias, how)
     choice = grouped:masked_fill(open:logical_not():unsqueeze(3), -math.huge):reshape { -1, how.experts }
   end
   local _, places = choice:topk(how.active, -1)
-  local weights = scores:gather(places, 2)
-  if how.normalised then weights = weights:div(weights:sum(-1, true):add(1e-20)) end
-  return places, weights:mul(how.route_scale)
+  return places
 end
 
 --- The weighted sum of what a token's experts make of it.

@@ -19,6 +19,7 @@ local options = require "perilune.options"
 --- @field order perilune.Tensor?  of columns behind a prefix, where rows begin later
 --- @field mask perilune.Tensor?  bool (true = visible) or added to scores, (B, H, T, keys), sizes may be 1
 --- @field tokens perilune.Tensor?  (B, T) bool: where tokens are, of whole rows with padding
+--- @field routes perilune.Tensor?  (B, T, layers, K) i64: the experts that tokens go to, in layers that have some
 --- @field source table?  another sequence: hidden (B, Ts, D) or keys, a list with { k, v } of each layer; mask
 local Context = { __name = "context" }
 Context.__index = Context
@@ -72,13 +73,13 @@ end
 --- segments (T) or (B, T) i64: a position sees its own segment only, which is one run of equal numbers, and positions
 --- count from its begin; prefix { k =, v = }: of each layer (1 or B, Tp, Hkv, D), keys and values that every
 --- position sees, as they are; collect { k = {}, v = {} }: gets the keys and values of each layer, which may be
---- the prefix of another pass
+--- the prefix of another pass; routes (B, T, layers, K)
 --- @return perilune.nn.Context
 function M.new(who, batch, time, o)
   local cache = o.cache
   if cache then check_cache(who, cache, batch, time) end
   local self = setmetatable({ batch = batch, time = time, cache = cache, prefix = o.prefix, collect = o.collect,
-    start = o.start, mask = o.mask, tokens = o.tokens, source = o.source, place = 1,
+    routes = o.routes, start = o.start, mask = o.mask, tokens = o.tokens, source = o.source, place = 1,
     past = cache and cache.length or 0 }, Context)
   self.decoding = cache ~= nil and not peri.grad_enabled()
   self.fused = self.decoding and not (self.mask or self.prefix or o.segments or o.collect)
@@ -198,7 +199,8 @@ end
 function Context:attend(q, k, v, how)
   local i = self.place
   if self.cache then k, v = self.cache:append(i, k, v) end
-  if self.collect then self.collect.k[i], self.collect.v[i] = k, v end
+  local collect = self.collect
+  if collect and collect.k then collect.k[i], collect.v[i] = k, v end
   local prefix = self.prefix
   if prefix then k, v = self:_behind(prefix.k[i], k), self:_behind(prefix.v[i], v) end
   return M.attention(q, k, v, self.mask, self.start, how)

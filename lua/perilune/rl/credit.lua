@@ -17,8 +17,8 @@ end
 --- @param advantage perilune.Tensor  (B, N)
 --- @param weight perilune.Tensor  (B, N)
 --- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
---- @return table  n, sequences (perilune.Batch, where the batch has them), ids (n, P + N), from, start, support (where
---- the batch has one), logprobs, advantage, weight (n, N)
+--- @return table  n, sequences (perilune.Batch, where the batch has them), ids (n, P + N), from, start, support and
+--- routes (where the batch has them), logprobs, advantage, weight (n, N)
 function M.with_signal(batch, advantage, weight, all)
   options.argument("rl.with_signal", "batch", batch, "table")
   options.argument("rl.with_signal", "advantage", advantage, "tensor")
@@ -28,8 +28,8 @@ function M.with_signal(batch, advantage, weight, all)
   local sequences = batch.sequences and rows:numel() > 0 and batch.sequences:select(rows) or nil
   return { n = rows:numel(), from = batch.from, sequences = sequences,
            ids = sequences and sequences.ids or pick(batch.ids), start = pick(batch.start),
-           support = batch.support and batch.support:select(rows), logprobs = pick(batch.logprobs),
-           advantage = pick(advantage), weight = pick(weight) }
+           support = batch.support and batch.support:select(rows), routes = pick(batch.routes),
+           logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
 end
 
 local size_rule = options.integer(options.required, "[1, inf)", "rows of a slice")
