@@ -40,7 +40,7 @@ i=0
 while [ $i -lt 40 ]; do i=$((i + 1)); echo "[$i/40] CC $i.o"; done
 make () { mkdir -p "${1%/*}"; printf '#!/bin/sh\necho ran "$@"\n' >"$1"; chmod +x "$1"; }
 case $3 in
-  all) make "$2/perilune" ;;
+  all) make "$2/perilune"; make "$2/perilune-sandbox" ;;
   tests)
     make "$2/perilune-testing"
     for f in $(cat "$2/build.ninja"); do

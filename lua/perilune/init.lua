@@ -8,7 +8,7 @@ peri._library(debug.getinfo(1, "S").source:match "^(.*)init") -- errors point pa
 local public = {
   nn = "nn", optim = "optim", sched = "optim.sched", data = "data", models = "models", peft = "peft",
   text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
-  gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", dist = "dist", loss = "loss",
+  gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", sandbox = "sandbox", dist = "dist", loss = "loss",
   algo = { dpo = "algo.dpo", grpo = "algo.grpo", prm = "algo.prm", reward_model = "algo.reward_model",
     sft = "algo.sft" },
   tasks = { chain = "tasks.chain", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k", metrics = "tasks.metrics",

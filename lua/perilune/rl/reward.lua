@@ -36,6 +36,8 @@ local callable = options.value(nil, "callable").accepts
 
 local function finite(v) return type(v) == "number" and math.abs(v) <= most end
 
+local library = debug.getinfo(1, "S").source:match "^(.*)rl/reward" -- as in options: a place in it helps nobody
+
 -- What was thrown, as one line or more that show where: of what has no place of its own, where the function stands.
 local function thrown(fn, err)
   local text = err
@@ -49,7 +51,8 @@ local function thrown(fn, err)
   if text:find ":%d+:" then return text end
   local body = type(fn) == "table" and getmetatable(fn).__call or fn
   local info = type(body) == "function" and debug.getinfo(body, "S")
-  return info and info.what ~= "C" and ("%s:%d: %s"):format(info.short_src, info.linedefined, text) or text
+  local outside = info and info.what ~= "C" and info.source:sub(1, #library) ~= library
+  return outside and ("%s:%d: %s"):format(info.short_src, info.linedefined, text) or text
 end
 
 -- fn(...) -> its results; an error goes to refuse(text). An interrupt is nobody's error.
