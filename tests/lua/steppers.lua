@@ -60,6 +60,21 @@ M.all = {
   ["dpo-kto"] = function () return { tokenizer = tok, rows = labels, batch_size = 8, loss = "kto" } end,
   reward_model = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, center = 0.1 } end,
   ["reward_model-outcome"] = function () return { tokenizer = tok, rows = labels, batch_size = 8 } end,
+  distill = function () return { teacher = M.model(5), examples = examples, batch_size = 8, temperature = 2, hard = 0.3 } end,
+  ["distill-own"] = function ()
+    return { teacher = M.model(5), tokenizer = tok, rows = prompts, batch_size = 8, on_policy = 1, divergence = "reverse",
+      max_new_tokens = 5 }
+  end,
+  ["distill-mixed"] = function ()
+    return { teacher = M.model(5), tokenizer = tok, rows = prompts, batch_size = 8, on_policy = 0.5, sequence = true,
+      divergence = "jsd", max_new_tokens = 5 }
+  end,
+  ["distill-sampled"] = function ()
+    return { teacher = M.model(5), tokenizer = tok, rows = prompts, batch_size = 8, on_policy = 1, signal = "sampled",
+      max_new_tokens = 5 }
+  end,
+  reject = sampled { keep = 2 },
+  ["reject-random"] = sampled { keep = 3, by = "random_flat" },
   prm = function () return { tokenizer = tok, rows = steps, batch_size = 8, separator = "," } end,
   ["sft-packed"] = function () return { examples = examples, batch_size = 3, packing = true, max_length = 16 } end,
 }

@@ -123,15 +123,17 @@ function M.evaluate(model, examples, opts)
 end
 options.declare(M.evaluate, { "model", "examples" }, evaluate_rules)
 
--- Examples that were not made here.
-local function check_examples(list)
+--- Raise unless each of a list is an example with something to learn.
+--- @param who string  for messages
+--- @param list table[]
+function M.check_examples(who, list)
   for i, e in ipairs(list) do
     if type(e) ~= "table" or type(e.ids) ~= "table" or type(e.mask) ~= "table" or #e.mask < #e.ids then
-      error(("sft: example %d has no ids with a mask for each"):format(i), 3)
+      options.raise(("%s: example %d has no ids with a mask for each"):format(who, i))
     end
     local learned = false
     for k = 2, #e.ids do learned = learned or e.mask[k] ~= 0 end
-    if not learned then error(("sft: example %d has no token to learn behind its first"):format(i), 3) end
+    if not learned then options.raise(("%s: example %d has no token to learn behind its first"):format(who, i)) end
   end
 end
 
@@ -165,7 +167,7 @@ local update_rules = {
 function M.update(model, optimizer, examples, opts)
   local o = options.fill("sft.update", opts, update_rules)
   options.argument("sft.update", "examples", examples, "table")
-  check_examples(examples)
+  M.check_examples("sft.update", examples)
   if #examples == 0 then error("sft.update: there are no examples", 2) end
   local packed, batches, metrics = {}, {}, { tokens = 0, entropy = 0 }
   for i, bin in ipairs(M.pack(examples, o.length)) do
@@ -216,7 +218,7 @@ function M.new(opts)
   if why then error("sft: " .. why, 2) end
   if self.examples then
     if self.rows then error("sft: give rows or examples, not both", 2) end
-    check_examples(self.examples)
+    M.check_examples("sft", self.examples)
   else
     if not (self.tokenizer and self.rows) then error("sft: give tokenizer and rows, or examples", 2) end
     self.examples, self.report = rows.examples(self.tokenizer, self.rows, { max_length = self.max_length,

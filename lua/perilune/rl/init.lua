@@ -15,6 +15,7 @@ for file, names in pairs {
   presets = { "preset", "presets" },
   shared = { "shared_prompt", "completion_logprobs", "groups" },
   curriculum = { "curriculum" },
+  teacher = { "store_teacher", "open_teacher" },
   select = { "select", "best_of_n", "majority", "pass_at_k", "pass" },
   metrics = { "summary", "kl_to" },
   fisher = { "fisher" },

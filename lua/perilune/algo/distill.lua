@@ -1,0 +1,270 @@
+-- distill.lua - distillation as a stepper: a student learns from what a teacher says of every token, over the whole
+-- vocabulary or over the teacher's stored top k; of texts that are given, that the teacher writes (sequence-level), or
+-- that the student writes itself (on-policy, GKD). Logits of a few tokens are there at a time.
+local peri = require "perilune"
+local options = require "perilune.options"
+local base = require "perilune.models.base"
+local batches = require "perilune.text.batch"
+local loss = require "perilune.loss"
+local answers = require "perilune.algo.answers"
+local rows_of = require "perilune.data.rows"
+local sft = require "perilune.algo.sft"
+local trainer = require "perilune.algo.trainer"
+
+local Stepper = trainer.class("distill", { epochs = true, parts = { "rng" } })
+
+local M = {}
+
+local CHUNK <const> = 64 -- tokens whose logits are held at once
+
+local own = {
+  model = options.value(options.required, "table", "the student, a causal model of perilune.models"),
+  teacher = options.value(options.none, "table", "a causal model with the same vocabulary"),
+  stored = options.value(options.none, "table", "in its place: of rl.open_teacher, for the same examples"),
+  tokenizer = options.value(options.none, "table", "of perilune.tokenizer or perilune.text; needed with rows"),
+  rows = options.value(options.none, "table", "training rows, see perilune.data.rows"),
+  examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
+  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
+  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
+  max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut"),
+  bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
+  on_policy = options.number(0, "[0, 1]", "share of the updates whose answers the student writes"),
+  sequence = options.boolean(false, "the other answers are the teacher's, sampled, not those of the rows (1606.07947)"),
+  signal = options.choice("distribution", { "distribution", "sampled" }, "what of the teacher: all it says, or of the "
+    .. "student's own tokens how likely they are, as an advantage (loss.teacher_advantage); on_policy = 1"),
+  max_new_tokens = options.integer(128, "[1, inf)", "longest answer that is written"),
+  sample_temperature = options.number(1, "(0, inf)", "of the answers that are written"),
+  seed = options.integer(1, nil, "of the order of rows, and of which updates are on-policy"),
+  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
+}
+for name, rule in pairs(loss.distill_rules) do own[name] = rule end
+local rules = trainer.rules(own)
+
+local function refuse(...) options.raise("distill: " .. string.format(...)) end
+
+-- Settings that only make sense together.
+local function check(self)
+  for _, name in ipairs { "model", "teacher" } do
+    local why = self[name] and base.no_causal(self[name])
+    if why then refuse("%s: %s", name, why) end
+  end
+  local writes = self.on_policy > 0 or self.sequence
+  if (self.teacher ~= nil) == (self.stored ~= nil) then refuse "give a teacher or what one said (stored)" end
+  if self.stored and writes then refuse "what is stored is of given answers: on_policy and sequence need a teacher" end
+  if self.sequence and self.on_policy == 1 then
+    refuse "with on_policy = 1 the teacher writes no answers for sequence"
+  end
+  if self.stored and self.stored.temperature ~= self.temperature then
+    refuse("temperature is %g, what is stored is of %g", self.temperature, self.stored.temperature)
+  end
+  local own_size = self.model.settings.vocab
+  local other = self.stored and self.stored.vocabulary or self.teacher.settings.vocab
+  if own_size ~= other then
+    refuse("the student has %d tokens, the teacher %d: they need one vocabulary", own_size, other)
+  end
+  if self.signal == "sampled" then
+    if self.on_policy ~= 1 then refuse "signal = \"sampled\" is of the student's own tokens: it needs on_policy = 1" end
+    for _, name in ipairs { "hard", "temperature", "divergence" } do
+      if self[name] ~= loss.distill_rules[name].default then refuse("signal = \"sampled\" knows no %s", name) end
+    end
+  end
+  if (self.rows ~= nil) == (self.examples ~= nil) then refuse "give rows or examples" end
+  if self.rows and not self.tokenizer then refuse "rows need a tokenizer" end
+  return writes
+end
+
+-- What is before the first token that is learned.
+local function prompt_of(e)
+  local n = 1
+  while n < #e.ids and e.mask[n + 1] == 0 do n = n + 1 end
+  return table.move(e.ids, 1, n, 1, {})
+end
+
+--- Distillation as a stepper (1503.02531; GKD, 2306.13649): each :step() is one update over rows in an order that is
+--- drawn anew each epoch.
+--- @param opts table  model, teacher or stored, optimizer, and tokenizer with rows, or examples
+--- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; units; report (of rows: what was
+--- left out)
+function M.new(opts)
+  local self = trainer.new(Stepper, opts, rules)
+  local writes = check(self)
+  local only_prompts = self.on_policy == 1 or self.sequence -- no answer of a row is read
+  if self.rows and type(self.rows.collect) == "function" then self.rows = self.rows:collect() end
+  if self.rows and only_prompts then
+    self.units = {}
+    for i, row in ipairs(self.rows) do
+      local ok, ids = pcall(rows_of.prompt, self.tokenizer, row)
+      if not ok then refuse("row %d: %s", i, (tostring(ids):gsub("^[^%s:]+%.lua:%d+: ", ""))) end
+      self.units[i] = { prompt = ids, ids = ids, mask = {} }
+    end
+  elseif self.rows then
+    self.units, self.report = rows_of.examples(self.tokenizer, self.rows,
+      { max_length = self.max_length, bad = self.bad })
+  else
+    sft.check_examples("distill", self.examples)
+    self.units = {}
+    for i, e in ipairs(self.examples) do self.units[i] = { ids = e.ids, mask = e.mask } end
+  end
+  if #self.units == 0 then refuse("no row has anything to learn%s", self.report and "; " .. self.report.text or "") end
+  for i, e in ipairs(self.units) do
+    e.index = i
+    if writes then e.prompt = e.prompt or prompt_of(e) end
+    if e.prompt and #e.prompt == 0 then refuse("row %d has an empty prompt", i) end
+  end
+  if self.stored and self.stored.rows ~= #self.units then
+    refuse("there are %d rows, stored are %d", #self.units, self.stored.rows)
+  end
+  self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
+  self.micro = self.micro or self.batch_size
+  self.rng = peri.rng(self.seed)
+  self.how = {}
+  for name in pairs(loss.distill_rules) do self.how[name] = self[name] end
+  return self
+end
+options.declare(M.new, {}, rules)
+
+-- ---- answers that are written -------------------------------------------------------------------
+
+-- Units with answers of a model behind their prompts.
+local function written(self, model, units)
+  local prompts, out = {}, {}
+  for i, u in ipairs(units) do prompts[i] = u.prompt end
+  local tok = self.tokenizer or {}
+  local stop = tok.eos_ids or tok.eos
+  local batch = answers.quietly(model, function ()
+    return model:generate(batches.pad(prompts, { side = "left", pad = self.pad }), { stop = stop, pad = self.pad,
+      max_new_tokens = self.max_new_tokens, temperature = self.sample_temperature }).batch
+  end)
+  for i, ids in ipairs(batch:unpad()) do
+    local mask = {}
+    for k = 1, #ids do mask[k] = k > #prompts[i] and 1 or 0 end
+    out[i] = { ids = ids, mask = mask, index = units[i].index }
+  end
+  return out
+end
+
+-- ---- passes -------------------------------------------------------------------------------------
+
+-- Hidden states before the tokens that are learned, and these. -- (n, D), (n)
+local function learned_rows(model, batch, at)
+  local hidden = model:forward(batch.ids:narrow(2, 1, batch.ids:size(2) - 1))
+  return hidden:reshape { -1, hidden:size(3) }:index_select(at, 1)
+end
+
+-- What the teacher says at the tokens of some units, and fn(from, n) -> that of n of them.
+local function teacher_of(self, batch, list, at)
+  if self.stored then
+    local ids, logprobs = {}, {}
+    for i, e in ipairs(list) do
+      local one = self.stored:get(e.index, e)
+      ids[i], logprobs[i] = one.ids, one.logprobs
+    end
+    local all, values = peri.cat(ids, 1), peri.cat(logprobs, 1)
+    return function (from, n)
+      return { ids = all:narrow(1, from, n), logprobs = values:narrow(1, from, n),
+               temperature = self.stored.temperature }
+    end
+  end
+  local hidden = peri.no_grad(function () return learned_rows(self.teacher, batch, at) end)
+  return function (from, n)
+    return peri.no_grad(function () return self.teacher:logits(hidden:narrow(1, from, n)) end)
+  end
+end
+
+-- The divergence, a few tokens at a time: each goes backward to the hidden states at once, so that its logits are let
+-- go and gradients of the head add up token by token, however an update is cut. What is returned has its value, and
+-- passes these gradients on.
+local function distribution(self, batch, list, at, targets, tokens)
+  local hidden = learned_rows(self.model, batch, at)
+  local leaf = hidden:detach():requires_grad_()
+  local teacher = teacher_of(self, batch, list, at)
+  local value, stats = 0, {}
+  for from = 1, leaf:size(1), CHUNK do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local n = math.min(CHUNK, leaf:size(1) - from + 1)
+    local o = { tokens = tokens, labels = self.hard > 0 and targets:narrow(1, from, n) or nil }
+    for k, v in pairs(self.how) do o[k] = v end
+    local one, more = loss.distill(self.model:logits(leaf:narrow(1, from, n)), teacher(from, n), o)
+    one:backward { chain = true }
+    value = value + one:item()
+    for name, t in pairs(more) do stats[name] = (stats[name] or 0) + t:item() end
+  end
+  local through = hidden:mul(leaf.grad):sum()
+  return through:sub(through:detach()):add(value), stats
+end
+
+-- How likely the student's own tokens are to the teacher, as an advantage.
+local function sampled(self, batch, _, at, targets, tokens)
+  local logp = self.model:token_logprob(learned_rows(self.model, batch, at), targets):unsqueeze(2) -- (n, 1)
+  local teacher = peri.no_grad(function ()
+    return (self.teacher:token_logprob(learned_rows(self.teacher, batch, at), targets))
+  end):unsqueeze(2)
+  local advantage = loss.teacher_advantage(logp, teacher)
+  local value = loss.policy(logp, logp:detach(), advantage, peri.ones_like(advantage),
+    { objective = "reinforce", reduce = "token", tokens = tokens })
+  return value, { divergence = advantage:sum():div(-tokens) } -- k1
+end
+
+local signals = { distribution = distribution, sampled = sampled }
+
+local function pass_of(self, list)
+  local tokens = 0
+  for _, e in ipairs(list) do
+    for i = 2, #e.ids do tokens = tokens + (e.mask[i] ~= 0 and 1 or 0) end
+  end
+  tokens = math.max(tokens, 1)
+  return function (some)
+    local rows = {}
+    for i, e in ipairs(some) do rows[i] = { e } end
+    local batch = sft.batch(rows, self.pad)
+    local flat = batch.targets:reshape { -1 }
+    local at = flat:ne(-100):nonzero():reshape { -1 }
+    return signals[self.signal](self, batch, some, at, flat:index_select(at, 1), tokens)
+  end
+end
+
+-- A row as long as any may be.
+local function heaviest(self)
+  local most = self.on_policy > 0 or self.sequence
+  local list = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (e)
+    return most and #e.prompt or #e.ids
+  end)
+  if not most then return list end
+  local out, config = {}, self.model.config or {}
+  local context = config.max_position_embeddings or config.n_positions or math.huge
+  for i, e in ipairs(list) do
+    local ids, mask = table.move(e.prompt, 1, #e.prompt, 1, {}), {}
+    for k = #ids + 1, math.min(#ids + self.max_new_tokens, context) do ids[k] = ids[#e.prompt] end
+    for k = 1, #ids do mask[k] = k > #e.prompt and 1 or 0 end
+    out[i] = { ids = ids, mask = mask, index = e.index }
+  end
+  return out
+end
+
+--- One update.
+--- @return table metrics  step, loss, divergence (of a token, in nats, not times temperature^2; of signal sampled the
+--- mean of log student - log teacher), cross_entropy (with hard), on_policy (1 where the student wrote the answers),
+--- completion_length (mean, of answers that were written), num_tokens (so far, without padding), learning_rate,
+--- grad_norm, epoch (fraction), skipped and no_op as in algo.sft
+function Stepper:step()
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  self:probe(function ()
+    local list = heaviest(self)
+    return (pass_of(self, list)(list))
+  end)
+  local list, metrics = self:take(self.batch_size), {}
+  local own_answers = self.on_policy > 0 and self.rng:uniform() < self.on_policy
+  if own_answers or self.sequence then
+    list = written(self, own_answers and self.model or self.teacher, list)
+    local sum = 0
+    for _, e in ipairs(list) do for _, m in ipairs(e.mask) do sum = sum + m end end
+    metrics.completion_length = sum / #list
+  end
+  self:learn(trainer.slices(list, self.micro), pass_of(self, list), metrics)
+  for _, e in ipairs(list) do self.seen = self.seen + #e.ids end
+  metrics.num_tokens, metrics.epoch = self.seen, self:epochs()
+  metrics.on_policy = self.on_policy > 0 and (own_answers and 1 or 0) or nil
+  return self:update(metrics)
+end
+
+return require "perilune.names"(M, "perilune.algo.distill")
