@@ -68,7 +68,7 @@ end
 
 function TestEstimators.test_what_stands_at_weight_0_changes_none_by_a_bit()
   for _, name in ipairs(estimators) do
-    for _, beta in ipairs { 0, 0.1 } do
+    for _, beta in ipairs { 0, name ~= "gdpo" and 0.1 or nil } do
       local function run(junk)
         local batch, ref = batch_of { junk = junk }
         local a, w = rl.advantages(batch, { estimator = name, reward_beta = beta, ref = ref })
@@ -82,7 +82,7 @@ end
 
 function TestEstimators.test_an_abstention_counts_nowhere()
   for _, name in ipairs(estimators) do
-    for _, beta in ipairs { 0, 0.1 } do
+    for _, beta in ipairs { 0, name ~= "gdpo" and 0.1 or nil } do
       local batch, ref = batch_of()
       batch.total[2], batch.rewards.accuracy[2], batch.rewards.format[2] = nan, nan, nan
       local o = { estimator = name, reward_beta = beta, ref = ref }
@@ -138,6 +138,7 @@ function TestEstimators.test_dr_grpo_is_rloo_up_to_a_factor()
   -- and by hand: 1.25 less the mean of -0.5, 0.125 and 1
   lu.assertAlmostEquals(rloo:at(1, 1), 1.25 - 0.625 / 3, 1e-6)
   lu.assertTrue(rl.advantages(batch, { std = "none" }):sub(centred):abs():max():item() < 1e-6)
+  lu.assertEquals(rl.advantages(batch, { estimator = "batch", std = "none" }):bytes(), centred:bytes())
 end
 
 function TestEstimators.test_the_deviation_is_chosen_and_eps_is_added()
@@ -193,6 +194,8 @@ function TestEstimators.test_options_that_an_estimator_has_not_are_refused()
     ['estimator "rloo" has no std'] = { batch, { estimator = "rloo", std = "sample" } },
     ['estimator "grpo" has no gamma'] = { batch, { gamma = 0.9 } },
     ["reward_beta is 0.1 and there is no ref"] = { batch, { reward_beta = 0.1 } },
+    ["reward_beta is 0.1 and gdpo takes its rewards one by one"] = { batch, { estimator = "gdpo", reward_beta = 0.1,
+      ref = f(REF) } },
     ['estimator "process" needs step rewards'] = { batch, { estimator = "process" } },
     ["gamma is 2, expected"] = { batch, { estimator = "reinforce_plus_plus", gamma = 2 } },
   } do
@@ -222,6 +225,9 @@ function TestEstimators.test_process_supervision_by_hand()
   local function r(v) return (v - mean) / std end
   local a, w = rl.advantages(batch, { estimator = "process", std = "population", eps = 0 })
   lu.assertEquals(w:bytes(), batch.mask:bytes())
+  local less = { group = 2, total = { 0, nan }, mask = batch.mask, ended = {}, steps = batch.steps, covered = batch.covered,
+    ends = f { { 0, 1, 0, 1 }, { 0, 0, 0, 0 } } }
+  lu.assertEquals(select(2, rl.advantages(less, { estimator = "process" })):sum(2):tolist(), { 4, 0 })
   for i, row in ipairs { { r(1) + r(0), r(1) + r(0), r(0), r(0) }, { r(0) + r(0.5), r(0.5), 0, 0 } } do
     for t, want in ipairs(row) do lu.assertAlmostEquals(a:at(i, t), want, 1e-6) end
   end

@@ -32,7 +32,7 @@ end
 -- -A log p  (Williams 1992).
 function objectives.reinforce(c) return scored(c):mul(c.advantage):neg() end
 
--- -sg[clip(r)] A log p  (CISPO, 2506.13585 eq. 4).
+-- -sg[clip(r)] A log p  (CISPO, 2506.13585).
 function objectives.cispo(c, o)
   local ratio = c.ratio:detach()
   return scored(c):mul(ratio:clamp(1 - o.clip, 1 + o.clip_high):mul(c.advantage)):neg(),
@@ -46,7 +46,7 @@ function objectives.sapo(c, o)
 end
 
 -- -A exp(mean of log r, held within [-clip, clip_high] where that makes the objective smaller)
--- (GMPO, 2507.20673 eq. 4).
+-- (GMPO, 2507.20673).
 function objectives.gmpo(c, o)
   local sign = c.advantage:sign()
   local d = counted(c.log_ratio, c.advantage)
@@ -81,7 +81,7 @@ M.policy_rules = {
   beta = options.number(0, "[0, inf)", "weight of the KL to ref"),
   kl = kl.rule,
   unbiased_kl = options.boolean(false, "the KL times the ratio: its gradient is right, off-policy "
-    .. "too (DeepSeek-V3.2)"),
+    .. "too (DeepSeek-V3.2, 2512.02556)"),
   off_policy = options.number(options.none, "[0, inf)", "an answer with a negative advantage counts only while "
     .. "the mean of sampled - logp over it is at most this (DeepSeek-V3.2); the KL counts all"),
   top_entropy = options.number(1, "(0, 1]", "share of the tokens, those of the highest entropy, that are learned from "

@@ -78,7 +78,7 @@ local entropy_rules = {
 
 --- A coefficient of the entropy bonus that keeps the entropy from falling under a target: after each update it grows
 --- by delta where the entropy was at most the target, and shrinks by delta where it was above; above it, it is not
---- applied (Skywork-OR1, 2505.22312 section 4; TRL's use_adaptive_entropy).
+--- applied (Skywork-OR1, 2505.22312; TRL's use_adaptive_entropy).
 --- @param opts table?
 --- @return table controller  .coef; :value() what to apply now; :update(entropy) -> value; :state(), :set_state(s)
 function M.entropy_controller(opts)

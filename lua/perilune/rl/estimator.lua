@@ -69,10 +69,11 @@ function estimators.dr_grpo(f) return column(centred(f.total, f.group)) end
 -- r - mean of the group, divided by the deviation of all rewards (2508.08221; TRL's scale_rewards "batch").
 function estimators.batch(f)
   local _, spread, _, flat = moments(f.total, f.o.std)
-  return column(centred(f.total, f.group)):div(flat and 1 or spread + (f.o.eps or 1e-4))
+  local scale = (flat or f.o.std == "none") and 1 or spread + (f.o.eps or 1e-4)
+  return column(centred(f.total, f.group)):div(scale)
 end
 
--- r - mean of the group's other answers  (RLOO, 2402.14740 eq. 8): G / (G - 1) times dr_grpo.
+-- r - mean of the group's other answers  (RLOO, 2402.14740): G / (G - 1) times dr_grpo.
 function estimators.rloo(f)
   return column(by_group(f.total, f.group, function (values)
     local mean, _, n = moments(values)
@@ -89,7 +90,7 @@ function estimators.reinforce(f)
   return column(out)
 end
 
--- Returns of tokens, each of which pays the KL, whitened over the batch  (REINFORCE++, 2501.03262 eq. 6-8).
+-- Returns of tokens, each of which pays the KL, whitened over the batch  (REINFORCE++, 2501.03262).
 function estimators.reinforce_plus_plus(f)
   return tokens.whiten(tokens.returns(f.token_rewards(), f.weight, f.o.gamma or 1), f.weight)
 end
@@ -99,7 +100,7 @@ function estimators.reinforce_plus_plus_baseline(f)
   return tokens.whiten(column(centred(f.total, f.group)):mul(f.weight), f.weight)
 end
 
--- r - reward of the greedy answer  (ReMax, 2310.10505 eq. 4); with a KL in the reward each token pays its own and
+-- r - reward of the greedy answer  (ReMax, 2310.10505); with a KL in the reward each token pays its own and
 -- what comes behind it. Where the greedy answer was abstained from there is nothing to compare with: 0.
 function estimators.remax(f)
   local greedy = f.batch.baseline
@@ -112,7 +113,7 @@ function estimators.remax(f)
 end
 
 -- r - mean of the group weighted by lengths, the baseline of the least variance if every token's gradient has the same
--- (OPO, 2505.23585 eq. 11).
+-- (OPO, 2505.23585).
 function estimators.opo(f)
   return column(by_group(f.total, f.group, function (values, first)
     local sum, lengths = 0, 0
@@ -127,7 +128,7 @@ function estimators.opo(f)
 end
 
 -- Each reward function normalised within the group, their weighted sum normalised over the batch, so that none is
--- drowned by one with a larger spread  (GDPO, 2601.05242 eq. 4-6).
+-- drowned by one with a larger spread  (GDPO, 2601.05242).
 function estimators.gdpo(f)
   local batch, how, eps = f.batch, f.o.std or "sample", f.o.eps or 1e-4
   if not batch.rewards then options.raise(who .. ': estimator "gdpo" needs a list of rewards, each with its name') end
@@ -164,7 +165,9 @@ function of_steps.process(f)
   local ends = f.batch.ends or f.batch.covered
   local steps = masked.counted(f.batch.steps, ends)
   local each = peri.group_advantage(steps, ends, f.group, f.o.std or "sample", f.o.eps or 1e-4, true)
-  return each:flip(2):cumsum(2):flip(2), f.batch.ends and f.batch.mask or f.batch.covered
+  local weight = f.batch.covered
+  if f.batch.ends then weight = f.batch.mask:mul(column(f.known)) end -- what was abstained from counts nowhere
+  return each:flip(2):cumsum(2):flip(2), weight
 end
 
 -- ---- the function ----
@@ -235,6 +238,9 @@ function M.advantages(batch, opts)
     if o[name] and not (takes[o.estimator] or {})[name] then refuse("estimator %q has no %s", o.estimator, name) end
   end
   if o.reward_beta > 0 and not o.ref then refuse("reward_beta is %g and there is no ref", o.reward_beta) end
+  if o.reward_beta > 0 and o.estimator == "gdpo" then
+    refuse("reward_beta is %g and gdpo takes its rewards one by one: use beta of loss.policy", o.reward_beta)
+  end
   if o.reward_beta > 0 and batch.steps then refuse("reward_beta is %g and there are step rewards", o.reward_beta) end
   local ended
   if o.mask_truncated then
@@ -243,14 +249,14 @@ function M.advantages(batch, opts)
     ended = column(ended)
   end
   local advantage, weight
+  local known = {}
+  for i, v in ipairs(batch.total) do known[i] = v == v and 1 or 0 end
   if batch.steps then
     if not of_steps[o.estimator] then refuse("estimator %q has no credit for step rewards", o.estimator) end
-    advantage, weight = of_steps[o.estimator](facts(batch, o))
+    advantage, weight = of_steps[o.estimator](facts(batch, o, nil, batch.total, known))
     return advantage, ended and weight:mul(ended) or weight
   end
   if o.estimator == "process" then refuse('estimator "process" needs step rewards') end
-  local known = {}
-  for i, v in ipairs(batch.total) do known[i] = v == v and 1 or 0 end
   weight = batch.mask:mul(column(known))
   if ended then weight = weight:mul(ended) end
   advantage = estimators[o.estimator](facts(batch, o, weight, batch.total, known))

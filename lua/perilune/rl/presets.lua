@@ -17,6 +17,8 @@ M.presets = {
   gdpo = { "2601.05242", { estimator = "gdpo", reduce = "sequence", clip = 0.2 } },
   grpo = { "2402.03300", { estimator = "grpo", reduce = "sequence", clip = 0.2, beta = 0.04 } },
   deepseek_v3 = { "2412.19437", { estimator = "grpo", level = "whole", reduce = "sequence", clip = 0.2, beta = 0.04 } },
+  deepseek_v3_2 = { "2512.02556", { estimator = "dr_grpo", reduce = "sequence", clip = 0.2, beta = 0.001,
+    unbiased_kl = true, off_policy = 0.5 } },
   r1_zero = { "2501.12948", { estimator = "grpo", reduce = "sequence", clip = 10, beta = 0.001 } },
   dr_grpo = { "2503.20783", { estimator = "dr_grpo", reduce = "constant", clip = 0.2 } },
   dapo = { "2503.14476", { estimator = "grpo", reduce = "token", clip = 0.2, clip_high = 0.28,
