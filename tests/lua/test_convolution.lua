@@ -60,7 +60,7 @@ end
 function TestConvolutions.test_no_column_of_a_window_is_stored_for_all_of_a_batch()
   local x, w = peri.randn { 16, 8, 64, 64 }, peri.randn { 8, 8, 5, 5 } -- 2 MB; all windows 25 times that
   local before = peri.memory().live
-  peri.memory { reset_peak = true }
+  peri.reset_peak()
   x:conv2d(w, nil, 1, 2)
   lu.assertTrue(peri.memory().peak - before < 16 * 2 ^ 20)
 end

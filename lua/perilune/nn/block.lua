@@ -173,9 +173,20 @@ function M.Block:forward(x, c, y, after)
   if getmetatable(c) ~= context.Context then
     return peri.checkpoint(function (a, b) return run(self, a, c, b, after) end, x, y)
   end
-  local place = c.place
-  return peri.checkpoint(function (a, b, ...) return run(self, a, c:with(place, ...), b, after) end, x, y,
-    c:tensors(place))
+  local place, collect = c.place, c.collect
+  if not collect then
+    return peri.checkpoint(function (a, b, ...) return run(self, a, c:with(place, ...), b, after) end, x, y,
+      c:tensors(place))
+  end
+  local k, v
+  x, k, v, y = peri.checkpoint(function (a, b, ...) -- what is collected is a result: gradients come back to it
+    local inside, own = c:with(place, ...), { k = {}, v = {} }
+    inside.collect = own
+    a, b = run(self, a, inside, b, after)
+    return a, own.k[place], own.v[place], b
+  end, x, y, c:tensors(place))
+  collect.k[place], collect.v[place] = k, v
+  return x, y
 end
 
 --- How many numbers the stream has, in and out.
