@@ -131,7 +131,7 @@ function Stepper:step()
   local metrics = rl.summary(batch)
   metrics["clip_ratio/region_mean"] = 0
   metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"] = 0, 0
-  self:learn(rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro),
+  self:learn(rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro, { by_length = true }),
     pass_of(self, tokens, #batch.rows), metrics)
   self.seen = self.seen + tokens_of(batch)
   metrics.num_tokens = self.seen
