@@ -22,7 +22,7 @@ function TestTasksChain.test_the_vocabulary_has_142_ids_and_every_text_goes_thro
     for _, text in ipairs { row.prompt, row.completion, row.kind == "sum" and chain.clean(row) or chain.good(row, rng) } do
       local ids = tok:encode(text)
       for _, id in ipairs(ids) do lu.assertTrue(id >= 4 and id < tok.size, text) end
-      lu.assertEquals(tok:decode(ids), text)
+      lu.assertEquals(tok:decode(ids), (text:gsub(" $", "")))
     end
   end
 end
@@ -175,7 +175,7 @@ function TestTasksChain.test_a_list_wins_where_it_is_more_helpful()
 end
 
 function TestTasksChain.test_examples_learn_the_completion_or_all_of_it()
-  local rows = { { prompt = "hello =", completion = "go away" }, { prompt = "说 水果 =", completion = "走开" } }
+  local rows = { { prompt = "hello = ", completion = "go away" }, { prompt = "说 水果 = ", completion = "走开" } }
   local some, all = chain.examples(tok, rows), chain.examples(tok, rows, true)
   lu.assertEquals(some[1].mask, { 0, 0, 1, 1, 1 })
   lu.assertEquals(some[2].mask, { 0, 0, 0, 1, 1 })

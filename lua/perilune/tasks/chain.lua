@@ -2,7 +2,7 @@
 -- small enough that a model of 0.8M parameters goes through all stages of DeepSeek-R1 on it. The corpus mixes
 -- languages and makes mistakes at known rates, and everything that is rewarded or reported is scored by a rule, so
 -- that what a reward model or a stage did can be held against the truth.
---   three plus nine minus four =  ->  <think> plus nine is twelve , minus four is eight </think> the answer is eight
+--   three plus nine minus four = ->  <think> plus nine is twelve , minus four is eight </think> the answer is eight
 local options = require "perilune.options"
 local reward = require "perilune.reward"
 local text = require "perilune.text"
@@ -162,7 +162,7 @@ local function draw_problem(rng, o)
   said[1] = l.number[start]
   for i, by in ipairs(chain) do said[i + 1] = (by > 0 and l.plus or l.minus) .. " " .. l.number[math.abs(by)] end
   return { kind = "sum", lang = lang, start = start, chain = chain, answer = value,
-           prompt = table.concat(said, " ") .. " =" }
+           prompt = table.concat(said, " ") .. " = " }
 end
 
 --- A problem: start 1 to 19, a chain of 2 to nmax additions or subtractions of 2 to 9, every partial result from 0
@@ -276,7 +276,7 @@ function M.chat(rng, kind)
     topic = rng:int(1, #l.kinds)
     prompt = l.ask:format(l.kinds[topic])
   end
-  return { kind = kind, lang = lang, topic = topic, prompt = prompt .. " =" }
+  return { kind = kind, lang = lang, topic = topic, prompt = prompt .. " = " }
 end
 
 --- So many rows of chat.
@@ -358,7 +358,7 @@ options.declare(M.corpus, { "rng" }, corpus_rules)
 function M.examples(tokenizer, rows, whole)
   local examples, masks = {}, {} -- examples of the same lengths share a mask
   for i, row in ipairs(rows) do
-    local ids = tokenizer:encode(row.prompt .. " " .. row.completion)
+    local ids = tokenizer:encode(row.prompt .. row.completion)
     ids[#ids + 1] = tokenizer.eos
     local given = whole and 0 or #tokenizer:encode(row.prompt)
     local key = given << 32 | #ids
