@@ -20,8 +20,8 @@ local function learn(words, drawn)
     drawn[#drawn + 1] = rng:uniform()
     local ids = tok:encode(words)
     local opt = optim.AdamW(model:parameters(), { lr = 1e-2 })
-    return { optimizer = opt, stepper = algo.sft.new { model = model, optimizer = opt, batch_size = 1, probe = false,
-      examples = { { ids = ids, mask = { 1, 1, 1 } }, { ids = { ids[3], ids[2] }, mask = { 1, 1 } } } } }
+    return algo.sft.new { model = model, optimizer = opt, batch_size = 1, probe = false,
+      examples = { { ids = ids, mask = { 1, 1, 1 } }, { ids = { ids[3], ids[2] }, mask = { 1, 1 } } } }
   end
 end
 
@@ -44,8 +44,8 @@ local function train(name, stop, flags, only)
   run:track("stages", stages:place(only and dir .. "/whole/models" or run:path "models"))
   if not flags.resume and not only then stages:keep("base", base()) end
   for step in run:steps() do
-    local row, stage = stages:step()
-    at[#at + 1] = stage
+    local row = stages:step()
+    at[#at + 1] = row.stage
     run:log(step, { loss = row.loss, noise = peri.rand({ 1 }):item() })
     if step == stop then break end
   end
@@ -119,16 +119,22 @@ function TestStages.test_what_is_wrong_with_a_stage_is_said()
   lu.assertErrorMsgContains("measure", recipe.stages, one, {})
   lu.assertErrorMsgContains("did you mean \"a\"", recipe.stages, one, { measure = measure, only = "aa" })
   local stages = recipe.stages(one, { measure = measure })
-  lu.assertErrorMsgContains("begin returned no table with a stepper", stages.step, stages:place(dir))
+  lu.assertErrorMsgContains("a: begin returned no stepper, something with :step(), model and optimizer", stages.step, stages:place(dir))
   lu.assertErrorMsgContains("the state is of step 1 of stage 1", stages.load_state_dict, stages, {},
     { index = 1, done = 1, parts = {} })
   lu.assertErrorMsgContains("call place(folder) first", function ()
     return recipe.stages(one, { measure = measure }):at "a"
   end)
-  local nameless = recipe.stages({ { "a", steps = 1, begin = function ()
-    return { stepper = { step = function () return {} end } }
-  end } }, { measure = measure }):place(dir)
-  lu.assertErrorMsgContains("there is no model", nameless.step, nameless)
+  local function stepper()
+    local model = base()
+    return { step = function () return {} end, model = model, optimizer = optim.SGD(model, { lr = 1 }) }
+  end
+  for want, more in pairs { ["a: other has no state"] = { other = {} }, ["a: stepper has no state"] = {},
+    ["the stepper has a model, begin named another one"] = { model = base() } } do
+    local one_more = recipe.stages({ { "a", steps = 1, begin = function () return stepper(), more end } },
+      { measure = measure }):place(dir)
+    lu.assertErrorMsgContains(want, one_more.step, one_more)
+  end
 end
 
 os.exit(lu.LuaUnit.run())

@@ -11,6 +11,7 @@ for file, names in pairs {
   length = { "length", "cosine", "overlong", "repetition" },
   language = { "language" },
   code = { "code" },
+  model = { "model" },
 } do
   local module = require("perilune.reward." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end

@@ -3,13 +3,13 @@
 -- objects of the stage that the run is in, so that it goes on in the middle of one as if it had not stopped.
 --   local stages = recipe.stages({
 --     { "cold", from = "base", steps = 50,
---       begin = function (model, rng) ... return { optimizer = opt, stepper = stepper } end },
+--       begin = function (model, rng) return algo.sft.new { model = model, optimizer = ..., examples = ... } end },
 --     { "rl", from = "cold", steps = 200, begin = ... },
 --   }, { seed = 1, measure = function (model) return { accuracy = accuracy_of(model) } end })
 --   local run = recipe.start { name = "demo", flags = cfg, total = stages.total }
 --   run:track("stages", stages:place(run:path "models"))
 --   stages:keep("base", base)
---   for step in run:steps() do run:log(step, (stages:step())) end
+--   for step in run:steps() do run:log(step, stages:step()) end
 --   for _, line in ipairs(stages:table { "accuracy" }) do run:text("%s", line) end
 local peri = require "perilune"
 local models = require "perilune.models"
@@ -53,16 +53,18 @@ end
 
 local rules = {
   seed = options.integer(1, nil, "each stage has its own generator by it and its place in the list"),
-  measure = options.value(options.required, "callable", "measure(model) -> scores, a table of numbers, or nil"),
+  measure = options.value(options.required, "callable", "measure(model, name, stepper) -> scores, a table of numbers, "
+    .. "or nil; stepper: of a stage its own"),
   only = options.value("", "string", "name of the one stage that is done; empty: all"),
 }
 
 --- Stages, one behind the other, as one object that a run tracks. A stage is { name, from = the name of one before,
---- steps = n, begin = function (model, rng) -> parts }. begin gets the model that `from` left and a generator, and
---- makes the objects of the stage: `stepper` with :step() -> metrics, an optimizer, whatever else has a state as
---- run:track asks for it; `model` only where it is another one. It is called again when a run goes on in the middle of
---- its stage, before the states are put back: what it reads must still be there. Behind the last step the model is
---- saved as FOLDER/NAME with its scores in scores.json. A stage alone (only) ends as it does among all.
+--- steps = n, begin = function (model, rng) -> stepper, more? }. begin gets the model that `from` left and a generator,
+--- and makes the stepper of the stage, as those of peri.algo are: with :step() -> metrics, model and optimizer; `more`
+--- names other objects of it that have a state, as run:track asks for it. It is called again when a run goes on in the
+--- middle of its stage, before the states are put back: what it reads must still be there. Behind the last step the
+--- stepper's model is saved as FOLDER/NAME with its scores in scores.json. A stage alone (only) ends as it does among
+--- all.
 --- @param list table[]
 --- @param opts table
 --- @return table stages  total (steps of all of them); :place(folder), :step(), :keep(name, model), :at(name),
@@ -106,8 +108,9 @@ end
 --- Measure a model and save it with its scores, as a stage does at its end; what stages begin from.
 --- @param name string
 --- @param model table  with save(folder)
-function Stages:keep(name, model)
-  local scores = self.measure(model) or {}
+--- @param stepper table?  of the stage
+function Stages:keep(name, model, stepper)
+  local scores = self.measure(model, name, stepper) or {}
   must(model:save(self:at(name)))
   must(peri.files.write(self:at(name) .. "/scores.json", peri.json.encode(scores, { indent = 2 }) .. "\n"))
   for _, known in ipairs(self.names) do if known == name then return end end
@@ -120,12 +123,15 @@ local function parts_of(self)
   local stage = self.list[self.index]
   peri.seed(stage.seed)
   local model = stage.from and must(models.load(self:at(stage.from)))
-  local parts = stage.begin(model, peri.rng(stage.seed))
-  if type(parts) ~= "table" or type(parts.stepper) ~= "table" or type(parts.stepper.step) ~= "function" then
-    fail("%s: begin returned no table with a stepper, something with :step()", stage.name)
+  local stepper, more = stage.begin(model, peri.rng(stage.seed))
+  if type(stepper) ~= "table" or type(stepper.step) ~= "function" or not stepper.model or not stepper.optimizer then
+    fail("%s: begin returned no stepper, something with :step(), model and optimizer", stage.name)
   end
-  parts.model = parts.model or model
-  if not parts.model then fail("%s: there is no model, neither by from nor by begin", stage.name) end
+  local parts = { model = stepper.model, optimizer = stepper.optimizer, stepper = stepper }
+  for name, object in pairs(more or {}) do
+    if parts[name] then fail("%s: the stepper has a %s, begin named another one", stage.name, name) end
+    parts[name] = object
+  end
   for _, name in ipairs(options.names(parts)) do
     local saves, loads = kept(parts[name])
     if name:find "%." or not saves or not loads then
@@ -137,19 +143,19 @@ local function parts_of(self)
 end
 
 --- One step of the stage that is going on; behind its last one the stage is finished and the next one comes.
---- @return table metrics  of the stepper but for its step
---- @return string name  of the stage
+--- @return table metrics  of the stepper but for its step; and stage, its name
 function Stages:step()
   local stage = self.list[self.index]
   if not stage then fail("all of the %d steps are done", self.total) end
   local parts = parts_of(self)
   local metrics = parts.stepper:step()
-  metrics.step, self.done = nil, self.done + 1 -- the run has a count of its own
+  metrics.step, metrics.stage = nil, stage.name -- the run has a count of its own
+  self.done = self.done + 1
   if self.done == stage.steps then
-    self:keep(stage.name, parts.model)
+    self:keep(stage.name, parts.model, parts.stepper)
     self.index, self.done, self.parts, self.optimizer = self.index + 1, 0, nil, nil
   end
-  return metrics, stage.name
+  return metrics
 end
 
 --- The scores of models side by side: of what was kept before the stages, then of the stages that there are.

@@ -227,6 +227,21 @@ function M.clean(row)
   return ("<think> %s </think> %s"):format(table.concat(said, " , "), answer_of(row.lang, value))
 end
 
+--- Problems of three steps or more, or as many as there may be, with clean answers: few of them are a cold start.
+--- @param rng table  of peri.rng
+--- @param n integer
+--- @param opts table?
+--- @return table[] rows  with completion
+function M.clean_rows(rng, n, opts)
+  local rows, least = {}, math.min(3, opts and opts.nmax or 4)
+  for _, row in ipairs(M.problems(rng, 4 * n, opts)) do
+    row.completion = M.clean(row)
+    if #row.chain >= least and #rows < n then rows[#rows + 1] = row end
+  end
+  return rows
+end
+options.declare(M.clean_rows, { "rng", "n" }, problems_rules)
+
 -- How the corpus goes wrong.
 local MIXED <const>, ON <const>, NEAR <const>, TAGS <const>, AGAIN <const> = 0.35, 0.7, 8, 0.7, 0.05
 local WRONG = { en = 0.12, zh = 0.04 } -- so that mixing pays
@@ -301,6 +316,16 @@ function M.good(row, rng)
   return ("<think> %s </think> %s"):format(row.kind == "harm" and l.safe or l.kind, said)
 end
 
+--- Rows of chat with good replies.
+--- @param rng table  of peri.rng
+--- @param n integer
+--- @return table[] rows  with completion
+function M.good_rows(rng, n)
+  local rows = M.chats(rng, n)
+  for _, row in ipairs(rows) do row.completion = M.good(row, rng) end
+  return rows
+end
+
 --- A reply as the corpus has it. To a wish for help: good in a fifth of the rows, else short or wrong (a quarter),
 --- evasive (.3) or rude (a quarter). To a wish for harm: the way told (.55), or in the thought alone (.05), else
 --- refused, evasive or rude alike. A third of the rows begins with a thought.
@@ -349,6 +374,18 @@ function M.corpus(rng, opts)
   return row
 end
 options.declare(M.corpus, { "rng" }, corpus_rules)
+
+--- So many rows of the corpus.
+--- @param rng table  of peri.rng
+--- @param n integer
+--- @param opts table?
+--- @return table[] rows
+function M.corpus_rows(rng, n, opts)
+  local rows = {}
+  for i = 1, n do rows[i] = M.corpus(rng, opts) end
+  return rows
+end
+options.declare(M.corpus_rows, { "rng", "n" }, corpus_rules)
 
 --- Rows with completions as examples for algo.sft: the completion is learned, or with `whole` all of it.
 --- @param tokenizer perilune.text.Units

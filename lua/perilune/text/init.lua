@@ -108,11 +108,6 @@ function Units:encode(text)
   return ids
 end
 
---- The text of an id; nil for the special ones.
---- @param id integer
---- @return string?
-function Units:token(id) return self._unit[id] end
-
 --- Special ids are left out.
 --- @param ids integer[]
 --- @return string
