@@ -16,6 +16,7 @@ for file, names in pairs {
   shared = { "shared_prompt", "completion_logprobs", "groups" },
   curriculum = { "curriculum" },
   teacher = { "store_teacher", "open_teacher" },
+  alarms = { "alarms" },
   select = { "select", "best_of_n", "majority", "pass_at_k", "pass" },
   metrics = { "summary", "kl_to" },
   fisher = { "fisher" },

@@ -133,6 +133,22 @@ function Run:stop(reason)
   return self
 end
 
+--- Have what is logged looked at by alarms: peri.rl.alarms, or anything with look(metrics) -> { { name, message } },
+--- total(), state() and set_state(). One that goes off is said in the row, in log.txt and in TensorBoard, and
+--- metrics.jsonl has `alarms`, how many there were so far. They are part of the checkpoints. Call it before restore()
+--- and steps().
+--- @param alarms table
+--- @return self
+function Run:alarms(alarms)
+  before_restore(self, "alarms")
+  if self._alarms then error("alarms: there are alarms already", 2) end
+  local ok, fits = pcall(function () return alarms.look and alarms.total and true end)
+  if not (ok and fits) then error("alarms: expected peri.rl.alarms or an object with look and total", 2) end
+  self:track("alarms", alarms)
+  self._alarms = alarms
+  return self
+end
+
 local function checkpoints(self) return self.folder .. "/checkpoints" end
 
 -- Warnings of the library, which the terminal has seen, into the run's log.
@@ -406,8 +422,22 @@ function Run:log(step, values, live)
       or ("%d steps skipped: gradients not finite"):format(more)
   end
   self._skipped = skipped
+  local fired = self._alarms and self._alarms:look(row) or {}
+  local total = self._alarms and self._alarms:total() or 0
+  for _, alarm in ipairs(fired) do
+    local text = ("ALARM %s: %s"):format(alarm.name, alarm.message)
+    remark = remark and remark .. "; " .. text or text
+  end
+  if total > 0 then
+    if self._counted ~= step then row.alarms = total end -- once a step, however many calls
+    self._counted = step
+    standing = (standing and standing .. ", " or "") .. ("%d alarm%s"):format(total, total == 1 and "" or "s")
+  end
   self.logger:step(step, row, live, remark, standing)
   if remark then self.logger:note(("step %d: %s"):format(step, remark)) end
+  for _, alarm in ipairs(fired) do
+    self.logger:markdown(step, "alarms/" .. alarm.name, alarm.message)
+  end
   for _, best in ipairs(self._bests) do
     if row[best.metric] ~= nil then
       local reason = best:observe(self, step, row[best.metric])
