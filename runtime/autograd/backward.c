@@ -77,6 +77,14 @@ static peri_status deliver (pass *p, peri_tensor *t, peri_tensor *g, bool whole)
     if (!*slot) peri_retain(t);
     return accumulate(p, slot, g);
   }
+  if (p->chain && !whole && !t->pending && t->grad) { /* the first of what goes on */
+    peri_tensor *sum = NULL;
+    TRY(peri__apply(p->ctx, &peri__op_add, 2, ((peri_tensor *[]){ t->grad, g }), NULL, &sum));
+    peri_status s = remember_leaf(p, t, true);
+    if (s == PERI_OK) t->pending = peri_retain(sum);
+    peri_release(sum);
+    return s;
+  }
   TRY(remember_leaf(p, t, whole));
   return accumulate(p, &t->pending, g);
 }

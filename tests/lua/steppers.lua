@@ -54,6 +54,9 @@ M.all = {
     o.rows = require("perilune.rl").curriculum(prompts)
     return o
   end,
+  ["grpo-everything"] = sampled { preset = "dapo", dynamic = true, mini_batches = 2, iterations = 2, beta = 0.05,
+    reference = "copy", top_p = 0.9, entropy_target = 5, entropy_coef = 0.01, importance = {}, temperature = 1.2,
+    reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } },
   sft = function () return { examples = examples, batch_size = 8 } end,
   dpo = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, label_smoothing = 0.1 } end,
   ["dpo-orpo"] = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, loss = "orpo" } end,
@@ -79,6 +82,13 @@ M.all = {
   ["sft-packed"] = function () return { examples = examples, batch_size = 3, packing = true, max_length = 16 } end,
 }
 
+--- Options of algo.grpo for each of its presets.
+--- @param preset string
+function M.preset(preset)
+  return sampled { preset = preset, reference = "copy",
+    reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } }()
+end
+
 --- The names in order.
 M.names = {}
 for name in pairs(M.all) do M.names[#M.names + 1] = name end
@@ -92,11 +102,13 @@ table.sort(M.names)
 function M.make(name, more)
   local model = more and more.model or M.model(3, name)
   local opts = { model = model }
-  for _, set in ipairs { M.all[name](), more or {} } do
+  local preset = name:match "^preset%-(.+)"
+  for _, set in ipairs { preset and M.preset(preset) or M.all[name](), more or {} } do
     for k, v in pairs(set) do opts[k] = v end
   end
+  if opts.reference == "copy" then opts.reference = model:copy() end
   opts.optimizer = opts.optimizer or optim.AdamW(model:parameters(), { lr = 1e-2 })
-  return require("perilune.algo." .. name:match "^[^-]+").new(opts), model
+  return require("perilune.algo." .. (preset and "grpo" or name:match "^[^-]+")).new(opts), model
 end
 
 return M

@@ -1,44 +1,131 @@
--- grpo.lua - the loop of recipes/r1_zero.lua as a stepper, for hosts that drive it one update at a
--- time. One on-policy epoch an update; everything it does is in perilune.rl.
+-- grpo.lua - policy gradients over groups of sampled answers as a stepper: GRPO and its kin. Each :step() samples,
+-- scores,
+-- credits and updates. What the variants differ in are options of rl.advantages and loss.policy, which are taken here
+-- as they are; preset names a paper's.
+--
+-- Three numbers set the batch: an update learns from prompts x group answers, micro of them in one pass, which is a
+-- matter of memory and speed alone. With mini_batches or iterations above 1 an update takes several optimizer steps,
+-- all
+-- but the first of them off-policy, with the log-probabilities of the policy that sampled.
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
 local batches = require "perilune.text.batch"
+local loss = require "perilune.loss"
+local optim = require "perilune.optim"
 local rl = require "perilune.rl"
 local trainer = require "perilune.algo.trainer"
 
-local Stepper = trainer.class("grpo", { parts = { "rng", "curriculum" } })
+local Stepper = trainer.class("grpo", { parts = { "rng", "curriculum", "entropy_control" } })
 
 local M = {}
 
-local rules = trainer.rules {
+-- Options that are handed on to the sampler.
+local sampling = {
+  top_k = options.integer(0, "[0, inf)", "of the sampler: so many likeliest tokens may be drawn; 0: all"),
+  top_p = options.number(1, "(0, 1]", "of the sampler: the likeliest tokens of this share"),
+  min_p = options.number(0, "[0, 1]", "of the sampler: tokens at least this likely beside the likeliest"),
+  repetition_penalty = options.number(1, "(0, inf)", "of the sampler"),
+  frequency_penalty = options.number(0, "[-100, 100]", "of the sampler"),
+  presence_penalty = options.number(0, "[-100, 100]", "of the sampler"),
+  min_new_tokens = options.integer(0, "[0, inf)", "stop tokens cannot be drawn before"),
+  logit_bias = options.value(options.none, "table", "id -> number added to its logit"),
+  constraint = options.value(options.none, "table", "of perilune.decode.constraint"),
+  stop = options.value(options.none, "table or number", "ids that end an answer; default: the tokenizer's"),
+  sampling = options.choice("renormalised", { "renormalised", "full" }, "what log-probabilities are of: the "
+    .. "distribution that was drawn from, or the model's whole one, whose ratios are off by the mass that was cut"),
+}
+
+local own = {
   model = options.value(options.required, "table", "the policy that is trained, a causal model of perilune.models"),
   tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
   rows = options.value(options.required, "table", "{ prompt = ... } each: a list, a stream, or an rl.curriculum"),
-  reward = options.value(options.required, "callable or table", "see rl.score"),
-  reference = options.value(options.none, "table", "model that the KL penalty is to; needed when beta > 0"),
+  reward = options.value(options.required, "callable or table", "see rl.score; a list of several with weights"),
+  preset = options.choice(options.none, options.names(rl.presets), "a paper's options, which others go before"),
+  adapter = options.value(options.none, "table", "of perilune.peft on the model: the reference is the model "
+    .. "without it"),
+  reference = options.value(options.none, "table", "model that the KL is to; this or adapter is needed with beta or "
+    .. "reward_beta above 0"),
+  reference_every = options.integer(options.none, "[1, inf)", "updates after which the reference becomes the policy; "
+    .. "it is then tracked like the model"),
+  reference_mix = options.number(1, "(0, 1]", "how far it goes towards the policy then (TR-DPO)"),
   prompts = options.integer(32, "[1, inf)", "prompts of an update"),
   group = options.integer(16, "[1, inf)", "completions of each prompt"),
-  micro = options.integer(512, "[1, inf)", "completions in one forward and backward pass"),
+  micro = options.integer(512, "[1, inf)", "completions in one forward and backward pass; changes no gradient"),
+  mini_batches = options.integer(1, "[1, inf)", "optimizer steps over parts of an update"),
+  iterations = options.integer(1, "[1, inf)", "times that an update is gone over"),
+  dynamic = options.boolean(false, "sample on until there are as many groups with a spread of rewards as prompts "
+    .. "(DAPO); see rl.refill"),
+  draws = options.integer(10, "[1, inf)", "dynamic: rollouts of an update at most"),
   max_new_tokens = options.integer(16, "[1, inf)", "longest completion"),
   temperature = options.number(1, "(0, inf)", "of sampling and of the loss"),
-  clip = options.number(0.2, "(0, inf]", "see rl.clipped"),
-  clip_high = options.number(0.28, "(0, inf]", "see rl.clipped"),
-  beta = options.number(0, "[0, inf)", "weight of the KL to the reference"),
-  std = options.choice("sample", { "sample", "population", "none" }, "see rl.advantages"),
-  reduce = options.choice("token", { "token", "sequence", "constant" }, "see rl.clipped"),
-  level = options.choice("token", { "token", "sequence" }, "see rl.clipped"),
+  clip_high = options.number(options.none, "(0, inf]", "see loss.policy; default: 0.28, of a preset the preset's"),
+  entropy_target = options.number(options.none, "[0, inf)", "entropy_coef follows it: see rl.entropy_controller"),
+  importance = options.value(options.none, "table", "options of loss.importance: truncated importance sampling; "
+    .. "changes nothing here, where sampling and training agree to the bit"),
+  routing_replay = options.boolean(false, "mixtures of experts: all passes of an update go to the experts that the "
+    .. "policy chose when it began; changes nothing in the first"),
+  shared_prompt = options.boolean(false, "read the prompt of a group once for its answers: for long prompts; the "
+    .. "gradient then depends on micro in its last bits"),
   seed = options.integer(1, nil, "of which prompts are drawn"),
 }
+for _, more in ipairs { sampling, loss.policy_rules, rl.advantage_rules } do
+  for name, rule in pairs(more) do own[name] = own[name] or rule end
+end
+local rules = trainer.rules(own)
 
---- GRPO (DeepSeekMath, 2402.03300) as a stepper: each :step() samples, scores, credits and updates.
+-- Options that another function takes, as it takes them.
+local function those(self, of)
+  local out = {}
+  for name in pairs(of) do out[name] = self[name] end
+  return out
+end
+
+-- ---- making ----
+
+-- The options of a preset behind those that were given.
+local function with_preset(opts)
+  if type(opts) ~= "table" or type(opts.preset) ~= "string" or not rawget(rl.presets, opts.preset) then return opts end
+  local out = rl.preset(opts.preset)
+  for name, value in pairs(opts) do out[name] = value end
+  return out
+end
+
+local function refuse(...) options.raise("grpo: " .. string.format(...)) end
+
+local function check_reference(self)
+  if self.adapter and self.reference then refuse("give adapter or reference, not both") end
+  if self.adapter and not self.adapter.disabled then refuse("adapter is none of perilune.peft") end
+  for _, name in ipairs { "beta", "reward_beta" } do
+    if self[name] > 0 and not (self.adapter or self.reference) then
+      refuse("%s > 0 needs a reference model, or the adapter whose base is one", name)
+    end
+  end
+  if self.reference_every and not self.reference then
+    refuse(self.adapter and "reference_every: the base of an adapter stays as it is: give a reference"
+      or "reference_every needs a reference model")
+  end
+end
+
+--- Policy gradients over groups of answers as a stepper: GRPO (DeepSeekMath, 2402.03300) and its kin, by `preset` or
+--- by the options of rl.advantages and loss.policy.
 --- @param opts table
 --- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints
 function M.new(opts)
-  local self = trainer.new(Stepper, opts, rules)
+  local self = trainer.new(Stepper, with_preset(opts), rules)
   local why = base.no_causal(self.model)
   if why then error("grpo: " .. why, 2) end
-  if self.beta > 0 and not self.reference then error("grpo: beta > 0 needs a reference model", 2) end
+  check_reference(self)
+  if not self.preset and (self.objective == "clip" or self.objective == "cispo") then
+    self.clip_high = self.clip_high or 0.28
+  end
+  if self.routing_replay and self.shared_prompt then refuse "routing_replay does not go with shared_prompt" end
+  if self.mini_batches > self.prompts then
+    refuse("mini_batches is %d, expected at most prompts, which is %d", self.mini_batches, self.prompts)
+  end
+  if self.entropy_target then
+    self.entropy_control = rl.entropy_controller { target = self.entropy_target, coef = self.entropy_coef }
+  end
   if type(self.rows.collect) == "function" then self.rows = self.rows:collect() end -- a stream of perilune.data
   if self.rows.draw then
     self.curriculum = self.rows
@@ -50,22 +137,196 @@ function M.new(opts)
 end
 options.declare(M.new, {}, rules)
 
--- A pass over slices of an update that has so many tokens and sequences.
-local function pass_of(self, tokens, sequences)
-  local how = { temperature = self.temperature }
-  return function (part)
-    local ref
-    if self.beta > 0 then
-      ref = peri.no_grad(function () return (self.reference:token_logprobs(part.sequences, part.from, how)) end)
-    end
-    local logp = self.model:token_logprobs(part.sequences, part.from, how)
-    local loss, stats = rl.clipped(logp, part.logprobs, part.advantage, part.weight, {
-      clip = self.clip, clip_high = self.clip_high, beta = self.beta, ref = ref, level = self.level,
-      reduce = self.reduce, tokens = tokens, sequences = sequences, max_length = self.max_new_tokens,
-    })
-    return loss, { ["clip_ratio/low_mean"] = stats.clip_low, ["clip_ratio/high_mean"] = stats.clip_high,
-      ["clip_ratio/region_mean"] = stats.clip_fraction, kl = stats.kl }
+-- ---- sampling ----
+
+-- Tokens of prompts and completions, padding left out.
+local function tokens_of(batch)
+  local _, counts = batch.sequences:bounds()
+  local n = 0
+  for _, count in ipairs(counts) do n = n + count end
+  return n
+end
+
+-- Answers to n prompts.
+local function draw(self, n)
+  local rows, how = {}, those(self, sampling)
+  for i = 1, n do rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows) end
+  how.group, how.max_new_tokens, how.temperature = self.group, self.max_new_tokens, self.temperature
+  local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, how)
+  if self.curriculum then self.curriculum:update(batch) end
+  if self.estimator == "remax" then
+    how.group, how.sampling = nil, nil
+    batch.baseline = rl.greedy_rewards(batch, self.model, self.tokenizer, self.reward, how)
   end
+  self._drawn = self._drawn + tokens_of(batch)
+  return batch
+end
+
+-- What an update learns from, and what is logged of it; of dynamic sampling that found nothing, the last draw.
+local function sample(self)
+  if not self.dynamic then
+    local batch = draw(self, self.prompts)
+    return batch, rl.summary(batch)
+  end
+  local last
+  local batch, metrics = rl.refill(function (n)
+    last = draw(self, n)
+    return last
+  end, self.prompts, { most = self.draws })
+  for name, value in pairs(rl.summary(batch or last)) do metrics[name] = value end
+  return batch or last, metrics
+end
+
+-- ---- what an update is measured by before it begins ----
+
+-- (B, N) tensors that fn makes of slices of all rows, without gradients.
+local function survey(self, batch, fn)
+  local _ <close> = peri.no_grad()
+  local lists, out = {}, {}
+  local all = { n = #batch.rows, from = batch.from, sequences = batch.sequences, support = batch.support }
+  for part in rl.parts(all, self.micro) do
+    for k, t in ipairs { fn(part) } do
+      lists[k] = lists[k] or {}
+      table.insert(lists[k], peri.keep(t))
+    end
+  end
+  for k, list in ipairs(lists) do
+    out[k] = peri.cat(list, 1)
+    for _, t in ipairs(list) do t:release() end
+  end
+  return table.unpack(out)
+end
+
+local function scored_by(self, model, part)
+  return model:token_logprobs(part.sequences, part.from, { temperature = self.temperature, support = part.support,
+    routes = part.routes })
+end
+
+-- Log-probabilities of the reference. -- (B, N)
+local function referred(self, batch)
+  local ref = survey(self, batch, function (part)
+    if self.adapter then return (self.adapter:disabled(scored_by, self, self.model, part)) end
+    return (scored_by(self, self.reference, part))
+  end)
+  return ref
+end
+
+-- ---- learning ----
+
+-- A part of the rows of an update: rl.with_signal of rows first to last, with their (B, N) tensors.
+local function chosen(self, u, first, n)
+  local function narrow(t) return t and t:narrow(1, first, n) end
+  local batch = u.batch
+  local some = { from = batch.from, sequences = batch.sequences:rows(first, n), logprobs = narrow(batch.logprobs),
+    support = batch.support and batch.support:rows(first, n), routes = narrow(batch.routes), group = batch.group,
+    mask = narrow(batch.mask) }
+  some.ids, some.tokens = some.sequences.ids, table.move(batch.tokens, first, first + n - 1, 1, {})
+  local advantage, weight = narrow(u.advantage), narrow(u.weight)
+  local totals = loss.totals(weight, { entropy = narrow(u.entropy), top_entropy = self.top_entropy })
+  totals.max_length = self.max_new_tokens
+  local rows, more = rl.with_signal(some, advantage, weight, u.all), {}
+  for _, name in ipairs { "ref", "old", "factor" } do
+    more[name] = narrow(u[name])
+    rows[name] = more[name] and more[name]:index_select(rows.index, 1)
+  end
+  local counted = rows.weight:sum():item()
+  return { rows = rows, totals = totals, counted = counted, groups = self.shared_prompt and function ()
+    return rl.groups(some, advantage, weight, u.all, more)
+  end }
+end
+
+-- Rows of part k of an update: first and how many; dynamic sampling may have found fewer than there are parts for.
+local function range(self, u, k)
+  local each, count = self.prompts // self.mini_batches * self.group, #u.batch.rows
+  local first = (k - 1) * each + 1
+  return first, k == self.mini_batches and count - first + 1 or math.min(each, count - first + 1)
+end
+
+-- How far the training pass is from what the sampler said, under TRL's names.
+local function agreement(logp, part, counted)
+  local _ <close> = peri.no_grad()
+  local left_out = part.weight:eq(0)
+  local d = logp:sub(part.logprobs):masked_fill(left_out, 0)
+  local ratio = d:exp()
+  local function mean(x) return x:mul(part.weight):sum():div(counted) end
+  return { ["sampling/sampling_logp_difference/mean"] = mean(d:abs()),
+    ["sampling/sampling_logp_difference/max"] = d:abs():max(), ["sampling/importance_sampling_ratio/mean"] = mean(ratio),
+    ["sampling/importance_sampling_ratio/min"] = ratio:masked_fill(left_out, math.huge):min(),
+    ["sampling/importance_sampling_ratio/max"] = ratio:masked_fill(left_out, -math.huge):max(),
+    mismatch_kl = mean(loss.kl(part.logprobs, logp, part.weight)) }
+end
+
+-- A pass over slices of a part that has these totals. counted: tokens of the slices, where no optimizer step was taken
+-- since sampling.
+local function pass_of(self, totals, counted, coefficient)
+  local how = those(self, loss.policy_rules)
+  for name, value in pairs(totals) do how[name] = value end
+  how.entropy_coef = coefficient or self.entropy_coef
+  local wants_entropy = how.entropy_coef ~= 0 or self.top_entropy < 1
+  return function (part)
+    local logp, entropy
+    if part.prompt then
+      local with = { temperature = self.temperature, support = part.support }
+      logp, entropy = rl.completion_logprobs(self.model, part.prompt, part.completions, with)
+    else logp, entropy = scored_by(self, self.model, part) end
+    how.ref, how.sampled, how.factor = part.ref, part.logprobs, part.factor
+    how.entropy = wants_entropy and entropy or nil
+    local value, stats = loss.policy(logp, part.old or part.logprobs, part.advantage, part.weight, how)
+    local metrics = loss.named(stats)
+    metrics.mismatch_kl, metrics.entropy = nil, nil -- see agreement; rl.summary has one over all rows
+    if counted then
+      for name, v in pairs(agreement(logp, part, counted)) do metrics[name] = v end
+    end
+    return value, metrics
+  end
+end
+
+-- The passes of one optimizer step.
+local function learn_part(self, u, k, metrics)
+  local first, n = range(self, u, k)
+  if n < 1 then return end
+  local c = chosen(self, u, first, n)
+  local fresh = not u.moved and c.counted > 0
+  u.moved = u.moved or fresh
+  trainer.learn_by(function (each)
+    if not c.groups then
+      for part in rl.parts(c.rows, self.micro, { by_length = true }) do each(part) end
+      return
+    end
+    for group in c.groups() do
+      local prompt = rl.shared_prompt(self.model, group.prompt)
+      for part in group:parts(self.micro) do
+        part.prompt = prompt
+        each(part)
+      end
+      prompt:backward { chain = true }
+    end
+  end, pass_of(self, c.totals, fresh and c.counted or nil, u.coefficient), metrics)
+end
+
+-- What an update knows: advantages, and what its loss needs of the policy before the first step; moved: a step was taken
+-- that had a gradient.
+local function prepared(self, batch)
+  local u = { batch = batch }
+  u.coefficient = self.entropy_control and self.entropy_control:value() or self.entropy_coef
+  u.ref = (self.beta > 0 or self.reward_beta > 0) and referred(self, batch) or nil
+  local how = those(self, rl.advantage_rules)
+  how.ref = self.reward_beta > 0 and u.ref or nil
+  u.advantage, u.weight = rl.advantages(batch, how)
+  if self.beta == 0 then u.ref = nil end
+  u.all = self.beta > 0 or u.coefficient ~= 0 -- rows without an advantage have a gradient as well
+  if self.importance or self.top_entropy < 1 then
+    u.old, u.entropy = survey(self, batch, function (part) return scored_by(self, self.model, part) end)
+  end
+  if self.importance then
+    local stats
+    u.factor, stats = loss.importance(u.old, batch.logprobs, u.weight, self.importance)
+    u.importance = { ["importance/masked"] = stats.masked:item(), ["importance/held"] = stats.held:item() }
+  else u.old = nil end
+  if self.routing_replay then
+    batch.routes = survey(self, batch, function (part) return self.model:routes(part.sequences) end)
+  end
+  return u
 end
 
 -- Bytes of a row's prompt: what is long in tokens is among what is long in bytes.
@@ -93,49 +354,67 @@ local function heaviest(self)
     for k = 1, longest do sequences[i][#ids + k] = ids[#ids] end
   end
   local shape = { #sequences, longest }
-  return { n = #sequences, sequences = batches.pad(sequences, { side = "left", pad = 0 }), from = #list[1] + 1,
-           logprobs = peri.zeros(shape), advantage = peri.ones(shape), weight = peri.ones(shape) },
-    self.prompts * self.group
+  local part = { n = #sequences, sequences = batches.pad(sequences, { side = "left", pad = 0 }), from = #list[1] + 1,
+    logprobs = peri.zeros(shape), advantage = peri.ones(shape), weight = peri.ones(shape) }
+  if self.beta > 0 then part.ref = part.logprobs end
+  if self.importance then part.factor = part.weight end
+  return part, self.prompts * self.group
 end
 
--- Tokens of prompts and completions, padding left out.
-local function tokens_of(batch)
-  local _, counts = batch.sequences:bounds()
-  local n = 0
-  for _, count in ipairs(counts) do n = n + count end
-  return n
+-- Means of the values of several optimizer steps; of extremes the extreme.
+local function averaged(list, metrics)
+  for _, one in ipairs(list) do
+    for name, v in pairs(one) do
+      local before = metrics[name]
+      if name:find "max$" then metrics[name] = math.max(before or v, v)
+      elseif name:find "min$" then metrics[name] = math.min(before or v, v)
+      elseif name:find "^sampling/" or name == "mismatch_kl" then metrics[name] = v -- of the first step alone
+      else metrics[name] = (before or 0) + v / #list end
+    end
+  end
 end
 
---- One update: sample, score, credit, backward, optimizer step.
---- @return table metrics  step, loss, clip_ratio/low_mean, high_mean and region_mean (see rl.clipped), kl (with
---- beta > 0), grad_norm, learning_rate, num_tokens (so far, without padding), those of rl.summary,
---- skipped (updates left out so far) where the gradient was not finite and this one was, and no_op (such updates so
---- far) where it moved nothing
+--- One update: sample, score, credit, and the passes and optimizer steps.
+--- @return table metrics  TRL's names: step, loss, num_tokens (so far, without padding; of dynamic sampling all that
+--- was
+--- drawn), those of rl.summary and, with dynamic, rl.refill; clip_ratio/low_mean, low_min, high_mean, high_max and
+--- region_mean, ratio/min and max (see loss.named), kl (with beta), entropy_coef (with entropy_target);
+--- mismatch_kl, sampling/sampling_logp_difference/mean and max, sampling/importance_sampling_ratio/min, mean and max
+--- (of the passes before the first optimizer step: 0 and 1), with importance importance/masked and held; grad_norm,
+--- learning_rate; skipped (updates left out so far) where the gradient was not finite and this one was, and no_op
+--- (such updates so far) where it moved nothing
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   self:probe(function ()
     local part, sequences = heaviest(self)
     local cache = self.model:cache(sequences, part.sequences.ids:size(2)) -- luacheck: ignore 211
-    return (pass_of(self, part.weight:numel(), part.n)(part))
+    return (pass_of(self, { tokens = part.weight:numel(), sequences = part.n, max_length = self.max_new_tokens,
+      entropy_floor = self.top_entropy < 1 and 0 or nil })(part))
   end)
-  local rows = {}
-  for i = 1, self.prompts do
-    rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows)
+  self._drawn = 0
+  local batch, metrics = sample(self)
+  local u, list = prepared(self, batch), {}
+  local steps = self.iterations * self.mini_batches
+  for i = 1, steps do
+    local one = { ["clip_ratio/region_mean"] = 0, ["clip_ratio/low_mean"] = 0, ["clip_ratio/high_mean"] = 0,
+                  ["clip_ratio/low_min"] = 0, ["clip_ratio/high_max"] = 0 }
+    learn_part(self, u, (i - 1) % self.mini_batches + 1, one)
+    list[i] = one
+    self:update(metrics, i == steps)
   end
-  local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, {
-    group = self.group, max_new_tokens = self.max_new_tokens, temperature = self.temperature,
-  })
-  if self.curriculum then self.curriculum:update(batch) end
-  local advantage, weight = rl.advantages(batch, { std = self.std })
-  local tokens = math.max(weight:sum():item(), 1)
-  local metrics = rl.summary(batch)
-  metrics["clip_ratio/region_mean"] = 0
-  metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"] = 0, 0
-  self:learn(rl.parts(rl.with_signal(batch, advantage, weight, self.beta > 0), self.micro, { by_length = true }),
-    pass_of(self, tokens, #batch.rows), metrics)
-  self.seen = self.seen + tokens_of(batch)
+  averaged(list, metrics)
+  for name, value in pairs(u.importance or {}) do metrics[name] = value end
+  if self.entropy_control then
+    metrics.entropy_coef = u.coefficient
+    self.entropy_control:update(metrics.entropy)
+  end
+  if self.reference_every and self.at % self.reference_every == 0 then
+    if self.reference_mix == 1 then self.reference:load_state_dict((self.model:state_dict())) -- to the bit
+    else optim.ema_(self.reference, self.model, 1 - self.reference_mix) end
+  end
+  self.seen = self.seen + self._drawn
   metrics.num_tokens = self.seen
-  return self:update(metrics)
+  return metrics
 end
 
 return require "perilune.names"(M, "perilune.algo.grpo")

@@ -101,6 +101,17 @@ local function forward(pass, part)
   return loss, stats
 end
 
+-- Forward and backward of one slice.
+local function one_pass(part, pass, metrics)
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local loss, stats = forward(pass, part)
+  loss:backward { chain = true }
+  metrics.loss = metrics.loss + loss:item()
+  for name, value in pairs(stats or {}) do
+    metrics[name] = combine(name, metrics[name], peri.is_tensor(value) and value:item() or value)
+  end
+end
+
 --- Forward and backward over the slices of an update. Each pass is a memory scope. Values add up over the passes; of
 --- names that end with max or min the extreme is kept.
 --- @param parts function  an iterator of slices: rl.parts, or trainer.slices
@@ -108,17 +119,19 @@ end
 --- whole update, and statistics (name -> 0-dim tensor or number), likewise
 --- @param metrics table  gets loss and the statistics
 function M.learn(parts, pass, metrics)
+  M.learn_by(function (each)
+    for part in parts do each(part) end
+  end, pass, metrics)
+end
+
+--- The same where slices come in a walk of their own, which calls each(part) for every one of them.
+--- @param walk fun(each: fun(part: any))
+--- @param pass fun(part: any): perilune.Tensor, table?
+--- @param metrics table
+function M.learn_by(walk, pass, metrics)
   metrics.loss = metrics.loss or 0
   local held <close> = derived.hold()
-  for part in parts do
-    local scope <close> = peri.scope() -- luacheck: ignore 211
-    local loss, stats = forward(pass, part)
-    loss:backward { chain = true }
-    metrics.loss = metrics.loss + loss:item()
-    for name, value in pairs(stats or {}) do
-      metrics[name] = combine(name, metrics[name], peri.is_tensor(value) and value:item() or value)
-    end
-  end
+  walk(function (part) one_pass(part, pass, metrics) end)
   held:flow()
 end
 

@@ -228,7 +228,7 @@ end
 --- @param temperature number?
 --- @param support perilune.decode.Support?  what the tokens (B, N) were drawn from
 function M.token_logprob_by(scores, hidden, targets, temperature, support)
-  local rows, ids, logps, entropies, step = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}, 64
+  local rows, ids, logps, entropies = hidden:reshape { -1, hidden:size(-1) }, targets:reshape { -1 }, {}, {}
   local function part(h, id, at)
     local unseen = id:lt(0)
     h = h:masked_fill(unseen:unsqueeze(2), 0) -- a product with 0 would keep NaN and infinities
@@ -239,10 +239,16 @@ function M.token_logprob_by(scores, hidden, targets, temperature, support)
     local term = logp:exp():mul(support and logp:masked_fill(logp:isinf(), 0) or logp)
     return loss:neg():masked_fill(unseen, 0), term:sum(-1):neg():masked_fill(unseen, 0)
   end
-  for at = 1, ids:size(1), step do
-    local n = math.min(step, ids:size(1) - at + 1)
-    local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
-    logps[#logps + 1], entropies[#entropies + 1] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n), at)
+  -- From the last to the first, so that the backward pass meets them in order; none of two rows, so that what the rows
+  -- beside it are changes no sum over one.
+  local pieces, width = {}, targets.ndim > 1 and targets:size(-1) or ids:size(1)
+  for first = 1, ids:size(1), width do
+    for at = first, first + width - 1, 64 do pieces[#pieces + 1] = { at, math.min(64, first + width - at) } end
+  end
+  local run = peri.grad_enabled() and peri.checkpoint or function (fn, ...) return fn(...) end
+  for k = #pieces, 1, -1 do
+    local at, n = pieces[k][1], pieces[k][2]
+    logps[k], entropies[k] = run(part, rows:narrow(1, at, n), ids:narrow(1, at, n), at)
   end
   return peri.cat(logps, 1):reshape(targets.shape), peri.cat(entropies, 1):reshape(targets.shape)
 end

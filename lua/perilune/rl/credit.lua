@@ -17,8 +17,8 @@ end
 --- @param advantage perilune.Tensor  (B, N)
 --- @param weight perilune.Tensor  (B, N)
 --- @param all boolean?  keep every row with a weight: with a KL penalty each has a gradient
---- @return table  n, sequences (perilune.Batch, where the batch has them), ids (n, P + N), from, start, support and
---- routes (where the batch has them), logprobs, advantage, weight (n, N)
+--- @return table  n, index (n) i64 (rows of the batch, from 0), sequences (perilune.Batch, where the batch has them),
+--- ids (n, P + N), from, start, support and routes (where the batch has them), logprobs, advantage, weight (n, N)
 function M.with_signal(batch, advantage, weight, all)
   options.argument("rl.with_signal", "batch", batch, "table")
   options.argument("rl.with_signal", "advantage", advantage, "tensor")
@@ -26,7 +26,7 @@ function M.with_signal(batch, advantage, weight, all)
   local rows = M.teaching(advantage, weight, all):nonzero():reshape { -1 } -- (n) i64
   local function pick(t) return t and t:index_select(rows, 1) end
   local sequences = batch.sequences and rows:numel() > 0 and batch.sequences:select(rows) or nil
-  return { n = rows:numel(), from = batch.from, sequences = sequences,
+  return { n = rows:numel(), from = batch.from, sequences = sequences, index = rows,
            ids = sequences and sequences.ids or pick(batch.ids), start = pick(batch.start),
            support = batch.support and batch.support:select(rows), routes = pick(batch.routes),
            logprobs = pick(batch.logprobs), advantage = pick(advantage), weight = pick(weight) }
@@ -85,8 +85,9 @@ function M.parts(rows, size, opts)
     for key, value in pairs(rows) do
       if type(value) == "userdata" then
         part[key] = index and value:index_select(index, 1) or value:narrow(1, at, part.n)
-        if index and value.ndim == 2 then
-          part[key] = part[key]:narrow(2, 1, key == "ids" and last or last - part.from + 1)
+        if index and value.ndim > 1 then
+          local whole = key == "ids" or key == "routes"
+          part[key] = part[key]:narrow(2, 1, whole and last or last - part.from + 1)
         end
       end
     end

@@ -88,7 +88,8 @@ Group.__index = Group
 --- @param advantage perilune.Tensor  (B, N)
 --- @param weight perilune.Tensor  (B, N)
 --- @param all boolean?  also those whose advantage is 0
-function M.groups(batch, advantage, weight, all)
+--- @param more table<string, perilune.Tensor>?  (B, N) each, of which parts have theirs
+function M.groups(batch, advantage, weight, all, more)
   options.argument("rl.groups", "batch", batch, "table")
   options.argument("rl.groups", "advantage", advantage, "tensor")
   options.argument("rl.groups", "weight", weight, "tensor")
@@ -109,7 +110,8 @@ function M.groups(batch, advantage, weight, all)
     local list = lists[turn]
     local pads = starts and starts[list[1]] or 0
     local prompt = batch.ids:narrow(1, list[1], 1):narrow(2, pads + 1, batch.from - 1 - pads)
-    return setmetatable({ prompt = prompt, rows = list, batch = batch, advantage = advantage, weight = weight }, Group)
+    return setmetatable({ prompt = prompt, rows = list, batch = batch, advantage = advantage, weight = weight,
+      more = more or {} }, Group)
   end, nil, nil, closing
 end
 
@@ -128,9 +130,11 @@ function Group:parts(size)
     local rows = peri.tensor(list, "i64"):sub(1)
     local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
     local ids = batch.ids:narrow(2, batch.from, batch.ids:size(2) - batch.from + 1)
-    return { n = #list, support = batch.support and batch.support:select(list),
-             completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
-             logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
+    local part = { n = #list, support = batch.support and batch.support:select(list),
+      completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
+      logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
+    for name, t in pairs(self.more) do part[name] = pick(t) end
+    return part
   end, nil, nil, closing
 end
 
