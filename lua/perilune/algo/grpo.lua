@@ -250,7 +250,8 @@ local function agreement(logp, part, counted)
   local ratio = d:exp()
   local function mean(x) return x:mul(part.weight):sum():div(counted) end
   return { ["sampling/sampling_logp_difference/mean"] = mean(d:abs()),
-    ["sampling/sampling_logp_difference/max"] = d:abs():max(), ["sampling/importance_sampling_ratio/mean"] = mean(ratio),
+    ["sampling/sampling_logp_difference/max"] = d:abs():max(),
+    ["sampling/importance_sampling_ratio/mean"] = mean(ratio),
     ["sampling/importance_sampling_ratio/min"] = ratio:masked_fill(left_out, math.huge):min(),
     ["sampling/importance_sampling_ratio/max"] = ratio:masked_fill(left_out, -math.huge):max(),
     mismatch_kl = mean(loss.kl(part.logprobs, logp, part.weight)) }
@@ -304,8 +305,8 @@ local function learn_part(self, u, k, metrics)
   end, pass_of(self, c.totals, fresh and c.counted or nil, u.coefficient), metrics)
 end
 
--- What an update knows: advantages, and what its loss needs of the policy before the first step; moved: a step was taken
--- that had a gradient.
+-- What an update knows: advantages, and what its loss needs of the policy before the first step; moved: a step was
+-- taken that had a gradient.
 local function prepared(self, batch)
   local u = { batch = batch }
   u.coefficient = self.entropy_control and self.entropy_control:value() or self.entropy_coef
