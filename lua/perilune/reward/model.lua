@@ -30,16 +30,11 @@ local function encoded(o, row, text)
   return data_rows.encode(o.tokenizer, { prompt = row.prompt, completion = completion }).ids
 end
 
---- A reward for what a reward model likes: its score at the last token of prompt and completion, or of the prompt with
---- one part of the completion. DeepSeek-R1 (2501.12948, section 2.3.4) judges how helpful the summary is and how
---- harmless all of it. Scores are log odds against other answers to a prompt and have no zero of their own: in the
---- advantages of a group nothing but their differences counts. Abstains from rows that `where` leaves out.
---- @param opts table  model, tokenizer
---- @return table reward  callable, of whole batches: reward(rows, texts) -> numbers
-function M.model(opts)
-  local o = options.fill("reward.model", opts, rules)
+-- A reward of a scorer, by the options of one of the makers below.
+local function of_model(who, opts, rules_of)
+  local o = options.fill(who, opts, rules_of)
   if not scorers.is(o.model) then
-    options.raise "reward.model: the model is no models.scorer: models.scorer(model) makes one"
+    options.raise(who .. ": the model is no models.scorer: models.scorer(model) makes one")
   end
   return setmetatable({ batch = true }, { __call = function (_, rows, texts)
     local _ <close> = peri.no_grad()
@@ -56,6 +51,30 @@ function M.model(opts)
     return values
   end })
 end
+
+--- A reward for what a reward model likes: its score at the last token of prompt and completion, or of the prompt with
+--- one part of the completion. DeepSeek-R1 (2501.12948, section 2.3.4) judges how helpful the summary is and how
+--- harmless all of it. Scores are log odds against other answers to a prompt and have no zero of their own: in the
+--- advantages of a group nothing but their differences counts. Abstains from rows that `where` leaves out.
+--- @param opts table  model, tokenizer
+--- @return table reward  callable, of whole batches: reward(rows, texts) -> numbers
+function M.model(opts) return of_model("reward.model", opts, rules) end
 options.declare(M.model, {}, rules)
+
+local helpful_rules = {}
+for name, rule in pairs(rules) do helpful_rules[name] = rule end
+helpful_rules.part = answers.part_rule "summary"
+
+--- reward.model of the summary alone, as R1 judges what is helpful: the thought is not for the reader.
+--- @param opts table  model, tokenizer
+--- @return table reward  callable, of whole batches: reward(rows, texts) -> numbers
+function M.helpfulness(opts) return of_model("reward.helpfulness", opts, helpful_rules) end
+options.declare(M.helpfulness, {}, helpful_rules)
+
+--- reward.model of the whole completion, as R1 judges what is harmless: a thought can do harm, too.
+--- @param opts table  model, tokenizer
+--- @return table reward  callable, of whole batches: reward(rows, texts) -> numbers
+function M.harmlessness(opts) return of_model("reward.harmlessness", opts, rules) end
+options.declare(M.harmlessness, {}, rules)
 
 return M
