@@ -10,7 +10,7 @@
 --   run:track("stages", stages:place(run:path "models"))
 --   stages:keep("base", base)
 --   for step in run:steps() do run:log(step, stages:step()) end
---   for _, line in ipairs(stages:table { "accuracy" }) do run:text("%s", line) end
+--   run:text("%s", stages:table { "accuracy" })
 local peri = require "perilune"
 local models = require "perilune.models"
 local options = require "perilune.options"
@@ -160,7 +160,7 @@ end
 
 --- The scores of models side by side: of what was kept before the stages, then of the stages that there are.
 --- @param columns string[]  of scores
---- @return string[] lines
+--- @return string  a line for each
 function Stages:table(columns)
   local first = #"stage"
   for _, name in ipairs(self.names) do first = math.max(first, #name) end
@@ -179,7 +179,7 @@ function Stages:table(columns)
       end)
     end
   end
-  return lines
+  return table.concat(lines, "\n")
 end
 
 --- Everything of the stage that is going on; nothing when its first step is yet to come.
