@@ -9,7 +9,7 @@ local public = {
   nn = "nn", optim = "optim", sched = "optim.sched", data = "data", models = "models", peft = "peft",
   text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
   gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", sandbox = "sandbox", dist = "dist", loss = "loss",
-  algo = { distill = "algo.distill", dpo = "algo.dpo", grpo = "algo.grpo", prm = "algo.prm",
+  algo = { distill = "algo.distill", dpo = "algo.dpo", grpo = "algo.grpo", ppo = "algo.ppo", prm = "algo.prm",
     reject = "algo.reject", reward_model = "algo.reward_model", sft = "algo.sft" },
   tasks = { chain = "tasks.chain", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k", metrics = "tasks.metrics",
     sums = "tasks.sums" },

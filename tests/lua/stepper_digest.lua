@@ -23,6 +23,7 @@ for _, name in ipairs(steppers.names) do
     for _ = 1, 3 do stepper:step() end
     assert(passes >= 3)
     for _, p in ipairs(model:parameters()) do h = sum(h, p:bytes()) end
+    for _, p in ipairs(stepper.critic and stepper.critic:parameters() or {}) do h = sum(h, p:bytes()) end
     print(("%s %d %016x"):format(name, micro, h))
   end
 end

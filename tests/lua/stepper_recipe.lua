@@ -2,7 +2,7 @@
 -- where they are, goes through the checkpoints of the run.
 local peri = require "perilune"
 package.path = "tests/lua/?.lua;" .. package.path
-local optim, recipe, sched = require "perilune.optim", require "perilune.run.recipe", require "perilune.optim.sched"
+local recipe, sched = require "perilune.run.recipe", require "perilune.optim.sched"
 local steppers = require "steppers"
 
 local cfg = peri.flags(recipe.with_flags {
@@ -11,11 +11,10 @@ local cfg = peri.flags(recipe.with_flags {
 })
 
 local run = recipe.start { name = "steppers", flags = cfg, total = cfg.steps, console = true, tensorboard = false }
-local model = steppers.model(nil, cfg.which)
-local opt = optim.AdamW(model:parameters(), { lr = 1e-2 })
-local stepper = steppers.make(cfg.which, { model = model, optimizer = opt, seed = cfg.seed,
+local stepper, model, others = steppers.make(cfg.which, { model = steppers.model(nil, cfg.which), seed = cfg.seed,
   schedule = sched.warmup(3, sched.cosine { from = 1e-2, steps = cfg.steps }) })
-run:track("model", model):track("optimizer", opt):track("stepper", stepper)
+run:track("model", model):track("optimizer", stepper.optimizer):track("stepper", stepper)
+for name, object in pairs(others) do run:track(name, object) end
 
 for step in run:steps() do
   local row = stepper:step()

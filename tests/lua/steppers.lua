@@ -57,6 +57,10 @@ M.all = {
   ["grpo-everything"] = sampled { preset = "dapo", dynamic = true, mini_batches = 2, iterations = 2, beta = 0.05,
     reference = "copy", top_p = 0.9, entropy_target = 5, entropy_coef = 0.01, importance = {}, temperature = 1.2,
     reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } },
+  ppo = sampled { critic = "own", kl_coef = 0.1, kl_target = 0.5, reference = "copy", mini_batches = 3, epochs = 2,
+    missing_eos = 0.5, critic_warmup = 1 },
+  ["ppo-head"] = sampled { critic = "head", kl_coef = 0, value_clip = math.huge, whiten_rewards = true, top_k = 6,
+    entropy_coef = 0.01, epochs = 1 },
   sft = function () return { examples = examples, batch_size = 8 } end,
   dpo = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, label_smoothing = 0.1 } end,
   ["dpo-orpo"] = function () return { tokenizer = tok, rows = pairs_of, batch_size = 8, loss = "orpo" } end,
@@ -99,6 +103,7 @@ table.sort(M.names)
 --- @param more table?  more options
 --- @return table stepper
 --- @return table model
+--- @return table others  name -> what else is to be tracked
 function M.make(name, more)
   local model = more and more.model or M.model(3, name)
   local opts = { model = model }
@@ -107,8 +112,18 @@ function M.make(name, more)
     for k, v in pairs(set) do opts[k] = v end
   end
   if opts.reference == "copy" then opts.reference = model:copy() end
+  local others = {}
+  if opts.critic == "own" then
+    opts.critic = peri.models.scorer(model, { std = 0.1 })
+    opts.critic_optimizer = optim.AdamW(opts.critic, { lr = 1e-2 })
+    others = { critic = opts.critic, critic_optimizer = opts.critic_optimizer }
+  elseif opts.critic == "head" then
+    opts.critic = peri.nn.Linear(32, 1)
+    opts.optimizer = optim.AdamW({ model, opts.critic }, { lr = 1e-2 })
+    others = { critic = opts.critic }
+  end
   opts.optimizer = opts.optimizer or optim.AdamW(model:parameters(), { lr = 1e-2 })
-  return require("perilune.algo." .. (preset and "grpo" or name:match "^[^-]+")).new(opts), model
+  return require("perilune.algo." .. (preset and "grpo" or name:match "^[^-]+")).new(opts), model, others
 end
 
 return M

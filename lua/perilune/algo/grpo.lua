@@ -9,41 +9,18 @@
 -- but the first of them off-policy, with the log-probabilities of the policy that sampled.
 local peri = require "perilune"
 local options = require "perilune.options"
-local base = require "perilune.models.base"
-local batches = require "perilune.text.batch"
 local loss = require "perilune.loss"
 local optim = require "perilune.optim"
 local rl = require "perilune.rl"
+local sampled = require "perilune.algo.sampled"
 local trainer = require "perilune.algo.trainer"
 
 local Stepper = trainer.class("grpo", { parts = { "rng", "curriculum", "entropy_control" } })
 
 local M = {}
 
--- Options that are handed on to the sampler.
-local sampling = {
-  top_k = options.integer(0, "[0, inf)", "of the sampler: so many likeliest tokens may be drawn; 0: all"),
-  top_p = options.number(1, "(0, 1]", "of the sampler: the likeliest tokens of this share"),
-  min_p = options.number(0, "[0, 1]", "of the sampler: tokens at least this likely beside the likeliest"),
-  repetition_penalty = options.number(1, "(0, inf)", "of the sampler"),
-  frequency_penalty = options.number(0, "[-100, 100]", "of the sampler"),
-  presence_penalty = options.number(0, "[-100, 100]", "of the sampler"),
-  min_new_tokens = options.integer(0, "[0, inf)", "stop tokens cannot be drawn before"),
-  logit_bias = options.value(options.none, "table", "id -> number added to its logit"),
-  constraint = options.value(options.none, "table", "of perilune.decode.constraint"),
-  stop = options.value(options.none, "table or number", "ids that end an answer; default: the tokenizer's"),
-  sampling = options.choice("renormalised", { "renormalised", "full" }, "what log-probabilities are of: the "
-    .. "distribution that was drawn from, or the model's whole one, whose ratios are off by the mass that was cut"),
-}
-
 local own = {
-  model = options.value(options.required, "table", "the policy that is trained, a causal model of perilune.models"),
-  tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
-  rows = options.value(options.required, "table", "{ prompt = ... } each: a list, a stream, or an rl.curriculum"),
-  reward = options.value(options.required, "callable or table", "see rl.score; a list of several with weights"),
   preset = options.choice(options.none, options.names(rl.presets), "a paper's options, which others go before"),
-  adapter = options.value(options.none, "table", "of perilune.peft on the model: the reference is the model "
-    .. "without it"),
   reference = options.value(options.none, "table", "model that the KL is to; this or adapter is needed with beta or "
     .. "reward_beta above 0"),
   reference_every = options.integer(options.none, "[1, inf)", "updates after which the reference becomes the policy; "
@@ -57,8 +34,6 @@ local own = {
   dynamic = options.boolean(false, "sample on until there are as many groups with a spread of rewards as prompts "
     .. "(DAPO); see rl.refill"),
   draws = options.integer(10, "[1, inf)", "dynamic: rollouts of an update at most"),
-  max_new_tokens = options.integer(16, "[1, inf)", "longest completion"),
-  temperature = options.number(1, "(0, inf)", "of sampling and of the loss"),
   clip_high = options.number(options.none, "(0, inf]", "see loss.policy; default: 0.28, of a preset the preset's"),
   entropy_target = options.number(options.none, "[0, inf)", "entropy_coef follows it: see rl.entropy_controller"),
   importance = options.value(options.none, "table", "options of loss.importance: truncated importance sampling; "
@@ -67,19 +42,11 @@ local own = {
     .. "policy chose when it began; changes nothing in the first"),
   shared_prompt = options.boolean(false, "read the prompt of a group once for its answers: for long prompts; the "
     .. "gradient then depends on micro in its last bits"),
-  seed = options.integer(1, nil, "of which prompts are drawn"),
 }
-for _, more in ipairs { sampling, loss.policy_rules, rl.advantage_rules } do
+for _, more in ipairs { sampled.rules, loss.policy_rules, rl.advantage_rules } do
   for name, rule in pairs(more) do own[name] = own[name] or rule end
 end
 local rules = trainer.rules(own)
-
--- Options that another function takes, as it takes them.
-local function those(self, of)
-  local out = {}
-  for name in pairs(of) do out[name] = self[name] end
-  return out
-end
 
 -- ---- making ----
 
@@ -93,29 +60,17 @@ end
 
 local function refuse(...) options.raise("grpo: " .. string.format(...)) end
 
-local function check_reference(self)
-  if self.adapter and self.reference then refuse("give adapter or reference, not both") end
-  if self.adapter and not self.adapter.disabled then refuse("adapter is none of perilune.peft") end
-  for _, name in ipairs { "beta", "reward_beta" } do
-    if self[name] > 0 and not (self.adapter or self.reference) then
-      refuse("%s > 0 needs a reference model, or the adapter whose base is one", name)
-    end
-  end
-  if self.reference_every and not self.reference then
-    refuse(self.adapter and "reference_every: the base of an adapter stays as it is: give a reference"
-      or "reference_every needs a reference model")
-  end
-end
-
 --- Policy gradients over groups of answers as a stepper: GRPO (DeepSeekMath, 2402.03300) and its kin, by `preset` or
 --- by the options of rl.advantages and loss.policy.
 --- @param opts table
 --- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints
 function M.new(opts)
   local self = trainer.new(Stepper, with_preset(opts), rules)
-  local why = base.no_causal(self.model)
-  if why then error("grpo: " .. why, 2) end
-  check_reference(self)
+  sampled.open(self, { "beta", "reward_beta" })
+  if self.reference_every and not self.reference then
+    refuse(self.adapter and "reference_every: the base of an adapter stays as it is: give a reference"
+      or "reference_every needs a reference model")
+  end
   if not self.preset and (self.objective == "clip" or self.objective == "cispo") then
     self.clip_high = self.clip_high or 0.28
   end
@@ -126,39 +81,19 @@ function M.new(opts)
   if self.entropy_target then
     self.entropy_control = rl.entropy_controller { target = self.entropy_target, coef = self.entropy_coef }
   end
-  if type(self.rows.collect) == "function" then self.rows = self.rows:collect() end -- a stream of perilune.data
-  if self.rows.draw then
-    self.curriculum = self.rows
-  elseif #self.rows == 0 then
-    error("grpo: there are no rows", 2)
-  end
-  self.rng = peri.rng(self.seed)
   return self
 end
 options.declare(M.new, {}, rules)
 
 -- ---- sampling ----
 
--- Tokens of prompts and completions, padding left out.
-local function tokens_of(batch)
-  local _, counts = batch.sequences:bounds()
-  local n = 0
-  for _, count in ipairs(counts) do n = n + count end
-  return n
-end
-
 -- Answers to n prompts.
 local function draw(self, n)
-  local rows, how = {}, those(self, sampling)
-  for i = 1, n do rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows) end
-  how.group, how.max_new_tokens, how.temperature = self.group, self.max_new_tokens, self.temperature
-  local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, how)
-  if self.curriculum then self.curriculum:update(batch) end
+  local batch, how = sampled.draw(self, n)
   if self.estimator == "remax" then
     how.group, how.sampling = nil, nil
     batch.baseline = rl.greedy_rewards(batch, self.model, self.tokenizer, self.reward, how)
   end
-  self._drawn = self._drawn + tokens_of(batch)
   return batch
 end
 
@@ -175,40 +110,6 @@ local function sample(self)
   end, self.prompts, { most = self.draws })
   for name, value in pairs(rl.summary(batch or last)) do metrics[name] = value end
   return batch or last, metrics
-end
-
--- ---- what an update is measured by before it begins ----
-
--- (B, N) tensors that fn makes of slices of all rows, without gradients.
-local function survey(self, batch, fn)
-  local _ <close> = peri.no_grad()
-  local lists, out = {}, {}
-  local all = { n = #batch.rows, from = batch.from, sequences = batch.sequences, support = batch.support }
-  for part in rl.parts(all, self.micro) do
-    for k, t in ipairs { fn(part) } do
-      lists[k] = lists[k] or {}
-      table.insert(lists[k], peri.keep(t))
-    end
-  end
-  for k, list in ipairs(lists) do
-    out[k] = peri.cat(list, 1)
-    for _, t in ipairs(list) do t:release() end
-  end
-  return table.unpack(out)
-end
-
-local function scored_by(self, model, part)
-  return model:token_logprobs(part.sequences, part.from, { temperature = self.temperature, support = part.support,
-    routes = part.routes })
-end
-
--- Log-probabilities of the reference. -- (B, N)
-local function referred(self, batch)
-  local ref = survey(self, batch, function (part)
-    if self.adapter then return (self.adapter:disabled(scored_by, self, self.model, part)) end
-    return (scored_by(self, self.reference, part))
-  end)
-  return ref
 end
 
 -- ---- learning ----
@@ -242,25 +143,10 @@ local function range(self, u, k)
   return first, k == self.mini_batches and count - first + 1 or math.min(each, count - first + 1)
 end
 
--- How far the training pass is from what the sampler said, under TRL's names.
-local function agreement(logp, part, counted)
-  local _ <close> = peri.no_grad()
-  local left_out = part.weight:eq(0)
-  local d = logp:sub(part.logprobs):masked_fill(left_out, 0)
-  local ratio = d:exp()
-  local function mean(x) return x:mul(part.weight):sum():div(counted) end
-  return { ["sampling/sampling_logp_difference/mean"] = mean(d:abs()),
-    ["sampling/sampling_logp_difference/max"] = d:abs():max(),
-    ["sampling/importance_sampling_ratio/mean"] = mean(ratio),
-    ["sampling/importance_sampling_ratio/min"] = ratio:masked_fill(left_out, math.huge):min(),
-    ["sampling/importance_sampling_ratio/max"] = ratio:masked_fill(left_out, -math.huge):max(),
-    mismatch_kl = mean(loss.kl(part.logprobs, logp, part.weight)) }
-end
-
 -- A pass over slices of a part that has these totals. counted: tokens of the slices, where no optimizer step was taken
 -- since sampling.
 local function pass_of(self, totals, counted, coefficient)
-  local how = those(self, loss.policy_rules)
+  local how = sampled.those(self, loss.policy_rules)
   for name, value in pairs(totals) do how[name] = value end
   how.entropy_coef = coefficient or self.entropy_coef
   local wants_entropy = how.entropy_coef ~= 0 or self.top_entropy < 1
@@ -269,14 +155,14 @@ local function pass_of(self, totals, counted, coefficient)
     if part.prompt then
       local with = { temperature = self.temperature, support = part.support }
       logp, entropy = rl.completion_logprobs(self.model, part.prompt, part.completions, with)
-    else logp, entropy = scored_by(self, self.model, part) end
+    else logp, entropy = sampled.scored_by(self, self.model, part) end
     how.ref, how.sampled, how.factor = part.ref, part.logprobs, part.factor
     how.entropy = wants_entropy and entropy or nil
     local value, stats = loss.policy(logp, part.old or part.logprobs, part.advantage, part.weight, how)
     local metrics = loss.named(stats)
     metrics.mismatch_kl, metrics.entropy = nil, nil -- see agreement; rl.summary has one over all rows
     if counted then
-      for name, v in pairs(agreement(logp, part, counted)) do metrics[name] = v end
+      for name, v in pairs(sampled.agreement(logp, part, counted)) do metrics[name] = v end
     end
     return value, metrics
   end
@@ -310,14 +196,14 @@ end
 local function prepared(self, batch)
   local u = { batch = batch }
   u.coefficient = self.entropy_control and self.entropy_control:value() or self.entropy_coef
-  u.ref = (self.beta > 0 or self.reward_beta > 0) and referred(self, batch) or nil
-  local how = those(self, rl.advantage_rules)
+  u.ref = (self.beta > 0 or self.reward_beta > 0) and sampled.referred(self, batch) or nil
+  local how = sampled.those(self, rl.advantage_rules)
   how.ref = self.reward_beta > 0 and u.ref or nil
   u.advantage, u.weight = rl.advantages(batch, how)
   if self.beta == 0 then u.ref = nil end
   u.all = self.beta > 0 or u.coefficient ~= 0 -- rows without an advantage have a gradient as well
   if self.importance or self.top_entropy < 1 then
-    u.old, u.entropy = survey(self, batch, function (part) return scored_by(self, self.model, part) end)
+    u.old, u.entropy = sampled.survey(self, batch, function (part) return sampled.scored_by(self, self.model, part) end)
   end
   if self.importance then
     local stats
@@ -325,54 +211,9 @@ local function prepared(self, batch)
     u.importance = { ["importance/masked"] = stats.masked:item(), ["importance/held"] = stats.held:item() }
   else u.old = nil end
   if self.routing_replay then
-    batch.routes = survey(self, batch, function (part) return self.model:routes(part.sequences) end)
+    batch.routes = sampled.survey(self, batch, function (part) return self.model:routes(part.sequences) end)
   end
   return u
-end
-
--- Bytes of a row's prompt: what is long in tokens is among what is long in bytes.
-local function bytes_of(row)
-  if type(row.prompt) == "string" then return #row.prompt end
-  local n = 0
-  for _, message in ipairs(type(row.prompt) == "table" and row.prompt or {}) do
-    n = n + #tostring(message.content or message.value or "")
-  end
-  return n
-end
-
--- A slice as an update may have it: the longest prompts, with completions as long as they may be. And how many
--- sequences an update has.
-local function heaviest(self)
-  local rows = self.curriculum and self.curriculum.rows or self.rows
-  local prompts = rl.prompts(self.tokenizer, trainer.longest(rows, 4 * self.prompts, bytes_of)):unpad()
-  local list, sequences = trainer.longest(prompts, self.prompts, function (ids) return #ids end), {}
-  local config = self.model.config or {}
-  local context = config.max_position_embeddings or config.n_positions or math.huge
-  local longest = math.max(1, math.min(self.max_new_tokens, context - #list[1]))
-  for i = 1, math.min(self.micro, #list * self.group) do
-    local ids = list[(i - 1) // self.group + 1]
-    sequences[i] = table.move(ids, 1, #ids, 1, {})
-    for k = 1, longest do sequences[i][#ids + k] = ids[#ids] end
-  end
-  local shape = { #sequences, longest }
-  local part = { n = #sequences, sequences = batches.pad(sequences, { side = "left", pad = 0 }), from = #list[1] + 1,
-    logprobs = peri.zeros(shape), advantage = peri.ones(shape), weight = peri.ones(shape) }
-  if self.beta > 0 then part.ref = part.logprobs end
-  if self.importance then part.factor = part.weight end
-  return part, self.prompts * self.group
-end
-
--- Means of the values of several optimizer steps; of extremes the extreme.
-local function averaged(list, metrics)
-  for _, one in ipairs(list) do
-    for name, v in pairs(one) do
-      local before = metrics[name]
-      if name:find "max$" then metrics[name] = math.max(before or v, v)
-      elseif name:find "min$" then metrics[name] = math.min(before or v, v)
-      elseif name:find "^sampling/" or name == "mismatch_kl" then metrics[name] = v -- of the first step alone
-      else metrics[name] = (before or 0) + v / #list end
-    end
-  end
 end
 
 --- One update: sample, score, credit, and the passes and optimizer steps.
@@ -387,8 +228,9 @@ end
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   self:probe(function ()
-    local part, sequences = heaviest(self)
-    local cache = self.model:cache(sequences, part.sequences.ids:size(2)) -- luacheck: ignore 211
+    local part, cache = sampled.heaviest(self) -- luacheck: ignore 211
+    if self.beta > 0 then part.ref = part.logprobs end
+    if self.importance then part.factor = part.weight end
     return (pass_of(self, { tokens = part.weight:numel(), sequences = part.n, max_length = self.max_new_tokens,
       entropy_floor = self.top_entropy < 1 and 0 or nil })(part))
   end)
@@ -403,7 +245,7 @@ function Stepper:step()
     list[i] = one
     self:update(metrics, i == steps)
   end
-  averaged(list, metrics)
+  sampled.averaged(list, metrics)
   for name, value in pairs(u.importance or {}) do metrics[name] = value end
   if self.entropy_control then
     metrics.entropy_coef = u.coefficient

@@ -190,10 +190,15 @@ function Trainer:update(metrics, count)
   return metrics
 end
 
+--- Something beside the parameters of the optimizer moved in this step(): it is no no_op.
+function Trainer:moved() self._still = false end
+
 -- The gradients of a model's and an optimizer's parameters, taken away.
 local function set_aside(self)
   local list, seen = {}, {}
-  for _, object in ipairs { self.optimizer, self.model } do
+  local objects = { self.optimizer, self.model }
+  for _, name in ipairs { "critic", "critic_optimizer" } do objects[#objects + 1] = self[name] end
+  for _, object in ipairs(objects) do
     for _, p in ipairs(object.parameters and object:parameters() or {}) do
       if not seen[p] then
         seen[p], list[#list + 1] = true, { p, p.grad }
@@ -213,8 +218,10 @@ function Trainer:probe(heaviest)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local rng, gradients = peri.rng_state(), set_aside(self)
   local moments = {} -- room for those that the optimizer makes at its first step
-  for _, p in ipairs(self.at == 0 and self.optimizer:parameters() or {}) do
-    if p.requires_grad then moments[#moments + 1] = { peri.zeros_like(p), peri.zeros_like(p) } end
+  for _, optimizer in ipairs(self.at == 0 and { self.optimizer, self.critic_optimizer } or {}) do
+    for _, p in ipairs(optimizer:parameters()) do
+      if p.requires_grad then moments[#moments + 1] = { peri.zeros_like(p), peri.zeros_like(p) } end
+    end
   end
   local ok, message = pcall(function ()
     local loss = heaviest()
