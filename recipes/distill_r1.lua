@@ -87,12 +87,17 @@ local function sft(rows_of)
       batch_size = 32, pad = tok.pad, seed = seed, schedule = schedule }
   end
 end
+local function kl(model)
+  return algo.distill.new { model = model, teacher = assert(models.load(stages:at "teacher")), optimizer = adam(model),
+    examples = chain.examples(tok, traces()), batch_size = 32, pad = tok.pad, seed = seed, schedule = schedule }
+end
 stages = recipe.stages({
   { "teacher", from = "teacher_base", steps = cfg.updates, begin = grpo },
   { "sft", from = "student_base", steps = steps, begin = sft(traces) },
   { "rl", from = "student_base", steps = cfg.student, begin = grpo },
   { "sft_rl", from = "sft", steps = cfg.after, begin = grpo },
   { "control", from = "student_base", steps = steps, begin = sft(corpus) },
+  { "kl", from = "student_base", steps = steps, begin = kl },
 }, { seed = seed, measure = measure })
 
 -- Loop, and R1's table.
@@ -103,5 +108,5 @@ stages:keep("student_base", base(3, 64))
 stages:keep("teacher_base", base(cfg.layers, cfg.width))
 for step in run:steps() do run:log(step, stages:step()) end
 run:text("%s", stages:table { "accuracy", "greedy", "format", "language", "words", "steps" })
-run:plot("curves.svg", { { "reward", "rewards/accuracy/mean" }, "loss", "completions/mean_length" })
+run:plot("curves.svg", { { "rewards/accuracy/mean", by = "stage" }, { "completions/mean_length", by = "stage" } })
 run:finish()

@@ -116,5 +116,5 @@ local settings = { batches = cfg.batches, width = cfg.width, nmax = cfg.nmax, se
 stages:keep("base", assert(models.load(recipe.cached("r1_base", settings, pretrain, cfg.runs))))
 for step in run:steps() do run:log(step, stages:step()) end
 run:text("%s", stages:table { "accuracy", "greedy", "format", "language", "mixed", "words", "steps", "win", "harmful" })
-run:plot("curves.svg", { "reward", { "rewards/accuracy/mean", "rewards/language/mean" }, "completions/mean_length" })
+run:plot("curves.svg", { { "rewards/accuracy/mean", by = "stage" }, { "completions/mean_length", by = "stage" } })
 run:finish()

@@ -46,7 +46,7 @@ local function train(name, stop, flags, only)
   for step in run:steps() do
     local row = stages:step()
     at[#at + 1] = row.stage
-    run:log(step, { loss = row.loss, noise = peri.rand({ 1 }):item() })
+    run:log(step, { loss = row.loss, stage = row.stage, noise = peri.rand({ 1 }):item() })
     if step == stop then break end
   end
   run:finish()
@@ -103,6 +103,16 @@ function TestStages.test_a_stage_alone_ends_as_it_does_among_all()
   local _, at = train("alone", nil, flags(), "three")
   lu.assertEquals(at, { "three", "three" })
   lu.assertEquals(read(whole.folder, "models/three/model.safetensors"), want)
+end
+
+function TestStages.test_curves_are_cut_by_stage()
+  local run = train("whole", nil, flags())
+  local drawn = read(run:plot("one.svg", { { "loss", by = "stage" } }))
+  for _, name in ipairs { "one", "two", "three" } do lu.assertStrContains(drawn, ">" .. name .. "<") end
+  lu.assertStrContains(read(run:plot("two.svg", { { "loss", "noise", by = "stage" } })), "noise, three")
+  lu.assertStrContains(read(run:plot("whole.svg", { "loss" })), "loss")
+  lu.assertErrorMsgContains("plot: chart 1: by: unknown metric of texts \"stag\"; did you mean \"stage\"?", run.plot, run,
+    "x.svg", { { "loss", by = "stag" } })
 end
 
 function TestStages.test_what_is_wrong_with_a_stage_is_said()

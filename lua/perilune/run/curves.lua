@@ -11,9 +11,10 @@ local M = {}
 --- The rows of a file of metrics as columns: { step = { 1, 2, ... }, loss = { ... } }, NaN where missing.
 --- @param path string
 --- @return table<string, number[]>
+--- @return table<string, table<integer, string>> texts  of metrics that are texts: by the place of the row
 function M.columns(path)
-  local rows, columns = {}, { step = {} }
-  if not peri.files.exists(path) then return columns end
+  local rows, columns, texts = {}, { step = {} }, {}
+  if not peri.files.exists(path) then return columns, texts end
   for line, number in folders.must(peri.files.lines(path)) do
     local row, why = peri.json.decode(line)
     if type(row) ~= "table" then
@@ -26,17 +27,34 @@ function M.columns(path)
     for i, row in ipairs(rows) do
       local v = row[name]
       column[i] = type(v) == "number" and v or 0 / 0
+      if type(v) == "string" then
+        texts[name] = texts[name] or {}
+        texts[name][i] = v
+      end
     end
   end
-  return columns
+  return columns, texts
 end
 
-local function series(columns, name, y)
+-- The curve of a metric; with labels, of the rows with one of them.
+local function series(columns, name, title, labels, label)
   local x, values = {}, {}
-  for k, v in ipairs(y) do
-    if v == v then x[#x + 1], values[#values + 1] = columns.step[k], v end
+  for k, v in ipairs(columns[name] or {}) do
+    if v == v and (not labels or labels[k] == label) then x[#x + 1], values[#values + 1] = columns.step[k], v end
   end
-  return { name = name, x = x, y = values, smooth = "auto" }
+  return { name = title, x = x, y = values, smooth = "auto" }
+end
+
+-- The curves of a metric, one for each text of a column in the order in which they came.
+local function parted(list, columns, name, texts, alone)
+  local seen = {}
+  for k, v in ipairs(columns[name] or {}) do
+    local label = texts[k]
+    if v == v and label and not seen[label] then
+      seen[label] = true
+      list[#list + 1] = series(columns, name, alone and label or ("%s, %s"):format(name, label), texts, label)
+    end
+  end
 end
 
 local chart_rules = require("perilune.run.plot.data").chart_rules
@@ -44,6 +62,7 @@ local group_rules = { -- of a list of metrics that share axes
   title = options.value(options.none, "string", "above the chart; default: the metrics"),
   xlabel = options.value("step", "string", "below the x axis"),
   ylabel = options.value(options.none, "string", "beside the y axis; default: the metric when it is one"),
+  by = options.value(options.none, "string", "a metric that is a text, as the stage of a run: a curve for each"),
   yscale = chart_rules.yscale, ymin = chart_rules.ymin, ymax = chart_rules.ymax,
 }
 M.group_rules = group_rules
@@ -73,8 +92,9 @@ end
 --- @param columns table<string, number[]>
 --- @param entries (string|table)[]
 --- @param declared string[]  metrics that may have no value yet
+--- @param texts table<string, table<integer, string>>  of M.columns
 --- @return table[]
-function M.charts(columns, entries, declared)
+function M.charts(columns, entries, declared, texts)
   local example = '{ "loss", { "loss", "val_loss", title = "both" } }'
   if type(entries) ~= "table" then
     options.raise(("plot: %s, expected a list such as %s"):format(options.is("metrics", entries), example))
@@ -102,7 +122,13 @@ function M.charts(columns, entries, declared)
     local chart = { title = o.title or table.concat(group, ", "), xlabel = o.xlabel,
       ylabel = o.ylabel or #group == 1 and group[1] or nil, yscale = o.yscale, ymin = o.ymin, ymax = o.ymax,
       series = {} }
-    for k, name in ipairs(group) do chart.series[k] = series(columns, name, columns[name] or {}) end
+    if o.by and not texts[o.by] and not empty then
+      options.raise(("%s: by: %s"):format(who, options.unknown("metric of texts", o.by, options.names(texts))))
+    end
+    for k, name in ipairs(group) do
+      if o.by then parted(chart.series, columns, name, texts[o.by] or {}, #group == 1)
+      else chart.series[k] = series(columns, name, name) end
+    end
     charts[i] = chart
   end
   return charts
@@ -112,8 +138,9 @@ end
 --- @param columns table<string, number[]>
 --- @param entries (string|table)[]
 --- @param declared string[]
-function M.save(path, columns, entries, declared)
-  folders.must(plot.save(path, M.charts(columns, entries, declared)))
+--- @param texts table<string, table<integer, string>>
+function M.save(path, columns, entries, declared, texts)
+  folders.must(plot.save(path, M.charts(columns, entries, declared, texts)))
 end
 
 return M

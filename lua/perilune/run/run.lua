@@ -523,7 +523,7 @@ end
 
 --- The metrics so far as columns: { step = { 1, 2, ... }, loss = { ... }, ... }, NaN where missing.
 --- @return table<string, number[]>
-function Run:history() return curves.columns(self:path "metrics.jsonl") end
+function Run:history() return (curves.columns(self:path "metrics.jsonl")) end
 
 --- The last logged value of a metric, whether this process or one before it logged it.
 --- @param metric string
@@ -539,9 +539,9 @@ end
 
 --- Curves of metrics against the step as one SVG in the run folder. Each entry is a chart: a metric, or a
 --- list of metrics that share axes, such as { "loss", "val_loss", ylabel = "nats a token" }, with title,
---- xlabel ("step"), ylabel, yscale ("linear" or "log"), ymin and ymax. Noisy curves have a smoothed one
---- drawn over them. A metric that was never logged raises, unless `columns` of recipe.start names it: it may come
---- later.
+--- xlabel ("step"), ylabel, yscale ("linear" or "log"), ymin, ymax and by (a metric that is a text, as "stage": a curve
+--- for each of its values). Noisy curves have a smoothed one drawn over them. A metric that was never logged raises,
+--- unless `columns` of recipe.start names it: it may come later.
 ---   run:plot("curves.svg", { { "loss", "val_loss" }, "lr" })
 --- @param name string  file name
 --- @param metrics (string|table)[]
@@ -549,7 +549,8 @@ end
 function Run:plot(name, metrics)
   options.argument("plot", "name", name, "string")
   local may_come = table.move(self._judged, 1, #self._judged, 2, { "skipped" })
-  curves.save(self:path(name), self:history(), metrics, may_come)
+  local columns, texts = curves.columns(self:path "metrics.jsonl")
+  curves.save(self:path(name), columns, metrics, may_come, texts)
   return self:path(name)
 end
 

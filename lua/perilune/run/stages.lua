@@ -166,7 +166,7 @@ function Stages:table(columns)
   for _, name in ipairs(self.names) do first = math.max(first, #name) end
   local function line(name, cell)
     local cells = {}
-    for k, column in ipairs(columns) do cells[k] = ("  %" .. math.max(#column, 5) .. "s"):format(cell(column)) end
+    for k, column in ipairs(columns) do cells[k] = (" %" .. math.max(#column, 5) .. "s"):format(cell(column)) end
     return ("%-" .. first .. "s%s"):format(name, table.concat(cells))
   end
   local lines = { line("stage", function (column) return column end) }
