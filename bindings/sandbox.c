@@ -52,7 +52,7 @@ static void push_result (lua_State *L, const peri__sandbox_job *job) {
 /* The helper program: as the caller says, as the environment says, or where it is looked for; NULL with the message. */
 static const char *program_of (lua_State *L, int arg, char *found, size_t size) {
   const char *given = luaL_optstring(L, arg, getenv("PERI_SANDBOX"));
-  if (given) return given;
+  if (given && *given) return given;
   return peri__sandbox_find(peri_lua_ctx(L), found, size) == PERI_OK ? found : NULL;
 }
 

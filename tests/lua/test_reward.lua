@@ -170,6 +170,25 @@ function TestReward.test_expressions_of_one_value_are_one()
   } do
     for _, text in ipairs(list) do lu.assertEquals(R.expression()({ answer = gold }, text), 0, gold .. " <- " .. text) end
   end
+  -- what other verifiers have taken for one: tiny and huge values, equations of which one side agrees, lists, units that are
+  -- numbers, big whole numbers
+  for gold, list in pairs {
+    ["\\frac{1}{2^{99}}"] = { "\\frac{1}{2^{98}}", "0" }, ["10^9"] = { "10^9+1", "1000000001" }, ["2"] = { "2\\mathrm{e}", "2e", "2i" },
+    ["73"] = { "73**", "n = 73, 74", "x=73 or x=3", "3x + 4y = 73" }, ["0"] = { "3x + 4y + 14 = 0", "10^{-9}" }, ["28%"] = { "0.0028" },
+    ["1200"] = { "1, 200", "12:00" }, ["5"] = { "\\pm 5", "\\{5\\}", "[4, 5]", "5 6" },
+  } do
+    for _, text in ipairs(list) do lu.assertEquals(R.expression()({ answer = gold }, text), 0, gold .. " <- " .. text) end
+  end
+  for gold, list in pairs { ["28%"] = { "0.28", "28", "28\\%", "7/25" }, ["1000000"] = { "1\\,000\\,000", "10^6", "1{,}000{,}000" },
+    ["90"] = { "90^\\circ", "90^{\\circ}", "90\\text{ degrees}", "\\mathbf{90}" }, ["\\frac{1}{2^{99}}"] = { "2^{-99}" }, ["0"] = { "\\sqrt{2}^2-2" },
+  } do
+    for _, text in ipairs(list) do lu.assertEquals(R.expression()({ answer = gold }, text), 1, gold .. " <- " .. text) end
+  end
+  for _, gold in ipairs { "\\frac{1}{2^{2005}}", "n=2, 3, 4", "D = (0, 1)", "\\pm 2021", "12:00", "1+\\mathrm{e}", "2004!", "x" } do
+    lu.assertNil(R.expression()({ answer = gold }, "1"), gold) -- no arithmetic of its own: abstains
+    lu.assertEquals(R.boxed()({ answer = gold }, "\\boxed{1}"), 0, gold)
+    lu.assertEquals(R.boxed()({ answer = gold }, "\\boxed{" .. gold .. "}"), 1, gold)
+  end
   lu.assertNil(R.expression()({ answer = "forty two" }, "42"))
   lu.assertEquals(R.expression { tolerance = 1e-3 }({ answer = "1/3" }, "0.3333"), 1)
 end

@@ -86,7 +86,7 @@ local function usage_of(all, place)
   add("--max_bytes SIZE", "limit on the memory of tensors: 4G, 512M, none (default: 7/8 of the machine's or the "
     .. "container's memory)")
   out[#out + 1] = "environment: " .. wrap("PERI_SIMD=portable|avx2|avx512, PERI_THREADS=N, PERI_SEED=N, "
-    .. "PERI_MAX_BYTES=SIZE, PERILUNE_LUA=FOLDER", 13) .. "\n"
+    .. "PERI_MAX_BYTES=SIZE, PERI_SANDBOX=FILE, PERILUNE_LUA=FOLDER", 13) .. "\n"
   return table.concat(out)
 end
 

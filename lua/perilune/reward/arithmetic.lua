@@ -13,6 +13,16 @@ Parser.__index = Parser
 
 local function refuse(self, what) error({ refused = ("%s at byte %d"):format(what, self.at) }, 0) end
 
+-- A value that still has all its digits: what overflowed, or fell below the smallest number, would equal others that
+-- did.
+function Parser:kept(value, is_zero)
+  local size = math.abs(value)
+  if value ~= value or size == math.huge or (size < 0x1p-1022 and not (size == 0 and is_zero)) then
+    refuse(self, "a value out of range")
+  end
+  return value
+end
+
 function Parser:skip() self.at = self.text:match("^%s*()", self.at) end
 
 -- Whether the text goes on with a plain string, which is then behind us.
@@ -43,7 +53,7 @@ function Parser:number()
   if not value then refuse(self, "a number out of range") end
   if value:sub(1, 1) == "-" then value = value:sub(2) end -- the sign before it is an operator here
   self.at = last + 1
-  return tonumber(value)
+  return self:kept(tonumber(value) + 0.0, not value:find "[1-9]")
 end
 
 local close_of = { ["("] = ")", ["{"] = "}", ["["] = "]" }
@@ -63,16 +73,21 @@ function Parser:argument()
   return tonumber(digit)
 end
 
+function Parser:over(above, below)
+  if below == 0 then refuse(self, "division by zero") end
+  return self:kept(above / below, above == 0)
+end
+
 function Parser:fraction()
   local above = self:argument()
-  return above / self:argument()
+  return self:over(above, self:argument())
 end
 
 function Parser:root()
   local degree = 2
   if self:take "[" then degree = self:group "[" end
   local of = self:argument()
-  return degree == 2 and of ^ 0.5 or of ^ (1 / degree)
+  return self:kept(degree == 2 and of ^ 0.5 or of ^ (1 / degree), of == 0)
 end
 
 function Parser:primary()
@@ -97,7 +112,7 @@ end
 
 function Parser:power()
   local value = self:primary()
-  if self.rich and self:take "^" then return value ^ self:deeper(self.signed) end
+  if self.rich and self:take "^" then return self:kept(value ^ self:deeper(self.signed), value == 0) end
   return value
 end
 
@@ -109,16 +124,14 @@ end
 
 function Parser:product()
   local value = self:signed()
+  local function times(by) value = self:kept(value * by, value == 0 or by == 0) end
   while true do
-    if self:take "*" then value = value * self:signed()
-    elseif self:take "/" then
-      local by = self:signed()
-      if by == 0 then refuse(self, "division by zero") end
-      value = value / by
+    if self:take "*" then times(self:signed())
+    elseif self:take "/" then value = self:over(value, self:signed())
     else
       self:skip()
       if not (self.rich and self.text:find("^[%(\\]", self.at)) then return value end
-      value = value * self:power() -- 2(3), 2\pi
+      times(self:power()) -- 2(3), 2\pi
     end
   end
 end
@@ -159,14 +172,15 @@ local words = { ["\u{00D7}"] = "*", ["\u{00B7}"] = "*", ["\u{22C5}"] = "*", ["\u
   ["\u{FF1D}"] = "=", ["\u{FF05}"] = "%", ["\u{221A}"] = "\\sqrt" }
 
 local commands = { dfrac = "\\frac", tfrac = "\\frac", cfrac = "\\frac", times = "*", cdot = "*", div = "/", left = "",
-  right = "", displaystyle = "", quad = " ", qquad = " ", ["dots"] = " ", text = "\\text", mathrm = "\\text",
-  mathbf = "\\text" }
+  right = "", displaystyle = "", quad = " ", qquad = " ", mathbf = "", boldsymbol = "", mathrm = "\\text" }
 
--- LaTeX and Unicode as the parser reads them.
+-- LaTeX and Unicode as the parser reads them. Units go, but for letters that are numbers themselves.
 local function plain(text)
   text = number.plain(text):gsub("[\xC2-\xEF][\x80-\xBF]+", words)
+  text = text:gsub("(%d)\\[,!]%s*(%d%d%d)", "%1%2"):gsub("(%d)\\[,!]%s*(%d%d%d)", "%1%2") -- twice: 1\,000\,000
+  text = text:gsub("\\mathrm%s*{%s*([eid])%s*}", " %1 "):gsub("\\text%s*{%s*([eid])%s*}", " %1 ")
   text = text:gsub("\\(%a+)", commands):gsub("\\([,;:!%s])", " "):gsub("\\([%$%%])", "%1"):gsub("{,}", ",")
-  text = text:gsub("%$", ""):gsub("%*%*", "^"):gsub("\\[%(%)%[%]]", "")
+  text = text:gsub("%$", ""):gsub("%*%*", "^"):gsub("\\[%(%)%[%]]", ""):gsub("%^%s*{?%s*\\circ%s*}?", "")
   return (text:gsub("\\text%s*%b{}", ""))
 end
 
@@ -193,13 +207,20 @@ function M.value(text)
   return value, before ~= nil
 end
 
---- Whether two values are the same up to a tolerance, relative to the larger one where that is above 1.
---- @param a number
---- @param b number
---- @param tolerance number?  default 1e-9
+local WHOLE <const> = 0x1p53 -- below it whole numbers are exact
+
+--- Whether two values are the same: up to a tolerance, relative to the larger one where that is above 1; without one
+--- whole numbers exactly and others to twelve digits.
+--- @param a number  what was given
+--- @param b number  what is right
+--- @param tolerance number?
 --- @return boolean
 function M.near(a, b, tolerance)
-  return math.abs(a - b) <= (tolerance or 1e-9) * math.max(1, math.abs(a), math.abs(b))
+  local off, size = math.abs(a - b), math.max(math.abs(a), math.abs(b))
+  if tolerance and tolerance > 0 then return off <= tolerance * math.max(1, size) end
+  if off == 0 then return true end
+  if size < WHOLE and a % 1 == 0 and b % 1 == 0 and a ~= 0 and b ~= 0 then return false end
+  return off <= 1e-12 * size or b == 0 and off < 1e-14 -- what rounding leaves of 0
 end
 
 return M

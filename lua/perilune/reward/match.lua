@@ -84,8 +84,9 @@ local LONGEST <const> = arithmetic.LONGEST
 local function same_value(gold, given, tolerance, must)
   if #given > LONGEST then return false end
   if spaced(gold) == spaced(given) then return true end
+  local percent_of = gold:find("%", 1, true) or given:find("%", 1, true)
   local a, b = number.whole(gold), number.whole(given)
-  if a and b and tolerance == 0 then return a == b end
+  if a and b and tolerance == 0 and not percent_of then return a == b end
   local wanted, percent = arithmetic.value(gold)
   if not wanted then
     if must then return nil end
@@ -93,17 +94,16 @@ local function same_value(gold, given, tolerance, must)
   end
   local value, other = arithmetic.value(given)
   if not value then return false end
-  local limit = math.max(tolerance, 1e-9)
   if percent ~= other then -- 50 % is meant by 50 as well as by 0.5
     local share, whole = percent and wanted or value, percent and value or wanted
-    return arithmetic.near(share, whole, limit) or arithmetic.near(share / 100, whole, limit)
+    return arithmetic.near(share, whole, tolerance) or arithmetic.near(share / 100, whole, tolerance)
   end
-  return arithmetic.near(value, wanted, limit)
+  return arithmetic.near(value, wanted, tolerance)
 end
 
 local expression_rules = rules_with {
   from = answers.from_rule "any",
-  tolerance = options.number(0, "[0, inf)", "of the difference, relative to numbers above 1; 0: 1e-9"),
+  tolerance = options.number(0, "[0, inf)", "of the difference, relative to numbers above 1; 0: twelve digits"),
 }
 
 local function same_expression(gold, text, o)
@@ -129,7 +129,7 @@ options.declare(M.expression, {}, expression_rules)
 -- ---- in the form that was asked for ----
 
 local form_rules = rules_with {
-  tolerance = options.number(0, "[0, inf)", "of the difference, relative to numbers above 1; 0: 1e-9"),
+  tolerance = options.number(0, "[0, inf)", "of the difference, relative to numbers above 1; 0: twelve digits"),
 }
 
 local function form(place)
