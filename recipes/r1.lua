@@ -109,8 +109,8 @@ stages = recipe.stages({ { "zero", from = "base", steps = cfg.updates, begin = g
   { "language", from = "base", steps = cfg.updates, begin = grpo(0, consistent) } },
   { seed = seed, only = cfg.stage, measure = measure })
 -- Loop, and R1's table.
-run = recipe.start { name = "r1", flags = cfg, total = stages.total, columns = { "stage", "reward",
-  "rewards/accuracy/mean", "rewards/language/mean", "completions/mean_length" } }
+run = recipe.start { name = "r1", flags = cfg, total = stages.total, columns = { "stage", "rewards/accuracy/mean",
+  "completions/mean_length", "sampling/sampling_logp_difference/max", "rewards/language/mean" } }
 run:track("stages", stages:place(cfg.models ~= "" and cfg.models or run:path "models"))
 local settings = { batches = cfg.batches, width = cfg.width, nmax = cfg.nmax, seed = seed }
 stages:keep("base", assert(models.load(recipe.cached("r1_base", settings, pretrain, cfg.runs))))
