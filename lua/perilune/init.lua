@@ -11,8 +11,8 @@ local public = {
   gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", sandbox = "sandbox", dist = "dist", loss = "loss",
   algo = { distill = "algo.distill", dpo = "algo.dpo", grpo = "algo.grpo", ppo = "algo.ppo", prm = "algo.prm",
     reject = "algo.reject", reward_model = "algo.reward_model", sft = "algo.sft" },
-  tasks = { chain = "tasks.chain", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k", metrics = "tasks.metrics",
-    sums = "tasks.sums" },
+  tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k",
+    metrics = "tasks.metrics", sums = "tasks.sums" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },
