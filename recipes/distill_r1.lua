@@ -103,7 +103,7 @@ stages = recipe.stages({
 -- Loop, and R1's table.
 run = recipe.start { name = "distill_r1", flags = cfg, total = stages.total, columns = { "stage",
   "rewards/accuracy/mean", "completions/mean_length", "sampling/sampling_logp_difference/max", "loss" } }
-run:track("stages", stages:place(run:path "models"))
+run:alarms(rl.alarms()):track("stages", stages:place(run:path "models"))
 stages:keep("student_base", base(3, 64))
 stages:keep("teacher_base", base(cfg.layers, cfg.width))
 for step in run:steps() do run:log(step, stages:step()) end

@@ -42,6 +42,7 @@ local adapter = peft.lora(model, { r = cfg.rank, alpha = 2 * cfg.rank })
 local opt = optim.AdamW(adapter:parameters(), { lr = cfg.lr, weight_decay = 0 })
 local schedule, rng = sched.warmup(3, sched.constant(cfg.lr)), peri.rng(cfg.seed)
 local sampling = { group = cfg.group, max_new_tokens = cfg.tokens, temperature = cfg.temperature }
+run:alarms(rl.alarms { metric = "held_out_sampled" })
 run:track("adapter", adapter):track("optimizer", opt):track("rng", rng):restore()
 
 -- Share of held-out questions answered right: by samples, two a question, and by the likeliest answer.

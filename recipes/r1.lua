@@ -111,7 +111,7 @@ stages = recipe.stages({ { "zero", from = "base", steps = cfg.updates, begin = g
 -- Loop, and R1's table.
 run = recipe.start { name = "r1", flags = cfg, total = stages.total, columns = { "stage", "rewards/accuracy/mean",
   "completions/mean_length", "sampling/sampling_logp_difference/max", "rewards/language/mean" } }
-run:track("stages", stages:place(cfg.models ~= "" and cfg.models or run:path "models"))
+run:alarms(rl.alarms()):track("stages", stages:place(cfg.models ~= "" and cfg.models or run:path "models"))
 local settings = { batches = cfg.batches, width = cfg.width, nmax = cfg.nmax, seed = seed }
 stages:keep("base", assert(models.load(recipe.cached("r1_base", settings, pretrain, cfg.runs))))
 for step in run:steps() do run:log(step, stages:step()) end

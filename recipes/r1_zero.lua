@@ -72,6 +72,7 @@ local opt = optim.AdamW(model:parameters(), { lr = cfg.lr, betas = { 0.9, 0.95 }
 local schedule, longest = sched.warmup(cfg.warmup, sched.constant(cfg.lr)), 2 * cfg.terms + 1
 local sampling = { group = cfg.group, max_new_tokens = longest, temperature = cfg.temperature }
 local prompts = rl.curriculum(train, { floor = cfg.uniform and 1e9 or 0.1 })
+run:alarms(rl.alarms { metric = "held_out_exact" })
 run:track("model", model):track("optimizer", opt):track("rng", rng):track("prompts", prompts)
 
 -- Share of held-out prompts that greedy decoding answers exactly; mean reward of samples of all others.

@@ -128,6 +128,19 @@ function TestAlarms.test_what_looks_alike_is_none()
   lu.assertEquals(story(100, function (row) if row.held_out then row.held_out = row.step % 20 == 0 and 0.5 or 0.42 end end), {})
 end
 
+-- A stage that answers in five words follows one of a hundred: nothing went wrong. The same within a stage did.
+function TestAlarms.test_another_stage_begins_anew()
+  local function row(t, stage)
+    return { stage = stage, reward = 0.3, ["completions/mean_length"] = t <= 20 and 100 or 5, entropy = 1 }
+  end
+  lu.assertEquals(fired(rl.alarms(), 40, function (t) return row(t, t <= 20 and "a" or "b") end), {})
+  lu.assertEquals(fired(rl.alarms(), 40, function (t) return row(t, "a") end), { "length_shrinks" })
+  local alarms = rl.alarms()
+  for t = 1, 20 do alarms:look(row(t, 1)) end
+  local again = rl.alarms():set_state(assert(peri.json.decode(peri.json.encode(alarms:state()))))
+  lu.assertEquals(fired(again, 40, function (t) return row(t + 20, 1) end), { "length_shrinks" })
+end
+
 function TestAlarms.test_an_alarm_goes_off_once_and_again_after_good_values()
   local bad = { [11] = true }
   for t = 21, 40 do bad[t] = true end

@@ -33,7 +33,7 @@ local rules = {
 local reads = {
   reward = "reward", flat = "frac_reward_zero_std", entropy = "entropy", length = "completions/mean_length",
   cut = "completions/clipped_ratio", kl = "kl", grad = "grad_norm", change = "update_norm",
-  idle = "no_op",
+  idle = "no_op", stage = "stage",
 }
 
 -- ---- memory: of each metric its first values, its last ones, how many there were ----
@@ -184,16 +184,23 @@ function M.alarms(opts)
 end
 options.declare(M.alarms, {}, rules)
 
+-- Another stage trains another model for something else: what was before it says nothing of it.
+local function begin_stage(self, stage)
+  if stage == nil or stage == self.stage then return end
+  self.seen, self.last, self.run, self.active, self.idle, self.top, self.stage = {}, {}, {}, {}, 0, nil, stage
+end
+
 -- The metrics of a step that are there and numbers; the middle of the KLs before it, for a jump.
 local function take(self, metrics)
   local there = {}
+  begin_stage(self, metrics[self.key.stage])
   local kl, idle = self.seen.kl, metrics[self.key.idle]
   self.idled = type(idle) == "number" and idle > self.idle -- a count, of updates that moved nothing
   if self.idled then self.idle = idle end
   self.before_kl = kl and #kl.last >= math.min(3, self.window) and middle(kl.last) or nil
   for name, key in pairs(self.key) do
     local value = metrics[key]
-    if type(value) == "number" and name ~= "idle" then
+    if type(value) == "number" and name ~= "idle" and name ~= "stage" then
       there[name] = value
       if value == value and math.abs(value) < math.huge then
         remember(self, name, value)
@@ -265,7 +272,9 @@ local function copy(value)
   return out
 end
 
-local kept = { "seen", "last", "run", "active", "count", "top", "idle" }
+local kept = { "seen", "last", "run", "active", "count", "top", "idle", "stage" }
+local kind_of = { idle = "number" } -- a table where nothing else is said
+local may_lack = { top = true, stage = true }
 
 --- What a checkpoint keeps.
 --- @return table
@@ -281,7 +290,7 @@ end
 function Alarms:set_state(s)
   options.argument("alarms:set_state", "the state", s, "table")
   for _, name in ipairs(kept) do
-    local fits = type(s[name]) == (name == "idle" and "number" or "table") or name == "top" and s[name] == nil
+    local fits = name == "stage" or type(s[name]) == (kind_of[name] or "table") or may_lack[name] and s[name] == nil
     if not fits then
       options.raise("alarms:set_state: the state is none of alarms: " .. options.is(name, s[name]))
     end
