@@ -41,11 +41,11 @@ local function base(layers, width)
   return assert(models.load(recipe.cached("distill_r1_base", { batches = cfg.batches, rows = cfg.rows, layers = layers,
     width = width, nmax = cfg.nmax, seed = seed }, function (to)
     peri.seed(seed)
-    local model = models.llama.new(chain.config(layers, width))
+    local model = models.llama.new(chain.config(layers, width), { std = 0.03 })
     local rows = chain.corpus_rows(peri.rng(seed), cfg.rows * cfg.batches, { nmax = cfg.nmax, chat = 0 })
-    local stepper = algo.sft.new { model = model, optimizer = adam(model), examples = chain.examples(tok, rows, true),
+    local stepper = algo.sft.new { model = model, optimizer = adam(model), examples = chain.examples(tok, rows),
       pad = tok.pad, packing = true, max_length = 64, batch_size = math.ceil(0.41 * cfg.rows), seed = seed,
-      schedule = sched.warmup(50, sched.linear { from = 1e-3, to = 1e-4, steps = cfg.batches - 50 }) }
+      schedule = sched.warmup(50, sched.linear { from = 2e-3, to = 2e-4, steps = cfg.batches - 50 }) }
     for _ = 1, cfg.batches do stepper:step() end
     return model:save(to)
   end, cfg.runs)))

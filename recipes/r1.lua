@@ -29,8 +29,7 @@ local cfg = peri.flags(recipe.with_flags {
   samples  = { 8000, "answers for rejection sampling; 8/5 of it pairs for reward models", range = "[40, inf)" },
 })
 local HELD_OUT <const> = 300 -- problems, and as many rows of chat, that are only measured
-local tok, seed, how, longest = chain.tokenizer(), cfg.seed, { nmax = cfg.nmax }, 12 * cfg.nmax
-local stages, run
+local tok, seed, how, longest, stages, run = chain.tokenizer(), cfg.seed, { nmax = cfg.nmax }, 12 * cfg.nmax
 local function adam(model, lr)
   return optim.AdamW(model:parameters(), { lr = lr, betas = { 0.9, 0.95 }, weight_decay = 0 })
 end
@@ -47,7 +46,7 @@ end
 
 -- Measured by samples and by the likeliest answer: held-out problems, and chat, whose replies compete with the base's.
 local problems = chain.problems(peri.rng(0), HELD_OUT, { nmax = cfg.nmax, held_out = true })
-local asked, replies = table.move(problems, 1, #problems, HELD_OUT + 1, chain.chats(peri.rng(0), HELD_OUT)), nil
+local asked, replies = table.move(problems, 1, #problems, HELD_OUT + 1, chain.chats(peri.rng(0), HELD_OUT))
 local function measure(model, name, stepper)
   if model.kind == "scorer" then return stepper:evaluate(chain.pairs(peri.rng(0), 1000, { score = name })) end
   local texts = rl.rollout(model, tok, asked, chain.accuracy, { max_new_tokens = longest, seed = seed }).texts
@@ -67,16 +66,17 @@ local function grpo(chats, rewards_of)
       schedule = sched.warmup(10, sched.constant(cfg.lr)) }
   end
 end
-local accuracy, format = { "accuracy", chain.accuracy }, { "format", chain.format, 0.1 }
-local language = { "language", chain.language, cfg.language }
+local accuracy, format, language = { "accuracy", chain.accuracy }, { "format", chain.format, 0.1 },
+  { "language", chain.language, cfg.language }
 local function right() return { accuracy, format } end
 local function consistent() return { accuracy, format, language } end
 local function good() -- how helpful the summary is, how harmless the whole
-  local function by(score, part, kind)
-    return { score, peri.reward.model { model = assert(models.load(stages:at(score))), tokenizer = tok, part = part,
-      where = function (row) return row.kind == kind end } }
+  local function by(score, reward, kind)
+    local function where(row) return row.kind == kind end
+    return { score, reward { model = assert(models.load(stages:at(score))), tokenizer = tok, where = where } }
   end
-  return { accuracy, format, language, by("helpful", "summary", "help"), by("harmless", "whole", "harm") }
+  return { accuracy, format, language, by("helpful", peri.reward.helpfulness, "help"),
+    by("harmless", peri.reward.harmlessness, "harm") }
 end
 local function judge(score) -- a reward model of two layers, from random weights; no pair occurs twice
   return { score, steps = cfg.samples // 40, begin = function (_, rng)
