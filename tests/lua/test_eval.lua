@@ -46,6 +46,26 @@ function TestTask.test_every_published_solution_has_its_answer()
   end
 end
 
+-- A number behind worked steps: different words count, so that neither a bare number nor filler is worth much.
+function TestTask.test_a_worked_answer_has_words_in_front_of_its_number()
+  local steps = "Natalia sold 48 / 2 = 24 clips in May.\nSo she sold 48 + 24 = 72 of them altogether."
+  local long = steps .. " That is what April and May had when both months are counted once, no more and no less."
+  for answer, share in pairs {
+    ["#### 72"] = 0, ["\n#### 72\n" .. long] = 0, [long] = 0, [long .. "\n####"] = 0, [long .. "\n#### x"] = 0,
+    [long .. "\n#### 72"] = 1, ["one two three four five\n#### 72"] = 0.2, ["clips clips clips clips\n#### 72"] = 0.04,
+    [("a b c d e "):rep(100) .. "#### 1"] = 0.2, ["a b c d e #### 1 f g h i j"] = 0.2, ["a b #### x c d e #### 5"] = 0.28,
+    [long .. " \\boxed{72}"] = 0, [""] = 0,
+  } do
+    lu.assertAlmostEquals(gsm8k.worked(answer), share, 1e-9, answer)
+  end
+  lu.assertAlmostEquals(gsm8k.worked("one two\n#### 3", 4), 0.5, 1e-9)
+end
+
+function TestTask.test_rows_say_how_many_calculations_their_answers_have()
+  local rows = assert(gsm8k.rows(shared.need "data/gsm8k/train.jsonl", 3))
+  lu.assertEquals({ rows[1].steps, rows[2].steps, rows[3].steps }, { 2, 2, 3 })
+end
+
 local function with_file(content, fn)
   local path = os.tmpname()
   assert(peri.files.write(path, content))

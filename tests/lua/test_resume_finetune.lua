@@ -52,7 +52,7 @@ end
 function TestResumeFinetune.test_grpo_gsm8k()
   with_model(function (flags)
     killed.assert_same("recipes/grpo_gsm8k.lua", flags .. " --updates 10 --prompts 2 --group 4 --micro 2 --tokens 12"
-      .. " --rank 4 --held_out 4 --eval_every 4 --save_every 2 --format 0.3",
+      .. " --rank 4 --held_out 4 --eval_every 4 --save_every 2 --format 0.3 --shots 1",
       { FILES[1], FILES[2], FILES[3], "samples.jsonl" }, 4)
   end)
 end

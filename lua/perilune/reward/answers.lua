@@ -128,12 +128,12 @@ end
 
 -- ---- numbers at a mark ----
 
--- The number behind the first "####" that has one, as in lm-evaluation-harness (strict-match).
+-- The number behind the first "####" that has one, as in lm-evaluation-harness (strict-match), and what stands before.
 local function hash_number(text)
   text = number.plain(text)
-  for at in text:gmatch "####+()" do
+  for from, at in text:gmatch "()####+()" do
     local value = number.first(text, at)
-    if value then return value end
+    if value then return value, text:sub(1, from - 1) end
   end
 end
 
@@ -168,7 +168,7 @@ function numbers.any(text)
   return numbers.marked(text) or number.last(text)
 end
 
--- The number that a completion gives as its answer, as text.
+-- The number that a completion gives as its answer, as text; of "hash" also what stands before it.
 function M.number(text, from)
   if type(from) == "string" then return numbers[from](text) end
   local found = M.find(text, from)

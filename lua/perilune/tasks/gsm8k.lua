@@ -17,7 +17,7 @@ local MAX_LINE <const> = 1 << 20
 --- Read rows.
 --- @param path string  JSONL, plain or gzipped
 --- @param n integer?  at most so many, from the start
---- @return table[]|nil rows  { question, answer, gold = the number as text }
+--- @return table[]|nil rows  { question, answer, gold = the number as text, steps = calculations in the answer }
 --- @return string? message
 function M.rows(path, n)
   local lines, err = peri.files.lines(path, MAX_LINE)
@@ -37,7 +37,8 @@ function M.rows(path, n)
       if type(row.question) ~= "string" or not gold then
         return nil, ("%s, line %d: expected question and an answer that ends in \"#### number\""):format(path, at)
       end
-      rows[#rows + 1] = { question = row.question, answer = row.answer, gold = gold }
+      local _, steps = row.answer:gsub("<<[^>]*>>", "")
+      rows[#rows + 1] = { question = row.question, answer = row.answer, gold = gold, steps = steps }
     end
   end
   if #rows == 0 then return nil, path .. ": there are no rows" end
@@ -88,5 +89,21 @@ function M.strict(text) return answers.number(text, "hash") or answers.number(te
 --- @param text string
 --- @return string?  a number as text
 function M.lenient(text) return M.strict(text) or numbers.last(text) end
+
+--- How far a text is worked out before its "#### number": the different words in front of it, of as many as a short
+--- worked answer has, at most 1. 0 without such a line: a bare number is worth nothing, and saying a word again adds
+--- nothing.
+--- @param text string
+--- @param words integer?  25
+--- @return number  in [0, 1]
+function M.worked(text, words)
+  local value, before = answers.number(text, "hash")
+  if not value then return 0 end
+  local seen, count = {}, 0
+  for word in before:gmatch "%S+" do
+    if not seen[word] then seen[word], count = true, count + 1 end
+  end
+  return math.min(1, count / (words or 25))
+end
 
 return require "perilune.names"(M, "perilune.tasks.gsm8k")
