@@ -62,8 +62,8 @@ local run = recipe.start { name = "grpo_gsm8k", flags = cfg, total = cfg.updates
 local adapter = peft.lora(model, { r = cfg.rank, alpha = 2 * cfg.rank })
 local opt = optim.AdamW(adapter:parameters(), { lr = cfg.lr, weight_decay = 0 })
 local schedule, rng = sched.warmup(3, sched.constant(cfg.lr)), peri.rng(cfg.seed)
-local alarms = rl.alarms { metric = "held_out_lenient", best = 1 + cfg.format }
-run:track("adapter", adapter):track("optimizer", opt):track("rng", rng):track("alarms", alarms):restore()
+run:alarms(rl.alarms { metric = "held_out_lenient", best = 1 + cfg.format })
+run:track("adapter", adapter):track("optimizer", opt):track("rng", rng):restore()
 
 -- Of greedy answers to held-out problems: shares that are right, and right in the form asked for; mean worked form.
 local function evaluate(step, row)
@@ -82,12 +82,7 @@ end
 
 -- Loop. Step 0 is the baseline.
 local DIFFERENCE = "sampling/sampling_logp_difference/max" -- of log-probabilities, sampling from training
-local function watch(step, row, live)
-  for _, alarm in ipairs(alarms:look(row)) do run:text("alarm, %s: %s", alarm.name, alarm.message) end
-  row.alarms = alarms:total()
-  run:log(step, row, live)
-end
-if run.step == 0 then watch(0, evaluate(0, {})) end
+if run.step == 0 then run:log(0, evaluate(0, {})) end
 for step in run:steps() do
   local began, rows, gap = peri.time(), {}, 0
   for i = 1, cfg.prompts do rows[i] = rng:choice(train) end
@@ -109,12 +104,12 @@ for step in run:steps() do
   row.grad_norm, row[DIFFERENCE] = opt.grad_norm, gap
   local took = peri.time() - began
   if step % cfg.eval_every == 0 or step == cfg.updates then evaluate(step, row) end
-  watch(step, row, { step_time = took })
+  run:log(step, row, { step_time = took })
 end
 
 assert(adapter:save(run:path "adapter"))
 run:plot("curves.svg", { { "rewards/accuracy/mean", "rewards/format/mean", title = "rewards" },
   "completions/mean_length", { "held_out_lenient", "held_out_accuracy", title = "held out" } })
-run:text("sampling and training log-probabilities differ by %g at most; %d alarms; all is in %s",
-  math.max(0, table.unpack(run:history()[DIFFERENCE] or {})), alarms:total(), run.folder)
+run:text("sampling and training log-probabilities differ by %g at most; all is in %s",
+  math.max(0, table.unpack(run:history()[DIFFERENCE] or {})), run.folder)
 run:finish()
