@@ -9,4 +9,9 @@ function TestResumePreferences.test_dpo()
     .. "--save_every 1", { "metrics.jsonl", "samples.jsonl" }, 3)
 end
 
+function TestResumePreferences.test_prm()
+  killed.assert_same("recipes/prm.lua", "--pretraining 5 --width 16 --answers 40 --updates 10 --batch 8 --problems 4 "
+    .. "--n 4 --save_every 1", { "metrics.jsonl", "samples.jsonl" }, 3)
+end
+
 os.exit(lu.LuaUnit.run())
