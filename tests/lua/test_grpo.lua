@@ -219,6 +219,24 @@ end
 -- What users of other systems report, by their numbers.
 TestComplaints = {}
 
+-- Every name that TRL's GRPOTrainer logs of what there is here.
+function TestComplaints.test_metrics_have_the_names_of_TRL()
+  local _, rows = run("grpo", 2, { beta = 0.1, reference = "copy", entropy_coef = 0.01, entropy_target = 100,
+    reward = { { "sevens", steppers.reward } } })
+  for _, name in ipairs { "num_tokens", "completions/mean_length", "completions/min_length", "completions/max_length",
+    "completions/clipped_ratio", "completions/mean_terminated_length", "completions/min_terminated_length",
+    "completions/max_terminated_length", "rewards/sevens/mean", "rewards/sevens/std", "reward", "reward_std",
+    "frac_reward_zero_std", "entropy", "entropy_coef", "policy_loss", "kl", "clip_ratio/low_mean", "clip_ratio/low_min",
+    "clip_ratio/high_mean", "clip_ratio/high_max", "clip_ratio/region_mean", "sampling/sampling_logp_difference/mean",
+    "sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/min", "learning_rate", "grad_norm",
+    "sampling/importance_sampling_ratio/mean", "sampling/importance_sampling_ratio/max" } do
+    lu.assertEquals(type(rows[2][name]), "number", name)
+  end
+  lu.assertTrue(rows[2].policy_loss > rows[2].loss)
+  _, rows = run("preset-cispo", 1)
+  lu.assertEquals(rows[1].cispo_clip_ratio, 0)
+end
+
 -- trl#6789, #4159: truncation and temperature. The log-probabilities are of what was drawn from, in both passes.
 function TestComplaints.test_truncation_and_temperature_leave_the_ratio_at_one()
   for _, how in ipairs { { top_k = 3 }, { top_p = 0.6 }, { min_p = 0.3 }, { temperature = 0.6 }, { top_p = 0.8,

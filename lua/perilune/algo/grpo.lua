@@ -160,6 +160,10 @@ local function pass_of(self, totals, counted, coefficient)
     how.entropy = wants_entropy and entropy or nil
     local value, stats = loss.policy(logp, part.old or part.logprobs, part.advantage, part.weight, how)
     local metrics = loss.named(stats)
+    if self.objective == "cispo" then metrics.cispo_clip_ratio = stats.clip_high end
+    if how.entropy_coef ~= 0 and self.top_entropy == 1 then -- the loss without the bonus
+      metrics.policy_loss = value:detach():add(stats.entropy:mul(how.entropy_coef))
+    end
     metrics.mismatch_kl, metrics.entropy = nil, nil -- see agreement; rl.summary has one over all rows
     if counted then
       for name, v in pairs(sampled.agreement(logp, part, counted)) do metrics[name] = v end
@@ -218,13 +222,13 @@ end
 
 --- One update: sample, score, credit, and the passes and optimizer steps.
 --- @return table metrics  TRL's names: step, loss, num_tokens (so far, without padding; of dynamic sampling all that
---- was
---- drawn), those of rl.summary and, with dynamic, rl.refill; clip_ratio/low_mean, low_min, high_mean, high_max and
---- region_mean, ratio/min and max (see loss.named), kl (with beta), entropy_coef (with entropy_target);
---- mismatch_kl, sampling/sampling_logp_difference/mean and max, sampling/importance_sampling_ratio/min, mean and max
---- (of the passes before the first optimizer step: 0 and 1), with importance importance/masked and held; grad_norm,
---- learning_rate; skipped (updates left out so far) where the gradient was not finite and this one was, and no_op
---- (such updates so far) where it moved nothing
+--- was drawn), those of rl.summary and, with dynamic, rl.refill; clip_ratio/low_mean, low_min, high_mean, high_max and
+--- region_mean, cispo_clip_ratio (of that objective), ratio/min and max (see loss.named), kl (with beta), policy_loss
+--- (with an entropy bonus: the loss without it), entropy_coef (with entropy_target); mismatch_kl,
+--- sampling/sampling_logp_difference/mean and max, sampling/importance_sampling_ratio/min, mean and max (of the passes
+--- before the first optimizer step: 0 and 1), with importance importance/masked and held; grad_norm, learning_rate;
+--- skipped (updates left out so far) where the gradient was not finite and this one was, and no_op (such updates so
+--- far) where it moved nothing
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   self:probe(function ()
