@@ -70,7 +70,6 @@ for step in run:steps() do
     row.eval_loss = sft.evaluate(model, measured)
     adapter:train()
   end
-  row.step = nil
   run:log(step, row, { tok_s = (stepper.seen - seen) / (peri.time() - began) })
 end
 

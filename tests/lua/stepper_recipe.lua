@@ -18,7 +18,6 @@ for name, object in pairs(others) do run:track(name, object) end
 
 for step in run:steps() do
   local row = stepper:step()
-  row.step = nil
   run:log(step, row)
 end
 assert(peri.safetensors.save(run:path "model.safetensors", (model:state_dict())))

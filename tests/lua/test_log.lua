@@ -248,7 +248,7 @@ function TestLog:test_what_is_no_metric_is_named_before_anything_is_written()
   for want, row in pairs {
     ["a is a table, expected a number"] = { a = {} }, ["a is a function"] = { a = print },
     ["a is a tensor of shape (2), expected one element"] = { a = peri.ones { 2 } },
-    ["1 is no name of a metric"] = { 5 }, ["step is the number of the row"] = { step = 1 },
+    ["1 is no name of a metric"] = { 5 }, ["step is the number of the row"] = { step = 2 },
     ['"" cannot name a metric'] = { [""] = 1 }, ["cannot name a metric"] = { ["a\xff"] = 1 },
     ["UTF-8 without control characters"] = { ["a\nb"] = 1 }, ["1 to 1024 bytes"] = { [("x"):rep(1025)] = 1 },
   } do
@@ -259,6 +259,17 @@ function TestLog:test_what_is_no_metric_is_named_before_anything_is_written()
   l:close()
   lu.assertEquals(read(folder .. "/j") .. read(folder .. "/c"), "")
   lu.assertErrorMsgContains("columns has a number", log.new, { columns = { 1 } })
+end
+
+function TestLog:test_the_step_that_a_row_of_a_stepper_says_is_that_of_the_row()
+  local folder = scratch.folder()
+  local l = log.new { console = false, jsonl = folder .. "/j" }
+  local row = { step = 3, loss = 1 }
+  l:step(3, row)
+  lu.assertErrorMsgContains("step is the number of the row and here another one", l.step, l, 4, row)
+  l:close()
+  lu.assertEquals(read(folder .. "/j"), '{"step":3,"loss":1}\n')
+  lu.assertEquals(row, { step = 3, loss = 1 })
 end
 
 function TestLog:test_a_text_of_any_bytes_is_logged_and_a_row_stays_a_line()

@@ -483,7 +483,7 @@ function TestRecipe:test_what_is_no_metric_is_refused_by_name()
       ["log: t is a tensor of shape (2), expected one element"] = { run.log, step, { t = peri.ones { 2 } } },
       ["log: 1 is no name of a metric"] = { run.log, step, { 0.5 } },
       ["log: l is a function"] = { run.log, step, { a = 1 }, { l = print } },
-      ['log: step is the number of the row'] = { run.log, step, { step = 1 } },
+      ['log: step is the number of the row'] = { run.log, step, { step = 2 } },
       ["log: the table of metrics is missing"] = { run.log, step },
       ["log: step is 2, but the loop is at step 1"] = { run.log, 2, { a = 1 } },
       ["log: step is 0, but"] = { run.log, 0, { a = 1 } },

@@ -64,7 +64,7 @@ local kinds = { number = true, string = true, boolean = true }
 -- What is wrong with a metric; nil when nothing is. Names are heads of columns, keys of JSON, tags of TensorBoard.
 local function problem(name, value)
   if type(name) ~= "string" then return ("%s is no name of a metric, expected text"):format(tostring(name)) end
-  if name == "step" then return "step is the number of the row; give the metric another name" end
+  if name == "step" then return "step is the number of the row and here another one; give the metric another name" end
   if name == "" or #name > 1024 or name:find "%c" or not utf8.len(name) then
     return ("%q cannot name a metric: 1 to 1024 bytes of UTF-8 without control characters are expected"):format(name)
   end
@@ -80,14 +80,15 @@ end
 --- written then.
 --- @param values table<string, number|string|boolean|perilune.Tensor>
 --- @param who string?  function named in the message; default "log"
+--- @param step integer?  of the row: a metric `step` that says the same, as those of steppers do, is left out
 --- @return table<string, number|string|boolean>
-function M.plain(values, who)
+function M.plain(values, who, step)
   options.argument(who or "log", "the table of metrics", values, "table")
   local out = {}
   for k, v in pairs(values) do
-    local wrong = problem(k, v)
+    local wrong = not (k == "step" and step ~= nil and v == step) and problem(k, v)
     if wrong then options.raise(("%s: %s"):format(who or "log", wrong)) end
-    out[k] = peri.is_tensor(v) and v:item() or v
+    if k ~= "step" then out[k] = peri.is_tensor(v) and v:item() or v end
   end
   return out
 end
@@ -107,14 +108,15 @@ local function begin_step(self, step, values)
 end
 
 --- One step everywhere: a row on the console when one is due, a line in each file. Steps may not go back. What is
---- logged of a step in several calls is one line of the files; a metric has one value a step.
+--- logged of a step in several calls is one line of the files; a metric has one value a step. A row of a stepper may
+--- be given as it is.
 --- @param step integer
 --- @param values table<string, number|string|boolean|perilune.Tensor>
 --- @param live table?  values for people only: times, rates
 --- @param remark string?  of this step alone; its row is printed whatever `every` is
 --- @param standing string?  what the bar says from now on
 function Logger:step(step, values, live, remark, standing)
-  values, live = M.plain(values), M.plain(live or {})
+  values, live = M.plain(values, nil, step), M.plain(live or {})
   begin_step(self, step, values)
   for _, sink in ipairs(self.sinks) do sink.step(step, values) end
   if self.events then self.events:step(step, values, live) end

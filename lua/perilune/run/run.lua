@@ -399,17 +399,17 @@ function Run:skipped()
   return count
 end
 
---- Metrics of a step to console and files; live: for people only (times, rates). A step that an optimizer
---- skipped is said in the row, in the bar, and as `skipped` (how many so far) in the files.
---- In the loop the step is the loop's; elsewhere it may not go back. Several calls of one step make one line of the
---- files, each metric with one value. Before restore() and steps() it raises; between restore() and steps() a resumed
---- run, which has logged a step already, does not log it again.
+--- Metrics of a step to console and files, such as those that a stepper returns; live: for people only (times,
+--- rates). A step that an optimizer skipped is said in the row, in the bar, and as `skipped` (how many so far) in
+--- the files. In the loop the step is the loop's; elsewhere it may not go back. Several calls of one step make one
+--- line of the files, each metric with one value. Before restore() and steps() it raises; between restore() and
+--- steps() a resumed run, which has logged a step already, does not log it again.
 --- @param step integer
 --- @param values table<string, number|string|boolean|perilune.Tensor>
 --- @param live table?
 --- @return self
 function Run:log(step, values, live)
-  local row = log.plain(values)
+  local row = log.plain(values, nil, step)
   live = log.plain(live or {})
   if not takes(self, "log", step) then return self end
   for name in pairs(live) do self._live[name] = true end
