@@ -1,6 +1,7 @@
 -- What all steppers share: the probe changes no number, updates that do nothing are said, states.
 local lu = require "luaunit"
 local peri = require "perilune"
+local optim = require "perilune.optim"
 local sched = require "perilune.optim.sched"
 local steppers = require "steppers"
 
@@ -78,6 +79,17 @@ function TestTrainer.test_what_fails_in_the_probe_is_no_step()
     for _, p in ipairs(model:parameters()) do lu.assertNil(p.grad) end
     model.forward = real
     lu.assertEquals(stepper:step().step, 1)
+  end
+end
+
+function TestTrainer.test_an_optimizer_that_no_gradient_reaches_is_an_error()
+  for _, name in ipairs(steppers.names) do
+    local stepper = steppers.make(name)
+    stepper.optimizer = optim.AdamW(steppers.model(4, name), { lr = 1e-2 })
+    for _ = 1, 2 do
+      lu.assertErrorMsgContains("no gradient reaches the parameters of optimizer", stepper.step, stepper)
+    end
+    lu.assertEquals(stepper.at, 0)
   end
 end
 

@@ -209,8 +209,18 @@ local function set_aside(self)
   return list
 end
 
+-- The name of an optimizer that the gradient of a pass does not reach at all, such as one over another model.
+local function unreached(self)
+  for _, name in ipairs { "optimizer", "critic_optimizer" } do
+    local list, reached = self[name] and self[name]:parameters() or {}, false
+    for _, p in ipairs(list) do reached = reached or p.grad ~= nil end
+    if #list > 0 and not reached then return name end
+  end
+end
+
 --- Once, before the first update of this process: the heaviest pass of all that may come, forward and backward. The
---- gradients, the generator and the metrics are as if it had not been.
+--- gradients, the generator and the metrics are as if it had not been. An optimizer without a parameter that the
+--- gradient reaches is an error.
 --- @param heaviest fun(): perilune.Tensor?  builds the slice of the longest rows and returns its loss; nil: there is
 --- nothing to try
 function Trainer:probe(heaviest)
@@ -223,14 +233,19 @@ function Trainer:probe(heaviest)
       if p.requires_grad then moments[#moments + 1] = { peri.zeros_like(p), peri.zeros_like(p) } end
     end
   end
+  local idle
   local ok, message = pcall(function ()
     local loss = heaviest()
     if loss then loss:backward() end
+    idle = loss and unreached(self)
   end)
   for _, pair in ipairs(gradients) do pair[1].grad = pair[2] end
   peri.set_rng_state(rng)
-  self._unprobed = not ok
-  if not ok then
+  self._unprobed = not ok or idle ~= nil
+  if idle then
+    options.raise(("%s: no gradient reaches the parameters of %s: is it over the model, or the adapter, that learns?")
+      :format(self.who, idle))
+  elseif not ok then
     options.raise(("%s: the probe, a pass over the longest rows before the first update, failed: %s"):format(self.who,
       (tostring(message):gsub("^[^%s:]+%.lua:%d+: ", ""))))
   end
