@@ -1,6 +1,6 @@
 -- countdown.lua - three numbers and a target: which two steps of + - * lead there? The game of TinyZero
 -- (github.com/Jiayi-Pan/TinyZero) at the size of a model that a laptop trains: numbers from 1 to 9, targets from 1 to
--- 99, no negative step. An answer is a row of attempts, "9-2=7,7*6=42;8-2=6,7*6=42!": the last one counts.
+-- 99, no negative step. An answer is a row of attempts, "2+7=9,9+8=17;8-2=6,7*6=42!": the last one counts.
 local peri = require "perilune"
 local options = require "perilune.options"
 
@@ -96,7 +96,7 @@ local aimless_rules = {
 --- @param row table  of problems
 --- @param rng table  of peri.rng
 --- @param opts table?
---- @return string text  "9-2=7,7*6=42;8-2=6,7*6=42!"
+--- @return string text  "2+7=9,9+8=17;8-2=6,7*6=42!"
 --- @return boolean hit
 function M.aimless(row, rng, opts)
   local o = options.fill("countdown.aimless", opts, aimless_rules)
