@@ -171,4 +171,44 @@ function TestPostMemory.test_no_memory_per_token_grows_with_the_vocabulary()
   end
 end
 
+-- Steps of longer and shorter answers leave no tensor behind, and what the pool keeps for reuse is no more than was in
+-- use at once.
+function TestPostMemory.test_steps_of_all_lengths_leave_nothing_behind()
+  for way in pairs(ways) do
+    local model = build(2000, 4)
+    local adapter = trained.lora(model)
+    local opt = optim.AdamW(adapter:parameters(), { lr = 1e-3 })
+    local live, reserved = {}, {}
+    peri.trim()
+    peri.reset_peak()
+    for i, new in ipairs { 48, 5, 33, 12, 48, 7, 41, 24, 48, 48 } do
+      do
+        local scope <close> = peri.scope() -- luacheck: ignore 211
+        learn(model, opt, sample(model, new), way)
+      end
+      collectgarbage()
+      collectgarbage()
+      live[i], reserved[i] = peri.memory().live, peri.memory().reserved
+    end
+    for i = 3, #live do lu.assertEquals(live[i], live[2], way) end
+    local most, last = 2 * peri.memory().peak + 64 * 2 ^ 20, reserved[#reserved]
+    lu.assertTrue(last <= most, ("%s: %d of %d bytes"):format(way, last, most))
+  end
+end
+
+-- The reference of an adapter is the model with it off: what it says of a batch needs no second model.
+function TestPostMemory.test_a_reference_without_the_adapter_is_no_second_model()
+  local model = build(20000, 2)
+  local adapter = trained.lora(model)
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  local batch = sample(model)
+  local function logps()
+    local _ <close> = peri.no_grad()
+    return (model:token_logprobs(batch.sequences, batch.from))
+  end
+  local plain = peak(logps)
+  local without = peak(function () adapter:disabled(logps) end)
+  lu.assertTrue(without <= plain, ("%d and %d bytes"):format(without, plain))
+end
+
 os.exit(lu.LuaUnit.run())
