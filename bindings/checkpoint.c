@@ -125,34 +125,6 @@ static peri_tensor *weighted (lua_State *L, peri_ctx *ctx, peri_tensor *y, peri_
   return *both;
 }
 
-/* The pass that is going on has pending gradients and wishes of its own on captured leaves. */
-static peri_status gradients (peri__vjp_call *c, peri_tensor *root, peri_tensor **wrt) {
-  peri_record *r = c->r;
-  peri_tensor *pending[PERI_CUSTOM_ARGS], **held = pending;
-  bool wanted[PERI_CUSTOM_ARGS], *want = wanted;
-  peri_alloc_fn alloc;
-  void *ud;
-  size_t bytes = (size_t)r->nin * (sizeof *held + sizeof *want);
-  peri_allocator(c->ctx, &alloc, &ud);
-  if (r->nin > PERI_CUSTOM_ARGS) {
-    held = (peri_tensor **)alloc(ud, NULL, 0, bytes);
-    if (!held) return peri__fail(c->ctx, PERI_ENOMEM, "out of memory for %d gradients", r->nin);
-    want = (bool *)(held + r->nin);
-  }
-  for (int i = 0; i < r->nin; i++) {
-    held[i] = wrt[i]->pending;
-    want[i] = (wrt[i]->flags & PERI_T_WRT) != 0;
-    wrt[i]->pending = NULL;
-  }
-  peri_status s = peri_gradients(c->ctx, root, NULL, r->nin, wrt, false, c->gin);
-  for (int i = 0; i < r->nin; i++) {
-    wrt[i]->pending = held[i];
-    if (want[i]) wrt[i]->flags |= PERI_T_WRT;
-  }
-  if (held != pending) alloc(ud, held, bytes, 0);
-  return s;
-}
-
 /* Result k of the second run, whose gradient is g. */
 static void check_result (lua_State *L, int k, const peri_tensor *t, const peri_tensor *g) {
   if (t->ndim == g->ndim && memcmp(t->shape, g->shape, sizeof *t->shape * t->ndim) == 0) return;
@@ -200,7 +172,7 @@ static int again (lua_State *L) {
     wrt[i] = r->in[i].leaf ? r->in[i].leaf : ((peri_box *)lua_touserdata(L, 4 + r->in[i].arg))->t;
   for (int i = 0; i < r->nin; i++)
     if (!wrt[i]) return luaL_error(L, "checkpoint: fn released its argument %d", r->in[i].arg);
-  peri__check(L, "checkpoint", gradients(c, sum, wrt));
+  peri__check(L, "checkpoint", peri__segment_gradients(c->v, sum, wrt, c->gin));
   return 0;
 }
 
@@ -217,10 +189,13 @@ static int vjp_body (lua_State *L) {
   return rc == LUA_OK ? 0 : lua_error(L);
 }
 
-static peri_status checkpoint_vjp (void *ud, peri_ctx *ctx, int nout, peri_tensor *const *gout,
+static peri_status checkpoint_vjp (void *ud, peri_vjp *v, int nout, peri_tensor *const *gout,
                                    int nin, peri_tensor **gin) {
   peri_record *r = (peri_record *)ud;
-  peri__vjp_call call = { .r = r, .ctx = ctx, .nout = nout, .nin = nin, .gout = gout, .gin = gin };
+  peri_ctx *ctx = v->b.ctx;
+  peri__vjp_call call = {
+    .r = r, .ctx = ctx, .v = v, .nout = nout, .nin = nin, .gout = gout, .gin = gin
+  };
   if (ctx->grad_enabled) return peri__fail(ctx, PERI_ENOSUP, "checkpoint has no second derivative");
   peri_rng now = peri_rng_get(ctx);
   peri_rng_set(ctx, r->rng);
@@ -338,8 +313,8 @@ static int first_run (lua_State *L) {
       peri_box *box = peri__box_at(L, b, i);
       if (box) out[nout++] = box->t;
     }
-    s = peri_record_custom(b->ctx, "checkpoint", f.at, in, nout, out, checkpoint_vjp,
-                           peri__record_release, r);
+    s = peri__record_segment(b->ctx, "checkpoint", f.at, in, nout, out, checkpoint_vjp,
+                             peri__record_release, r);
     if (s != PERI_OK) peri__record_free(r);
   }
   if (s != PERI_OK) luaL_unref(L, LUA_REGISTRYINDEX, ref);

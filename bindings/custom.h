@@ -29,6 +29,7 @@ typedef struct peri_record {
 typedef struct peri__vjp_call {
   peri_record *r;
   peri_ctx *ctx;
+  struct peri_vjp *v; /* of a checkpoint: what the pass knows of it */
   int nout, nin;
   peri_tensor *const *gout;
   peri_tensor **gin;

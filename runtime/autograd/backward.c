@@ -18,6 +18,8 @@ typedef struct pass {
   bool chain;
   int nwrt;
   peri_tensor *const *wrt;
+  const bool
+      *onward; /* of a segment: those of wrt[] whose gradients are chains; NULL: chain says */
   peri_tensor **found; /* gradients of wrt[], held */
   leaf_of *leaf;
   int nleaf, capleaf;
@@ -55,6 +57,13 @@ static peri_status accumulate (pass *p, peri_tensor **acc, peri_tensor *g) {
   return PERI_OK;
 }
 
+/* Is the gradient of leaf t a chain? */
+static bool goes_on (const pass *p, const peri_tensor *t) {
+  for (int i = 0; p->onward && i < p->nwrt; i++)
+    if (p->wrt[i] == t) return p->onward[i];
+  return p->chain;
+}
+
 static peri_status remember_leaf (pass *p, peri_tensor *t, bool whole) {
   if (t->pending) return PERI_OK;
   if (p->nleaf == p->capleaf) {
@@ -70,23 +79,27 @@ static peri_status remember_leaf (pass *p, peri_tensor *t, bool whole) {
 }
 
 /* Give g to t: to its node, or to the leaf itself. A node with a pending gradient pins its output.
-** whole: g goes on from the former gradient of a leaf, which has nothing pending. */
+** whole: g goes on from the former gradient of a leaf, and from what is pending on it. */
 static peri_status deliver (pass *p, peri_tensor *t, peri_tensor *g, bool whole) {
   if (t->node) {
     peri_tensor **slot = &t->node->g[t->node_out];
     if (!*slot) peri_retain(t);
     return accumulate(p, slot, g);
   }
-  if (p->chain && !whole && !t->pending && t->grad) { /* the first of what goes on */
-    peri_tensor *sum = NULL;
+  peri_tensor *sum = NULL;
+  if (!whole && !t->pending && t->grad && goes_on(p, t)) { /* the first of what goes on */
     TRY(peri__apply(p->ctx, &peri__op_add, 2, ((peri_tensor *[]){ t->grad, g }), NULL, &sum));
-    peri_status s = remember_leaf(p, t, true);
-    if (s == PERI_OK) t->pending = peri_retain(sum);
-    peri_release(sum);
-    return s;
+    g = sum, whole = true;
   }
-  TRY(remember_leaf(p, t, whole));
-  return accumulate(p, &t->pending, g);
+  peri_status s = remember_leaf(p, t, whole);
+  if (s == PERI_OK && whole) {
+    peri_tensor *before = t->pending;
+    t->pending = peri_retain(g);
+    peri_release(before);
+  } else if (s == PERI_OK)
+    s = accumulate(p, &t->pending, g);
+  peri_release(sum);
+  return s;
 }
 
 /* Sum g down to the shape of x and cast it to x's dtype: no vjp mentions either. */
@@ -136,11 +149,12 @@ peri_tensor *peri__saved (peri_vjp *v, int k) {
   return NULL;
 }
 
-/* A host's vjp: its status is one of ours with a message, its gradients are live tensors of the
+/* A host's vjp, or that of a segment: its status is one of ours with a message, its gradients are live tensors of the
 ** context, or that is said. */
 static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin) {
   peri__forget_message(p->ctx);
-  peri_status s = n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
+  peri_status s = n->segment ? n->segment(n->ud, v, n->nout, n->g, n->nin, gin)
+                             : n->vjp(n->ud, p->ctx, n->nout, n->g, n->nin, gin);
   if ((int)s < PERI_OK || s > PERI_EHOST)
     s = peri__fail(p->ctx, PERI_EHOST, "the vjp of %s failed with status %d%s%s", n->name, (int)s,
                    p->ctx->message[0] ? ": " : "", p->ctx->message);
@@ -162,19 +176,18 @@ static peri_status run_custom (pass *p, peri_node *n, peri_vjp *v, peri_tensor *
 
 static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gin,
                             const bool *need) {
+  peri_call c = { .ctx = p->ctx, .op = n->op, .nin = n->nin, .in = n->in, .attr = n->attr };
+  v->c = &c;
+  v->need = need;
+  v->gin = gin;
   if (!n->op) return run_custom(p, n, v, gin);
-  peri_call c = {
-    .ctx = p->ctx, .op = n->op, .sig = peri__sig(n->op), .nin = n->nin, .in = n->in, .attr = n->attr
-  };
+  c.sig = peri__sig(n->op);
   if (p->create_graph && (n->op->flags & PERI_OP_NO_GRAD2))
     return peri__fail(p->ctx, PERI_ENOSUP, "%s has no second derivative", n->name);
   memcpy(c.list, n->list, sizeof c.list);
-  v->c = &c;
   v->like = n->out;
   v->version = n->version + n->nin;
   v->g = n->g;
-  v->need = need;
-  v->gin = gin;
   n->op->vjp(v);
   return v->b.status;
 }
@@ -183,18 +196,25 @@ static peri_status run_vjp (pass *p, peri_node *n, peri_vjp *v, peri_tensor **gi
 typedef struct turn {
   peri_vjp v; /* first: peri__chain gets it */
   const pass *p;
-  uint64_t chained; /* a bit for each input whose gradient goes on from the former one */
+  bool *chained; /* for each input: its gradient goes on from the former one */
 } turn;
+
+/* Can the gradient of input i be a chain? Its vjp must see to it. */
+static bool can_chain (const turn *w, int i) {
+  const peri_tensor *t = w->v.c->in[i];
+  if (!w->v.need[i] || t->node || w->v.b.status != PERI_OK ||
+      (t->dtype != PERI_F32 && t->dtype != PERI_F64) || !goes_on(w->p, t))
+    return false;
+  for (int k = 0; k < w->v.c->nin; k++)
+    if (k != i && w->v.c->in[k] == t) return false;
+  return true;
+}
 
 bool peri__chain (peri_vjp *v, int i, peri_tensor **out) {
   turn *w = (turn *)v;
   peri_tensor *t = v->c->in[i], *from = NULL;
   *out = NULL;
-  if (!w->p->chain || !v->need[i] || t->node || t->pending || i >= 64 || v->b.status != PERI_OK ||
-      (t->dtype != PERI_F32 && t->dtype != PERI_F64))
-    return false;
-  for (int k = 0; k < v->c->nin; k++)
-    if (k != i && v->c->in[k] == t) return false;
+  if (!can_chain(w, i) || t->pending) return false;
   if (t->grad)
     peri__build_fail(&v->b, peri__apply(v->b.ctx, &peri__op_clone, 1, &t->grad, NULL, &from));
   else if (peri__new_like(t, (peri_dtype)t->dtype, &from) == PERI_OK)
@@ -202,7 +222,7 @@ bool peri__chain (peri_vjp *v, int i, peri_tensor **out) {
   else
     peri__build_fail(&v->b, PERI_ENOMEM);
   *out = peri__build_own(&v->b, from);
-  w->chained |= (uint64_t)1 << i;
+  w->chained[i] = true;
   return true;
 }
 
@@ -211,8 +231,8 @@ bool peri__chain (peri_vjp *v, int i, peri_tensor **out) {
 static peri_status step (pass *p, peri_node *n) {
   peri_ctx *ctx = p->ctx;
   peri_tensor *few[MANY], **gin = few;
-  bool need_few[MANY], *need = need_few;
-  size_t bytes = (size_t)n->nin * (sizeof *gin + sizeof *need);
+  bool flags[2 * MANY], *need = flags;
+  size_t bytes = (size_t)n->nin * (sizeof *gin + 2 * sizeof *need);
   turn w = { .p = p };
   TRY(check_versions(n));
   if (n->nin > MANY) {
@@ -220,8 +240,10 @@ static peri_status step (pass *p, peri_node *n) {
     if (!gin) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %d gradients", n->nin);
     need = (bool *)(gin + n->nin);
   }
+  w.chained = need + n->nin;
   for (int i = 0; i < n->nin; i++) {
     gin[i] = NULL;
+    w.chained[i] = false;
     need[i] = wanted(p, n->in[i]);
   }
   peri__build_begin(&w.v.b, ctx);
@@ -233,7 +255,7 @@ static peri_status step (pass *p, peri_node *n) {
     if (s == PERI_OK && g->numel != n->in[i]->numel)
       s = peri__fail(ctx, PERI_ESHAPE, "the vjp of %s gave %lld values for input %s of %lld",
                      n->name, (long long)g->numel, peri__nth(ctx, i), (long long)n->in[i]->numel);
-    if (s == PERI_OK) s = deliver(p, n->in[i], g, i < 64 && (w.chained >> i & 1));
+    if (s == PERI_OK) s = deliver(p, n->in[i], g, w.chained[i]);
   }
   peri__build_end(&w.v.b);
   if (n->nin > MANY) peri__block_put(ctx, gin);
@@ -463,44 +485,55 @@ peri_status peri_gradients (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
   return s;
 }
 
-peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
-  if (!peri__alive(t)) return PERI_EINVAL;
-  if (t->node)
-    return peri__fail(t->ctx, PERI_EINVAL,
-                      "only a leaf can be told whether it requires a gradient");
-  if (on && !peri__is_float(t->dtype))
-    return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient",
-                      peri_dtype_name((peri_dtype)t->dtype));
-  if (on && t->storage->packed)
-    return peri__fail(t->ctx, PERI_EDTYPE, "a packed weight has no gradient");
-  t->flags = (uint8_t)(on ? t->flags | PERI_T_REQUIRES_GRAD : t->flags & ~PERI_T_REQUIRES_GRAD);
-  return PERI_OK;
+/* Whether what is pending on leaf t goes on from its former gradient. */
+static bool holds_whole (const pass *p, const peri_tensor *t) {
+  for (int i = 0; i < p->nleaf; i++)
+    if (p->leaf[i].t == t) return p->leaf[i].whole;
+  return false;
 }
 
-bool peri_requires_grad (const peri_tensor *t) { return t && peri__tracked(t); }
-bool peri_is_leaf (const peri_tensor *t) {
-  return t && (t->node == NULL || !peri__is_float(t->dtype));
-}
-peri_tensor *peri_grad (const peri_tensor *t) { return t ? t->grad : NULL; }
+/* What the outer pass knows of a leaf of a segment. */
+typedef struct aside {
+  peri_tensor *pending, *grad;
+  bool want;
+} aside;
 
-peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
-  char a[128], b[128];
-  if (!peri__alive(t)) return PERI_EINVAL;
-  if (grad) TRY(peri__belongs(t->ctx, grad, "grad"));
-  if (grad == t) return peri__fail(t->ctx, PERI_EINVAL, "a tensor cannot be its own gradient");
-  if (grad && (!peri__is_float(t->dtype) || t->storage->packed))
-    return peri__fail(t->ctx, PERI_EDTYPE, "a %s%s tensor has no gradient",
-                      t->storage->packed ? "packed " : "", peri_dtype_name((peri_dtype)t->dtype));
-  if (grad &&
-      (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
-    return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
-                      peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
-  if (grad && (grad->dtype != t->dtype || grad->storage->packed))
-    return peri__fail(t->ctx, PERI_EDTYPE, "a gradient of dtype %s for a tensor of dtype %s",
-                      peri_dtype_name((peri_dtype)grad->dtype),
-                      peri_dtype_name((peri_dtype)t->dtype));
-  peri_retain(grad);
-  peri_release(t->grad);
-  t->grad = grad;
-  return PERI_OK;
+peri_status peri__segment_gradients (peri_vjp *v, peri_tensor *root, peri_tensor *const *wrt,
+                                     peri_tensor **gin) {
+  turn *w = (turn *)v;
+  peri_ctx *ctx = v->b.ctx;
+  int n = v->c->nin;
+  size_t bytes = (size_t)n * (sizeof(aside) + sizeof *gin + sizeof(bool));
+  aside *kept = (aside *)peri__block_get(ctx, bytes);
+  if (!kept) return peri__fail(ctx, PERI_ENOMEM, "out of memory for %d gradients", n);
+  peri_tensor **found = (peri_tensor **)(kept + n);
+  bool *onward = (bool *)(found + n);
+  for (int i = 0; i < n; i++) {
+    peri_tensor *t = wrt[i];
+    found[i] = NULL;
+    kept[i] = (aside){ t->pending, t->grad, (t->flags & PERI_T_WRT) != 0 };
+    onward[i] = t == v->c->in[i] && can_chain(w, i) && (!t->pending || holds_whole(w->p, t));
+    if (onward[i] && t->pending) t->grad = t->pending;
+    t->pending = NULL;
+  }
+  pass p = { .ctx = ctx,
+             .retain = true,
+             .wanting = true,
+             .nwrt = n,
+             .wrt = wrt,
+             .onward = onward,
+             .found = found };
+  peri_status s = gradients(&p, root, NULL);
+  for (int i = 0; i < n; i++) {
+    peri_tensor *t = wrt[i];
+    t->pending = kept[i].pending, t->grad = kept[i].grad;
+    if (kept[i].want) t->flags |= PERI_T_WRT;
+    w->chained[i] = s == PERI_OK && onward[i];
+    if (s == PERI_OK)
+      gin[i] = found[i];
+    else
+      peri_release(found[i]);
+  }
+  peri__block_put(ctx, kept);
+  return s;
 }

@@ -1,4 +1,4 @@
-/* tape.c - recording op calls and letting go of them. */
+/* tape.c - recording op calls and letting go of them; what a tensor says of its gradient. */
 #include <string.h>
 
 #include "autograd/tape.h"
@@ -90,12 +90,10 @@ peri_status peri__record (peri_ctx *ctx, const peri_call *c) {
   return PERI_OK;
 }
 
-peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
-                                int nout, peri_tensor *const *out, peri_vjp_fn vjp,
-                                void (*release)(void *ud), void *ud) {
-  NEED(ctx, ctx);
+/* A node without an op; its vjp is the caller's to set. */
+static peri_status record (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
+                           int nout, peri_tensor *const *out, peri_node **node) {
   NEED(ctx, name);
-  NEED(ctx, vjp);
   if (nout < 1 || nout > 255) return peri__fail(ctx, PERI_EINVAL, "%s: %d outputs", name, nout);
   if (nin < 0) return peri__fail(ctx, PERI_EINVAL, "%s: %d inputs", name, nin);
   NEED(ctx, out);
@@ -120,10 +118,28 @@ peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_t
   peri_node *n = node_new(ctx, nin, nout, 1, &held);
   if (!n) return PERI_ENOMEM;
   n->name = n->attr[0].s;
-  n->vjp = vjp;
-  n->release = release;
-  n->ud = ud;
   link_node(ctx, n, in, out);
+  *node = n;
+  return PERI_OK;
+}
+
+peri_status peri_record_custom (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
+                                int nout, peri_tensor *const *out, peri_vjp_fn vjp,
+                                void (*release)(void *ud), void *ud) {
+  peri_node *n;
+  NEED(ctx, ctx);
+  NEED(ctx, vjp);
+  TRY(record(ctx, name, nin, in, nout, out, &n));
+  n->vjp = vjp, n->release = release, n->ud = ud;
+  return PERI_OK;
+}
+
+peri_status peri__record_segment (peri_ctx *ctx, const char *name, int nin, peri_tensor *const *in,
+                                  int nout, peri_tensor *const *out, peri__segment_fn segment,
+                                  void (*release)(void *ud), void *ud) {
+  peri_node *n;
+  TRY(record(ctx, name, nin, in, nout, out, &n));
+  n->segment = segment, n->release = release, n->ud = ud;
   return PERI_OK;
 }
 
@@ -196,4 +212,48 @@ void peri__node_output_died (peri_tensor *t) {
 
 void peri__tape_close (peri_ctx *ctx) {
   while (ctx->tape_last) peri__node_drop(ctx->tape_last, false);
+}
+
+/* ---- leaves ---- */
+
+peri_status peri_set_requires_grad (peri_tensor *t, bool on) {
+  if (!peri__alive(t)) return PERI_EINVAL;
+  if (t->node)
+    return peri__fail(t->ctx, PERI_EINVAL,
+                      "only a leaf can be told whether it requires a gradient");
+  if (on && !peri__is_float(t->dtype))
+    return peri__fail(t->ctx, PERI_EDTYPE, "a %s tensor has no gradient",
+                      peri_dtype_name((peri_dtype)t->dtype));
+  if (on && t->storage->packed)
+    return peri__fail(t->ctx, PERI_EDTYPE, "a packed weight has no gradient");
+  t->flags = (uint8_t)(on ? t->flags | PERI_T_REQUIRES_GRAD : t->flags & ~PERI_T_REQUIRES_GRAD);
+  return PERI_OK;
+}
+
+bool peri_requires_grad (const peri_tensor *t) { return t && peri__tracked(t); }
+bool peri_is_leaf (const peri_tensor *t) {
+  return t && (t->node == NULL || !peri__is_float(t->dtype));
+}
+peri_tensor *peri_grad (const peri_tensor *t) { return t ? t->grad : NULL; }
+
+peri_status peri_set_grad (peri_tensor *t, peri_tensor *grad) {
+  char a[128], b[128];
+  if (!peri__alive(t)) return PERI_EINVAL;
+  if (grad) TRY(peri__belongs(t->ctx, grad, "grad"));
+  if (grad == t) return peri__fail(t->ctx, PERI_EINVAL, "a tensor cannot be its own gradient");
+  if (grad && (!peri__is_float(t->dtype) || t->storage->packed))
+    return peri__fail(t->ctx, PERI_EDTYPE, "a %s%s tensor has no gradient",
+                      t->storage->packed ? "packed " : "", peri_dtype_name((peri_dtype)t->dtype));
+  if (grad &&
+      (grad->ndim != t->ndim || memcmp(grad->shape, t->shape, sizeof *t->shape * t->ndim) != 0))
+    return peri__fail(t->ctx, PERI_ESHAPE, "a gradient of shape %s for a tensor of shape %s",
+                      peri__shape_text(grad, a, sizeof a), peri__shape_text(t, b, sizeof b));
+  if (grad && (grad->dtype != t->dtype || grad->storage->packed))
+    return peri__fail(t->ctx, PERI_EDTYPE, "a gradient of dtype %s for a tensor of dtype %s",
+                      peri_dtype_name((peri_dtype)grad->dtype),
+                      peri_dtype_name((peri_dtype)t->dtype));
+  peri_retain(grad);
+  peri_release(t->grad);
+  t->grad = grad;
+  return PERI_OK;
 }

@@ -9,6 +9,11 @@
 
 #include "op/op.h"
 
+/* The vjp of a segment, a stretch that is run again in the backward pass: as peri_vjp_fn, and it is
+** told v, for peri__segment_gradients. */
+typedef peri_status (*peri__segment_fn)(void *ud, peri_vjp *v, int nout, peri_tensor *const *gout,
+                                        int nin, peri_tensor **gin);
+
 struct peri_node {
   const peri_op *op; /* NULL: a custom vjp */
   const char *name;
@@ -24,7 +29,8 @@ struct peri_node {
   struct {
     int start, count;
   } list[6];
-  peri_vjp_fn vjp;
+  peri_vjp_fn vjp; /* of a custom one; NULL: a segment */
+  peri__segment_fn segment;
   void (*release)(void *ud);
   void *ud;
   size_t size; /* of the block this struct is in, arrays included */
@@ -36,8 +42,8 @@ peri_status peri__record (peri_ctx *ctx, const peri_call *c);
 ** peri_backward; with chain, gradients of leaves are one chain of additions over all passes since
 ** they were dropped: a pass goes on where the former one ended, row by row, instead of adding a sum
 ** of its own. So rows that are cut into passes in any way have the same gradient, bit for bit. That
-** holds for a leaf that one op uses once, f32 or f64, and ops whose vjps ask peri__chain; what else
-** a leaf gets is added as ever.
+** holds for a leaf that one op uses once, f32 or f64, and ops whose vjps ask peri__chain, also
+** within segments, several of which may use it; what else a leaf gets is added as ever.
 */
 PERI_API peri_status peri__backward (peri_ctx *ctx, peri_tensor *root, peri_tensor *seed,
                                      bool retain_graph, bool chain);
@@ -47,6 +53,20 @@ PERI_API peri_status peri__backward (peri_ctx *ctx, peri_tensor *root, peri_tens
 ** their order and gives it as gin[i]. NULL: the builder holds a failure.
 */
 bool peri__chain (peri_vjp *v, int i, peri_tensor **out);
+
+/* peri_record_custom for a segment. */
+PERI_API peri_status peri__record_segment (peri_ctx *ctx, const char *name, int nin,
+                                           peri_tensor *const *in, int nout,
+                                           peri_tensor *const *out, peri__segment_fn segment,
+                                           void (*release)(void *ud), void *ud);
+/*
+** peri_gradients of root, for the vjp of a segment: wrt[i] stands for input i of its node, and is
+** that input where it is a leaf which the second run used as it is. Chains of the pass go through:
+** the gradient of such a leaf goes on from what the pass and those before it gave it. What the pass
+** has pending on these leaves, and its own wishes, are as they were.
+*/
+PERI_API peri_status peri__segment_gradients (peri_vjp *v, peri_tensor *root,
+                                              peri_tensor *const *wrt, peri_tensor **gin);
 
 /* Does t have dense memory that nobody sees but the holder of its one reference? */
 PERI_API bool peri__owned (const peri_tensor *t);

@@ -95,8 +95,8 @@ local function examples(n)
 end
 
 -- Gradients of one update by name.
-local function gradients(folder, lora, micro, packing)
-  local model = assert(models.load(folder))
+local function gradients(folder, lora, micro, packing, checkpointing)
+  local model = assert(models.load(folder)):checkpointing(checkpointing == true)
   local owner = model
   if lora then
     peri.seed(3)
@@ -133,6 +133,75 @@ function TestChain.test_micro_batches_change_no_bit_of_any_architecture()
   lu.assertTrue(seen >= 7, seen)
   local whole = gradients(TINY .. "llama", false, 8, true)
   for _, micro in ipairs { 1, 3 } do lu.assertEquals(gradients(TINY .. "llama", false, micro, true), whole) end
+end
+
+-- Blocks that are computed again in the backward pass are no exception: their chains go through.
+function TestChain.test_checkpointed_blocks_have_the_same_gradients()
+  for _, name in ipairs { "llama", "gpt2", "gemma2", "deepseek_v3" } do
+    for _, lora in ipairs { false, "all-linear" } do
+      local whole = gradients(TINY .. name, lora, 8, false, true)
+      for _, micro in ipairs { 1, 3 } do
+        for key, bytes in pairs(gradients(TINY .. name, lora, micro, false, true)) do
+          lu.assertEquals(whole[key] == bytes, true, ("%s %s"):format(name, key))
+        end
+      end
+      if name ~= "deepseek_v3" then -- whose blocks are one segment with several uses of what routes
+        lu.assertEquals(gradients(TINY .. name, lora, 3, false, false), whole, name)
+      end
+    end
+  end
+end
+
+-- A leaf in several segments of a pass, one of them within another, and beside them.
+function TestChain.test_segments_go_on_from_one_another()
+  peri.seed(4)
+  local x, w = peri.randn { 12, 5 }, peri.randn { 3, 5 }
+  local function run(size, segments)
+    w.grad = nil
+    w:requires_grad_()
+    local function line(a) return a:linear(w):tanh() end
+    local function nested(a) return peri.checkpoint(line, a) end
+    for at = 1, 12, size do
+      local sum
+      for row = at + size - 1, at, -1 do -- met in the order of the rows
+        local a = x:narrow(1, row, 1)
+        local y = (segments and peri.checkpoint(row % 3 == 0 and nested or line, a) or line(a)):sum()
+        sum = sum and sum:add(y) or y
+      end
+      sum:backward { chain = true }
+    end
+    return w.grad:bytes()
+  end
+  local one = run(1, true)
+  for _, size in ipairs { 2, 3, 4, 12 } do lu.assertEquals(run(size, true) == one, true, size) end
+  lu.assertEquals(run(1, false) == one, true)
+  -- what stands pending on the leaf when a segment fails is kept, and a failed pass changes nothing
+  local before, calls = w.grad:bytes(), 0
+  local y = peri.checkpoint(function (a)
+    calls = calls + 1
+    if calls > 1 then error("out of luck", 0) end
+    return a:linear(w)
+  end, x)
+  lu.assertErrorMsgContains("out of luck", y.backward, y:sum():add(x:linear(w):sum()), { chain = true })
+  lu.assertEquals(w.grad:bytes() == before, true)
+end
+
+-- An expert that no token went to: what padding chose is none of the model's business.
+function TestChain.test_an_expert_without_tokens_has_a_gradient_of_zeros()
+  local moe = require "perilune.models.moe"
+  local weights = {}
+  for e = 1, 3 do weights[e] = peri.randn({ 4, 4 }):requires_grad_() end
+  local x, places = peri.randn { 2, 4 }, peri.tensor({ { 0, 2 }, { 2, 0 } }, "i64")
+  local function expert(e, rows) return rows:linear(weights[e]) end
+  moe.mix(x, places, peri.ones { 2, 2 }, expert, 3):sum():backward { chain = true }
+  lu.assertEquals(weights[2].grad:abs():sum():item(), 0)
+  lu.assertTrue(weights[1].grad:abs():sum():item() > 0)
+  local called = 0
+  peri.no_grad(moe.mix, x, places, peri.ones { 2, 2 }, function (e, rows)
+    called = called + 1
+    return expert(e, rows)
+  end, 3)
+  lu.assertEquals(called, 2)
 end
 
 function TestChain.test_derived_weights_are_made_once_an_update()

@@ -38,7 +38,8 @@ function M.choose(scores, bias, how)
   return places
 end
 
---- The weighted sum of what a token's experts make of it.
+--- The weighted sum of what a token's experts make of it. While gradients are recorded an expert that no token chose
+--- has one of zeros: whether it has any must not hang on what stands in the padding, or on how rows are cut.
 --- @param x perilune.Tensor  (..., D)
 --- @param places perilune.Tensor  (N, K) i64
 --- @param weights perilune.Tensor  (N, K)
@@ -55,9 +56,10 @@ function M.mix(x, places, weights, expert, experts)
       table.insert(slots[e + 1], (n - 1) * k + j - 1)
     end
   end
+  local recording = peri.grad_enabled()
   local parts, order, places_of = {}, {}, {} -- rows by expert, whose they are, where their weights are
   for e = 1, experts do
-    if #tokens[e] > 0 then
+    if #tokens[e] > 0 or recording then
       parts[#parts + 1] = expert(e, rows:index_select(peri.tensor(tokens[e], "i64"), 1))
       table.move(tokens[e], 1, #tokens[e], #order + 1, order)
       table.move(slots[e], 1, #slots[e], #places_of + 1, places_of)
