@@ -5,7 +5,7 @@
 -- nothing else: the format is perfect, answers shrink from 100 tokens to 5, what little it could solve is lost, and an
 -- alarm says so (--form bare --shots 0 --steps 9 --updates 40). A reward for the number behind worked steps keeps them;
 -- two solved problems in the prompt show what is asked for.
--- Run:  ./perilune run recipes/grpo_gsm8k.lua --model FILE --data FILE     about ten seconds an update on two cores
+-- Run:  ./perilune run recipes/grpo_gsm8k.lua --model FILE --data FILE     about eight minutes on two cores
 --       --model: Hugging Face folder or GGUF file with a chat template (default: SmolLM2-135M-Instruct),
 --       --data: JSON lines with question and answer (default: GSM8K's train.jsonl)
 -- Departs from the paper: starts from an instruction-tuned model of 135 million parameters, which answers few of these
