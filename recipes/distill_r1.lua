@@ -17,7 +17,8 @@ local cfg = peri.flags(recipe.with_flags {
   layers   = { 4, "of the teacher; the student has 3 of width 64", range = "[1, inf)" },
   width    = { 128, "of the teacher, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain", range = "[2, inf)" },
-  batches  = { 1200, "of pre-training", range = "[51, inf)" },
+  batches  = { 1200, "of the teacher's pre-training", range = "[51, inf)" },
+  little   = { 500, "of the student's: one that is right when it is greedy needs no teacher", range = "[51, inf)" },
   rows     = { 64, "of a batch of pre-training", range = "[3, inf)" },
   updates  = { 200, "of the teacher's reinforcement", range = "[1, inf)" },
   student  = { 300, "updates of the student's", range = "[1, inf)" },
@@ -37,16 +38,16 @@ local function adam(model, lr)
 end
 
 -- A base of some size: packed rows of the corpus, none of them twice, without chat.
-local function base(layers, width)
-  return assert(models.load(recipe.cached("distill_r1_base", { batches = cfg.batches, rows = cfg.rows, layers = layers,
+local function base(layers, width, batches)
+  return assert(models.load(recipe.cached("distill_r1_base", { batches = batches, rows = cfg.rows, layers = layers,
     width = width, nmax = cfg.nmax, seed = seed }, function (to)
     peri.seed(seed)
     local model = models.llama.new(chain.config(layers, width), { std = 0.03 })
-    local rows = chain.corpus_rows(peri.rng(seed), cfg.rows * cfg.batches, { nmax = cfg.nmax, chat = 0 })
+    local rows = chain.corpus_rows(peri.rng(seed), cfg.rows * batches, { nmax = cfg.nmax, chat = 0 })
     local stepper = algo.sft.new { model = model, optimizer = adam(model), examples = chain.examples(tok, rows),
       pad = tok.pad, packing = true, max_length = 64, batch_size = math.ceil(0.41 * cfg.rows), seed = seed,
-      schedule = sched.warmup(50, sched.linear { from = 2e-3, to = 2e-4, steps = cfg.batches - 50 }) }
-    for _ = 1, cfg.batches do stepper:step() end
+      schedule = sched.warmup(50, sched.linear { from = 2e-3, to = 2e-4, steps = batches - 50 }) }
+    for _ = 1, batches do stepper:step() end
     return model:save(to)
   end, cfg.runs)))
 end
@@ -104,8 +105,8 @@ stages = recipe.stages({
 run = recipe.start { name = "distill_r1", flags = cfg, total = stages.total, columns = { "stage",
   "rewards/accuracy/mean", "completions/mean_length", "sampling/sampling_logp_difference/max", "loss" } }
 run:alarms(rl.alarms()):track("stages", stages:place(run:path "models"))
-stages:keep("student_base", base(3, 64))
-stages:keep("teacher_base", base(cfg.layers, cfg.width))
+stages:keep("student_base", base(3, 64, cfg.little))
+stages:keep("teacher_base", base(cfg.layers, cfg.width, cfg.batches))
 for step in run:steps() do run:log(step, stages:step()) end
 run:text("%s", stages:table { "accuracy", "greedy", "format", "language", "words", "steps" })
 run:plot("curves.svg", { { "rewards/accuracy/mean", by = "stage" }, { "completions/mean_length", by = "stage" } })

@@ -22,7 +22,7 @@ end
 -- The base is as good as it must be for the teacher to have an answer that is worth a trace.
 function TestResumeR1.test_distill_r1()
   killed.assert_same("recipes/distill_r1.lua", "--nmax 2 --layers 2 --width 64 --updates 2 --student 2 --after 2 "
-    .. "--prompts 4 --group 4 --epochs 1 --held_out 10 --batches 250 --rows 32 --samples 1200 --save_every 1",
+    .. "--prompts 4 --group 4 --epochs 1 --held_out 10 --batches 250 --little 51 --rows 32 --samples 1200 --save_every 1",
     files("teacher", "sft", "rl", "sft_rl", "control", "kl"), 2)
 end
 
