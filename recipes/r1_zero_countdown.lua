@@ -1,10 +1,11 @@
--- r1_zero_countdown.lua - a model that has read only aimless play learns to search by reward alone: its answers grow.
+-- r1_zero_countdown.lua - can a model that has read only aimless play learn to search by reward alone?
 --
 -- Teaches: R1-Zero's growing answers (DeepSeek-R1, 2501.12948, figures 2 and 3) on TinyZero's Countdown, small enough
 -- for a laptop. "2,7,8:42" asks for two steps of + - * from 2, 7 and 8 to 42. An answer is attempts: "2+7=9,9+8=17;
 -- 8-2=6,7*6=42!"; the last counts: 1 if right, 0.1 if well formed, else 0. Pre-training is on attempts without aim that
 -- end at a hit or when the player gives up; RL needs its tail of long answers: a policy goes on where it has been.
--- Run:  ./perilune run recipes/r1_zero_countdown.lua     6 minutes to pre-train, once, then 2 s an update
+-- Run:  ./perilune run recipes/r1_zero_countdown.lua     5 minutes to pre-train, once, then 2 s an update
+-- Answers have not grown yet: docs/benchmarks/post_training.md says what was measured, and why.
 -- Controls, equal samples: --method rejection learns its own right answers, base_rejection the base's, text more play.
 -- Departs from the papers: 0.8M weights, numbers from 1 to 9; one on-policy epoch, so the clip is idle; no KL penalty.
 local peri = require "perilune"
@@ -61,7 +62,6 @@ local base = recipe.cached("countdown", settings, function (path)
   end
   return model:save(path)
 end, cfg.runs)
-
 local run = recipe.start { name = "r1_zero_countdown", flags = cfg, total = cfg.updates,
   columns = { "pass_1", "attempts", "right", "reward", "pass_4", "majority" } }
 local model, rng = assert(models.load(base)), peri.rng(cfg.seed)
