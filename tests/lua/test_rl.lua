@@ -195,4 +195,22 @@ function TestRl.test_the_curriculum_prefers_what_is_unsolved()
   lu.assertEquals(other.seen, { 1, 0.5 })
 end
 
+function TestRl.test_what_is_wrong_with_a_list_of_rewards_or_a_prompt_is_said_at_the_caller()
+  local function one() return 1 end
+  for want, list in pairs {
+    ["it is a function"] = { one }, ["it has no name"] = { { name = "x", fn = one } },
+    ['another one is called "x"'] = { { "x", one }, { "x", one } }, ['of "x" the second is a nil'] = { { "x" } },
+    ['of "x" the weight is a string'] = { { "x", one, "1" } }, ["it has the key x, expected entries"] = { x = one },
+  } do
+    local ok, message = pcall(function () return rl.score({ {} }, { "a" }, { { 1 } }, list), 1 end)
+    lu.assertFalse(ok)
+    lu.assertStrContains(message, want)
+    lu.assertStrContains(message, "test_rl.lua:")
+  end
+  local plain = text.chars "ab"
+  lu.assertErrorMsgContains("the prompt of row 2 has no tokens", rl.prompts, plain, { { prompt = "a" }, { prompt = "" } })
+  lu.assertErrorMsgContains("row 1 is a list of messages, and the tokenizer has no chat template", rl.prompts, plain,
+    { { prompt = { { role = "user", content = "a" } } } })
+end
+
 os.exit(lu.LuaUnit.run())

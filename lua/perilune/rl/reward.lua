@@ -141,16 +141,22 @@ local known = { [1] = true, [2] = true, [3] = true, batch = true }
 local function entry_of(one, k, taken)
   local name, fn, factor = nil, nil, nil
   if type(one) == "table" then name, fn, factor = one[1], one[2], one[3] == nil and 1 or one[3] end
-  if type(name) ~= "string" or not callable(fn) or not finite(factor) or taken[name] then
-    error(("rl.score: reward %d is no { name, function, weight (1) } with a name of its own"):format(k), 4)
+  local why = type(one) ~= "table" and "it is a " .. type(one)
+    or type(name) ~= "string" and (name == nil and "it has no name" or "its name is a " .. type(name))
+    or taken[name] and ("another one is called %q"):format(name)
+    or not callable(fn) and ("of %q the second is a %s"):format(name, type(fn))
+    or not finite(factor) and ("of %q the weight is %s"):format(name, shown(factor))
+  if why then
+    options.raise(("rl.score: reward %d is no { name, function, weight (1) } with a name of its own: %s"):format(k,
+      why))
   end
   for key in pairs(one) do
     if not known[key] then
-      error(("rl.score: reward %s: %s"):format(name, options.unknown("field", key, { "batch" })), 4)
+      options.raise(("rl.score: reward %s: %s"):format(name, options.unknown("field", key, { "batch" })))
     end
   end
   if one.batch ~= nil and type(one.batch) ~= "boolean" then
-    error(("rl.score: reward %s: %s, expected true or false"):format(name, options.is("batch", one.batch)), 4)
+    options.raise(("rl.score: reward %s: %s, expected true or false"):format(name, options.is("batch", one.batch)))
   end
   if one.batch == nil then return name, fn, factor, is_batch(fn) end
   return name, fn, factor, one.batch
@@ -159,7 +165,11 @@ end
 -- Rewards of several functions: their weighted sum, and each under its name.
 local function score_each(rows, texts, tokens, list)
   local total, by_name, names, weights = {}, {}, {}, {}
-  if #list == 0 then error("rl.score: the list of rewards is empty", 3) end
+  if #list == 0 then
+    local key = next(list)
+    options.raise("rl.score: the list of rewards is empty" .. (key == nil and ""
+      or (": it has the key %s, expected entries { name, function, weight (1) }"):format(tostring(key))))
+  end
   for k, one in ipairs(list) do
     local name, fn, factor, batch = entry_of(one, k, by_name)
     local values, extra = (batch and all_at_once or each)(rows, texts, tokens, name, fn)

@@ -21,6 +21,10 @@ function M.prompts(tokenizer, rows)
     end
     prompts[i] = row.prompt
     chat = chat or type(row.prompt) == "table"
+    if type(row.prompt) == "table" and not tokenizer.encode_chat then
+      options.raise(("rl.rollout: the prompt of row %d is a list of messages, and the tokenizer has no chat template")
+        :format(i))
+    end
   end
   if not chat and not tokenizer.encode_batch then -- somebody's own: a batch, or ids and their mask
     local ids, mask = tokenizer:batch(prompts)
@@ -30,6 +34,9 @@ function M.prompts(tokenizer, rows)
     for i, row in ipairs(rows) do prompts[i] = rows_of.prompt(tokenizer, row) end
   else
     prompts = tokenizer:encode_batch(prompts)
+  end
+  for i, ids in ipairs(prompts) do
+    if #ids == 0 then options.raise(("rl.rollout: the prompt of row %d has no tokens"):format(i)) end
   end
   return batches.pad(prompts, { side = "left", pad = tokenizer.pad or tokenizer.eos or 0 })
 end
