@@ -297,6 +297,15 @@ local function describe_table(t, name)
   for key, value in pairs(peri) do
     if value == t and type(key) == "string" then name = "peri." .. key end
   end
+  local below = name and (peri._public or {})[name:match "[^.]+$"]
+  if type(below) == "table" then -- a name for modules, which are loaded when they are read
+    local rows = {}
+    for _, key in ipairs(sorted_keys(below)) do
+      local text = (module_comment("perilune." .. below[key]) or ""):gsub("^[%w_]+%.lua %- ", "")
+      rows[#rows + 1] = { key, comments.summary(text) }
+    end
+    return name .. "\n" .. table_of(rows, "  ")
+  end
   return (name or "table") .. "\n" .. listing(t)
 end
 
@@ -385,6 +394,8 @@ local function find(name)
     if not ok then t = rawget(peri, module) end
     local found = type(t) == "table" and rawget(t, name)
     if found then return found, module .. "." .. name end
+    local below = (peri._public or {})[module] -- a name for modules: peri.algo
+    if type(below) == "table" and below[name] then return library[module][name], module .. "." .. name end
   end
 end
 

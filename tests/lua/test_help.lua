@@ -149,7 +149,7 @@ end
 
 -- What public functions take in a table is declared, so that it is checked, shown and on the pages. These hand the table on
 -- to a function that does.
-local hand_on = { ["embed.rows"] = true, ["nn.MultiHeadAttention.forward"] = true }
+local hand_on = { ["embed.rows"] = true, ["nn.MultiHeadAttention.forward"] = true, ["rl.greedy_rewards"] = true }
 
 function TestHelp:test_a_documented_table_of_options_is_declared()
   local missing, seen, items = {}, {}, {}
@@ -202,6 +202,16 @@ function TestHelp:test_everything_public_has_a_sentence()
   end
   table.sort(missing)
   lu.assertEquals(missing, {})
+end
+
+function TestHelp:test_a_name_for_modules_lists_them_and_they_are_found_by_theirs()
+  for room, below in pairs(peri._public) do
+    for name in pairs(type(below) == "table" and room ~= "post" and below or {}) do
+      lu.assertStrContains(shown(peri[room]), "\n  " .. name .. " ")
+    end
+  end
+  lu.assertStrContains(shown "dpo", "new(options)")
+  lu.assertStrContains(shown "algo.ppo", "new(options)")
 end
 
 if arg and arg[0] and arg[0]:find "test_help" then os.exit(lu.LuaUnit.run()) end
