@@ -18,7 +18,7 @@ local cfg = peri.flags(recipe.with_flags {
   width    = { 128, "of the teacher, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain", range = "[2, inf)" },
   batches  = { 1200, "of the teacher's pre-training", range = "[51, inf)" },
-  little   = { 500, "of the student's: one that is right when it is greedy needs no teacher", range = "[51, inf)" },
+  little   = { 500, "of the student's: few, so that it has much to learn", range = "[51, inf)" },
   rows     = { 64, "of a batch of pre-training", range = "[3, inf)" },
   updates  = { 200, "of the teacher's reinforcement", range = "[1, inf)" },
   student  = { 300, "updates of the student's", range = "[1, inf)" },
