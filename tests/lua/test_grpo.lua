@@ -318,6 +318,29 @@ function TestComplaints.test_abstaining_is_no_zero_and_nothing_is_broadcast()
   lu.assertEquals(rows[1].grad_norm, 0)
 end
 
+-- A reward that cuts the stop token off the ids which it was given: they are its own.
+function TestComplaints.test_what_a_reward_does_to_its_ids_is_not_learned()
+  local plain = run("reject", 2, { reward = function (_, _, tokens) return #tokens end })
+  for _, batch in ipairs { false, true } do
+    local function one(_, _, tokens)
+      local n = #tokens
+      tokens[n], tokens[n + 1], tokens[n + 2] = nil, 3, 3
+      return n
+    end
+    local fn = batch and function (rows, texts, tokens)
+      local out = {}
+      for i in ipairs(rows) do out[i] = one(rows[i], texts[i], tokens[i]) end
+      return out
+    end or one
+    lu.assertTrue(run("reject", 2, { reward = { { "one", fn, batch = batch } } }) == plain)
+  end
+  lu.assertErrorMsgContains("reward gone: the value is a tensor that was released", run, "grpo", 1, { reward = { {
+    "gone", function (rows)
+      local scope <close> = peri.scope() -- luacheck: ignore 211
+      return peri.zeros { #rows }
+    end, batch = true } } })
+end
+
 -- verl#3960: what is trained on is the ids that were sampled, whatever the tokenizer makes of the text.
 function TestComplaints.test_nothing_is_tokenised_again()
   local tok = setmetatable({ decode = function () return "?" end }, { __index = steppers.tokenizer })

@@ -93,6 +93,70 @@ function TestTrainer.test_an_optimizer_that_no_gradient_reaches_is_an_error()
   end
 end
 
+-- A model with dropout, of its own and of an adapter on it.
+local function dropping(name)
+  peri.seed(3)
+  local model = require("perilune.models.gpt2").new({ model_type = "gpt2", vocab_size = steppers.tokenizer.size, n_embd = 32,
+    n_layer = 1, n_head = 2, n_positions = 64, embd_pdrop = 0.3, resid_pdrop = 0.3, attn_pdrop = 0.3 }, { std = 0.1 })
+  if not name:find "head" then peri.peft.lora(model, { r = 2, dropout = 0.3 }) end
+  model:unfreeze()
+  peri.seed(4)
+  return (name:find "^reward_model" or name:find "^prm") and peri.models.scorer(model, { std = 0.5 }):unfreeze() or model
+end
+
+-- With dropout the policy that samples, the one that learns and the reference would be three, and how rows are cut would
+-- decide what is dropped. Supervised fine-tuning alone has it.
+function TestTrainer.test_dropout_is_off_in_a_step_and_on_again_behind_it()
+  for _, name in ipairs(steppers.names) do
+    if not name:find "^sft" and not name:find "critic" then
+      local results = {}
+      for i, micro in ipairs { 1000, 1 } do
+        local model = dropping(name):train()
+        local stepper = steppers.make(name, { model = model, micro = micro, optimizer = not name:find "head"
+          and require("perilune.optim").SGD(model:parameters(), { lr = 0.1 }) or nil, critic_warmup = name == "ppo" and 0 or nil })
+        peri.seed(7)
+        local row = stepper:step()
+        lu.assertTrue(model.training, name)
+        lu.assertEquals(row["sampling/sampling_logp_difference/max"] or 0, 0, name)
+        if name == "ppo" then lu.assertEquals(row["objective/kl"], 0) end
+        results[i] = bytes(model)
+      end
+      lu.assertTrue(results[1] == results[2], name)
+    end
+  end
+end
+
+-- Passes that went well before one that did not leave no gradient behind, and the rows are drawn again.
+function TestTrainer.test_a_step_that_raises_was_none()
+  for _, name in ipairs(steppers.names) do
+    local results = {}
+    for i, fails in ipairs { false, true } do
+      local stepper, model = steppers.make(name, { micro = 1, mini_batches = name:find "^grpo" and 1 or nil,
+        iterations = name:find "^grpo" and 1 or nil, critic_warmup = name == "ppo" and 0 or nil })
+      local before = stepper:state()
+      if fails then
+        local real, passes = model.forward, 0
+        function model.forward(...)
+          if peri.grad_enabled() then passes = passes + 1 end
+          if passes == 3 then error("no more", 0) end -- behind the probe
+          return real(...)
+        end
+        peri.seed(7)
+        local ok, message = pcall(stepper.step, stepper)
+        lu.assertEquals({ ok, (tostring(message):match "no more") }, { false, "no more" }, name)
+        model.forward = nil
+        lu.assertEquals(stepper.at, 0)
+        if not name:find "^dpo" and not name:find "curriculum" then lu.assertEquals(stepper:state(), before, name) end
+        for _, p in ipairs(stepper.optimizer:parameters()) do lu.assertNil(p.grad) end
+      end
+      peri.seed(7)
+      stepper:step()
+      results[i] = bytes(model)
+    end
+    if not name:find "curriculum" then lu.assertTrue(results[1] == results[2], name) end
+  end
+end
+
 function TestTrainer.test_an_update_that_moves_nothing_is_said()
   local flat = steppers.make("grpo", { reward = function () return 1 end })
   for i = 1, 3 do lu.assertEquals(flat:step().no_op, i) end

@@ -37,18 +37,40 @@ function M.logps(model, list, pad)
   return logp:sum(2), targets:ne(IGNORED):to(logp.dtype):sum(2), entropy:detach():sum()
 end
 
---- fn() with the dropout of a model off.
---- @param model table
---- @param fn fun(): any
---- @return any ...
-function M.quietly(model, fn)
-  local modules, modes = model:modules(), {}
-  for i, module in ipairs(modules) do modes[i] = module.training end
-  model:eval()
-  local out = table.pack(pcall(fn))
-  for i, module in ipairs(modules) do rawset(module, "training", modes[i]) end
-  if not out[1] then error(out[2], 0) end
-  return table.unpack(out, 2, out.n)
+-- Every module of some models, and of the adapters that sit on them.
+local function modules_of(models)
+  local list, seen = {}, {}
+  local function add(root)
+    for _, module in ipairs(root.modules and root:modules() or {}) do
+      if not seen[module] then
+        seen[module], list[#list + 1] = true, module
+        for _, guest in ipairs(module._guests and module:_guests() or {}) do add(guest) end
+      end
+    end
+  end
+  for _, model in pairs(models) do add(model) end
+  return list
+end
+
+local Quiet = {}
+Quiet.__index = Quiet
+
+--- Dropout off from now on, in some models and in the adapters on them.
+--- @param models table<any, table>
+--- @return table quiet  to-be-closed: then it is as it was
+function M.quiet(models)
+  local loud = {}
+  for _, module in ipairs(modules_of(models)) do
+    if module.training then
+      loud[#loud + 1] = module
+      rawset(module, "training", false)
+    end
+  end
+  return setmetatable(loud, Quiet)
+end
+
+function Quiet:__close()
+  for _, module in ipairs(self) do rawset(module, "training", true) end
 end
 
 return M

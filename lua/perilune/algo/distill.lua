@@ -6,7 +6,6 @@ local options = require "perilune.options"
 local base = require "perilune.models.base"
 local batches = require "perilune.text.batch"
 local loss = require "perilune.loss"
-local answers = require "perilune.algo.answers"
 local rows_of = require "perilune.data.rows"
 local sft = require "perilune.algo.sft"
 local trainer = require "perilune.algo.trainer"
@@ -51,6 +50,10 @@ local function check(self)
   local writes = self.on_policy > 0 or self.sequence
   if (self.teacher ~= nil) == (self.stored ~= nil) then refuse "give a teacher or what one said (stored)" end
   if self.stored and writes then refuse "what is stored is of given answers: on_policy and sequence need a teacher" end
+  if self.hard > 0 and self.on_policy == 1 and self.signal == "distribution" then
+    refuse("hard is %g, with on_policy = 1 there are no answers but the student's own, which it should not repeat",
+      self.hard)
+  end
   if self.sequence and self.on_policy == 1 then
     refuse "with on_policy = 1 the teacher writes no answers for sequence"
   end
@@ -131,10 +134,8 @@ local function written(self, model, units)
   for i, u in ipairs(units) do prompts[i] = u.prompt end
   local tok = self.tokenizer or {}
   local stop = tok.eos_ids or tok.eos
-  local batch = answers.quietly(model, function ()
-    return model:generate(batches.pad(prompts, { side = "left", pad = self.pad }), { stop = stop, pad = self.pad,
-      max_new_tokens = self.max_new_tokens, temperature = self.sample_temperature }).batch
-  end)
+  local batch = model:generate(batches.pad(prompts, { side = "left", pad = self.pad }), { stop = stop, pad = self.pad,
+    max_new_tokens = self.max_new_tokens, temperature = self.sample_temperature }).batch
   for i, ids in ipairs(batch:unpad()) do
     local mask = {}
     for k = 1, #ids do mask[k] = k > #prompts[i] and 1 or 0 end
@@ -174,7 +175,7 @@ end
 -- The divergence, a few tokens at a time: each goes backward to the hidden states at once, so that its logits are let
 -- go and gradients of the head add up token by token, however an update is cut. What is returned has its value, and
 -- passes these gradients on.
-local function distribution(self, batch, list, at, targets, tokens)
+local function distribution(self, batch, list, at, targets, tokens, how)
   local hidden = learned_rows(self.model, batch, at)
   local leaf = hidden:detach():requires_grad_()
   local teacher = teacher_of(self, batch, list, at)
@@ -182,8 +183,8 @@ local function distribution(self, batch, list, at, targets, tokens)
   for from = 1, leaf:size(1), CHUNK do
     local scope <close> = peri.scope() -- luacheck: ignore 211
     local n = math.min(CHUNK, leaf:size(1) - from + 1)
-    local o = { tokens = tokens, labels = self.hard > 0 and targets:narrow(1, from, n) or nil }
-    for k, v in pairs(self.how) do o[k] = v end
+    local o = { tokens = tokens, labels = how.hard > 0 and targets:narrow(1, from, n) or nil }
+    for k, v in pairs(how) do o[k] = v end
     local one, more = loss.distill(self.model:logits(leaf:narrow(1, from, n)), teacher(from, n), o)
     one:backward { chain = true }
     value = value + one:item()
@@ -207,8 +208,14 @@ end
 
 local signals = { distribution = distribution, sampled = sampled }
 
-local function pass_of(self, list)
-  local tokens = 0
+-- own: the student wrote the answers, which are then no labels: of them it learns what the teacher says alone.
+local function pass_of(self, list, own_answers)
+  local tokens, how = 0, self.how
+  if own_answers then
+    how = {}
+    for name, value in pairs(self.how) do how[name] = value end
+    how.hard = 0
+  end
   for _, e in ipairs(list) do
     for i = 2, #e.ids do tokens = tokens + (e.mask[i] ~= 0 and 1 or 0) end
   end
@@ -219,7 +226,7 @@ local function pass_of(self, list)
     local batch = sft.batch(rows, self.pad)
     local flat = batch.targets:reshape { -1 }
     local at = flat:ne(-100):nonzero():reshape { -1 }
-    return signals[self.signal](self, batch, some, at, flat:index_select(at, 1), tokens)
+    return signals[self.signal](self, batch, some, at, flat:index_select(at, 1), tokens, how)
   end
 end
 
@@ -243,11 +250,13 @@ end
 
 --- One update.
 --- @return table metrics  step, loss, divergence (of a token, in nats, not times temperature^2; of signal sampled the
---- mean of log student - log teacher), cross_entropy (with hard), on_policy (1 where the student wrote the answers),
+--- mean of log student - log teacher), cross_entropy (with hard, not of
+--- the student's own answers), on_policy (1 where the student wrote the answers),
 --- completion_length (mean, of answers that were written), num_tokens (so far, without padding), learning_rate,
 --- grad_norm, epoch (fraction), skipped and no_op as in algo.sft
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local list = heaviest(self)
     return (pass_of(self, list)(list))
@@ -260,7 +269,7 @@ function Stepper:step()
     for _, e in ipairs(list) do for _, m in ipairs(e.mask) do sum = sum + m end end
     metrics.completion_length = sum / #list
   end
-  self:learn(trainer.slices(list, self.micro), pass_of(self, list), metrics)
+  self:learn(trainer.slices(list, self.micro), pass_of(self, list, own_answers), metrics)
   for _, e in ipairs(list) do self.seen = self.seen + #e.ids end
   metrics.num_tokens, metrics.epoch = self.seen, self:epochs()
   metrics.on_policy = self.on_policy > 0 and (own_answers and 1 or 0) or nil

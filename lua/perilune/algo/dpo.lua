@@ -180,10 +180,9 @@ local function recall(self, list)
   for some in trainer.slices(missing, self.micro) do
     local scope <close> = peri.scope() -- luacheck: ignore 211
     local function ask() return logps(self, model, some) end
-    local first, second = answers.quietly(model, function ()
-      if self.adapter then return self.adapter:disabled(ask) end
-      return ask()
-    end)
+    local first, second
+    if self.adapter then first, second = self.adapter:disabled(ask)
+    else first, second = ask() end
     first, second = first:tolist(), second:tolist()
     for i, unit in ipairs(some) do self.known.first[unit.index], self.known.second[unit.index] = first[i], second[i] end
   end
@@ -277,6 +276,7 @@ end
 --- algo.sft. TRL's logits/* and mean_token_accuracy are not there: logits are never held
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   local kto = self.loss == "kto"
   self:probe(function ()
     local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)

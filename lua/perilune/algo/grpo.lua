@@ -231,6 +231,7 @@ end
 --- far) where it moved nothing
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local part, cache = sampled.heaviest(self) -- luacheck: ignore 211
     if self.beta > 0 then part.ref = part.logprobs end

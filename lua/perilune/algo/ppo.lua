@@ -220,6 +220,7 @@ end
 --- critic of its own, val/grad_norm; skipped, val/skipped and no_op where it is so
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local part, cache = sampled.heaviest(self) -- luacheck: ignore 211
     part.returns, part.values = part.weight, part.weight

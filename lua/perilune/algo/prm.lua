@@ -81,6 +81,7 @@ end
 --- without padding), learning_rate, grad_norm, epoch (fraction), skipped and no_op as in algo.sft
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)
     return (pass_of(self, longest)(longest))
@@ -127,13 +128,12 @@ function M.scores(model, tokenizer, list, opts)
     units[i] = u
   end
   local _ <close> = peri.no_grad()
-  answers.quietly(model, function ()
-    for some in trainer.slices(units, o.micro) do
-      local scope <close> = peri.scope() -- luacheck: ignore 211
-      local batch, _, weight = tensors(some, o.pad or tokenizer.pad or tokenizer.eos or 0)
-      for _, p in ipairs(loss.step_scores(model:forward(batch), weight)) do out[#out + 1] = p end
-    end
-  end)
+  local quiet <close> = answers.quiet { model } -- luacheck: ignore 211
+  for some in trainer.slices(units, o.micro) do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local batch, _, weight = tensors(some, o.pad or tokenizer.pad or tokenizer.eos or 0)
+    for _, p in ipairs(loss.step_scores(model:forward(batch), weight)) do out[#out + 1] = p end
+  end
   return out
 end
 options.declare(M.scores, { "model", "tokenizer", "list" }, score_rules)

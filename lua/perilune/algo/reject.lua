@@ -93,6 +93,7 @@ end
 --- grad_norm, skipped and no_op as in algo.grpo
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local list = heaviest(self)
     return (pass_of(self, learned(list))(list))

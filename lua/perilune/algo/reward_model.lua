@@ -108,6 +108,7 @@ end
 --- num_tokens (so far, without padding), learning_rate, grad_norm, epoch (fraction), skipped and no_op as in algo.sft
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
     local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)
     return (pass_of(self, longest, {})(longest))
@@ -130,14 +131,13 @@ function Stepper:evaluate(rows)
   local _ <close> = peri.no_grad()
   local seen, metrics = {}, { loss = 0 }
   local pass = pass_of(self, units, seen)
-  answers.quietly(self.model, function ()
-    for some in trainer.slices(units, self.micro) do
-      local scope <close> = peri.scope() -- luacheck: ignore 211
-      local value, stats = pass(some)
-      metrics.loss = metrics.loss + value:item()
-      for name, t in pairs(stats) do metrics[name] = (metrics[name] or 0) + t:item() end
-    end
-  end)
+  local quiet <close> = answers.quiet { self.model } -- luacheck: ignore 211
+  for some in trainer.slices(units, self.micro) do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local value, stats = pass(some)
+    metrics.loss = metrics.loss + value:item()
+    for name, t in pairs(stats) do metrics[name] = (metrics[name] or 0) + t:item() end
+  end
   moments(metrics, seen)
   return metrics
 end

@@ -188,7 +188,7 @@ function M.update(model, optimizer, examples, opts)
 end
 options.declare(M.update, { "model", "optimizer", "examples" }, update_rules)
 
-local Stepper = trainer.class("sft", { epochs = true })
+local Stepper = trainer.class("sft", { epochs = true, dropout = true })
 
 local rules = trainer.rules {
   model = options.value(options.required, "table", "causal model of perilune.models"),
@@ -256,6 +256,7 @@ end
 --- best
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
+  local turn <close> = self:begin() -- luacheck: ignore 211
   local batches, tokens, metrics = {}, 0, { entropy = 0 }
   local function pass(batch)
     local loss, entropy = M.loss(self.model, batch)

@@ -11,13 +11,14 @@
 --   end
 --   function Stepper:step()
 --     local scope <close> = peri.scope()
+--     local turn <close> = self:begin()
 --     self:probe(function () return pass(longest_slice) end)      -- once, see below
 --     local rows, metrics = self:take(self.batch_size), {}
 --     self:learn(trainer.slices(rows, self.micro), pass, metrics) -- pass(slice) -> loss, stats: forward, no backward
 --     return self:update(metrics)
 --   end
 --
--- Three rules hold for all of them.
+-- Four rules hold for all of them.
 -- * A loss is a sum over rows or tokens, divided by what the whole update has of them: pass() gets a slice and divides
 --   by the denominators of the update, which are counted before the first pass. So losses, statistics and gradients of
 --   micro-batches add up, and how an update is cut is a matter of memory alone.
@@ -25,10 +26,12 @@
 --   an update, with room for the optimizer's moments. What does not fit into memory fails at step 1 and not at step
 --   120, and after a resume as well. No later number changes by a bit: gradients, the generator and the counters are
 --   put back.
+-- * A step() that raises was none: gradients, counters and what is drawn next are as before it.
 -- * Nothing is swallowed: an update whose gradient is not finite is left out, counted by the optimizer and said in its
 --   metrics (skipped); one that moved nothing, because there was no gradient or no learning rate, is counted and said
 --   (no_op).
 local peri = require "perilune"
+local answers = require "perilune.algo.answers"
 local derived = require "perilune.nn.derived"
 local options = require "perilune.options"
 local phases = require "perilune.phases"
@@ -59,13 +62,14 @@ local Trainer = {}
 Trainer.__index = Trainer
 
 --- A class of steppers. counters: fields of its state that are counts, beside at, seen and idle; parts: fields that are
---- objects with state() and set_state(), beside schedule; epochs: its rows are self.units, taken in epochs.
+--- objects with state() and set_state(), beside schedule; epochs: its rows are self.units, taken in epochs; dropout: it
+--- learns with the dropout of its model, where that is on.
 --- @param who string  named in messages
---- @param fields table?  counters, parts, epochs
+--- @param fields table?  counters, parts, epochs, dropout
 --- @return table class
 function M.class(who, fields)
   local class, given = setmetatable({ who = who }, Trainer), fields or {}
-  class.__index, class.in_epochs = class, given.epochs
+  class.__index, class.in_epochs, class.drops = class, given.epochs, given.dropout
   class.counters, class.parts = { "at", "seen", "idle" }, { "schedule" }
   if given.epochs then table.move({ "epoch", "used" }, 1, 2, 4, class.counters) end
   for _, name in ipairs { "counters", "parts" } do
@@ -85,6 +89,32 @@ function M.new(class, given, rules)
   self.at, self.seen, self.idle = 0, 0, 0
   if class.in_epochs then self.epoch, self.used = 1, 0 end
   return setmetatable(self, class)
+end
+
+local Turn = {}
+Turn.__index = Turn
+
+--- A step() begins. Dropout is off in its models until it ends, but for classes with { dropout = true }: so what was
+--- sampled is what is learned from, a policy that has not moved is its reference, and how rows are cut changes nothing.
+--- @return table turn  to-be-closed; an error puts back what the step() changed of the stepper
+function Trainer:begin()
+  local before = {}
+  for _, name in ipairs(self.counters) do before[name] = self[name] end
+  local models = { self.model, self.reference, self.teacher, self.critic_optimizer and self.critic }
+  return setmetatable({ of = self, before = before, rng = self.rng and self.rng:state(),
+    quiet = not self.drops and answers.quiet(models) or nil }, Turn)
+end
+
+function Turn:__close(failed)
+  local stepper = self.of
+  if self.quiet then self.quiet:__close() end
+  if failed == nil then return end
+  for name, value in pairs(self.before) do stepper[name] = value end
+  if self.rng then stepper.rng:set_state(self.rng) end
+  for _, name in ipairs { "optimizer", "critic_optimizer" } do
+    if stepper[name] then stepper[name]:zero_grad() end
+  end
+  stepper._norms, stepper._steps, stepper._still, stepper._drawn = nil, nil, nil, nil
 end
 
 -- What a name says of its values over passes: they add up, or the largest or smallest is kept.

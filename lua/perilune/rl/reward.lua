@@ -110,6 +110,7 @@ local function all_at_once(rows, texts, tokens, name, fn)
   local count = #rows
   local list, more = called(fn, function (why) fail_whole(name, count, "%s", why) end, rows, texts, tokens)
   if peri.is_tensor(list) then
+    if not pcall(list.size, list) then fail_whole(name, count, "the value is a tensor that was released") end
     if list.ndim ~= 1 then
       fail_whole(name, count, "the value is a tensor of shape %s, expected (%d)", options.shape(list), count)
     end

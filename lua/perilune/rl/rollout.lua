@@ -70,14 +70,15 @@ function M.rollout(model, tokenizer, rows, reward, opts)
   local out = model:generate(prompts, how)
   local _, lengths = out.batch:bounds()
   local _, before = prompts:bounds()
-  local each, texts, ended, tokens = {}, {}, {}, out.tokens:tolist() -- the one time that ids become lists
+  local each, texts, ended, tokens, given = {}, {}, {}, out.tokens:tolist(), {} -- the one time that ids become lists
   for i, list in ipairs(tokens) do
     local nth = (i - 1) // o.group + 1
     for k = #list, lengths[i] - before[nth] + 1, -1 do list[k] = nil end
     ended[i] = out.reasons[i] == "stop"
     texts[i], each[i] = tokenizer:decode(list), rows[nth]
+    given[i] = table.move(list, 1, #list, 1, {}) -- a reward may cut them: what is learned stays what was sampled
   end
-  local scored = rewards.score(each, texts, tokens, reward)
+  local scored = rewards.score(each, texts, given, reward)
   local batch = {
     rows = each, texts = texts, tokens = tokens, ended = ended, group = o.group,
     total = scored.total, rewards = scored.rewards, names = scored.names, weights = scored.weights,
