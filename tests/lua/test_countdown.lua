@@ -147,6 +147,24 @@ function TestCountdown.test_play_without_aim_is_true_arithmetic_that_ends_at_a_h
   lu.assertErrorMsgContains("go_on is 2", countdown.aimless, rows[1], rng, { go_on = 2 })
 end
 
+function TestCountdown.test_answers_whose_problem_is_chosen_after_them_hit_at_their_end_and_not_before()
+  local train, rng, known, lengths = countdown.split(), peri.rng(3), {}, {}
+  for _, row in ipairs(train) do known[row] = true end
+  for _ = 1, 500 do
+    local row, text = countdown.told(train, rng)
+    local list, ended = countdown.attempts(text)
+    lu.assertTrue(known[row] and ended)
+    for i, attempt in ipairs(list) do lu.assertEquals(countdown.is_right(row, attempt), i == #list) end
+    lengths[#list] = true
+  end
+  lu.assertEquals(lengths, { true, true, true, true })
+  local row, text = countdown.told({ train[7] }, rng, { most = 1 })
+  lu.assertIs(row, train[7])
+  lu.assertTrue(countdown.is_right(row, countdown.last(text)))
+  lu.assertErrorMsgContains("most is 0", countdown.told, train, rng, { most = 0 })
+  lu.assertTrue(known[(countdown.played(train, rng))])
+end
+
 function TestCountdown.test_a_split_has_every_problem_once_and_is_the_seeds()
   local train, held_out = countdown.split()
   lu.assertEquals({ #train, #held_out }, { 1564, 300 })

@@ -8,7 +8,6 @@ TestResumePost = {}
 
 -- Name of a file, behind it what tells several lines of one apart; flags; files to compare beside metrics.jsonl.
 local COUNTDOWN = "--updates 8 --pretrain 4 --prompts 4 --group 4 --samples 4 --held_out 6 --eval_every 3 --longest 20 "
-  .. "--warmup 2 "
 local recipes = {
   ["r1_zero_countdown"] = { COUNTDOWN, { "samples.jsonl", "model/model.safetensors" } },
   ["r1_zero_countdown text"] = { COUNTDOWN .. "--method text", { "model/model.safetensors" } },

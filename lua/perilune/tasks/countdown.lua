@@ -112,6 +112,55 @@ function M.aimless(row, rng, opts)
 end
 options.declare(M.aimless, { "row", "rng" }, aimless_rules)
 
+--- An answer without aim to one of the problems.
+--- @param rows table[]  of problems
+--- @param rng table  of peri.rng
+--- @param opts table?  of aimless
+--- @return table row  the problem
+--- @return string text
+function M.played(rows, rng, opts)
+  local row = rng:choice(rows)
+  return row, (M.aimless(row, rng, opts))
+end
+options.declare(M.played, { "rows", "rng" }, aimless_rules)
+
+-- numbers -> target -> row, of lists of rows that were asked for.
+local by_target = setmetatable({}, { __mode = "k" })
+
+local function index_of(rows)
+  local index = by_target[rows]
+  if index then return index end
+  index = {}
+  for _, row in ipairs(rows) do
+    local key = table.concat(row.numbers, ",")
+    index[key] = index[key] or {}
+    index[key][row.target] = row
+  end
+  by_target[rows] = index
+  return index
+end
+
+local told_rules = { most = options.integer(4, "[1, inf)", "attempts: as many as that, or fewer, each as likely") }
+
+--- An answer without aim to a problem that is chosen after it: one of those given that its last attempt hits, and none
+--- before. In play a hit is rare, and stopping at it worth little; here every answer ends with one.
+--- @param rows table[]  of problems
+--- @param rng table  of peri.rng
+--- @param opts table?
+--- @return table row  the problem
+--- @return string text
+function M.told(rows, rng, opts)
+  local o = options.fill("countdown.told", opts, told_rules)
+  local index = index_of(rows)
+  while true do
+    local numbers = rng:choice(rows).numbers
+    local text = M.aimless({ numbers = numbers, target = -1 }, rng, { go_on = 1, most = rng:int(1, o.most) })
+    local row = index[table.concat(numbers, ",")][tonumber(text:match "=(%d+)!$")]
+    if row and not text:find(("=%d;"):format(row.target), 1, true) then return row, text end
+  end
+end
+options.declare(M.told, { "rows", "rng" }, told_rules)
+
 local function is_padded(digits) return digits:find "^0%d" ~= nil end
 
 -- The numbers of "a o b=c", nil where it is no such step; nobody writes 08.
