@@ -144,7 +144,9 @@ function TestReferences.test_a_reference_can_follow_the_policy()
   for i, row in ipairs(rows) do zero[i] = row.kl == 0 end
   lu.assertEquals(zero, { true, false, true, false, true, false })
   local refused = { { beta = 0.1 }, "needs a reference model", { reward_beta = 0.1 }, "reward_beta > 0 needs",
-    { reference_every = 2 }, "reference_every needs a reference", { adapter = {} }, "none of perilune.peft" }
+    { reference_every = 2 }, "reference_every needs a reference", { adapter = {} }, "none of perilune.peft",
+    { adapter = peri.peft.lora(steppers.model(6), { r = 2 }) }, "the adapter is on another model",
+    { group = 1 }, 'group is 1: estimator "grpo" compares', { group = 1, preset = "dr_grpo" }, 'estimator "dr_grpo"' }
   for i = 1, #refused, 2 do lu.assertErrorMsgContains(refused[i + 1], steppers.make, "grpo", refused[i]) end
 end
 

@@ -65,11 +65,15 @@ local function check(self)
   if own_size ~= other then
     refuse("the student has %d tokens, the teacher %d: they need one vocabulary", own_size, other)
   end
+  loss.distill_check("distill", self)
   if self.signal == "sampled" then
     if self.on_policy ~= 1 then refuse "signal = \"sampled\" is of the student's own tokens: it needs on_policy = 1" end
-    for _, name in ipairs { "hard", "temperature", "divergence" } do
+    for _, name in ipairs { "hard", "temperature", "divergence", "squared" } do
       if self[name] ~= loss.distill_rules[name].default then refuse("signal = \"sampled\" knows no %s", name) end
     end
+  end
+  if self.hard > 0 and self.on_policy == 1 then
+    refuse("hard is %g: with on_policy = 1 its labels would be what the student itself wrote", self.hard)
   end
   if (self.rows ~= nil) == (self.examples ~= nil) then refuse "give rows or examples" end
   if self.rows and not self.tokenizer then refuse "rows need a tokenizer" end

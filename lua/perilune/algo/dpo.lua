@@ -131,8 +131,8 @@ function M.new(opts)
     refuse("loss %q has no reference: leave out %s", self.loss, self.adapter and "adapter" or "reference")
   elseif self.adapter and self.reference then
     refuse "give an adapter or a reference, not both"
-  elseif self.adapter and not self.adapter.disabled then
-    refuse "adapter is none of perilune.peft"
+  elseif self.adapter then
+    trainer.want_adapter("dpo", self.adapter, self.model)
   end
   local kto = self.loss == "kto"
   self.units, self.report = feedback.read("dpo", { kto and "unpaired_preference" or "preference" }, self.tokenizer,

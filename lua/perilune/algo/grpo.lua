@@ -11,6 +11,7 @@ local peri = require "perilune"
 local options = require "perilune.options"
 local loss = require "perilune.loss"
 local optim = require "perilune.optim"
+local estimator = require "perilune.rl.estimator"
 local rl = require "perilune.rl"
 local sampled = require "perilune.algo.sampled"
 local trainer = require "perilune.algo.trainer"
@@ -73,6 +74,10 @@ function M.new(opts)
   end
   if not self.preset and (self.objective == "clip" or self.objective == "cispo") then
     self.clip_high = self.clip_high or 0.28
+  end
+  if self.group == 1 and estimator.of_groups[self.estimator] then
+    refuse("group is 1: estimator %q compares the answers of a group; reinforce, reinforce_plus_plus and remax do not",
+      self.estimator)
   end
   if self.routing_replay and self.shared_prompt then refuse "routing_replay does not go with shared_prompt" end
   if self.mini_batches > self.prompts then

@@ -48,7 +48,7 @@ function M.open(self, coefficients)
   local why = base.no_causal(self.model)
   if why then refuse("%s", why) end
   if self.adapter and self.reference then refuse("give adapter or reference, not both") end
-  if self.adapter and not self.adapter.disabled then refuse("adapter is none of perilune.peft") end
+  if self.adapter then trainer.want_adapter(self.who, self.adapter, self.model) end
   for _, name in ipairs(coefficients) do
     if self[name] > 0 and not (self.adapter or self.reference) then
       refuse("%s > 0 needs a reference model, or the adapter whose base is one", name)

@@ -58,6 +58,19 @@ function M.rules(own)
   return rules
 end
 
+--- An adapter whose base is to be the reference: one of perilune.peft, on this model.
+--- @param who string
+--- @param adapter any
+--- @param model table
+function M.want_adapter(who, adapter, model)
+  if type(adapter) ~= "table" or not adapter.disabled then
+    options.raise(who .. ": adapter is none of perilune.peft")
+  elseif adapter.model ~= model then
+    options.raise(("%s: the adapter is on another model than the one that is trained: without it that model would be "
+      .. "the same, and no reference"):format(who))
+  end
+end
+
 local Trainer = {}
 Trainer.__index = Trainer
 

@@ -63,7 +63,7 @@ end
 M.distill_rules = {
   divergence = options.choice("forward", options.names(divergences), "KL(teacher || student), KL(student || teacher), "
     .. "or between them: the generalised Jensen-Shannon divergence"),
-  beta = options.number(0.5, "(0, 1)", "of jsd: near 0 it is as forward, near 1 as reverse"),
+  beta = options.number(options.none, "(0, 1)", "of jsd: near 0 it is as forward, near 1 as reverse; default: 0.5"),
   temperature = options.number(1, "(0, inf)", "both distributions are softened by it"),
   squared = options.boolean(true, "the divergence times temperature^2, which keeps gradients at their size "
     .. "(1503.02531)"),
@@ -90,7 +90,7 @@ local function sums(o, student, teacher, hidden, other, weight, labels, ids)
     local t = y:detach()
     if ids then s, t = with_rest(s:gather(ids, 2)), with_rest(t:to(s.dtype))
     else t = t:to(s.dtype):div(o.temperature):log_softmax(-1) end
-    soft = counted(divergences[o.divergence](s, t, o.beta), weight):mul(weight):sum()
+    soft = counted(divergences[o.divergence](s, t, o.beta or 0.5), weight):mul(weight):sum()
   end
   if o.hard == 0 then return soft, peri.zeros({}, x.dtype) end
   local known = labels:masked_fill(weight:eq(0), -100)
@@ -98,6 +98,18 @@ local function sums(o, student, teacher, hidden, other, weight, labels, ids)
 end
 
 local function flat(t, width) return t:reshape(width and { -1, t:size(-1) } or { -1 }) end
+
+--- Settings that only make sense together.
+--- @param who string
+--- @param o table  of distill_rules, filled in
+function M.distill_check(who, o)
+  if o.beta and o.divergence ~= "jsd" then
+    options.raise(("%s: beta is %g, and only divergence = \"jsd\" has one, not %q"):format(who, o.beta, o.divergence))
+  end
+  if o.beta and o.hard == 1 then
+    options.raise(("%s: beta is %g, and hard = 1 leaves no divergence"):format(who, o.beta))
+  end
+end
 
 --- Distillation: the divergence of a student's distributions from a teacher's, summed over the tokens that count and
 --- divided by their number. (1 - hard) temperature^2 D(teacher, student; temperature) + hard CE(student, labels).
@@ -115,6 +127,7 @@ function M.distill(student, teacher, weight, opts)
   local who = "loss.distill"
   if opts == nil and type(weight) == "table" then weight, opts = nil, weight end
   local o = options.fill(who, opts, rules)
+  M.distill_check(who, o)
   local a, b = source(who, "student", student), source(who, "teacher", teacher, true)
   local place = table.move(a.shape, 1, #a.shape - 1, 1, {})
   local function want_place(name, shape)

@@ -9,7 +9,7 @@ for file, names in pairs {
     "kto_point", "answers" },
   reward_model = { "bradley_terry", "bradley_terry_rules", "outcome", "outcome_rules", "process", "step_scores",
     "aggregations", "aggregate" },
-  distill = { "distill", "distill_rules", "teacher_advantage", "token_kl" },
+  distill = { "distill", "distill_rules", "distill_check", "teacher_advantage", "token_kl" },
   importance = { "importance", "importance_rules" },
   value = { "value", "value_rules" },
   policy = { "policy", "policy_rules", "totals", "entropy_floor", "named" },

@@ -179,6 +179,10 @@ local takes = {
 }
 local special = { "std", "eps", "gamma" }
 
+--- Estimators whose baseline is of a group's answers: of one answer they make 0.
+M.of_groups = { grpo = true, dr_grpo = true, batch = true, rloo = true, reinforce_plus_plus_baseline = true, opo = true,
+  gdpo = true }
+
 local known_names = { "process" }
 for name in pairs(estimators) do known_names[#known_names + 1] = name end
 table.sort(known_names)
