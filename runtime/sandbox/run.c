@@ -124,7 +124,8 @@ static int watch_fd (pid_t pid) {
 #endif
 }
 
-static peri_status start (run *r, slot *s, peri__sandbox_job *job) {
+/* 0, or an errno. */
+static int start (const run *r, slot *s, peri__sandbox_job *job) {
   int out = -1, reply = -1, rc = 0;
   *s = (slot){ .watch = -1, .output = -1, .reply = -1, .begin = peri__now() };
   int in = request_fd(job);
@@ -136,12 +137,15 @@ static peri_status start (run *r, slot *s, peri__sandbox_job *job) {
   if (rc != 0) {
     close_fd(&s->output);
     close_fd(&s->reply);
-    return peri__fail(r->ctx, PERI_EIO, "%s: cannot be started: %s", r->program, strerror(rc));
+    return rc;
   }
   s->watch = watch_fd(s->pid);
   s->job = job;
-  return PERI_OK;
+  return 0;
 }
+
+/* Is it a shortage that ends when another process has ended? */
+static bool passes (int rc) { return rc == EMFILE || rc == ENFILE || rc == EAGAIN || rc == ENOMEM; }
 
 /* ---- stopping ---- */
 
@@ -274,9 +278,11 @@ static peri_status watch_all (run *r, peri__sandbox_job *jobs, size_t n) {
   for (;;) {
     for (size_t i = 0; i < r->workers && next < n; i++) {
       if (r->slots[i].job) continue;
-      peri_status st = start(r, &r->slots[i], &jobs[next]);
-      if (st != PERI_OK) return st;
-      next++;
+      int rc = start(r, &r->slots[i], &jobs[next]);
+      if (rc != 0 && alive > 0 && passes(rc)) break;
+      if (rc != 0)
+        return peri__fail(r->ctx, PERI_EIO, "%s: cannot be started: %s", r->program, strerror(rc));
+      next++, alive++;
     }
     poll(r->polls, 3 * r->workers, prepare(r, peri__now()));
     if (peri__stopped(r->ctx)) return peri__fail(r->ctx, PERI_EINTR, "interrupted");
@@ -295,7 +301,10 @@ static peri_status watch_all (run *r, peri__sandbox_job *jobs, size_t n) {
 peri_status peri__sandbox_run (peri_ctx *ctx, const char *program, peri__sandbox_job *jobs,
                                size_t n, size_t workers) {
   if (n == 0) return PERI_OK;
+  struct rlimit files; /* poll takes no more descriptors than a process may have */
   if (workers > n) workers = n;
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && workers > files.rlim_cur / 3)
+    workers = files.rlim_cur < 3 ? 1 : (size_t)files.rlim_cur / 3;
   size_t slots = workers * sizeof(slot), polls = 3 * workers * sizeof(struct pollfd);
   run r = { .ctx = ctx, .program = program, .workers = workers };
   r.slots = (slot *)peri__malloc(ctx, slots);

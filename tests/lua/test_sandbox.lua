@@ -1,6 +1,7 @@
 -- The sandbox: what code gets and gives, limits, verdicts that it cannot forge, and code that means harm.
 local lu = require "luaunit"
 local peri = require "perilune"
+local child = require "child"
 local sandbox = peri.sandbox
 
 TestSandbox = {}
@@ -104,6 +105,14 @@ function TestSandbox.test_many_keep_their_order()
     if i % 5 == 0 then lu.assertEquals(r.status, "timeout") else lu.assertEquals(r.value, i) end
   end
   lu.assertEquals(sandbox.run_many {}, {})
+end
+
+function TestSandbox.test_with_few_descriptors_fewer_run_at_a_time()
+  local status, text = child.shell("ulimit -n 22; " .. child.program .. [[ -e '
+    local list = {}
+    for i = 1, 9 do list[i] = ("return %d"):format(i) end
+    for i, r in ipairs(assert(peri.sandbox.run_many(list, { workers = 9 }))) do assert(r.value == i, r.err) end']])
+  lu.assertEquals({ status, text }, { 0, "" })
 end
 
 function TestSandbox.test_what_cannot_be_asked_for_is_named()
