@@ -167,4 +167,16 @@ function TestTrainer.test_an_update_that_moves_nothing_is_said()
   lu.assertNil(still:step().no_op)
 end
 
+function TestTrainer.test_every_stepper_trains_models_of_f64()
+  for _, name in ipairs(steppers.names) do
+    local more = { model = steppers.model(3, name):to "f64", critic_warmup = name == "ppo" and 0 or nil }
+    if name == "ppo-head" then -- its head is the maker's
+      more.critic = peri.nn.Linear(32, 1):to "f64"
+      more.optimizer = peri.optim.AdamW({ more.model, more.critic }, { lr = 1e-2 })
+    end
+    local row = steppers.make(name, more):step()
+    lu.assertTrue(row.grad_norm > 0 or row.no_op ~= nil, name)
+  end
+end
+
 os.exit(lu.LuaUnit.run())

@@ -117,6 +117,7 @@ local function prepared(self, batch)
     part.weight = peri.ones({ part.n, part.sequences.ids:size(2) - part.from + 1 })
     return (select(3, forward(self, part)))
   end)
+  rewards = rewards:to(u.values.dtype)
   u.advantage, u.returns = rl.token_gae(rewards, u.values, u.weight, { gamma = self.gamma, lam = self.lam })
   if self.whiten then u.advantage = rl.whiten(u.advantage, u.weight) end
   local rows = math.max(peri.tensor(known, "f32"):sum():item(), 1)
