@@ -347,7 +347,13 @@ OP(truncation_mask, .flags = PERI_OP_UPCAST,
    .doc = "Which classes of logits (..., classes) sample draws from under top_k, top_p and min_p, "
           "(..., classes) bool: those of a probability above 0 that none of them takes out.",
    .infer = mask_infer, .cpu = mask_cpu,
-   TESTS(.domain = "logits.shape=3,5; attr top_k=2",
+   TESTS(.reference =
+             "(function (p) local s = p:sort(-1, true) local before = s:cumsum(-1) - s "
+             "local least = where(before:lt(top_p), s, full_like(s, 2)):min(-1, true) "
+             "if top_k > 0 then least = maximum(least, s:narrow(-1, top_k, 1)) end "
+             "return p:ge(maximum(least, s:narrow(-1, 1, 1) * min_p)):logical_and(p:gt(0)) "
+             "end)(softmax(logits / temperature, -1))",
+         .domain = "logits.shape=3,5; attr top_k=2",
          .variants = { "logits.shape=3,5; attr top_p=0.6",
                        "logits.shape=2,3,5; attr min_p=0.3; attr temperature=2" },
          .large = "logits.shape=40,1500; attr top_p=0.7",

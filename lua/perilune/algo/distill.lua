@@ -72,9 +72,6 @@ local function check(self)
       if self[name] ~= loss.distill_rules[name].default then refuse("signal = \"sampled\" knows no %s", name) end
     end
   end
-  if self.hard > 0 and self.on_policy == 1 then
-    refuse("hard is %g: with on_policy = 1 its labels would be what the student itself wrote", self.hard)
-  end
   if (self.rows ~= nil) == (self.examples ~= nil) then refuse "give rows or examples" end
   if self.rows and not self.tokenizer then refuse "rows need a tokenizer" end
   return writes
