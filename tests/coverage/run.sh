@@ -9,7 +9,7 @@ build=$1 least=${2:-90} prefix=${3:-}
 cd "$(dirname "$0")/../.." || exit 1
 cmake -S . --preset coverage -B "$build" -DCMAKE_C_COMPILER=gcc >/dev/null || exit 1
 # shellcheck disable=SC2046 # a list of targets
-ninja --quiet -C "$build" perilune-testing $(cd tests/c && printf '%s\n' test_*.c | sed 's/\.c$//') || exit 1
+ninja --quiet -C "$build" perilune-testing perilune-sandbox $(cd tests/c && printf '%s\n' test_*.c | sed 's/\.c$//') || exit 1
 build=$(cd "$build" && pwd)
 counted=$build/counted # stands for the checkout: its Lua files count what runs
 find "$build" -name '*.gcda' -delete
