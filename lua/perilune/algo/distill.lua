@@ -23,8 +23,6 @@ local own = {
   tokenizer = options.value(options.none, "table", "of perilune.tokenizer or perilune.text; needed with rows"),
   rows = options.value(options.none, "table", "training rows, see perilune.data.rows"),
   examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
-  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
-  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
   max_length = options.integer(1024, "[2, inf)", "tokens of a row; longer ones are cut"),
   bad = options.choice("error", { "error", "skip" }, "of rows that cannot be read: raise, or leave out and count"),
   on_policy = options.number(0, "[0, 1]", "share of the updates whose answers the student writes"),
@@ -34,9 +32,10 @@ local own = {
   max_new_tokens = options.integer(128, "[1, inf)", "longest answer that is written"),
   sample_temperature = options.number(1, "(0, inf)", "of the answers that are written"),
   seed = options.integer(1, nil, "of the order of rows, and of which updates are on-policy"),
-  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
 }
-for name, rule in pairs(loss.distill_rules) do own[name] = rule end
+for _, more in ipairs { trainer.of_units, loss.distill_rules } do
+  for name, rule in pairs(more) do own[name] = own[name] or rule end
+end
 local rules = trainer.rules(own)
 
 local function refuse(...) options.raise("distill: " .. string.format(...)) end
@@ -118,8 +117,7 @@ function M.new(opts)
   if self.stored and self.stored.rows ~= #self.units then
     refuse("there are %d rows, stored are %d", #self.units, self.stored.rows)
   end
-  self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
-  self.micro = self.micro or self.batch_size
+  self:settle_units()
   self.rng = peri.rng(self.seed)
   self.how = {}
   for name in pairs(loss.distill_rules) do self.how[name] = self[name] end
@@ -234,9 +232,7 @@ end
 -- A row as long as any may be.
 local function heaviest(self)
   local most = self.on_policy > 0 or self.sequence
-  local list = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (e)
-    return most and #e.prompt or #e.ids
-  end)
+  local list = self:longest_units(function (e) return most and #e.prompt or #e.ids end)
   if not most then return list end
   local out, config = {}, self.model.config or {}
   local context = config.max_position_embeddings or config.n_positions or math.huge

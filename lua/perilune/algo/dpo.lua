@@ -26,13 +26,9 @@ local own = {
     .. "it"),
   reference = options.value(options.none, "table", "a model; default, without an adapter: the model before its first "
     .. "update"),
-  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
-  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
-  seed = options.integer(1, nil, "of the order of rows"),
-  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
   loss = options.choice("dpo", losses, "see loss.preference and loss.kto"),
 }
-for _, more in ipairs { feedback.rules, loss.preference_rules } do
+for _, more in ipairs { feedback.rules, trainer.of_units, loss.preference_rules } do
   for name, rule in pairs(more) do own[name] = own[name] or rule end
 end
 for _, name in ipairs { "desirable_weight", "undesirable_weight" } do
@@ -138,8 +134,7 @@ function M.new(opts)
   self.units, self.report = feedback.read("dpo", { kto and "unpaired_preference" or "preference" }, self.tokenizer,
     self.rows, { max_length = self.max_length, bad = self.bad })
   if kto then mismatch(self.units) end
-  self.pad = self.pad or self.tokenizer.pad or self.tokenizer.eos or 0
-  self.micro = self.micro or self.batch_size
+  self:settle_units()
   self.known = setmetatable({ first = {}, second = {}, count = #self.units }, Known)
   return self
 end
@@ -279,7 +274,7 @@ function Stepper:step()
   local turn <close> = self:begin() -- luacheck: ignore 211
   local kto = self.loss == "kto"
   self:probe(function ()
-    local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)
+    local longest = self:longest_units()
     recall(self, longest)
     return (pass_of(self, longest, 0)(longest))
   end)

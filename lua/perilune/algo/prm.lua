@@ -22,19 +22,11 @@ local own = {
     .. "is right"),
   separator = separator,
   last_only = options.boolean(false, "only the last step of each row is learned"),
-  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
-  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
-  seed = options.integer(1, nil, "of the order of rows"),
-  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
 }
-for name, rule in pairs(feedback.rules) do own[name] = rule end
-local rules = trainer.rules(own)
-
-local function want_scorer(who, model)
-  if not scorers.is(model) then
-    options.raise(who .. ": the model is no models.scorer: models.scorer(model) makes one")
-  end
+for _, more in ipairs { feedback.rules, trainer.of_units } do
+  for name, rule in pairs(more) do own[name] = rule end
 end
+local rules = trainer.rules(own)
 
 --- A process reward model as a stepper (2305.20050; 2211.14275): each :step() is one update over rows in an order that
 --- is drawn anew each epoch.
@@ -43,12 +35,11 @@ end
 --- left out)
 function M.new(opts)
   local self = trainer.new(Stepper, opts, rules)
-  want_scorer("prm", self.model)
+  scorers.want("prm", self.model)
   self.units, self.report = feedback.read("prm", { "stepwise_supervision" }, self.tokenizer, self.rows,
     { max_length = self.max_length, bad = self.bad, last_only = self.last_only,
       separator = self.separator == "" and {} or self.tokenizer:encode(self.separator, { add_special = false }) })
-  self.pad = self.pad or self.tokenizer.pad or self.tokenizer.eos or 0
-  self.micro = self.micro or self.batch_size
+  self:settle_units()
   return self
 end
 options.declare(M.new, {}, rules)
@@ -83,7 +74,7 @@ function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
-    local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)
+    local longest = self:longest_units()
     return (pass_of(self, longest)(longest))
   end)
   local list, metrics = self:take(self.batch_size), {}
@@ -109,7 +100,7 @@ local score_rules = {
 --- @return number[][]  for each answer, in the order of its steps
 function M.scores(model, tokenizer, list, opts)
   local o = options.fill("prm.scores", opts, score_rules)
-  want_scorer("prm.scores", model)
+  scorers.want("prm.scores", model)
   options.argument("prm.scores", "list", list, "table")
   local ending = o.separator == "" and {} or tokenizer:encode(o.separator, { add_special = false })
   local units, out = {}, {}

@@ -19,14 +19,12 @@ local own = {
   tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
   rows = options.value(options.required, "table", "{ prompt, chosen, rejected, margin } each, or { prompt, "
     .. "completion, label } for an outcome reward model; see perilune.data.rows"),
-  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
-  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
-  seed = options.integer(1, nil, "of the order of rows"),
-  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
   center = options.number(options.none, "[0, inf)", "of pairs: see loss.bradley_terry; default 0"),
   level = options.choice(options.none, { "answer", "token", "last" }, "of labels: see loss.outcome; default answer"),
 }
-for name, rule in pairs(feedback.rules) do own[name] = rule end
+for _, more in ipairs { feedback.rules, trainer.of_units } do
+  for name, rule in pairs(more) do own[name] = rule end
+end
 local rules = trainer.rules(own)
 
 --- A reward model as a stepper (2203.02155; of labels 2110.14168): each :step() is one update over rows in an order
@@ -36,9 +34,7 @@ local rules = trainer.rules(own)
 --- (of rows: what was left out)
 function M.new(opts)
   local self = trainer.new(Stepper, opts, rules)
-  if not scorers.is(self.model) then
-    options.raise("reward_model: the model is no models.scorer: models.scorer(model) makes one")
-  end
+  scorers.want("reward_model", self.model)
   self.units, self.report = feedback.read("reward_model", { "preference", "unpaired_preference" }, self.tokenizer,
     self.rows, { max_length = self.max_length, bad = self.bad })
   self.paired = self.report.kind == "preference"
@@ -46,8 +42,7 @@ function M.new(opts)
   if self[foreign] then
     options.raise(("reward_model: rows of %s know no %s"):format(self.paired and "pairs" or "labels", foreign))
   end
-  self.pad = self.pad or self.tokenizer.pad or self.tokenizer.eos or 0
-  self.micro = self.micro or self.batch_size
+  self:settle_units()
   return self
 end
 options.declare(M.new, {}, rules)
@@ -110,7 +105,7 @@ function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
   self:probe(function ()
-    local longest = trainer.longest(self.units, math.min(self.micro, self.batch_size), function (u) return u.length end)
+    local longest = self:longest_units()
     return (pass_of(self, longest, {})(longest))
   end)
   local list, seen, metrics = self:take(self.batch_size), {}, {}

@@ -47,6 +47,14 @@ M.common = {
   probe = options.boolean(true, "before the first update the longest rows go forward and backward without one"),
 }
 
+--- Options of steppers whose updates are so many of self.units, for classes with { epochs = true }.
+M.of_units = {
+  batch_size = options.integer(8, "[1, inf)", "rows of an update"),
+  micro = options.integer(options.none, "[1, inf)", "rows in one forward and backward pass; default: batch_size"),
+  seed = options.integer(1, nil, "of the order of rows"),
+  pad = options.integer(options.none, "[0, inf)", "id behind shorter rows; default: the tokenizer's"),
+}
+
 --- The options of a stepper: its own, and those that all have.
 --- @param own table<string, any>
 --- @return table<string, any>
@@ -335,6 +343,19 @@ function Trainer:take(size)
   for i = 1, math.min(size, #units - self.used) do list[i] = units[self._order[self.used + i]] end
   self.used = self.used + #list
   return list
+end
+
+--- What of_units leaves to others: the size of a pass, and the id behind shorter rows.
+function Trainer:settle_units()
+  self.micro = self.micro or self.batch_size
+  self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
+end
+
+--- The longest units that one pass may have, for the probe.
+--- @param length (fun(unit: any): integer)?  default: their field length
+--- @return any[]
+function Trainer:longest_units(length)
+  return M.longest(self.units, math.min(self.micro, self.batch_size), length or function (u) return u.length end)
 end
 
 --- Epochs so far, with a fraction.

@@ -32,6 +32,13 @@ function M.is_config(config) return kind_of(config) ~= nil end
 --- @return boolean
 function M.is(model) return type(model) == "table" and model.kind == "scorer" end
 
+--- Raise unless a value is a scorer.
+--- @param who string  for messages
+--- @param model any
+function M.want(who, model)
+  if not M.is(model) then options.raise(who .. ": the model is no models.scorer: models.scorer(model) makes one") end
+end
+
 --- Scores of every token, of the text up to it. Columns that are no tokens have scores without a meaning.
 --- @param ids perilune.Tensor|perilune.Batch  (B, T) i64
 --- @param opts table?  as for causal models

@@ -33,9 +33,7 @@ end
 -- A reward of a scorer, by the options of one of the makers below.
 local function of_model(who, opts, rules_of)
   local o = options.fill(who, opts, rules_of)
-  if not scorers.is(o.model) then
-    options.raise(who .. ": the model is no models.scorer: models.scorer(model) makes one")
-  end
+  scorers.want(who, o.model)
   return setmetatable({ batch = true }, { __call = function (_, rows, texts)
     local _ <close> = peri.no_grad()
     local values, list, at = { n = #rows }, {}, {}
