@@ -234,8 +234,7 @@ local function heaviest(self)
   local most = self.on_policy > 0 or self.sequence
   local list = self:longest_units(function (e) return most and #e.prompt or #e.ids end)
   if not most then return list end
-  local out, config = {}, self.model.config or {}
-  local context = config.max_position_embeddings or config.n_positions or math.huge
+  local out, context = {}, base.context_length(self.model)
   for i, e in ipairs(list) do
     local ids, mask = table.move(e.prompt, 1, #e.prompt, 1, {}), {}
     for k = #ids + 1, math.min(#ids + self.max_new_tokens, context) do ids[k] = ids[#e.prompt] end

@@ -63,8 +63,7 @@ end
 local function heaviest(self)
   local all = rl.prompts(self.tokenizer, self.rows):unpad()
   local prompts = trainer.longest(all, self.prompts, function (ids) return #ids end)
-  local config, list = self.model.config or {}, {}
-  local context = config.max_position_embeddings or config.n_positions or math.huge
+  local context, list = base.context_length(self.model), {}
   local kept = self.by:find "flat" and self.keep or self.prompts * self.keep
   for i = 1, math.min(self.micro, kept, self.prompts * self.group) do
     local prompt = prompts[(i - 1) // self.group + 1] or prompts[#prompts]

@@ -176,8 +176,7 @@ function M.heaviest(self)
   local rows = self.curriculum and self.curriculum.rows or self.rows
   local prompts = rl.prompts(self.tokenizer, trainer.longest(rows, 4 * self.prompts, bytes_of)):unpad()
   local list, sequences = trainer.longest(prompts, self.prompts, function (ids) return #ids end), {}
-  local config = self.model.config or {}
-  local context = config.max_position_embeddings or config.n_positions or math.huge
+  local context = base.context_length(self.model)
   local longest = math.max(1, math.min(self.max_new_tokens, context - #list[1]))
   for i = 1, math.min(self.micro, #list * self.group) do
     local ids = list[(i - 1) // self.group + 1]

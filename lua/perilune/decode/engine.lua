@@ -43,11 +43,6 @@ Engine.__index = Engine
 -- What is to be closed at the end of a step.
 local Running = { __close = function (self) self.engine.stepping = false end }
 
--- The most positions of a sequence.
-local function context_length(config)
-  return config.max_position_embeddings or config.n_positions or config.n_ctx or math.huge
-end
-
 local engine_rules = {
   rows = options.integer(8, "[1, inf)", "sequences that run at once"),
   prefix_cache = options.value(options.none, "table", "of perilune.decode.prefix_cache"),
@@ -60,10 +55,11 @@ local engine_rules = {
 --- @return perilune.decode.Engine
 function M.new(model, opts)
   local o = options.fill("engine", opts, engine_rules)
-  local why = require("perilune.models.base").no_causal(model) -- models have a method that needs the engine
+  local base = require "perilune.models.base" -- models have a method that needs the engine
+  local why = base.no_causal(model)
   if why then error("engine: " .. why, 2) end
   local self = setmetatable({ model = model, rows = o.rows, prefix_cache = o.prefix_cache, chunk = o.prefill_chunk,
-    wait = o.wait, context = context_length(model.config or {}), queue = {}, first = 1, last = 0, running = 0,
+    wait = o.wait, context = base.context_length(model), queue = {}, first = 1, last = 0, running = 0,
     slots = {}, entered = {}, undrawn = 0, turns = 0, deadline = math.huge, changed = false, unfinished = false,
     stepping = false }, Engine)
   self.guard = setmetatable({ engine = self }, Running)

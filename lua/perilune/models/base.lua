@@ -268,6 +268,14 @@ function Model:dropout(x, p)
   return x:dropout(p)
 end
 
+--- The most positions of a sequence, by a model's config: inf where it says none.
+--- @param model table
+--- @return number
+function M.context_length(model)
+  local config = model.config or {}
+  return config.max_position_embeddings or config.n_positions or config.n_ctx or math.huge
+end
+
 --- Why a model is not one that goes on from a text, or nil when it is.
 --- @param model table  a model of this library or anything that offers the same
 --- @return string?
