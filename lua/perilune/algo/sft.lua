@@ -150,6 +150,15 @@ function M.example(prompt, answer)
   return { ids = ids, mask = mask }
 end
 
+-- Examples in rows of at most so many tokens, as pack puts them.
+local function packed(examples, length)
+  local rows_of = M.pack(examples, length)
+  for _, bin in ipairs(rows_of) do
+    for k, index in ipairs(bin) do bin[k] = examples[index] end
+  end
+  return rows_of
+end
+
 local update_rules = {
   length = options.integer(256, "[2, inf)", "tokens of a row, in which several examples stand"),
   micro = options.integer(16, "[1, inf)", "rows in one forward and backward pass"),
@@ -169,12 +178,8 @@ function M.update(model, optimizer, examples, opts)
   options.argument("sft.update", "examples", examples, "table")
   M.check_examples("sft.update", examples)
   if #examples == 0 then error("sft.update: there are no examples", 2) end
-  local packed, batches, metrics = {}, {}, { tokens = 0, entropy = 0 }
-  for i, bin in ipairs(M.pack(examples, o.length)) do
-    packed[i] = {}
-    for k, index in ipairs(bin) do packed[i][k] = examples[index] end
-  end
-  for list in trainer.slices(packed, o.micro) do
+  local batches, metrics = {}, { tokens = 0, entropy = 0 }
+  for list in trainer.slices(packed(examples, o.length), o.micro) do
     batches[#batches + 1] = M.batch(list, o.pad)
     metrics.tokens = metrics.tokens + batches[#batches].learned
   end
@@ -227,17 +232,13 @@ function M.new(opts)
   if #self.examples == 0 then
     error("sft: no row has anything to learn" .. (self.report and "; " .. self.report.text or ""), 2)
   end
-  self.pad = self.pad or self.tokenizer and (self.tokenizer.pad or self.tokenizer.eos) or 0
+  self:settle_units()
   self.units = {}
   if self.packing then
-    for i, bin in ipairs(M.pack(self.examples, self.max_length)) do
-      self.units[i] = {}
-      for k, index in ipairs(bin) do self.units[i][k] = self.examples[index] end
-    end
+    self.units = packed(self.examples, self.max_length)
   else
     for i, e in ipairs(self.examples) do self.units[i] = { e } end
   end
-  self.micro = self.micro or self.batch_size
   return self
 end
 options.declare(M.new, {}, rules)
