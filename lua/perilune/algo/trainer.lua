@@ -135,7 +135,7 @@ function Turn:__close(failed)
   for _, name in ipairs { "optimizer", "critic_optimizer" } do
     if stepper[name] then stepper[name]:zero_grad() end
   end
-  stepper._norms, stepper._steps, stepper._still, stepper._drawn = nil, nil, nil, nil
+  stepper._norms, stepper._steps, stepper._still, stepper._lr, stepper._drawn = nil, nil, nil, nil, nil
 end
 
 -- What a name says of its values over passes: they add up, or the largest or smallest is kept.
@@ -221,23 +221,31 @@ function M.longest(list, n, length)
 end
 
 --- The optimizer's step by the gradients that have come together: learning rate by the schedule, clip, and what became
---- of it. Several in one step() are one for the schedule and the counters: count = false for all but the last.
+--- of it. Several in one step() are one for the schedule and the counters: count = false for all but the last, or for
+--- all, and then counted().
 --- @param metrics table  gets learning_rate, grad_norm and, where it is so, skipped and no_op (such updates so far)
 --- @param count boolean?  false: not the last of this step()
 --- @return table metrics
 function Trainer:update(metrics, count)
   local optimizer = self.optimizer
   local lr = self.schedule and self.schedule(self.at + 1) or optimizer.lr
-  optimizer:step { lr = lr, clip = self.clip_norm }:zero_grad()
-  self._norms, self._steps = (self._norms or 0) + optimizer.grad_norm, (self._steps or 0) + 1
+  optimizer:step { lr = lr, clip = self.clip_norm, copies = self.copies }:zero_grad()
+  self._norms, self._steps, self._lr = (self._norms or 0) + optimizer.grad_norm, (self._steps or 0) + 1, lr
   self._still = self._still ~= false and not optimizer.was_skipped and (lr == 0 or optimizer.grad_norm == 0)
   if optimizer.was_skipped then metrics.skipped = optimizer.skipped end
   if count == false then return metrics end
+  return self:counted(metrics)
+end
+
+--- One more update, after the optimizer's steps that it took.
+--- @param metrics table
+--- @return table metrics
+function Trainer:counted(metrics)
   self.at = self.at + 1
-  metrics.step, metrics.learning_rate, metrics.grad_norm = self.at, lr, self._norms / self._steps
+  metrics.step, metrics.learning_rate, metrics.grad_norm = self.at, self._lr, self._norms / self._steps
   if self._still then self.idle = self.idle + 1 end
   metrics.no_op = self._still and self.idle or nil
-  self._norms, self._steps, self._still = nil, nil, nil
+  self._norms, self._steps, self._still, self._lr = nil, nil, nil, nil
   return metrics
 end
 
