@@ -180,6 +180,21 @@ function TestRl.test_a_kl_penalty_needs_a_reference_and_holds_back()
   lu.assertErrorMsgContains("bata", grpo.new, opts)
 end
 
+-- Prompts of unequal length, so that rows are padded; more rows than the reference reads at once.
+function TestRl.test_a_kl_of_many_rows_is_read_in_slices_and_has_the_bits_of_a_whole_batch()
+  local asked = {}
+  for i = 1, 50 do asked[i] = { prompt = (i % 3 == 0) and "1:2" or "11,2:7" } end
+  local policy, other = model(1), model(2)
+  local batch = rl.rollout(policy, tok, asked, sevens, { group = 3, max_new_tokens = 6 })
+  local _ <close> = peri.no_grad()
+  local ref = other:token_logprobs(batch.sequences, batch.from)
+  local want = peri.loss.kl(batch.logprobs, ref, batch.mask):mul(batch.mask):sum():item() / batch.mask:sum():item()
+  lu.assertEquals(rl.kl_to(other, batch), want)
+  lu.assertEquals(rl.kl_to(policy, batch), 0)
+  lu.assertEquals(rl.kl_to(other, { ids = batch.ids, start = batch.start, from = batch.from, logprobs = batch.logprobs,
+    mask = batch.mask }), want)
+end
+
 function TestRl.test_the_curriculum_prefers_what_is_unsolved()
   local two = { { prompt = "a" }, { prompt = "b" } }
   local c, rng, counts = rl.curriculum(two, { decay = 0 }), peri.rng(1), { a = 0, b = 0 }

@@ -1,10 +1,13 @@
 -- metrics.lua - what is logged of a batch of completions.
 local peri = require "perilune"
+local credit = require "perilune.rl.credit"
 local kl = require "perilune.loss.kl"
 local masked = require "perilune.loss.masked"
 local options = require "perilune.options"
 
 local M = {}
+
+local ROWS <const> = 64 -- that the reference reads at once: an evaluation has thousands
 
 -- Mean and deviation (of a sample) of those that are numbers, how many, and the extremes.
 local function moments(values)
@@ -72,8 +75,14 @@ function M.kl_to(reference, batch, temperature)
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local tokens = batch.mask:sum():item()
   if tokens == 0 then return 0 end
-  local whole = batch.sequences or { ids = batch.ids, start = batch.start }
-  local ref = reference:token_logprobs(whole, batch.from, { temperature = temperature })
+  local rows = { n = batch.mask.shape[1], from = batch.from, sequences = batch.sequences, ids = batch.ids }
+  local ref, done = peri.zeros(batch.logprobs.shape, batch.logprobs.dtype), 0
+  for part in credit.parts(rows, ROWS) do
+    local whole = part.sequences or { ids = part.ids, start = batch.start and batch.start:narrow(1, done + 1, part.n) }
+    local logp = reference:token_logprobs(whole, part.from, { temperature = temperature })
+    ref:narrow(1, done + 1, part.n):copy_(logp)
+    done = done + part.n
+  end
   return kl.kl(batch.logprobs, ref, batch.mask):mul(batch.mask):sum():item() / tokens
 end
 
