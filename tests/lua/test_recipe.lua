@@ -297,6 +297,22 @@ function TestRecipe:test_the_best_weights_are_found_from_outside()
   lu.assertStrContains(select(2, recipe.best(root .. "/none")), "no best weights")
 end
 
+function TestRecipe:test_find_looks_beside_the_script_and_in_the_folder_above_before_elsewhere()
+  local script = arg[0]
+  local place = root .. "/recipes/"
+  for _, folder in ipairs { "data", "nets", "nets/data" } do assert(peri.files.make_folder(place .. folder)) end
+  assert(peri.files.write(place .. "data/a", "above"))
+  rawset(arg, 0, place .. "nets/fit.lua")
+  lu.assertEquals(read(recipe.find("a", "a file")), "above")
+  assert(peri.files.write(place .. "nets/data/a", "beside"))
+  lu.assertEquals(read(recipe.find("a", "a file")), "beside")
+  lu.assertEquals(recipe.find("README.md", "a file"), "README.md")
+  local ok, err = pcall(recipe.find, "b", "a file called b")
+  rawset(arg, 0, script)
+  lu.assertFalse(ok)
+  lu.assertStrContains(tostring(err), "it needs a file called b")
+end
+
 -- ---- what cannot be resumed ----
 
 function TestRecipe:test_what_does_not_fit_a_checkpoint_is_named_with_it()

@@ -10,7 +10,7 @@ local options = require "perilune.options"
 local stream = require "perilune.data.stream"
 local gather = require "perilune.data.gather"
 
-local M = { Stream = stream.Stream, zip = gather.zip }
+local M = { Stream = stream.Stream, zip = gather.zip, idx = require("perilune.data.idx").idx }
 
 -- ---- sources ----
 

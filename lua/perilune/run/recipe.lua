@@ -20,14 +20,25 @@ local M = {}
 M.flags, M.with_flags = flags_of.common, flags_of.with_flags
 M.cached, M.stages = cache.cached, require("perilune.run.stages").stages
 
---- A file or folder that a recipe needs: the path itself, or its place under data/ of the folder that
---- the environment variable PERILUNE_DATA names (default ../shared). Ends the recipe when there is none.
+-- The folders data/ that came with the script: beside it, and one above.
+local function own_data()
+  local script = type(arg) == "table" and type(arg[0]) == "string" and arg[0] or nil
+  if not script then return {} end
+  local folder = script:match "^(.*)/[^/]*$" or "."
+  return { folder .. "/data/", folder .. "/../data/" }
+end
+
+--- A file or folder that a recipe needs: the path itself, its place under data/ beside the script or in the folder
+--- above, or under data/ of the folder that the environment variable PERILUNE_DATA names (default ../shared). Ends the
+--- recipe when there is none.
 --- @param path string
 --- @param what string  what it should be, for the message
 --- @return string path
 function M.find(path, what)
-  local root = os.getenv "PERILUNE_DATA" or "../shared"
-  for _, place in ipairs { path, ("%s/data/%s"):format(root, path) } do
+  local root, places = os.getenv "PERILUNE_DATA" or "../shared", { path }
+  for _, folder in ipairs(own_data()) do places[#places + 1] = folder .. path end
+  places[#places + 1] = ("%s/data/%s"):format(root, path)
+  for _, place in ipairs(places) do
     if peri.files.exists(place) then return place end
   end
   return folders.refuse("no %s, and none in %s/data (PERILUNE_DATA); it needs %s", path, root, what)
