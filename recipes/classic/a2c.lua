@@ -97,5 +97,6 @@ local best = math.tointeger(peri.tensor(scores):argmax(1):item()) + 1
 rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "categorical", env = env })
 run:plot("curves.svg", { { "return", "eval" }, "entropy", "value_loss", "explained_variance" })
 run:text("%s, %d steps: greedy %s; drawn %s; at random %s; best of evaluations %.1f; rl-zoo's A2C on CartPole: 500",
-  cfg.env, cfg.timesteps, (rl.report(scores)), (rl.report(drawn)), (rl.report(random)), select(2, run:load_best "eval"))
+  cfg.env, cfg.timesteps, run:scores("greedy", scores), run:scores("drawn", drawn), run:scores("random", random),
+  select(2, run:load_best "eval"))
 run:finish()

@@ -115,6 +115,6 @@ crew:close()
 rl.policy.save(run:path "policy.safetensors", { net = net, head = net.log_std and "gaussian" or "categorical",
   log_std = net.log_std, env = test })
 run:plot("curves.svg", { { "return", "eval" }, "entropy", "value_loss" })
-run:text("%s, %d workers, %d steps: greedy %.1f; drawn %.1f; at random %.1f; best evaluation %.1f; rl-zoo's A2C: 500",
-  cfg.env, cfg.workers, cfg.timesteps, score "greedy", score "drawn", score "random", select(2, run:load_best "eval"))
+run:text("%s, %d workers, %d steps: greedy %s; drawn %.1f; random %.1f; best %.1f; zoo: 500", cfg.env, cfg.workers,
+  cfg.timesteps, run:scores("greedy", score "greedy"), score "drawn", score "random", select(2, run:load_best "eval"))
 run:finish()

@@ -116,5 +116,5 @@ local last, random = play(greedy, 100, 2000000), play(function () return test:sa
 local at, best = run:load_best "eval", play(greedy, 100, 2000000)
 rl.policy.save(run:path "policy.safetensors", { net = net:single(1), head = "greedy", env = env })
 run:text("%s, %d steps: %s; best (round %d) %s; at random %s; rl-zoo: CartPole 500, Acrobot -76.6, MountainCar -100.8",
-  cfg.env, cfg.steps, rl.report(last), at, rl.report(best), rl.report(random))
+  cfg.env, cfg.steps, run:scores("greedy", last), at, run:scores("best", best), run:scores("random", random))
 run:finish()

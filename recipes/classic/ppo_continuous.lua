@@ -115,6 +115,6 @@ local scores, best = play(true), 1
 for i, score in ipairs(scores) do best = score > scores[best] and i or best end
 rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "gaussian", env = env })
 run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "std", "approx_kl" })
-run:text("%s, %d steps: greedy %s; drawn %s; at first %s; best evaluation %.1f", cfg.env, cfg.timesteps,
-  rl.report(scores), rl.report(play(false)), rl.report(random), select(2, run:load_best "eval"))
+run:text("%s, %d steps: greedy %s; drawn %s; at first %s; best %.1f", cfg.env, cfg.timesteps,
+  run:scores("greedy", scores), run:scores("drawn", play(false)), rl.report(random), select(2, run:load_best "eval"))
 run:finish()

@@ -105,6 +105,6 @@ end
 
 rl.policy.save(run:path "policy.safetensors", { net = net, head = "categorical", env = env })
 run:plot("curves.svg", { run:last "return" and { "return", "eval" } or "eval", "entropy", "approx_kl" })
-run:text("%s, %d steps, %s: greedy %.1f; drawn %.1f; at first %.1f; best evaluation %.1f", cfg.env, cfg.timesteps,
-  cfg.body, play(true), play(false), random, select(2, run:load_best "eval"))
+run:text("%s, %d steps, %s: greedy %s; drawn %s; at first %.1f; best evaluation %.1f", cfg.env, cfg.timesteps,
+  cfg.body, run:scores("greedy", play(true)), run:scores("drawn", play(false)), random, select(2, run:load_best "eval"))
 run:finish()

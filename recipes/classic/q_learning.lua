@@ -99,7 +99,7 @@ for step in run:steps() do
   run:log(step, row)
 end
 for i, l in ipairs(learners) do values[i] = value_of(l) end
-run:text("%s: exact value of greedy policies: %s; optimum %.4f", cfg.env, (rl.report(values, { digits = 4 })), optimum)
+run:text("%s: exact value of greedy policies: %s; optimum %.4f", cfg.env, run:scores("value", values, 4), optimum)
 local first = learners[1]
 rl.policy.save(run:path "policy.safetensors", { net = first.values:network(), head = "greedy", env = first.env })
 run:finish()

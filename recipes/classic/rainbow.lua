@@ -111,6 +111,6 @@ end
 local last, chance = play(greedy, 100, 2000000), play(function () return test:sample() end, 100, 2000000)
 local at = run:load_best "eval"
 rl.policy.save(run:path "policy.safetensors", { net = net:means(), head = "greedy", env = env })
-run:text("%s, %d steps: mean %.1f of 100 episodes; best (row %d) %.1f; at random %.1f; zoo: CartPole 500", cfg.env,
-  cfg.steps, last.mean, at, play(greedy, 100, 2000000).mean, chance.mean)
+run:text("%s, %d steps: %s of 100 episodes; best (row %d) %.1f; at random %.1f; zoo: CartPole 500", cfg.env,
+  cfg.steps, run:scores("greedy", last.mean), at, play(greedy, 100, 2000000).mean, chance.mean)
 run:finish()

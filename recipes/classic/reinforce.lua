@@ -110,7 +110,7 @@ local scores, drawn, random = score "greedy", score "drawn", score "random"
 local best = math.tointeger(peri.tensor(scores):argmax(1):item()) + 1
 rl.policy.save(run:path "policy.safetensors", { net = copies:single(best), head = "categorical", env = env })
 run:plot("curves.svg", { { "return", "eval" }, "entropy", "advantage_rms" })
-run:text("%s, baseline %s, %d updates: greedy %s; drawn %s; at random %s; best of evaluations %.1f",
-  cfg.env, cfg.baseline, cfg.updates, (rl.report(scores)), (rl.report(drawn)), (rl.report(random)),
+run:text("%s, baseline %s, %d updates: greedy %s; drawn %s; at random %s; best of evaluations %.1f", cfg.env,
+  cfg.baseline, cfg.updates, run:scores("greedy", scores), run:scores("drawn", drawn), run:scores("random", random),
   select(2, run:load_best "eval"))
 run:finish()

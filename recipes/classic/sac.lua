@@ -115,6 +115,6 @@ for i, score in ipairs(scores) do leader = score > scores[leader] and i or leade
 rl.policy.save(run:path "policy.safetensors", { net = policies:single(leader), head = "squashed", env = env })
 run:plot("curves.svg", { { "return", "eval" }, "entropy", "alpha", "q", "critic_loss" })
 run:text("%s, %d steps: %s; drawn %s; at random %s; rl-zoo: Pendulum-v1 -157, MountainCarContinuous-v0 94.7", cfg.env,
-  rounds * cfg.round, (rl.report(scores)), (rl.report(play(drawn, cfg.last, 40000))),
-  (rl.report(play(any, cfg.last, 50000))))
+  rounds * cfg.round, run:scores("greedy", scores), run:scores("drawn", play(drawn, cfg.last, 40000)),
+  run:scores("random", play(any, cfg.last, 50000)))
 run:finish()

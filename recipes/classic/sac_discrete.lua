@@ -114,6 +114,6 @@ local scores, leader = play(best, cfg.last, 30000), 1
 for i, score in ipairs(scores) do leader = score > scores[leader] and i or leader end
 rl.policy.save(run:path "policy.safetensors", { net = actor:single(leader), head = "categorical", env = env })
 run:plot("curves.svg", { { "return", "eval" }, "entropy", "alpha", "q", "critic_loss" })
-run:text("%s, %d steps: %s; drawn %s; at random %s", cfg.env, rounds * cfg.round, (rl.report(scores)),
-  (rl.report(play(drawn, cfg.last, 40000))), (rl.report(play(any, cfg.last, 50000))))
+run:text("%s, %d steps: %s; drawn %s; at random %s", cfg.env, rounds * cfg.round, run:scores("greedy", scores),
+  run:scores("drawn", play(drawn, cfg.last, 40000)), run:scores("random", play(any, cfg.last, 50000)))
 run:finish()

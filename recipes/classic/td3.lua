@@ -112,5 +112,5 @@ for i, score in ipairs(scores) do leader = score > scores[leader] and i or leade
 rl.policy.save(run:path "policy.safetensors", { net = actor:single(leader), head = "tanh", env = env })
 run:plot("curves.svg", { { "return", "eval" }, "q", "critic_loss" })
 run:text("%s, %d steps: %s; at random %s; rl-zoo's TD3: Pendulum-v1 -152, MountainCarContinuous-v0 93.5", cfg.env,
-  rounds * cfg.round, (rl.report(scores)), (rl.report(play(any, cfg.last, 50000))))
+  rounds * cfg.round, run:scores("greedy", scores), run:scores("random", play(any, cfg.last, 50000)))
 run:finish()

@@ -115,5 +115,6 @@ rl.policy.save(run:path "policy.safetensors", { net = best.net, head = best.net.
   log_std = best.net.log_std, env = best.env })
 run:plot("curves.svg", { { "return", "eval" }, "kl", "improvement", "explained_variance" })
 run:text("%s, %d steps: greedy %s; drawn %s; at random %s; best of evaluations %.1f; rl-zoo's TRPO on CartPole: 500",
-  cfg.env, cfg.timesteps, (rl.report(scores)), (rl.report(drawn)), (rl.report(random)), select(2, run:load_best "eval"))
+  cfg.env, cfg.timesteps, run:scores("greedy", scores), run:scores("drawn", drawn), run:scores("random", random),
+  select(2, run:load_best "eval"))
 run:finish()

@@ -138,8 +138,10 @@ end
 --- @param folder string
 --- @param recipe string
 --- @param script string?
-function M.save_origin(folder, recipe, script)
-  M.must(peri.files.write(folder .. "/run.json", peri.json.encode({ recipe = recipe, script = script }) .. "\n"))
+--- @param judged string[]  metrics that it is judged by
+function M.save_origin(folder, recipe, script, judged)
+  local origin = { recipe = recipe, script = script, judged = #judged > 0 and judged or nil }
+  M.must(peri.files.write(folder .. "/run.json", peri.json.encode(origin) .. "\n"))
 end
 
 --- The name that a script's recipe gave to its runs below root; nil when it has none.

@@ -148,7 +148,7 @@ function M.start(given)
     end
   else
     self.folder, self._lock = folders.fresh(root, name)
-    folders.save_origin(self.folder, o.name, flags_of.script_name())
+    folders.save_origin(self.folder, o.name, flags_of.script_name(), judged)
     folders.save_config(self.folder, flags, name)
   end
   if flags.seed and not info then peri.seed(flags.seed) end -- flags of a command line have seeded already

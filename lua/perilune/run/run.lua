@@ -13,6 +13,7 @@ local folders = require "perilune.run.folder"
 local curves = require "perilune.run.curves"
 local loops = require "perilune.run.loop"
 local Best = require "perilune.run.best"
+local scores = require "perilune.run.scores"
 
 local must = folders.must
 
@@ -519,6 +520,23 @@ function Run:text(format, ...)
   local logger = self.logger or self._early
   logger:text(format, ...)
   return self
+end
+
+--- Store what each seed scored, more being better, under a name: a line of scores.jsonl in the run folder, in place
+--- of an earlier one of that name; and get the line that says it. perilune sweep and perilune compare judge a run by
+--- the first name that it stored.
+---   run:text("greedy %s", run:scores("greedy", play())) -- greedy IQM 498.3 [490.1, 500.0] over 10 seeds
+--- Call it before finish().
+--- @param name string
+--- @param list number|number[]|number[][]|perilune.Tensor  of one seed, (seeds), or (tasks, seeds)
+--- @param digits integer?  behind the point; default: four significant ones
+--- @return string text  of rl.report
+function Run:scores(name, list, digits)
+  list = scores.plain("scores", name, list)
+  if not self._lock then options.raise "scores: the run is closed: call it before run:finish()" end
+  local text = peri.rl.report(list, { digits = digits })
+  scores.write(self.folder, name, list, self.step)
+  return text
 end
 
 --- The metrics so far as columns: { step = { 1, 2, ... }, loss = { ... }, ... }, NaN where missing.
