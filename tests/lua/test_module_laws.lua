@@ -223,6 +223,81 @@ function TestModuleLaws:test_a_state_goes_into_a_fresh_one_bit_for_bit()
   end)
 end
 
+-- nn.with_tensors, nn.functional_call: the values count, the gradients go to them, and the module is as it was.
+function TestModuleLaws:test_other_tensors_stand_for_its_own()
+  each(function (name, subject)
+    if not subject.run or ({ bf16 = true, q8_0 = true, packed = true })[subject.kind] then return end
+    local module, other = stirred(subject.make()):eval(), stirred(subject.make()):eval()
+    for i, p in ipairs(other:parameters()) do p:requires_grad_(module:parameters()[i].requires_grad) end
+    local input, before = subject.input(), bytes(module)
+    local base, host = subject.kind == "adapter" and module.model, subject.kind == "adapter" and other.model
+    if base then base:load_state_dict(host:state_dict()) end
+    local own, given = output(subject, module, input), {}
+    for i, p in ipairs(other:parameters()) do given[i] = p * 1 end -- results of operations
+    local y = nn.with_tensors(module, given, subject.run, module, input)
+    local want = subject.run(other, input)
+    lu.assertEquals(y:bytes(), want:bytes(), name)
+    if y.requires_grad then
+      y:square():sum():backward()
+      local grads = {}
+      for i, p in ipairs(other:parameters()) do
+        grads[i] = p.grad and p.grad:clone()
+        p:zero_grad()
+      end
+      want:square():sum():backward()
+      for i, p in ipairs(other:parameters()) do
+        lu.assertEquals(grads[i] == nil, p.grad == nil, name)
+        if p.grad then
+          lu.assertTrue(grads[i]:sub(p.grad):abs():max():item() <= 1e-4 * (1e-3 + p.grad:abs():max():item()), name)
+        end
+      end
+      for _, p in ipairs(module:parameters()) do lu.assertNil(p.grad, name) end
+    end
+    lu.assertEquals(bytes(module), before, name)
+    lu.assertEquals(output(subject, module, input), own, name)
+  end)
+end
+
+-- What is differentiated twice goes through steps of training; an op that cannot is named.
+function TestModuleLaws:test_steps_of_training_are_differentiated_or_the_op_is_named()
+  local refused = {}
+  each(function (name, subject)
+    if not name:find "^nn%." or not subject.run or not subject.input then return end
+    local module = stirred(subject.make():to "f64"):train()
+    if #module:parameters() == 0 then return end
+    local a, b = subject.input(), subject.input()
+    if a.dtype == "f32" then a, b = a:to "f64", b:to "f64" end
+    local weigh = {}
+    local function loss(input)
+      peri.seed(9) -- of dropout and noise
+      local y = subject.run(module, input)
+      weigh[1] = weigh[1] or peri.randn_like(y:detach())
+      return y:mul(weigh[1]):sum():square():add(y:square():sum()):mul(1 / y:numel())
+    end
+    local function after(order)
+      return nn.with_tensors(module, optim.adapt(module, function () return loss(a) end, { lr = 0.05, order = order }), loss, b)
+    end
+    local ok, result = pcall(after, 2)
+    if not ok then
+      refused[#refused + 1] = ("%s: %s"):format(name:sub(4), tostring(result):match "([%w_]+) has no second derivative")
+      lu.assertStrContains(result, "has no second derivative", name)
+      lu.assertTrue(after(1).requires_grad, name) -- the first order goes
+      return
+    end
+    result:backward()
+    local theta, h, dot = optim.flatten(module), 1e-6, optim.flatten_grads(module)
+    local direction = peri.randn_like(theta)
+    optim.assign_(module, theta + direction * h)
+    local up = after(0):item()
+    optim.assign_(module, theta - direction * h)
+    local slope = (up - after(0):item()) / (2 * h)
+    lu.assertTrue(math.abs(dot:mul(direction):sum():item() - slope) <= 1e-4 * (1 + math.abs(slope)), name .. slope)
+  end)
+  table.sort(refused)
+  lu.assertEquals(refused, { "Block: attention", "CrossAttention: attention", "GRU: gru", "GRUCell: gru", "LSTM: lstm",
+    "LSTMCell: lstm", "MultiHeadAttention: attention" })
+end
+
 function TestModuleLaws:test_a_copy_is_equal_and_its_own()
   each(function (name, subject)
     local module = stirred(subject.make())

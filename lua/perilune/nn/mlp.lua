@@ -73,8 +73,10 @@ end
 
 local plain = dtypes.is_float
 
--- The lists that the op takes, remembered while the layers' tensors are the same; nil where the layers have to run one
--- by one.
+local weak = { __mode = "v" }
+
+-- The lists that the op takes, remembered while the layers' tensors are the same and alive; nil where the layers have
+-- to run one by one.
 function M.MLP:_lists()
   if rawget(self, "forward") then return nil end
   local layers, w, b = self.layers, self._weights, self._biases
@@ -89,7 +91,7 @@ function M.MLP:_lists()
     same = same and rawequal(w[i], layer.weight) and rawequal(b[i], layer.bias)
   end
   if same then return w, b end
-  w, b = {}, {}
+  w, b = setmetatable({}, weak), setmetatable({}, weak)
   for i, layer in ipairs(layers) do
     local weight = layer.weight
     if not weight or weight.packed or not plain[weight.dtype] or (layer.bias == nil) ~= (layers[1].bias == nil) then

@@ -21,7 +21,8 @@ local curvature = require "perilune.optim.curvature"
 local M = { flatten = flat.flatten, flatten_grads = flat.flatten_grads, unflatten = flat.unflatten,
   assign_ = flat.assign_, curvature = curvature.curvature, conjugate_gradient = curvature.conjugate_gradient,
   Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
-  clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_ }
+  clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_,
+  adapt = require("perilune.optim.adapt").adapt }
 
 -- ---- rules that several share ----
 
