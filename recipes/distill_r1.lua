@@ -6,8 +6,8 @@
 --   sft      SFT on the traces                    kl       the teacher's distribution over each of their tokens
 --   rl       reinforcement of the student alone   sft_rl   SFT on the traces, then reinforcement
 --   control  SFT on as many rows of the corpus
--- Run:  ./perilune run recipes/distill_r1.lua     a few minutes on two cores; both bases are cached
---       larger: --layers 6 --width 192 --nmax 5 --batches 2000 --rows 128 --prompts 64 --lr 2e-4 --samples 16000
+-- Run:  ./perilune run recipes/distill_r1.lua     four minutes on two cores; both bases are cached
+--       larger: --layers 6 --width 192 --nmax 5 --batches 2000 --rows 128 --samples 16000
 -- Departs from the paper: students of one family and size; traces of sums alone.
 local peri = require "perilune"
 local models, optim, sched, rl = peri.models, peri.optim, peri.sched, peri.rl
@@ -17,17 +17,17 @@ local cfg = peri.flags(recipe.with_flags {
   layers   = { 4, "of the teacher; the student has 3 of width 64", range = "[1, inf)" },
   width    = { 128, "of the teacher, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain", range = "[2, inf)" },
-  batches  = { 1200, "of the teacher's pre-training", range = "[51, inf)" },
+  batches  = { 2400, "of the teacher's pre-training", range = "[51, inf)" },
   little   = { 500, "of the student's: few, so that it has much to learn", range = "[51, inf)" },
   rows     = { 64, "of a batch of pre-training", range = "[3, inf)" },
-  updates  = { 200, "of the teacher's reinforcement", range = "[1, inf)" },
+  updates  = { 120, "of the teacher's reinforcement", range = "[1, inf)" },
   student  = { 300, "updates of the student's", range = "[1, inf)" },
   after    = { 100, "updates behind the traces", range = "[1, inf)" },
-  prompts  = { 32, "prompts an update", range = "[1, inf)" },
+  prompts  = { 64, "prompts an update", range = "[1, inf)" },
   group    = { 8, "answers to each", range = "[2, inf)" },
-  lr       = { 3e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
+  lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
   language = { 0.2, "weight of the language reward", range = "[0, inf)" },
-  samples  = { 6400, "answers of the teacher, 4 a prompt, of which at most 2 are traces", range = "[64, inf)" },
+  samples  = { 12000, "answers of the teacher, 4 a prompt, of which at most 2 are traces", range = "[64, inf)" },
   epochs   = { 6, "over the traces", range = "[1, inf)" },
   held_out = { 300, "problems that are only measured", range = "[1, inf)" },
 })

@@ -20,7 +20,7 @@ local cfg = peri.flags(recipe.with_flags {
   batches  = { 2500, "of pre-training, 128 rows each", range = "[51, inf)" },
   width    = { 128, "of the four layers, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain", range = "[2, inf)" },
-  updates  = { 100, "of each stage of reinforcement; 2b has three fifths", range = "[2, inf)" },
+  updates  = { 200, "of each stage of reinforcement; 2b has three fifths", range = "[2, inf)" },
   prompts  = { 64, "prompts an update", range = "[1, inf)" },
   group    = { 8, "answers to each", range = "[2, inf)" },
   lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },

@@ -16,7 +16,7 @@ local cfg = peri.flags(recipe.with_flags {
   prompts    = { 128, "prompts an update", range = "[1, inf)" },
   group      = { 8, "completions of each prompt", range = "[2, inf)" },
   micro      = { 32, "completions in one forward and backward pass", range = "[1, inf)" },
-  lr         = { 1e-4, "peak learning rate", range = "[0, inf)" },
+  lr         = { 1e-4, "learning rate; the last quarter of the updates it falls to 0", range = "[0, inf)" },
   longest    = { 160, "tokens of an answer", range = "[1, inf)" },
   eval_every = { 20, "updates between two evaluations", range = "[1, inf)" },
   samples    = { 8, "answers to each held-out problem in an evaluation", range = "[4, inf)" },
@@ -87,7 +87,8 @@ end
 
 -- Loop.
 for step in run:steps() do
-  local began, row, n, lr = peri.time(), {}, cfg.prompts * cfg.group, cfg.lr * math.min(1, step / 10)
+  local began, row, n = peri.time(), {}, cfg.prompts * cfg.group
+  local lr = cfg.lr * math.min(1, step / 10, (cfg.updates - step + 1) / (cfg.updates / 4))
   local rows, learned = {}, cfg.method == "text" and examples(n, rng, countdown.played, play) or {}
   if cfg.method ~= "text" then
     for i = 1, cfg.prompts do rows[i] = rng:choice(train) end
@@ -113,7 +114,6 @@ for step in run:steps() do
   end
   run:log(step, row, { seconds = peri.time() - began })
 end
-
 assert(model:save(run:path "model"))
 run:plot("curves.svg", { { "pass_1", "pass_4", "majority" }, "held_out_attempts", "held_out_length" })
 run:text("held-out pass@1 %.3f; curves, samples and the model are in %s", run:last "pass_1" or 0, run.folder)
