@@ -36,6 +36,8 @@ for file, names in pairs {
   q_network = { "QNetwork" },
   tabular = { "tabular" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
+  accountant = { "accountant", "rdp", "noise_for" },
+  private = { "trajectory_gradients", "trajectory_norms", "clip_trajectories", "privatise" },
   statistics = { "iqm", "optimality_gap", "interval", "probability_of_improvement", "report", "explained_variance" },
 } do
   local module = require("perilune.rl." .. file)

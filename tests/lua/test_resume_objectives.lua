@@ -1,0 +1,31 @@
+-- Every recipe of recipes/objectives, cut down, is killed at random moments and resumed: it ends with the same bytes.
+local lu = require "luaunit"
+local peri = require "perilune"
+local killed = require "killed"
+
+TestResumeObjectives = {}
+
+-- Name of a file, behind it what tells several lines of one apart; flags; files to compare.
+local recipes = {
+  ["private"] = { "--seeds 2 --updates 6 --users 40 --rate 0.1 --horizon 20 --hidden 4 --eval 1 --eval_every 3",
+    { "policy.safetensors" } },
+}
+
+for name, entry in pairs(recipes) do
+  TestResumeObjectives["test_" .. name:gsub("%W+", "_")] = function ()
+    local files = { "metrics.jsonl", table.unpack(entry[2]) }
+    killed.assert_same(("recipes/objectives/%s.lua"):format(name:match "^%S+"), entry[1] .. " --save_every 1", files, 2)
+  end
+end
+
+function TestResumeObjectives.test_no_recipe_is_left_out()
+  local lines, missing = {}, {}
+  for name in pairs(recipes) do lines[name:match "^%S+"] = true end
+  for _, file in ipairs(assert(peri.files.list "recipes/objectives")) do
+    local name = file:match "^(.*)%.lua$"
+    if name and not lines[name] then missing[#missing + 1] = name end
+  end
+  lu.assertEquals(missing, {})
+end
+
+os.exit(lu.LuaUnit.run())
