@@ -20,7 +20,7 @@ local cfg = peri.flags(recipe.with_flags {
   batches  = { 2500, "of pre-training, 128 rows each", range = "[51, inf)" },
   width    = { 128, "of the four layers, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain", range = "[2, inf)" },
-  updates  = { 200, "of each stage of reinforcement; 2b has three fifths", range = "[2, inf)" },
+  updates  = { 200, "of each stage of reinforcement; 2b has three tenths", range = "[2, inf)" },
   prompts  = { 64, "prompts an update", range = "[1, inf)" },
   group    = { 8, "answers to each", range = "[2, inf)" },
   lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
@@ -105,7 +105,7 @@ stages = recipe.stages({ { "zero", from = "base", steps = cfg.updates, begin = g
   sft("cold", cfg.cold, 6, function (rng) return chain.clean_rows(rng, cfg.cold, how) end),
   { "reason", from = "cold", steps = cfg.updates, begin = grpo(0, consistent) },
   sft("reject", cfg.samples * 5 // 8, 2, selected), judge "helpful", judge "harmless",
-  { "all", from = "reject", steps = cfg.updates * 3 // 5, begin = grpo(5000, good) },
+  { "all", from = "reject", steps = math.max(1, cfg.updates * 3 // 10), begin = grpo(5000, good) },
   { "language", from = "base", steps = cfg.updates, begin = grpo(0, consistent) } },
   { seed = seed, only = cfg.stage, measure = measure })
 -- Loop, and R1's table.
