@@ -34,6 +34,8 @@ local layers = {
   FeedForward = { function () return nn.FeedForward(dim, 6) end, x },
   NoisyLinear = { function () return nn.NoisyLinear(dim, 3) end, x },
   MLP = { function () return nn.MLP { dim, 6, 3 } end, x },
+  MultiTask = { function () return nn.MultiTask(nn.Linear(dim, 4), { a = nn.Linear(4, 2) }) end, x,
+    function (m, input) return m("a", input) end, function (input) return "a", input end },
   Copies = { function () return nn.Copies(2, function () return nn.MLP { dim, 6, 3 } end) end, x },
   Block = { function () return nn.Block(dim, 2) end, x },
   LSTM = { function () return nn.LSTM(dim, 6, { layers = 2, bidirectional = true }) end, x },
@@ -59,7 +61,8 @@ for name, class in pairs(nn) do
   if is_class(class) then
     local row = layers[name] or { class, x } -- an activation takes nothing
     subjects["nn." .. name] = { make = row[1], input = row[2],
-      run = row[3] or row[2] and function (m, input) return m(input) end, more = row[3] and x }
+      run = row[3] or row[2] and function (m, input) return m(input) end,
+      takes = row[4] or row[3] and function (input) return input, x() end or function (input) return input end }
   end
 end
 
@@ -546,9 +549,9 @@ function TestModuleLaws:test_a_summary_costs_nothing_but_time()
     local module = subject.make():train()
     if not subject.run or subject.kind == "adapter" or module.kind == "encoder-decoder" then return end
     local input = subject.input()
-    local more = subject.more and subject.more()
+    local takes = subject.takes and table.pack(subject.takes(input)) or { input }
     local rng = peri.rng_state()
-    local s = module:summary(input, more)
+    local s = module:summary(table.unpack(takes))
     lu.assertEquals(peri.rng_state(), rng)
     lu.assertTrue(module.training)
     lu.assertEquals(#s, #module:modules())

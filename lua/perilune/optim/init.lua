@@ -17,12 +17,13 @@ local clip = require "perilune.optim.clip"
 local params = require "perilune.optim.params"
 local flat = require "perilune.optim.flat"
 local curvature = require "perilune.optim.curvature"
+local tasks = require "perilune.optim.tasks"
 
 local M = { flatten = flat.flatten, flatten_grads = flat.flatten_grads, unflatten = flat.unflatten,
   assign_ = flat.assign_, curvature = curvature.curvature, conjugate_gradient = curvature.conjugate_gradient,
   Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
   clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_,
-  adapt = require("perilune.optim.adapt").adapt }
+  adapt = require("perilune.optim.adapt").adapt, pcgrad = tasks.pcgrad, task_weights = tasks.task_weights }
 
 -- ---- rules that several share ----
 

@@ -25,6 +25,7 @@ for file, names in pairs {
   evaluate = { "evaluate" },
   gae = { "gae" },
   head = { "head" },
+  hierarchy = { "subgoals", "smdp_gae" },
   actor_critic = { "ActorCritic" },
   recurrent = { "RecurrentActorCritic" },
   apart = { "apart", "together" },
