@@ -146,8 +146,8 @@ function M.load(path)
   local handle, message = core.load(path)
   if not handle then return nil, message end
   local spec = peri.json.decode(assert(peri.safetensors.info(path)).metadata[KEY])
-  return setmetatable({ _handle = handle, environment = spec.environment, obs_space = space_of(spec.observation),
-                        action_space = space_of(spec.action) }, Policy)
+  return setmetatable({ _handle = handle, _spec = spec, environment = spec.environment,
+                        obs_space = space_of(spec.observation), action_space = space_of(spec.action) }, Policy)
 end
 options.declare(M.load, { "path" }, {})
 
@@ -179,6 +179,42 @@ options.declare(Policy.act, { "obs" }, act_rules)
 --- or of all.
 --- @param rows perilune.Tensor?  (n) bool
 function Policy:restart(rows) self._handle:restart(rows) end
+
+-- ---- as source ----
+
+local export_rules = {
+  name = options.value(options.none, "string", "that what a C file defines begins with; default: the file's name"),
+}
+
+--- Write a policy file as source: one C99 file that needs libc alone (and the header beside it) where the path ends in
+--- .c, a module of plain Lua 5.4 where it ends in .lua. Nothing is written where what is emitted, run beside the
+--- policy, gives other numbers. Its deterministic actions, and those that a seed draws, are those of policy:act; what
+--- the network gives agrees to about six digits, since sums are made in another order.
+---
+---     assert(peri.rl.policy.export("cartpole.safetensors", "cartpole.c"))
+---
+--- @param from string  path of a policy file
+--- @param to string
+--- @param opts table?
+--- @return string|nil about  what it holds, in a line
+--- @return string? message  why it cannot be read, exported or written
+function M.export(from, to, opts)
+  local o = options.fill("policy.export", opts, export_rules)
+  options.argument("policy.export", "from", from, "string")
+  options.argument("policy.export", "to", to, "string")
+  local stem, language = to:match "([^/]+)%.(%l+)$"
+  if language ~= "c" and language ~= "lua" then
+    options.raise(("policy.export: %s: expected a name that ends in .c or .lua"):format(to))
+  end
+  local name = o.name or stem:gsub("[^%w_]", "_"):gsub("^%f[%d]", "p_") .. ""
+  if not name:find "^[%a_][%w_]*$" or #name > 60 then
+    options.raise(("policy.export: name is %q, expected up to 60 letters, digits and _, a letter first"):format(name))
+  end
+  local policy, message = M.load(from)
+  if not policy then return nil, message end
+  return require("perilune.rl.export").write(policy, from, to, language, name)
+end
+options.declare(M.export, { "from", "to" }, export_rules)
 
 M.Policy = Policy
 
