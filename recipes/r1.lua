@@ -9,7 +9,7 @@
 --   all       2b: GRPO on sums and chat; two reward models say how helpful a summary and how harmless an answer is
 --   language  R1-Zero with the language reward: against zero, what one language costs
 -- Run:  ./perilune run recipes/r1.lua   a quarter of an hour on two cores; --stage NAME --models DIR: one stage alone
--- Departs from the paper: one on-policy epoch, so the clip is idle; no KL penalty; the base is the recipe's own.
+-- Departs from the paper: one on-policy epoch, so the clip is idle; a KL penalty in 2b alone; the base is its own.
 local peri = require "perilune"
 local models, optim, sched, rl = peri.models, peri.optim, peri.sched, peri.rl
 local recipe, algo, chain = peri.recipe, peri.algo, peri.tasks.chain
@@ -25,6 +25,7 @@ local cfg = peri.flags(recipe.with_flags {
   group    = { 8, "answers to each", range = "[2, inf)" },
   lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
   language = { 0.5, "weight of the language reward", range = "[0, inf)" },
+  beta     = { 0.1, "of the KL to 2a in 2b; 0: what the judges overrate is soon all that is said", range = "[0, inf)" },
   cold     = { 600, "rows of the cold start", range = "[6, inf)" },
   samples  = { 8000, "answers for rejection sampling; 8/5 of it pairs for reward models", range = "[40, inf)" },
 })
@@ -57,13 +58,12 @@ local function measure(model, name, stepper)
   for i = HELD_OUT, HELD_OUT + 2 do run:text("  %s%s", asked[i].prompt, texts[i]) end
   return scores
 end
--- Stages.
 local function grpo(chats, rewards_of)
   return function (model, rng)
     return algo.grpo.new { model = model, optimizer = adam(model, cfg.lr), tokenizer = tok, reward = rewards_of(),
       rows = table.move(chain.chats(rng, chats), 1, chats, 5001, chain.problems(rng, 5000, how)), prompts = cfg.prompts,
-      group = cfg.group, micro = 64, max_new_tokens = longest, seed = seed,
-      schedule = sched.warmup(10, sched.constant(cfg.lr)) }
+      group = cfg.group, micro = 64, max_new_tokens = longest, seed = seed, beta = chats > 0 and cfg.beta or 0,
+      reference = chats > 0 and model:copy() or nil, schedule = sched.warmup(10, sched.constant(cfg.lr)) }
   end
 end
 local accuracy, format, language = { "accuracy", chain.accuracy }, { "format", chain.format, 0.1 },
