@@ -168,6 +168,7 @@ local with_model = {
   { "Taxi-v4", { is_rainy = true } }, { "Taxi-v4", { is_rainy = true, fickle_passenger = true } },
   { "Blackjack-v1", {} }, { "Blackjack-v1", { sab = false, natural = true } }, { "GridWorld-v0", {} },
   { "GridWorld-v0", { map = "Sa.A\n.#.G\nb.XB", slip = 0.1, wind = "0010" } },
+  { "GridWorld-v0", { map = "SH0/.H1/X#G", treasures = { 2, 5 }, hazard_reward = -0.5, slip = 0.3 } },
 }
 
 local function each_model(fn)

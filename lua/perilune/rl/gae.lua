@@ -10,6 +10,8 @@ M.rules = {
   value = options.value(options.required, "callable", "value(obs) of observations (n, ...) -> (n), with seeds "
     .. "(seeds, n, ...) -> (seeds, n)"),
   last = options.value(options.required, "tensor", "(rows, ...) the observations behind the last step"),
+  reward = options.value(options.none, "tensor", "(steps, rows) in the place of the rollout's own: a cost, say, "
+    .. "of which value is then the value"),
   gamma = options.number(0.99, "[0, 1]", "discount"),
   lam = options.number(0.95, "[0, 1]", "of the traces: 1 is all rewards, 0 the next value"),
   truncation = options.choice("bootstrap", { "bootstrap", "ignore" },
@@ -17,7 +19,7 @@ M.rules = {
   seeds = options.integer(options.none, "[1, inf)", "learners that share the rows, one behind the other"),
 }
 
-local needed = { "obs", "reward", "terminated", "truncated" }
+local needed = { "obs", "terminated", "truncated" }
 
 -- (steps, rows, ...) as the value function takes it: (seeds, steps * rows of each, ...) or (steps * rows, ...).
 local function arranged(x, seeds)
@@ -68,7 +70,12 @@ function M.gae(rollout, opts)
   local _ <close> = peri.no_grad()
   local field = {}
   for _, name in ipairs(needed) do field[name] = rollout:get(name) end
+  field.reward = o.reward or rollout:get "reward"
   local rows = field.obs.shape[2]
+  if options.shape(field.reward) ~= options.shape(field.terminated) then
+    options.raise(("%s: reward is %s, expected %s"):format(who, options.shape(field.reward),
+      options.shape(field.terminated)))
+  end
   if o.seeds and rows % o.seeds ~= 0 then
     options.raise(("%s: seeds is %d, which does not divide the %d rows"):format(who, o.seeds, rows))
   end

@@ -38,6 +38,10 @@ for file, names in pairs {
   tabular = { "tabular" },
   td = { "q_target", "q_loss", "project", "expected_return", "c51_loss" },
   accountant = { "accountant", "rdp", "noise_for" },
+  lagrange = { "lagrange", "group_advantage" },
+  pareto = { "pareto", "hypervolume" },
+  hindsight = { "hindsight" },
+  random_search = { "random_search" },
   private = { "trajectory_gradients", "trajectory_norms", "clip_trajectories", "privatise" },
   statistics = { "iqm", "optimality_gap", "interval", "probability_of_improvement", "report", "explained_variance" },
 } do
