@@ -58,13 +58,14 @@ local function measure(model, name, stepper)
   for i = HELD_OUT, HELD_OUT + 2 do run:text("  %s%s", asked[i].prompt, texts[i]) end
   return scores
 end
-local function grpo(chats, rewards_of)
-  return function (model, rng)
+local function grpo(name, from, steps, chats, rewards_of)
+  return { name, from = from, steps = steps, begin = function (model, rng)
     return algo.grpo.new { model = model, optimizer = adam(model, cfg.lr), tokenizer = tok, reward = rewards_of(),
       rows = table.move(chain.chats(rng, chats), 1, chats, 5001, chain.problems(rng, 5000, how)), prompts = cfg.prompts,
       group = cfg.group, micro = 64, max_new_tokens = longest, seed = seed, beta = chats > 0 and cfg.beta or 0,
-      reference = chats > 0 and model:copy() or nil, schedule = sched.warmup(10, sched.constant(cfg.lr)) }
-  end
+      reference = chats > 0 and model:copy() or nil,
+      schedule = sched.wsd { peak = cfg.lr, warmup = 10, steps = steps, decay = 0.5 } }
+  end }
 end
 local accuracy, format, language = { "accuracy", chain.accuracy }, { "format", chain.format, 0.1 },
   { "language", chain.language, cfg.language }
@@ -101,13 +102,12 @@ local function selected(rng) -- at most two answers a prompt, and chat
   run:text("rejection sampling keeps %d of %d answers", #kept, #batch.texts)
   return rows
 end
-stages = recipe.stages({ { "zero", from = "base", steps = cfg.updates, begin = grpo(0, right) },
-  sft("cold", cfg.cold, 6, function (rng) return chain.clean_rows(rng, cfg.cold, how) end),
-  { "reason", from = "cold", steps = cfg.updates, begin = grpo(0, consistent) },
+local function clean(rng) return chain.clean_rows(rng, cfg.cold, how) end
+stages = recipe.stages({ grpo("zero", "base", cfg.updates, 0, right), sft("cold", cfg.cold, 6, clean),
+  grpo("reason", "cold", cfg.updates, 0, consistent),
   sft("reject", cfg.samples * 5 // 8, 2, selected), judge "helpful", judge "harmless",
-  { "all", from = "reject", steps = math.max(1, cfg.updates * 3 // 10), begin = grpo(5000, good) },
-  { "language", from = "base", steps = cfg.updates, begin = grpo(0, consistent) } },
-  { seed = seed, only = cfg.stage, measure = measure })
+  grpo("all", "reject", math.max(1, cfg.updates * 3 // 10), 5000, good),
+  grpo("language", "base", cfg.updates, 0, consistent) }, { seed = seed, only = cfg.stage, measure = measure })
 -- Loop, and R1's table.
 run = recipe.start { name = "r1", flags = cfg, total = stages.total, columns = { "stage", "rewards/accuracy/mean",
   "completions/mean_length", "sampling/sampling_logp_difference/max", "rewards/language/mean" } }

@@ -68,6 +68,7 @@ end, cfg.runs)
 local run = recipe.start { name = "r1_zero_countdown", flags = cfg, total = cfg.updates,
   columns = { "pass_1", "attempts", "right", "reward", "pass_4", "majority" } }
 local model, rng = assert(models.load(base)), peri.rng(cfg.seed)
+local schedule = peri.sched.wsd { peak = cfg.lr, warmup = 10, steps = math.max(cfg.updates, 1) }
 local start, opt = model:copy(), optimizer(model)
 local function asked(n) return { group = n, max_new_tokens = cfg.longest, stop = tok:encode(countdown.stop) } end
 run:track("model", model):track("optimizer", opt):track("rng", rng):alarms(rl.alarms { metric = "pass_1" })
@@ -87,8 +88,7 @@ end
 
 -- Loop.
 for step in run:steps() do
-  local began, row, n = peri.time(), {}, cfg.prompts * cfg.group
-  local lr = cfg.lr * math.min(1, step / 10, (cfg.updates - step + 1) / (cfg.updates / 4))
+  local began, row, n, lr = peri.time(), {}, cfg.prompts * cfg.group, schedule(step)
   local rows, learned = {}, cfg.method == "text" and examples(n, rng, countdown.played, play) or {}
   if cfg.method ~= "text" then
     for i = 1, cfg.prompts do rows[i] = rng:choice(train) end

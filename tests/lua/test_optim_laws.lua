@@ -663,7 +663,7 @@ local schedules = {
   constant = { value = 1 }, linear = { from = 1, steps = 5 }, cosine = { from = 1, steps = 5 },
   polynomial = { from = 1, steps = 5 }, step = { from = 1, every = 2 }, exponential = { from = 1, factor = 0.5 },
   one_cycle = { peak = 1, steps = 10 }, plateau = { from = 1 }, warmup = { n = 3, after = sched.constant(1) },
-  scale = { schedule = sched.constant(1), by = 2 },
+  scale = { schedule = sched.constant(1), by = 2 }, wsd = { peak = 1, steps = 8, warmup = 2 },
 }
 
 local function make(name, given)
@@ -758,6 +758,18 @@ function TestSchedLaws:test_a_metric_that_is_not_finite_is_never_better()
     { value = 1, bad = 0, wait = 0, best = 0 / 0 } } do
     refused("not the state of a plateau", function() p:set_state(s) end)
   end
+end
+
+function TestSchedLaws:test_wsd_rises_stays_and_falls_and_a_longer_run_is_the_same_before_it()
+  local s = sched.wsd { peak = 8, steps = 16, warmup = 4, decay = 0.5 }
+  local seen = {}
+  for step = 1, 18 do seen[step] = s(step) end
+  lu.assertEquals(seen, { 2, 4, 6, 8, 8, 8, 8, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0 })
+  local longer = sched.wsd { peak = 8, steps = 100, warmup = 4, decay = 0.5 }
+  for step = 1, 9 do lu.assertEquals(longer(step), s(step)) end
+  lu.assertEquals(sched.wsd { peak = 3, steps = 5, decay = 0 }(5), 3)
+  lu.assertEquals(sched.wsd { peak = 3, steps = 1, warmup = 8, decay = 1 }(1), 0.375)
+  lu.assertEquals(sched.wsd { peak = 3, to = 1, steps = 4, decay = 1 }(3), 2)
 end
 
 -- Figures by the formula of torch.optim.lr_scheduler.OneCycleLR(max_lr = 1, total_steps = 10).

@@ -174,6 +174,29 @@ function M.one_cycle(given)
 end
 options.declare(M.one_cycle, {}, one_cycle_rules)
 
+local wsd_rules = {
+  peak = value_rule(required, "between the rise and the fall"),
+  steps = options.integer(required, "[1, inf)", "of all three"),
+  warmup = options.integer(0, "[0, inf)", "steps of the rise, which ends at peak"),
+  decay = options.number(0.25, "[0, 1]", "share of the steps, the last ones, over which the value falls along a line"),
+  to = value_rule(0, "where the line would be one step after the last: no step is without effect"),
+}
+
+--- Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395, section 4): a rise from 0, the same value, and a fall at
+--- the end. A run that is continued before its fall is the run that was longer from the start.
+--- @return fun(step: integer): number
+function M.wsd(given)
+  local o = read("sched.wsd", given, wsd_rules)
+  local fall = o.decay * o.steps
+  return schedule("sched.wsd", function(step)
+    local left = math.max(o.steps - step + 1, 0)
+    local risen = step < o.warmup and step / o.warmup or 1
+    local fallen = left < fall and left / fall or 1
+    return math.min(risen * o.peak, o.to + fallen * (o.peak - o.to))
+  end)
+end
+options.declare(M.wsd, {}, wsd_rules)
+
 local warmup_rules = {
   n = options.integer(required, "[0, inf)", "steps of the rise"),
   after = options.value(required, "callable", "schedule that follows"),
