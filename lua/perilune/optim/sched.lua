@@ -192,7 +192,7 @@ function M.wsd(given)
     local left = math.max(o.steps - step + 1, 0)
     local risen = step < o.warmup and step / o.warmup or 1
     local fallen = left < fall and left / fall or 1
-    return math.min(risen * o.peak, o.to + fallen * (o.peak - o.to))
+    return risen * (o.to + fallen * (o.peak - o.to))
   end)
 end
 options.declare(M.wsd, {}, wsd_rules)
