@@ -27,7 +27,7 @@ local cfg = peri.flags(recipe.with_flags {
   group    = { 8, "answers to each", range = "[2, inf)" },
   lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
   language = { 0.2, "weight of the language reward", range = "[0, inf)" },
-  samples  = { 12000, "answers of the teacher, 4 a prompt, of which at most 2 are traces", range = "[64, inf)" },
+  samples  = { 10000, "answers of the teacher, 4 a prompt, of which at most 2 are traces", range = "[64, inf)" },
   epochs   = { 6, "over the traces", range = "[1, inf)" },
   held_out = { 300, "problems that are only measured", range = "[1, inf)" },
 })
