@@ -27,6 +27,7 @@ local layers = {
   AdaptiveAvgPool2d = { function () return nn.AdaptiveAvgPool2d { 2, 3 } end, image },
   BatchNorm1d = { function () return nn.BatchNorm1d(5) end, x },
   BatchNorm2d = { function () return nn.BatchNorm2d(4) end, image },
+  BasicBlock = { function () return nn.BasicBlock(4, 6, 2) end, image },
   Dropout = { function () return nn.Dropout(0.5) end, x },
   MultiHeadAttention = { function () return nn.MultiHeadAttention(dim, 2, { rope = true, qk_norm = true, bias = true }) end, x },
   CrossAttention = { function () return nn.CrossAttention(dim, 2, { bias = true }) end, x,

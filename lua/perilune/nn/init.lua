@@ -13,7 +13,7 @@ local M = {
 }
 for _, part in ipairs {
   "layers", "convolution", "batch_norm", "mlp", "copies", "noisy", "attention", "block", "recurrent", "containers",
-  "functional", "multi_task",
+  "functional", "multi_task", "residual",
 } do
   for name, value in pairs(require("perilune.nn." .. part)) do M[name] = value end
 end

@@ -207,4 +207,6 @@ function M.orthogonal_(t, gain)
   return write(t, x:reshape(t.shape):mul(o.gain))
 end
 
+M.lsuv_ = require("perilune.nn.lsuv").lsuv_
+
 return require "perilune.names"(M, "perilune.nn.init")

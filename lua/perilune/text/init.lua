@@ -147,4 +147,6 @@ function Units:batch(texts, opts)
   return batch
 end
 
+M.ngrams = require("perilune.text.ngrams").ngrams
+
 return require "perilune.names"(M, "perilune.text")
