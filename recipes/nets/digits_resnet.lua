@@ -6,7 +6,7 @@
 -- Run:  ./perilune run recipes/nets/digits_resnet.lua    seconds of one core; --no-residual --no-norm: the plain net.
 --       IDX files of others: --train 0 --images FILE --labels FILE --test_images FILE --test_labels FILE
 -- Departs from the paper: stages of 8 x 8, 4 x 4 and 2 x 2 pixels, its option B between them; a block begins as its
--- shortcut (Goyal et al. 2017, 5.1); batches are moved by a pixel and not mirrored.
+-- shortcut (Goyal et al. 2017, 5.1); pictures are moved by a pixel and not mirrored.
 local peri = require "perilune"
 local nn, optim, sched, recipe = peri.nn, peri.optim, peri.sched, require "perilune.recipe"
 
@@ -15,18 +15,17 @@ local cfg = peri.flags(recipe.with_flags {
   test_images = { "", "another; empty = what is left of the first" }, test_labels = { "", "theirs" },
   train = { 1000, "pictures to train on, the first; 0 = all", range = "[0, inf)" },
   held_out = { 100, "of them, the last, to validate on", range = "[1, inf)" },
-  epochs = { 25, "passes", range = "[1, inf)", budget = true }, batch = { 50, "of an update", range = "[2, inf)" },
+  epochs = { 30, "passes", range = "[1, inf)", budget = true }, batch = { 50, "of an update", range = "[2, inf)" },
   blocks = { 5, "of two layers in each of three stages: 6 blocks + 2 layers", range = "[1, inf)" },
   width = { 16, "channels of the first stage", range = "[1, inf)" },
   residual = { true, "add a block's input" }, norm = { true, "batch normalisation behind each convolution" },
   init = { "he", "weights; uniform = PyTorch's", choices = { "he", "xavier", "lsuv", "uniform" } },
   dropout = { 0.1, "of what the last layer sees", range = "[0, 1)" },
-  shift = { 1, "pixels that a batch is moved at most", range = "[0, inf)" },
+  shift = { 1, "pixels that a picture is moved at most", range = "[0, inf)" },
   lr = { 0.1, "learning rate", range = "(0, inf)" }, weight_decay = { 5e-4, "of the weights", range = "[0, inf)" },
   decay = { "cosine", "of the learning rate; plateau = by the loss of validation",
     choices = { "none", "step", "exponential", "cosine", "plateau" } },
 })
-
 local function read(images, labels) -- (N, 1, H, W) from 0 to 255, (N)
   local x, y = peri.data.idx(recipe.find(images, "an IDX file"), recipe.find(labels, "an IDX file"))
   return assert(x, y):to "f32":reshape { x:size(1), 1, x:size(2), x:size(3) }, y
@@ -36,7 +35,7 @@ local n = cfg.train > 0 and math.min(cfg.train, x:size(1)) or x:size(1)
 assert(n - cfg.held_out >= cfg.batch and (n < x:size(1) or cfg.test_images ~= ""), "too few pictures: --train")
 local test_x, test_y = x:narrow(1, n + 1, x:size(1) - n), y:narrow(1, n + 1, x:size(1) - n)
 if cfg.test_images ~= "" then test_x, test_y = read(cfg.test_images, cfg.test_labels) end
-local fit, classes, H, W = n - cfg.held_out, y:max():item() + 1, x:size(3), x:size(4)
+local fit, classes, H, W, wide = n - cfg.held_out, y:max():item() + 1, x:size(3), x:size(4), x:size(4) + 2 * cfg.shift
 local mean, std = x:narrow(1, 1, fit):mean(), x:narrow(1, 1, fit):std()
 x, test_x = peri.keep((x - mean) / std), peri.keep((test_x - mean) / std)
 
@@ -82,7 +81,6 @@ local rate = ({ none = sched.constant(cfg.lr), cosine = sched.cosine { from = cf
   exponential = sched.exponential { from = cfg.lr, factor = 0.01 ^ (1 / cfg.epochs) } })[cfg.decay]
 local run = recipe.start { name = "digits_resnet", flags = cfg, total = cfg.epochs, columns = { "loss", "val_loss" } }
 run:track("net", net):track("optimizer", opt):track("batches", batches):track("plateau", plateau)
-
 local function measure(xs, ys) -- mean loss, share of right answers
   local _ <close>, loss, right, total = peri.no_grad(), 0, 0, ys:size(1)
   for k = 1, total, 500 do
@@ -93,13 +91,15 @@ local function measure(xs, ys) -- mean loss, share of right answers
   net:train()
   return loss / total, right / total
 end
+local grid = (peri.arange(0, H, 1, "i64"):unsqueeze(2) * wide + peri.arange(0, W, 1, "i64")):reshape { 1, H * W }
 for epoch in run:steps() do
   local loss, updates, s = 0, fit // cfg.batch, cfg.shift
   for _ = 1, updates do
     local _ <close> = peri.scope()
-    local at, move = peri.tensor(batches(), "i64"), peri.randint(1, 2 * s + 2, { 2 }):tolist()
-    local seen = x:index_select(at, 1):pad({ s, s, s, s }, x:min():item()):narrow(3, move[1], H):narrow(4, move[2], W)
-    local of_batch = net(seen):cross_entropy(y:index_select(at, 1))
+    local at, each = peri.tensor(batches(), "i64"), { cfg.batch, 1 }
+    local seen = x:index_select(at, 1):pad({ s, s, s, s }, x:min():item()):flatten(2)
+    local moved = peri.randint(0, 2 * s + 1, each) * wide + peri.randint(0, 2 * s + 1, each)
+    local of_batch = net(seen:gather(grid + moved, 2):reshape { -1, 1, H, W }):cross_entropy(y:index_select(at, 1))
     of_batch:backward()
     opt:step { lr = rate(epoch) }:zero_grad()
     loss = loss + of_batch:item() / updates
