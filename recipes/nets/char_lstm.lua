@@ -114,6 +114,7 @@ run:sample(cfg.steps, { text = table.concat(written) }, table.concat(written))
 run:plot("curves.svg", { { "bits", "test_bits", ylabel = "bits a character" }, "grad_norm" })
 local list = {}
 for n, bits in ipairs(ngrams) do list[n] = ("%d: %.3f"):format(n, bits) end
+run:scores("bits_below_ngrams", math.min(table.unpack(ngrams)) - run:last "test_bits") -- perilune compare
 run:text("%s: %.3f bits a character of the test; n-grams of %s", cfg.cell, run:last "test_bits",
   table.concat(list, ", "))
 run:finish()

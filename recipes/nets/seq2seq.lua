@@ -115,6 +115,6 @@ for step in run:steps() do
   run:log(step, row)
 end
 run:plot("curves.svg", { columns, { "cross_loss", "blind_loss" } })
-run:text("%.3f of %d held-out rows are written backwards without a fault; without cross-attention %.3f",
-  run:last "cross_exact", #held, run:last "blind_exact")
+run:text("%d held-out rows, written backwards without a fault: %s; without cross-attention: %.3f", #held,
+  run:scores("exact", run:last "cross_exact"), run:last "blind_exact")
 run:finish()
