@@ -38,7 +38,7 @@ function M.info(flags) return known[flags] end
 --- @param spec table
 --- @return table budget
 --- @return table free  the budget among them
-local function kinds(spec)
+function M.kinds(spec)
   local budget, free = {}, {}
   for name, entry in pairs(spec) do
     if type(entry) == "table" and entry.budget then budget[name] = true end
@@ -56,6 +56,7 @@ local function kinds(spec)
   end
   return budget, free
 end
+local kinds = M.kinds
 
 --- The same for a plain table of values.
 function M.plain_kinds(flags, budget)

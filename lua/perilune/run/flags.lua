@@ -232,6 +232,26 @@ function M.load(path)
   return config
 end
 
+local asked -- who wants to know what a script reads, and nothing more
+
+--- The flags that a script asks for: it runs up to where it reads them. nil and a message where it fails before, or
+--- ends.
+--- @param script function
+--- @return table? spec  as peri.flags takes it
+--- @return string? message
+function M.spec_of(script)
+  local found
+  local mark = {}
+  asked = function (spec)
+    found = spec
+    error(mark, 0)
+  end
+  local ok, why = pcall(script)
+  asked = nil
+  if found then return found end
+  return nil, ok and "it reads no flags" or tostring(why)
+end
+
 --- The script's flags from its command line (`arg`). --help prints and ends the program, a wrong
 --- flag ends it with status 2.
 --- @param spec table
@@ -239,6 +259,7 @@ end
 --- @param about string?  first lines of --help
 --- @return table
 function M.read(spec, args, about)
+  if asked then asked(spec) end
   local values, message, is_help = M.parse(spec, args or arg or {}, about)
   if values then return values end
   if is_help then

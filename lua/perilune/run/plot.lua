@@ -1,8 +1,8 @@
 -- plot.lua - curves for the terminal (braille dots) and as SVG with axes, grid and legend.
 --   print(plot.terminal { title = "loss", series = { { name = "train", y = losses } } })
 --   plot.save("loss.svg", { chart, chart, ... })
--- A chart is { title, xlabel, ylabel, yscale = "linear" or "log", ymin, ymax, series = { { name, x, y, smooth },
--- ... } }. x defaults to 1..n; values that are not finite leave gaps. Curves are drawn as they are; smooth =
+-- A chart is { title, xlabel, ylabel, xscale, yscale = "linear" or "log", ymin, ymax, series = { { name, x, y, smooth,
+-- line }, ... } }. x defaults to 1..n; values that are not finite leave gaps. Curves are drawn as they are; smooth =
 -- "auto" draws a smoothed curve over a noisy one, a number in [0, 1) over any.
 
 local peri = require "perilune"
@@ -56,7 +56,7 @@ function M.terminal(chart, opts)
       if finite(c.y[k]) and finite(c.x[k]) then
         local px = math.floor((c.x[k] - r.xmin) / (r.xmax - r.xmin) * (width * 2 - 1) + 0.5)
         local py = math.floor((r.ymax - c.y[k]) / (r.ymax - r.ymin) * (height * 4 - 1) + 0.5)
-        last = last or { px, py }
+        last = c.line and last or { px, py }
         line_dots(last[1], last[2], px, py, function(x, y)
           if x < 0 or y < 0 or x >= width * 2 or y >= height * 4 then return end
           local at = (y // 4) * width + x // 2
@@ -86,7 +86,8 @@ function M.terminal(chart, opts)
     end
     out[#out + 1] = (table.concat(parts):gsub(" +$", ""))
   end
-  local first, last = ("%.6g"):format(r.xmin), ("%.6g"):format(r.xmax)
+  local function at(x) return ("%.6g"):format(r.xlog and 10.0 ^ x or x) end
+  local first, last = at(r.xmin), at(r.xmax)
   out[#out + 1] = (" "):rep(margin + 1) .. "└" .. ("─"):rep(width)
   out[#out + 1] = (" "):rep(margin + 2) .. first .. (" "):rep(math.max(width - #first - #last, 1)) .. last
   if #curves > 1 then

@@ -133,6 +133,7 @@ local chart_rules = {
   title = options.value(options.none, "string", "above the chart"),
   xlabel = options.value(options.none, "string", "below the x axis"),
   ylabel = options.value(options.none, "string", "beside the y axis: what is measured, and its unit"),
+  xscale = options.choice("linear", { "linear", "log" }, "log leaves out what is not above 0"),
   yscale = options.choice("linear", { "linear", "log" }, "log leaves out what is not above 0"),
   ymin = options.number(options.none, "[-1e300, 1e300]", "end of the y axis"),
   ymax = options.number(options.none, "[-1e300, 1e300]", "end of the y axis"),
@@ -143,6 +144,7 @@ local series_rules = {
   name = options.value("", "string", "for the legend"),
   x = options.value(options.none, "table", "default 1, 2, 3 ..."),
   y = options.value(options.required, "table", "values; those that are not finite leave gaps"),
+  line = options.boolean(true, "from value to value; false: dots alone"),
   smooth = options.value(options.none, "number or string",
     'weight in [0, 1) of a smoothed curve over the raw one, "auto": when it is noisy; default: none'),
 }
@@ -177,7 +179,7 @@ local function widen(low, high, pad)
 end
 
 --- A chart with its rules checked: its curves { name, x, y, smooth } on the scale of the axes, and the range
---- of both axes { xmin, xmax, ymin, ymax, log, empty }.
+--- of both axes { xmin, xmax, ymin, ymax, log, xlog, empty }.
 --- @param chart table
 --- @return table curves
 --- @return table range
@@ -186,11 +188,10 @@ function M.prepare(chart)
   local c = options.fill("plot", chart, chart_rules, 4)
   local log = c.yscale == "log"
   local curves = {}
-  local r = { xmin = math.huge, xmax = -math.huge, ymin = math.huge, ymax = -math.huge, log = log }
-  local function scale(v)
-    if not log then return v end
-    return finite(v) and v > 0 and math.log(v, 10) or 0 / 0
-  end
+  local r = { xmin = math.huge, xmax = -math.huge, ymin = math.huge, ymax = -math.huge, log = log,
+              xlog = c.xscale == "log" }
+  local function logarithm(v) return finite(v) and v > 0 and math.log(v, 10) or 0 / 0 end
+  local function scale(v) return log and logarithm(v) or not log and v end
   for i, given in ipairs(c.series) do
     local s = options.fill("plot", given, series_rules, 4)
     check_numbers(s)
@@ -198,6 +199,11 @@ function M.prepare(chart)
     if not x then
       x = {}
       for k = 1, #s.y do x[k] = k end
+    end
+    if r.xlog then
+      local places = x
+      x = {}
+      for k, v in ipairs(places) do x[k] = logarithm(v) end
     end
     local weight, count = weight_of(s), 0
     for k = 1, #s.y do
@@ -208,7 +214,8 @@ function M.prepare(chart)
         count = count + 1
       end
     end
-    curves[i] = { name = s.name, x = x, y = y, smooth = weight and M.smooth(y, weight), count = count }
+    curves[i] = { name = s.name, x = x, y = y, line = s.line, smooth = weight and M.smooth(y, weight),
+                  count = count }
   end
   r.empty = r.xmin > r.xmax
   if r.empty then r.xmin, r.xmax, r.ymin, r.ymax = 0, 1, 0, 1 end

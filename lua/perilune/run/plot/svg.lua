@@ -92,16 +92,18 @@ local function draw(out, chart, left, top, w, h)
     add('<path class="grid" d="M%.1f %.1fH%.1f"/><text class="y" x="%.1f" y="%.1f">%s</text>',
       x0, py(t[1]), x1, x0 - 6, py(t[1]) + 4, t[2])
   end
-  for _, t in ipairs(data.axis(r.xmin, r.xmax, math.max((x1 - x0) // 80, 2))) do
+  for _, t in ipairs(data.axis(r.xmin, r.xmax, math.max((x1 - x0) // 80, 2), r.xlog)) do
     add('<path class="grid" d="M%.1f %.1fV%.1f"/><text class="x" x="%.1f" y="%.1f">%s</text>',
       px(t[1]), y0, y1, px(t[1]), y1 + 16, t[2])
   end
   add('<path class="axis" d="M%.1f %.1fV%.1fH%.1f"/>', x0, y0, y1, x1)
   for i, curve in ipairs(curves) do
     local color = palette[(i - 1) % #palette + 1]
-    add('<path class="%s" stroke="%s" d="%s"/>', curve.smooth and "raw" or "curve", color,
-      path(curve, curve.y, px, py, 2))
-    if curve.count <= DOTS then
+    if curve.line then
+      add('<path class="%s" stroke="%s" d="%s"/>', curve.smooth and "raw" or "curve", color,
+        path(curve, curve.y, px, py, 2))
+    end
+    if curve.count <= DOTS or not curve.line then
       for k = 1, #curve.y do
         if finite(curve.y[k]) and finite(curve.x[k]) then
           add('<circle cx="%.1f" cy="%.1f" r="2.6" fill="%s"/>', px(curve.x[k]), py(curve.y[k]), color)
