@@ -5,7 +5,7 @@
 -- (Stooke et al. 2020, 2007.03964). The world has hazards on the short way, so the answer is known: the constrained
 -- optimum by its dual, min over prices of (best return - price cost) + price limit, each by dynamic programming.
 -- Run:  ./perilune run recipes/objectives/constrained_ppo.lua     a minute for ten seeds; controls:
---       --price none (no constraint), --price fixed --first 0.2; --advantage group: GRPO's, an objective each
+--       --price none (no constraint), --price fixed --first 0.2; --advantage group --most 5: GRPO's, an objective each
 -- Departs from the papers: policies are judged exactly, by the model of the world.
 local peri = require "perilune"
 local nn, optim, rl, recipe = peri.nn, peri.optim, peri.rl, peri.recipe

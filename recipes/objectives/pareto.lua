@@ -19,7 +19,7 @@ local cfg = peri.flags(recipe.with_flags {
   lr       = { 3e-3, "learning rate, down to 0 along a line", range = "[0, inf)" },
   gamma    = { 1.0, "discount", range = "[0, 1]" },
   lam      = { 0.95, "of advantages", range = "[0, 1]" },
-  ent_coef = { 0.02, "of the entropy bonus", range = "[0, inf)" },
+  ent_coef = { 0.3, "of the entropy bonus, down to 0 along a line", range = "[0, inf)" },
   hidden   = { 64, "width of both layers", range = "[1, inf)" },
   points   = { 41, "weights at which policies are judged", range = "[2, inf)" },
   eval_every = { 25, "updates between evaluations", range = "[1, inf)" },
@@ -62,7 +62,7 @@ local net = nn.Copies(S, function ()
 end, { seeds = peri.arange(S):add(cfg.seed):tolist() })
 local opt = optim.Adam(net:parameters(), { lr = cfg.lr, eps = 1e-5 })
 local agent = peri.algo.agent.new { env = env, net = net, optimizer = opt, steps = cfg.steps, gamma = cfg.gamma,
-  lam = cfg.lam, ent_coef = cfg.ent_coef, reward = function (rollout) return rollout:get "reward" / 10 end,
+  lam = cfg.lam, reward = function (rollout) return rollout:get "reward" / 10 end,
   schedule = peri.sched.linear { from = cfg.lr, to = 0, steps = math.max(1, cfg.updates) } }
 run:track("net", net):track("optimizer", opt):track("env", env):track("agent", agent)
 
@@ -84,6 +84,7 @@ end
 -- Loop.
 run:restore()
 for update in run:steps() do
+  agent.ent_coef = cfg.ent_coef * (1 - (update - 1) / cfg.updates)
   local m = agent:step()
   if update % cfg.eval_every == 0 or update == cfg.updates then
     m.volume = peri.tensor((judge()), "f64"):mean():item()
