@@ -15,13 +15,13 @@ local cfg = peri.flags(recipe.with_flags {
   upper     = { "learned", "the upper policy", choices = { "learned", "random" } },
   intrinsic = { true, "the lower policy is paid for arriving; false: by the environment" },
   seeds     = { 10, "pairs that learn beside each other", range = "[1, inf)" },
-  timesteps = { 200000, "environment steps of each", budget = true },
+  timesteps = { 102400, "environment steps of each", budget = true },
   envs      = { 8, "environments of each", range = "[1, inf)" },
   steps     = { 64, "steps of a rollout", range = "[1, inf)" },
   patience  = { 16, "steps after which a subgoal is given up", range = "[1, inf)" },
   limit     = { 80, "steps of an episode", range = "[1, inf)" },
   lr        = { 3e-3, "learning rate", range = "[0, inf)" },
-  log_every = { 5, "updates between rows of metrics", range = "[1, inf)" },
+  log_every = { 10, "updates between rows of metrics", range = "[1, inf)" },
   eval      = { 20, "episodes of the evaluation and seed", range = "[1, inf)" },
 })
 local S, rows, updates = cfg.seeds, cfg.seeds * cfg.envs, cfg.timesteps // (cfg.envs * cfg.steps)
@@ -33,9 +33,10 @@ local cells = peri.tensor({ 45, 80, 100, 136, 14, 24, 144, 154 }, "i64") -- door
 local world = { seed = cfg.seed, n = rows, map = map, slip = 0, step_reward = 0, max_steps = cfg.limit }
 local env = peri.env.make("GridWorld-v0", world)
 local function cell(obs) return obs - obs:ge(169):to "i64" * 169 end -- states are cells, and again those with the key
-local function seen(obs, goal)
+local function place(at) return peri.stack({ at:div(13):floor(), at:to "f32" - at:div(13):floor() * 13 }, -1) / 12 end
+local function seen(obs, goal) -- cell and key, and the way to the subgoal
   local list = { cell(obs):one_hot(169):to "f32", obs:ge(169):to("f32"):unsqueeze(-1) }
-  list[3] = goal and goal:one_hot(#cells):to "f32"
+  list[3] = goal and place(cells:index_select(goal, 1)) - place(cell(obs))
   return peri.cat(list, -1)
 end
 -- A level: a policy and a value of each seed, their optimizer, what they saw and did.
@@ -52,9 +53,8 @@ local function level(name, width, action)
   return self
 end
 local upper = level("upper", 170, two and peri.env.discrete(#cells) or env.action_space)
-local lower = two and level("lower", 170 + #cells, env.action_space) or nil
-local function drawn(x) return peri.randint(0, #cells, { #x }), peri.zeros { #x } end
-if cfg.upper == "random" then upper.act = drawn end
+local lower = two and level("lower", 172, env.action_space) or nil
+if cfg.upper == "random" then upper.act = function (x) return peri.randint(0, #cells, { #x }), peri.zeros { #x } end end
 local function reached_by(obs, goal) return cell(obs):eq(cells:index_select(goal, 1)) end
 local function subgoals(n) return rl.subgoals { rows = n, steps = cfg.patience, reached = reached_by } end
 local sub = subgoals(rows)

@@ -9,6 +9,7 @@ TestResumeMeta = {}
 local recipes = {
   ["maml"] = "--seeds 2 --tasks 2 --tests 2 --hidden 8 --updates 12",
   ["maml reptile"] = "--method reptile --inner 2 --seeds 1 --tasks 2 --tests 2 --hidden 8 --updates 12",
+  ["maml meta_sgd"] = "--method meta_sgd --seeds 2 --tasks 2 --tests 2 --hidden 8 --updates 12",
   ["maml_policy"] = "--seeds 2 --goals 2 --episodes 3 --horizon 4 --tests 2 --hidden 8 --updates 12",
   ["multi_task"] = "--batch 4 --dim 8 --layers 1 --updates 12",
   ["multi_task with everything"] = "--weighting gradnorm --surgery --seeds 2 --batch 4 --dim 8 --layers 1 --updates 12",
