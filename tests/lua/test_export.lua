@@ -467,6 +467,14 @@ int main (void) {
   return 0;
 }
 ]], { "lake.c" }, function (text) lu.assertEquals(numbers(text), { 1, 1, 7, 3 }) end)
+  local wrapped = peri.env.normalize_obs(peri.env.make("CartPole-v1", { n = 3, seed = 2 }), { clip = 2 })
+  wrapped:reset()
+  for _ = 1, 30 do wrapped:step(wrapped:sample()) end
+  path = folder .. "/scaled.safetensors"
+  rl.policy.save(path, { net = nn.MLP { 4, 8, 2, activation = "tanh" }, head = "categorical", env = wrapped })
+  local list = {}
+  for i = 1, 40 do list[i] = peri.randn { 4 } * 3 end
+  check(path, "scaled", list)
   local pixels = spaces.of { kind = "box", dtype = "u8", shape = { 1, 6, 6 }, low = 0, high = 255 }
   local made = env_of(pixels, discrete(3))
   local net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))

@@ -114,6 +114,18 @@ function TestFlags:test_config_file_comes_before_the_command_line()
   os.remove(path)
 end
 
+function TestFlags:test_the_flags_of_a_script_are_found_without_running_the_rest()
+  local ran = false
+  local function script()
+    flags(spec, {}, "about")
+    ran = true
+  end
+  lu.assertEquals({ flags.spec_of(script), ran }, { spec, false })
+  lu.assertEquals({ flags.spec_of(function () end) }, { nil, "it reads no flags" })
+  lu.assertStrContains(select(2, flags.spec_of(function () error "no such luck" end)), "no such luck")
+  lu.assertEquals(flags(spec, {}), parse()) -- and is not asked afterwards
+end
+
 TestOptions = {}
 
 function TestOptions:test_nearest()

@@ -117,14 +117,29 @@ function TestPlot:test_values_of_any_size_plot_on_either_axis()
   for _, y in ipairs(sets) do
     local x = {}
     for i in ipairs(y) do x[i] = value(-20, 20) end
-    for _, yscale in ipairs { "linear", "log" } do
-      local chart = { yscale = yscale, series = { { x = x, y = y } } }
+    for i, yscale in ipairs { "linear", "log", "linear", "log" } do
+      local chart = { yscale = yscale, xscale = i > 2 and "log" or "linear", series = { { x = x, y = y, line = i % 2 == 0 } } }
       lu.assertIsString(plot.terminal(chart))
       local svg = plot.svg(chart)
       lu.assertNil(svg:find "nan")
       lu.assertNil(svg:find "inf")
     end
   end
+end
+
+function TestPlot:test_a_series_without_a_line_is_dots_and_a_log_axis_has_powers_of_ten()
+  local x, y = {}, {}
+  for i = 1, 200 do x[i], y[i] = 10.0 ^ (i / 50 - 2), i end
+  local svg = plot.svg { xscale = "log", series = { { x = x, y = y, line = false } } }
+  lu.assertEquals(select(2, svg:gsub("<circle", "")), 200)
+  lu.assertNil(svg:find('class="curve"', 1, true))
+  for _, tick in ipairs { "0.1", "1", "10", "100" } do lu.assertStrContains(svg, ">" .. tick .. "</text>") end
+  local straight = plot.svg { xscale = "log", series = { { x = { 0.01, 1, 100, 0, -1 }, y = { 1, 2, 3, 9, 9 } } } }
+  local points = {}
+  for px in straight:match 'class="curve"[^>]*d="([^"]*)"':gmatch "[ML]([%d.]+)" do points[#points + 1] = tonumber(px) end
+  lu.assertEquals(#points, 3) -- what is not above 0 has no place
+  lu.assertAlmostEquals(points[2] - points[1], points[3] - points[2], 1)
+  lu.assertStrContains(plot.terminal { xscale = "log", series = { { x = { 1, 1000 }, y = { 1, 2 } } } }, "1000")
 end
 
 function TestPlot:test_svg_escapes_and_lays_out_charts()

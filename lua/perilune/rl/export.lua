@@ -12,7 +12,7 @@ local host = require "perilune.rl.export.host"
 local M = {}
 
 local null = peri.json.null
-local product = emitted.product
+local product = require("perilune.rl.export.values").product
 local by_name = {} -- op -> its description
 for _, op in ipairs(peri.ops()) do by_name[op.name] = op end
 
