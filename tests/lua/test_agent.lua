@@ -159,6 +159,25 @@ function TestAgent.test_the_hook_of_advantages_says_what_is_learned()
   lu.assertTrue(r:get("returns"):sub(r:get("value")):sub(1):abs():max():item() >= 0)
 end
 
+function TestAgent.test_hooks_may_learn_something_of_their_own()
+  local layer = nn.Linear(4, 1)
+  local opt = optim.Adam(layer:parameters(), { lr = 1e-2 })
+  local function learn(rollout)
+    local loss = layer(rollout:get "obs"):square():mean()
+    loss:backward()
+    opt:step():zero_grad()
+    return rollout:get "reward"
+  end
+  local before, found = layer.weight:bytes(), {}
+  for i, more in ipairs { { reward = learn, advantage = function (r, a) learn(r); return a end }, {} } do
+    local agent, net = agent_of("CartPole-v1", 2, more)
+    agent:step()
+    found[i] = bytes(net)
+  end
+  lu.assertFalse(layer.weight:bytes() == before)
+  lu.assertTrue(found[1] == found[2])
+end
+
 function TestAgent.test_what_hooks_give_is_looked_at()
   for name, bad in pairs { number = 3, ["(4)"] = peri.zeros { 4 }, ["(8, 16)"] = peri.zeros { 8, 16 }, ["nil"] = false,
     ["not finite"] = peri.full({ 16, 8 }, 0 / 0) } do

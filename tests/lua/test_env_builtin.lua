@@ -4,7 +4,7 @@ local peri = require "perilune"
 
 local all = peri.env.ids()
 local builtin = { "Acrobot-v1", "Bandit-v0", "Blackjack-v1", "CartPole-v0", "CartPole-v1", "CliffWalking-v1",
-  "CliffWalkingSlippery-v1", "FrozenLake-v1", "FrozenLake8x8-v1", "GridWorld-v0", "MinBreakout-v0",
+  "CliffWalkingSlippery-v1", "DeepSea-v0", "FrozenLake-v1", "FrozenLake8x8-v1", "GridWorld-v0", "MinBreakout-v0",
   "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v4" }
 
 local function copy(t, more)
@@ -167,6 +167,7 @@ local with_model = {
   { "FrozenLake8x8-v1", {} }, { "CliffWalking-v1", {} }, { "CliffWalkingSlippery-v1", {} }, { "Taxi-v4", {} },
   { "Taxi-v4", { is_rainy = true } }, { "Taxi-v4", { is_rainy = true, fickle_passenger = true } },
   { "Blackjack-v1", {} }, { "Blackjack-v1", { sab = false, natural = true } }, { "GridWorld-v0", {} },
+  { "DeepSea-v0", {} }, { "DeepSea-v0", { size = 5, slip = 0.2, map_seed = 3 } },
   { "GridWorld-v0", { map = "Sa.A\n.#.G\nb.XB", slip = 0.1, wind = "0010" } },
   { "GridWorld-v0", { map = "SH0/.H1/X#G", treasures = { 2, 5 }, hazard_reward = -0.5, slip = 0.3 } },
 }
@@ -251,7 +252,7 @@ function TestEnvBuiltin.test_steps_follow_the_model()
       local z = (total - freedom) / math.sqrt(2 * freedom)
       lu.assertTrue(math.abs(z) < 5, ("%s: chi-square %.1f of %d degrees, z = %.2f"):format(id, total, freedom, z))
     else
-      lu.assertTrue(id == "CliffWalking-v1" or id == "Taxi-v4" or opts.is_slippery == false, id)
+      lu.assertTrue(id == "CliffWalking-v1" or id == "Taxi-v4" or id == "DeepSea-v0" or opts.is_slippery == false, id)
     end
   end)
 end
@@ -362,6 +363,38 @@ function TestEnvBuiltin.test_a_gridworld_has_keys_doors_and_wind()
   local windy = peri.env.make("GridWorld-v0", { map = table.concat(rows, "\n"), wind = "0001112210", slip = 0,
     step_reward = -1, goal_reward = 0 })
   lu.assertEquals((peri.env.optimal(windy)), -15)
+end
+
+-- One sequence of actions finds the treasure; every other one is worth 0 or less.
+function TestEnvBuiltin.test_one_sequence_of_a_deep_sea_finds_the_treasure()
+  for _, how in ipairs { { 4, 0.01 }, { 7, 0.3 }, { 7, 0 } } do
+    local size, cost = table.unpack(how)
+    local env = peri.env.make("DeepSea-v0", { size = size, cost = cost, map_seed = size })
+    local best, policy = peri.env.optimal(env)
+    near(best, ("%.4f"):format(1 - cost), 4)
+    local rights = {}
+    for way = 0, 2 ^ size - 1 do
+      local s, sum, steps, over, count = env:reset(), 0, 0, false, 0
+      while not over do
+        local wanted = way >> steps & 1 == 1 and policy[s] or 1 - policy[s]
+        if steps == s % size and wanted == policy[s] then count = count + 1 end -- right, as long as it was so far
+        local reward
+        s, reward, over = env:step(wanted)
+        sum, steps = sum + reward, steps + 1
+      end
+      lu.assertEquals(steps, size)
+      if sum > 0 then rights[#rights + 1] = way end
+      lu.assertTrue(sum <= 1 - cost + 1e-9)
+    end
+    lu.assertEquals(rights, { 2 ^ size - 1 | 0 })
+  end
+  local maps = {}
+  for seed = 1, 2 do maps[seed] = select(2, peri.env.optimal(peri.env.make("DeepSea-v0", { size = 8, map_seed = seed }))) end
+  local apart = false
+  for s = 0, 63, 9 do apart = apart or maps[1][s] ~= maps[2][s] end
+  lu.assertTrue(apart)
+  local slips = peri.env.make("DeepSea-v0", { size = 5, slip = 0.2 })
+  near(peri.env.optimal(slips), ("%.4f"):format(0.8 ^ 5 - 0.01 / 5 * (1 + 0.8 + 0.8 ^ 2 + 0.8 ^ 3 + 0.8 ^ 4)), 4)
 end
 
 function TestEnvBuiltin.test_bandits_pay_what_their_arms_are_worth()

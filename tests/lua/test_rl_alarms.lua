@@ -91,6 +91,8 @@ end
 
 function TestAlarms.test_each_alarm_has_its_story()
   lu.assertEquals(story(60, function (row, t) if t > 20 then row.frac_reward_zero_std, row.reward = 1, 0.3 end end), { "equal_groups" })
+  lu.assertEquals(story(60, function (row, t) row.agreement = t > 20 and 0.5 or 0.9 end), { "reward_parts" })
+  lu.assertEquals(story(60, function (row) row.agreement = 0.7 end), {})
   lu.assertEquals(story(60, function (row, t) if t > 20 then row.grad_norm = 0 end end), { "no_update" })
   lu.assertEquals(story(60, function (row, t) if t > 20 then row.no_op = t - 20 end end), { "no_update" })
   lu.assertEquals(story(60, function (row, t) if t > 20 then row.update_norm = 0 end end), { "no_update" })

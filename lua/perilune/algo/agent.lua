@@ -33,7 +33,8 @@ local rules = {
   ent_coef = options.number(0, "[0, inf)", "of the entropy bonus"),
   target_kl = options.number(options.none, "(0, inf)", "of one learner: no further pass behind one with more"),
   reward = options.value(options.none, "callable", "reward(rollout) -> (steps, rows) f32: what is learned from in the "
-    .. "place of the environment's rewards, before advantages; the rollout keeps those as true_reward then"),
+    .. "place of the environment's rewards, before advantages; the rollout keeps those as true_reward then. It may "
+    .. "learn something of its own"),
   advantage = options.value(options.none, "callable", "advantage(rollout, advantage, returns) -> advantage, and "
     .. "returns that the values learn where they change, (steps, rows) each"),
 }
@@ -172,7 +173,6 @@ end
 
 -- Rewards that are learned from, and what they say of each step; metrics get what they were.
 local function credit(self, metrics)
-  local _ <close> = peri.no_grad()
   local rollout = self.rollout
   if self.reward then
     rollout:put { true_reward = rollout:get "reward" }

@@ -183,5 +183,6 @@ function M.rng(seed) return core.rng(seed) end
 M.optimal, M.evaluate = dp.optimal, dp.evaluate
 for name, wrapper in pairs(wrappers) do M[name] = wrapper end
 M.preferences = require("perilune.env.preferences").preferences
+M.shape_reward = require("perilune.env.shaping").shape_reward
 
 return require "perilune.names"(M, "perilune.env")

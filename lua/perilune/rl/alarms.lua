@@ -25,6 +25,7 @@ local rules = {
   kl = options.number(10, "(0, inf)", "nats a token"),
   jump = options.number(10, "[1, inf)", "times the middle of the last KLs, above 1"),
   still = options.number(0, "[0, inf)", "norm of the gradient up to which an update is none"),
+  agree = options.number(0.55, share, "share of fresh pairs that a learned reward orders as the true return does"),
   off = options.value(options.none, "table", "names of alarms that are not wanted"),
   names = options.value(options.none, "table", "what other programs call a metric: { length = \"response/mean\" }"),
 }
@@ -33,7 +34,7 @@ local rules = {
 local reads = {
   reward = "reward", flat = "frac_reward_zero_std", entropy = "entropy", length = "completions/mean_length",
   cut = "completions/clipped_ratio", kl = "kl", grad = "grad_norm", change = "update_norm",
-  idle = "no_op", stage = "stage",
+  idle = "no_op", stage = "stage", agreement = "agreement",
 }
 
 -- ---- memory: of each metric its first values, its last ones, how many there were ----
@@ -128,6 +129,10 @@ local kinds = {
     return ("the reward rose from %.3g to %.3g while %s fell from %.3g to %.3g"):format(before, reward, self.metric,
       top.value, value)
   end },
+  { "reward_parts", "agreement", function (self, value)
+    if value > self.agree then return end
+    return ("the learned reward orders %.0f %% of fresh pairs as the true return does"):format(100 * value)
+  end },
   { "kl_blowup", "kl", function (self, value)
     local before = self.before_kl
     local jumped = before and value > 1 and value > self.jump * math.max(before, 1e-3)
@@ -150,9 +155,10 @@ local kinds = {
 
 --- Alarms of a run of reinforcement learning. :look(metrics) takes what is logged of a step and returns those that
 --- went off then: "equal_groups" (no signal), "entropy_collapse", "length_runaway", "length_shrinks",
---- "reward_hacking" (the reward rises while the held-out true metric falls), "kl_blowup", "no_update" (gradient of
---- norm 0, update_norm 0, or no_op of a stepper). An alarm goes off after `patience` bad values in a row ("kl_blowup"
---- at once where a KL is not finite) and may do so again after as many good ones. What is logged under TRL's names is
+--- "reward_hacking" (the reward rises while the held-out true metric falls), "reward_parts" (a learned reward no longer
+--- orders fresh pairs of segments as the true return does: agreement of rl.PreferenceReward), "kl_blowup", "no_update"
+--- (gradient of norm 0, update_norm 0, or no_op of a stepper). An alarm goes off after `patience` bad values in a row
+--- ("kl_blowup" at once where a KL is not finite) and may do so again after as many good ones. What is logged under TRL's names is
 --- read; a metric that is not there is not judged. Give the true metric where there is one: without it a run that
 --- learns to cheat looks like one that learns.
 --- @param opts table?
