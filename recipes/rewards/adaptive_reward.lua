@@ -49,7 +49,7 @@ local hill = { id = "Hill", batch = true, max_steps = 40, obs = peri.env.box { l
   end,
   step = function (s, action)
     s.p = (s.p + moves:index_select(action, 1)):clamp(-5, 5)
-    return s.p, bump(s.p, 2, 1) - bump(s.p, 5, 2)
+    return s.p, bump(s.p, 2, 1) - bump(s.p, 5, 2), peri.zeros({ s.p:size(1) }, "bool")
   end }
 local id = cfg.env == "hill" and hill or cfg.env
 local env, test = peri.env.make(id, { n = rows, seed = cfg.seed }), peri.env.make(id, { n = S * cfg.eval })
@@ -69,6 +69,7 @@ local function learned(rollout)
   local n = ask and (adaptive and cfg.pairs // cfg.rounds or cfg.pairs) or 20
   local said = model:compare(rollout, { pairs = n, judge = "true_reward", noise = cfg.noise, keep = ask,
     candidates = ask and cfg.candidates or 1 })
+  fit = {}
   if ask then fit = model:learn(adaptive and cfg.fit or cfg.fit * cfg.rounds) end
   fit.agreement, fit.correlation = said.fresh, said.correlation
   return model:reward(rollout)
@@ -93,7 +94,8 @@ for update in run:steps() do
 end
 local scores = play(true)
 run:plot("curves.svg", { "eval", "reward", cfg.reward ~= "true" and "agreement" or nil })
-run:text("%s, %s reward, %d steps: greedy %s; drawn %s; at first %s; %d labels each, held-out agreement %s", cfg.env,
-  cfg.reward, cfg.timesteps, rl.report(scores), rl.report(play(false)), rl.report(random), model.pairs,
-  fit.held_out and ("%.3f"):format(fit.held_out) or "unknown")
+local out = model.pairs > 0 and model:learn(0).held_out
+run:text("%s, %s reward, %d steps: greedy %s; drawn %s; at first %s; %d labels each%s", cfg.env, cfg.reward,
+  cfg.timesteps, rl.report(scores), rl.report(play(false)), rl.report(random), model.pairs,
+  out and (", agreement with held-out ones %.3f"):format(out) or "")
 run:finish()
