@@ -16,6 +16,8 @@ local recipes = {
   ["exploration"] = small .. "--size 4 --timesteps 400 --hidden 8",
   ["exploration rnd"] = small .. "--size 4 --timesteps 400 --hidden 8 --method rnd",
   ["exploration shaped"] = small .. "--size 4 --timesteps 400 --hidden 8 --method shaped",
+  ["shaping"] = small .. "--updates 10 --steps 20 --hidden 8 --pairs 3",
+  ["shaping value"] = small .. "--updates 6 --stage 4 --steps 20 --hidden 8 --potential value",
 }
 
 for name, flags in pairs(recipes) do

@@ -153,14 +153,14 @@ local kinds = {
 --- @class perilune.rl.Alarms
 --- @field count table<string, integer>  how often each has fired
 
---- Alarms of a run of reinforcement learning. :look(metrics) takes what is logged of a step and returns those that
---- went off then: "equal_groups" (no signal), "entropy_collapse", "length_runaway", "length_shrinks",
---- "reward_hacking" (the reward rises while the held-out true metric falls), "reward_parts" (a learned reward no longer
---- orders fresh pairs of segments as the true return does: agreement of rl.PreferenceReward), "kl_blowup", "no_update"
---- (gradient of norm 0, update_norm 0, or no_op of a stepper). An alarm goes off after `patience` bad values in a row
---- ("kl_blowup" at once where a KL is not finite) and may do so again after as many good ones. What is logged under
---- TRL's names is read; a metric that is not there is not judged. Give the true metric where there is one: without it a run that
---- learns to cheat looks like one that learns.
+--- Alarms of a run of reinforcement learning. :look(metrics) takes what is logged of a step and returns those that went
+--- off then: "equal_groups" (no signal), "entropy_collapse", "length_runaway", "length_shrinks", "reward_hacking" (the
+--- reward rises while the held-out true metric falls), "reward_parts" (a learned reward no longer orders fresh pairs of
+--- segments as the true return does: agreement of rl.PreferenceReward), "kl_blowup", "no_update" (gradient of norm 0,
+--- update_norm 0, or no_op of a stepper). An alarm goes off after `patience` bad values in a row ("kl_blowup" at once
+--- where a KL is not finite) and may do so again after as many good ones. What is logged under TRL's names is read; a
+--- metric that is not there is not judged. Give the true metric where there is one: without it a run that learns to
+--- cheat looks like one that learns.
 --- @param opts table?
 --- @return perilune.rl.Alarms
 function M.alarms(opts)
