@@ -57,7 +57,7 @@ local agent = algo.agent.new { env = env, net = net, optimizer = opt, steps = cf
   minibatches = cfg.minibatches, gamma = cfg.gamma, reward = learned,
   schedule = function (update) return update > R and cfg.lr or 0 end }
 run:track("net", net):track("optimizer", opt):track("env", env):track("agent", agent):track("reward", model)
-run:best("eval", { mode = "max", objects = { "net" } })
+if cfg.updates > 0 then run:best("eval", { mode = "max", objects = { "net" } }) end
 
 local function play() return agent:play(test, { episodes = cfg.eval, seed = 1000000 }).of_seed end
 local random = play()

@@ -182,7 +182,7 @@ local function observe(self, seen)
   if self.obs.n then return end
   local s, x = self.stats, seen:to("f64"):flatten(1, 2)
   local n, count = x.shape[1], s.count:tolist()
-  local mean, var = merged(s.obs_mean, s.obs_var, count[1], x:mean(1), x:var(1), n)
+  local mean, var = merged(s.obs_mean, s.obs_var, count[1], x:mean(1), (x - x:mean(1)):square():mean(1), n)
   s.obs_mean, s.obs_var = peri.keep(mean, var)
   s.count = peri.keep(peri.tensor({ count[1] + n, count[2] }, "f64"))
 end

@@ -290,6 +290,8 @@ end
 
 -- ---- learning ----
 
+local steps_rule = options.integer(options.required, "[0, inf)")
+
 -- The cross-entropy of labels with what a network says, where a share e of the labels is random.
 local function loss_of(d, label, e)
   if e == 0 then return d:softplus() - label * d end
@@ -317,7 +319,8 @@ end
 --- of those that it learns from and of the others (nil: there are none), held_out_of_seed
 function Preference:learn(steps)
   local who, r = "PreferenceReward:learn", self.learned
-  options.argument(who, "steps", steps, "number")
+  local problem = options.problem("steps", steps, steps_rule)
+  if problem then options.raise(who .. ": " .. problem) end
   if r.n == 0 then options.raise(who .. ": there are no pairs; compare comes before") end
   local S, n, B, loss = #self.seeds, #self.seeds * self.members, self.batch, nil
   local from = peri.arange(S):repeat_interleave(self.members, 1):reshape { n, 1 } * r.capacity
