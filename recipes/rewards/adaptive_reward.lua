@@ -96,6 +96,6 @@ local scores = play(true)
 run:plot("curves.svg", { "eval", "reward", cfg.reward ~= "true" and "agreement" or nil })
 local out = model.pairs > 0 and model:learn(0).held_out
 run:text("%s, %s reward, %d steps: greedy %s; drawn %s; at first %s; %d labels each%s", cfg.env, cfg.reward,
-  cfg.timesteps, rl.report(scores), rl.report(play(false)), rl.report(random), model.pairs,
+  cfg.timesteps, run:scores("greedy", scores), run:scores("drawn", play(false)), rl.report(random), model.pairs,
   out and (", agreement with held-out ones %.3f"):format(out) or "")
 run:finish()

@@ -23,7 +23,7 @@ local cfg = peri.flags(recipe.with_flags {
   lam       = { -1.0, "of advantages; below 0: 0.95, of nstep 1, of shaped 0.3", range = "[-1, 1]" },
   ent_coef  = { 0.0, "of the entropy bonus, with entropy 0.1 unless another is said", range = "[0, inf)" },
   bonus     = { 0.3, "weight of what is new", range = "[0, inf)" },
-  novelty_lr = { 3e-4, "learning rate of random network distillation", range = "(0, inf)" },
+  novelty_lr = { 1e-3, "learning rate of random network distillation", range = "(0, inf)" },
   hidden    = { 32, "width of both layers", range = "[1, inf)" },
   log_updates = { 5, "updates between two rows of metrics", range = "[1, inf)" },
 })
@@ -92,5 +92,5 @@ local scores, solved = values(), 0
 for _, v in ipairs(scores) do solved = solved + (v > 0.5 and 1 or 0) end
 run:plot("curves.svg", { "eval", "return", "entropy" })
 run:text("%s, size %d, %d steps: %d of %d learners go to the treasure; value %s; at first %s; optimum %.2f", how, N,
-  cfg.timesteps, solved, S, rl.report(scores), rl.report(random), (peri.env.optimal(sea)))
+  cfg.timesteps, solved, S, run:scores("value", scores), rl.report(random), (peri.env.optimal(sea)))
 run:finish()

@@ -72,5 +72,5 @@ for step in run:steps() do
 end
 run:plot("labels.svg", { "held_out", "correlation" })
 run:text("%s, %d labels each, noise %g: agreement with held-out ones %.3f; policy %s; at first %s", cfg.env,
-  model.pairs, cfg.noise, model:learn(0).held_out or 0 / 0, rl.report(play()), rl.report(random))
+  model.pairs, cfg.noise, model:learn(0).held_out or 0 / 0, run:scores("greedy", play()), rl.report(random))
 run:finish()

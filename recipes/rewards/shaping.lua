@@ -105,6 +105,6 @@ for update in run:steps() do
   if row.eval then run:log(update, row) end
 end
 run:plot("curves.svg", { "eval", "return" })
-run:text("%s, %d updates: value %s of %.4f; at first %s", kind, cfg.updates, rl.report(values()), best,
+run:text("%s, %d updates: value %s of %.4f; at first %s", kind, cfg.updates, run:scores("value", values()), best,
   rl.report(random))
 run:finish()

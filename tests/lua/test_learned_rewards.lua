@@ -281,11 +281,30 @@ function TestLearnedRewards.test_what_was_seen_often_is_no_longer_new()
   end
 end
 
+-- A state that was never seen pays more than those that were: it is the state that is learned, not the bias.
+function TestLearnedRewards.test_a_state_that_was_not_seen_stays_new()
+  for _, size in ipairs { 4, 16 } do
+    peri.seed(4)
+    local env = peri.env.make("DeepSea-v0", { n = 4, size = size })
+    local novelty = rl.RandomDistillation { obs = env.obs_space, seeds = { 1, 2 }, epochs = 20 }
+    local function rollout_at(states)
+      local rollout = peri.rollout { steps = #states, rows = 4, fields = { obs = "i64", final_obs = "i64" } }
+      for t, s in ipairs(states) do rollout:set(t, { obs = peri.full({ 4 }, s, "i64"), final_obs = peri.full({ 4 }, s, "i64") }) end
+      return rollout
+    end
+    local seen = {}
+    for s = 0, size * size // 2 do seen[#seen + 1] = s end
+    for _ = 1, 20 do novelty:learn(rollout_at(seen)) end
+    local fresh = novelty:bonus(rollout_at { size * size - 1, size * size }):mean():item()
+    lu.assertTrue(fresh > 3 * novelty:bonus(rollout_at(seen)):mean():item(), size)
+  end
+end
+
 -- Bonuses are divided by the deviation of their discounted sum: by brute force on the first rollout.
 function TestLearnedRewards.test_bonuses_are_scaled_by_the_deviation_of_their_sums()
   local rollout, env = rollout_of("FrozenLake-v1", 2)
   local novelty = rl.RandomDistillation { obs = env.obs_space, seeds = { 1 }, gamma = 0.8 }
-  local x = rollout:get("final_obs"):reshape({ 1, -1 }):one_hot(16):to "f32"
+  local x = rollout:get("final_obs"):reshape({ 1, -1 }):one_hot(16):to "f32" * 4 -- the root of 16 states
   local raw = peri.no_grad(function () return (novelty.net(x) - novelty.fixed(x)):square():mean(-1) end)
     :reshape({ STEPS, ROWS }):tolist()
   local sums, n, mean = {}, 0, 0

@@ -169,8 +169,11 @@ local function merged(mean, var, count, new_mean, new_var, n)
   return mean + delta * (n / total), (var * count + new_var * n + delta:square() * (count * n / total)) / total
 end
 
+-- Observations as the networks see them. Numbered states are one-hot rows of the size that normalising would give
+-- them where all are seen alike: unscaled, biases would be learned and states would not matter.
 local function prepared(self, x)
-  if self.obs.n then return x:one_hot(self.obs.n):to "f32" end
+  local n = self.obs.n
+  if n then return x:one_hot(n):to "f32" * math.min(self.clip, math.sqrt(n)) end
   local s = self.stats
   return ((x:to "f64" - s.obs_mean) / (s.obs_var + 1e-8):sqrt()):clamp(-self.clip, self.clip):to "f32"
 end
