@@ -12,6 +12,8 @@ local rules = {
   deterministic = options.boolean(true, "what a policy of peri.rl.policy is asked for"),
   seeds = options.integer(1, "[1, inf)", "learners that share the rows, one behind the other: episodes are of all, and "
     .. "of_seed has the mean of each"),
+  gamma = options.number(options.none, "[0, 1]", "discount of rewards; then discounted has what each episode was worth "
+    .. "from its beginning"),
   max_steps = options.integer(1000000, "[1, inf)", "of a row, after which it is an error that episodes do not end"),
 }
 
@@ -37,7 +39,7 @@ end
 --- begin with this observation, for what remembers
 --- @param opts table?
 --- @return table  returns and lengths of the episodes by row and order, mean, std, min and max of the returns,
---- of_seed
+--- of_seed; with gamma discounted, of each episode
 function M.evaluate(env, policy, opts)
   local phase <close> = phases.open "evaluate" -- luacheck: ignore 211
   local o = options.fill("rl.evaluate", opts, rules)
@@ -56,17 +58,21 @@ function M.evaluate(env, policy, opts)
   local obs = env:reset { seed = o.seed }
   env:episodes() -- those of before
   local began = peri.ones({ rows }, "bool")
-  local steps = 0
+  local steps, worth, weight = 0, peri.zeros({ rows }, "f64"), peri.ones({ rows }, "f64")
   while left > 0 do
     local scope <close> = peri.scope() -- luacheck: ignore 211
-    local next_obs, _, terminated, truncated = env:step(act(obs, began))
+    local next_obs, reward, terminated, truncated = env:step(act(obs, began))
     obs = peri.keep(next_obs)
-    began = peri.keep(terminated:logical_or(truncated))
+    if o.gamma then -- from the beginning of the episode that a row is in
+      worth = peri.keep(worth:masked_fill(began, 0) + weight:masked_fill_(began, 1) * reward)
+      weight:mul_(o.gamma)
+    end
+    began = peri.keep(terminated:logical_or(truncated):logical_or(env.valid:logical_not()))
     local ended = env:episodes()
     for i, row in ipairs(ended.rows) do
       if share[row] > 0 then
         share[row], left = share[row] - 1, left - 1
-        found[#found + 1] = { row, #found, ended.returns[i], ended.lengths[i] }
+        found[#found + 1] = { row, #found, ended.returns[i], ended.lengths[i], o.gamma and worth:at(row) }
       end
     end
     steps = steps + 1
@@ -76,12 +82,15 @@ function M.evaluate(env, policy, opts)
     end
   end
   table.sort(found, function(a, b) return a[1] < b[1] or a[1] == b[1] and a[2] < b[2] end)
-  local returns = {}
-  for i, episode in ipairs(found) do returns[i], lengths[i] = episode[3], episode[4] end
+  local returns, discounted = {}, o.gamma and {}
+  for i, episode in ipairs(found) do
+    returns[i], lengths[i] = episode[3], episode[4]
+    if discounted then discounted[i] = episode[5] end
+  end
   local t = peri.tensor(returns, "f64")
   local of_seed = t:reshape({ o.seeds, own }):mean(-1):tolist()
   return { returns = returns, lengths = lengths, mean = t:mean():item(), std = #returns > 1 and t:std():item() or 0,
-           min = t:min():item(), max = t:max():item(), of_seed = of_seed }
+           min = t:min():item(), max = t:max():item(), of_seed = of_seed, discounted = discounted }
 end
 options.declare(M.evaluate, { "env", "policy" }, rules)
 
