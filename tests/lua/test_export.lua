@@ -364,6 +364,8 @@ local heads = {
   gaussian = { space = function () return box(2, { -1, 0 }, { 0.5, math.huge }) end, size = 2, type = "float", std = true },
   squashed = { space = function () return box(3, -2, { 1, 2, 3 }, "f64") end, size = 3, type = "double", std = true },
   tanh = { space = function () return box(2, -2, 3) end, size = 2, type = "float" },
+  grid = { head = "tanh", space = function () return box({ 2, 2 }, { -1, -2, -3, 0 }, { 1, 1, 2, 8 }) end,
+    size = 4, type = "float" },
 }
 
 for name, h in pairs(heads) do

@@ -232,24 +232,15 @@ local c_types = { f32 = "float", f64 = "double", i64 = "int64_t", i32 = "int32_t
 -- Text of a file within a comment: nothing that could end it, nothing that a terminal obeys.
 local function plain(text) return (tostring(text):gsub("[^%w ._,:()%[%]+-]", "?"):sub(1, 100)) end
 
+-- Bounds of a box, one for each number of an action.
 local function bounds(space, key)
-  local list, size = {}, product(space.shape)
-  for i = 1, size do
-    local v = space[key]
-    while type(v) == "table" do -- nested as the shape is
-      local inner, at = v, i - 1
-      local count = #inner
-      local each = size // count
-      if type(inner[1]) ~= "table" then
-        v = inner[at % count + 1]
-      else
-        v = inner[at // each + 1]
-        i, size = at % each + 1, each
-      end
-    end
-    list[#list + 1] = writers.float(v + 0.0)
-    size = product(space.shape)
+  local list = {}
+  local function add(v)
+    if type(v) == "number" then list[#list + 1] = writers.float(v + 0.0)
+    else for _, inner in ipairs(v) do add(inner) end end
   end
+  add(space[key])
+  for i = #list + 1, product(space.shape) do list[i] = list[1] end -- one for all
   return table.concat(list, ", ")
 end
 
