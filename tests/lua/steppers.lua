@@ -93,6 +93,9 @@ function M.preset(preset)
     reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } }()
 end
 
+--- Those that learn from environments or batches of one's own, without texts: their laws are in tests of their own.
+M.elsewhere = { agent = "tests/lua/test_agent.lua", multi_task = "tests/lua/test_multi_task.lua" }
+
 --- The names in order.
 M.names = {}
 for name in pairs(M.all) do M.names[#M.names + 1] = name end
