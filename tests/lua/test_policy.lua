@@ -143,6 +143,17 @@ function TestPolicy.test_a_gaussian_and_a_squashed_head_draw_with_their_deviatio
   lu.assertAlmostEquals(actions:std(1):tolist()[1], 1, 0.05)
 end
 
+function TestPolicy.test_bounds_of_a_matrix_are_those_of_its_elements()
+  local space = spaces.of { kind = "box", dtype = "f32", shape = { 2, 2 }, low = { { -1, -2 }, { -3, -math.huge } },
+    high = { { 1, 2 }, { 3, 4 } } }
+  local net = nn.Linear(1, 4)
+  local policy = saved(net, "gaussian", space_env(box(1), space, peri.zeros { 1, 1 }), { log_std = peri.zeros { 4 } })
+  lu.assertEquals(policy:act(peri.tensor({ 0 }, "f32"), { deterministic = true }).shape, { 2, 2 })
+  peri.no_grad(function () net.bias:fill_(9) net.weight:fill_(0) end)
+  policy = saved(net, "gaussian", space_env(box(1), space, peri.zeros { 1, 1 }), { log_std = peri.zeros { 4 } })
+  lu.assertEquals(policy:act(peri.zeros { 1, 1 }, { deterministic = true }):tolist(), { { { 1, 2 }, { 3, 4 } } })
+end
+
 function TestPolicy.test_one_observation_gives_one_action()
   local policy = saved(nn.Linear(4, 2), "categorical", cartpole())
   local env = peri.env.make("CartPole-v1", { seed = 1 })

@@ -28,11 +28,13 @@ local save_rules = {
 
 local null = peri.json.null
 
--- Bounds as JSON has them, which knows no infinity, and back.
-local function finite(bound)
+-- Bounds as JSON has them, which knows no infinity, one after the other whatever the shape is; and back.
+local function finite(bound, list)
   if type(bound) ~= "table" then return math.abs(bound) < math.huge and bound or null end
-  local list = {}
-  for i, v in ipairs(bound) do list[i] = finite(v) end
+  list = list or {}
+  for _, v in ipairs(bound) do
+    if type(v) == "table" then finite(v, list) else list[#list + 1] = finite(v) end
+  end
   return list
 end
 
