@@ -3,7 +3,7 @@
 -- Teaches: long short-term memory (Hochreiter and Schmidhuber 1997) by truncated backpropagation through time: a state
 -- goes from chunk to chunk, its gradient does not (Graves 2013, arXiv 1308.0850, section 2.1); clipping by the norm
 -- (Pascanu et al. 2013). Bits a character beside n-grams of every order up to 5, interpolated (Witten and Bell 1991).
--- Run:  ./perilune run recipes/nets/char_lstm.lua    minutes of one core; --text FILE reads another text,
+-- Run:  ./perilune run recipes/nets/char_lstm.lua    under a minute of one core; --text FILE reads another text,
 --       --forget makes every chunk begin without a memory, --cell gru has another cell
 -- Departs from the paper: one layer and no peepholes; a short text, so that it is done in minutes.
 local peri = require "perilune"
@@ -16,7 +16,7 @@ local cfg = peri.flags(recipe.with_flags {
   batch      = { 32, "places of the text that are read at once", range = "[1, inf)" },
   length     = { 64, "characters of a chunk", range = "[1, inf)" },
   cell       = { "lstm", "of the memory", choices = { "lstm", "gru" } },
-  hidden     = { 128, "width of the memory", range = "[1, inf)" },
+  hidden     = { 256, "width of the memory", range = "[1, inf)" },
   layers     = { 1, "one above the other", range = "[1, inf)" },
   embed      = { 32, "numbers of a character", range = "[1, inf)" },
   dropout    = { 0.0, "of what the memory gives", range = "[0, 1)" },
