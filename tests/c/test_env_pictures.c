@@ -26,10 +26,10 @@ static peri_env *played (const char *id) {
   peri_pcg64 rng;
   peri_pcg64_seed(&rng, 1);
   for (int t = 0; t < 200; t++) {
-    int64_t action[3];
+    int64_t action[3 * 32]; /* more than all agents */
     size_t each = space->kind == PERI_SPACE_BOX ? sizeof(float) : sizeof(int64_t);
-    for (size_t i = 0; i < 3; i++)
-      assert_int_equal(peri_space_sample(ctx, space, &rng, NULL, (char *)action + i * each),
+    for (int64_t i = 0; i < peri_env_rows(e); i++)
+      assert_int_equal(peri_space_sample(ctx, space, &rng, NULL, (char *)action + (size_t)i * each),
                        PERI_OK);
     assert_int_equal(peri_env_step(e, action), PERI_OK);
   }

@@ -4,8 +4,9 @@ local peri = require "perilune"
 
 local all = peri.env.ids()
 local builtin = { "Acrobot-v1", "Bandit-v0", "Blackjack-v1", "CartPole-v0", "CartPole-v1", "CliffWalking-v1",
-  "CliffWalkingSlippery-v1", "DeepSea-v0", "FrozenLake-v1", "FrozenLake8x8-v1", "GridWorld-v0", "MinBreakout-v0",
-  "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v4" }
+  "CliffWalkingSlippery-v1", "ConnectFour-v0", "DeepSea-v0", "Forage-v0", "FrozenLake-v1", "FrozenLake8x8-v1",
+  "GridWorld-v0", "MinBreakout-v0", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Taxi-v4",
+  "TicTacToe-v0" }
 
 local function copy(t, more)
   local out = {}
@@ -79,7 +80,7 @@ local function chooser(env, n)
   local space = env.action_space
   return function ()
     local list = {}
-    for i = 1, n do
+    for i = 1, n * env.agents do
       list[i] = space.kind == "discrete" and rng:integer(space.n) or rng:uniform(-1.5, 1.5)
     end
     return list
@@ -114,8 +115,9 @@ function TestEnvBuiltin.test_a_batch_is_what_its_rows_are_alone()
       local obs, reward = many:step(actions)
       local rewards = {}
       same(step, "observation", numbers(obs), function (e, i)
-        local o, r = e:step { actions[i] }
-        rewards[i] = r:item()
+        local k = e.agents
+        local o, r = e:step { table.unpack(actions, (i - 1) * k + 1, i * k) }
+        table.move(numbers(r), 1, k, #rewards + 1, rewards)
         return numbers(o)
       end)
       lu.assertEquals(numbers(reward), rewards)
@@ -131,7 +133,7 @@ function TestEnvBuiltin.test_observations_lie_in_their_space()
     env:reset()
     for _ = 1, 200 do
       local list = numbers(env:step(choose()))
-      local each = #list // 16
+      local each = #list // env.rows
       for i, v in ipairs(list) do
         local k = (i - 1) % each + 1
         local least, most
