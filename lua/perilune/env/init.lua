@@ -1,4 +1,5 @@
 -- perilune.env: environments for reinforcement learning, single or many at once. docs/environments.md.
+local agents = require "perilune.env.agents"
 local batch = require "perilune.env.batch"
 local core = require("perilune.core")._env
 local dp = require "perilune.env.dp"
@@ -181,7 +182,9 @@ M.check = require "perilune.env.check"
 function M.rng(seed) return core.rng(seed) end
 
 M.optimal, M.evaluate = dp.optimal, dp.evaluate
-for name, wrapper in pairs(wrappers) do M[name] = wrapper end
+for _, more in ipairs { wrappers, agents } do
+  for name, fn in pairs(more) do M[name] = fn end
+end
 M.preferences = require("perilune.env.preferences").preferences
 M.shape_reward = require("perilune.env.shaping").shape_reward
 
