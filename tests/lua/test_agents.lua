@@ -420,4 +420,32 @@ function TestAgents.test_joint_observations_have_those_of_all_behind_an_agents_o
   lu.assertStrContains(message(env.joint_obs, env.make("FrozenLake-v1", { n = 1 })), "expected vectors")
 end
 
+-- ---- learning ----
+
+-- What rows do that wait is no step: whatever is written there, the update is the same.
+function TestAgents.test_steps_of_those_who_wait_are_not_learned_from()
+  local function updated(spoil)
+    peri.seed(2)
+    local field = env.make("TicTacToe-v0", { n = 8, seed = 1 })
+    local net = peri.rl.ActorCritic { obs = field.obs_space, action = field.action_space, hidden = { 8 } }
+    local agent
+    agent = peri.algo.agent.new { env = field, net = net, optimizer = peri.optim.SGD(net, { lr = 0.1 }), steps = 8,
+      minibatches = 1, epochs = 1, ent_coef = 0.01, advantage = function (rollout, advantage, returns)
+        local off = rollout:get("counts"):logical_not()
+        lu.assertFalse(rollout:get("counts"):logical_and(rollout:get("live"):logical_not()):any():item())
+        lu.assertTrue(off:any():item())
+        if spoil then return advantage:masked_fill(off, 50), returns:masked_fill(off, -70) end
+        return advantage, returns
+      end }
+    local metrics = agent:step()
+    local sum = {}
+    for _, p in ipairs(net:parameters()) do sum[#sum + 1] = p:detach():flatten() end
+    return peri.cat(sum, 1), metrics
+  end
+  local one, metrics = updated(false)
+  local other, again = updated(true)
+  lu.assertFalse(one:ne(other):any():item())
+  lu.assertEquals({ metrics.loss, metrics.entropy, metrics.approx_kl }, { again.loss, again.entropy, again.approx_kl })
+end
+
 os.exit(lu.LuaUnit.run())

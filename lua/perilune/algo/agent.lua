@@ -48,7 +48,7 @@ local function check(self, copies)
   elseif env._autoreset ~= "same_step" then
     refuse("%s: autoreset is %s, expected \"same_step\": other rows would be learned from that are no steps", env.id,
       tostring(env._autoreset))
-  elseif env.live then refuse("%s: its agents take turns, and rows that do not act are no steps", env.id) end
+  end
   local known = copies and self.net.n or 1
   if self.seeds and self.seeds ~= known then refuse("seeds is %d, the net has %d learners", self.seeds, known) end
   self.seeds = known
@@ -67,7 +67,8 @@ end
 ---
 --- The rollout, agent.rollout, has (steps, rows, ...) of obs, action, logp, reward, terminated, truncated, advantage,
 --- returns, value, final_obs (but with truncation "ignore"), true_reward (with reward), mask and metrics (where the
---- environment has them; docs/environments.md); agent.last is what is seen behind its last step.
+--- environment has them; docs/environments.md); agent.last is what is seen behind its last step. With several agents
+--- (env.live) it has live, who acted, and counts, which steps are learned from: rl.turn_gae.
 --- @param opts table
 --- @return table stepper  :step() -> metrics; :act, :play; :state(), :set_state(s) for checkpoints
 function M.new(opts)
@@ -85,10 +86,11 @@ function M.new(opts)
     logp = "f32", reward = "f32", terminated = "bool", truncated = "bool", advantage = "f32", returns = "f32",
     value = "f32", final_obs = self.truncation == "bootstrap" and obs or nil,
     true_reward = self.reward and "f32" or nil, mask = env.mask and { "bool", head.size } or nil,
-    metrics = env.metrics and { "f32", #env.metric_names } or nil } }
+    metrics = env.metrics and { "f32", #env.metric_names } or nil, live = env.live and "bool" or nil,
+    counts = env.live and "bool" or nil } }
   self.value = function (x) return model:value(x) end
   -- The same steps without Lua values, where a network is a plain one.
-  self.quick = not (copies or env.mask or env.metrics or env.obs_space.n or model.trunk)
+  self.quick = not (copies or env.mask or env.metrics or env.live or env.obs_space.n or model.trunk)
     and getmetatable(model) == rl.ActorCritic and head.kind == "discrete" and head.start == 0
   self.ended = { returns = {}, lengths = {}, rows = {}, dropped = 0 }
   return self
@@ -152,7 +154,7 @@ local function collect(self)
     local scope <close> = peri.scope() -- luacheck: ignore 211
     local mask = env.mask
     local action, logp = rl.together(policy(self, obs, mask):act())
-    rollout:set(t, { obs = obs, action = action, logp = logp, mask = mask })
+    rollout:set(t, { obs = obs, action = action, logp = logp, mask = mask, live = env.live })
     local after, reward, terminated, truncated = env:step(head:sent(action))
     rollout:set(t, { reward = reward, terminated = terminated, truncated = truncated,
       final_obs = cut and env.final_obs or nil, metrics = env.metrics })
@@ -181,10 +183,10 @@ local function credit(self, metrics)
   end
   metrics.reward = rollout:get("reward"):mean():item()
   local how = { value = self.value, last = self.last, gamma = self.gamma, lam = self.lam, seeds = self.seeds,
-    truncation = self.truncation }
-  local found = rl.gae(rollout, how)
+    truncation = self.truncation, live = self.env.live }
+  local found = how.live and rl.turn_gae(rollout, how) or rl.gae(rollout, how)
   rollout:put(found)
-  if self.truncation == "bootstrap" then
+  if self.truncation == "bootstrap" and not how.live then
     rl.checks.bootstrap(rollout, { value = self.value, gamma = self.gamma, seeds = self.seeds })
   end
   if self.advantage then
@@ -192,7 +194,7 @@ local function credit(self, metrics)
     rollout:put { advantage = checked(self, "advantage", advantage),
       returns = returns and checked(self, "advantage, of returns,", returns) or nil }
   end
-  metrics.explained_variance = rl.explained_variance(rollout:get "value", rollout:get "returns")
+  metrics.explained_variance = rl.explained_variance(rollout:get "value", rollout:get "returns", found.counts)
 end
 
 -- A step by one minibatch; what is said of it.
@@ -202,9 +204,12 @@ local function learn(self, b, first, how)
   local logp, entropy = d:evaluate(b.action)
   if first then rl.checks.ratio(logp, b.logp) end
   rl.checks.constant { old_logp = b.logp, advantage = b.advantage, returns = b.returns }
-  local loss, of_policy, of_value = peri.ppo_loss(logp, b.logp, b.advantage, entropy, v, b.returns, b.value, how)
+  how.mask = b.counts
+  local loss, of_policy, of_value, of_entropy = peri.ppo_loss(logp, b.logp, b.advantage, entropy, v, b.returns,
+    b.value, how)
   loss:sum():backward()
-  return { logp = peri.keep(logp:detach()), old = b.logp, entropy = peri.keep(entropy:detach()),
+  if b.counts then entropy = of_entropy end
+  return { logp = peri.keep(logp:detach()), old = b.logp, counts = b.counts, entropy = peri.keep(entropy:detach()),
     policy = peri.keep(of_policy:detach()), value = peri.keep(of_value:detach()), loss = peri.keep(loss:detach()) }
 end
 
@@ -228,13 +233,14 @@ function Stepper:step()
       last = learn(self, b, epoch == 1 and i == 1, how)
       self:update(metrics, false)
     end
-    if self.target_kl and peri.ppo_metrics(last.logp, last.old):item() > self.target_kl then break end
+    local kl = self.target_kl and peri.ppo_metrics(last.logp, last.old, { mask = last.counts }):item()
+    if kl and kl > self.target_kl then break end
   end
   self:counted(metrics)
   self.seen = self.seen + self.env.rows // self.seeds * self.steps
   self.ended = self.env:episodes()
   local returns = self.ended.returns
-  local kl, clipped = peri.ppo_metrics(last.logp, last.old, { clip = how.clip })
+  local kl, clipped = peri.ppo_metrics(last.logp, last.old, { mask = last.counts, clip = how.clip })
   metrics["return"] = #returns > 0 and peri.tensor(returns, "f64"):mean():item() or nil
   metrics.episodes, metrics.env_steps, metrics.passes = #returns, self.seen, passes
   metrics.approx_kl, metrics.clip_fraction = kl:mean():item(), clipped:mean():item()
