@@ -51,7 +51,10 @@ local function each_position(b, fn)
     local key = table.concat(cells)
     if seen[key] then return end
     seen[key] = true
-    if games.line_of(cells, b.rows, b.columns, b.line, 3 - side) or not key:find "0" then ended[#ended + 1] = key return end
+    if games.line_of(cells, b.rows, b.columns, b.line, 3 - side) or not key:find "0" then
+      ended[#ended + 1] = key
+      return
+    end
     fn(cells, side)
     for i = 1, #cells do
       if cells[i] == 0 then
@@ -157,6 +160,71 @@ function TestGames.test_what_a_solver_cannot_do_is_named()
   lu.assertStrContains(message(rl.solver, env.make "CartPole-v1"), "CartPole-v1, expected TicTacToe-v0 or ConnectFour-v0")
   local solver = rl.solver(env.make "TicTacToe-v0")
   lu.assertStrContains(message(solver.solve, solver, peri.zeros { 2, 9 }), "obs has shape (2, 9), expected (n, 18)")
+end
+
+-- By play itself: every line of replies, walked one by one.
+local function walked(solver, act, replies)
+  local out = { first = { won = 0, drawn = 0, lost = 0 }, second = { won = 0, drawn = 0, lost = 0 } }
+  local function question(cells, side)
+    local row, legal = planes(cells, side), {}
+    for i = 1, 9 do legal[i] = cells[i] == 0 end
+    return peri.tensor({ row }, "u8"), peri.tensor({ legal }, "bool")
+  end
+  local function ended(cells, side, count, as)
+    if games.line_of(cells, 3, 3, 3, side) then count[as] = count[as] + 1 return true end
+    for i = 1, 9 do if cells[i] == 0 then return false end end
+    count.drawn = count.drawn + 1
+    return true
+  end
+  local function play(cells, mine, side, count)
+    local obs, mask = question(cells, side)
+    if side == mine then
+      local a = act(obs, mask):tolist()[1] + 1
+      cells[a] = side
+      if not ended(cells, side, count, "won") then play(cells, mine, 3 - side, count) end
+      cells[a] = 0
+      return
+    end
+    local best = select(2, solver:solve(obs)):tolist()[1]
+    for a = 1, 9 do
+      if cells[a] == 0 and (replies == "all" or best[a]) then
+        cells[a] = side
+        if not ended(cells, side, count, "lost") then play(cells, mine, 3 - side, count) end
+        cells[a] = 0
+      end
+    end
+  end
+  play({ 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 1, 1, out.first)
+  play({ 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 2, 1, out.second)
+  return out
+end
+
+function TestGames.test_examined_is_who_is_played_through_all_replies()
+  local solver = rl.solver(env.make "TicTacToe-v0")
+  local players = {
+    best = function (obs) local _, best = solver:solve(obs) return best:to("i64"):argmax(2) end,
+    lowest = function (_, mask) return mask:to("i64"):argmax(2) end,
+  }
+  for name, act in pairs(players) do
+    for _, replies in ipairs { "best", "all" } do
+      local found = solver:examine(act, { replies = replies })
+      local want = walked(solver, act, replies)
+      lu.assertEquals({ found.first, found.second }, { want.first, want.second })
+      lu.assertEquals(found.lost, want.first.lost + want.second.lost)
+      lu.assertEquals(found.lost == 0, name == "best")
+      lu.assertEquals(found.won > 0, replies == "all" or name ~= "best" and found.won > 0)
+    end
+  end
+  local illegal = solver:examine(function (obs) return peri.zeros({ obs.shape[1] }, "i64") end, { replies = "all" })
+  lu.assertTrue(illegal.lost > 0)
+  lu.assertStrContains(message(solver.examine, solver, players.lowest, { positions = 3 }), "positions in one half-move")
+end
+
+function TestGames.test_small_boards_of_connect_four_are_examined_too()
+  local solver = rl.solver(env.make("ConnectFour-v0", { n = 1, rows = 4, columns = 4 }))
+  local found = solver:examine(function (obs) return select(2, solver:solve(obs)):to("i64"):argmax(2) end)
+  lu.assertEquals({ found.lost, found.won }, { 0, 0 })
+  lu.assertTrue(found.drawn > 100)
 end
 
 -- ---- ratings ----
@@ -319,6 +387,38 @@ function TestGames.test_a_league_goes_on_from_its_state()
     lu.assertTrue(same(one.players, other.players))
   end
   lu.assertStrContains(message(made().load_state_dict, rl.league { make = new }, one:state_dict()), "expected (1, ")
+end
+
+-- Points as the ages say: ratings are those of the same points.
+function TestGames.test_ratings_of_selves_are_those_of_their_tournament()
+  local league, net, marks = rl.league { make = new, seeds = 2 }, peri.nn.Copies(2, new), {}
+  for age = 1, 9 do
+    league:add(net)
+    marks[league.members[age].tensors] = age
+  end
+  local function meet(a, b)
+    local d = marks[a] - marks[b]
+    return { 20 / (1 + 2 ^ -d), 20 / (1 + 2 ^ d) }, 20 -- the second learner becomes weaker
+  end
+  local list, rose = league:ratings(meet, { selves = 5, prior = 0 })
+  lu.assertEquals(#list, 5)
+  for k, one in ipairs(list) do
+    lu.assertEquals(one.age, 2 * k - 1)
+    lu.assertAlmostEquals(one.rating[1], 400 * math.log(2, 10) * (one.age - 1), 1e-6)
+    lu.assertAlmostEquals(one.rating[2], -one.rating[1], 1e-6)
+  end
+  lu.assertEquals(rose, 0.5)
+  lu.assertStrContains(message(league.ratings, rl.league { make = new }, meet), "0 members, expected 2 or more")
+end
+
+function TestGames.test_shares_of_tables_go_to_the_oldest_and_the_newest()
+  local league, net = rl.league { make = new, tables = 8, newest = 0.25, oldest = 0.5 }, peri.nn.Copies(1, new)
+  for _ = 1, 4 do league:add(net) end
+  for _ = 1, 20 do
+    local seats = league:deal()
+    lu.assertEquals({ seats[1], seats[2], seats[5], seats[6], seats[7], seats[8] }, { 4, 4, 1, 1, 1, 1 })
+  end
+  lu.assertStrContains(message(rl.league, { make = new, newest = 0.75, oldest = 0.5 }), "more than all")
 end
 
 function TestGames.test_a_league_that_makes_no_sense_is_named()

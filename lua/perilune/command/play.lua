@@ -8,10 +8,13 @@ local terminal = require "perilune.terminal"
 
 local about = [[
 ENV is an environment's id (FrozenLake-v1), a Lua file that returns or registers one, or gymnasium:ID. MODEL is a
-policy's file. Without one, keys play: those that do something are shown. Ctrl-C and q leave.]]
+policy's file. Without one, keys play: those that do something are shown. Ctrl-C and q leave. Of several agents keys
+play whoever is to move, or --seat against MODEL: perilune play TicTacToe-v0 policy.safetensors --seat 1.]]
 
 local spec = {
   random = { false, "random actions play" },
+  seat = { 0, "of several agents, the one that keys play, against MODEL or --random; 0: they play all or none",
+    range = "[0, inf)" },
   stochastic = { false, "a policy's actions are drawn, not its likeliest ones" },
   episodes = { 1, "how many", range = "[1, inf)" },
   seed = { -1, "of the first episode; -1: another one each time", range = "[-1, inf)" },
@@ -146,9 +149,34 @@ local function action_of(env, number)
   return peri.tensor({ number }, env.action_space.dtype):reshape(env.action_space.shape)
 end
 
+-- Of several agents: who is to move, as far as it is the player's to say; nil: nobody.
+local function to_move(env, seat)
+  local live = env.live:tolist()
+  if seat > 0 then return live[seat] and seat or nil end
+  for i = 1, env.agents do
+    if live[i] then return i end
+  end
+end
+
+local function legal(env, row, action)
+  local mask = env.mask
+  if not mask or action == nil then return true end
+  if row then mask = mask:select(1, row) end
+  return mask:tolist()[action - env.action_space.start + 1]
+end
+
+-- Actions of all agents, that of one of them as a key has it.
+local function with_others(play, obs, row, number)
+  local env = play.env
+  local list = (play.act and play.act(obs, env) or env:sample()):tolist()
+  list[row] = number
+  return peri.tensor(list, "i64")
+end
+
 -- One episode; its return and length.
 local function episode(play, number)
   local env, values = play.env, play.values
+  local many = env.agents > 1
   local obs = env:reset(values.seed >= 0 and { seed = values.seed + number - 1 } or nil)
   if play.policy then play.policy:restart() end
   local total, length, over, held, reward = 0, 0, false, play.rest, 0
@@ -166,15 +194,17 @@ local function episode(play, number)
     end
     if over then return total, length end
     local action
-    if play.keys and play.map then
+    local row = many and play.map and to_move(env, values.seat) or nil
+    if play.keys and play.map and (row or not many) then
       local fps = play.fps
       repeat
         local wait = fps > 0 and math.max(0, next_at + 1 / fps - peri.time()) or 3600
         action = pressed(play.keys, wait, play.map)
+        if not legal(env, row, action) then action = nil end
       until action or fps > 0
       if action == nil then action = play.rest or held or play.map.left or play.map["0"] end
       held = action
-      action = action_of(env, action)
+      action = many and with_others(play, obs, row, action) or action_of(env, action)
     else
       action = play.act(obs, env)
       if play.screen then pressed(play.keys, math.max(0, next_at + 1 / math.max(play.fps, 1) - peri.time()), {}) end
@@ -186,7 +216,11 @@ local function episode(play, number)
     next_at = peri.time()
     local terminated, truncated
     obs, reward, terminated, truncated = env:step(action)
-    total, length, over = total + reward, length + 1, terminated or truncated
+    over = terminated
+    if many then -- the episode is over when the last agent is out; what counts is the seat's reward
+      reward, over = reward:tolist()[math.max(values.seat, 1)], not env.live:any():item()
+    end
+    total, length, over = total + reward, length + 1, over or not many and truncated
   end
 end
 
@@ -197,7 +231,10 @@ local function run(values, words)
   if values.max_steps >= 0 then o.max_steps = values.max_steps end
   local env = make(o)
   local input, output = line.interactive()
-  local hands = not words[2] and not values.random
+  if values.seat > env.agents then error(("--seat %d: %s has %d agents"):format(values.seat, env.id, env.agents), 0) end
+  if values.seat > 0 and env.agents == 1 then error("--seat is for environments with several agents", 0) end
+  if values.seat > 0 and env.action_space.kind ~= "discrete" then error("--seat is for discrete actions", 0) end
+  local hands = not words[2] and not values.random or values.seat > 0
   env:reset()
   local board = env.obs_space.kind ~= "box" or env.mask or not env.has_frame -- waits for its player
   local fps = hands and board and 0 or board and 4 or 15
@@ -208,6 +245,7 @@ local function run(values, words)
     end
     play.map, play.rest, play.help = keys_of(env)
     play.help = play.help .. "  q leaves"
+    if words[2] or values.random then play.act, play.policy = player(values, words[2]) end
   else
     play.act, play.policy = player(values, words[2])
     play.help = "q leaves"

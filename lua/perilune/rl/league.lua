@@ -3,6 +3,7 @@
 local peri = require "perilune"
 local nn = peri.nn
 local options = require "perilune.options"
+local elos = require "perilune.rl.elo"
 
 local M = {}
 
@@ -22,6 +23,7 @@ local rules = {
   choose = options.choice("uniform", { "uniform", "newest", "hard" }, "who is dealt: any member, the newest alone, or "
     .. "rather those that win against the learner"),
   newest = options.number(0, "[0, 1]", "share of tables that get the newest member in any case"),
+  oldest = options.number(0, "[0, 1]", "share that get the oldest: one that knows nothing keeps all openings in play"),
   seed = options.integer(1, "[0, inf)", "of what is dealt"),
 }
 
@@ -39,6 +41,10 @@ local rules = {
 --- @return perilune.rl.League
 function M.league(opts)
   local o = options.fill("rl.league", opts, rules)
+  if o.newest + o.oldest > 1 then
+    options.raise(("rl.league: newest and oldest are %g and %g of the tables, more than all"):format(o.newest,
+      o.oldest))
+  end
   local state = peri.rng_state()
   local players = nn.Copies(o.seeds * o.tables, o.make)
   peri.set_rng_state(state) -- weights that nobody plays with draw nothing
@@ -109,7 +115,7 @@ function League:deal()
   local o, places = self._o, {}
   if #self.members == 0 then options.raise "league:deal: there are no members: league:add(net) first" end
   for k = 1, o.tables do
-    places[k] = k <= o.newest * o.tables and #self.members or draw(self)
+    places[k] = k <= o.newest * o.tables and #self.members or k > (1 - o.oldest) * o.tables and 1 or draw(self)
     self.seats[k] = self.members[places[k]].age
   end
   sit(self, places)
@@ -128,6 +134,45 @@ function League:score(seat, points, games)
     end
   end
 end
+
+local ratings_rules = {
+  selves = options.integer(6, "[2, inf)", "of even distances in the league, the oldest and the newest with them"),
+  prior = options.number(1, "[0, inf)", "of rl.elo: drawn games that are added to each pair"),
+}
+
+--- Elo ratings of members by age, from a tournament of every pair, of each seed for itself: have they become stronger?
+--- The oldest of them has 0.
+--- @param meet fun(a: table, b: table): number[], integer  tensors of two members, as of state_dict of nn.Copies: the
+--- points of a against b, one for each seed, and the games that they are of
+--- @param opts table?
+--- @return table[]  { age, rating = { of each seed } }, oldest first
+--- @return number  the share of steps from one of them to the next at which a rating rose, over seeds
+function League:ratings(meet, opts)
+  local o = options.fill("league:ratings", opts, ratings_rules)
+  options.argument("league:ratings", "meet", meet, "callable")
+  local members, chosen, games, rose = self.members, {}, {}, 0
+  if #members < 2 then options.raise(("league:ratings: %d members, expected 2 or more"):format(#members)) end
+  local n = math.min(o.selves, #members)
+  for k = 1, n do chosen[k] = members[1 + (k - 1) * (#members - 1) // (n - 1)] end
+  for s = 1, self._o.seeds do games[s] = {} end
+  for i = 2, n do
+    for j = 1, i - 1 do
+      local points, count = meet(chosen[i].tensors, chosen[j].tensors)
+      for s, list in ipairs(games) do list[#list + 1] = { i, j, points[s], count } end
+    end
+  end
+  local out = {}
+  for k, m in ipairs(chosen) do out[k] = { age = m.age, rating = {} } end
+  for s, list in ipairs(games) do
+    local elo = elos.elo(list, { prior = o.prior })
+    for k = 1, n do
+      out[k].rating[s] = elo.rating[k]
+      if k > 1 and elo.rating[k] > elo.rating[k - 1] then rose = rose + 1 end
+    end
+  end
+  return out, rose / ((n - 1) * #games)
+end
+options.declare(League.ratings, { "self", "meet" }, ratings_rules)
 
 --- Everything that a resumed run needs.
 --- @return table tensors

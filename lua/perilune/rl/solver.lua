@@ -169,4 +169,100 @@ function Solver:solve(obs)
   return peri.tensor(values, "f32"), peri.tensor(best, "bool")
 end
 
+local examine_rules = {
+  replies = options.choice("best", { "best", "all" }, "of the other side: all that keep the value, or all"),
+  positions = options.integer(1000000, "[1, inf)", "that may come up in a half-move; more are an error"),
+}
+
+-- What the side that has stones `own` sees of positions.
+local function seen(self, list)
+  local rows, legal = {}, {}
+  for i, p in ipairs(list) do
+    local row, cells = {}, #self.cell
+    for k, cell in ipairs(self.cell) do
+      row[k] = p.own & cell ~= 0 and 1 or 0
+      row[cells + k] = (p.all & ~p.own) & cell ~= 0 and 1 or 0
+    end
+    rows[i], legal[i] = row, {}
+    for a = 1, self.actions do legal[i][a] = target(self, p.all, a) ~= 0 end
+  end
+  return peri.tensor(rows, "u8"), peri.tensor(legal, "bool")
+end
+
+-- Positions behind moves, equal ones as one; games that ended are counted.
+local function new_level(self, count, won_as)
+  local level, by_key = {}, {}
+  -- mover, other and all: stones before the move at `cell`; own: those of the policy behind it
+  return level, function (mover, all, cell, own, lines)
+    if cell ~= 0 and won(self, mover | cell) then count[won_as] = count[won_as] + lines return end
+    if all | cell == self.full then count.drawn = count.drawn + lines return end
+    local key = self.falls and own + (all | cell) or own << 32 | all | cell
+    local p = by_key[key]
+    if not p then
+      p = { own = own, all = all | cell, lines = 0 }
+      by_key[key], level[#level + 1] = p, p
+    end
+    p.lines = p.lines + lines
+  end
+end
+
+-- All replies of the other side.
+local function replied(self, level, count, best)
+  local after, put = new_level(self, count, "lost")
+  for _, p in ipairs(level) do
+    local other, value, values = p.all & ~p.own, nil, {}
+    if best then
+      value, values = answer(self, other, p.all)
+      if not value then options.raise "solver:examine: a position takes more nodes than the solver may look at" end
+    end
+    for a = 1, self.actions do
+      local cell = target(self, p.all, a)
+      if cell ~= 0 and values[a] == value then put(other, p.all, cell, p.own, p.lines) end
+    end
+  end
+  return after
+end
+
+local function moved(self, level, count, act)
+  local after, put = new_level(self, count, "won")
+  local actions = act(seen(self, level)):tolist()
+  for i, p in ipairs(level) do
+    local cell = math.type(actions[i]) == "integer" and target(self, p.all, actions[i] + 1) or 0
+    if cell == 0 then count.lost = count.lost + p.lines -- a move that is not legal
+    else put(p.own, p.all, cell, p.own | cell, p.lines) end
+  end
+  return after
+end
+
+--- Play a policy that does the same each time it sees a position from both sides, against every reply of the other: of
+--- perfect play, or any. How many lines of play it wins, draws and loses, `first` and `second` by who begins. A policy
+--- that draws the solver at tic-tac-toe loses none.
+---
+---     local found = solver:examine(function (obs, mask) return net:policy(obs, mask):deterministic() end)
+---
+--- @param act fun(obs: perilune.Tensor, mask: perilune.Tensor): perilune.Tensor  of (n, 2 * cells) u8 and (n, actions)
+--- bool the actions (n) i64
+--- @param opts table?
+--- @return table  first and second, { won, drawn, lost } each, and the sums won, drawn and lost
+function Solver:examine(act, opts)
+  local o = options.fill("solver:examine", opts, examine_rules)
+  options.argument("solver:examine", "act", act, "callable")
+  local out = { won = 0, drawn = 0, lost = 0 }
+  for _, side in ipairs { "first", "second" } do
+    local count, level = { won = 0, drawn = 0, lost = 0 }, { { own = 0, all = 0, lines = 1 } }
+    if side == "second" then level = replied(self, level, count, o.replies == "best") end
+    while #level > 0 do
+      if #level > o.positions then
+        options.raise(("solver:examine: %d positions in one half-move, at most %d"):format(#level, o.positions))
+      end
+      level = moved(self, level, count, act)
+      level = replied(self, level, count, o.replies == "best")
+    end
+    out[side] = count
+    for name, n in pairs(count) do out[name] = out[name] + n end
+  end
+  return out
+end
+options.declare(Solver.examine, { "self", "act" }, examine_rules)
+
 return M
