@@ -345,6 +345,7 @@ function TestAgents.test_where_all_act_at_every_step_it_is_gae()
     terminated = peri.rand({ 20, 6 }):lt(0.1), truncated = peri.rand({ 20, 6 }):lt(0.1), live = peri.ones({ 20, 6 }, "bool") }
   for _, truncation in ipairs { "bootstrap", "ignore" } do
     local how = { value = value, last = peri.randn { 6, 3 }, truncation = truncation }
+    how.reward = truncation == "ignore" and peri.randn { 20, 6 } or nil
     local want = peri.rl.gae(rollout, how)
     how.live = peri.ones({ 6 }, "bool")
     local found = peri.rl.turn_gae(rollout, how)
@@ -352,6 +353,8 @@ function TestAgents.test_where_all_act_at_every_step_it_is_gae()
     for _, name in ipairs { "advantage", "returns", "value" } do
       lu.assertTrue((found[name] - want[name]):abs():max():item() < 1e-5, name)
     end
+    how.reward = peri.randn { 6 }
+    lu.assertStrContains(message(peri.rl.turn_gae, rollout, how), "reward is (6), expected (20, 6)")
   end
 end
 

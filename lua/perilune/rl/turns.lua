@@ -10,7 +10,7 @@ local rules = {}
 for name, rule in pairs(gae.rules) do rules[name] = rule end
 rules.live = options.value(options.required, "tensor", "(rows) bool, who acts behind the last step: env.live")
 
-local needed = { "obs", "reward", "terminated", "truncated", "live" }
+local needed = { "obs", "terminated", "truncated", "live" }
 
 -- One row of (steps, rows) tensors.
 local function at(field, t)
@@ -41,6 +41,11 @@ function M.turn_gae(rollout, opts)
   local _ <close> = peri.no_grad()
   local field = {}
   for _, name in ipairs(needed) do field[name] = rollout:get(name) end
+  field.reward = o.reward or rollout:get "reward"
+  if options.shape(field.reward) ~= options.shape(field.terminated) then
+    options.raise(("%s: reward is %s, expected %s"):format(who, options.shape(field.reward),
+      options.shape(field.terminated)))
+  end
   local value = gae.values(who, field.obs, o.value, o.seeds)
   field.obs, field.value = nil, value
   local steps, rows = value.shape[1], value.shape[2]
