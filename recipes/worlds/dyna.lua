@@ -6,7 +6,6 @@
 -- for good keeps to what it knows; with --kappa it pays for what was long not tried (Dyna-Q+, section 8.3).
 -- Run:  ./perilune run recipes/worlds/dyna.lua    ten seeds of the book's maze: some seconds. Beside the exact
 --       optimum, by dynamic programming, stand the steps of the environment until the greedy policy is optimal.
--- Departs from the book: Dyna-Q+ does not plan with actions that were never tried in a state.
 local peri = require "perilune"
 local rl, recipe = peri.rl, require "perilune.recipe"
 
@@ -45,7 +44,8 @@ for i = 1, cfg.seeds do
     run:track(("env%d_%d"):format(i, k), l.envs[k])
   end
   l.values = rl.tabular(l.envs[1], { seed = cfg.seed + i - 1 })
-  l.model = rl.tabular_model { seed = cfg.seed + i - 1, kappa = cfg.kappa, last = true }
+  l.model = rl.tabular_model { seed = cfg.seed + i - 1, kappa = cfg.kappa, last = true,
+    actions = cfg.kappa > 0 and l.values.actions or nil }
   learners[i] = l
   run:track("values" .. i, l.values):track("model" .. i, l.model):track("facts" .. i, {
     state_dict = function () return { facts = l.facts } end,

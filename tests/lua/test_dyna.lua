@@ -90,8 +90,25 @@ function TestDyna.test_the_bonus_is_the_root_of_the_steps_since_and_the_last_out
   end
 end
 
+function TestDyna.test_actions_of_a_state_that_were_not_tried_lead_back_to_it_without_reward_until_they_are()
+  local model = rl.tabular_model { seed = 5, actions = 3 }
+  model:observe(7, 2, 1, 8, true)
+  lu.assertEquals(#model.pairs, 3)
+  for _ = 1, 50 do
+    local s, a, reward, after, over = model:draw()
+    lu.assertEquals({ s, reward, after, over }, a == 2 and { 7, 1, 8, true } or { 7, 0, 7, false })
+  end
+  model:observe(7, 1, 4, 9, false)
+  model:observe(7, 1, 4, 9, false)
+  lu.assertEquals(model.pairs[1].count, 2)
+  for _ = 1, 50 do
+    local _, a, reward = model:draw()
+    lu.assertEquals(reward, a == 1 and 4 or a == 2 and 1 or 0)
+  end
+end
+
 function TestDyna.test_a_model_goes_on_from_its_state_as_if_nothing_had_happened()
-  local a = rl.tabular_model { seed = 4, kappa = 0.1 }
+  local a = rl.tabular_model { seed = 4, kappa = 0.1, actions = 3 }
   local rng = peri.env.rng(1)
   local function feed(model, n, with)
     for _ = 1, n do
@@ -100,7 +117,7 @@ function TestDyna.test_a_model_goes_on_from_its_state_as_if_nothing_had_happened
   end
   feed(a, 200, rng)
   for _ = 1, 7 do a:draw() end
-  local b = rl.tabular_model { seed = 9, kappa = 0.1 }
+  local b = rl.tabular_model { seed = 9, kappa = 0.1, actions = 3 }
   b:load_state_dict(a:state_dict())
   local r1, r2 = peri.env.rng(2), peri.env.rng(2)
   feed(a, 50, r1)

@@ -8,6 +8,8 @@ local M = {}
 local rules = {
   seed = options.integer(options.none, "[0, inf)", "of its generator; none: from peri's"),
   kappa = options.number(0, "[0, inf)", "bonus kappa sqrt(steps since it was tried) of drawn rewards (Dyna-Q+)"),
+  actions = options.integer(options.none, "[1, inf)", "of every state: until they are tried, those of a state that was "
+    .. "seen are drawn, too, and lead back to it without reward (Dyna-Q+)"),
   last = options.boolean(false, "keep what an action led to the last time alone: worlds that change, without chance"),
 }
 
@@ -30,7 +32,7 @@ Model.__name = "perilune.rl.TabularModel"
 --- @return perilune.rl.TabularModel
 function M.tabular_model(opts)
   local o = options.fill("rl.tabular_model", opts, rules)
-  return setmetatable({ pairs = {}, time = 0, kappa = o.kappa, last = o.last, _at = {},
+  return setmetatable({ pairs = {}, time = 0, kappa = o.kappa, last = o.last, _actions = o.actions, _at = {},
     rng = peri.env.rng(o.seed or peri.randint(0, 1 << 31, { 1 }):item()) }, Model)
 end
 options.declare(M.tabular_model, {}, rules)
@@ -40,6 +42,11 @@ local function pair_of(self, s, a)
   if not of_state then
     of_state = {}
     self._at[s] = of_state
+    for b = 1, self._actions or 0 do
+      local untried = { after = s, reward = 0, terminated = false, count = 1 }
+      of_state[b] = { s = s, a = b, outcomes = { untried }, count = 1, time = 0 } -- time 0: never tried
+      self.pairs[#self.pairs + 1] = of_state[b]
+    end
   end
   local pair = of_state[a]
   if not pair then
@@ -58,7 +65,7 @@ end
 function Model:observe(s, a, reward, after, terminated)
   local pair = pair_of(self, s, a)
   self.time = self.time + 1
-  if self.last then pair.outcomes, pair.count = {}, 0 end
+  if self.last or pair.time == 0 then pair.outcomes, pair.count = {}, 0 end
   pair.count, pair.time = pair.count + 1, self.time
   for _, o in ipairs(pair.outcomes) do
     if o.after == after and o.reward == reward and o.terminated == terminated then
@@ -111,7 +118,12 @@ function Model:load_state_dict(tensors)
   end
   self.pairs, self._at = {}, {}
   for _, row in ipairs(rows.shape[1] > 0 and rows:tolist() or {}) do
-    local pair = pair_of(self, math.tointeger(row[2]), math.tointeger(row[3]))
+    local pair = self.pairs[row[1]]
+    if not pair then -- in the order in which they were seen
+      pair = { s = math.tointeger(row[2]), a = math.tointeger(row[3]), outcomes = {}, count = 0 }
+      self._at[pair.s] = self._at[pair.s] or {}
+      self._at[pair.s][pair.a], self.pairs[#self.pairs + 1] = pair, pair
+    end
     pair.time = math.tointeger(row[4])
     pair.count = pair.count + math.tointeger(row[8])
     pair.outcomes[#pair.outcomes + 1] = { after = math.tointeger(row[5]), reward = row[6], terminated = row[7] == 1,
