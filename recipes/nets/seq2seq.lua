@@ -116,5 +116,5 @@ for step in run:steps() do
 end
 run:plot("curves.svg", { columns, { "cross_loss", "blind_loss" } })
 run:text("%d held-out rows, written backwards without a fault: %s; without cross-attention: %.3f", #held,
-  run:scores("exact", run:last "cross_exact"), run:last "blind_exact")
+  run:scores("exact", (run:last "cross_exact")), run:last "blind_exact")
 run:finish()
