@@ -3,7 +3,7 @@
 -- Teaches: PPO in turns (rl.turn_gae) against a league of past selves (fictitious self-play, Heinrich et al. 2015;
 -- --choose hard is AlphaStar's priority, Vinyals et al. 2019). Elo ratings of selves by age, an exact solver, and the
 -- non-stationarity: `first` is what the learner scores against one fixed policy, its first self.
--- Run:  ./perilune run recipes/agents/self_play.lua --seeds 10    tic-tac-toe, a minute of one core; without a pool:
+-- Run:  ./perilune run recipes/agents/self_play.lua --seeds 10    tic-tac-toe, two minutes of one core; no pool:
 --       --choose newest --newest 1 --oldest 0; connect four, solved: --env ConnectFour-v0 --rows 4 --columns 4
 -- Departs from the papers: opponents are dealt anew at every update, also in the middle of games.
 local peri = require "perilune"
@@ -14,7 +14,7 @@ local cfg = peri.flags(recipe.with_flags {
   rows      = { 6, "of connect four", range = "[1, 62]" },
   columns   = { 7, "of connect four", range = "[1, 32]" },
   seeds     = { 1, "learners beside each other, each with a league of its own", range = "[1, inf)" },
-  updates   = { 400, "of each learner", range = "[1, inf)", budget = true },
+  updates   = { 1000, "of each learner", range = "[1, inf)", budget = true },
   games     = { 64, "of each learner at a time", range = "[1, inf)" },
   steps     = { 18, "moves of both sides in a rollout", range = "[1, inf)" },
   tables    = { 8, "opponents of each learner at a time", range = "[1, inf)" },
