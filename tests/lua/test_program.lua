@@ -148,7 +148,8 @@ function TestProgram:test_a_recipe_refuses_before_it_makes_its_folder()
     local folder = os.tmpname()
     os.remove(folder)
     local text = assert(peri.files.read(path))
-    local flag = text:match "\n%s*([%w_]+)%s*=%s*{[^\n]*budget = true" or text:find "\n  updates" and "updates" or "steps"
+    local flag = text:match "\n%s*([%w_]+)%s*=%s*{[^\n]*budget = true"
+      or text:match "\n  (updates) " or text:match "\n  (epochs) " or "steps"
     local out, status = run(("run %s --runs %s --%s -3"):format(path, folder, flag))
     local least = out:match "%[(%d+), inf%)" -- some need a step or two
     lu.assertEquals({ out, status }, { ("--%s is -3, expected an integer in [%s, inf)\n"):format(flag, least), 2 })

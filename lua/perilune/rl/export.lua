@@ -3,6 +3,7 @@
 -- stand in it as hex floats, which lose nothing.
 
 local peri = require "perilune"
+local dtypes = require "perilune.dtypes"
 local refusal = require "perilune.refusal"
 local emitted = require "perilune.rl.export.ops"
 local writers = require "perilune.rl.export.writer"
@@ -115,13 +116,20 @@ end
 
 -- ---- the program, emitted ----
 
-local kinds = { f32 = "float", f64 = "double", i64 = "int64_t", i32 = "int64_t", i16 = "int64_t", i8 = "int64_t",
-  u8 = "int64_t", bool = "int64_t" }
+local floats = { [4] = "float", [8] = "double" } -- by bytes
+
+-- What C calls the elements of a dtype; nil: it has no word for them.
+local function c_type(dtype)
+  local d = dtypes.by_name[dtype]
+  if d.kind == "float" then return floats[d.bytes] end
+  if d.kind == "quantised" then return nil end
+  return d.kind == "bool" and "uint8_t" or ("%sint%d_t"):format(d.name:match "^u" or "", 8 * d.bytes)
+end
 
 local function kind_of(t, what)
-  local kind = kinds[t.dtype]
+  local kind = c_type(t.dtype)
   if not kind then fail("%s is %s, expected f32, f64, integers or bool: save the policy in f32", what, t.dtype) end
-  return kind
+  return dtypes.is_float[t.dtype] and kind or "int64_t"
 end
 
 local function flat(t)
@@ -226,9 +234,6 @@ end
 
 -- ---- the file ----
 
-local c_types = { f32 = "float", f64 = "double", i64 = "int64_t", i32 = "int32_t", i16 = "int16_t", i8 = "int8_t",
-  u8 = "uint8_t", bool = "uint8_t" }
-
 -- Text of a file within a comment: nothing that could end it, nothing that a terminal obeys.
 local function plain(text) return (tostring(text):gsub("[^%w ._,:()%[%]+-]", "?"):sub(1, 100)) end
 
@@ -256,14 +261,14 @@ local function facts(policy, spec, made, name, lua)
   for _, n in ipairs(count and parts or {}) do choices = choices + n end
   local memory = #made.memory > 0
   local f = { NAME = name, UPPER = name:upper(), OBSSIZE = product(obs.shape), ACTIONSIZE = size, CHOICES = choices,
-    OBSTYPE = c_types[obs.dtype], ACTIONTYPE = count and "int64_t" or head == "bernoulli" and "uint8_t"
-      or c_types[space.dtype], SIZE = size, memory = memory, categorical = head == "categorical",
+    OBSTYPE = c_type(obs.dtype), ACTIONTYPE = count and "int64_t" or head == "bernoulli" and "uint8_t"
+      or c_type(space.dtype), SIZE = size, memory = memory, categorical = head == "categorical",
     greedy = head == "greedy", drawn = drawn, squashed = head == "squashed", stretched = head ~= "gaussian",
     random = head ~= "tanh", EPSILON = writers.float((optional(spec.head.epsilon) or 0) + 0.0),
     MEMARG = memory and ("%s_memory *memory, "):format(name) or "", MEMROW = memory and "memory + i, " or "",
     MASKARG = count and "const unsigned char *mask, " or "",
     BESTTEXT = drawn and "the mean" or head == "tanh" and "as ever" or "the best action",
-    OBSTEXT = ("%s_OBS %s"):format(name:upper(), c_types[obs.dtype]),
+    OBSTEXT = ("%s_OBS %s"):format(name:upper(), c_type(obs.dtype)),
     ACTIONTEXT = ("%s_ACTION %s"):format(name:upper(), "numbers"),
     MASKTEXT = count and ("\n** mask: NULL, or n rows of %s_CHOICES bytes, 0: not legal."):format(name:upper()) or "",
     MEMTEXT = memory and "\n** memory: of each row, moved on." or "", MEMFAIL = memory and " and memory" or "" }
