@@ -197,7 +197,9 @@ function TestAgent.test_options_that_do_not_fit_are_refused()
   lu.assertStrContains(bad { minibatches = 65 }, "minibatches is 65, a rollout has 64 steps")
   lu.assertStrContains(bad { target_kl = 0.1 }, "target_kl ends the passes of one learner")
   lu.assertStrContains(bad { env = peri.env.make "CartPole-v1" }, "make it with n")
-  lu.assertStrContains(bad { env = peri.env.make("CartPole-v1", { n = 3 }) }, "2 learners do not share 3 rows")
+  lu.assertStrContains(bad { env = peri.env.make("CartPole-v1", { n = 3 }) }, "2 learners do not share 3 environments")
+  local games = peri.env.make("TicTacToe-v0", { n = 3 }) -- 6 rows, and yet a game would have two learners
+  lu.assertStrContains(bad { env = games }, "2 learners do not share 3 environments: make n a multiple of 2")
   lu.assertStrContains(bad { env = peri.env.make("CartPole-v1", { n = 2, autoreset = "next_step" }) }, 'expected "same_step"')
   lu.assertStrContains(bad { net = nn.MLP { 4, 2 } }, "expected rl.ActorCritic")
   lu.assertStrContains(bad { gama = 1 }, 'unknown option "gama"; did you mean "gamma"?')
@@ -205,6 +207,14 @@ function TestAgent.test_options_that_do_not_fit_are_refused()
 end
 
 -- Named numbers of each step are in the rollout.
+function TestAgent.test_an_optimizer_over_another_network_is_an_error_that_names_it()
+  local other = peri.optim.Adam(nn.Linear(2, 2), { lr = 0.1 })
+  local agent = agent_of("CartPole-v1", 2, { optimizer = other })
+  local ok, problem = pcall(agent.step, agent)
+  lu.assertFalse(ok)
+  lu.assertStrContains(problem, "no gradient reaches the parameters of optimizer")
+end
+
 function TestAgent.test_metrics_of_the_environment_are_kept()
   local env = peri.env.make({ obs = peri.env.box { low = -10, high = 10, shape = { 2 } }, action = peri.env.discrete(2), metrics = { "cost", "gain" },
     max_steps = 5, reset = function (s, obs) s.t = 0; obs[1], obs[2] = 0, 0 end,

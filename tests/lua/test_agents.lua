@@ -400,6 +400,11 @@ function TestAgents.test_one_agent_against_others_is_the_game_with_their_actions
   end
   lu.assertStrContains(message(env.versus, env.make "CartPole-v1", print), "CartPole-v1 has one agent")
   lu.assertStrContains(message(env.versus, env.make("TicTacToe-v0", { n = 2 }), print, { seat = 3 }), "has 2 agents")
+  for _, wrong in ipairs { peri.zeros({ 3 }, "i64"), peri.zeros({ 1 }, "i64"), peri.zeros({ 2, 1 }, "i64"), { 0, 0 }, 0 } do
+    local played = env.versus(env.make("TicTacToe-v0", { n = 2, seed = 1 }), function () return wrong end)
+    played:reset()
+    lu.assertStrContains(message(played.step, played, { 0, 0 }), "expected a tensor of 2 actions")
+  end
 end
 
 function TestAgents.test_joint_observations_have_those_of_all_behind_an_agents_own()

@@ -52,7 +52,9 @@ local function check(self, copies)
   local known = copies and self.net.n or 1
   if self.seeds and self.seeds ~= known then refuse("seeds is %d, the net has %d learners", self.seeds, known) end
   self.seeds = known
-  if env.rows % known ~= 0 then refuse("%d learners do not share %d rows", known, env.rows) end
+  if env.n % known ~= 0 then -- agents of one environment belong to one learner, or learners are not independent
+    refuse("%d learners do not share %d environments: make n a multiple of %d", known, env.n, known)
+  end
   if self.target_kl and known > 1 then refuse "target_kl ends the passes of one learner, and there are several" end
   local each = env.rows // known * self.steps
   if self.minibatches > each then refuse("minibatches is %d, a rollout has %d steps", self.minibatches, each) end
@@ -208,6 +210,7 @@ local function learn(self, b, first, how)
   local loss, of_policy, of_value, of_entropy = peri.ppo_loss(logp, b.logp, b.advantage, entropy, v, b.returns,
     b.value, how)
   loss:sum():backward()
+  if first then self:want_reached() end
   if b.counts then entropy = of_entropy end
   return { logp = peri.keep(logp:detach()), old = b.logp, counts = b.counts, entropy = peri.keep(entropy:detach()),
     policy = peri.keep(of_policy:detach()), value = peri.keep(of_value:detach()), loss = peri.keep(loss:detach()) }

@@ -277,6 +277,17 @@ local function unreached(self)
   end
 end
 
+local function refuse_idle(self, name)
+  options.raise(("%s: no gradient reaches the parameters of %s: is it over the model, or the adapter, that learns?")
+    :format(self.who, name))
+end
+
+--- Behind a backward pass: an optimizer without a parameter that the gradient reached is an error.
+function Trainer:want_reached()
+  local idle = unreached(self)
+  if idle then refuse_idle(self, idle) end
+end
+
 --- Once, before the first update of this process: the heaviest pass of all that may come, forward and backward. The
 --- gradients, the generator and the metrics are as if it had not been. An optimizer without a parameter that the
 --- gradient reaches is an error.
@@ -301,9 +312,7 @@ function Trainer:probe(heaviest)
   for _, pair in ipairs(gradients) do pair[1].grad = pair[2] end
   peri.set_rng_state(rng)
   self._unprobed = not ok or idle ~= nil
-  if idle then
-    options.raise(("%s: no gradient reaches the parameters of %s: is it over the model, or the adapter, that learns?")
-      :format(self.who, idle))
+  if idle then refuse_idle(self, idle)
   elseif not ok then
     options.raise(("%s: the probe, a pass over the longest rows before the first update, failed: %s"):format(self.who,
       (tostring(message):gsub("^[^%s:]+%.lua:%d+: ", ""))))

@@ -196,9 +196,13 @@ function Versus:reset(opts) return own(self, self._inner:reset(opts)) end
 
 function Versus:step(actions)
   local inner = self._inner
-  local mask = inner.mask
+  local mask, rows = inner.mask, self._theirs.shape[1]
   local other = self._others(inner.obs:index_select(self._theirs, 1), mask and mask:index_select(self._theirs, 1))
   if not peri.is_tensor(actions) then actions = peri.tensor(actions, "i64") end
+  if not peri.is_tensor(other) or other.ndim ~= actions.ndim or other.shape[1] ~= rows then
+    options.raise(("env.versus: others gave %s, expected a tensor of %d actions, one for each row that it was shown")
+      :format(peri.is_tensor(other) and options.shape(other) or "a " .. type(other), rows))
+  end
   local obs, reward, terminated, truncated = inner:step(peri.cat({ actions, other }, 1):index_select(self._place, 1))
   return own(self, obs), own(self, reward), own(self, terminated), own(self, truncated)
 end
