@@ -3,9 +3,9 @@
 -- Teaches: GRPO (2402.03300) with the rewards of DeepSeek-R1-Zero (2501.12948, section 2.2.2), accuracy and format, on
 -- a LoRA adapter - and how such a reward is hacked. Asked for a line "#### number" a model of this size learns to write
 -- nothing else: the format is perfect, answers shrink from 100 tokens to 5, what little it could solve is lost, and an
--- alarm says so (--form bare --shots 0 --steps 9 --updates 40). A reward for the number behind worked steps keeps them;
+-- alarm says so (--form bare --shots 0 --steps 9). A reward for the number behind worked steps keeps them;
 -- two solved problems in the prompt show what is asked for.
--- Run:  ./perilune run recipes/grpo_gsm8k.lua --model FILE --data FILE     about eight minutes on two cores
+-- Run:  ./perilune run recipes/grpo_gsm8k.lua --model FILE --data FILE     thirteen minutes on two cores
 --       --model: Hugging Face folder or GGUF file with a chat template (default: SmolLM2-135M-Instruct),
 --       --data: JSON lines with question and answer (default: GSM8K's train.jsonl)
 -- Departs from the paper: starts from an instruction-tuned model of 135 million parameters, which answers few of these
@@ -18,7 +18,7 @@ local gsm8k = require "perilune.tasks.gsm8k"
 local cfg = peri.flags(recipe.with_flags {
   model       = { "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "model with a chat template" },
   data        = { "gsm8k/train.jsonl", "rows with question and answer" },
-  updates     = { 20, "optimizer steps", range = "[0, inf)", budget = true },
+  updates     = { 40, "optimizer steps", range = "[0, inf)", budget = true },
   prompts     = { 4, "problems an update", range = "[1, inf)" },
   group       = { 8, "answers to each", range = "[2, inf)" },
   micro       = { 4, "answers in one forward and backward pass", range = "[1, inf)" },

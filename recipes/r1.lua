@@ -8,7 +8,7 @@
 --   reject    2a: SFT of the base on answers of 1b that are right, in one language, without repetition; and on chat
 --   all       2b: GRPO on sums and chat; two reward models say how helpful a summary and how harmless an answer is
 --   language  R1-Zero with the language reward: against zero, what one language costs
--- Run:  ./perilune run recipes/r1.lua   a quarter of an hour on two cores; --stage NAME --models DIR: one stage alone
+-- Run:  ./perilune run recipes/r1.lua   seven minutes on two cores; --stage NAME --models DIR: one stage alone
 -- Departs from the paper: one on-policy epoch, so the clip is idle; a KL penalty in 2b alone; the base is its own.
 local peri = require "perilune"
 local models, optim, sched, rl = peri.models, peri.optim, peri.sched, peri.rl
