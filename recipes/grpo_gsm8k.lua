@@ -2,7 +2,7 @@
 --
 -- Teaches: GRPO (2402.03300) with the rewards of DeepSeek-R1-Zero (2501.12948, section 2.2.2), accuracy and format, on
 -- a LoRA adapter - and how such a reward is hacked. Asked for a line "#### number" a model of this size learns to write
--- nothing else: the format is perfect, answers shrink from 100 tokens to 5, what little it could solve is lost, and an
+-- nothing else: the format is perfect, answers shrink, no more is solved than before, and an
 -- alarm says so (--form bare --shots 0 --steps 9). A reward for the number behind worked steps keeps them;
 -- two solved problems in the prompt show what is asked for.
 -- Run:  ./perilune run recipes/grpo_gsm8k.lua --model FILE --data FILE     thirteen minutes on two cores
