@@ -47,4 +47,17 @@ function M.assert_same(recipe, flags, files, kills)
   peri.files.remove_tree(cut)
 end
 
+--- Fails unless a table has a line for every recipe of a folder.
+--- @param room string  folder of recipes/
+--- @param names table<string, any>  keys begin with the name of a recipe; a blank and what tells several apart may follow
+function M.assert_all_named(room, names)
+  local named, missing = {}, {}
+  for name in pairs(names) do named[name:match "^%S+"] = true end
+  for _, file in ipairs(assert(peri.files.list("recipes/" .. room))) do
+    local name = file:match "^(.*)%.lua$"
+    if name and not named[name] then missing[#missing + 1] = name end
+  end
+  lu.assertEquals(missing, {})
+end
+
 return M
