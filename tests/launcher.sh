@@ -17,7 +17,7 @@ for f in runtime/a.c bindings/main.c CMakeLists.txt tests/c/test_one.c tests/fuz
   : >"$work/repo/$f"
 done
 for tool in sh cat find grep sed mkdir rm mv printf readlink dirname basename flock tr fold sort uniq awk tail ls \
-            chmod touch sleep id env ln; do
+            chmod touch sleep id env ln xargs nproc; do
   path=$(command -v $tool) && case $path in /*) ln -s "$path" "$work/bin/$tool" ;; esac
 done
 export CALLS="$work/calls" BIN="$work/bin"

@@ -4,7 +4,8 @@
 #   tests/run.sh BUILD [WORD ...]     only those whose name contains one of the words; one that ends
 #                                     with $ stands at the end of the name
 #   tests/run.sh --check [WORD ...]   only look at the words: 0 good, 2 a word of no test, 3 help asked for
-# Prints one line for each and the output of what failed; the last line is "N passed, N failed".
+# As many run at once as there are processors. Prints one line for each, in their order, and the output of what
+# failed; the last line is "N passed, N failed".
 set -u
 unset CDPATH
 build=
@@ -61,90 +62,106 @@ done
 
 logs=$build/tests/log
 mkdir -p "$logs"
-passed=0
-failed=0
-skipped=0
 : "${PERILUNE_LUA:=$PWD/lua}"
 export PERILUNE_LUA
 export CMOCKA_MESSAGE_OUTPUT=STDOUT
 
-# count NAME STATUS PASSED FAILED SKIPPED: a program that dies without saying so is one failure
-count () {
-  p=${3:-0} f=${4:-0} k=${5:-0}
-  [ "$2" -ne 0 ] && [ "$f" -eq 0 ] && f=1
-  [ "$2" -eq 0 ] && [ $((p + f + k)) -eq 0 ] && p=1
+# What is to run, a line each: its kind, its name, and a level of SIMD that is not the best.
+jobs_wanted () {
+  for t in tests/c/test_*.c; do
+    n=$(basename "$t" .c)
+    wanted "c/$n" || wanted "c/${n#test_}" || continue
+    echo c "$n"
+  done
+  for t in tests/fuzz/*.c; do
+    n=$(basename "$t" .c)
+    wanted "fuzz/$n" || wanted "fuzz/${n#fuzz_}" || continue
+    echo fuzz "$n"
+  done
+  for t in $(doc_programs); do
+    wanted "$t" && echo docs "$(basename "$t")"
+  done
+  best=$("$build/perilune-testing" info 2>/dev/null | sed -n 's/^simd *//p')
+  levels=
+  for level in portable avx2 avx512; do
+    [ "$level" = "$best" ] && continue
+    PERI_SIMD=$level "$build/perilune-testing" info >/dev/null 2>&1 && levels="$levels $level"
+  done
+  for t in tests/lua/test_*.lua; do
+    n=$(basename "$t" .lua)
+    wanted "lua/$n" || wanted "lua/${n#test_}" || continue
+    echo lua "$n"
+    # Ops must hold at every level that the processor has, not only at its best one.
+    case $n in test_op_*) for level in $levels; do echo lua "$n" "$level"; done ;; esac
+  done
+}
+
+# One of them, in a process of its own: its output into NAME.log; status, passed, failed and skipped into NAME.result.
+# shellcheck disable=SC2016 # the inner shell expands
+one='
+  name=$1-$2${3:+-$3} log=$logs/$1-$2${3:+-$3}.log
+  p=0 f=0 k=0
+  case $1 in
+    lua)
+      [ -z "${3:-}" ] || export PERI_SIMD="$3"
+      "$build/perilune-testing" run tests/lua/run.lua "tests/lua/$2.lua" >"$log" 2>&1
+      s=$?
+      last=$(tail -n 1 "$log")
+      p=$(printf "%s\n" "$last" | sed -n "s/^\([0-9]*\) passed, [0-9]* failed$/\1/p")
+      f=$(printf "%s\n" "$last" | sed -n "s/^[0-9]* passed, \([0-9]*\) failed$/\1/p")
+      [ -z "$p" ] && [ $s -eq 0 ] && s=1 # it ended without a count
+      k=$(sed -n "s/^\([0-9]*\) skipped$/\1/p" "$log" | tail -n 1) ;;
+    *)
+      file=$build/tests/$1/$2
+      if [ -x "$file" ]; then
+        "$file" >"$log" 2>&1
+        s=$?
+      else
+        echo "$file was not built" >"$log"
+        s=127
+      fi
+      case $1 in c)
+        p=$(grep -c "^\[       OK \]" "$log")
+        f=$(sed -n "s/^\[  FAILED  \] \([0-9]*\) test(s), listed.*/\1/p" "$log" | awk "{ n += \$1 } END { print n + 0 }")
+        k=$(grep -c "^\[  SKIPPED \] [^0-9]" "$log") ;;
+      esac ;;
+  esac
+  echo "$s ${p:-0} ${f:-0} ${k:-0}" >"$logs/$name.result"
+  echo "$name"'
+export build logs
+
+# The lines of all, in their order, each as soon as it and those before it have ended; then the count. A program that
+# dies without saying so is one failure, and so is one that was never run.
+passed=0
+failed=0
+skipped=0
+tell () { # NAME
+  s=1 p=0 f=0 k=0
+  if [ -e "$logs/$1.result" ]; then read -r s p f k <"$logs/$1.result"; else echo "was not run" >"$logs/$1.log"; fi
+  [ "$s" -ne 0 ] && [ "$f" -eq 0 ] && f=1
+  [ "$s" -eq 0 ] && [ $((p + f + k)) -eq 0 ] && p=1
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + k))
   if [ "$f" -eq 0 ]; then
     printf '%-34s %5d passed%s\n' "$1" "$p" "$([ "$k" -eq 0 ] || printf ' %5d skipped' "$k")"
     grep '^skipped: ' "$logs/$1.log" | sort | uniq -c | sed 's/^ */    /'
   else
     sed 's/^/    /' "$logs/$1.log"
-    printf '%-34s %5d passed %5d FAILED (status %d)\n' "$1" "$p" "$f" "$2"
+    printf '%-34s %5d passed %5d FAILED (status %d)\n' "$1" "$p" "$f" "$s"
   fi
 }
-
-# run NAME PROGRAM: into its log; one that was not built is a failure that says so
-run () {
-  if [ ! -x "$2" ]; then
-    echo "$2 was not built" >"$logs/$1.log"
-    return 127
-  fi
-  "$2" >"$logs/$1.log" 2>&1
+report () { # reads the names of those that ended
+  # shellcheck disable=SC2046,SC2086 # lists of names
+  set -- $names
+  while read -r _; do
+    while [ $# -gt 0 ] && [ -e "$logs/$1.result" ]; do tell "$1"; shift; done
+  done
+  for n in "$@"; do tell "$n"; done
+  [ "$skipped" -eq 0 ] || printf '%d skipped\n' "$skipped"
+  printf '%d passed, %d failed\n' "$passed" "$failed"
+  [ "$failed" -eq 0 ]
 }
 
-for t in tests/c/test_*.c; do
-  [ -e "$t" ] || continue
-  n=$(basename "$t" .c)
-  wanted "c/$n" || wanted "c/${n#test_}" || continue
-  run "c-$n" "$build/tests/c/$n"
-  s=$?
-  count "c-$n" $s "$(grep -c '^\[       OK \]' "$logs/c-$n.log")" \
-    "$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test(s), listed.*/\1/p' "$logs/c-$n.log" |
-       awk '{ n += $1 } END { print n + 0 }')" \
-    "$(grep -c '^\[  SKIPPED \] [^0-9]' "$logs/c-$n.log")"
-done
-
-for t in tests/fuzz/*.c; do
-  [ -e "$t" ] || continue
-  n=$(basename "$t" .c)
-  wanted "fuzz/$n" || wanted "fuzz/${n#fuzz_}" || continue
-  run "fuzz-$n" "$build/tests/fuzz/$n"
-  count "fuzz-$n" $? 0 0
-done
-
-for t in $(doc_programs); do
-  wanted "$t" || continue
-  n=$(basename "$t")
-  run "docs-$n" "$build/tests/docs/$n"
-  count "docs-$n" $? 0 0
-done
-
-lua_file () { # NAME FILE
-  "$build/perilune-testing" run tests/lua/run.lua "$2" >"$logs/$1.log" 2>&1
-  s=$?
-  last=$(tail -n 1 "$logs/$1.log")
-  p=$(printf '%s\n' "$last" | sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p')
-  f=$(printf '%s\n' "$last" | sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p')
-  [ -z "$p" ] && [ $s -eq 0 ] && s=1 # it ended without a count
-  count "$1" $s "$p" "$f" "$(sed -n 's/^\([0-9]*\) skipped$/\1/p' "$logs/$1.log" | tail -n 1)"
-}
-best=$("$build/perilune-testing" info 2>/dev/null | sed -n 's/^simd *//p')
-levels=
-for level in portable avx2 avx512; do
-  [ "$level" = "$best" ] && continue
-  PERI_SIMD=$level "$build/perilune-testing" info >/dev/null 2>&1 && levels="$levels $level"
-done
-for t in tests/lua/test_*.lua; do
-  [ -e "$t" ] || continue
-  n=$(basename "$t" .lua)
-  wanted "lua/$n" || wanted "lua/${n#test_}" || continue
-  lua_file "lua-$n" "$t"
-  # Ops must hold at every level that the processor has, not only at its best one.
-  case $n in test_op_*)
-    for level in $levels; do PERI_SIMD=$level lua_file "lua-$n-$level" "$t"; done ;;
-  esac
-done
-
-[ "$skipped" -eq 0 ] || printf '%d skipped\n' "$skipped"
-printf '%d passed, %d failed\n' "$passed" "$failed"
-[ "$failed" -eq 0 ]
+jobs=$(jobs_wanted)
+names=$(printf '%s\n' "$jobs" | tr ' ' '-')
+for n in $names; do rm -f "$logs/$n.result"; done
+printf '%s\n' "$jobs" | xargs -P "$(nproc)" -L 1 sh -c "$one" one | report

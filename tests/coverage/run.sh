@@ -15,19 +15,13 @@ counted=$build/counted # stands for the checkout: its Lua files count what runs
 find "$build" -name '*.gcda' -delete
 rm -rf "$counted"
 git ls-files lua | sed -n 's,^lua/\(perilune/.*\.lua\)$,\1,p' >"$build/lua.txt"
-sed 's,/[^/]*$,,' "$build/lua.txt" | sort -u | sed "s,^,$counted/lua/," | xargs mkdir -p "$counted/log"
+sed 's,/[^/]*$,,' "$build/lua.txt" | sort -u | sed "s,^,$counted/lua/," | xargs mkdir -p
 lua5.4 tests/coverage/statements.lua lua "$counted/lua" <"$build/lua.txt" || exit 1
 ln -s "$PWD/recipes" "$PWD/tests" "$counted"
 export PERILUNE_HITS="$counted/hits.txt" PERILUNE_LUA="$counted/lua" PERILUNE_DATA=/nonexistent
 : >"$PERILUNE_HITS"
 
-# shellcheck disable=SC2016 # the inner shell expands
-# A call of tests/run.sh for each test, as many at once as there are processors.
-for t in tests/lua/test_*.lua tests/c/test_*.c; do
-  t=${t#tests/} && printf '%s$\n' "${t%.*}"
-done | xargs -P "$(nproc)" -I {} sh -c '
-  log=$0/counted/log/$(basename "$1")
-  tests/run.sh "$0" "$1" >"$log" 2>&1 || { cat "$log"; exit 1; }' "$build" {}
+tests/run.sh "$build" lua/ c/
 status=$?
 lua5.4 tests/coverage/report.lua "$build" "$least" ${prefix:+"$prefix"} && exit $status
 exit 1
