@@ -50,6 +50,16 @@ function TestCompare.test_seeds_of_two_runs_are_compared_as_the_statistics_are()
   lu.assertStrContains(text, "loss")
 end
 
+function TestCompare.test_runs_without_a_common_score_are_told_so()
+  make("a", {}, { { "greedy", 1 } })
+  make("b", {}, {})
+  local status, text = compare(("%s/a %s/b"):format(root, root))
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, "No score is in all runs, so neither side is called better (A: greedy; B: none). "
+    .. "Name a metric of both with --metric.")
+  lu.assertNotStrContains(select(2, compare(("%s/a %s/b --metric loss"):format(root, root))), "No score is in all")
+end
+
 function TestCompare.test_runs_of_a_side_are_its_seeds()
   for i = 1, 3 do
     make("a" .. i, { seed = i }, { { "s", i } }, i)

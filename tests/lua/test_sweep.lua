@@ -23,6 +23,7 @@ local cfg = peri.flags(recipe.with_flags {
   more = { false, "a boolean" },
 })
 assert(cfg.width ~= 13, "13 brings no luck")
+if cfg.label == "needs" then assert(io.open "there", "the disk is full"):close() end
 local x = peri.linspace(-1, 1, 32):unsqueeze(2)
 local net = peri.nn.Linear(1, 1)
 local opt = (cfg.rule == "sgd" and peri.optim.SGD or peri.optim.Adam)(net:parameters(), { lr = cfg.lr })
@@ -30,10 +31,11 @@ local run = recipe.start { name = "fit", flags = cfg, total = cfg.steps, columns
 run:track("net", net):track("optimizer", opt)
 local function loss() return net(x):mse(x * 3 + 1) end
 for step in run:steps() do
+  if cfg.label == "slow" then os.execute "sleep 0.1" end
   local l = loss()
   l:backward()
   opt:step():zero_grad()
-  run:log(step, { loss = l })
+  run:log(step, { loss = l, odd = 0 / 0 })
 end
 if cfg.label ~= "silent" then run:scores("fit", -loss():item()) end
 run:finish()
@@ -183,6 +185,56 @@ function TestSweep.test_runs_without_scores_need_a_metric_and_the_first_says_so(
   lu.assertFalse(peri.files.exists(folder .. "/runs/q/runs/002"))
   lu.assertEquals((run "--run q --resume --metric loss --mode min"), 0)
   lu.assertEquals(rows "q"[1].flags, { label = "silent", lr = "0.6" })
+end
+
+-- ---- runs that fail ----
+
+function TestSweep.test_what_failed_is_tried_again_by_resume_and_nothing_else_is()
+  local status, text = run "--width 1,2,13 --label needs --method grid --run f"
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, "no setting has a score; --resume tries those that failed again")
+  lu.assertStrContains(text, "trials 1, 2: exit status 1: ") -- each reason once, below the table
+  lu.assertStrContains(text, "trial 3: exit status 1: ")
+  for _, row in ipairs(rows "f") do lu.assertStrContains(row.failed, row.flags.width == "13" and "no luck" or "disk is full") end
+  assert(peri.files.write(folder .. "/there", ""))
+  status, text = run "--run f --resume"
+  lu.assertEquals(status, 0, text)
+  local good = 0
+  for _, row in ipairs(rows "f") do if row.score then good = good + 1 else lu.assertEquals(row.flags.width, "13") end end
+  lu.assertEquals(good, 2)
+  status, text = run "--run f --resume"
+  lu.assertEquals(status, 0)
+  lu.assertStrContains(text, "003  width=13: exit status 1") -- the one that failed again
+  lu.assertNotStrContains(text, "001  width=1: ")
+end
+
+function TestSweep.test_a_metric_without_a_finite_value_is_called_that_and_a_wrong_name_ends_with_the_first_run()
+  local status, text = run "--lr 0.1,0.2 --method grid --metric odd --run n"
+  lu.assertEquals(status, 1)
+  lu.assertEquals(rows "n"[1].failed, "no value of odd is finite")
+  lu.assertStrContains(text, "no value of odd is finite")
+  status, text = run "--lr 0.1,0.2,0.3 --method grid --metric lss --run m"
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, 'unknown metric "lss"; did you mean "loss"?')
+  lu.assertFalse(peri.files.exists(folder .. "/runs/m/runs/002"))
+end
+
+-- The number that a run leaves is its own, whatever becomes of the sweep: no other process stands before it.
+function TestSweep.test_a_run_that_lost_its_sweep_is_one_process_and_is_waited_for()
+  local script = [[cd %s; PERI_THREADS=1 %s sweep fit.lua --lr 0.1 --label slow --steps 40 --run o >log 2>&1 & p=$!
+    until [ -s runs/o/runs/001/metrics.jsonl ] || ! kill -0 $p 2>/dev/null; do sleep 0.02; done
+    kill -KILL $p; wait $p 2>/dev/null; cat runs/o/trials/001.1.pid
+    for f in /proc/[0-9]*; do # quotes within the words: this shell's own command line has them not
+      [ "$(readlink $f/cwd)" = "$(pwd -P)" ] || continue
+      { tr '\0' ' ' <$f/cmdline | grep -qF -e 'o/runs --run 00''1 '; } 2>/dev/null && echo ${f#/proc/}
+    done]]
+  local _, text = child.shell(script:format(folder, child.program))
+  local pid, only = text:match "^(%d+)\n(%d+)\n$"
+  lu.assertEquals(only, pid, text)
+  local status, said = run "--run o --resume"
+  lu.assertEquals(status, 0, said)
+  lu.assertStrContains(said, "001 is still running as process " .. pid)
+  lu.assertEquals(#rows "o", 1)
 end
 
 -- ---- spaces ----

@@ -12,7 +12,8 @@ usage: perilune sweep RECIPE --FLAG VALUES ... [--FLAG VALUE ...]
 Runs a recipe with other flags, each in a process of its own, and leaves one table and one plot. VALUES of a flag of
 the recipe: a,b,c each of them; log:LOW,HIGH and linear:LOW,HIGH a number between; log:LOW,HIGH,N one of N points;
 text:T is T with all its commas. One value is given to every run. What stands behind -- is the recipe's, whatever it is
-called. The best stand first; a run that fails is a row. Killed, it goes on with --resume.]]
+called. The best stand first; a run that fails is a row. Killed, it goes on
+with --resume, which tries what has failed again.]]
 
 local spec = {
   method = { "random", "how settings are chosen: random ones; all of a grid; successive halving of random ones",
@@ -224,6 +225,7 @@ local function run(path, own, given, values, place)
   local rows, stopped = sweep:run()
   if not rows then return nil, stopped, 130 end
   io.write("\n", assert(peri.files.read(sweep.folder .. "/table.txt")))
+  if not rows[1].judged.value then return nil, "no setting has a score; --resume tries those that failed again", 1 end
   return true
 end
 

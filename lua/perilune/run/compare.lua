@@ -249,6 +249,14 @@ local function verdict(row)
   return "neither is better"
 end
 
+-- Names of the scores that the runs of a side have stored.
+local function stored(runs)
+  local all = {}
+  for _, run in ipairs(runs) do for _, row in ipairs(run.scores) do all[row.name] = true end end
+  local names = options.names(all)
+  return #names > 0 and table.concat(names, ", ") or "none"
+end
+
 --- What was found, as text.
 --- @param found table
 --- @param a table[]
@@ -278,6 +286,12 @@ function M.text(found, a, b)
         r.low and ("%.2f [%.2f, %.2f]"):format(r.chance, r.low, r.high) or ("%.2f"):format(r.chance), verdict(r) }
     end
     add("Scores: interquartile means with 95 % bootstrap intervals", rows)
+  end
+  if #found.scores == 0 then
+    out[#out + 1] = ""
+    out[#out + 1] = ("No score is in all runs, so neither side is called better (A: %s; B: %s). %s"):format(
+      stored(a), stored(b), #found.metrics > 0 and "Name a metric of both with --metric."
+      or "They have no metric in common either.")
   end
   if #found.metrics > 0 then
     local rows = { { "", "A", "B" } }

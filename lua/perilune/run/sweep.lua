@@ -38,19 +38,14 @@ function Sweep:note_path(name, rung, what) return ("%s/trials/%s.%d.%s"):format(
 local function alive(self, job)
   local path = self:note_path(job.name, job.rung, "pid")
   local pid = peri.files.exists(path) and assert(peri.files.read(path)):match "^(%d+)"
-  -- the shell's own command line has the path: another process with that number has not
-  local look = "tr '\\0' ' ' 2>/dev/null </proc/%s/cmdline | grep -qF %s"
-  return pid and os.execute(look:format(pid, quoted(path))) == true and pid or nil
+  -- folder and name stand in its command line: another process with that number has them not
+  local look = "tr '\\0' ' ' 2>/dev/null </proc/%s/cmdline | grep -F -e %s | grep -qF -e %s"
+  local is = pid and os.execute(look:format(pid, quoted(self.folder .. "/runs"), quoted("--run " .. job.name .. " ")))
+  return is == true and pid or nil
 end
 
--- What a job has left behind: its exit status, nil while there is none.
-local function status_of(self, job)
-  local text = peri.files.read(self:note_path(job.name, job.rung, "status"))
-  return text and math.tointeger(tonumber(text:match "^(%d+)\n"))
-end
-
--- The shell command of a job. It leaves its number and, at its end, the run's exit status; it goes on when the sweep is
--- killed.
+-- The shell command of a job. The shell leaves its number and becomes the run, so that nothing stands between the two
+-- that could die alone; the run goes on when the sweep is killed.
 local function command_of(self, job)
   local words = { quoted(self.program), "run", "--threads", self.threads, quoted(self.plan.recipe), "--runs",
     quoted(self.folder .. "/runs"), "--run", job.name }
@@ -59,11 +54,8 @@ local function command_of(self, job)
   if peri.files.exists(folder) then
     if common.checkpoint(folder) then words[#words + 1] = "--resume" else must(peri.files.remove_tree(folder)) end
   end
-  local pid, status = self:note_path(job.name, job.rung, "pid"), self:note_path(job.name, job.rung, "status")
-  local script = "echo $$ >%s; %s >%s 2>&1 </dev/null; s=$?; [ $s -ge 128 ] || { echo $s >%s.new; mv %s.new %s; }; "
-    .. "exit $s"
-  return script:format(quoted(pid), table.concat(words, " "), quoted(self:note_path(job.name, job.rung, "log")),
-    quoted(status), quoted(status), quoted(status))
+  local pid, log = self:note_path(job.name, job.rung, "pid"), self:note_path(job.name, job.rung, "log")
+  return ("echo $$ >%s; exec %s >%s 2>&1 </dev/null"):format(quoted(pid), table.concat(words, " "), quoted(log))
 end
 
 -- Why a run failed: the line that the program says it in, or the last one.
@@ -87,7 +79,7 @@ end
 local function measured(folder)
   local list, message = scores.read(folder)
   if not list then return nil, message end
-  local out = { scores = {}, order = {}, last = {} }
+  local out = { scores = {}, order = {}, last = {}, unfinite = {} }
   for i, row in ipairs(list) do
     local flat = {}
     for _, v in ipairs(row.scores) do
@@ -104,12 +96,13 @@ local function measured(folder)
         break
       end
     end
+    if name ~= "step" and not out.last[name] then out.unfinite[#out.unfinite + 1] = name end
   end
+  table.sort(out.unfinite)
   return out
 end
 
-local function result_of(self, job)
-  local status = status_of(self, job)
+local function result_of(self, job, status)
   if status ~= 0 then return { failed = reason_of(self, job, status) } end
   local ok, found, message = pcall(measured, self:run_folder(job.name))
   if ok and found then return found end
@@ -124,14 +117,15 @@ local function record(self, job, result)
   must(peri.files.append(self.folder .. "/results.jsonl", line))
 end
 
--- Results of a sweep before; a line that was being written when it ended is left out.
+-- Results of a sweep before. A line that was being written when it ended is left out, and so is what failed: it may
+-- have been the disk or the memory, and is tried again.
 local function load_results(folder)
   local results, text = {}, peri.files.read(folder .. "/results.jsonl") or ""
   local whole = text:match "^(.*\n)[^\n]*$" or ""
   if whole ~= text then must(peri.files.write(folder .. "/results.jsonl", whole)) end
   for line in whole:gmatch "[^\n]+" do
     local row = peri.json.decode(line)
-    if type(row) == "table" and row.job then results[row.job] = row.result end
+    if type(row) == "table" and row.job then results[row.job] = not row.result.failed and row.result or nil end
   end
   return results
 end
@@ -155,23 +149,22 @@ local function run_jobs(self, jobs)
     if pid then
       entry.waits = true
       self.say("%s is still running as process %s: waiting for it", job.name, pid)
-    elseif not status_of(self, job) then begin(entry) end
+    else begin(entry) end
     running[#running + 1] = entry
   end
+  -- Whether it is over, and with which exit status: nil after a signal.
   local function ended(entry)
     if entry.waits then
       if alive(self, entry.job) then return false end
       entry.waits = nil
-      if status_of(self, entry.job) then return true end
-      begin(entry) -- it was killed with its sweep
+      begin(entry) -- where it has ended it says so at once, from its last checkpoint
       return false
     end
-    if not entry.worker then return true end
     if not entry.worker:join(0.05) then return false end
     local _, how, code = entry.worker:result()
-    if status_of(self, entry.job) then return true end
     if how == "signal" and code == 2 or code == 130 then stopped = true
-    else entry.killed = code and code > 128 and code - 128 or code end
+    elseif how == "signal" then entry.killed = code
+    else return true, code end
     return true
   end
   while #running > 0 or #queue > 0 and not stopped do
@@ -179,19 +172,19 @@ local function run_jobs(self, jobs)
     local waiting = true
     for i = #running, 1, -1 do
       local entry = running[i]
-      if ended(entry) then
+      local over, status = ended(entry)
+      if over then
         waiting = false
         table.remove(running, i)
         local job = entry.job
         if entry.killed then -- not written down: --resume tries again
           self.results[key_of(job)] = { failed = ("killed by signal %d"):format(entry.killed) }
-        elseif status_of(self, job) then record(self, job, result_of(self, job)) end
+        elseif status then record(self, job, result_of(self, job, status)) end
         local result = self.results[key_of(job)]
         if result then
           self.say("%s", report.progress(self, job, result))
-          if result.order and #result.order == 0 and self.plan.metric == "" then -- none of them will
-            queue, problem = {}, self:judge_result(result).failed
-          end
+          local judged = self:judge_result(result)
+          if judged.unjudged then queue, problem = {}, judged.failed end -- none of them will have it
         end
       end
     end
@@ -226,6 +219,9 @@ function Sweep:judge_result(r)
   local name = metric ~= "" and metric or r.order[1]
   local list = name and (r.scores[name] or r.last[name] and { r.last[name] })
   if list then return list end
+  for _, known in ipairs(r.unfinite or {}) do
+    if known == metric then return { failed = ("no value of %s is finite"):format(metric) } end
+  end
   local known = options.names(r.last)
   table.move(r.order, 1, #r.order, #known + 1, known)
   return { unjudged = true, failed = metric == "" and "it stored no scores (run:scores): name a --metric of "

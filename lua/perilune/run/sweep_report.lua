@@ -36,8 +36,8 @@ function M.progress(sweep, job, result)
   return ("%s  %s: %s"):format(job.name, table.concat(words, " "), said)
 end
 
--- Heads and cells.
-local function cells_of(sweep, rows)
+-- Heads and cells; whole: with the reasons of those that failed.
+local function cells_of(sweep, rows, whole)
   local plan, axes = sweep.plan, varied(sweep.plan)
   local heads = { "rank", "trial" }
   for _, v in ipairs(axes) do heads[#heads + 1] = v.axis.name end
@@ -49,7 +49,8 @@ local function cells_of(sweep, rows)
     local line = { j.value and tostring(i) or "", tostring(row.trial) }
     for _, v in ipairs(axes) do line[#line + 1] = plan.settings[row.trial][v.at][2] end
     if plan.budget then line[#line + 1] = ("%d"):format(plan.rungs[row.rung]) end
-    for _, text in ipairs { shown(j.value), shown(j.low), shown(j.high), j.seeds or "", j.failed or "ok" } do
+    local status = j.failed and (whole and j.failed or "failed") or "ok"
+    for _, text in ipairs { shown(j.value), shown(j.low), shown(j.high), j.seeds or "", status } do
       line[#line + 1] = tostring(text)
     end
     cells[i] = line
@@ -68,6 +69,20 @@ local function aligned(heads, cells)
     lines[i] = table.concat(parts, "  "):gsub("%s+$", "")
   end
   return table.concat(lines, "\n") .. "\n"
+end
+
+-- A line for each reason, with the trials that failed by it.
+local function reasons(rows)
+  local list, trials = {}, {}
+  for _, row in ipairs(rows) do
+    local why = row.judged.failed
+    if why and not trials[why] then list[#list + 1], trials[why] = why, {} end
+    if why then table.insert(trials[why], tostring(row.trial)) end
+  end
+  for i, why in ipairs(list) do
+    list[i] = ("trial%s %s: %s\n"):format(#trials[why] > 1 and "s" or "", table.concat(trials[why], ", "), why)
+  end
+  return table.concat(list)
 end
 
 local function csv(heads, cells)
@@ -177,11 +192,11 @@ end
 --- @param rows table[]  { trial, rung, judged }
 function M.write(sweep, rows)
   local heads, cells = cells_of(sweep, rows)
-  local text = aligned(heads, cells)
+  local text = aligned(heads, cells) .. reasons(rows)
   local said = {}
   for _, entry in ipairs((shares(sweep))) do said[#said + 1] = ("%s %.2f"):format(entry[1], entry[2]) end
   if #said > 0 then text = text .. "variance between values of one flag: " .. table.concat(said, ", ") .. "\n" end
-  for ending, content in pairs { txt = text, csv = csv(heads, cells), jsonl = jsonl(sweep, rows) } do
+  for ending, content in pairs { txt = text, csv = csv(cells_of(sweep, rows, true)), jsonl = jsonl(sweep, rows) } do
     folders.must(peri.files.write(("%s/table.%s"):format(sweep.folder, ending), content))
   end
   local list = charts(sweep, rows)
