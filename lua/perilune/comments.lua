@@ -169,4 +169,22 @@ function M.wrap(text, width, indent)
   return table.concat(out, "\n")
 end
 
+--- Lines of { name, text }, the text broken in a column of its own; below a name that is longer than 28.
+--- @param rows string[][]
+--- @param indent string  before every name
+--- @param columns integer  of a line
+--- @return string
+function M.rows(rows, indent, columns)
+  local width, out = 0, {}
+  for _, row in ipairs(rows) do if #row[1] <= 28 then width = math.max(width, #row[1]) end end
+  local hang = (" "):rep(#indent + width + 2)
+  for _, row in ipairs(rows) do
+    local text = M.wrap(row[2], math.max(columns - #hang, 30))
+    local left = indent .. row[1] .. (" "):rep(width - #row[1]) .. "  "
+    if #row[1] > width and text ~= "" then left = indent .. row[1] .. "\n" .. hang end
+    out[#out + 1] = (left .. text:gsub("\n", "\n" .. hang)):gsub("%s+$", "")
+  end
+  return table.concat(out, "\n")
+end
+
 return M

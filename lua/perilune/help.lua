@@ -108,20 +108,6 @@ local function describe_op(op)
   return text
 end
 
--- Rows of "name  text", the text wrapped in a column of its own; below a name that is too long for it.
-local function table_of(rows, indent)
-  local width, out = 0, {}
-  for _, row in ipairs(rows) do if #row[1] <= 28 then width = math.max(width, #row[1]) end end
-  local hang = (" "):rep(#indent + width + 2)
-  for _, row in ipairs(rows) do
-    local text = comments.wrap(row[2], math.max(terminal.width() - #hang, 30))
-    local left = indent .. row[1] .. (" "):rep(width - #row[1]) .. "  "
-    if #row[1] > width and text ~= "" then left = indent .. row[1] .. "\n" .. hang end
-    out[#out + 1] = (left .. text:gsub("\n", "\n" .. hang)):gsub("%s+$", "")
-  end
-  return table.concat(out, "\n")
-end
-
 -- The rows of declared options, one text each: doc, type, default.
 local function option_rows(known)
   local rows, positional = {}, {}
@@ -164,12 +150,12 @@ local function describe_item(title, item, known)
   if item and item.text ~= "" then out[#out + 1] = comments.wrap(item.text, terminal.width()) end
   if not (item and item.text ~= "") and not known then out[#out + 1] = "(no comment above it)" end
   local params = item and shown_params(item, known) or {}
-  if #params > 0 then out[#out + 1] = table_of(annotated_rows(params), "  ") end
+  if #params > 0 then out[#out + 1] = comments.rows(annotated_rows(params), "  ", terminal.width()) end
   if known and #known.options > 0 then
-    out[#out + 1] = "options:\n" .. table_of(option_rows(known), "  ")
+    out[#out + 1] = "options:\n" .. comments.rows(option_rows(known), "  ", terminal.width())
   end
   if item and #item.returns > 0 then
-    out[#out + 1] = table_of(annotated_rows(item.returns, "returns"), "  ")
+    out[#out + 1] = comments.rows(annotated_rows(item.returns, "returns"), "  ", terminal.width())
   end
   return table.concat(out, "\n")
 end
@@ -246,7 +232,7 @@ end
 local function listing(t)
   local rows = {}
   for _, key in ipairs(sorted_keys(t)) do rows[#rows + 1] = entry(key, t[key]) end
-  return table_of(rows, "  ")
+  return comments.rows(rows, "  ", terminal.width())
 end
 
 -- The class of an object, when it has one with methods; one whose fields are made when they are asked for has them
@@ -275,7 +261,7 @@ local function describe_object(t, name)
   end
   local fields = sorted_keys(t)
   if #fields > 0 then out[#out + 1] = comments.wrap("fields: " .. table.concat(fields, " "), terminal.width()) end
-  out[#out + 1] = "methods:\n" .. table_of(rows, "  ")
+  out[#out + 1] = "methods:\n" .. comments.rows(rows, "  ", terminal.width())
   return table.concat(out, "\n")
 end
 
@@ -304,7 +290,7 @@ local function describe_table(t, name)
       local text = (module_comment("perilune." .. below[key]) or ""):gsub("^[%w_]+%.lua %- ", "")
       rows[#rows + 1] = { key, comments.summary(text) }
     end
-    return name .. "\n" .. table_of(rows, "  ")
+    return name .. "\n" .. comments.rows(rows, "  ", terminal.width())
   end
   return (name or "table") .. "\n" .. listing(t)
 end

@@ -9,8 +9,10 @@
 -- perilune.recipe knows two fields more: budget = true, free = true.
 
 local peri = require "perilune"
+local comments = require "perilune.comments"
 local options = require "perilune.options"
 local refusal = require "perilune.refusal"
+local terminal = require "perilune.terminal"
 
 local M = {}
 
@@ -83,10 +85,16 @@ local function read_spec(spec)
   return flags
 end
 
+-- The first line of what a command says of itself is its usage; what follows is broken at a width.
+local function about_text(about, columns)
+  if not about then return "" end
+  if columns == math.maxinteger then return about .. "\n" end
+  local usage, more = about:match "^(usage:[^\n]*\n)(.*)$"
+  return (usage or "") .. comments.wrap(more or about, columns) .. "\n"
+end
+
 local function help_text(flags, about)
-  local lines = { (about or "") .. (about and "\n" or "") .. "Flags:" }
-  local width = #"config"
-  for _, f in ipairs(flags) do width = math.max(width, #f.name) end
+  local rows = {}
   for _, f in ipairs(flags) do
     local default = type(f.default) == "string" and ("%q"):format(f.default) or tostring(f.default)
     local said = f.help
@@ -94,12 +102,12 @@ local function help_text(flags, about)
     for _, more in ipairs { choices, f.range and "in " .. f.range or "" } do
       if more ~= "" then said = said .. (said ~= "" and ", " or "") .. more end
     end
-    lines[#lines + 1] = ("  --%-" .. width .. "s  %s (%s)"):format(f.name, said, default)
+    rows[#rows + 1] = { "--" .. f.name, ("%s (%s)"):format(said, default) }
   end
-  local plain = "  --%-" .. width .. "s  %s"
-  lines[#lines + 1] = plain:format("config", "JSON file of flags, read before the others")
-  lines[#lines + 1] = plain:format("help", "this text")
-  return table.concat(lines, "\n")
+  rows[#rows + 1] = { "--config", "JSON file of flags, read before the others" }
+  rows[#rows + 1] = { "--help", "this text" }
+  local columns = terminal.live() and terminal.width() or math.maxinteger -- a pipe gets a line a flag, for grep
+  return about_text(about, columns) .. "Flags:\n" .. comments.rows(rows, "  ", columns)
 end
 
 local of_program = { threads = true, max_bytes = true }
