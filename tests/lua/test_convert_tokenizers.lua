@@ -214,7 +214,7 @@ function T.test_t5_keeps_its_ids()
     t5(json)
     local model = require("perilune.weights.gguf.sentencepiece").read(
       assert(peri.files.read(DATA .. "sentencepiece/unigram_rules.model")))
-    local encoded = require("perilune.weights.gguf.base64").encode(model.charsmap)
+    local encoded = require("perilune.base64").encode(model.charsmap)
     json.normalizer = { type = "Sequence", normalizers = array { { type = "Precompiled", precompiled_charsmap = encoded },
       json.normalizer } }
   end), {})

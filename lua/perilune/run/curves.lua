@@ -10,19 +10,25 @@ local M = {}
 
 --- The rows of a file of metrics as columns: { step = { 1, 2, ... }, loss = { ... } }, NaN where missing.
 --- @param path string
+--- @param cut boolean?  the last line may be half of one, as a full disk leaves it
 --- @return table<string, number[]>
 --- @return table<string, table<integer, string>> texts  of metrics that are texts: by the place of the row
-function M.columns(path)
+--- @return string? damaged  what is wrong with the last line, which was left out then
+function M.columns(path, cut)
   local rows, columns, texts = {}, { step = {} }, {}
   if not peri.files.exists(path) then return columns, texts end
+  local damaged
   for line, number in folders.must(peri.files.lines(path)) do
+    if damaged then folders.refuse("%s", damaged) end
     local row, why = peri.json.decode(line)
-    if type(row) ~= "table" then
-      folders.refuse("%s: line %d: %s", path, number, why and refusal.bare(why) or "is not an object")
+    if type(row) == "table" then
+      rows[#rows + 1] = row
+      for name in pairs(row) do columns[name] = columns[name] or {} end
+    else
+      damaged = ("%s: line %d: %s"):format(path, number, why and refusal.bare(why) or "is not an object")
     end
-    rows[#rows + 1] = row
-    for name in pairs(row) do columns[name] = columns[name] or {} end
   end
+  if damaged and not cut then folders.refuse("%s", damaged) end
   for name, column in pairs(columns) do
     for i, row in ipairs(rows) do
       local v = row[name]
@@ -33,7 +39,7 @@ function M.columns(path)
       end
     end
   end
-  return columns, texts
+  return columns, texts, damaged
 end
 
 -- The curve of a metric; with labels, of the rows with one of them.

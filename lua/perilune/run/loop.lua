@@ -4,6 +4,7 @@
 
 local peri = require "perilune"
 local refusal = require "perilune.refusal"
+local sessions = require "perilune.run.sessions"
 
 local M = {}
 
@@ -52,7 +53,7 @@ local function stop_here(loop, step)
   local message = ("stopped after %s; checkpoint %d is saved; go on with: %s"):format(place(run, step), step,
     M.command(run))
   run.logger:note(message)
-  run:finish(false)
+  run:finish(false, "Ctrl-C")
   loop.over = true -- a second Ctrl-C up to here ends it otherwise
   refusal.raise(message, true)
 end
@@ -100,8 +101,9 @@ local function close(loop, err)
   end
   if at_once then stop_at_once(loop) end
   local hint = last_checkpoint(run)
-  pcall(run.logger.note, run.logger, ("failed in %s: %s"):format(place(run, loop.last or run.step),
-    tostring(err):match "[^\n]*"))
+  local said = tostring(err):match "[^\n]*"
+  pcall(run.logger.note, run.logger, ("failed in %s: %s"):format(place(run, loop.last or run.step), said))
+  pcall(sessions.finish, run.folder, run.step, false, said)
   local hinted = with_hint(err, hint)
   if hinted ~= err then error(hinted, 0) end -- else it goes on as it is
 end

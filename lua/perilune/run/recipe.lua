@@ -1,5 +1,5 @@
 -- recipe.lua - the folder of a run: runs/NAME/ with config.json (its flags), metrics.jsonl, samples.jsonl,
--- log.txt, events for TensorBoard and checkpoints, and what resumes it.
+-- log.txt, sessions.jsonl, events for TensorBoard and checkpoints, and what resumes it.
 --   local cfg = peri.flags(recipe.with_flags { steps = { 1000, "optimizer steps", budget = true }, lr = 1e-3 })
 --   local run = recipe.start { name = "demo", flags = cfg, total = cfg.steps, columns = { "loss", "val_loss" } }
 --   run:track("model", net):track("optimizer", opt):track("data", rows)
@@ -14,11 +14,13 @@ local flags_of = require "perilune.run.common"
 local Best = require "perilune.run.best"
 local cache = require "perilune.run.cache"
 local Run = require "perilune.run.run"
+local report = require "perilune.run.report"
 
 local M = {}
 
 M.flags, M.with_flags = flags_of.common, flags_of.with_flags
 M.cached, M.stages = cache.cached, require("perilune.run.stages").stages
+M.report = report.report
 
 -- The folders data/ that came with the script: beside it, and one above.
 local function own_data()

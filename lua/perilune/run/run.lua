@@ -14,6 +14,7 @@ local curves = require "perilune.run.curves"
 local loops = require "perilune.run.loop"
 local Best = require "perilune.run.best"
 local scores = require "perilune.run.scores"
+local sessions = require "perilune.run.sessions"
 
 local must = folders.must
 
@@ -206,6 +207,7 @@ local function open_logger(self)
     tensorboard = o.tensorboard and self.folder or nil, text = self.folder .. "/log.txt",
   }
   note_warnings(self)
+  sessions.begin(self.folder, self.step, self.total, self._resumed == true)
   announce(self)
   self.logger:hparams(hparams(self), o.columns or {})
   self._skipped = self:skipped()
@@ -587,8 +589,9 @@ local function say_unseen(self)
 end
 
 --- Close the files and let others write the run.
---- @param ok boolean?  false: it did not end as it should, for TensorBoard; default true
-function Run:finish(ok)
+--- @param ok boolean?  false: it did not end as it should, for TensorBoard and reports; default true
+--- @param why string?  it did not
+function Run:finish(ok, why)
   if self._early then self._early:close() end
   self._early = nil
   if self.logger then
@@ -597,6 +600,7 @@ function Run:finish(ok)
     self._profiled = nil
     note_warnings(self)
     say_unseen(self)
+    if self._lock then sessions.finish(self.folder, self.step, ok ~= false, why or self.stopped) end
     self.logger:close(ok)
   end
   if self._lock then self._lock:drop() end

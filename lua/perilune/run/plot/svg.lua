@@ -135,13 +135,15 @@ local function draw(out, chart, left, top, w, h)
   end
 end
 
-local style = [[<style>
+M.palette, M.darker = palette, darker
+
+M.rules = [[
 text { font: 12px sans-serif; fill: #333 } .title { font-size: 14px; font-weight: bold; text-anchor: middle }
 .x { text-anchor: middle } .y { text-anchor: end }
 path { fill: none } .grid { stroke: #e4e4e4 } .axis { stroke: #333 }
 .curve { stroke-width: 1.8; stroke-linejoin: round } .raw { stroke-width: 1.4; stroke-linejoin: round; opacity: .55 }
 .smooth { stroke-width: 1.2; stroke-linejoin: round }
-</style>]]
+]]
 
 --- Charts as one SVG document.
 --- @param charts table[]
@@ -153,7 +155,7 @@ function M.document(charts, o)
   local out = {
     ('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d">')
       :format(o.width * columns, o.height * rows, o.width * columns, o.height * rows),
-    style, '<rect width="100%" height="100%" fill="#fff"/>',
+    ("<style>\n%s</style>"):format(M.rules), '<rect width="100%" height="100%" fill="#fff"/>',
   }
   for i, chart in ipairs(charts) do
     draw(out, chart, (i - 1) % columns * o.width, (i - 1) // columns * o.height, o.width, o.height)

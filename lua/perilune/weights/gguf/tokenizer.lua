@@ -4,7 +4,7 @@
 local peri = require "perilune"
 local foreign = require "perilune.foreign"
 local tokenizers = require "perilune.text.tokenizer"
-local base64 = require "perilune.weights.gguf.base64"
+local base64 = require "perilune.base64"
 local pre_names = require "perilune.weights.gguf.pre"
 local same_ids = require "perilune.weights.gguf.same_ids"
 local sentencepiece = require "perilune.weights.gguf.sentencepiece"

@@ -3,7 +3,7 @@
 -- normaliser NFC only where the file says so (tokenizer.ggml.normalizer.nfc).
 local peri = require "perilune"
 local tokenizers = require "perilune.text.tokenizer"
-local base64 = require "perilune.weights.gguf.base64"
+local base64 = require "perilune.base64"
 local pre_names = require "perilune.weights.gguf.pre"
 local same_ids = require "perilune.weights.gguf.same_ids"
 

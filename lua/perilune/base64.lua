@@ -1,4 +1,4 @@
--- base64.lua - bytes as text and back (RFC 4648), for the tables of characters inside tokenizer.json.
+-- base64.lua - bytes as text and back (RFC 4648): tables inside tokenizer.json, pictures inside a page.
 local M = {}
 
 local letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
