@@ -126,7 +126,7 @@ end
 
 function TestSweep.test_what_is_wrong_is_said_before_anything_runs()
   for flags, want in pairs {
-    ["--lrr 1"] = 'unknown flag "lrr"; did you mean "lr"?; the recipe has: columns, label, log_every, lr, more, profile,',
+    ["--lrr 1"] = 'unknown flag of the recipe "lrr"; did you mean "lr"?; the sweep has: eta, method, metric, mode, resume, run,',
     ["--lr 0,1"] = "--lr is 0.0, expected a number in (0, inf)",
     ["--lr log:0,1"] = "--lr log:0,1: expected 0 < LOW < HIGH",
     ["--lr linear:1,1"] = "expected LOW < HIGH",

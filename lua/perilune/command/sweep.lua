@@ -101,8 +101,8 @@ local function axes_of(recipe_spec, given)
     end
     local default = default_of(recipe_spec[name])
     if default == nil then
-      local names = options.names(recipe_spec)
-      return nil, ("%s; the recipe has: %s"):format(options.unknown("flag", name, names), table.concat(names, ", "))
+      return nil, ("%s; the sweep has: %s"):format(options.unknown("flag of the recipe", name, options.names(recipe_spec)),
+        table.concat(options.names(spec), ", "))
     end
     if name == "run" or name == "runs" or name == "resume" then return nil, ("--%s is the sweep's"):format(name) end
     if seen[name] then return nil, ("--%s is given twice"):format(name) end
