@@ -12,6 +12,8 @@ for file, names in pairs {
   distill = { "distill", "distill_rules", "distill_check", "teacher_advantage", "token_kl" },
   importance = { "importance", "importance_rules" },
   value = { "value", "value_rules" },
+  elastic = { "fisher_diagonal", "elastic" },
+  adversarial = { "ascend", "fgsm", "pgd", "virtual_adversarial" },
   policy = { "policy", "policy_rules", "totals", "entropy_floor", "named" },
 } do
   local module = require("perilune.loss." .. file)

@@ -1,0 +1,100 @@
+-- elastic.lua - elastic weight consolidation: a net that learns something new is held where it was by springs, each as
+-- strong as what was learned before depends on its weight.
+local peri = require "perilune"
+local options = require "perilune.options"
+local per_sample = require "perilune.per_sample"
+local params = require "perilune.optim.params"
+
+local M = {}
+
+--- The diagonal of the Fisher information at a net's weights: for each of them the mean over samples of the square of
+--- the gradient of that sample's loss. With the loss -log p(y|x) of answers that are drawn from the net itself it is
+--- that; with the answers of the data it is what is called the empirical one (Kunstner et al. 2019, 1905.12558). The
+--- square of the mean gradient, which one backward pass of a batch gives, is neither.
+---
+---     local F = loss.fisher_diagonal(function (x) -- what the net itself would answer
+---       local logits = net(x)
+---       return logits:cross_entropy(logits:detach():categorical():squeeze(-1), { reduction = "none" })
+---     end, net, { { x1 }, { x2 } })
+---
+--- @param loss_of fun(...): perilune.Tensor  of a batch, one loss for each sample (B)
+--- @param parameters any  a module, or a list of tensors; frozen ones have 0
+--- @param batches any[][]  the arguments of loss_of, batch by batch: gradients of all samples of one are held at once
+--- @return perilune.Tensor[]  one for each of the parameters, in its shape
+function M.fisher_diagonal(loss_of, parameters, batches)
+  local who = "loss.fisher_diagonal"
+  options.argument(who, "loss_of", loss_of, "callable")
+  options.argument(who, "batches", batches, "table")
+  local out, moving, places, count = {}, {}, {}, 0
+  for i, p in ipairs(params.list(who, parameters)) do
+    out[i] = peri.zeros_like(p)
+    if p.requires_grad then moving[#moving + 1], places[#places + 1] = p, i end
+  end
+  if #moving == 0 then options.raise(who .. ": no parameter takes gradients") end
+  if #batches == 0 then options.raise(who .. ": there are no batches") end
+  for i, batch in ipairs(batches) do
+    options.argument(who, "batch " .. i, batch, "table")
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local found = per_sample(loss_of, moving, table.unpack(batch, 1, batch.n or #batch))
+    local _ <close> = peri.no_grad()
+    for k, g in ipairs(found) do out[places[k]]:add_(g:square():sum(1)) end
+    count = count + found[1]:size(1)
+  end
+  for _, sum in ipairs(out) do sum:div_(count) end
+  return out
+end
+options.declare(M.fisher_diagonal, { "loss_of", "parameters", "batches" }, {})
+
+local rules = { weight = options.number(1, "[0, inf)", "lambda, of all springs") }
+local parts = { "values", "fisher" }
+
+-- The tensors of an anchor, one for each parameter.
+local function held(who, anchor, i, list)
+  options.argument(who, "anchor " .. i, anchor, "table")
+  local out = {}
+  for _, name in ipairs(parts) do
+    if anchor[name] == nil then options.raise(("%s: anchor %d has no %s"):format(who, i, name)) end
+    out[name] = params.list(("%s: anchor %d: %s"):format(who, i, name), anchor[name])
+    if #out[name] ~= #list then
+      options.raise(("%s: anchor %d has %d %s for %d parameters"):format(who, i, #out[name], name, #list))
+    end
+    for k, t in ipairs(out[name]) do
+      if options.shape(t) ~= options.shape(list[k]) then
+        options.raise(("%s: anchor %d: %s %d has shape %s, the parameter %s"):format(who, i, name, k,
+          options.shape(t), options.shape(list[k])))
+      end
+    end
+  end
+  return out
+end
+
+--- Elastic weight consolidation: lambda / 2 times the sum over what was learned before, and over weights, of F (theta -
+--- theta*)^2, to be added to the loss of what is learned now (Kirkpatrick et al. 2017, 1612.00796, equation 3). theta*
+--- are the weights as they were at the end of each of those, F its loss.fisher_diagonal there. One anchor with the sum
+--- of the F and the latest weights is the form for many (Huszar 2018, 1712.03847).
+---
+---     known[#known + 1] = { values = net:copy(), fisher = loss.fisher_diagonal(loss_of, net, batches) }
+---     local total = new_loss + loss.elastic(net, known, { weight = 1000 })
+---
+--- @param parameters any  a module, or a list of tensors
+--- @param anchors table[]  { values =, fisher = } each: a module or a list, as parameters are
+--- @param opts table?
+--- @return perilune.Tensor  (), 0 without anchors
+function M.elastic(parameters, anchors, opts)
+  local who = "loss.elastic"
+  options.argument(who, "anchors", anchors, "table")
+  local o = options.fill(who, opts, rules)
+  local list, total = params.list(who, parameters), nil
+  if #list == 0 then options.raise(who .. ": there are no parameters") end
+  for i, anchor in ipairs(anchors) do
+    local at = held(who, anchor, i, list)
+    for k, p in ipairs(list) do
+      local pull = ((p - at.values[k]:detach()):square() * at.fisher[k]:detach()):sum()
+      total = total and total + pull or pull
+    end
+  end
+  return total and total * (o.weight / 2) or peri.zeros({}, list[1].dtype)
+end
+options.declare(M.elastic, { "parameters", "anchors" }, rules)
+
+return M
