@@ -10,6 +10,7 @@ for file, names in pairs {
   reward_model = { "bradley_terry", "bradley_terry_rules", "outcome", "outcome_rules", "process", "step_scores",
     "aggregations", "aggregate" },
   distill = { "distill", "distill_rules", "distill_check", "teacher_advantage", "token_kl" },
+  features = { "feature", "attention_map", "attention_transfer", "Hints" },
   importance = { "importance", "importance_rules" },
   value = { "value", "value_rules" },
   elastic = { "fisher_diagonal", "elastic" },

@@ -27,6 +27,7 @@ local M = {}
 --- @field source_path string?  what it was read from
 local Model = Module.class "model"
 Model.kind = "encoder" -- or "causal", "encoder-decoder", "scorer"
+Model.depth_key = "num_hidden_layers" -- of the config: how many layers
 Model.prefixes = { "" } -- of published names: a checkpoint may lack the first or have another
 -- What is no tensor of its own, or follows from the config; "dropped": what adapters put on it, which a copy has not.
 Model.references = { config = true, generation_config = true, inv_freq = true, _layout = true, _places = true,

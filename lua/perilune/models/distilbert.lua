@@ -7,6 +7,7 @@ local settings = require "perilune.models.settings"
 
 local DistilBert = base.class("distilbert", bert.Class)
 DistilBert.prefixes = { "distilbert." }
+DistilBert.depth_key = "n_layers"
 
 DistilBert.published = {
   layer = "transformer.layer.%d.", query = "attention.q_lin", key = "attention.k_lin", value = "attention.v_lin",

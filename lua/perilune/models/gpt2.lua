@@ -6,6 +6,7 @@ local derived = require "perilune.nn.derived"
 local inputs = require "perilune.models.inputs"
 
 local Gpt2 = base.class "gpt2"
+Gpt2.depth_key = "n_layer"
 Gpt2.prefixes = { "transformer." }
 Gpt2.token_head = "classifier" -- of GPT2ForTokenClassification
 

@@ -94,4 +94,50 @@ function Module:hook(fn) return add(self, "hook", "after", fn) end
 --- @return perilune.nn.Hook handle  handle:remove() takes it off
 function Module:hook_before(fn) return add(self, "hook_before", "before", fn) end
 
+-- ---- what modules gave -----------------------------------------------------------------------------
+
+--- What record returns: record.outputs[path] is the first result of the latest forward of the module there.
+--- @class perilune.nn.Record
+--- @field outputs table<string, any>
+local Record = { __name = "record" }
+Record.__index = Record
+
+--- Forget what was recorded.
+--- @return self
+function Record:clear()
+  for path in pairs(self.outputs) do self.outputs[path] = nil end
+  return self
+end
+
+--- Take the hooks off and forget what was recorded; a second time does nothing.
+function Record:remove()
+  for _, hook in ipairs(self._hooks) do hook:remove() end
+  self:clear()
+end
+
+Record.__close = Record.remove
+
+--- Keep what modules below give, by hooks: features for distillation, probes. record.outputs[path] is the first result
+--- of the latest forward of the module at the path (see get), as part of its graph; record:clear() forgets it,
+--- record:remove() takes the hooks off, as does leaving the block of a local record <close>.
+---   local record <close> = net:record { "0", "2" }
+---   net(x)
+---   local hidden = record.outputs["0"]
+--- @param paths string[]  as named_modules has them
+--- @return perilune.nn.Record
+function Module:record(paths)
+  options.argument("record", "paths", paths, "table")
+  local modules, record = {}, setmetatable({ outputs = {}, _hooks = {} }, Record)
+  for i, path in ipairs(paths) do
+    options.argument("record", ("path %d"):format(i), path, "string")
+    modules[i] = self:get(path)
+    if type(modules[i]) ~= "table" then options.raise(("record: %s is a tensor, expected a module"):format(path)) end
+  end
+  if #modules == 0 then options.raise "record: there are no paths" end
+  for i, path in ipairs(paths) do
+    record._hooks[i] = modules[i]:hook(function (_, _, output) record.outputs[path] = output end)
+  end
+  return record
+end
+
 return Module

@@ -148,5 +148,6 @@ function Units:batch(texts, opts)
 end
 
 M.ngrams = require("perilune.text.ngrams").ngrams
+M.mask_tokens = require("perilune.text.mask").mask_tokens
 
 return require "perilune.names"(M, "perilune.text")
