@@ -101,7 +101,8 @@ local function axes_of(recipe_spec, given)
     end
     local default = default_of(recipe_spec[name])
     if default == nil then
-      return nil, ("%s; the sweep has: %s"):format(options.unknown("flag of the recipe", name, options.names(recipe_spec)),
+      local problem = options.unknown("flag of the recipe", name, options.names(recipe_spec))
+      return nil, ("%s; the sweep has: %s"):format(problem,
         table.concat(options.names(spec), ", "))
     end
     if name == "run" or name == "runs" or name == "resume" then return nil, ("--%s is the sweep's"):format(name) end
