@@ -654,6 +654,41 @@ function TestOptimLaws:test_an_average_follows_its_source_by_path()
   end)
 end
 
+-- The mean of several: whatever they are given as, weighted or not, the target among them or not.
+function TestOptimLaws:test_an_average_of_several_is_their_mean()
+  local function net(dtype) return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)):to(dtype or "f32") end
+  for _, dtype in ipairs { "f32", "f64", "bf16" } do
+    for _, weights in ipairs { false, { 1, 2, 5 }, { 0, 3, 0 } } do
+      local list, target, share = { net(dtype), net(dtype), net(dtype) }, net(dtype), weights or { 1, 1, 1 }
+      local sum = share[1] + share[2] + share[3]
+      optim.average_(target, list, weights or nil)
+      for i, p in ipairs(target:parameters()) do
+        local want = peri.zeros(p.shape, "f64")
+        for k, one in ipairs(list) do want = want:add(one:parameters()[i]:detach():to("f64"):mul(share[k] / sum)) end
+        lu.assertTrue(p:detach():to("f64"):sub(want):abs():max():item() < (dtype == "bf16" and 1e-2 or 1e-6))
+      end
+      local values = {}
+      for i, p in ipairs(target:parameters()) do values[i] = p:tolist() end
+      optim.average_(list[1], list, weights or nil) -- in place of one of them
+      for i, p in ipairs(list[1]:parameters()) do lu.assertEquals(p:tolist(), values[i]) end
+    end
+  end
+  local one = assert(models.load "tests/data/hf_tiny/llama")
+  local copy = one:copy()
+  optim.average_(copy, { one, one, one }) -- of equals: to the bit
+  for i, p in ipairs(copy:parameters()) do lu.assertEquals(p:sub(one:parameters()[i]:detach()):abs():max():item(), 0) end
+  local a, b = net(), net()
+  local spoiled = net()
+  spoiled[1].weight:detach():fill_(0 / 0)
+  optim.average_(a, { b, spoiled }, { 1, 0 })
+  lu.assertEquals(a[1].weight:tolist(), b[1].weight:tolist())
+  refused("there are no sources", function() optim.average_(a, {}) end)
+  refused("1 weights for 2 sources", function() optim.average_(a, { a, b }, { 1 }) end)
+  refused("weight 2 is -1, expected a finite number from 0", function() optim.average_(a, { a, b }, { 1, -1 }) end)
+  refused("all weights are 0", function() optim.average_(a, { a, b }, { 0, 0 }) end)
+  refused("average_: the target has 4 parameters, source 2 2", function() optim.average_(a, { b, b[1] }) end)
+end
+
 -- ---- schedules ----
 
 TestSchedLaws = {}

@@ -11,6 +11,7 @@
 
 local peri = require "perilune"
 local options = require "perilune.options"
+local average = require "perilune.optim.average"
 local optimizer = require "perilune.optim.optimizer"
 local choice = require "perilune.optim.choice"
 local clip = require "perilune.optim.clip"
@@ -22,7 +23,7 @@ local tasks = require "perilune.optim.tasks"
 local M = { flatten = flat.flatten, flatten_grads = flat.flatten_grads, unflatten = flat.unflatten,
   assign_ = flat.assign_, curvature = curvature.curvature, conjugate_gradient = curvature.conjugate_gradient,
   Optimizer = optimizer.Optimizer, clip_grad_norm_ = clip.clip_grad_norm_,
-  clip_grad_value_ = clip.clip_grad_value_, ema_ = require("perilune.optim.average").ema_,
+  clip_grad_value_ = clip.clip_grad_value_, ema_ = average.ema_, average_ = average.average_,
   adapt = require("perilune.optim.adapt").adapt, pcgrad = tasks.pcgrad, task_weights = tasks.task_weights }
 
 -- ---- rules that several share ----
