@@ -36,6 +36,17 @@ for i = 1, 9 do
   labels[i] = { prompt = prompt, completion = i % 3 == 0 and a or b, label = i % 3 == 0 }
   steps[i] = { prompt = prompt, completions = { a, b }, labels = { true, i % 2 == 0 } }
 end
+
+--- Rows or examples of two teachers, a and b.
+function M.shared_out(list)
+  local out = {}
+  for i, row in ipairs(list) do
+    out[i] = { domain = i % 3 == 1 and "a" or "b" }
+    for k, v in pairs(row) do out[i][k] = v end
+  end
+  return out
+end
+
 M.tokenizer, M.prompts, M.examples, M.reward = tok, prompts, examples, sevens
 
 local function sampled(more)
@@ -79,6 +90,18 @@ M.all = {
   ["distill-sampled"] = function ()
     return { teacher = M.model(5), tokenizer = tok, rows = prompts, batch_size = 8, on_policy = 1, signal = "sampled",
       max_new_tokens = 5 }
+  end,
+  ["distill-teachers"] = function ()
+    return { teachers = { a = M.model(5), b = M.model(6) }, examples = M.shared_out(examples), batch_size = 8,
+      divergence = "reverse" }
+  end,
+  ["distill-teachers-own"] = function ()
+    return { teachers = { a = M.model(5), b = M.model(6) }, tokenizer = tok, rows = M.shared_out(prompts), batch_size = 8,
+      on_policy = 0.5, sequence = true, max_new_tokens = 5 }
+  end,
+  ["distill-teachers-sampled"] = function ()
+    return { teachers = { a = M.model(5), b = M.model(6) }, tokenizer = tok, rows = M.shared_out(prompts), batch_size = 8,
+      on_policy = 1, signal = "sampled", max_new_tokens = 5 }
   end,
   reject = sampled { keep = 2 },
   ["reject-random"] = sampled { keep = 3, by = "random_flat" },

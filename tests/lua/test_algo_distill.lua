@@ -12,7 +12,7 @@ local tok = steppers.tokenizer
 local function distill(o)
   local student = o.model or steppers.model(3)
   local how = { model = student, optimizer = optim.AdamW(student:parameters(), { lr = 5e-3 }), batch_size = 9,
-    examples = not (o.rows) and steppers.examples or nil, teacher = not o.stored and steppers.model(5) or nil }
+    examples = not (o.rows) and steppers.examples or nil, teacher = not (o.stored or o.teachers) and steppers.model(5) or nil }
   for k, v in pairs(o) do how[k] = v end
   return peri.algo.distill.new(how), student
 end
@@ -116,6 +116,123 @@ function TestDistill.test_settings_that_do_not_go_together_are_refused()
   fails("row 1: ", { rows = { { text = "1" } }, tokenizer = tok, on_policy = 1 })
   fails("rows need a tokenizer", { rows = steppers.prompts })
   lu.assertErrorMsgContains("is of the format prompt_only", distill, { rows = { { prompt = "1" } }, tokenizer = tok })
+end
+
+TestTeachers = {}
+
+-- The loss and the gradients of the first step over some examples.
+local function first_step(o)
+  local student = steppers.model(3)
+  local optimizer, grads = optim.SGD(student:parameters(), { lr = 1 }), nil
+  local step = optimizer.step
+  function optimizer.step(...)
+    grads = student:gradients()
+    for k, g in pairs(grads) do grads[k] = peri.keep(g:clone()) end
+    return step(...)
+  end
+  local how = { model = student, optimizer = optimizer, batch_size = #o.examples, clip_norm = 1e9 }
+  for k, v in pairs(o) do how[k] = v end
+  local metrics = peri.algo.distill.new(how):step()
+  return metrics, grads
+end
+
+local function tokens_of(list)
+  local n = 0
+  for _, e in ipairs(list) do for k = 2, #e.ids do n = n + (e.mask[k] ~= 0 and 1 or 0) end end
+  return n
+end
+
+-- Each row is taught by its own teacher: what all learn together is what each teacher's rows learn alone, weighted by their
+-- tokens.
+function TestTeachers.test_several_teachers_teach_as_each_does_alone()
+  local rows = steppers.shared_out(steppers.examples)
+  local teachers, own = { a = steppers.model(5), b = steppers.model(6) }, { a = {}, b = {} }
+  for _, e in ipairs(rows) do table.insert(own[e.domain], e) end
+  for _, o in ipairs { { divergence = "reverse" }, { divergence = "jsd", temperature = 2 }, { hard = 0.4 } } do
+    for _, micro in ipairs { 1, 2, 9 } do
+      local function step(more)
+        more.micro = micro
+        for k, v in pairs(o) do more[k] = v end
+        return first_step(more)
+      end
+      local got, grads = step { teachers = teachers, examples = rows }
+      local want, sum = 0, {}
+      for _, name in ipairs { "a", "b" } do
+        local share = tokens_of(own[name]) / tokens_of(rows)
+        local alone, some = step { teacher = teachers[name], examples = own[name] }
+        want = want + share * alone.loss
+        lu.assertAlmostEquals(got["divergence/" .. name], alone.divergence, 1e-5)
+        for key, g in pairs(some) do sum[key] = g:mul(share):add(sum[key] or 0) end
+      end
+      lu.assertAlmostEquals(got.loss, want, 1e-5)
+      for key, g in pairs(sum) do lu.assertTrue(grads[key]:sub(g):abs():max():item() < 1e-5, key) end
+    end
+  end
+end
+
+-- And of each row: the divergence from its teacher, token by token.
+function TestTeachers.test_the_divergence_of_a_row_is_that_of_its_teacher()
+  local rows = steppers.shared_out(steppers.examples)
+  local teachers = { a = steppers.model(5), b = steppers.model(6) }
+  for _, e in ipairs(rows) do
+    local other = { domain = e.domain == "a" and "b" or "a", ids = { 1, 2 }, mask = { 0, 1 } }
+    local one = first_step { teacher = teachers[e.domain], examples = { e }, divergence = "reverse" }
+    local both = first_step { teachers = teachers, examples = { e, other }, divergence = "reverse" }
+    lu.assertAlmostEquals(both["divergence/" .. e.domain], one.divergence, 1e-6)
+  end
+end
+
+-- One model under two names is one teacher.
+function TestTeachers.test_two_names_of_one_model_are_one_teacher()
+  local teacher, rows = steppers.model(5), steppers.shared_out(steppers.examples)
+  local one, grads = first_step { teacher = teacher, examples = rows }
+  local two, more = first_step { teachers = { a = teacher, b = teacher }, examples = rows }
+  lu.assertAlmostEquals(one.loss, two.loss, 1e-6)
+  for key, g in pairs(grads) do lu.assertTrue(g:sub(more[key]):abs():max():item() < 1e-6, key) end
+end
+
+function TestTeachers.test_the_student_becomes_what_each_teacher_is_at_home()
+  local teachers, rows = { a = steppers.model(5), b = steppers.model(6) }, {}
+  for i, row in ipairs(steppers.prompts) do rows[i] = { prompt = row.prompt, by = i <= 5 and "a" or "b" } end
+  for _, signal in ipairs { "distribution", "sampled" } do
+    local stepper = distill { teachers = teachers, by = "by", rows = rows, tokenizer = tok, on_policy = 1, batch_size = 10,
+      signal = signal, divergence = signal == "distribution" and "reverse" or nil, max_new_tokens = 6 }
+    local metrics = stepper:step()
+    local before = { metrics["divergence/a"], metrics["divergence/b"] }
+    for _ = 1, 120 do metrics = stepper:step() end
+    lu.assertTrue(metrics["divergence/a"] < 0.8 * before[1], signal)
+    lu.assertTrue(metrics["divergence/b"] < 0.8 * before[2], signal)
+  end
+end
+
+function TestTeachers.test_rows_without_a_teacher_and_teachers_without_a_row_are_refused()
+  local rows = steppers.shared_out(steppers.examples)
+  local a, b = steppers.model(5), steppers.model(6)
+  local function fails(message, o)
+    o.model, o.examples = steppers.model(3), o.examples or not o.rows and rows or nil
+    o.optimizer = optim.SGD(o.model:parameters(), { lr = 1 })
+    lu.assertErrorMsgContains(message, peri.algo.distill.new, o)
+  end
+  fails("example 1: it has no domain, the name of its teacher", { teachers = { a = a }, examples = steppers.examples })
+  fails("example 2: unknown domain \"b\"", { teachers = { a = a } })
+  fails("teachers.c: no row has it as its domain", { teachers = { a = a, b = b, c = a } })
+  fails("example 1: it has no kind", { teachers = { a = a, b = b }, by = "kind" })
+  fails("teachers is empty", { teachers = {} })
+  fails("teachers: the key 1, expected names of teachers", { teachers = { a } })
+  fails("teachers.b: it is a number, expected a model", { teachers = { a = a, b = 3 } })
+  fails("teachers.b: ", { teachers = { a = a, b = peri.models.scorer(b) } })
+  fails('by is "domain", and there are no teachers', { teacher = a, by = "domain" })
+  fails("one of the three", { teacher = a, teachers = { a = a, b = b } })
+  fails("they need one vocabulary", { teachers = { a = a, b = peri.models.llama.new { model_type = "llama",
+    vocab_size = 40, hidden_size = 16, intermediate_size = 16, num_hidden_layers = 1, num_attention_heads = 2 } } })
+  fails("row 2: unknown domain \"c\"", { teachers = { a = a }, tokenizer = tok, on_policy = 1,
+    rows = { { prompt = "1", domain = "a" }, { prompt = "2", domain = "c" } } })
+  -- rows that are left out do not shift what the others are called
+  local student = steppers.model(3)
+  local stepper = peri.algo.distill.new { model = student, optimizer = optim.SGD(student:parameters(), { lr = 1 }),
+    teachers = { a = a, b = b }, tokenizer = tok, bad = "skip", rows = { { prompt = "1", domain = "b" },
+      { prompt = "1", completion = "2", domain = "a" }, { prompt = "3", completion = "4", domain = "b" } } }
+  lu.assertEquals({ stepper.units[1].by, stepper.units[2].by }, { "a", "b" })
 end
 
 TestStored = {}

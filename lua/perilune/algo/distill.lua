@@ -1,6 +1,7 @@
 -- distill.lua - distillation as a stepper: a student learns from what a teacher says of every token, over the whole
 -- vocabulary or over the teacher's stored top k; of texts that are given, that the teacher writes (sequence-level), or
--- that the student writes itself (on-policy, GKD). Logits of a few tokens are there at a time.
+-- that the student writes itself (on-policy, GKD). Several teachers may share the rows, each for those of its domain.
+-- Logits of a few tokens are there at a time.
 local peri = require "perilune"
 local options = require "perilune.options"
 local base = require "perilune.models.base"
@@ -20,6 +21,9 @@ local own = {
   model = options.value(options.required, "table", "the student, a causal model of perilune.models"),
   teacher = options.value(options.none, "table", "a causal model with the same vocabulary"),
   stored = options.value(options.none, "table", "in its place: of rl.open_teacher, for the same examples"),
+  teachers = options.value(options.none, "table", "in its place: several, name -> model; a row names its own"),
+  by = options.value(options.none, "string", "with teachers: the field of a row or example with the name of its "
+    .. "teacher; default: domain"),
   tokenizer = options.value(options.none, "table", "of perilune.tokenizer or perilune.text; needed with rows"),
   rows = options.value(options.none, "table", "training rows, see perilune.data.rows"),
   examples = options.value(options.none, "table", "in place of rows: list of { ids, mask (1 = learned) }"),
@@ -42,12 +46,25 @@ local function refuse(...) options.raise("distill: " .. string.format(...)) end
 
 -- Settings that only make sense together.
 local function check(self)
-  for _, name in ipairs { "model", "teacher" } do
-    local why = self[name] and base.no_causal(self[name])
+  local who, names = { teacher = self.teacher, model = self.model }, { "model", self.teacher and "teacher" or nil }
+  for name in pairs(self.teachers or {}) do
+    if type(name) ~= "string" then refuse("teachers: the key %s, expected names of teachers", tostring(name)) end
+  end
+  for _, name in ipairs(options.names(self.teachers or {})) do
+    names[#names + 1] = "teachers." .. name
+    who[names[#names]] = self.teachers[name]
+  end
+  for _, name in ipairs(names) do
+    local why = type(who[name]) == "table" and base.no_causal(who[name])
+      or type(who[name]) ~= "table" and ("it is a %s, expected a model"):format(type(who[name]))
     if why then refuse("%s: %s", name, why) end
   end
   local writes = self.on_policy > 0 or self.sequence
-  if (self.teacher ~= nil) == (self.stored ~= nil) then refuse "give a teacher or what one said (stored)" end
+  if self.teachers and #names == 1 then refuse "teachers is empty: expected name -> model" end
+  if self.by and not self.teachers then refuse("by is %q, and there are no teachers", self.by) end
+  local sources = 0
+  for _, name in ipairs { "teacher", "teachers", "stored" } do sources = sources + (self[name] and 1 or 0) end
+  if sources ~= 1 then refuse "give a teacher or what one said (stored) or several teachers: one of the three" end
   if self.stored and writes then refuse "what is stored is of given answers: on_policy and sequence need a teacher" end
   if self.hard > 0 and self.on_policy == 1 and self.signal == "distribution" then
     refuse("hard is %g, with on_policy = 1 there are no answers but the student's own, which it should not repeat",
@@ -60,9 +77,12 @@ local function check(self)
     refuse("temperature is %g, what is stored is of %g", self.temperature, self.stored.temperature)
   end
   local own_size = self.model.settings.vocab
-  local other = self.stored and self.stored.vocabulary or self.teacher.settings.vocab
-  if own_size ~= other then
-    refuse("the student has %d tokens, the teacher %d: they need one vocabulary", own_size, other)
+  for i = 2, math.max(#names, 2) do
+    local other = self.stored and self.stored.vocabulary or who[names[i]].settings.vocab
+    if own_size ~= other then
+      refuse("the student has %d tokens, %s %d: they need one vocabulary", own_size,
+        self.teachers and names[i] or "the teacher", other)
+    end
   end
   loss.distill_check("distill", self)
   if self.signal == "sampled" then
@@ -76,6 +96,49 @@ local function check(self)
   return writes
 end
 
+-- Which teacher each unit has, by the row or example that it is of.
+local function assign(self)
+  if not self.teachers then return end
+  self.by = self.by or "domain"
+  local names, taught = options.names(self.teachers), {}
+  for i, u in ipairs(self.units) do
+    local at = u.row or i
+    local name = (self.rows or self.examples)[at][self.by]
+    if name == nil or self.teachers[name] == nil then
+      refuse("%s %d: %s", self.rows and "row" or "example", at, name == nil
+        and ("it has no %s, the name of its teacher"):format(self.by) or options.unknown(self.by, name, names))
+    end
+    u.by, taught[name] = name, true
+  end
+  for _, name in ipairs(names) do
+    if not taught[name] then refuse("teachers.%s: no row has it as its %s", name, self.by) end
+  end
+end
+
+-- The teacher of a slice, which is of one.
+local function teacher_for(self, list) return self.teachers and self.teachers[list[1].by] or self.teacher end
+
+-- Units of each teacher together, in the order of their names.
+local function by_teacher(self, list)
+  if not self.teachers then return { list } end
+  local groups, out = {}, {}
+  for _, u in ipairs(list) do
+    groups[u.by] = groups[u.by] or {}
+    table.insert(groups[u.by], u)
+  end
+  for i, name in ipairs(options.names(groups)) do out[i] = groups[name] end
+  return out
+end
+
+-- The slices of an update: at most micro units, of one teacher.
+local function slices(self, list)
+  local parts = {}
+  for _, group in ipairs(by_teacher(self, list)) do
+    for part in trainer.slices(group, self.micro) do parts[#parts + 1] = part end
+  end
+  return trainer.slices(parts)
+end
+
 -- What is before the first token that is learned.
 local function prompt_of(e)
   local n = 1
@@ -84,8 +147,10 @@ local function prompt_of(e)
 end
 
 --- Distillation as a stepper (1503.02531; GKD, 2306.13649): each :step() is one update over rows in an order that is
---- drawn anew each epoch.
---- @param opts table  model, teacher or stored, optimizer, and tokenizer with rows, or examples
+--- drawn anew each epoch. With teachers each row is taught by the one that it names: several specialists become one
+--- student, with on_policy = 1 and divergence = "reverse" as DeepSeek-V4 merges them. An update then has rows of all, a
+--- pass those of one.
+--- @param opts table  model, teacher, teachers or stored, optimizer, and tokenizer with rows, or examples
 --- @return table stepper  :step() -> metrics; :state(), :set_state(s) for checkpoints; units; report (of rows: what was
 --- left out)
 function M.new(opts)
@@ -98,7 +163,7 @@ function M.new(opts)
     for i, row in ipairs(self.rows) do
       local ok, ids = pcall(rows_of.prompt, self.tokenizer, row)
       if not ok then refuse("row %d: %s", i, (tostring(ids):gsub("^[^%s:]+%.lua:%d+: ", ""))) end
-      self.units[i] = { prompt = ids, ids = ids, mask = {} }
+      self.units[i] = { prompt = ids, ids = ids, mask = {}, row = i }
     end
   elseif self.rows then
     self.units, self.report = rows_of.examples(self.tokenizer, self.rows,
@@ -109,6 +174,7 @@ function M.new(opts)
     for i, e in ipairs(self.examples) do self.units[i] = { ids = e.ids, mask = e.mask } end
   end
   if #self.units == 0 then refuse("no row has anything to learn%s", self.report and "; " .. self.report.text or "") end
+  assign(self)
   for i, e in ipairs(self.units) do
     e.index = i
     if writes then e.prompt = e.prompt or prompt_of(e) end
@@ -127,8 +193,16 @@ options.declare(M.new, {}, rules)
 
 -- ---- answers that are written -------------------------------------------------------------------
 
--- Units with answers of a model behind their prompts.
+-- Units with answers of a model behind their prompts; it is the student, or else the teacher of each.
 local function written(self, model, units)
+  if not model then
+    local out = {}
+    for _, group in ipairs(by_teacher(self, units)) do
+      local some = written(self, teacher_for(self, group), group)
+      table.move(some, 1, #some, #out + 1, out)
+    end
+    return out
+  end
   local prompts, out = {}, {}
   for i, u in ipairs(units) do prompts[i] = u.prompt end
   local tok = self.tokenizer or {}
@@ -138,7 +212,7 @@ local function written(self, model, units)
   for i, ids in ipairs(batch:unpad()) do
     local mask = {}
     for k = 1, #ids do mask[k] = k > #prompts[i] and 1 or 0 end
-    out[i] = { ids = ids, mask = mask, index = units[i].index }
+    out[i] = { ids = ids, mask = mask, index = units[i].index, by = units[i].by }
   end
   return out
 end
@@ -165,9 +239,10 @@ local function teacher_of(self, batch, list, at)
                temperature = self.stored.temperature }
     end
   end
-  local hidden = peri.no_grad(function () return learned_rows(self.teacher, batch, at) end)
+  local model = teacher_for(self, list)
+  local hidden = peri.no_grad(function () return learned_rows(model, batch, at) end)
   return function (from, n)
-    return peri.no_grad(function () return self.teacher:logits(hidden:narrow(1, from, n)) end)
+    return peri.no_grad(function () return model:logits(hidden:narrow(1, from, n)) end)
   end
 end
 
@@ -194,10 +269,11 @@ local function distribution(self, batch, list, at, targets, tokens, how)
 end
 
 -- How likely the student's own tokens are to the teacher, as an advantage.
-local function sampled(self, batch, _, at, targets, tokens)
+local function sampled(self, batch, list, at, targets, tokens)
   local logp = self.model:token_logprob(learned_rows(self.model, batch, at), targets):unsqueeze(2) -- (n, 1)
+  local model = teacher_for(self, list)
   local teacher = peri.no_grad(function ()
-    return (self.teacher:token_logprob(learned_rows(self.teacher, batch, at), targets))
+    return (model:token_logprob(learned_rows(model, batch, at), targets))
   end):unsqueeze(2)
   local advantage = loss.teacher_advantage(logp, teacher)
   local value = loss.policy(logp, logp:detach(), advantage, peri.ones_like(advantage),
@@ -209,14 +285,17 @@ local signals = { distribution = distribution, sampled = sampled }
 
 -- own: the student wrote the answers, which are then no labels: of them it learns what the teacher says alone.
 local function pass_of(self, list, own_answers)
-  local tokens, how = 0, self.how
+  local tokens, each, how = 0, {}, self.how
   if own_answers then
     how = {}
     for name, value in pairs(self.how) do how[name] = value end
     how.hard = 0
   end
   for _, e in ipairs(list) do
-    for i = 2, #e.ids do tokens = tokens + (e.mask[i] ~= 0 and 1 or 0) end
+    local n = 0
+    for i = 2, #e.ids do n = n + (e.mask[i] ~= 0 and 1 or 0) end
+    tokens = tokens + n
+    if e.by then each[e.by] = (each[e.by] or 0) + n end
   end
   tokens = math.max(tokens, 1)
   return function (some)
@@ -225,29 +304,41 @@ local function pass_of(self, list, own_answers)
     local batch = sft.batch(rows, self.pad)
     local flat = batch.targets:reshape { -1 }
     local at = flat:ne(-100):nonzero():reshape { -1 }
-    return signals[self.signal](self, batch, some, at, flat:index_select(at, 1), tokens, how)
+    local value, stats = signals[self.signal](self, batch, some, at, flat:index_select(at, 1), tokens, how)
+    local by = some[1].by
+    if by then -- of the tokens that this teacher taught
+      local one = stats.divergence
+      one = peri.is_tensor(one) and one:item() or one
+      stats["divergence/" .. by] = one * tokens / math.max(each[by], 1)
+    end
+    return value, stats
   end
 end
 
--- A row as long as any may be.
+-- Rows as long as any may be, as many as one pass may have; of several teachers those of the one with most to read.
 local function heaviest(self)
   local most = self.on_policy > 0 or self.sequence
-  local list = self:longest_units(function (e) return most and #e.prompt or #e.ids end)
+  local function length(e) return most and #e.prompt or #e.ids end
+  local list, size = nil, 0
+  for _, group in ipairs(by_teacher(self, self.units)) do
+    local longest = trainer.longest(group, math.min(self.micro, self.batch_size), length)
+    if #longest * length(longest[1]) > size then list, size = longest, #longest * length(longest[1]) end
+  end
   if not most then return list end
   local out, context = {}, base.context_length(self.model)
   for i, e in ipairs(list) do
     local ids, mask = table.move(e.prompt, 1, #e.prompt, 1, {}), {}
     for k = #ids + 1, math.min(#ids + self.max_new_tokens, context) do ids[k] = ids[#e.prompt] end
     for k = 1, #ids do mask[k] = k > #e.prompt and 1 or 0 end
-    out[i] = { ids = ids, mask = mask, index = e.index }
+    out[i] = { ids = ids, mask = mask, index = e.index, by = e.by }
   end
   return out
 end
 
 --- One update.
 --- @return table metrics  step, loss, divergence (of a token, in nats, not times temperature^2; of signal sampled the
---- mean of log student - log teacher), cross_entropy (with hard, not of
---- the student's own answers), on_policy (1 where the student wrote the answers),
+--- mean of log student - log teacher), with teachers divergence/NAME (of the tokens that it taught), cross_entropy
+--- (with hard, not of the student's own answers), on_policy (1 where the student wrote the answers),
 --- completion_length (mean, of answers that were written), num_tokens (so far, without padding), learning_rate,
 --- grad_norm, epoch (fraction), skipped and no_op as in algo.sft
 function Stepper:step()
@@ -260,12 +351,12 @@ function Stepper:step()
   local list, metrics = self:take(self.batch_size), {}
   local own_answers = self.on_policy > 0 and self.rng:uniform() < self.on_policy
   if own_answers or self.sequence then
-    list = written(self, own_answers and self.model or self.teacher, list)
+    list = written(self, own_answers and self.model or nil, list)
     local sum = 0
     for _, e in ipairs(list) do for _, m in ipairs(e.mask) do sum = sum + m end end
     metrics.completion_length = sum / #list
   end
-  self:learn(trainer.slices(list, self.micro), pass_of(self, list, own_answers), metrics)
+  self:learn(slices(self, list), pass_of(self, list, own_answers), metrics)
   for _, e in ipairs(list) do self.seen = self.seen + #e.ids end
   metrics.num_tokens, metrics.epoch = self.seen, self:epochs()
   metrics.on_policy = self.on_policy > 0 and (own_answers and 1 or 0) or nil

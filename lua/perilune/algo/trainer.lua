@@ -122,6 +122,7 @@ function Trainer:begin()
   local before = {}
   for _, name in ipairs(self.counters) do before[name] = self[name] end
   local models = { self.model, self.reference, self.teacher, self.critic_optimizer and self.critic }
+  for _, teacher in pairs(self.teachers or {}) do models[teacher] = teacher end
   return setmetatable({ of = self, before = before, rng = self.rng and self.rng:state(),
     quiet = not self.drops and answers.quiet(models) or nil }, Turn)
 end

@@ -406,7 +406,7 @@ end
 --- @param tok table
 --- @param list table  rows, or a stream of perilune.data
 --- @param opts table?
---- @return table[] examples  each { ids, mask, learned }
+--- @return table[] examples  each { ids, mask, learned, row (its place in the list) }
 --- @return table report  rows, kept, empty (nothing to learn), unread (skipped errors), cut, dropped (empty and
 --- unread together), first_error, and text, which says it in a line
 function M.examples(tok, list, opts)
@@ -427,7 +427,7 @@ function M.examples(tok, list, opts)
       for k = math.min(#e.ids, o.max_length), 2, -1 do learned = learned + e.mask[k] end
       if learned > 0 then
         out[#out + 1] = { ids = table.move(e.ids, 1, math.min(#e.ids, o.max_length), 1, {}), mask = e.mask,
-          learned = learned }
+          learned = learned, row = i }
         if #e.ids > o.max_length then report.cut = report.cut + 1 end
       else
         report.empty, report.first_empty = report.empty + 1, report.first_empty or i
