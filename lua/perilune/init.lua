@@ -12,8 +12,8 @@ local public = {
   algo = { agent = "algo.agent", distill = "algo.distill", dpo = "algo.dpo", grpo = "algo.grpo",
     multi_task = "algo.multi_task", ppo = "algo.ppo", prm = "algo.prm", reject = "algo.reject",
     reward_model = "algo.reward_model", sft = "algo.sft" },
-  tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", gsm8k = "tasks.gsm8k",
-    metrics = "tasks.metrics", sums = "tasks.sums" },
+  tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", domains = "tasks.domains",
+    gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", sums = "tasks.sums", words = "tasks.words" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },

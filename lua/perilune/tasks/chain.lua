@@ -39,9 +39,11 @@ end
 --- of width 128 have 815,744 parameters.
 --- @param layers integer
 --- @param width integer  a multiple of 32
+--- @param vocabulary integer?  ids of another tokenizer; default: those of chain.tokenizer
 --- @return table config  for models.llama.new
-function M.config(layers, width)
-  return { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = #chain_words.vocabulary + 4,
+function M.config(layers, width, vocabulary)
+  return { architectures = { "LlamaForCausalLM" }, model_type = "llama",
+    vocab_size = vocabulary or #chain_words.vocabulary + 4,
     hidden_size = width, intermediate_size = width * 8 // 3 // 8 * 8, num_hidden_layers = layers,
     num_attention_heads = width // 32, num_key_value_heads = width // 32, rms_norm_eps = 1e-6, rope_theta = 10000,
     max_position_embeddings = 256, eos_token_id = 1, pad_token_id = 2, initializer_range = width ^ -0.5 }
@@ -166,34 +168,49 @@ end
 options.declare(M.clean_rows, { "rng", "n" }, problems_rules)
 
 -- How the corpus goes wrong.
-local MIXED <const>, ON <const>, NEAR <const>, TAGS <const>, AGAIN <const> = 0.35, 0.7, 8, 0.7, 0.05
+local ON <const>, NEAR <const> = 0.7, 8
 local WRONG = { en = 0.12, zh = 0.04 } -- so that mixing pays
 
---- An answer as the corpus has it: steps in either language, wrong ones more often in English, given up after any
---- step for a guess, without marks, a step said twice.
---- @param row table  of M.problem
---- @param rng table  of peri.rng
---- @return string
-function M.attempt(row, rng)
+local attempt_rules = {
+  mixed = options.number(0.35, "[0, 1]", "share of the steps in the other language"),
+  wrong = options.number(options.none, "[0, 1]", "share of the steps with a wrong result; default: 0.12 of the English "
+    .. "ones, 0.04 of the Chinese"),
+  again = options.number(0.05, "[0, 1]", "share of the steps that are said twice"),
+  tags = options.number(0.7, "[0, 1]", "share of the answers whose thoughts stand between marks"),
+}
+
+-- An attempt by checked options.
+local function attempt(row, rng, o)
   local said, value = {}, row.start
   for i, by in ipairs(row.chain) do
-    local lang = rng:uniform() < MIXED and other[row.lang] or row.lang
+    local lang = rng:uniform() < o.mixed and other[row.lang] or row.lang
     value = bounded(value + by)
-    if rng:uniform() < WRONG[lang] then
+    if rng:uniform() < (o.wrong or WRONG[lang]) then
       local right = value
       while value == right do value = bounded(right + rng:int(-3, 3)) end
     end
     said[#said + 1] = step_of(lang, by, value)
-    if rng:uniform() < AGAIN then said[#said + 1] = said[#said] end
+    if rng:uniform() < o.again then said[#said + 1] = said[#said] end
     if i < #row.chain and rng:uniform() >= ON then
       value = bounded(row.answer + rng:int(-NEAR, NEAR))
       break
     end
   end
   local thoughts = table.concat(said, " , ")
-  if rng:uniform() < TAGS then thoughts = ("<think> %s </think>"):format(thoughts) end
+  if rng:uniform() < o.tags then thoughts = ("<think> %s </think>"):format(thoughts) end
   return thoughts .. " " .. answer_of(row.lang, value)
 end
+
+--- An answer as the corpus has it: steps in either language, wrong ones more often in English, given up after any
+--- step for a guess, without marks, a step said twice.
+--- @param row table  of M.problem
+--- @param rng table  of peri.rng
+--- @param opts table?
+--- @return string
+function M.attempt(row, rng, opts)
+  return attempt(row, rng, options.fill("chain.attempt", opts, attempt_rules))
+end
+options.declare(M.attempt, { "row", "rng" }, attempt_rules)
 
 -- ---- chat ----
 
@@ -277,8 +294,10 @@ end
 
 local corpus_rules = {
   nmax = problem_rules.nmax,
+  lang = options.choice(options.none, names, "of the problems; left out: drawn"),
   chat = options.number(0.25, "[0, 1]", "share of chat among the rows"),
 }
+for name, rule in pairs(attempt_rules) do corpus_rules[name] = rule end
 
 --- A row of the corpus: a problem that is not held out with an attempt, or chat with a reply.
 --- @param rng table  of peri.rng
@@ -293,7 +312,7 @@ function M.corpus(rng, opts)
     return row
   end
   repeat row = draw_problem(rng, o) until not M.held_out(row)
-  row.completion = M.attempt(row, rng)
+  row.completion = attempt(row, rng, o)
   return row
 end
 options.declare(M.corpus, { "rng" }, corpus_rules)

@@ -51,8 +51,8 @@ for _, l in pairs(languages) do
   end
 end
 
--- Every word of both languages, in the order in which they are first said, behind the marks.
-local function vocabulary()
+-- Every word of both languages, in the order in which they are first said, behind the marks; or those of sums alone.
+local function vocabulary(chat)
   local list, seen, of = {}, {}, {}
   local function add(said, name)
     if type(said) == "table" then
@@ -69,14 +69,18 @@ local function vocabulary()
   add("<think> </think> = ,", nil)
   for _, name in ipairs(names) do
     local l = languages[name]
-    add({ l.units, l.tens, l.plus, l.minus, l.is, l.answer, l.greetings, l.ask, l.tell, l.kinds, l.items, l.harm,
-          l.ways, l.recipe, l.offer, l.greet, l.evade, l.rude, l.refuse, l.kind, l.safe }, name)
+    add({ l.units, l.tens, l.plus, l.minus, l.is, l.answer }, name)
+    if chat then
+      add({ l.greetings, l.ask, l.tell, l.kinds, l.items, l.harm, l.ways, l.recipe, l.offer, l.greet, l.evade, l.rude,
+            l.refuse, l.kind, l.safe }, name)
+    end
   end
   return list, of
 end
-local list_of_words, language_of = vocabulary()
+local list_of_words, language_of = vocabulary(true)
 
 M.languages, M.names, M.other, M.limit = languages, names, other, LIMIT
 M.vocabulary, M.language_of = list_of_words, language_of
+M.of_sums = vocabulary(false)
 
 return M
