@@ -148,4 +148,26 @@ function TestStages.test_what_is_wrong_with_a_stage_is_said()
   end
 end
 
+-- Of a stage's first step, its last and every few between them; it is resumed as it was.
+function TestStages.test_a_watch_adds_metrics_now_and_then()
+  local function stages_of(more)
+    local o, seen = { seed = 4, measure = measure }, {}
+    for k, v in pairs(more) do o[k] = v end
+    o.watch = more.every and function (model, name)
+      seen[#seen + 1] = name
+      return { size = #model:parameters() }
+    end or nil
+    return recipe.stages({ { "one", from = "base", steps = 5, begin = learn("a b c", {}) },
+      { "two", from = "one", steps = 1, begin = learn("c a c", {}) } }, o), seen
+  end
+  local stages, seen = stages_of { every = 2 }
+  stages:place(dir .. "/watched"):keep("base", base())
+  local at = {}
+  for step = 1, 6 do if stages:step().size then at[#at + 1] = step end end
+  lu.assertEquals(at, { 1, 2, 4, 5, 6 })
+  lu.assertEquals(seen, { "one", "one", "one", "one", "two" })
+  lu.assertErrorMsgContains("every is 3, and there is no watch", recipe.stages,
+    { { "one", from = "base", steps = 1, begin = learn("a", {}) } }, { measure = measure, every = 3 })
+end
+
 os.exit(lu.LuaUnit.run())

@@ -56,6 +56,9 @@ local rules = {
   measure = options.value(options.required, "callable", "measure(model, name, stepper) -> scores, a table of numbers, "
     .. "or nil; stepper: of a stage its own"),
   only = options.value("", "string", "name of the one stage that is done; empty: all"),
+  watch = options.value(options.none, "callable", "watch(model, name) -> more metrics of a step: of the first and the "
+    .. "last of a stage and of some between them"),
+  every = options.integer(options.none, "[1, inf)", "steps of a stage between two of these; default: 10"),
 }
 
 --- Stages, one behind the other, as one object that a run tracks. A stage is { name, from = the name of one before,
@@ -72,7 +75,9 @@ local rules = {
 function M.stages(list, opts)
   local o = options.fill("recipe.stages", opts, rules)
   options.argument("recipe.stages", "list", list, "table")
-  local self = setmetatable({ list = {}, names = {}, measure = o.measure, index = 1, done = 0, total = 0 }, Stages)
+  if o.every and not o.watch then fail("every is %d, and there is no watch", o.every) end
+  local self = setmetatable({ list = {}, names = {}, measure = o.measure, watch = o.watch, every = o.every or 10,
+    index = 1, done = 0, total = 0 }, Stages)
   local seen = {}
   for i, stage in ipairs(list) do
     check(stage, i, seen)
@@ -143,7 +148,7 @@ local function parts_of(self)
 end
 
 --- One step of the stage that is going on; behind its last one the stage is finished and the next one comes.
---- @return table metrics  of the stepper but for its step; and stage, its name
+--- @return table metrics  of the stepper but for its step; those of watch; and stage, its name
 function Stages:step()
   local stage = self.list[self.index]
   if not stage then fail("all of the %d steps are done", self.total) end
@@ -151,6 +156,9 @@ function Stages:step()
   local metrics = parts.stepper:step()
   metrics.step, metrics.stage = nil, stage.name -- the run has a count of its own
   self.done = self.done + 1
+  if self.watch and (self.done == 1 or self.done % self.every == 0 or self.done == stage.steps) then
+    for key, value in pairs(self.watch(parts.model, stage.name) or {}) do metrics[key] = value end
+  end
   if self.done == stage.steps then
     self:keep(stage.name, parts.model, parts.stepper)
     self.index, self.done, self.parts, self.optimizer = self.index + 1, 0, nil, nil
