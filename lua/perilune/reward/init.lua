@@ -13,6 +13,7 @@ for file, names in pairs {
   code = { "code" },
   model = { "model", "helpfulness", "harmlessness" },
   judge = { "judge" },
+  vote = { "vote" },
 } do
   local module = require("perilune.reward." .. file)
   for _, name in ipairs(names) do M[name] = module[name] end
