@@ -18,6 +18,8 @@ end
 local recipes = {
   opd = { "--batches 300 --width 64 --nmax 2 --cold 12 --updates 2 --prompts 3 --merge 2 --batch 16 --traces 96 --held_out 4",
     { "english", "student", "sampled", "verified", "mixed", "average" }, 3 },
+  self_vote = { "--batches 60 --weak 51 --width 32 --nmax 2 --updates 4 --prompts 2 --labelled 4 --held_out 6 --every 2",
+    { "vote", "fixed", "true", "weak_vote" }, 2 },
 }
 
 function TestResumeV4.test_all()
