@@ -23,6 +23,12 @@ function Parser:kept(value, is_zero)
   return value
 end
 
+-- a op b of whole numbers where that fits into them, else of floats: integers of Lua go around.
+local function exact(whole, rounded)
+  if math.type(whole) ~= "integer" or math.abs(rounded) < 0x1p62 then return whole end
+  return rounded
+end
+
 function Parser:skip() self.at = self.text:match("^%s*()", self.at) end
 
 -- Whether the text goes on with a plain string, which is then behind us.
@@ -124,7 +130,9 @@ end
 
 function Parser:product()
   local value = self:signed()
-  local function times(by) value = self:kept(value * by, value == 0 or by == 0) end
+  local function times(by)
+    value = self:kept(exact(value * by, value * 1.0 * by), value == 0 or by == 0)
+  end
   while true do
     if self:take "*" then times(self:signed())
     elseif self:take "/" then value = self:over(value, self:signed())
@@ -139,8 +147,12 @@ end
 function Parser:sum()
   local value = self:product()
   while true do
-    if self:take "+" then value = value + self:product()
-    elseif self:take "-" then value = value - self:product()
+    if self:take "+" then
+      local by = self:product()
+      value = exact(value + by, value * 1.0 + by)
+    elseif self:take "-" then
+      local by = self:product()
+      value = exact(value - by, value * 1.0 - by)
     else return value end
   end
 end
