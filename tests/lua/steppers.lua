@@ -49,6 +49,15 @@ end
 
 M.tokenizer, M.prompts, M.examples, M.reward = tok, prompts, examples, sevens
 
+-- Conversations: a turn that ends in a comma is answered with what it says of sevens.
+local talk = { stop = { tok.eos, tok:encode ","[1] } }
+function talk:reply(t)
+  if t.ids[#t.ids] ~= self.stop[2] then return nil end
+  t.calls, t.failed = (t.calls or 0) + 1, t.failed or 0
+  return ("%d:"):format(select(2, t.text:gsub("7", "")) % 10)
+end
+M.environment = talk
+
 local function sampled(more)
   return function ()
     local o = { tokenizer = tok, rows = prompts, reward = sevens, prompts = 4, group = 4, max_new_tokens = 5 }
@@ -68,6 +77,12 @@ M.all = {
   ["grpo-everything"] = sampled { preset = "dapo", dynamic = true, mini_batches = 2, iterations = 2, beta = 0.05,
     reference = "copy", top_p = 0.9, entropy_target = 5, entropy_coef = 0.01, importance = {}, temperature = 1.2,
     reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } },
+  ["grpo-talk"] = sampled { environment = talk, max_turns = 3, max_new_tokens = 10, min_new_tokens = 1 },
+  ["grpo-talk_everything"] = sampled { environment = talk, max_turns = 3, max_turn_tokens = 4, max_new_tokens = 12,
+    dynamic = true, mini_batches = 2, iterations = 2, beta = 0.05, reference = "copy", top_p = 0.9, importance = {},
+    estimator = "opo", mask_truncated = true, repetition_penalty = 1.2, frequency_penalty = 0.3 },
+  ["ppo-talk"] = sampled { critic = "own", kl_coef = 0.1, reference = "copy", epochs = 2, environment = talk,
+    max_turns = 3, max_new_tokens = 10, missing_eos = 0.5 },
   ppo = sampled { critic = "own", kl_coef = 0.1, kl_target = 0.5, reference = "copy", mini_batches = 3, epochs = 2,
     missing_eos = 0.5, critic_warmup = 1 },
   ["ppo-head"] = sampled { critic = "head", kl_coef = 0, value_clip = math.huge, whiten_rewards = true, top_k = 6,

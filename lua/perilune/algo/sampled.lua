@@ -3,6 +3,7 @@
 local peri = require "perilune"
 local base = require "perilune.models.base"
 local batches = require "perilune.text.batch"
+local conversation = require "perilune.rl.conversation"
 local loss = require "perilune.loss"
 local options = require "perilune.options"
 local rl = require "perilune.rl"
@@ -31,14 +32,17 @@ M.rules = {
   model = options.value(options.required, "table", "the policy that is trained, a causal model of perilune.models"),
   tokenizer = options.value(options.required, "table", "of perilune.tokenizer or perilune.text"),
   rows = options.value(options.required, "table", "{ prompt = ... } each: a list, a stream, or an rl.curriculum"),
-  reward = options.value(options.required, "callable or table", "see rl.score; a list of several with weights"),
+  reward = options.value(options.none, "callable or table", "see rl.score; a list of several with weights; needed "
+    .. "without an environment that has one"),
   adapter = options.value(options.none, "table", "of perilune.peft on the model: the reference is the model "
     .. "without it"),
   max_new_tokens = options.integer(16, "[1, inf)", "longest completion"),
   temperature = options.number(1, "(0, inf)", "of sampling and of the loss"),
   seed = options.integer(1, nil, "of which prompts are drawn"),
 }
-for name, rule in pairs(M.sampling) do M.rules[name] = rule end
+for _, more in ipairs { M.sampling, conversation.rules } do
+  for name, rule in pairs(more) do M.rules[name] = rule end
+end
 
 --- Look at the options that make a stepper, and put its rows where it draws from.
 --- @param self table  a stepper, of M.rules and those of the size of an update
@@ -47,6 +51,14 @@ function M.open(self, coefficients)
   local function refuse(...) options.raise(self.who .. ": " .. string.format(...)) end
   local why = base.no_causal(self.model)
   if why then refuse("%s", why) end
+  for _, name in ipairs { "max_turns", "max_turn_tokens" } do
+    if self[name] and not self.environment then refuse("%s is %d and there is no environment", name, self[name]) end
+  end
+  local problem = self.environment and conversation.problem(self.environment)
+  if problem then refuse("%s", problem) end
+  if not self.reward and not (self.environment and self.environment.reward) then
+    refuse("there is no reward%s", self.environment and ", and the environment has none" or "")
+  end
   if self.adapter and self.reference then refuse("give adapter or reference, not both") end
   if self.adapter then trainer.want_adapter(self.who, self.adapter, self.model) end
   for _, name in ipairs(coefficients) do
@@ -89,6 +101,7 @@ end
 function M.draw(self, n)
   local rows, how = {}, M.those(self, M.sampling)
   for i = 1, n do rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows) end
+  for name in pairs(conversation.rules) do how[name] = self[name] end
   how.group, how.max_new_tokens, how.temperature = self.group, self.max_new_tokens, self.temperature
   local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, how)
   if self.curriculum then self.curriculum:update(batch) end
@@ -174,6 +187,10 @@ end
 --- @return table cache  to hold meanwhile
 function M.heaviest(self)
   local rows = self.curriculum and self.curriculum.rows or self.rows
+  if self.environment then
+    local _
+    _, rows = conversation.open(self.environment, rows, 1) -- luacheck: ignore 311
+  end
   local prompts = rl.prompts(self.tokenizer, trainer.longest(rows, 4 * self.prompts, bytes_of)):unpad()
   local list, sequences = trainer.longest(prompts, self.prompts, function (ids) return #ids end), {}
   local context = base.context_length(self.model)

@@ -140,23 +140,27 @@ end
 --- @param batch perilune.Batch  rows that end together
 --- @param o table  complete options of perilune.decode.generate; all prompts share them
 --- @param stream table?  { seed =, offset = }: where o has no seed, row r of all (from 0) draws from block r of it
+--- @param earlier table[]?  of each row what it goes on from, { number = row of all, drawn = tokens that it has drawn
+--- }: its stream goes on behind these, and it is one sequence
 --- @return perilune.decode.Request[]  one for each row of the batch
-function Engine:submit_batch(batch, o, stream)
+function Engine:submit_batch(batch, o, stream, earlier)
   local beams, requests = o.num_beams > 1, {}
   local prompts = (o.repetition_penalty ~= 1) and batch:unpad() or {}
   for b = 1, #batch do
     local prompt = prompts[b] or {}
-    local n = beams and o.num_beams or o.samples
+    local before = earlier and earlier[b]
+    local n = beams and o.num_beams or before and 1 or o.samples
     local request = enqueue(self, { batch = batch, place = b, opts = o }, n, beams and beam or sampler,
       o.max_new_tokens, beams)
     requests[b] = request
     local search = beams and beam.search(o, prompt) or nil
     for k, s in ipairs(request.sequences) do
-      local nth = (b - 1) * n + k
+      local nth = before and before.number or (b - 1) * n + k
       s.number = nth
       if search then s.row, search.slots[k] = search, s
       else
         s.row = sampler.row(o, prompt, o.stop, nth, stream)
+        if before then s.row.offset = s.row.offset + before.drawn end
         s.top = o.top_logprobs > 0 and {} or nil
       end
     end

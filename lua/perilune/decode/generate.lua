@@ -70,8 +70,9 @@ local function check_beams(o, level)
   end
 end
 
-local function read_options(model, given, level)
-  local o = options.fill("generate", given, defaults, level + 1)
+-- Options of generate, or of what goes on from it and has rules of its own, filled in and looked at.
+local function read_options(model, given, level, rules)
+  local o = options.fill("generate", given, rules or defaults, level + 1)
   if o.stop == nil then o.stop = own_stop(model)
   elseif type(o.stop) == "number" then o.stop = { o.stop } end
   for i, id in ipairs(o.stop) do
@@ -84,6 +85,7 @@ local function read_options(model, given, level)
   if o.num_beams > 1 then check_beams(o, level + 1) end
   return o
 end
+M.read = read_options
 
 -- ---- what was drawn, as tensors -----------------------------------------------------------------
 
@@ -188,6 +190,7 @@ local function reserve(o, n)
     end
   end
 end
+M.reserve = reserve
 
 local function of_beams(requests, o)
   local tokens, counts, scores, width = {}, {}, {}, 1

@@ -69,18 +69,22 @@ end
 --- @param self perilune.decode.Engine
 --- @param requests perilune.decode.Request[]
 function M.read(self, requests)
-  local together = {}
+  local batches, of = {}, {}
   for _, request in ipairs(requests) do
     if not (request.done or request.reading) then
-      if request.batch then together[#together + 1] = request
-      else sequences.attempt(request, read_alone, self, request) end
+      local batch = request.batch
+      if not batch then sequences.attempt(request, read_alone, self, request)
+      elseif of[batch] then table.insert(of[batch], request)
+      else of[batch], batches[#batches + 1] = { request }, batch end
     end
   end
-  if #together == 0 then return end
-  local ok, message = pcall(read_together, self, together)
-  if ok then return end
-  if sequences.is_interrupt(message) then error(message, 0) end
-  for _, request in ipairs(together) do sequences.fail(request, message) end
+  for _, batch in ipairs(batches) do
+    local ok, message = pcall(read_together, self, of[batch])
+    if not ok then
+      if sequences.is_interrupt(message) then error(message, 0) end
+      for _, request in ipairs(of[batch]) do sequences.fail(request, message) end
+    end
+  end
 end
 
 return M

@@ -20,6 +20,7 @@ local M = {}
 --- @field width integer  most columns of a row
 --- @field ids perilune.Tensor?  (kept of all tokens) i64: nil where nothing was cut
 --- @field offsets integer[]?  of each token, row by row, and the end
+--- @field turns integer[][][]?  of each row which tokens were drawn, as { first, last } of each turn; default: all
 
 --- Rows of records.
 --- @class perilune.decode.Support
@@ -49,9 +50,10 @@ end
 --- @param tokens integer[][]  of each row, what was drawn
 --- @param width integer
 --- @param stop integer[]  ids that end a sequence
+--- @param turns integer[][][]?  of each row { first, last } of the tokens that a turn drew; default: all were drawn
 --- @return perilune.decode.Support
-function M.new(o, draws, prompts, tokens, width, stop)
-  local record = { o = o, prompts = prompts, tokens = tokens, width = width, stop = stop,
+function M.new(o, draws, prompts, tokens, width, stop, turns)
+  local record = { o = o, prompts = prompts, tokens = tokens, width = width, stop = stop, turns = turns,
     plain = sampler.facts(o).plain }
   if draws then record.ids, record.offsets = sorted(draws, #tokens, width) end
   local self = setmetatable({ of = {}, at = {} }, Support)
@@ -100,13 +102,18 @@ function Support:rows(first, n)
     at = table.move(self.at, first, first + n - 1, 1, {}) }, Support)
 end
 
--- The sampler's row as it was before each token of a row of the record.
+-- The sampler's row as it was before each token of a row of the record. Each turn begins anew, behind all before it.
 local function states_of(record, row)
-  local live = sampler.row(record.o, record.prompts[row] or {}, record.stop, 1, { seed = 0, offset = 0 })
-  local states = {}
-  for t, id in ipairs(record.tokens[row]) do
-    states[t] = live:snapshot()
-    live:accept(id)
+  local tokens, states = record.tokens[row], {}
+  local read = table.move(record.prompts[row] or {}, 1, #(record.prompts[row] or {}), 1, {})
+  local before = #read
+  for _, turn in ipairs(record.turns and record.turns[row] or { { 1, #tokens } }) do
+    table.move(tokens, #read - before + 1, turn[1] - 1, #read + 1, read)
+    local live = sampler.row(record.o, read, record.stop, 1, { seed = 0, offset = 0 })
+    for t = turn[1], turn[2] do
+      states[t] = live:snapshot()
+      live:accept(tokens[t])
+    end
   end
   return states
 end
@@ -150,7 +157,7 @@ function Support:restrict(x, first, columns)
     for k, token in ipairs(tokens) do
       local b = token[3]
       known[b] = known[b] or states_of(token[1], self.at[b])
-      states[k] = known[b][token[4]] or known[b][1] -- behind the end nobody looks
+      states[k] = known[b][token[4]] or known[b][1] -- behind the end, and at what was not drawn, nobody looks
     end
     x = sampler.process(x, states)
   end

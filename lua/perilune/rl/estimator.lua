@@ -115,10 +115,11 @@ end
 -- r - mean of the group weighted by lengths, the baseline of the least variance if every token's gradient has the same
 -- (OPO, 2505.23585).
 function estimators.opo(f)
+  local said = f.batch.mask:sum(2):tolist()
   return column(by_group(f.total, f.group, function (values, first)
     local sum, lengths = 0, 0
     for i, v in ipairs(values) do
-      local n = #f.batch.tokens[first + i - 1]
+      local n = said[first + i - 1]
       if v == v then sum, lengths = sum + n * v, lengths + n end
     end
     local out = {}

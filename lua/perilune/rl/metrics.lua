@@ -1,5 +1,6 @@
 -- metrics.lua - what is logged of a batch of completions.
 local peri = require "perilune"
+local conversation = require "perilune.rl.conversation"
 local credit = require "perilune.rl.credit"
 local kl = require "perilune.loss.kl"
 local masked = require "perilune.loss.masked"
@@ -27,7 +28,9 @@ end
 --- spread), rewards/NAME/mean and std of each function of a list and abstained, the share that it gave no reward, where
 --- there is one; completions/mean_length, min_length,
 --- max_length, clipped_ratio (share that no stop token ended) and mean_, min_, max_terminated_length (of the
---- others, 0 without any). entropy, in nats a token, is estimated by the mean of -log p of what was sampled.
+--- others, 0 without any); of conversations these count what the model said, without its answers, and
+--- conversations/turns, conversations/cut_ratio, tools/call_frequency and tools/failure_frequency say more of them
+--- (docs/tools.md). entropy, in nats a token, is estimated by the mean of -log p of what was sampled.
 --- @param batch table  of rl.rollout
 --- @return table
 function M.summary(batch)
@@ -40,9 +43,10 @@ function M.summary(batch)
     if lo >= hi then flat = flat + 1 end
   end
   local lengths, terminated = {}, {}
+  local said = batch.conversations and batch.mask:sum(2):tolist()
   for i, list in ipairs(batch.tokens) do
-    lengths[i] = #list
-    if batch.ended[i] then terminated[#terminated + 1] = #list end
+    lengths[i] = said and said[i] or #list
+    if batch.ended[i] then terminated[#terminated + 1] = lengths[i] end
   end
   local groups = count / batch.group
   local out = { reward = (moments(batch.total)), reward_std = spread / groups, frac_reward_zero_std = flat / groups,
@@ -53,6 +57,9 @@ function M.summary(batch)
     out[("completions/mean_%slength"):format(infix)] = mean
     out[("completions/min_%slength"):format(infix)] = lo
     out[("completions/max_%slength"):format(infix)] = hi
+  end
+  for name, value in pairs(batch.conversations and conversation.metrics(batch.conversations) or {}) do
+    out[name] = value
   end
   for _, name in ipairs(batch.names or {}) do
     local mean, deviation, n = moments(batch.rewards[name])

@@ -107,7 +107,7 @@ function M.join(list)
     end
     out[key] = all
   end
-  for _, key in ipairs { "rows", "texts", "tokens", "ended", "total", "baseline" } do
+  for _, key in ipairs { "rows", "texts", "tokens", "ended", "total", "baseline", "conversations" } do
     if first[key] then lists(key, function (batch) return batch[key] end) end
   end
   if first.rewards then

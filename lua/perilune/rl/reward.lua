@@ -70,10 +70,11 @@ local function check_value(name, i, row, text, value)
 end
 
 -- Calls a reward function for each completion; values[i] is NaN where it abstained.
-local function each(rows, texts, tokens, name, fn)
+local function each(rows, texts, tokens, name, fn, talks)
   local values, extra = {}, {}
   for i, row in ipairs(rows) do
-    local value, more = called(fn, function (why) fail(name, i, row, texts[i], "%s", why) end, row, texts[i], tokens[i])
+    local value, more = called(fn, function (why) fail(name, i, row, texts[i], "%s", why) end, row, texts[i], tokens[i],
+      talks and talks[i])
     if value == nil then value = 0 / 0 else check_value(name, i, row, texts[i], value) end
     values[i], extra[i] = value, more
   end
@@ -106,9 +107,9 @@ local function check_list(name, list, count, what)
 end
 
 -- The same of a function that is called once with all of them and returns a list, or a tensor (B).
-local function all_at_once(rows, texts, tokens, name, fn)
+local function all_at_once(rows, texts, tokens, name, fn, talks)
   local count = #rows
-  local list, more = called(fn, function (why) fail_whole(name, count, "%s", why) end, rows, texts, tokens)
+  local list, more = called(fn, function (why) fail_whole(name, count, "%s", why) end, rows, texts, tokens, talks)
   if peri.is_tensor(list) then
     if not pcall(list.size, list) then fail_whole(name, count, "the value is a tensor that was released") end
     if list.ndim ~= 1 then
@@ -164,7 +165,7 @@ local function entry_of(one, k, taken)
 end
 
 -- Rewards of several functions: their weighted sum, and each under its name.
-local function score_each(rows, texts, tokens, list)
+local function score_each(rows, texts, tokens, list, talks)
   local total, by_name, names, weights = {}, {}, {}, {}
   if #list == 0 then
     local key = next(list)
@@ -173,7 +174,7 @@ local function score_each(rows, texts, tokens, list)
   end
   for k, one in ipairs(list) do
     local name, fn, factor, batch = entry_of(one, k, by_name)
-    local values, extra = (batch and all_at_once or each)(rows, texts, tokens, name, fn)
+    local values, extra = (batch and all_at_once or each)(rows, texts, tokens, name, fn, talks)
     for i, row in ipairs(rows) do
       if type(extra[i]) == "table" then
         fail(name, i, row, texts[i], "a list of step rewards: only a single function may give one")
@@ -228,14 +229,16 @@ end
 --- weight (1) }, whose functions return a number or nil: their weighted sum is the reward. With batch = true in such an
 --- entry, or in a function that is a table that can be called, it is called once as reward(rows, texts, tokens) and
 --- returns a list with nil where it abstains (that says n = #rows where its end abstains) or a tensor (B). Anything
---- else, an error of the function's own included, is an error that names the function and the completion.
+--- else, an error of the function's own included, is an error that names the function and the completion. Of
+--- conversations with an environment each function gets the talk as a fourth argument, or the list of them.
 --- @param rows table[]  one row a completion
 --- @param texts string[]
 --- @param tokens integer[][]  token ids of each completion, stop token included
 --- @param reward function|table
+--- @param talks table[]?  conversations with an environment, see rl.rollout
 --- @return table scored  total (number[], NaN where abstained), steps (number[][] or nil); of a list rewards
 --- (name -> number[]), names and weights
-function M.score(rows, texts, tokens, reward)
+function M.score(rows, texts, tokens, reward, talks)
   local phase <close> = phases.open "score" -- luacheck: ignore 211
   options.argument("rl.score", "rows", rows, "table")
   options.argument("rl.score", "texts", texts, "table")
@@ -243,11 +246,13 @@ function M.score(rows, texts, tokens, reward)
   if #rows ~= #texts or #rows ~= #tokens then
     error(("rl.score: %d rows, %d texts, %d lists of tokens"):format(#rows, #texts, #tokens), 2)
   end
-  if type(reward) == "table" and not callable(reward) then return (score_each(rows, texts, tokens, reward)) end
+  if type(reward) == "table" and not callable(reward) then
+    return (score_each(rows, texts, tokens, reward, talks))
+  end
   if not callable(reward) then
     error(("rl.score: the reward is a %s, expected a function or a list of them"):format(type(reward)), 2)
   end
-  local values, extra = (is_batch(reward) and all_at_once or each)(rows, texts, tokens, nil, reward)
+  local values, extra = (is_batch(reward) and all_at_once or each)(rows, texts, tokens, nil, reward, talks)
   return { total = values, steps = checked_steps(rows, texts, tokens, values, extra) }
 end
 

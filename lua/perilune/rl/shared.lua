@@ -115,8 +115,9 @@ function M.groups(batch, advantage, weight, all, more)
   end, nil, nil, closing
 end
 
---- for part in group:parts(size) do: at most `size` of its completions at a time; completions (n, N) i64 (-100
---- behind the end), support, logprobs, advantage, weight (n, N), n. Each turn is a memory scope.
+--- for part in group:parts(size) do: at most `size` of its completions at a time; completions (n, N) i64 (-100 behind
+--- the end; what the model was answered with in a conversation is there, with weight 0), support, logprobs, advantage,
+--- weight (n, N), n. Each turn is a memory scope.
 --- @param size integer
 function Group:parts(size)
   local batch = self.batch
@@ -125,13 +126,18 @@ function Group:parts(size)
   return function ()
     turn = advance(state, turn)
     if not turn then return nil end
-    local list, longest = table.move(self.rows, (turn - 1) * size + 1, math.min(turn * size, #self.rows), 1, {}), 0
-    for _, i in ipairs(list) do longest = math.max(longest, #batch.tokens[i]) end
+    local list = table.move(self.rows, (turn - 1) * size + 1, math.min(turn * size, #self.rows), 1, {})
+    local counts, longest = {}, 0
+    for k, i in ipairs(list) do
+      counts[k] = #batch.tokens[i]
+      longest = math.max(longest, counts[k])
+    end
+    local behind = peri.arange(longest):ge(peri.tensor(counts, "i64"):unsqueeze(2)) -- (n, N)
     local rows = peri.tensor(list, "i64"):sub(1)
     local function pick(t) return t:index_select(rows, 1):narrow(2, 1, longest) end
     local ids = batch.ids:narrow(2, batch.from, batch.ids:size(2) - batch.from + 1)
     local part = { n = #list, support = batch.support and batch.support:select(list),
-      completions = pick(ids):masked_fill(pick(batch.mask):eq(0), -100),
+      completions = pick(ids):masked_fill(behind, -100),
       logprobs = pick(batch.logprobs), advantage = pick(self.advantage), weight = pick(self.weight) }
     for name, t in pairs(self.more) do part[name] = pick(t) end
     return part
