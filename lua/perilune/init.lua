@@ -8,12 +8,14 @@ peri._library(debug.getinfo(1, "S").source:match "^(.*)init") -- errors point pa
 local public = {
   nn = "nn", optim = "optim", sched = "optim.sched", data = "data", models = "models", peft = "peft",
   text = "text", tokenizer = "text.tokenizer", batch = "text.batch", lm = "lm", embed = "lm.embed",
-  gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", sandbox = "sandbox", dist = "dist", loss = "loss",
+  gguf = "weights.gguf", env = "env", rl = "rl", reward = "reward", sandbox = "sandbox", tools = "tools",
+  dist = "dist", loss = "loss",
   algo = { agent = "algo.agent", distill = "algo.distill", dpo = "algo.dpo", grpo = "algo.grpo",
     multi_task = "algo.multi_task", ppo = "algo.ppo", prm = "algo.prm", reject = "algo.reject",
     reward_model = "algo.reward_model", sft = "algo.sft" },
   tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", domains = "tasks.domains",
-    gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", sums = "tasks.sums", words = "tasks.words" },
+    gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", products = "tasks.products", sums = "tasks.sums",
+    words = "tasks.words" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },

@@ -7,8 +7,9 @@ local here = debug.getinfo(1, "S").short_src
 
 TestNames = {}
 
-local parts = { "flags", "nn", "optim", "sched", "data", "plot", "image", "gguf", "recipe", "rl", "loss", "text", "tokenizer", "models", "lm",
-  "dist", "peft", "batch", "embed", "env", "reward", "sandbox", "algo", "post", "tasks", "json", "files", "safetensors", "npy", "npz", "idx" }
+local parts = { "flags", "nn", "optim", "sched", "data", "plot", "image", "gguf", "recipe", "rl", "loss", "text",
+  "tokenizer", "models", "lm", "dist", "peft", "batch", "embed", "env", "reward", "sandbox", "tools", "algo", "post", "tasks", "json",
+  "files", "safetensors", "npy", "npz", "idx" }
 
 function TestNames.test_every_part_is_covered()
   local known = {}

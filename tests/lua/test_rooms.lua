@@ -10,7 +10,7 @@ local library = debug.getinfo(1, "S").source:match "^@(.*)tests/lua/" .. "lua/pe
 local level = {
   nn = 1, text = 1, weights = 1, data = 1, dist = 1,
   models = 2, peft = 2, optim = 2, loss = 2,
-  decode = 3, env = 3, rl = 3, reward = 3, lm = 3, tasks = 3, parallel = 3,
+  decode = 3, env = 3, rl = 3, reward = 3, lm = 3, tasks = 3, tools = 3, parallel = 3,
   algo = 4,
   run = 5, command = 6,
 }

@@ -1,0 +1,159 @@
+-- tool.lua - what a model may call: a function of this program, whose errors and time are held, or a text of Lua that
+-- runs in a process of its own (peri.sandbox). Whatever a tool does, a call ends with a text and whether it failed.
+local peri = require "perilune"
+local options = require "perilune.options"
+local sandbox = require "perilune.sandbox"
+
+local M = {}
+
+local rules = {
+  name = options.value(options.required, "string", "that it is called by: letters, digits and _"),
+  about = options.value("", "string", "what it does, for a prompt"),
+  run = options.value(options.none, "callable", "fn(arguments) -> what the model is told, in this process"),
+  source = options.value(options.none, "string", "Lua text that returns such a function, for a process of its own"),
+  timeout = options.number(1, "(0, 3600]", "seconds of a call: on the clock of run, of the processor of source"),
+  memory = options.integer(64 << 20, "[65536, 1099511627776]", "bytes that source may have"),
+  output = options.integer(64 << 10, "[0, 1073741824]", "bytes that source may print or return"),
+}
+
+local Tool = {}
+Tool.__index, Tool.__name = Tool, "perilune.tools.Tool"
+
+--- Whether a value is a tool.
+function M.is(value) return type(value) == "table" and getmetatable(value) == Tool end
+
+--- A tool that a model may call: run is a function of this program, for what can be trusted; source is Lua text for the
+--- sandbox, for what cannot. Arguments are what the call says: a text, or a table where it was JSON. A result is a
+--- text, a number, a boolean, or plain data, which the model reads as JSON. A tool that raises, takes too long, eats
+--- memory or floods its output has failed, and the model is told so in a text.
+---
+---     local double = peri.tools.tool { name = "double", run = function (x) return 2 * tonumber(x) end }
+---     local sort = peri.tools.tool { name = "sort", timeout = 0.2,
+---       source = "return function (list) table.sort(list) return list end" }
+---
+--- @param opts table
+--- @return table tool  for tools.environment and tools.call
+function M.tool(opts)
+  local o = options.fill("tools.tool", opts, rules)
+  if not o.name:find "^[%a_][%w_]*$" then
+    options.raise(("tools.tool: name is %q, expected letters, digits and _"):format(o.name))
+  end
+  if (o.run == nil) == (o.source == nil) then
+    options.raise(("tools.tool: %s has %s, expected one of run and source"):format(o.name,
+      o.run and "both run and source" or "neither run nor source"))
+  end
+  return setmetatable(o, Tool)
+end
+options.declare(M.tool, {}, rules)
+
+-- ---- results as texts ----
+
+-- A text of what a tool gave, or nil and why it is none.
+local function text_of(value)
+  local kind = type(value)
+  if kind == "string" then return value end
+  if kind == "nil" then return "" end
+  if math.type(value) == "float" and value % 1 == 0 and math.abs(value) < 0x1p53 then
+    return ("%d"):format(value)
+  end
+  if kind == "number" then return math.type(value) == "integer" and tostring(value) or ("%.14g"):format(value) end
+  if kind == "boolean" then return tostring(value) end
+  if kind ~= "table" then return nil, ("the result is a %s"):format(kind) end
+  local ok, text = pcall(peri.json.encode, value)
+  if not ok then return nil, "the result cannot be written as JSON" end
+  return text
+end
+M.text_of = text_of
+
+-- An error as one line of text, without the place where it was raised.
+local function reason_of(err)
+  local text = type(err) == "string" and err or ("an error that is a %s"):format(type(err))
+  text = text:match "^[^\n]*" or text
+  return (text:gsub("^%[string [^%]]*%]:%d+: ", ""):gsub("^[^%s:]+%.lua:%d+: ", ""))
+end
+
+-- ---- calls in this process ----
+
+-- fn(arguments) in a coroutine that its own hook ends: Lua that loops is stopped, pcall of its own or not.
+local function guarded(fn, arguments, seconds)
+  local deadline = peri.time() + seconds
+  local late = ("it took more than %g s"):format(seconds)
+  local co = coroutine.create(function () return fn(arguments) end)
+  local function look()
+    if peri.time() < deadline then return end
+    debug.sethook(co, look, "", 1) -- whoever catches this meets it again with the next instruction
+    error(late, 0)
+  end
+  debug.sethook(co, look, "", 1000)
+  local ok, value = coroutine.resume(co)
+  debug.sethook(co)
+  if ok and coroutine.status(co) == "suspended" then ok, value = false, "it yielded" end
+  coroutine.close(co)
+  if not ok then
+    if peri.interrupted() then error(value, 0) end
+    return nil, reason_of(value)
+  end
+  return value
+end
+
+local function run_here(tool, arguments)
+  local value, why = guarded(tool.run, arguments, tool.timeout)
+  if why then return nil, why end
+  return text_of(value)
+end
+
+-- ---- calls in processes ----
+
+-- Plain data as Lua text.
+local function literal(v)
+  if type(v) ~= "table" then return ("%q"):format(v) end
+  local out = {}
+  for key, value in next, v do out[#out + 1] = ("[%s]=%s"):format(literal(key), literal(value)) end
+  return "{" .. table.concat(out, ",") .. "}"
+end
+
+local function job_of(tool, arguments)
+  local source = ("local tool = assert(load(%q))()\nreturn tool(%s)"):format(tool.source, literal(arguments))
+  return { source = source, timeout = tool.timeout, memory = tool.memory, output = tool.output, value = tool.output }
+end
+
+-- What became of a process, as the model is told it.
+local function told(result, tool)
+  if result.status == "unprotected" then error(result.err, 0) end
+  if result.status ~= "ok" then return nil, reason_of(result.err or result.status) end
+  if result.note then
+    return nil, ("the result is none that can be shown, or larger than %d bytes"):format(tool.output)
+  end
+  local text, why = text_of(result.value)
+  if not text then return nil, why end
+  return result.stdout .. text
+end
+
+--- Make calls, those of processes side by side.
+--- @param calls table[]  { tool =, arguments = } each; arguments a text, or plain data
+--- @return table[] results  of each { text =, failed = boolean }: what the model is told
+function M.call(calls)
+  options.argument("tools.call", "calls", calls, "table")
+  local results, jobs, places = {}, {}, {}
+  for i, call in ipairs(calls) do
+    if type(call) ~= "table" or not M.is(call.tool) then
+      options.raise(("tools.call: call %d has no tool of tools.tool"):format(i))
+    end
+    if call.tool.source then jobs[#jobs + 1], places[#places + 1] = job_of(call.tool, call.arguments), i
+    else
+      local text, why = run_here(call.tool, call.arguments)
+      results[i] = { text = text or why, failed = text == nil }
+    end
+  end
+  if #jobs > 0 then
+    local list, message = sandbox.run_many(jobs)
+    if not list then error("tools.call: " .. message, 0) end
+    for k, result in ipairs(list) do
+      local text, why = told(result, calls[places[k]].tool)
+      results[places[k]] = { text = text or why, failed = text == nil }
+    end
+  end
+  return results
+end
+
+return M
