@@ -1,0 +1,20 @@
+-- The recipes of tools/, cut down, are killed in the middle and resumed: the same bytes in the curves and the model.
+local lu = require "luaunit"
+local killed = require "killed"
+
+TestResumeTools = {}
+
+local recipes = {
+  tool_use = { "--pretrain 3 --updates 6 --prompts 4 --group 4 --width 32 --held_out 4 --eval_every 2 --save_every 1",
+    { "metrics.jsonl", "model/model.safetensors" } },
+}
+
+for name, one in pairs(recipes) do
+  TestResumeTools["test_" .. name] = function ()
+    killed.assert_same(("recipes/tools/%s.lua"):format(name), one[1], one[2], 2)
+  end
+end
+
+function TestResumeTools.test_no_recipe_is_left_out() killed.assert_all_named("tools", recipes) end
+
+os.exit(lu.LuaUnit.run())
