@@ -131,6 +131,11 @@ function M.preset(preset)
     reward = { { "sevens", sevens }, { "length", function (_, answer) return #answer end, 0.1 } } }()
 end
 
+-- Those of samplers, which are not in M.all: they have tests of their own, in tests/lua/test_samplers.lua.
+local sampling = { tokenizer = tok, rows = prompts, prompts = 4, group = 4, max_new_tokens = 5 }
+local asynchronous = { grpo = sampling, ppo = { critic = "own", kl_coef = 0, epochs = 1 } }
+for k, v in pairs(sampling) do asynchronous.ppo[k] = v end
+
 --- Those that learn from environments or batches of one's own, without texts: their laws are in tests of their own.
 M.elsewhere = { agent = "tests/lua/test_agent.lua", multi_task = "tests/lua/test_multi_task.lua" }
 
@@ -149,7 +154,8 @@ function M.make(name, more)
   local model = more and more.model or M.model(3, name)
   local opts = { model = model }
   local preset = name:match "^preset%-(.+)"
-  for _, set in ipairs { preset and M.preset(preset) or M.all[name](), more or {} } do
+  local with_samplers = asynchronous[name:match "^(.*)%-samplers$"]
+  for _, set in ipairs { preset and M.preset(preset) or with_samplers or M.all[name](), more or {} } do
     for k, v in pairs(set) do opts[k] = v end
   end
   if opts.reference == "copy" then opts.reference = model:copy() end

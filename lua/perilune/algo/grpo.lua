@@ -75,6 +75,10 @@ function M.new(opts)
   if not self.preset and (self.objective == "clip" or self.objective == "cispo") then
     self.clip_high = self.clip_high or 0.28
   end
+  if self.samplers and (self.dynamic or self.estimator == "remax") then
+    refuse("samplers make one batch an update: %s does not go with them", self.dynamic and "dynamic"
+      or 'estimator "remax"')
+  end
   if self.group == 1 and estimator.of_groups[self.estimator] then
     refuse("group is 1: estimator %q compares the answers of a group; reinforce, reinforce_plus_plus and remax do not",
       self.estimator)
@@ -232,8 +236,8 @@ end
 --- (with an entropy bonus: the loss without it), entropy_coef (with entropy_target); mismatch_kl,
 --- sampling/sampling_logp_difference/mean and max, sampling/importance_sampling_ratio/min, mean and max (of the passes
 --- before the first optimizer step: 0 and 1), with importance importance/masked and held; grad_norm, learning_rate;
---- skipped (updates left out so far) where the gradient was not finite and this one was, and no_op (such updates so
---- far) where it moved nothing
+--- with samplers staleness (updates that the batch's weights were old); skipped (updates left out so far) where the
+--- gradient was not finite and this one was, and no_op (such updates so far) where it moved nothing
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
@@ -267,6 +271,7 @@ function Stepper:step()
   end
   self.seen = self.seen + self._drawn
   metrics.num_tokens = self.seen
+  sampled.learned(self, metrics)
   return metrics
 end
 

@@ -238,6 +238,7 @@ function Stepper:step()
   if self.kl_control then self.kl_control:update(math.max(u.kl, 0), #batch.rows) end
   self.seen = self.seen + self._drawn
   metrics.num_tokens = self.seen
+  sampled.learned(self, metrics)
   return metrics
 end
 

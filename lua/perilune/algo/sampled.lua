@@ -4,6 +4,7 @@ local peri = require "perilune"
 local base = require "perilune.models.base"
 local batches = require "perilune.text.batch"
 local conversation = require "perilune.rl.conversation"
+local samplers = require "perilune.rl.samplers"
 local loss = require "perilune.loss"
 local options = require "perilune.options"
 local rl = require "perilune.rl"
@@ -34,6 +35,8 @@ M.rules = {
   rows = options.value(options.required, "table", "{ prompt = ... } each: a list, a stream, or an rl.curriculum"),
   reward = options.value(options.none, "callable or table", "see rl.score; a list of several with weights; needed "
     .. "without an environment that has one"),
+  samplers = options.value(options.none, "table", "of rl.samplers: batches are sampled by workers, which have the "
+    .. "reward and the environment, while this learns; see docs/tools.md"),
   adapter = options.value(options.none, "table", "of perilune.peft on the model: the reference is the model "
     .. "without it"),
   max_new_tokens = options.integer(16, "[1, inf)", "longest completion"),
@@ -51,12 +54,20 @@ function M.open(self, coefficients)
   local function refuse(...) options.raise(self.who .. ": " .. string.format(...)) end
   local why = base.no_causal(self.model)
   if why then refuse("%s", why) end
+  if self.samplers then
+    if not samplers.is(self.samplers) then refuse "samplers is none of rl.samplers" end
+    for _, name in ipairs { "reward", "environment" } do
+      if self[name] then refuse("samplers have a %s of their own, which make gives them: leave it out here", name) end
+    end
+  end
   for _, name in ipairs { "max_turns", "max_turn_tokens" } do
-    if self[name] and not self.environment then refuse("%s is %d and there is no environment", name, self[name]) end
+    if self[name] and not (self.environment or self.samplers) then
+      refuse("%s is %d and there is no environment", name, self[name])
+    end
   end
   local problem = self.environment and conversation.problem(self.environment)
   if problem then refuse("%s", problem) end
-  if not self.reward and not (self.environment and self.environment.reward) then
+  if not self.reward and not self.samplers and not (self.environment and self.environment.reward) then
     refuse("there is no reward%s", self.environment and ", and the environment has none" or "")
   end
   if self.adapter and self.reference then refuse("give adapter or reference, not both") end
@@ -93,17 +104,58 @@ local function tokens_of(batch)
   return n
 end
 
+-- Rows of a rollout.
+local function drawn(self, n, rng)
+  local rows = {}
+  for i = 1, n do rows[i] = self.curriculum and self.curriculum:draw(rng) or rng:choice(self.rows) end
+  return rows
+end
+
+-- Options of a rollout.
+local function asked(self)
+  local how = M.those(self, M.sampling)
+  for name in pairs(conversation.rules) do how[name] = self[name] end
+  how.group, how.max_new_tokens, how.temperature = self.group, self.max_new_tokens, self.temperature
+  return how
+end
+
+-- Have workers sample: batch k has rows and streams of its own, whatever else is drawn.
+local function ask(self)
+  self.samplers:ask(function (k)
+    local how, seed = asked(self), self.seed * 0x1000000 + k
+    how.seed = seed
+    return drawn(self, self.prompts, peri.rng(seed)), how
+  end)
+end
+
+--- An update is done: workers get its weights, and the next batches to sample.
+--- @param self table  a stepper
+--- @param metrics table  gets staleness
+function M.learned(self, metrics)
+  if not self.samplers then return end
+  metrics.staleness = self.at - 1 - self.samplers:next().version
+  self.samplers:done()
+  self.samplers:publish(self.adapter or self.model, self.at)
+  ask(self)
+end
+
 --- Answers to n prompts.
 --- @param self table  a stepper
 --- @param n integer
 --- @return table batch  of rl.rollout
 --- @return table how  the options that it was made with
 function M.draw(self, n)
-  local rows, how = {}, M.those(self, M.sampling)
-  for i = 1, n do rows[i] = self.curriculum and self.curriculum:draw(self.rng) or self.rng:choice(self.rows) end
-  for name in pairs(conversation.rules) do how[name] = self[name] end
-  how.group, how.max_new_tokens, how.temperature = self.group, self.max_new_tokens, self.temperature
-  local batch = rl.rollout(self.model, self.tokenizer, rows, self.reward, how)
+  local how = asked(self)
+  local batch
+  if self.samplers then
+    if self.samplers.taken ~= self.at then
+      options.raise(("%s: its samplers have given %d batches and it has made %d updates: track both, and restore both")
+        :format(self.who, self.samplers.taken, self.at))
+    end
+    self.samplers:publish(self.adapter or self.model, self.at)
+    ask(self)
+    batch = self.samplers:next()
+  else batch = rl.rollout(self.model, self.tokenizer, drawn(self, n, self.rng), self.reward, how) end
   if self.curriculum then self.curriculum:update(batch) end
   self._drawn = (self._drawn or 0) + tokens_of(batch)
   return batch, how

@@ -73,6 +73,29 @@ function M.join(list)
   return self
 end
 
+--- A support as plain values and tensors, for a channel.
+--- @return table
+function Support:packed()
+  local records, number, of = {}, {}, {}
+  for i, record in ipairs(self.of) do
+    if not number[record] then
+      records[#records + 1] = record
+      number[record] = #records
+    end
+    of[i] = number[record]
+  end
+  return { records = records, of = of, at = self.at }
+end
+
+--- The support that was packed.
+--- @param packed table
+--- @return perilune.decode.Support
+function M.unpacked(packed)
+  local self = setmetatable({ of = {}, at = packed.at }, Support)
+  for i, n in ipairs(packed.of) do self.of[i] = packed.records[n] end
+  return self
+end
+
 --- The tensors that it holds.
 --- @return perilune.Tensor[]
 function Support:tensors()

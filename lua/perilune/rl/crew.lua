@@ -62,13 +62,18 @@ end
 --- Give an order to every worker: it gets { order, place }, place being where it was in a run that is resumed, once.
 --- @param order any  what a channel takes
 function Crew:send(order)
-  for i = 1, self.n do
-    repeat
-      local ok, why = self.orders[i]:send({ order, self._resumed[i] }, 0.2)
-      if not ok then look(self) end
-    until ok or why == "closed"
-    self._resumed[i] = nil
-  end
+  for i = 1, self.n do self:give(i, order) end
+end
+
+--- Give an order to one worker.
+--- @param i integer
+--- @param order any  what a channel takes
+function Crew:give(i, order)
+  repeat
+    local ok, why = self.orders[i]:send({ order, self._resumed[i] }, 0.2)
+    if not ok then look(self) end
+  until ok or why == "closed"
+  self._resumed[i] = nil
 end
 
 --- The next answer, whoever gave it. Raises when a worker has failed.

@@ -28,6 +28,7 @@ for file, names in pairs {
   tabular_model = { "tabular_model" },
   trust_region = { "trust_region_" },
   crew = { "crew", "place", "take_place" },
+  samplers = { "samplers" },
   evaluate = { "evaluate" },
   gae = { "gae" },
   turns = { "turn_gae" },
