@@ -36,10 +36,7 @@ local held_out = products.problems(peri.rng(0), cfg.held_out, { easy = 0, held_o
 local shown = table.move(products.easy(), 1, 100, #held_out + 1, table.move(held_out, 1, #held_out, 1, {}))
 
 -- Model.
-local shape = { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = tok.size,
-  hidden_size = cfg.width, intermediate_size = cfg.width * 8 // 3 // 8 * 8, num_hidden_layers = 4,
-  num_attention_heads = cfg.width // 32, num_key_value_heads = cfg.width // 32, rms_norm_eps = 1e-6, rope_theta = 10000,
-  max_position_embeddings = 256, eos_token_id = tok.eos, pad_token_id = tok.pad }
+local shape = products.config(4, cfg.width)
 local function adam(model) return optim.AdamW(model:parameters(), { betas = { 0.9, 0.95 }, weight_decay = 0 }) end
 local settings = { batches = cfg.pretrain, tp = cfg.tp, lr = 1e-3, std = 0.08, seed = cfg.seed, shape = shape }
 local base = recipe.cached("products", settings, function (path)

@@ -19,6 +19,18 @@ function M.tokenizer()
   return text.words(words)
 end
 
+--- The config of a small model of this vocabulary, as a Llama of heads of 32.
+--- @param layers integer
+--- @param width integer  a multiple of 32
+--- @return table  for models.llama.new
+function M.config(layers, width)
+  local tok = M.tokenizer()
+  return { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = tok.size, hidden_size = width,
+    intermediate_size = width * 8 // 3 // 8 * 8, num_hidden_layers = layers, num_attention_heads = width // 32,
+    num_key_value_heads = width // 32, rms_norm_eps = 1e-6, rope_theta = 10000, max_position_embeddings = 256,
+    eos_token_id = tok.eos, pad_token_id = tok.pad }
+end
+
 local function spaced(s) return (tostring(s):gsub(".", "%0 "):sub(1, -2)) end
 
 -- ---- problems ----

@@ -11,7 +11,8 @@ local rules = {
   about = options.value("", "string", "what it does, for a prompt"),
   run = options.value(options.none, "callable", "fn(arguments) -> what the model is told, in this process"),
   source = options.value(options.none, "string", "Lua text that returns such a function, for a process of its own"),
-  timeout = options.number(1, "(0, 3600]", "seconds of a call: on the clock of run, of the processor of source"),
+  timeout = options.number(1, "(0, 3600]", "seconds of a call: of run on the clock (not in workers and in states that "
+    .. "a host limits, whose hook is theirs), of source of the processor"),
   memory = options.integer(64 << 20, "[65536, 1099511627776]", "bytes that source may have"),
   output = options.integer(64 << 10, "[0, 1073741824]", "bytes that source may print or return"),
 }
@@ -74,7 +75,8 @@ end
 
 -- ---- calls in this process ----
 
--- fn(arguments) in a coroutine that its own hook ends: Lua that loops is stopped, pcall of its own or not.
+-- fn(arguments) in a coroutine that its own hook ends: Lua that loops is stopped, pcall of its own or not. A worker,
+-- and a state that its host limits, have a hook already and take no other: there nothing but an interrupt stops it.
 local function guarded(fn, arguments, seconds)
   local deadline = peri.time() + seconds
   local late = ("it took more than %g s"):format(seconds)
@@ -84,9 +86,9 @@ local function guarded(fn, arguments, seconds)
     debug.sethook(co, look, "", 1) -- whoever catches this meets it again with the next instruction
     error(late, 0)
   end
-  debug.sethook(co, look, "", 1000)
+  local hooked = pcall(debug.sethook, co, look, "", 1000)
   local ok, value = coroutine.resume(co)
-  debug.sethook(co)
+  if hooked then debug.sethook(co) end
   if ok and coroutine.status(co) == "suspended" then ok, value = false, "it yielded" end
   coroutine.close(co)
   if not ok then
