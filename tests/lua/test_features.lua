@@ -222,6 +222,16 @@ function TestFeatures.test_hints_of_pictures_come_nearer_by_every_kind()
   end
 end
 
+-- Networks of two modalities read different things.
+function TestFeatures.test_a_teacher_may_take_an_example_of_its_own()
+  local student, teacher = nn.Sequential(nn.Embedding(9, 4), nn.Tanh()), nn.Sequential(nn.Linear(3, 7))
+  local ids, x = peri.randint(0, 9, { 5 }), peri.randn { 5, 3 }
+  local hints <close> = loss.Hints(student, teacher, { pairs = { { "1", "0" } }, example = ids, teacher_example = x })
+  student(ids)
+  teacher(x)
+  lu.assertTrue(hints:loss():item() > 0)
+end
+
 function TestFeatures.test_hints_refuse_what_does_not_fit_and_leave_no_hook()
   local student, teacher = nets()
   local x = peri.randn { 6, 4 }

@@ -10,6 +10,11 @@ local recipes = {
     { "scores.jsonl" } },
   ["distill_classifier of pictures"] = { "--images digits --rows 60 --few 20 --teacher 16 --student 8 --others '' "
     .. "--epochs 3 --batch 16 --seeds 1", { "scores.jsonl" } },
+  ["distill_features"] = { "--train 60 --few 20 --teacher 3 --student 2 --epochs 2 --batch 20 --seeds 1",
+    { "scores.jsonl" } },
+  ["cross_modal"] = { "--labelled 40 --pairs 1700 --dim 16 --updates 4 --batch 4 --eval_every 1", { "scores.jsonl" } },
+  ["distilbert"] = { "--layers 2 --width 16 --base_steps 3 --steps 6 --batch 2 --length 8 --held_out 4 --eval_every 1",
+    { "scores.jsonl", "student/model.safetensors" } },
 }
 
 for name, entry in pairs(recipes) do

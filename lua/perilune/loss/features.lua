@@ -147,10 +147,17 @@ local hint_rules = {
   pairs = options.value(options.required, "table", "list of { path in the student, path in the teacher }, with kind, "
     .. "project, power and weight (1, a factor) where one differs"),
   example = options.value(options.required, "any", "what both take, for their widths; a list: several arguments"),
+  teacher_example = options.value(options.none, "any", "what the teacher takes, where it reads something else"),
   kind = ways, project = projections, power = power_rule,
 }
 local pair_rules = { weight = options.number(1, "[0, inf)", "its factor"), kind = options.value(options.none, "string"),
   project = options.value(options.none, "string"), power = options.value(options.none, "number") }
+
+-- A network on an example: one value, or a list of arguments.
+local function run(net, example)
+  if type(example) == "table" and getmetatable(example) == nil then return net(table.unpack(example)) end
+  return net(example)
+end
 
 --- Hidden states of a student beside those of a teacher, by hooks: run both, then hints:loss().
 --- @class perilune.loss.Hints: perilune.nn.Module
@@ -180,10 +187,8 @@ local Hints = Module.class("Hints", function (self, student, teacher, opts)
     self._teacher = o.teacher:record(paths[2])
     local _ <close> = peri.no_grad()
     local scope <close> = peri.scope() -- luacheck: ignore 211
-    local example = peri.is_tensor(o.example) and { o.example } or o.example
-    if type(example) ~= "table" or getmetatable(example) ~= nil then example = { example } end
-    o.student(table.unpack(example))
-    o.teacher(table.unpack(example))
+    run(o.student, o.example)
+    run(o.teacher, o.teacher_example == nil and o.example or o.teacher_example)
     for i, pair in ipairs(self._pairs) do
       local a, b = self:_features(i, pair)
       local from, to = channels_last(a):size(-1), channels_last(b):size(-1)
