@@ -30,21 +30,35 @@ function TestElastic.test_the_diagonal_is_the_mean_of_squares_of_each_samples_gr
   lu.assertTrue((F[1] - (g:unsqueeze(2) * x):mean(1):square()):abs():max():item() > 1e-2) -- not that of a batch
 end
 
--- The expectation over the net's own answers is E[p (1 - p) x^2], brute force over both answers.
-function TestElastic.test_with_answers_of_its_own_it_is_the_fisher_information()
+-- Of softmax(x W + b) it is E[p (1 - p) x^2].
+function TestElastic.test_of_classes_it_is_the_fisher_information()
   peri.seed(2)
-  local net, x = nn.Linear(2, 3), peri.randn { 4, 2 }
-  local p, sums = net(x):softmax(-1):detach(), {}
-  for y = 0, 2 do
-    local function weighed(at, share) -- sqrt(p) times the gradient: its square is p times the square
-      return net(at):cross_entropy(peri.full({ #at }, y, "i64"), { reduction = "none" }) * share:sqrt()
+  for _, inputs in ipairs { { 4 }, { 1, 3 }, { 2, 2 } } do
+    local net, x = nn.Linear(2, 3), peri.randn { 4, 2 }
+    local p, batches, at = net(x):softmax(-1):detach(), {}, 1
+    for i, n in ipairs(inputs) do
+      batches[i], at = x:narrow(1, at, n), at + n
     end
-    for k, f in ipairs(loss.fisher_diagonal(weighed, net, { { x, p:narrow(2, y + 1, 1):squeeze(2) } })) do
-      sums[k] = sums[k] and sums[k] + f or f
-    end
+    local F = loss.fisher_of_classes(net, net, batches)
+    near(F[2], (p * (1 - p)):mean(1), 1e-6)
+    near(F[1], (p * (1 - p)):transpose():matmul(x:square()) / 4, 1e-6)
   end
-  near(sums[2], (p * (1 - p)):mean(1), 1e-6)
-  near(sums[1], (p * (1 - p)):transpose():matmul(x:square()) / 4, 1e-6)
+end
+
+-- And what is drawn from the net comes to it.
+function TestElastic.test_answers_that_the_net_draws_come_to_the_fisher_information()
+  peri.seed(5)
+  local net, x = nn.MLP { 2, 4, 3 }, peri.randn { 8, 2 }
+  local function own(at)
+    local logits = net(at)
+    return logits:cross_entropy(logits:detach():categorical():squeeze(-1), { reduction = "none" })
+  end
+  local many = {}
+  for i = 1, 400 do many[i] = { x } end
+  local F = loss.fisher_of_classes(net, net, { x })
+  for k, f in ipairs(loss.fisher_diagonal(own, net, many)) do
+    lu.assertTrue((f - F[k]):abs():max():item() < 0.06 * F[k]:max():item())
+  end
 end
 
 local nets = {
@@ -122,6 +136,8 @@ function TestElastic.test_frozen_weights_have_nothing_and_misuse_is_named()
   raises("loss.fisher_diagonal: there are no batches", loss.fisher_diagonal, each, net, {})
   raises("batch 1 is a", loss.fisher_diagonal, each, net, { x })
   raises("expected a tensor of 4 losses", loss.fisher_diagonal, function () return 1 end, net, { { x } })
+  raises("loss.fisher_of_classes: there are no inputs", loss.fisher_of_classes, net, net, {})
+  raises("predict gave shape (1), expected logits (B, C)", loss.fisher_of_classes, each, net, { x })
   raises("anchor 1 has no fisher", loss.elastic, net, { { values = net } })
   raises("anchor 1 has 1 fisher for 4 parameters", loss.elastic, net, { { values = net, fisher = { x } } })
   raises("values 1 has shape (1, 2), the parameter (3, 2)", loss.elastic, net,

@@ -7,6 +7,7 @@ TestResumeContinual = {}
 -- Name of a file, behind it what tells several lines of one apart; flags.
 local recipes = {
   ["adversarial"] = "--train 60 --batch 20 --epochs 6 --width 2 --steps 2 --attack 2 --replays 2",
+  ["continual"] = "--train 60 --batch 20 --epochs 3 --width 8 --memory 5 --rank 2",
 }
 
 for name, flags in pairs(recipes) do

@@ -7,16 +7,10 @@ local params = require "perilune.optim.params"
 
 local M = {}
 
---- The diagonal of the Fisher information at a net's weights: for each of them the mean over samples of the square of
---- the gradient of that sample's loss. With the loss -log p(y|x) of answers that are drawn from the net itself it is
---- that; with the answers of the data it is what is called the empirical one (Kunstner et al. 2019, 1905.12558). The
---- square of the mean gradient, which one backward pass of a batch gives, is neither.
----
----     local F = loss.fisher_diagonal(function (x) -- what the net itself would answer
----       local logits = net(x)
----       return logits:cross_entropy(logits:detach():categorical():squeeze(-1), { reduction = "none" })
----     end, net, { { x1 }, { x2 } })
----
+--- The mean over samples of the square of the gradient of each one's loss, weight by weight: with the loss -log p(y|x)
+--- of the data's answers the diagonal of the empirical Fisher information (Kunstner et al. 2019, 1905.12558); with
+--- answers drawn from the net a sample of the true one, which loss.fisher_of_classes has without noise. The square of
+--- the mean gradient, which one backward pass of a batch gives, is neither.
 --- @param loss_of fun(...): perilune.Tensor  of a batch, one loss for each sample (B)
 --- @param parameters any  a module, or a list of tensors; frozen ones have 0
 --- @param batches any[][]  the arguments of loss_of, batch by batch: gradients of all samples of one are held at once
@@ -45,6 +39,42 @@ function M.fisher_diagonal(loss_of, parameters, batches)
 end
 options.declare(M.fisher_diagonal, { "loss_of", "parameters", "batches" }, {})
 
+--- The diagonal of the Fisher information of a classifier: the mean over inputs, and over all classes by the
+--- probability that the net itself gives them, of the square of the gradient of -log p(class | input), by weight.
+--- Nothing is drawn; as many passes as there are classes.
+---
+---     local F = loss.fisher_of_classes(net, net, { x })
+---
+--- @param predict fun(x: any): perilune.Tensor  logits (B, C)
+--- @param parameters any  a module, or a list of tensors; frozen ones have 0
+--- @param inputs any[]  batches: gradients of all samples of one are held at once
+--- @return perilune.Tensor[]  one for each of the parameters, in its shape
+function M.fisher_of_classes(predict, parameters, inputs)
+  local who = "loss.fisher_of_classes"
+  options.argument(who, "predict", predict, "callable")
+  options.argument(who, "inputs", inputs, "table")
+  local batches, classes = {}, nil
+  for i, x in ipairs(inputs) do
+    options.argument(who, "input " .. i, x, "tensor")
+    if not classes then
+      local shape = peri.no_grad(predict, x:narrow(1, 1, 1)).shape
+      if #shape ~= 2 then
+        options.raise(("%s: predict gave shape %s, expected logits (B, C)"):format(who, options.shape(shape)))
+      end
+      classes = shape[2]
+    end
+    for c = 0, classes - 1 do batches[#batches + 1] = { x, peri.full({ x:size(1) }, c, "i64") } end
+  end
+  if #batches == 0 then options.raise(who .. ": there are no inputs") end
+  local function each(x, class) -- its square counts by the probability; the mean over classes is made a sum
+    local logits = predict(x)
+    local share = logits:detach():softmax(-1):gather(class:unsqueeze(2), 2):squeeze(2) * classes
+    return logits:cross_entropy(class, { reduction = "none" }) * share:sqrt()
+  end
+  return M.fisher_diagonal(each, parameters, batches)
+end
+options.declare(M.fisher_of_classes, { "predict", "parameters", "inputs" }, {})
+
 local rules = { weight = options.number(1, "[0, inf)", "lambda, of all springs") }
 local parts = { "values", "fisher" }
 
@@ -70,10 +100,10 @@ end
 
 --- Elastic weight consolidation: lambda / 2 times the sum over what was learned before, and over weights, of F (theta -
 --- theta*)^2, to be added to the loss of what is learned now (Kirkpatrick et al. 2017, 1612.00796, equation 3). theta*
---- are the weights as they were at the end of each of those, F its loss.fisher_diagonal there. One anchor with the sum
+--- are the weights as they were at the end of each of those, F its Fisher information there. One anchor with the sum
 --- of the F and the latest weights is the form for many (Huszar 2018, 1712.03847).
 ---
----     known[#known + 1] = { values = net:copy(), fisher = loss.fisher_diagonal(loss_of, net, batches) }
+---     known[#known + 1] = { values = net:copy(), fisher = loss.fisher_of_classes(net, net, { x }) }
 ---     local total = new_loss + loss.elastic(net, known, { weight = 1000 })
 ---
 --- @param parameters any  a module, or a list of tensors

@@ -13,7 +13,7 @@ for file, names in pairs {
   features = { "feature", "attention_map", "attention_transfer", "Hints" },
   importance = { "importance", "importance_rules" },
   value = { "value", "value_rules" },
-  elastic = { "fisher_diagonal", "elastic" },
+  elastic = { "fisher_diagonal", "fisher_of_classes", "elastic" },
   adversarial = { "ascend", "fgsm", "pgd", "virtual_adversarial" },
   policy = { "policy", "policy_rules", "totals", "entropy_floor", "named" },
 } do
