@@ -14,8 +14,8 @@ local public = {
     multi_task = "algo.multi_task", ppo = "algo.ppo", prm = "algo.prm", reject = "algo.reject",
     reward_model = "algo.reward_model", sft = "algo.sft" },
   tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", domains = "tasks.domains",
-    gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", products = "tasks.products", sums = "tasks.sums",
-    words = "tasks.words" },
+    gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", products = "tasks.products", quest = "tasks.quest",
+    sums = "tasks.sums", words = "tasks.words" },
   recipe = "run.recipe", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },

@@ -8,6 +8,8 @@ local recipes = {
   -- which weights a batch gets is a matter of time, unless the order is fixed
   async = { "--pretrain 60 --updates 8 --prompts 8 --group 8 --width 32 --held_out 4 --timed 0 --order fixed "
     .. "--max_staleness 2 --samplers 2 --save_every 1", { "metrics.jsonl", "model/model.safetensors", "schedule.json" } },
+  text_game = { "--pretrain 20 --updates 6 --prompts 4 --group 4 --width 32 --turns 6 --eval_every 2 --save_every 1",
+    { "metrics.jsonl", "model/model.safetensors" } },
   tool_use = { "--pretrain 3 --updates 6 --prompts 4 --group 4 --width 32 --held_out 4 --eval_every 2 --save_every 1",
     { "metrics.jsonl", "model/model.safetensors" } },
 }

@@ -343,4 +343,101 @@ function TestProducts.test_its_environment_answers_a_call_and_without_the_tool_n
   lu.assertEquals(without.stop, env.stop)
 end
 
+-- ---- the game ----
+
+TestQuest = {}
+
+local quest = peri.tasks.quest
+local words = quest.tokenizer()
+
+-- A conversation of commands: what the game said to each, and what it was worth.
+local function played(world, list, price)
+  local env, said = quest.environment(words, { price = price }), {}
+  local talk = { row = world, turn = 0 }
+  for i, command in ipairs(list) do
+    talk.turn, talk.text, talk.ids = i, command, words:encode(command)
+    said[i] = env:reply(talk) or false
+  end
+  return said, env.reward(world, "", {}, talk), talk
+end
+
+function TestQuest.test_the_rules()
+  local world = { start = 1, key = 2, chest = 6 } -- hall, study, cellar
+  local said, worth, talk = played(world, { "open .", "north .", "take .", "east .", "take .", "take .", "south .", "east .",
+    "open ." }, 0.1)
+  lu.assertEquals(said, { "nothing :", "wall :", "nothing :", "study key :", "taken :", "nothing :", "kitchen :",
+    "cellar chest :", false })
+  lu.assertAlmostEquals(worth, 0.1, 1e-9)
+  lu.assertTrue(talk.game.won)
+  said, worth = played(world, { "south .", "east .", "east .", "open .", "dance .", ".", "east east ." })
+  lu.assertEquals(said, { "garden :", "kitchen :", "cellar chest :", "locked :", "what :", "what :", "what :" })
+  lu.assertEquals(worth, 0)
+  local env = quest.environment(words)
+  talk = { row = world, ids = { words.eos }, text = "" }
+  lu.assertNil(env:reply(talk)) -- gives up
+  lu.assertEquals(env.reward(world, "", {}, talk), 0)
+  lu.assertEquals(env.reward(world, "", {}, {}), 0) -- a turn that was cut before the game heard one
+end
+
+-- shortest is that of a search over all plays, in every world; both parts are all there is.
+function TestQuest.test_the_fewest_turns_are_those_of_a_search()
+  local all = table.move(quest.worlds(true), 1, #quest.worlds(true), #quest.worlds(false) + 1, quest.worlds(false))
+  lu.assertEquals(#all, 6 * 6 * 5)
+  local seen = {}
+  local ways = { "north .", "south .", "west .", "east .", "take .", "open ." }
+  for n, world in ipairs(all) do
+    local name = world.start .. " " .. world.key .. " " .. world.chest
+    lu.assertNil(seen[name])
+    seen[name] = true
+    if n % 9 == 0 then
+      local level, known, turns = { {} }, {}, 0
+      local found
+      while not found do
+        local following = {}
+        turns = turns + 1
+        for _, list in ipairs(level) do
+          for _, way in ipairs(ways) do
+            local more = table.move(list, 1, #list, 1, {})
+            more[#more + 1] = way
+            local _, _, talk = played(world, more)
+            local place = talk.game.at .. tostring(talk.game.has)
+            found = found or talk.game.won
+            if not known[place] then known[place], following[#following + 1] = true, more end
+          end
+        end
+        level = following
+      end
+      lu.assertEquals(turns, world.shortest, name)
+    end
+  end
+end
+
+function TestQuest.test_the_corpus_is_of_its_games()
+  local worlds = quest.worlds(false)
+  local rows = quest.corpus(peri.rng(1), worlds, 200)
+  local won = 0
+  for i, example in ipairs(quest.examples(words, rows)) do
+    local mine = {}
+    for k, text in ipairs(rows[i].said) do if k % 2 == 1 then mine[#mine + 1] = text end end
+    lu.assertTrue(#mine <= 12)
+    won = won + (rows[i].won and 1 or 0)
+    for _, world in ipairs(worlds) do
+      if world.prompt == rows[i].prompt then
+        local said, _, talk = played(world, mine)
+        local same = talk.game.won or not rows[i].won
+        for k = 1, #mine - 1 do same = same and said[k] == rows[i].said[2 * k] end
+        if same then mine.fits = true end
+      end
+    end
+    lu.assertTrue(mine.fits)
+    local learned = 0
+    for k, flag in ipairs(example.mask) do
+      learned = learned + flag
+      lu.assertTrue(example.ids[k] ~= words.unk)
+    end
+    lu.assertEquals(learned, 2 * #mine)
+  end
+  lu.assertTrue(won > 10 and won < 190)
+end
+
 os.exit(lu.LuaUnit.run())
