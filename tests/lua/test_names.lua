@@ -7,7 +7,7 @@ local here = debug.getinfo(1, "S").short_src
 
 TestNames = {}
 
-local parts = { "flags", "nn", "optim", "sched", "data", "plot", "image", "gguf", "recipe", "rl", "loss", "text",
+local parts = { "flags", "nn", "optim", "sched", "data", "plot", "image", "gguf", "recipe", "serve", "rl", "loss", "text",
   "tokenizer", "models", "lm", "dist", "peft", "batch", "embed", "env", "reward", "sandbox", "tools", "algo", "post", "tasks", "json",
   "files", "safetensors", "npy", "npz", "idx" }
 

@@ -12,7 +12,7 @@ local level = {
   models = 2, peft = 2, optim = 2, loss = 2,
   decode = 3, env = 3, rl = 3, reward = 3, lm = 3, tasks = 3, tools = 3, parallel = 3,
   algo = 4,
-  run = 5, command = 6,
+  run = 5, serve = 5, command = 6,
 }
 
 -- Arrows that point up, each with its reason.

@@ -45,6 +45,20 @@ function Adapter:disabled(fn, ...)
   return table.unpack(results, 2, results.n)
 end
 
+--- Whether the model computes with the adapter from now on: of several on one model, all but one may rest.
+--- @param on boolean
+--- @return self
+function Adapter:enable(on)
+  options.argument("enable", "on", on, "boolean")
+  if on == not self._rests then return self end
+  if self:is_merged() then
+    options.raise(("%s: enable: the adapter is part of the weights: unmerge() it before"):format(self.__name))
+  end
+  local off = (self._off or 0) + (on and -1 or 1)
+  self._rests, self._off = not on or nil, off > 0 and off or nil
+  return self
+end
+
 --- Whether the model computes without the adapter now.
 --- @return boolean
 function Adapter:is_off() return self._off ~= nil end

@@ -1,0 +1,492 @@
+-- Training as a service: several tenants over one base, losses, the order of requests, what is refused, the socket.
+local lu = require "luaunit"
+local peri = require "perilune"
+local child = require "child"
+local proto = require "perilune.serve.proto"
+local scratch = require "scratch"
+local wire = require "perilune.serve.wire"
+
+TestServe = {}
+
+local root
+scratch.each(TestServe, function (folder) root = folder end)
+
+local tok = assert(peri.tokenizer.train_bpe({ "one two three four five six" }, { vocab_size = 280 }))
+
+local function tiny()
+  peri.seed(1)
+  return peri.models.llama.new { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = 280,
+    hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1,
+    max_position_embeddings = 32 }
+end
+
+local function open(options)
+  local o = { name = "tiny", folder = root .. "/saved" }
+  for k, v in pairs(options or {}) do o[k] = v end
+  return peri.serve.new(tiny(), tok, o)
+end
+
+local function ask(service, name, body, headers)
+  local h = { ["content-type"] = "application/json" }
+  for k, v in pairs(headers or {}) do h[k] = v end
+  local r = service:handle { method = body and "POST" or "GET", path = "/api/v1/" .. name, headers = h,
+    body = type(body) == "table" and peri.json.encode(body) or body or "" }
+  if r.wait then return r end
+  return r.type == "application/json" and peri.json.decode(r.body) or r.body, r.status
+end
+
+local function good(service, name, body)
+  local value, status = ask(service, name, body)
+  lu.assertEquals(status, 200, peri.json.encode(value))
+  return value
+end
+
+local function settle(service) while service:work() do end end
+
+-- The result of a request that is a future.
+local function done(service, name, body)
+  local future = good(service, name, body)
+  settle(service)
+  return (ask(service, "retrieve_future", { request_id = future.request_id }))
+end
+
+local function session(service) return good(service, "create_session", {}).session_id end
+
+local function client(service, seed, n)
+  local made = done(service, "create_model", { session_id = service.test_session or session(service),
+    model_seq_id = n or 0, base_model = "tiny", lora_config = { rank = 4, seed = seed } })
+  lu.assertNil(made.error)
+  return made.model_id
+end
+
+local function datum(tokens, inputs)
+  local given = {}
+  for name, data in pairs(inputs) do
+    given[name] = { data = data, dtype = name == "target_tokens" and "int64" or "float32", shape = { #data } }
+  end
+  return { model_input = { chunks = { { type = "encoded_text", tokens = tokens } } }, loss_fn_inputs = given }
+end
+
+local rows = {
+  datum({ 1, 2, 3, 4 }, { target_tokens = { 2, 3, 4, 5 }, weights = { 0, 1, 1, 0.5 } }),
+  datum({ 7, 8 }, { target_tokens = { 8, 9 }, weights = { 1, 1 } }),
+  datum({ 9, 1, 5 }, { target_tokens = { 1, 5, 9 }, weights = { 1, 0, 1 } }),
+}
+
+local function train(id, data, more)
+  local b = { model_id = id, forward_backward_input = { data = data or rows, loss_fn = "cross_entropy" } }
+  for k, v in pairs(more or {}) do b[k] = v end
+  return b
+end
+local function adam(id, lr) return { model_id = id, adam_params = { learning_rate = lr or 1e-2, eps = 1e-8 } } end
+
+local function bytes_of(tensors)
+  local out = {}
+  for _, name in ipairs(require("perilune.options").names(tensors)) do out[#out + 1] = name .. tensors[name]:bytes() end
+  return table.concat(out)
+end
+local function weights(service, id) return bytes_of(service.models[id].tenant.adapter:state_dict()) end
+local function gradients(service, id)
+  local out = {}
+  for i, p in ipairs(service.models[id].tenant.adapter:parameters()) do out[i] = p.grad and p.grad:bytes() or "-" end
+  return table.concat(out)
+end
+
+function TestServe.test_a_tenant_never_sees_another()
+  local function steps(service, id, other)
+    local losses = {}
+    for i = 1, 4 do
+      losses[i] = done(service, "forward_backward", train(id)).metrics["loss:sum"]
+      if other then
+        local w, g = weights(service, id), gradients(service, id)
+        done(service, "forward_backward", train(other, { rows[2], rows[2] }))
+        lu.assertNil(done(service, "optim_step", adam(other, 0.1)).error)
+        done(service, "forward_backward", train(other))
+        done(service, "save_weights_for_sampler", { model_id = other })
+        lu.assertTrue(w == weights(service, id) and g == gradients(service, id))
+      end
+      done(service, "optim_step", adam(id))
+    end
+    return losses, weights(service, id)
+  end
+  local alone = open()
+  local a = client(alone, 3)
+  local want, end_weights = steps(alone, a)
+  lu.assertTrue(want[4] < want[1])
+  local together = open()
+  local base = bytes_of(together.base.model:state_dict())
+  together.test_session = session(together)
+  local first, second = client(together, 3, 0), client(together, 4, 1)
+  local got, got_weights = steps(together, first, second)
+  lu.assertEquals(got, want)
+  lu.assertTrue(got_weights == end_weights)
+  lu.assertTrue(bytes_of(together.base.model:state_dict()) == base)
+end
+
+-- Log-probabilities by the model itself, and the losses by their formulas over numbers.
+local formulas = {
+  cross_entropy = function (p, d) return -p * d.weights end,
+  importance_sampling = function (p, d) return -math.exp(p - d.logprobs) * d.advantages end,
+  ppo = function (p, d)
+    local r = math.exp(p - d.logprobs)
+    return -math.min(r * d.advantages, math.min(math.max(r, 0.8), 1.2) * d.advantages)
+  end,
+  cispo = function (p, d) return -math.min(math.max(math.exp(p - d.logprobs), 0.8), 1.2) * d.advantages * p end,
+  dro = function (p, d) return -(p * d.advantages - 0.025 * (p - d.logprobs) ^ 2) end,
+}
+
+function TestServe.test_every_loss_is_the_sum_of_its_formula()
+  local service = open()
+  local id = client(service, 1)
+  done(service, "forward_backward", train(id))
+  done(service, "optim_step", adam(id, 0.05))
+  local tokens, targets = { 1, 2, 3, 4, 6 }, { 2, 3, 4, 5, 6 }
+  local plain = done(service, "forward_backward", train(id, { datum(tokens, { target_tokens = targets }) },
+    { forward_only = true })).loss_fn_outputs[1].logprobs.data
+  local inputs = { target_tokens = targets, advantages = { 1, -1, 0.5, 2, -2 }, logprobs = {} }
+  for i, p in ipairs(plain) do inputs.logprobs[i] = p + ({ 0.5, -0.5, 0.01, 0.6, 0 })[i] end
+  for name, formula in pairs(formulas) do
+    local given = name == "cross_entropy" and { target_tokens = targets, weights = { 0, 1, 2, 0.5, 1 } } or inputs
+    local want = 0
+    for i, p in ipairs(plain) do
+      local d = {}
+      for k, list in pairs(given) do d[k] = list[i] end
+      want = want + formula(p, d)
+    end
+    local body = train(id, { datum(tokens, given) }, { forward_only = true })
+    body.forward_backward_input.loss_fn = name
+    lu.assertAlmostEquals(done(service, "forward_backward", body).metrics["loss:sum"], want, 1e-4, name)
+  end
+  for name in pairs(require("perilune.serve.losses").list) do lu.assertNotNil(formulas[name], name) end
+end
+
+function TestServe.test_parts_of_a_batch_add_up()
+  local service = open()
+  service.test_session = session(service)
+  local whole, parts = client(service, 3, 0), client(service, 3, 1)
+  local loss = done(service, "forward_backward", train(whole)).metrics["loss:sum"]
+  local sum = 0
+  for _, row in ipairs(rows) do sum = sum + done(service, "forward_backward", train(parts, { row })).metrics["loss:sum"] end
+  lu.assertAlmostEquals(sum, loss, 1e-4)
+  local a, b = service.models[whole].tenant.adapter:parameters(), service.models[parts].tenant.adapter:parameters()
+  for i, p in ipairs(a) do
+    lu.assertEquals(p.grad ~= nil, b[i].grad ~= nil)
+    if p.grad then lu.assertTrue(p.grad:sub(b[i].grad):abs():max():item() < 1e-5) end
+  end
+end
+
+function TestServe.test_requests_are_done_in_their_order_and_once()
+  local service = open()
+  local id = client(service, 3)
+  local b = good(service, "forward_backward", train(id, { rows[2] }, { seq_id = 2 }))
+  settle(service)
+  lu.assertEquals(select(2, ask(service, "retrieve_future", { request_id = b.request_id })), nil) -- it waits for 1
+  local a = good(service, "forward_backward", train(id, { rows[1] }, { seq_id = 1 }))
+  lu.assertEquals(good(service, "forward_backward", train(id, { rows[1] }, { seq_id = 1 })), a) -- sent twice
+  settle(service)
+  local g = gradients(service, id)
+  lu.assertNotNil(good(service, "retrieve_future", { request_id = b.request_id }).metrics)
+  lu.assertEquals(good(service, "forward_backward", train(id, { rows[1] }, { seq_id = 1 })), a)
+  settle(service)
+  lu.assertTrue(gradients(service, id) == g)
+  -- one that is refused does not hold up those behind it
+  local _, status = ask(service, "forward_backward", train(id, {}, { seq_id = 3 }))
+  lu.assertEquals(status, 422)
+  lu.assertNotNil(done(service, "optim_step", { model_id = id, seq_id = 4, adam_params = {} }).metrics)
+end
+
+function TestServe.test_what_is_wrong_is_refused_by_name_and_nothing_is_lost()
+  local service = open { tenants = 1 }
+  local id = client(service, 3)
+  done(service, "forward_backward", train(id))
+  local before = weights(service, id) .. gradients(service, id)
+  local ok = rows[2].model_input
+  local function with(inputs, input) return train(id, { { model_input = input or ok, loss_fn_inputs = inputs } }) end
+  local t = { data = { 1, 2 } }
+  local function sample(more)
+    local b = { base_model = "tiny", prompt = ok, sampling_params = { max_tokens = 2 } }
+    for k, v in pairs(more) do b[k] = v end
+    return b
+  end
+  local cases = {
+    { "forward_backward", "{", 422, "no JSON" }, { "forward_backward", "[]", 422, "no object" },
+    { "forward_backward", '"x"', 422, "no object" }, { "forward_backward", "{}", 422, "is missing" },
+    { "forward_backward", "\xff\xfe", 422, "no JSON" }, { "forward_backward", ("["):rep(100000), 422, "no JSON" },
+    { "forward_backward", train "nobody", 404, "model_id" }, { "forward_backward", train(id, {}), 422, "data" },
+    { "forward_backward", train(id, { 1 }), 422, "data[0]" },
+    { "forward_backward", train(id, rows, { speed = 1 }), 422, 'unknown option "speed"' },
+    { "forward_backward", with { target_tokens = { data = { 1 } } }, 422, "data[0].loss_fn_inputs.target_tokens" },
+    { "forward_backward", with { target_tokens = { data = { 1, 280 } } }, 422, "target_tokens[1] is 280" },
+    { "forward_backward", with { target_tokens = { data = { 1, 0.5 } } }, 422, "target_tokens[1] is 0.5" },
+    { "forward_backward", with { target_tokens = { data = { 1, 2 }, shape = { 1, 2 } } }, 422, "2 dimensions" },
+    { "forward_backward", with { target_tokens = t, wieghts = t }, 422, 'did you mean "weights"' },
+    { "forward_backward", with { target_tokens = t, weights = { data = { 1, "x" } } }, 422, "weights[1] is x" },
+    { "forward_backward", with { weights = t }, 422, "target_tokens is missing" },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { type = "image" } } }), 422, "type image" },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { -1 } } } }), 422, "holds -1" },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { 1e300 } } } }), 422, "1e+300" },
+    { "optim_step", { model_id = id }, 422, "adam_params" },
+    { "optim_step", { model_id = id, adam_params = { learning_rate = -1 } }, 422, "learning_rate" },
+    { "optim_step", { model_id = id, adam_params = { lr = 1 } }, 422, 'unknown option "lr"' },
+    { "create_model", { session_id = "x", model_seq_id = 0, base_model = "tiny" }, 404, "session_id" },
+    { "asample", sample { prompt = { chunks = {} } }, 422, "prompt has 0 tokens" },
+    { "asample", sample { sampling_params = { temperature = "hot" } }, 422, "temperature" },
+    { "asample", sample { sampling_params = { top_p = 0 } }, 422, "top_p" },
+    { "asample", sample { base_model = "other" }, 404, "base_model" },
+    { "asample", sample { num_samples = 0 }, 422, "num_samples" },
+    { "asample", sample { topk_prompt_logprobs = 3 }, 422, "topk_prompt_logprobs" },
+    { "load_weights", { model_id = id, path = "tinker://a/weights/../../etc", optimizer = true }, 400, "path" },
+    { "load_weights", { model_id = id, path = "/etc/passwd", optimizer = true }, 400, "path" },
+    { "load_weights", { model_id = id, path = "tinker://a/weights/b", optimizer = true }, 404, "there is no" },
+    { "save_weights", { model_id = id, path = "../x" }, 400, "path" },
+    { "retrieve_future", { request_id = "99" }, 404, "request_id" },
+    { "nothing", {}, 404, "/api/v1/nothing" }, { "optim_step", nil, 405, "POST" },
+  }
+  for i, case in ipairs(cases) do
+    local value, status = ask(service, case[1], case[2])
+    local message = ("case %d: %s"):format(i, peri.json.encode(value))
+    lu.assertEquals(status, case[3], message)
+    lu.assertStrContains(value.error, case[4], false, message)
+    settle(service)
+    lu.assertTrue(weights(service, id) .. gradients(service, id) == before, message)
+  end
+  local value, status = ask(service, "create_model", { session_id = session(service), model_seq_id = 0,
+    base_model = "tiny" })
+  lu.assertEquals(status, 429)
+  lu.assertStrContains(value.error, "1 training clients")
+  lu.assertNotNil(done(service, "optim_step", adam(id)).metrics)
+  lu.assertStrContains(done(service, "optim_step", adam(id)).error, "no gradients")
+  lu.assertNotNil(done(service, "forward_backward", train(id)).metrics)
+end
+
+function TestServe.test_saved_weights_go_on_as_if_nothing_had_been()
+  local service = open()
+  service.test_session = session(service)
+  local id = client(service, 3, 0)
+  local function step(who)
+    local loss = done(service, "forward_backward", train(who)).metrics["loss:sum"]
+    lu.assertNil(done(service, "optim_step", adam(who)).error)
+    return loss
+  end
+  step(id)
+  local path = done(service, "save_weights", { model_id = id, path = "one" }).path
+  lu.assertEquals(path, ("tinker://%s/weights/one"):format(id))
+  lu.assertEquals(select(2, ask(service, "save_weights", { model_id = id, path = "one" })), 409)
+  lu.assertEquals(good(service, "weights_info", { tinker_path = path }).lora_rank, 4)
+  local want = { step(id), step(id) }
+  local back = done(service, "load_weights", { model_id = id, path = path, optimizer = true })
+  lu.assertNil(back.error)
+  lu.assertEquals({ step(id), step(id) }, want)
+  local other = open() -- another process, later
+  local made = done(other, "load_weights", { session_id = session(other), model_seq_id = 0, path = path, optimizer = true })
+  service = other
+  lu.assertEquals({ step(made.model_id), step(made.model_id) }, want)
+  local plain = assert(peri.peft.load(tiny(), (root .. "/saved/" .. id:gsub(":", "_") .. "/weights/one"))) -- PEFT's
+  lu.assertEquals(plain.config.r, 4)
+end
+
+function TestServe.test_samples_are_of_the_weights_that_were_saved()
+  local service = open()
+  local id = client(service, 3)
+  for _ = 1, 5 do
+    done(service, "forward_backward", train(id))
+    done(service, "optim_step", adam(id, 0.05))
+  end
+  local sampler = done(service, "save_weights_for_sampler", { model_id = id, sampling_session_seq_id = 0 })
+  local function draw(more)
+    local b = { sampling_session_id = sampler.sampling_session_id, prompt = rows[1].model_input, num_samples = 3,
+      prompt_logprobs = true, sampling_params = { max_tokens = 6, seed = 5, temperature = 1 } }
+    for k, v in pairs(more or {}) do b[k] = v end
+    return b
+  end
+  local got = done(service, "asample", draw())
+  lu.assertEquals(#got.sequences, 3)
+  lu.assertEquals(#got.prompt_logprobs, 4)
+  -- the policy that samples is the policy that learns: the same log-probabilities
+  local s = got.sequences[2]
+  local all = { 1, 2, 3, 4 }
+  table.move(s.tokens, 1, #s.tokens, 5, all)
+  local tokens, targets = table.move(all, 1, #all - 1, 1, {}), table.move(all, 2, #all, 1, {})
+  local out = done(service, "forward_backward", train(id, { datum(tokens, { target_tokens = targets }) },
+    { forward_only = true })).loss_fn_outputs[1].logprobs.data
+  for i, p in ipairs(s.logprobs) do lu.assertEquals(out[#out - #s.tokens + i], p) end
+  for i = 1, 3 do lu.assertEquals(got.prompt_logprobs[i + 1], out[i]) end
+  done(service, "forward_backward", train(id))
+  done(service, "optim_step", adam(id, 0.1))
+  lu.assertEquals(done(service, "asample", draw()), got) -- what was saved, not what is
+  local base = done(service, "asample", { base_model = "tiny", prompt = rows[1].model_input,
+    sampling_params = { max_tokens = 6, seed = 5 } })
+  lu.assertNotEquals(base.sequences[1].logprobs, got.sequences[1].logprobs)
+  -- many at once are each what they are alone
+  local asked = {}
+  for i = 1, 6 do asked[i] = good(service, "asample", draw { sampling_params = { max_tokens = 2 + i, seed = i } }) end
+  settle(service)
+  for i = 1, 6 do
+    local one = done(service, "asample", draw { sampling_params = { max_tokens = 2 + i, seed = i } })
+    lu.assertEquals(good(service, "retrieve_future", { request_id = asked[i].request_id }), one)
+  end
+  local named = done(service, "save_weights_for_sampler", { model_id = id, path = "named" }).path
+  local again = good(service, "create_sampling_session", { session_id = session(service), sampling_session_seq_id = 0,
+    model_path = named })
+  lu.assertNotNil(done(service, "asample", draw { sampling_session_id = again.sampling_session_id }).sequences)
+end
+
+function TestServe.test_results_are_kept_for_a_while()
+  local service = open { kept = 4 }
+  local id = client(service, 1)
+  local first = good(service, "forward_backward", train(id))
+  local r = ask(service, "retrieve_future", { request_id = first.request_id })
+  lu.assertEquals({ r.otherwise.status, r.wait() }, { 408 })
+  settle(service)
+  lu.assertNotNil(r.wait())
+  for _ = 1, 8 do done(service, "forward_backward", train(id)) end
+  local value, status = ask(service, "retrieve_future", { request_id = first.request_id })
+  lu.assertEquals({ status, value.error }, { 410, "request_id: the result of " .. first.request_id .. " is no longer kept" })
+end
+
+function TestServe.test_web_pages_and_strangers_are_not_answered()
+  local service = open { key = "secret" }
+  service.hosts = { ["127.0.0.1"] = true }
+  local function status(headers) return (select(2, ask(service, "healthz", nil, headers))) end
+  lu.assertEquals(status { host = "127.0.0.1:80", ["x-api-key"] = "secret" }, 200)
+  lu.assertEquals(status { host = "127.0.0.1", authorization = "Bearer secret" }, 200)
+  lu.assertEquals(status { host = "127.0.0.1" }, 401)
+  lu.assertEquals(status { host = "evil.example", ["x-api-key"] = "secret" }, 403)
+  lu.assertEquals(status { host = "127.0.0.1", origin = "http://evil.example", ["x-api-key"] = "secret" }, 403)
+end
+
+-- A request as the public client writes it.
+local function as_proto(id, data, seq)
+  local list = {}
+  local function packed(t, format)
+    local out = {}
+    for i, v in ipairs(t) do out[i] = string.pack("<" .. format, v) end
+    return table.concat(out)
+  end
+  local tensor = { { "dense", "bytes" }, [3] = { "dtype", "int" }, [4] = { "shape", "int", "list" } }
+  local datum_of = { { "model_input", { { "encoded_text", { { "tokens", "bytes" } } } }, "list" },
+    { "loss_fn_inputs", tensor, "map" } }
+  for i, d in ipairs(data) do
+    local inputs = {}
+    for name, t in pairs(d.loss_fn_inputs) do
+      local whole = name == "target_tokens"
+      inputs[name] = { dense = packed(t.data, whole and "i8" or "f"), dtype = whole and 2 or 1, shape = t.shape }
+    end
+    list[i] = { model_input = { { encoded_text = { tokens = packed(d.model_input.chunks[1].tokens, "i4") } } },
+      loss_fn_inputs = inputs }
+  end
+  return proto.write({ model_id = id, seq_id = seq, data = list, loss_fn = "cross_entropy" },
+    { { "model_id", "bytes" }, { "seq_id", "int" }, { "data", datum_of, "list" }, { "loss_fn", "bytes" } })
+end
+
+function TestServe.test_protocol_buffers_say_what_json_says()
+  local service = open()
+  local id = client(service, 3)
+  local want = done(service, "forward_backward", train(id, rows, { forward_only = true }))
+  local binary = { ["content-type"] = "application/x-protobuf", accept = "application/x-protobuf" }
+  local future = ask(service, "forward_backward", as_proto(id, rows, 1), binary)
+  settle(service)
+  local body, status = ask(service, "retrieve_future", { request_id = future.request_id }, { accept = binary.accept })
+  lu.assertEquals(status, 200)
+  local batched = { { "data", "bytes" }, { "offsets", "bytes" }, { "dtype", "int" } }
+  local record = { { "type_tag", "bytes" }, { "fields", batched, "map" }, { "num_datums", "int" } }
+  local got = proto.read(body, { { "type", "bytes" }, { "outputs", record, "list" }, { "metrics", "double", "map" } }, "x")
+  local field, at = got.outputs[1].fields.logprobs, 1
+  lu.assertEquals({ got.outputs[1].num_datums, #field.offsets }, { 3, 8 * 4 })
+  for _, o in ipairs(want.loss_fn_outputs) do
+    for _, p in ipairs(o.logprobs.data) do
+      local v
+      v, at = string.unpack("<f", field.data, at)
+      lu.assertEquals(v, p)
+    end
+  end
+  -- cut and changed at every byte: a refusal or an answer, never anything else
+  local whole, rng = as_proto(id, { rows[2] }, 0), peri.rng(1)
+  for i = 1, #whole do
+    local _, cut = ask(service, "forward_backward", whole:sub(1, i - 1), binary)
+    local changed = whole:sub(1, i - 1) .. string.char(math.floor(rng:uniform(0, 256))) .. whole:sub(i + 1)
+    local _, other = ask(service, "forward_backward", changed, binary)
+    for _, s in ipairs { cut, other } do lu.assertTrue(s == 200 or s == 404 or s == 422, s) end
+  end
+  settle(service)
+  lu.assertNotNil(done(service, "optim_step", adam(id)).metrics)
+end
+
+function TestServe.test_every_body_has_fields_and_every_route_a_body()
+  for _, name in ipairs { "create_session", "create_model", "forward_backward", "optim_step", "asample", "save_weights",
+    "save_weights_for_sampler", "load_weights", "retrieve_future", "get_info", "unload_model" } do
+    lu.assertTrue(wire.is_known(name), name)
+    local _, status = ask(open(), name, { surely_not = 1 })
+    lu.assertEquals(status, 422, name)
+  end
+end
+
+-- ---- the socket ----
+
+local function server_or_skip(options)
+  local http = require "perilune.serve.http"
+  local server, message = http.listen(options)
+  lu.skipIf(server == nil and message:find "not installed" ~= nil, message)
+  return assert(server, message)
+end
+
+-- What bash sends to a port, while the server turns.
+local function spoken(server, service, text)
+  local path = scratch.path()
+  assert(peri.files.write(path .. ".in", text))
+  local pipe = io.popen(("timeout 20 bash -c 'exec 3<>/dev/tcp/127.0.0.1/%d; cat %s.in >&3; cat <&3' >%s.out 2>&1; "
+    .. "touch %s.end"):format(server.port, path, path, path), "w")
+  local stop = os.time() + 20
+  while not peri.files.exists(path .. ".end") and os.time() < stop do server:turn(service, 0.02) end
+  pipe:close()
+  local out = peri.files.read(path .. ".out")
+  for _, e in ipairs { ".in", ".out", ".end" } do os.remove(path .. e) end
+  return out
+end
+
+local function posted(name, body, more)
+  return ("POST /api/v1/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n%s\r\n%s")
+    :format(name, #body, more or "", body)
+end
+
+function TestServe.test_the_socket_has_limits_and_answers()
+  local service = open()
+  local server = server_or_skip { most_body = 2000, seconds = 1, patience = 1 }
+  lu.assertErrorMsgContains("unknown option", require("perilune.serve.http").listen, { prot = 1 })
+  local again, message = require("perilune.serve.http").listen { port = server.port }
+  lu.assertNil(again)
+  lu.assertStrContains(message, "cannot listen")
+  lu.assertStrContains(spoken(server, service, posted("create_session", "{}")), "session_id")
+  lu.assertStrContains(spoken(server, service, posted("create_session", "{")), "422")
+  lu.assertStrContains(spoken(server, service, posted("create_session", (" "):rep(3000))), "413")
+  lu.assertNotStrContains(spoken(server, service, "GARBAGE\r\n\r\n"), "200")
+  local begun = os.time() -- silent for longer than it may be
+  spoken(server, service, "POST /api/v1/x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n123")
+  lu.assertTrue(os.time() - begun < 10)
+  local id = client(service, 1)
+  local future = good(service, "forward_backward", train(id, rows, { seq_id = 2 })) -- waits for 1, which never comes
+  local late = spoken(server, service, posted("retrieve_future", peri.json.encode { request_id = future.request_id }))
+  lu.assertStrContains(late, "408")
+  lu.assertStrContains(late, "try_again")
+  lu.assertStrContains(spoken(server, service, (posted("healthz", ""):gsub("^POST", "GET"))), "200")
+  server:close()
+end
+
+function TestServe.test_the_command_serves_until_ctrl_c()
+  server_or_skip():close()
+  assert(tiny():save(root .. "/model"))
+  assert(tok:save(root .. "/model"))
+  local log = root .. "/log"
+  local status, text = child.shell(([[
+%s train-server %s/model --socket %s/s --folder %s/saved >%s 2>&1 & p=$!
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do grep -q serving %s && break; sleep 0.3; done
+stat -c %%a %s/s; kill -INT $p; wait $p; echo status $?; cat %s; ls %s/s 2>&1]]):format(child.program, root, root, root,
+    log, log, root, log, root))
+  lu.assertStrContains(text, "600\nstatus 130\nserving " .. root .. "/model at unix:" .. root .. "/s")
+  lu.assertStrContains(text, "ended")
+  lu.assertStrContains(text, "No such file")
+  lu.assertNotNil(status)
+  status, text = child.shell(("%s train-server %s/model --address 0.0.0.0"):format(child.program, root))
+  lu.assertEquals(status, 1)
+  lu.assertStrContains(text, "--key")
+end
