@@ -147,6 +147,7 @@ function Units:batch(texts, opts)
   return batch
 end
 
+M.word_pieces = require("perilune.text.pieces").word_pieces
 M.ngrams = require("perilune.text.ngrams").ngrams
 M.mask_tokens = require("perilune.text.mask").mask_tokens
 
