@@ -91,7 +91,7 @@ options.declare(M.scorer, { "model" }, scorers.rules)
 M.with_layers = require("perilune.models.depth").with_layers
 
 -- Files of this folder: peri.models.llama is perilune.models.llama. The formats stand in the room weights.
-local files = { hf = "weights.hf", gguf = "weights.gguf.source", llama2c = "weights.llama2c" }
+local files = { hf = "weights.hf", gguf = "weights.gguf.source", llama2c = "weights.llama2c", joint = "models.joint" }
 for _, name in pairs(architectures) do files[name] = "models." .. name end
 
 return require "perilune.names"(setmetatable(M, {
