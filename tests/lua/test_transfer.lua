@@ -1,0 +1,93 @@
+-- algo.transfer: which parts of a network learn, and from when on.
+local lu = require "luaunit"
+local peri = require "perilune"
+
+local nn, optim, algo = peri.nn, peri.optim, peri.algo
+
+TestTransfer = {}
+
+local x, y = peri.tensor({ { 1, 2 }, { -1, 0.5 }, { 0, -2 } }, "f32"), peri.tensor({ 0, 1, 1 }, "i64")
+
+local Net = nn.class("Net", function (self)
+  self.lower, self.upper, self.head = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+end)
+function Net:forward(v) return self.head(self.upper(self.lower(v):tanh()):tanh()) end
+
+local function made(more, build)
+  peri.seed(1)
+  local net = Net()
+  local opt = (build or function (n) return optim.AdamW(n, { lr = 1e-2 }) end)(net)
+  local opts = { model = net, optimizer = opt, parts = { "^head", "^upper", "^lower" },
+    loss = function () return net(x):cross_entropy(y) end }
+  for k, v in pairs(more or {}) do opts[k] = v end
+  return net, algo.transfer.new(opts), opt
+end
+
+local function snapshot(net)
+  local out = {}
+  for _, entry in ipairs(net:named_parameters()) do out[entry[1]] = entry[2]:reshape({ -1 }):tolist() end
+  return out
+end
+
+-- A part is as it was brought, to the bit, until its update comes; what no part matches always is.
+function TestTransfer.test_a_part_moves_from_its_update_on()
+  for _, parts in ipairs { { "^head", "^upper", "^lower" }, { "^head" }, { "bias$", "^head%.weight" }, { "." } } do
+    for _, every in ipairs { 0, 1, 3 } do
+      local net, stepper = made { parts = parts, every = every }
+      local before = snapshot(net)
+      for step = 1, 8 do
+        local open = every == 0 and #parts or math.min(#parts, 1 + (step - 1) // every)
+        lu.assertEquals(stepper:step().open, open)
+        local after = snapshot(net)
+        for name in pairs(before) do
+          local owner
+          for i = #parts, 1, -1 do if name:find(parts[i]) then owner = i end end
+          lu.assertEquals(before[name][1] ~= after[name][1], owner ~= nil and owner <= open, name)
+        end
+        before = after
+      end
+    end
+  end
+end
+
+function TestTransfer.test_all_parts_at_once_are_plain_training()
+  local net, stepper = made { clip_norm = 1 }
+  for _ = 1, 5 do stepper:step() end
+  peri.seed(1)
+  local plain = Net()
+  local opt = optim.AdamW(plain, { lr = 1e-2 })
+  for _ = 1, 5 do
+    plain(x):cross_entropy(y):backward()
+    opt:step({ clip = 1 }):zero_grad()
+  end
+  lu.assertEquals(snapshot(net), snapshot(plain))
+end
+
+function TestTransfer.test_a_state_goes_on_to_the_bit()
+  for cut = 1, 6 do
+    local net, stepper = made { every = 2 }
+    for _ = 1, 7 do stepper:step() end
+    local first, early, opt = made { every = 2 }
+    for _ = 1, cut do early:step() end
+    local again, later, other = made { every = 2 }
+    again:load_state_dict(first:state_dict())
+    other:load_state_dict(opt:state_dict())
+    later:set_state(early:state())
+    lu.assertEquals(later.open, math.min(3, 1 + cut // 2))
+    for _ = cut + 1, 7 do later:step() end
+    lu.assertEquals(snapshot(again), snapshot(net), cut)
+  end
+end
+
+function TestTransfer.test_what_cannot_be_is_refused()
+  lu.assertErrorMsgContains('part 2: no parameter that an earlier part has not matches "^head"', made,
+    { parts = { ".", "^head" } })
+  lu.assertErrorMsgContains("part 1: no parameter", made, { parts = { "^tail" } })
+  lu.assertErrorMsgContains("part 1 is a number", made, { parts = { 1 } })
+  lu.assertErrorMsgContains("there are no parts", made, { parts = {} })
+  lu.assertErrorMsgContains("lower.weight is of part 3 and not the optimizer's", made, nil,
+    function (net) return optim.SGD({ net.head, net.upper }, { lr = 1 }) end)
+  lu.assertErrorMsgContains('unknown option "evry"', made, { evry = 1 })
+end
+
+os.exit(lu.LuaUnit.run())
