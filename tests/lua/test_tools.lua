@@ -235,6 +235,17 @@ function TestEnvironment.test_malformed_calls_are_told_so()
   lu.assertStrContains(text, "there is no turn left to read a result")
 end
 
+function TestEnvironment.test_calls_may_be_read_otherwise()
+  local env = tools.environment { tools = { keys, double }, tokenizer = chars, read = function (text)
+    if text == "huh" then return nil, "what is asked" end
+    return text:match "^%a+", { a = text:match "%d+" }
+  end }
+  lu.assertEquals(answer(env, chars, "<tool>keys 12</tool>"), "<res>12</res>")
+  lu.assertEquals({ answer(env, chars, "<tool>huh</tool>") }, { "<err>what is asked</err>", 1, 1 })
+  lu.assertEquals({ answer(env, chars, "<tool>other 1</tool>") },
+    { "<err>there is no tool other; there are: keys, double</err>", 1, 1 })
+end
+
 -- Megabytes are cut, bytes that are no text are replaced, and nothing raises.
 function TestEnvironment.test_what_a_tool_says_is_cut_and_is_never_a_mark()
   local says

@@ -37,8 +37,8 @@ local own = {
   draws = options.integer(10, "[1, inf)", "dynamic: rollouts of an update at most"),
   clip_high = options.number(options.none, "(0, inf]", "see loss.policy; default: 0.28, of a preset the preset's"),
   entropy_target = options.number(options.none, "[0, inf)", "entropy_coef follows it: see rl.entropy_controller"),
-  importance = options.value(options.none, "table", "options of loss.importance: truncated importance sampling; "
-    .. "changes nothing here, where sampling and training agree to the bit"),
+  importance = options.value(options.none, "table", "options of loss.importance: truncated importance sampling, for "
+    .. "batches of samplers; changes nothing where sampling and training agree to the bit"),
   routing_replay = options.boolean(false, "mixtures of experts: all passes of an update go to the experts that the "
     .. "policy chose when it began; changes nothing in the first"),
   shared_prompt = options.boolean(false, "read the prompt of a group once for its answers: for long prompts; the "

@@ -20,8 +20,8 @@ local rules = {
   result = options.value({ "<res>", "</res>" }, "table", pair .. " a result"),
   failure = options.value(options.none, "table", pair .. " what went wrong; default: <err> and </err>, or those of "
     .. "result where that is given"),
-  read = options.value(options.none, "callable", "fn(text of a call) -> name or tool, arguments; nil and why where it "
-    .. "is malformed; default: see tools.read"),
+  read = options.value(options.none, "callable", "fn(text of a call) -> name of a tool, arguments; nil and why where "
+    .. "it is malformed; default: see tools.read"),
   write = options.value(options.none, "callable", "fn(text of a result) -> text, as the tokenizer has it; default: as "
     .. "it is"),
   most = options.integer(1000, "[1, inf)", "characters of a result that the model is told; the rest is cut, and "
@@ -33,6 +33,16 @@ local rules = {
 local Env = {}
 Env.__index, Env.__name = Env, "perilune.tools.Environment"
 
+-- The tool of a name, or nil and why there is none.
+local function named(name, list)
+  local names = {}
+  for i, one in ipairs(list) do
+    if one.name == name then return one end
+    names[i] = one.name
+  end
+  return nil, ("there is no tool %s; there are: %s"):format(tostring(name):sub(1, 40), table.concat(names, ", "))
+end
+
 --- A call as most models write it: JSON { "name": ..., "arguments": ... }, or a name and behind a blank or in
 --- parentheses the arguments; where there is one tool, its arguments alone.
 --- @param text string
@@ -40,14 +50,6 @@ Env.__index, Env.__name = Env, "perilune.tools.Environment"
 --- @return table? tool
 --- @return any arguments  or why there is none
 function M.read(text, list)
-  local function named(name)
-    for _, one in ipairs(list) do if one.name == name then return one end end
-  end
-  local function unknown(name)
-    local names = {}
-    for i, one in ipairs(list) do names[i] = one.name end
-    return nil, ("there is no tool %s; there are: %s"):format(tostring(name):sub(1, 40), table.concat(names, ", "))
-  end
   text = text:match "^%s*(.-)%s*$"
   if text:sub(1, 1) == "{" then
     local ok, call = pcall(peri.json.decode, text)
@@ -55,15 +57,15 @@ function M.read(text, list)
     local arguments = call.arguments
     if arguments == nil then arguments = call.parameters end
     if type(call.name) ~= "string" then return nil, "the call has no name" end
-    local found = named(call.name)
-    if not found then return unknown(call.name) end
+    local found, why = named(call.name, list)
+    if not found then return nil, why end
     return found, arguments == nil and "" or arguments
   end
   local name, rest = text:match "^([%a_][%w_]*)%s*(.*)$"
-  local found = name and named(name)
+  local found, why = named(name or text, list)
   if found then return found, rest:match "^%((.*)%)$" or rest end
   if #list == 1 then return list[1], text end
-  return unknown(name or text)
+  return nil, why
 end
 
 local function want_pair(name, value)
@@ -167,7 +169,11 @@ function Env:reply(talks)
       elseif k > o.calls then arguments = ("more than %d calls in one turn"):format(o.calls)
       elseif o.read then
         found, arguments = o.read(text)
-        if type(found) == "string" then found, arguments = M.read(("%s %s"):format(found, arguments), o.tools) end
+        if type(found) == "string" then
+          local why
+          found, why = named(found, o.tools)
+          arguments = found and arguments or why
+        end
       else found, arguments = M.read(text, o.tools) end
       if found and talk.last then found, arguments = nil, "there is no turn left to read a result" end
       if found then
