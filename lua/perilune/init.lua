@@ -15,7 +15,7 @@ local public = {
     reward_model = "algo.reward_model", sft = "algo.sft", transfer = "algo.transfer" },
   tasks = { chain = "tasks.chain", clock = "tasks.clock", countdown = "tasks.countdown", domains = "tasks.domains",
     gsm8k = "tasks.gsm8k", metrics = "tasks.metrics", products = "tasks.products", quest = "tasks.quest",
-    sums = "tasks.sums", words = "tasks.words" },
+    sums = "tasks.sums", verdicts = "tasks.verdicts", words = "tasks.words" },
   recipe = "run.recipe", serve = "serve.tinker", flags = "run.flags", plot = "run.plot", image = "image",
   -- the names that steppers had before the room algo
   post = { grpo = "algo.grpo", sft = "algo.sft", rows = "data.rows" },

@@ -133,4 +133,56 @@ function TestTasksDomains.test_the_corpus_errs_at_its_rates()
   lu.assertEquals({ examples[1].domain, examples[2].domain, examples[3].domain }, domains.names)
 end
 
+TestTasksVerdicts = {}
+
+local verdicts = peri.tasks.verdicts
+
+function TestTasksVerdicts.test_every_text_goes_through_the_vocabulary()
+  local words_of = verdicts.tokenizer()
+  lu.assertEquals(verdicts.config(4, 128).vocab_size, words_of.size)
+  for _, row in ipairs(verdicts.corpus_rows(peri.rng(1), 2000, { nmax = 5 })) do
+    for _, id in ipairs(words_of:encode(row.prompt .. row.completion)) do
+      lu.assertTrue(id >= 4 and id < words_of.size, row.prompt .. row.completion)
+    end
+    lu.assertEquals(#words_of:encode(row.prompt .. row.completion), -- nothing runs into what it follows
+      #words_of:encode(row.prompt) + #words_of:encode(row.completion))
+  end
+  for _, row in ipairs(verdicts.problems(peri.rng(0), 50, { held_out = true })) do lu.assertTrue(chain.held_out(row)) end
+end
+
+-- Every other row is a verdict, seven in ten with a thought; of the others six in ten are right.
+function TestTasksVerdicts.test_the_corpus_errs_at_its_rates()
+  local n, thoughts, right = 0, 0, 0
+  local rows = verdicts.corpus_rows(peri.rng(5), 20000)
+  for i, row in ipairs(rows) do
+    lu.assertEquals(row.prompt:find "Score:$" ~= nil, i % 2 == 0)
+    if i % 2 == 0 then
+      local said = chain.final(row.prompt:match "^[^=]+= (.*)\nScore:$")
+      local verdict = row.completion:match "^ ([01])$"
+      n = n + 1
+      if not verdict then
+        lu.assertStrMatches(row.completion, " <think> .* </think> [01]")
+        thoughts = thoughts + 1
+      else
+        right = right + (((row.answer == said) == (verdict == "1")) and 1 or 0)
+      end
+    end
+  end
+  lu.assertAlmostEquals(thoughts / n, 0.7, 0.015)
+  lu.assertAlmostEquals(right / (n - thoughts), 0.6, 0.02)
+  for _, row in ipairs(verdicts.corpus_rows(peri.rng(5), 400, { wrong = 0, thought = 0, guess = 0 })) do
+    local answer = row.prompt:match "^[^=]+= (.*)\nScore:$"
+    if answer then lu.assertEquals(row.completion, chain.final(answer) == row.answer and " 1" or " 0") end
+  end
+end
+
+function TestTasksVerdicts.test_as_many_right_answers_as_wrong_ones()
+  local a, b = {}, {}
+  local rows, texts, grades = verdicts.balanced { total = { 0, 0, 1, 0, 1.0, 0 }, rows = { a, a, a, b, b, b },
+    texts = { "1", "2", "3", "4", "5", "6" } }
+  lu.assertEquals({ texts, grades }, { { "1", "2", "3", "5" }, { 0, 0, 1, 1 } })
+  lu.assertTrue(rows[3] == a and rows[4] == b)
+  lu.assertEquals({ verdicts.balanced { total = { 0, 0 }, rows = { a, a }, texts = { "1", "2" } } }, { {}, {}, {} })
+end
+
 os.exit(lu.LuaUnit.run())
