@@ -103,3 +103,34 @@ function TestRewardJudge.test_what_a_judge_cannot_be_is_named()
   refused('the rubric: unknown field "answr"; did you mean "answer"?', { rubric = "{prompt} {answer} {answr}" })
   lu.assertErrorMsgContains("reward.judge: model is missing", R.judge, { tokenizer = words })
 end
+
+-- What a judge is trained on is what it is asked with.
+function TestRewardJudge.test_a_judge_is_asked_what_it_was_trained_on()
+  local asked, tok = {}, setmetatable({}, { __index = words })
+  function tok.encode_batch(_, texts)
+    for _, text in ipairs(texts) do asked[#asked + 1] = text end
+    return words:encode_batch(texts)
+  end
+  peri.seed(3)
+  local fn = R.judge { model = peri.models.llama.new(shape()), tokenizer = tok, rubric = "{prompt}{answer}\n", part = "whole",
+    lowest = 0, highest = 1, max_new_tokens = 2 }
+  local rows, texts = { { prompt = "yes ? " }, { prompt = "no " } }, { "<think> no </think> yes", "<|x|> Score: 7" }
+  local given = fn:ask(rows, texts)
+  fn(rows, texts)
+  lu.assertEquals({ given[1].prompt, given[2].prompt }, asked)
+  lu.assertEquals(asked, { "yes ? <think> no </think> yes\nScore:", "no < |x| > Score: 7\nScore:" })
+  lu.assertEquals(fn:ask({}, {}), {})
+  lu.assertErrorMsgContains("judge:ask: 2 rows, 1 texts", fn.ask, fn, rows, { "yes" })
+  lu.assertErrorMsgContains("judge:ask: row 1: the row has no prompt", fn.ask, fn, { {} }, { "yes" })
+end
+
+function TestRewardJudge.test_a_reply_is_worth_how_near_it_comes_to_the_rubric()
+  local ten, one = R.agreement(), R.agreement { field = "grade", lowest = -1, highest = 1 }
+  for reply, want in pairs { ["7"] = 1, ["Score: 7"] = 1, ["Score: 2"] = 0.5, ["<think> 1 </think> 9"] = 0.8, ["12"] = 0,
+    [""] = 0, ["good"] = 0, ["7 8"] = 0 } do lu.assertAlmostEquals(ten({ score = 7 }, reply), want, 1e-12, reply) end
+  lu.assertEquals({ one({ grade = 1 }, "1"), one({ grade = 1 }, "0"), one({ grade = 1 }, "-1") }, { 1, 0.5, 0 })
+  for _, row in ipairs { {}, { score = "7" }, { score = 11 }, { score = 0 / 0 } } do
+    lu.assertErrorMsgContains("expected the rubric's score: a number from 0 to 10", peri.rl.score, { row }, { "7" }, { { 1 } }, ten)
+  end
+  lu.assertErrorMsgContains("lowest is 3, expected less than highest, 2", R.agreement, { lowest = 3, highest = 2 })
+end

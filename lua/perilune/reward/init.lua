@@ -12,7 +12,7 @@ for file, names in pairs {
   language = { "language" },
   code = { "code" },
   model = { "model", "helpfulness", "harmlessness" },
-  judge = { "judge" },
+  judge = { "judge", "agreement" },
   vote = { "vote" },
 } do
   local module = require("perilune.reward." .. file)

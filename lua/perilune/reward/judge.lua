@@ -1,4 +1,5 @@
--- judge.lua - a model as judge: it is asked by a rubric what an answer is worth, and its reply is read strictly.
+-- judge.lua - a model as judge: it is asked by a rubric what an answer is worth, its reply is read strictly; and what
+-- a judge is rewarded with while it learns to judge.
 local answers = require "perilune.reward.answers"
 local numbers = require "perilune.tasks.numbers"
 local options = require "perilune.options"
@@ -91,6 +92,23 @@ local function question(self, row, text)
   return { prompt = asked .. "Score:" }
 end
 
+--- The rows that the judge puts to its model, a prompt for each answer: what it is trained on, and asked with.
+--- @param rows table[]
+--- @param texts string[]
+--- @return table[] rows  prompt
+function Judge:ask(rows, texts)
+  options.argument("judge:ask", "rows", rows, "table")
+  options.argument("judge:ask", "texts", texts, "table")
+  if #rows ~= #texts then options.raise(("judge:ask: %d rows, %d texts"):format(#rows, #texts)) end
+  local asked = {}
+  for i, row in ipairs(rows) do
+    local ok, one = pcall(question, self, row, texts[i])
+    if not ok then options.raise(("judge:ask: row %d: %s"):format(i, tostring(one))) end
+    asked[i] = one
+  end
+  return asked
+end
+
 function Judge:__call(rows, texts)
   local o, values, asked = self.options, { n = #rows }, {}
   for i, row in ipairs(rows) do asked[i] = question(self, row, texts[i]) end
@@ -135,5 +153,31 @@ function M.judge(opts)
     unread = 0, replies = {} }, Judge)
 end
 options.declare(M.judge, {}, rules)
+
+local agreement_rules = {
+  field = options.value("score", "string", "of the row: the score that the rubric gave"),
+  lowest = rules.lowest, highest = rules.highest,
+}
+
+--- The reward of a judge that learns to judge, by reinforcement on rows of judge:ask: 1 where its reply gives the score
+--- that the rubric gave, less by how far it is off, as a share of highest - lowest; 0 where no score can be read.
+--- @param opts table?
+--- @return fun(row: table, text: string): number reward
+function M.agreement(opts)
+  local o = options.fill("reward.agreement", opts, agreement_rules)
+  if o.lowest >= o.highest then
+    options.raise(("reward.agreement: lowest is %g, expected less than highest, %g"):format(o.lowest, o.highest))
+  end
+  return function (row, text)
+    local want = type(row) == "table" and row[o.field]
+    if type(want) ~= "number" or not (want >= o.lowest and want <= o.highest) then
+      error(("the row's %s, expected the rubric's score: a number from %g to %g"):format(options.is(o.field, want),
+        o.lowest, o.highest), 0)
+    end
+    local score = read_score(text, o.lowest, o.highest)
+    return score and 1 - math.abs(score - want) / (o.highest - o.lowest) or 0
+  end
+end
+options.declare(M.agreement, {}, agreement_rules)
 
 return M
