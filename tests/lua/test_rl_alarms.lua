@@ -56,6 +56,33 @@ function TestAlarms.test_a_recorded_run_that_goes_well_is_silent()
   end
 end
 
+-- A weak base that is trained on its own majority, and the same base with labels, as recipes/v4/self_vote.lua logged them:
+-- both rewards rise, and only pass@16 of a hundred labelled problems tells which is which.
+local function self_vote(stage, opts)
+  local data = assert(peri.json.decode(assert(peri.files.read "tests/data/vote_metrics.json"))).stages[stage]
+  local alarms, list, rewards = rl.alarms(opts), {}, {}
+  for t, values in ipairs(data.rows) do
+    local row = { step = t, labelled_pass_16 = data.labelled_pass_16[tostring(t)], reward = values[1], entropy = values[2],
+      frac_reward_zero_std = values[3], ["completions/mean_length"] = values[4], ["completions/clipped_ratio"] = values[5],
+      grad_norm = values[6] }
+    rewards[t] = row.reward
+    for _, one in ipairs(alarms:look(row)) do list[#list + 1] = { t, one.name, one.message } end
+  end
+  return list, rewards
+end
+
+function TestAlarms.test_a_recorded_collapse_by_votes_is_told_from_a_rise()
+  local metric = { metric = "labelled_pass_16" }
+  local list, rewards = self_vote("weak_vote", metric)
+  lu.assertTrue(rewards[50] > 3 * rewards[1])
+  lu.assertEquals({ list[1][1], list[1][2], #list }, { 20, "reward_hacking", 1 })
+  lu.assertStrContains(list[1][3], "while labelled_pass_16 fell from 0.84 to 0.34")
+  list, rewards = self_vote("weak_true", metric)
+  lu.assertTrue(rewards[50] > 1.5 * rewards[1])
+  lu.assertEquals(list, {})
+  for _, one in ipairs((self_vote("weak_vote", {}))) do lu.assertNotEquals(one[2], "reward_hacking") end
+end
+
 -- The story of GSM8K with an easy format reward: it goes to 1 by a bare "#### n", answers shrink from 104 to 5 tokens, and
 -- what is right falls from .06 to nothing.
 function TestAlarms.test_the_hacked_format_is_told()
