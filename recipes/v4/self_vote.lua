@@ -16,7 +16,7 @@ local recipe, domains, chain = peri.recipe, peri.tasks.domains, peri.tasks.chain
 
 local cfg = peri.flags(recipe.with_flags {
   batches  = { 3200, "of pre-training, 64 rows each", range = "[51, inf)" },
-  weak     = { 400, "of the weak base's", range = "[51, inf)" },
+  weak     = { 600, "of the weak base's", range = "[51, inf)" },
   width    = { 128, "of the four layers, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain of a sum", range = "[2, inf)" },
   updates  = { 100, "of reinforcement", range = "[2, inf)" },

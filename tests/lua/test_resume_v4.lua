@@ -20,6 +20,8 @@ local recipes = {
     { "english", "student", "sampled", "verified", "mixed", "average" }, 3 },
   self_vote = { "--batches 60 --weak 51 --width 32 --nmax 2 --updates 4 --prompts 2 --labelled 4 --held_out 6 --every 2",
     { "vote", "fixed", "true", "weak_vote" }, 2 },
+  grm = { "--batches 250 --width 64 --nmax 2 --graded 64 --judging 2 --updates 2 --prompts 2 --held_out 10",
+    { "scalar", "grm", "by_truth", "by_scalar", "by_grm" }, 3 },
 }
 
 function TestResumeV4.test_all()
