@@ -110,7 +110,7 @@ static void push_metrics (lua_State *L, const lua_env *v, int values) {
     }
     lua_pop(L, 1);
   }
-  lua_pushvalue(L, values + METRICS);
+  lua_pushvalue(L, values + METRICS_OF);
 }
 
 static void take_metrics (lua_State *L, const lua_env *v, int values, int64_t k, float *to) {
@@ -154,9 +154,12 @@ static void push_result (lua_State *L, const lua_env *v, int idx, int64_t k, con
   const int type = lua_type(L, idx);
   if (v->agents == 1 || type == LUA_TBOOLEAN || type == LUA_TNIL)
     lua_pushvalue(L, idx);
-  else if (type == LUA_TTABLE)
+  else if (type == LUA_TTABLE) {
+    if ((int64_t)lua_rawlen(L, idx) > v->agents)
+      luaL_error(L, "%s has %I entries, expected one for each of %I agents", name,
+                 (LUAI_UACINT)lua_rawlen(L, idx), (LUAI_UACINT)v->agents);
     lua_rawgeti(L, idx, k + 1);
-  else
+  } else
     luaL_error(L, "%s is a %s, expected a list of %I", name, lua_typename(L, type),
                (LUAI_UACINT)v->agents);
 }
@@ -174,10 +177,33 @@ static bool take_boolean (lua_State *L, int idx, const char *name, bool needed) 
   return lua_toboolean(L, idx);
 }
 
-static double take_reward (lua_State *L, int idx) {
+static double take_reward (lua_State *L, const lua_env *v, int idx) {
   if (lua_type(L, idx) != LUA_TNUMBER)
-    luaL_error(L, "step returned %s as reward, expected a number", luaL_typename(L, idx));
+    luaL_error(L,
+               "step returned %s as reward, expected a number: it returns reward, terminated, %s",
+               luaL_typename(L, idx),
+               v->obs.kind == PERI_SPACE_DISCRETE
+                   ? "truncated and the observation"
+                   : "truncated, and writes what is observed into the table obs");
   return lua_tonumber(L, idx);
+}
+
+/* What fn returned from idx on is what is read: an observation that is written into obs may be returned as that table,
+** and nothing stands behind it. */
+static void refuse_surplus (lua_State *L, const lua_env *v, int values, int64_t i, const char *fn,
+                            int idx) {
+  const int last = lua_gettop(L);
+  for (int k = idx + 1; k <= last; k++)
+    if (!lua_isnil(L, k))
+      luaL_error(L, "%s returned a %s as value %d, expected %d at most", fn, luaL_typename(L, k),
+                 k - idx + (fn[0] == 's' ? 4 : 1), fn[0] == 's' ? 4 : 1);
+  if (v->obs.kind != PERI_SPACE_DISCRETE && idx <= last && !lua_isnil(L, idx)) {
+    lua_rawgeti(L, values + OBS_OF, i + 1);
+    if (!lua_rawequal(L, idx, -1))
+      luaL_error(L, "%s returned a %s as observation: write it into the table obs, %s", fn,
+                 luaL_typename(L, idx), v->agents == 1 ? "obs[1] = ..." : "obs[agent][1] = ...");
+    lua_pop(L, 1);
+  }
 }
 
 /* The action of environment i, pushed: an integer or a list; with several agents a list of these. */
@@ -255,11 +281,13 @@ static int run_steps (lua_State *L) {
     push_mask(L, v, AT, i);
     push_metrics(L, v, AT);
     push_live(L, v, AT, live);
-    lua_call(L, 7, 4);
+    lua_call(L, 7, LUA_MULTRET);
+    refuse_surplus(L, v, AT, i, "step", top + 4);
+    lua_settop(L, top + 4);
     for (int64_t k = 0; k < agents; k++) {
       const int64_t row = first + k;
       v->row = row;
-      io->reward[row] = take_reward(L, result_at(L, v, top + 1, k, "reward"));
+      io->reward[row] = take_reward(L, v, result_at(L, v, top + 1, k, "reward"));
       io->terminated[row] =
           take_boolean(L, result_at(L, v, top + 2, k, "terminated"), "terminated", true);
       io->truncated[row] =
@@ -305,7 +333,9 @@ static int run_reset (lua_State *L) {
   lua_pushvalue(L, AT + RNG);
   push_mask(L, v, AT, i);
   push_live(L, v, AT, io->live);
-  lua_call(L, 5, 1);
+  lua_call(L, 5, LUA_MULTRET);
+  refuse_surplus(L, v, AT, i, "reset", top + 1);
+  lua_settop(L, top + 1);
   take_all_obs(L, v, AT, i, "reset", top + 1, io->obs);
   for (int64_t k = 0; k < agents; k++)
     take_mask(L, v, AT + MASKS, i * agents + k, v->masked ? io->mask + k * v->action.n : NULL);
@@ -504,8 +534,59 @@ static void make_live (lua_State *L, const lua_env *v) {
   lua_remove(L, -2);
 }
 
+/* ---- lists of the agents' tables: those are written into, and none is put in their places ---- */
+
+static int refuse_agent (lua_State *L) {
+  const char *what = lua_tostring(L, lua_upvalueindex(1));
+  lua_Integer n = lua_tointeger(L, lua_upvalueindex(2));
+  const char *key = luaL_tolstring(L, 2, NULL);
+  return luaL_error(
+      L, "%s[%s]: %s is a list for agents 1 to %I; write into what is there, as %s[1][...] = ...",
+      what, key, what, (LUAI_UACINT)n, what);
+}
+
+static int count_agents (lua_State *L) {
+  lua_pushvalue(L, lua_upvalueindex(1));
+  return 1;
+}
+
+static int next_agent (lua_State *L) {
+  lua_settop(L, 2);
+  if (lua_next(L, 1)) return 2;
+  lua_pushnil(L);
+  return 1;
+}
+
+static int each_agent (lua_State *L) {
+  lua_pushcfunction(L, next_agent);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  return 2;
+}
+
+/* The list on top becomes one that shows its entries and takes no others. */
+static void seal (lua_State *L, const lua_env *v, const char *what) {
+  const int list = lua_gettop(L);
+  lua_newtable(L);
+  lua_createtable(L, 0, 4);
+  lua_pushvalue(L, list);
+  lua_setfield(L, -2, "__index");
+  lua_pushstring(L, what);
+  lua_pushinteger(L, v->agents);
+  lua_pushcclosure(L, refuse_agent, 2);
+  lua_setfield(L, -2, "__newindex");
+  lua_pushinteger(L, v->agents);
+  lua_pushcclosure(L, count_agents, 1);
+  lua_setfield(L, -2, "__len");
+  lua_pushvalue(L, list);
+  lua_pushcclosure(L, each_agent, 1);
+  lua_setfield(L, -2, "__pairs");
+  lua_setmetatable(L, -2);
+  lua_replace(L, list);
+}
+
 /* The rows of value `from` by environments, as value `to` of the table on top: the same where there is one agent. */
-static void group_rows (lua_State *L, const lua_env *v, int from, int to, int64_t n) {
+static void group_rows (lua_State *L, const lua_env *v, int from, int to, int64_t n,
+                        const char *what) {
   lua_rawgeti(L, -1, from);
   if (v->agents > 1) {
     lua_createtable(L, n < 1 << 26 ? (int)n : 0, 0);
@@ -515,6 +596,7 @@ static void group_rows (lua_State *L, const lua_env *v, int from, int to, int64_
         lua_rawgeti(L, -3, i * v->agents + k);
         lua_rawseti(L, -2, k);
       }
+      seal(L, v, what);
       lua_rawseti(L, -2, i + 1);
     }
     lua_remove(L, -2);
@@ -535,6 +617,9 @@ static void fill_values (lua_State *L, lua_env *v, int64_t rows) {
     push_for_agents(L, v, make_action);
   lua_rawseti(L, -2, ACTION);
   push_for_agents(L, v, make_metrics);
+  lua_pushvalue(L, -1);
+  if (v->agents > 1) seal(L, v, "metrics");
+  lua_rawseti(L, -3, METRICS_OF);
   lua_rawseti(L, -2, METRICS);
   make_live(L, v);
   lua_rawseti(L, -2, LIVE);
@@ -544,8 +629,8 @@ static void fill_values (lua_State *L, lua_env *v, int64_t rows) {
   push_rows(L, v->masked ? rows : 0, v->masked ? v->action.n : 0, "mask", false);
   lua_rawseti(L, -2, MASKS);
   const int64_t n = rows / v->agents;
-  group_rows(L, v, OBS, OBS_OF, nobs ? n : 0);
-  group_rows(L, v, MASKS, MASK_OF, v->masked ? n : 0);
+  group_rows(L, v, OBS, OBS_OF, nobs ? n : 0, "obs");
+  group_rows(L, v, MASKS, MASK_OF, v->masked ? n : 0, "mask");
 }
 
 /* make_lua(options, { id, doc, obs, action, max_steps, mask, batch, step, reset }), all checked by who calls. With batch

@@ -15,12 +15,13 @@ enum {
   OBS,    /* of rows */
   ACTION, /* one that is filled for each call */
   RNG,
-  MASKS,   /* of rows */
-  OBS_OF,  /* of environments: with several agents the list of their rows' */
-  MASK_OF, /* the same of masks */
-  METRICS, /* as ACTION */
-  LIVE,    /* as ACTION */
-  NVALUES = LIVE
+  MASKS,      /* of rows */
+  OBS_OF,     /* of environments: with several agents the list of their rows' */
+  MASK_OF,    /* the same of masks */
+  METRICS,    /* as ACTION */
+  LIVE,       /* as ACTION */
+  METRICS_OF, /* what is shown of METRICS */
+  NVALUES = METRICS_OF
 };
 
 typedef struct peri__env_lua {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "env.h"
 #include "env/ring.h"
 
 #define REPLAY "perilune.replay"
@@ -22,8 +23,27 @@ lua_Integer peri__want_integer (lua_State *L, int arg, const char *fn, const cha
   return i;
 }
 
+/* The space of a field, if its table on top has one, in *s; what that borrows is held by the table. */
+static const peri_space *space_of (lua_State *L, const char *fn, const char *name, peri_space *s) {
+  const int entry = lua_gettop(L);
+  const peri_space *found = NULL;
+  if (lua_getfield(L, entry, "space") == LUA_TTABLE) {
+    *s = peri__space_at(L, entry + 1, fn, name);
+    const int last = lua_gettop(L);
+    lua_createtable(L, last - entry, 0);
+    for (int i = entry + 1; i <= last; i++) {
+      lua_pushvalue(L, i);
+      lua_rawseti(L, last + 1, i - entry);
+    }
+    lua_setfield(L, entry, "held");
+    found = s;
+  }
+  lua_settop(L, entry);
+  return found;
+}
+
 /* The entries of one field, a table on top of the stack. */
-static void read_field (lua_State *L, const char *fn, peri_field *f) {
+static void read_field (lua_State *L, const char *fn, peri_field *f, peri_space *space) {
   int entry = lua_gettop(L);
   lua_rawgeti(L, entry, 1);
   lua_rawgeti(L, entry, 2);
@@ -43,6 +63,7 @@ static void read_field (lua_State *L, const char *fn, peri_field *f) {
     f->shape[i] = lua_tointeger(L, -1);
   }
   lua_settop(L, entry);
+  f->space = space_of(L, fn, f->name, space);
 }
 
 peri_field *peri__want_fields (lua_State *L, int idx, const char *fn, int *n) {
@@ -51,12 +72,13 @@ peri_field *peri__want_fields (lua_State *L, int idx, const char *fn, int *n) {
     luaL_error(L, "%s: %I fields, at most %d are supported", fn, (LUAI_UACINT)count,
                PERI__FIELDS_MAX);
   *n = (int)count;
-  size_t bytes = (size_t)(*n + 1) * sizeof(peri_field);
+  size_t bytes = (size_t)(*n + 1) * (sizeof(peri_field) + sizeof(peri_space));
   peri_field *fields = (peri_field *)lua_newuserdatauv(L, bytes, 0);
+  peri_space *spaces = (peri_space *)(void *)(fields + *n + 1);
   memset(fields, 0, bytes);
   for (int i = 0; i < *n; i++) {
     lua_rawgeti(L, idx, i + 1);
-    read_field(L, fn, &fields[i]);
+    read_field(L, fn, &fields[i], &spaces[i]);
     lua_pop(L, 1);
   }
   return fields;

@@ -88,7 +88,10 @@ static int put (lua_State *L, int arg, const char *fn, bool every) {
     if (!in[i]) continue;
     bool fits =
         in[i]->ndim == t->ndim && memcmp(in[i]->shape, t->shape, sizeof *t->shape * t->ndim) == 0;
-    if (fits && in[i]->dtype == t->dtype) continue;
+    if (fits && in[i]->dtype == t->dtype) {
+      peri__check(L, fn, peri__rollout_fits(of(b), i, in[i]));
+      continue;
+    }
     peri__push_shape_text(L, in[i]->ndim, in[i]->shape);
     peri__push_shape_text(L, t->ndim, t->shape);
     return luaL_error(L, "%s: %s is %s %s, the rollout's is %s %s", fn, peri_rollout_name(of(b), i),

@@ -304,6 +304,10 @@ local function is_outside(level) -- of the caller; nil above the last
   return info and info.what ~= "C" and info.source:sub(1, #library) ~= library
 end
 
+--- Whether the function that called the one that asks is outside of the library.
+--- @return boolean
+function M.is_caller_outside() return is_outside(3) == true end
+
 --- Raise an error that points at whoever called into the library, however deep that call went and whether or not
 --- calls on the way were tail calls. A function outside the library that calls this one, or fill or read, for its own
 --- arguments has the error point at level, as error() does.
@@ -325,6 +329,22 @@ end
 function M.argument(who, name, given, types)
   if M.value(nil, types).accepts(given) then return end
   M.raise(("%s: %s, expected %s"):format(who, M.is(name, given), types))
+end
+
+--- Raise where a tensor has a number that is not finite, with the first such number and its place.
+--- @param who string  function named in the message
+--- @param name string  of the tensor
+--- @param x perilune.Tensor
+function M.finite(who, name, x)
+  local good = x:isfinite()
+  if good:all():item() then return end
+  local left, place = good:to("u8"):argmin():item(), {} -- from 0 on
+  local value = x:reshape({ -1 }):select(1, left + 1):item()
+  for k = x.ndim, 1, -1 do
+    table.insert(place, 1, left % x.shape[k] + 1)
+    left = left // x.shape[k]
+  end
+  M.raise(("%s: %s is %s at (%s), expected finite numbers"):format(who, name, shown(value), table.concat(place, ", ")))
 end
 
 --- A copy of defaults with the given values in it; raises for a name that defaults lacks, a value

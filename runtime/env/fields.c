@@ -2,6 +2,8 @@
 #include <stdio.h>
 
 #include "env/fields.h"
+
+#include "env/env.h"
 #include "op/inplace.h"
 
 static bool is_name (const char *s) {
@@ -12,6 +14,25 @@ static bool is_name (const char *s) {
     if (n >= PERI__NAME_MAX - 1) return false;
   }
   return n > 0;
+}
+
+static bool same_shape (int n, const int64_t *a, int m, const int64_t *b) {
+  return n == m && (n == 0 || memcmp(a, b, (size_t)n * sizeof *a) == 0);
+}
+
+static peri_status take_space (peri_ctx *ctx, const peri_space *space, peri__field *f) {
+  peri_status s = peri_space_check(ctx, space);
+  if (s != PERI_OK) return peri__fail(ctx, s, "field %s: %s", f->name, ctx->message);
+  if (space->dtype != f->dtype || !same_shape(space->ndim, space->shape, f->ndim, f->shape)) {
+    char want[128], have[128];
+    return peri__fail(
+        ctx, PERI_ESHAPE, "field %s is %s %s, its space %s %s", f->name, peri_dtype_name(f->dtype),
+        peri__sizes_text(f->ndim, f->shape, want, sizeof want), peri_dtype_name(space->dtype),
+        peri__sizes_text(space->ndim, space->shape, have, sizeof have));
+  }
+  f->block = peri__space_copy(ctx, space, &f->space, &f->block_size);
+  return f->block ? PERI_OK
+                  : peri__fail(ctx, PERI_ENOMEM, "field %s: no memory for its space", f->name);
 }
 
 static peri_status take (peri_ctx *ctx, const peri_field *given, peri__field *f) {
@@ -36,14 +57,30 @@ static peri_status take (peri_ctx *ctx, const peri_field *given, peri__field *f)
   f->role = given->role;
   f->ndim = given->ndim;
   for (int i = 0; i < f->ndim; i++) f->shape[i] = given->shape[i];
-  return PERI_OK;
+  return given->space ? take_space(ctx, given->space, f) : PERI_OK;
 }
+
+void peri__field_drop (peri_ctx *ctx, peri__field *f) {
+  peri__free(ctx, f->block, f->block_size);
+  f->block = NULL;
+}
+
+static peri_status take_all (peri_ctx *ctx, int n, const peri_field *given,
+                             const char *const *reserved, peri__field *out);
 
 peri_status peri__fields_take (peri_ctx *ctx, int n, const peri_field *given,
                                const char *const *reserved, peri__field *out) {
   if (n < 0 || n > PERI__FIELDS_MAX)
     return peri__fail(ctx, PERI_EINVAL, "%d fields, at most %d are supported", n, PERI__FIELDS_MAX);
   if (n > 0) NEED(ctx, given);
+  memset(out, 0, (size_t)n * sizeof *out);
+  peri_status s = take_all(ctx, n, given, reserved, out);
+  for (int i = 0; s != PERI_OK && i < n; i++) peri__field_drop(ctx, &out[i]);
+  return s;
+}
+
+static peri_status take_all (peri_ctx *ctx, int n, const peri_field *given,
+                             const char *const *reserved, peri__field *out) {
   for (int i = 0; i < n; i++) {
     TRY(take(ctx, &given[i], &out[i]));
     for (int k = 0; reserved[k]; k++)
@@ -82,6 +119,16 @@ static bool has_shape (const peri_tensor *t, int ndim, const int64_t *shape) {
   return true;
 }
 
+peri_status peri__field_fits (peri_ctx *ctx, const peri__field *f, const char *name, int64_t rows,
+                              const void *values) {
+  if (!f->block) return PERI_OK;
+  int64_t bad = peri__space_bad_row(&f->space, values, rows);
+  if (bad == rows) return PERI_OK;
+  char why[160];
+  peri__space_complaint(&f->space, (const char *)values + (size_t)bad * f->row, why, sizeof why);
+  return peri__fail(ctx, PERI_EINVAL, "%s: row %s %s", name, peri__nth(ctx, bad), why);
+}
+
 peri_status peri__field_rows (peri_ctx *ctx, const peri__field *f, const char *name, int64_t rows,
                               peri_tensor *t, peri_tensor **dense) {
   int64_t shape[PERI_MAX_DIMS];
@@ -97,9 +144,11 @@ peri_status peri__field_rows (peri_ctx *ctx, const peri__field *f, const char *n
     return peri__fail(ctx, PERI_EDTYPE, "%s is %s, the buffer's is %s", name,
                       t->storage->packed ? "packed" : peri_dtype_name((peri_dtype)t->dtype),
                       peri_dtype_name(f->dtype));
-  if (!peri__dense(t)) return peri__contiguous(t, dense);
-  *dense = peri_retain(t);
-  return PERI_OK;
+  if (!peri__dense(t))
+    TRY(peri__contiguous(t, dense));
+  else
+    *dense = peri_retain(t);
+  return peri__field_fits(ctx, f, name, rows, (*dense)->data);
 }
 
 peri_status peri__field_out (peri_ctx *ctx, const char *name, peri_dtype d, int ndim,

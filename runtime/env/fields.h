@@ -18,12 +18,16 @@ typedef struct peri__field {
   peri_field_role role;
   int ndim;
   int64_t shape[PERI_MAX_DIMS];
-  size_t row; /* bytes */
+  size_t row;       /* bytes */
+  peri_space space; /* that values lie in, where there is a block */
+  void *block;      /* memory of the space; NULL: any value */
+  size_t block_size;
 } peri__field;
 
-/* Check n fields and take them over. reserved: names that the buffer has itself, NULL ends. */
+/* Check n fields and take them over, to be dropped. reserved: names that the buffer has itself, NULL ends. */
 peri_status peri__fields_take (peri_ctx *ctx, int n, const peri_field *given,
                                const char *const *reserved, peri__field *out);
+void peri__field_drop (peri_ctx *ctx, peri__field *f);
 /* Sizes of a tensor of rows of f under nlead leading dims; the number of dims. */
 int peri__field_shape (const peri__field *f, int nlead, const int64_t *lead, int64_t *shape);
 /* A new tensor of them, uninitialised. */
@@ -31,9 +35,14 @@ peri_status peri__field_tensor (peri_ctx *ctx, const peri__field *f, int nlead, 
                                 peri_tensor **out);
 /* Add the bytes of that many rows to *total; false: it overflows. */
 bool peri__field_bytes (const peri__field *f, int64_t rows, size_t *total);
-/* t as (rows, ...) of f and dense: itself, retained, or a copy. name is for the message. */
+/* Values of that many rows lie in the space of f. */
+peri_status peri__field_fits (peri_ctx *ctx, const peri__field *f, const char *name, int64_t rows,
+                              const void *values);
+/* t as (rows, ...) of f and dense: itself, retained, or a copy, also where its values do not fit. name is for the message. */
 peri_status peri__field_rows (peri_ctx *ctx, const peri__field *f, const char *name, int64_t rows,
                               peri_tensor *t, peri_tensor **dense);
+/* The values of t, of the dtype and shape of all of field i of a rollout, lie in its space. */
+PERI_API peri_status peri__rollout_fits (const peri_rollout *r, int i, peri_tensor *t);
 /* An output of that dtype and shape: made where *t is NULL, checked else. */
 peri_status peri__field_out (peri_ctx *ctx, const char *name, peri_dtype d, int ndim,
                              const int64_t *shape, peri_tensor *given, peri_tensor **out);

@@ -119,6 +119,7 @@ static peri_status take_memory (peri_replay *r, double gamma) {
 void peri_replay_close (peri_replay *r) {
   if (!r) return;
   for (int i = 0; i < r->nfields; i++) {
+    peri__field_drop(r->ctx, &r->field[i].is);
     peri_release(r->field[i].store);
     peri_release(r->field[i].after);
     peri_release(r->field[i].ends);
@@ -136,9 +137,9 @@ static peri_status fill (peri_replay *r, const peri_replay_options *o) {
   size_t bytes;
   TRY(peri__fields_take(r->ctx, o->nfields, o->fields, reserved, taken));
   r->nfields = o->nfields;
+  for (int i = 0; i < r->nfields; i++) r->field[i].is = taken[i];
   for (int i = 0; i < r->nfields; i++) {
     static const char *const parts[3] = { "field", "after", "ends" };
-    r->field[i].is = taken[i];
     if (r->groups > 0 && taken[i].ndim > PERI_MAX_DIMS - 3)
       return peri__fail(r->ctx, PERI_EINVAL, "field %s has %d dims, at most %d with groups",
                         taken[i].name, taken[i].ndim, PERI_MAX_DIMS - 3);
@@ -261,6 +262,20 @@ static peri_status scalars (peri_replay *r, const char *name, peri_dtype first, 
   return peri__field_rows(r->ctx, &f, name, r->rows, t, out);
 }
 
+static float reward_at (const peri_tensor *t, int64_t row) {
+  return t->dtype == PERI_F32 ? ((const float *)t->data)[row]
+                              : (float)((const double *)t->data)[row];
+}
+
+static peri_status check_rewards (peri_replay *r, const peri_tensor *t) {
+  for (int64_t row = 0; row < r->rows; row++)
+    if (!isfinite(reward_at(t, row)))
+      return peri__fail(r->ctx, PERI_EINVAL,
+                        "reward: row %s is %g, expected a finite number of f32",
+                        peri__nth(r->ctx, row), (double)reward_at(t, row));
+  return PERI_OK;
+}
+
 static peri_status take_step (peri_replay *r, peri_tensor *const *in, step *s) {
   for (int i = 0; i < r->nin; i++) {
     const peri__column *c = &r->in[i];
@@ -275,7 +290,10 @@ static peri_status take_step (peri_replay *r, peri_tensor *const *in, step *s) {
       TRY(peri__field_rows(r->ctx, &r->field[c->field].is, c->name, r->rows, in[i],
                            &s->next[c->field]));
       break;
-    case PERI__FROM_REWARD: TRY(scalars(r, c->name, PERI_F32, PERI_F64, in[i], &s->reward)); break;
+    case PERI__FROM_REWARD:
+      TRY(scalars(r, c->name, PERI_F32, PERI_F64, in[i], &s->reward));
+      TRY(check_rewards(r, s->reward));
+      break;
     case PERI__FROM_TERMINATED:
       TRY(scalars(r, c->name, PERI_BOOL, PERI_U8, in[i], &s->terminated));
       break;
@@ -345,9 +363,7 @@ static void put_step (peri_replay *r, const step *s) {
   for (int64_t row = 0; row < r->rows; row++) {
     bool over = is_set(s->terminated, row), cut = is_set(s->truncated, row);
     bool skip = s->valid && !is_set(s->valid, row);
-    peri__rewards(r)[p + row] = s->reward->dtype == PERI_F32
-                                    ? ((const float *)s->reward->data)[row]
-                                    : (float)((const double *)s->reward->data)[row];
+    peri__rewards(r)[p + row] = reward_at(s->reward, row);
     peri__flags(r)[p + row] = (uint8_t)((over ? PERI__TERMINATED : 0) |
                                         (cut ? PERI__TRUNCATED : 0) | (skip ? PERI__SKIPPED : 0));
     if (over || cut) end_at(r, p + row, row, s->next);

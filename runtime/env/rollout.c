@@ -64,7 +64,10 @@ peri_status peri_rollout_open (peri_ctx *ctx, int64_t steps, int64_t rows, int n
 
 void peri_rollout_close (peri_rollout *r) {
   if (!r) return;
-  for (int i = 0; i < r->nfields; i++) peri_release(r->store[i]);
+  for (int i = 0; i < PERI__FIELDS_MAX; i++) {
+    peri_release(r->store[i]);
+    peri__field_drop(r->ctx, &r->field[i]);
+  }
   peri__free(r->ctx, r, sizeof *r);
 }
 
@@ -104,6 +107,17 @@ peri_status peri_rollout_set (peri_rollout *r, int64_t t, int nin, peri_tensor *
     r->store[i]->storage->version++;
   }
   for (int i = 0; i < nin; i++) peri_release(dense[i]);
+  return s;
+}
+
+peri_status peri__rollout_fits (const peri_rollout *r, int i, peri_tensor *t) {
+  const peri__field *f = &r->field[i];
+  peri_tensor *dense = NULL;
+  if (!f->block) return PERI_OK;
+  TRY(peri__contiguous(t, &dense));
+  int64_t rows = f->role == PERI_FIELD_START ? r->rows : r->steps * r->rows;
+  peri_status s = peri__field_fits(r->ctx, f, f->name, rows, dense->data);
+  peri_release(dense);
   return s;
 }
 

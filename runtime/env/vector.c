@@ -96,6 +96,21 @@ static bool check_first_obs (job *j, int64_t i) {
   return false;
 }
 
+/* Somebody acts next in each environment whose episode goes on. */
+static bool check_turns (job *j, int64_t begin, int64_t end, const char *when) {
+  const peri_env *e = j->e;
+  for (int64_t i = begin; e->live && i < end; i++) {
+    bool idle = true, out = true;
+    for (int64_t row = i * e->agents; idle && row < (i + 1) * e->agents; row++)
+      idle = !e->live[row], out &= e->over[row];
+    if (!idle || out) continue;
+    note(j, i * e->agents, PERI_EHOST,
+         "%sno agent may act next (live), and the episode has not ended", when);
+    return false;
+  }
+  return true;
+}
+
 /* Begin an episode of environment i. Its reward and flags are those of the step before and stay. */
 static bool reset_one (job *j, int64_t i, int worker) {
   peri_env *e = j->e;
@@ -118,7 +133,7 @@ static bool reset_one (job *j, int64_t i, int worker) {
   peri_status s = e->def.reset(e->spec.shared, state, &e->rng[i], &io);
   if (e->columns) peri__env_state_set(e, i, state);
   begin_episode(e, i);
-  if (s == PERI_OK) return check_first_obs(j, i);
+  if (s == PERI_OK) return check_first_obs(j, i) && check_turns(j, i, i + 1, "reset: ");
   note(j, row, s, "reset: %s", *message ? message : peri_status_name(s));
   return false;
 }
@@ -278,14 +293,14 @@ static bool finish_block (job *j, int64_t begin, int64_t end, int worker) {
   if (!check_rows(j, row, n)) return false;
   add_rewards(e->sum + row, e->reward + row, n);
   if (e->reward32) narrow_rewards(e->reward32 + row, e->reward + row, n);
-  if (!any) return true;
+  if (!any) return check_turns(j, begin, end, "");
   if (e->whole) memset(e->which, 0, (size_t)e->n);
   for (int64_t r = row; (r = next_ended(e, r, row + n)) < row + n;) {
     int64_t i = e->agents == 1 ? r : r / e->agents;
     if (!end_episodes(j, i, worker)) return false;
     r = (i + 1) * e->agents;
   }
-  return !e->whole || reset_whole(j, e->which);
+  return check_turns(j, begin, end, "") && (!e->whole || reset_whole(j, e->which));
 }
 
 /* ---- steps ---- */

@@ -23,6 +23,9 @@ typedef struct peri_field {
   peri_field_role role;
   int ndim; /* at most PERI_MAX_DIMS - 2 */
   int64_t shape[PERI_MAX_DIMS];
+  const peri_space *
+      space; /* what values must lie in, as an environment checks actions (bounds of a Box do not count, but
+                              numbers are finite): of the field's dtype and shape; copied. NULL: any value */
 } peri_field;
 
 /* ---- replay buffers ------------------------------------------------------------------------- */

@@ -44,7 +44,7 @@ for step in run:steps() do
   local digest = 0
   for _, name in ipairs(names) do
     local e = all[name]
-    local obs, reward = e:step(e:sample(rng))
+    local obs, reward = e:step(name == "whole" and e:sample(rng) or e:sample()) -- its own generator goes on, too
     digest = digest + obs:to("f64"):sum():item() + reward:to("f64"):sum():item() * 0.5
       + e.final_obs:to("f64"):sum():item() * 0.25 + #e:episodes().returns
   end

@@ -440,6 +440,123 @@ function TestEnvLua.test_agents_without_n_are_the_rows_of_one()
   lu.assertStrContains(said, "step returned nil as reward, expected a number")
 end
 
+-- ---- nothing that a function gives is left aside ----
+
+-- An environment of one agent or two, of vectors or numbered states, that does as it should but for what `odd` does.
+local function careful(agents, numbered, odd)
+  local function each(v) return agents == 1 and v or { v, v } end
+  local function show(obs) if not numbered then for k = 1, agents do (agents == 1 and obs or obs[k])[1] = 1 end end end
+  return { id = "Careful-v0", agents = agents, mask = true, metrics = { "m" }, action = env.discrete(2),
+    obs = numbered and env.discrete(3) or env.box(-9, 9, { shape = { 1 } }),
+    reset = function (_, obs, ...)
+      show(obs)
+      return table.unpack(odd.reset and odd.reset(obs, ...) or { numbered and each(1) or nil })
+    end,
+    step = function (_, _, obs, ...)
+      show(obs)
+      local out = { each(0.5), false, false, numbered and each(2) or nil }
+      return table.unpack(odd.step and odd.step(out, obs, ...) or out, 1, 9)
+    end }
+end
+
+local function plays(spec)
+  local e = env.make(spec, { n = 2, seed = 1 })
+  e:reset()
+  e:step(all(e.rows, 1))
+end
+
+function TestEnvLua.test_what_is_returned_beyond_what_is_read_is_refused()
+  for _, agents in ipairs { 1, 2 } do
+    for _, numbered in ipairs { false, true } do
+      local function one(odd) return careful(agents, numbered, odd) end
+      local function set(k, v) return function (out) out[k] = v return out end end
+      plays(one {})
+      plays(one { step = function (out, obs) if not numbered then out[4] = obs end return out end })
+      plays(one { reset = not numbered and function (obs) return { obs } end or nil })
+      for k = 5, 8 do
+        lu.assertStrContains(message(plays, one { step = set(k, {}) }),
+          ("step returned a table as value %d, expected 4 at most"):format(k))
+      end
+      local expected = numbered and "step returned table as" or "step returned a table as observation: write it into the table obs, "
+      lu.assertStrContains(message(plays, one { step = set(4, { {}, {} }) }), expected)
+      lu.assertStrContains(message(plays, one { reset = function ()
+        return { numbered and (agents == 1 and 1 or { 1, 1 }) or nil, {} }
+      end }), "reset returned a table as value 2, expected 1 at most")
+      if not numbered then
+        lu.assertStrContains(message(plays, one { reset = function () return { { 0 } } end }),
+          "reset returned a table as observation: write it into the table obs, "
+          .. (agents == 1 and "obs[1] = ..." or "obs[agent][1] = ..."))
+      end
+    end
+  end
+  -- Gymnasium's order
+  lu.assertStrContains(message(plays, careful(1, false, { step = function () return { { 0 }, 1, false, false, {} } end })),
+    "step returned a table as value 5, expected 4 at most")
+  lu.assertStrContains(message(plays, careful(1, false, { step = function () return { { 0 }, 1, false } end })),
+    "it returns reward, terminated, truncated, and writes what is observed into the table obs")
+end
+
+function TestEnvLua.test_lists_of_agents_have_one_entry_for_each_and_their_tables_stay()
+  for k, name in pairs { "reward", "terminated", "truncated", "obs" } do
+    local entries = ({ { 0, 0, 3 }, { false, true, false }, { false, false, true }, { 1, 2, 0 } })[k]
+    local said = message(plays, careful(2, true, { step = function (out) out[k] = entries return out end }))
+    lu.assertStrContains(said, name .. " has 3 entries, expected one for each of 2 agents")
+  end
+  lu.assertStrContains(message(plays, careful(2, true, { reset = function () return { { 1, 1, 1 } } end })),
+    "obs has 3 entries, expected one for each of 2 agents")
+  for place, name in pairs { "obs", [3] = "mask", [4] = "metrics" } do
+    for _, k in ipairs { 1, 3 } do -- one that is there, one that is not
+      local said = message(plays, careful(2, false, { step = function (out, ...)
+        select(place, ...)[k] = { 1 }
+        return out
+      end }))
+      lu.assertStrContains(said, ("%s[%d]: %s is a list for agents 1 to 2; write into what is there"):format(name, k, name))
+    end
+  end
+  lu.assertStrContains(message(plays, careful(2, false, { step = function (out, ...) select(5, ...)[3] = true return out end })),
+    "live[3]: live has elements 1 to 2")
+  plays(careful(2, false, { step = function (out, obs, _, mask, metrics) -- they read as lists do
+    lu.assertEquals({ #obs, #mask, #metrics, obs[3] }, { 2, 2, 2 })
+    local n = 0
+    for k, t in pairs(obs) do n = n + k + t[1] end
+    for k, t in ipairs(mask) do n = n + k + #t end
+    lu.assertEquals(n, 3 + 2 + 3 + 4)
+    return out
+  end }))
+end
+
+function TestEnvLua.test_somebody_acts_until_the_episode_ends()
+  for _, mode in ipairs { "same_step", "next_step", "disabled" } do
+    local function two(reset, step, over)
+      local spec = careful(2, false, { step = function (out, _, _, _, _, live)
+        for k = 1, 2 do live[k] = step end
+        out[2] = over
+        return out
+      end, reset = function (_, _, _, live)
+        for k = 1, 2 do live[k] = reset end
+        return {}
+      end })
+      return function ()
+        local e = env.make(spec, { n = 2, seed = 1, autoreset = mode })
+        e:reset()
+        for _ = 1, mode == "disabled" and 1 or 4 do e:step(all(4, 1)) end
+      end
+    end
+    local nobody = "no agent may act next (live), and the episode has not ended"
+    lu.assertStrContains(message(two(false, true, false)), "reset: " .. nobody)
+    lu.assertStrContains(message(two(true, false, false)), nobody)
+    lu.assertStrContains(message(two(true, false, { true, false })), nobody) -- one is out, the other waits for ever
+    two(true, false, true)()
+    two(true, true, false)()
+  end
+  local list, ok = env.check(careful(2, false, { reset = function (_, _, _, live)
+    live[1], live[2] = false, false
+    return {}
+  end }))
+  lu.assertFalse(ok)
+  lu.assertStrContains(list[1].message, "no agent may act next")
+end
+
 function TestEnvLua.test_threads_change_nothing_where_lua_runs()
   local all_of = {}
   for _, threads in ipairs { 1, 2 } do

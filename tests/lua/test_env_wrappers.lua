@@ -228,6 +228,57 @@ function TestEnvWrappers.test_a_tower_goes_on_from_its_state()
   lu.assertStrContains(message(second.load_state_dict, second, {}, state), "load_state_dict: missing")
 end
 
+-- Of every wrapper that learns something: a state that is not its own is refused by name.
+function TestEnvWrappers.test_states_of_others_are_refused_by_name()
+  local function plain() return env.make("CartPole-v1", { n = 2, seed = 1 }) end
+  local makers = {
+    normalize_obs = function () return env.normalize_obs(plain()) end,
+    normalize_reward = function () return env.normalize_reward(plain()) end,
+    frame_stack = function () return env.frame_stack(plain(), 2) end,
+    shape_reward = function ()
+      return env.shape_reward(plain(), { gamma = 0.9, potential = function (x) return x:select(-1, 1) end })
+    end,
+    clip_reward = function () return env.clip_reward(plain()) end,
+  }
+  for kind, make in pairs(makers) do
+    local one = make()
+    one:reset()
+    local tensors, state = one:state_dict()
+    local function with(name, t)
+      local all = {}
+      for k, v in pairs(tensors) do all[k] = v end
+      all[name] = t
+      return all
+    end
+    local own = kind .. ".1."
+    make():load_state_dict(tensors, state)
+    lu.assertStrContains(message(make().load_state_dict, make(), with(own .. "other", peri.zeros { 1 }), state), "unexpected other")
+    lu.assertStrContains(message(make().load_state_dict, make(), with("other", peri.zeros { 1 }), state), "unexpected other")
+    for name, t in pairs(one:statistics()) do
+      local short = name:sub(#own + 1)
+      lu.assertEquals(name, own .. short)
+      lu.assertTrue(rawequal(t, tensors[name]) or t:eq(tensors[name]):all():item(), name)
+      lu.assertStrContains(message(make().load_state_dict, make(), with(name, nil), state), "missing " .. short)
+      lu.assertStrContains(message(make().load_state_dict, make(), with(name, peri.zeros({ 7, 7 }, t.dtype)), state),
+        ("load_state_dict: %s is (7, 7) of %s, expected "):format(short, t.dtype))
+      lu.assertStrContains(message(make().load_state_dict, make(), with(name, t:to "i32"), state),
+        ("%s is %s of i32, expected %s of %s"):format(short, "(" .. table.concat(t.shape, ", ") .. ")",
+          "(" .. table.concat(t.shape, ", ") .. ")", t.dtype))
+    end
+    for other, maker in pairs(makers) do
+      if other ~= kind then
+        lu.assertStrContains(message(maker().load_state_dict, maker(), tensors, state),
+          ("the state is of %s.1, expected %s.1 around CartPole-v1"):format(kind, other))
+      end
+    end
+    lu.assertStrContains(message(make().load_state_dict, make(), tensors), "state")
+    local bare, inner = plain():state_dict()
+    lu.assertStrContains(message(make().load_state_dict, make(), bare, inner), "the state is of CartPole-v1, expected " .. kind)
+    lu.assertStrContains(tostring(one), kind .. "(CartPole-v1")
+    lu.assertEquals(#make():normalizers(), kind == "normalize_obs" and 1 or 0)
+  end
+end
+
 function TestEnvWrappers.test_films_are_kept()
   local folder = scratch.folder()
   local e = env.record(env.make("CartPole-v1", { n = 2, seed = 1 }), { folder = folder, every = 2, kind = "svg" })

@@ -424,7 +424,8 @@ end
 function TestGames.test_a_league_that_makes_no_sense_is_named()
   local league = rl.league { make = new, seeds = 2 }
   lu.assertStrContains(message(league.deal, league), "there are no members")
-  lu.assertStrContains(message(league.add, league, peri.nn.Copies(3, new)), "net is of 3 learners, expected nn.Copies of 2")
+  lu.assertStrContains(message(league.add, league, peri.nn.Copies(3, new)), "net is nn.Copies of 3, expected nn.Copies of 2 learners")
+  lu.assertStrContains(message(league.add, league, new()), "net is one network, expected nn.Copies of 2 learners")
 end
 
 os.exit(lu.LuaUnit.run())

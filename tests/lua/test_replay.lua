@@ -219,6 +219,64 @@ function TestReplay.test_mistakes_are_named()
   lu.assertEquals(tostring(buffer), "replay buffer, closed")
 end
 
+function TestReplay.test_a_reward_that_is_not_finite_is_refused_and_nothing_is_added()
+  for _, dtype in ipairs { "f32", "f64" } do
+    for _, v in ipairs { 0 / 0, 1 / 0, -1 / 0, dtype == "f64" and 1e300 or 1 / 0 } do
+      for row = 1, 2 do
+        local buffer, s, list = filled(3), step(4), { 1, 1 }
+        list[row] = v
+        s.reward = peri.tensor(list, dtype)
+        lu.assertErrorMsgContains(("add: reward: row %d is "):format(row), buffer.add, buffer, s)
+        lu.assertEquals(buffer:size(), 6)
+        s.reward = peri.tensor({ 1, 1 }, dtype)
+        buffer:add(s)
+      end
+    end
+  end
+end
+
+local spaces = {
+  { peri.env.discrete(3), { 0, 2 }, { 1, 3 }, 2, "is 3, expected an integer from 0 to 2", "i64" },
+  { peri.env.discrete(2, -1), { -1, 0 }, { -2, 0 }, 1, "is -2, expected an integer from -1 to 0", "i64" },
+  { peri.env.multi_discrete { 2, 3 }, { { 0, 2 }, { 1, 0 } }, { { 0, 2 }, { 2, 0 } }, 2, "[0] is 2, expected an integer from 0 to 1",
+    "i64" },
+  { peri.env.multi_binary(2), { { 0, 1 }, { 1, 1 } }, { { 0, 2 }, { 0, 0 } }, 1, "[1] is 2, expected an integer from 0 to 1", "u8" },
+  { peri.env.box(-1, 1, { shape = { 1 } }), { { 5 }, { -1 } }, { { 0 }, { 0 / 0 } }, 2, "[0] is nan, expected a finite number",
+    "f32" },
+}
+
+-- Both containers of steps take a space for a field, and then no value outside of it.
+function TestReplay.test_values_outside_of_the_space_of_their_field_are_refused()
+  for _, case in ipairs(spaces) do
+    local space, good, bad, row, why, dtype = table.unpack(case)
+    good, bad = peri.tensor(good, dtype), peri.tensor(bad, dtype)
+    local want = ("row %d %s"):format(row, why)
+    local buffer = cartpole { fields = { action = space } }
+    local s = step(1)
+    s.action = good
+    buffer:add(s)
+    s.action = bad
+    lu.assertErrorMsgContains("add: action: " .. want, buffer.add, buffer, s)
+    lu.assertEquals(buffer:size(), 2)
+    lu.assertEquals(buffer:sample(1).action.dtype, dtype)
+    local seen = peri.replay { capacity = 4, rows = 2, observed = { obs = space } }
+    for _, name in ipairs { "obs", "next_obs" } do
+      local t = { obs = good, next_obs = good, reward = peri.zeros { 2 }, terminated = peri.zeros({ 2 }, "bool"),
+        truncated = peri.zeros({ 2 }, "bool") }
+      seen:add(t)
+      t[name] = bad
+      lu.assertErrorMsgContains(("add: %s: %s"):format(name, want), seen.add, seen, t)
+    end
+    local rollout = peri.rollout { steps = 2, rows = 2, fields = { action = space } }
+    rollout:set(1, { action = good })
+    lu.assertErrorMsgContains("set: action: " .. want, rollout.set, rollout, 2, { action = bad })
+    rollout:put { action = peri.stack { good, good } }
+    lu.assertErrorMsgContains(("put: action: row %d "):format(row + 2), rollout.put, rollout, { action = peri.stack { good, bad } })
+    lu.assertEquals(rollout:get("action"):tolist(), { good:tolist(), good:tolist() })
+  end
+  collectgarbage() -- what the spaces list is the buffers' own
+end
+
 function TestReplay.test_a_state_goes_through_a_file()
   local folder = scratch.folder()
   for _, n in ipairs { 0, 7, 130 } do

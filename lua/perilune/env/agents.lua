@@ -137,7 +137,7 @@ end
 --- @param rng table?  of peri.env.rng
 --- @return integer|perilune.Tensor
 function Turns:sample(rng)
-  local action = self.env.action_space:sample(rng, row_of(self, self.env.mask, self.agent))
+  local action = self.env.action_space:sample(rng or self.env:_sampler(), row_of(self, self.env.mask, self.agent))
   return action
 end
 

@@ -89,11 +89,25 @@ options.declare(Env.reset, { "self" }, reset_rules)
 --- @return perilune.Tensor|boolean truncated  (rows) it was cut, as by the time limit
 function Env:step(actions) return self._step(self, actions) end
 
+-- The generator of samples that nobody gave one, of the environment inside all wrappers; checkpoints have it. The first
+-- sample seeds it by peri's own.
+function Env:_sampler()
+  local env = self
+  while rawget(env, "_inner") do env = rawget(env, "_inner") end
+  local rng = rawget(env, "_rng")
+  if not rng then
+    rng = spaces.fresh_rng()
+    rawset(env, "_rng", rng)
+  end
+  return rng
+end
+
 --- Random actions for every row, of those that are legal.
---- @param rng table?  of peri.env.rng; default: the action space's own, which peri.seed decides
+--- @param rng table?  of peri.env.rng; default: the environment's own, which peri.seed decides and checkpoints have
 --- @return perilune.Tensor|integer actions  as step takes them
 function Env:sample(rng)
   local mask = self.mask
+  rng = rng or self:_sampler()
   if not self.n then return self.action_space:sample(rng, mask) end
   local list = {}
   for row = 1, self.rows do
@@ -243,6 +257,8 @@ end
 function Env:state_dict()
   check_here(self, "state_dict")
   local begun, tensors = core.begun(self._core), {}
+  local rng = rawget(self, "_rng") and rawget(self, "_rng"):state()
+  if rng then tensors.sampler = peri.from_bytes(rng, "u8", { #rng }) end
   local out = { id = self.id, n = self.rows // self.agents, begun = begun }
   local e = self:episodes()
   out.episodes = e
@@ -285,7 +301,7 @@ function Env:load_state_dict(tensors, state)
       tostring(state.id), tostring(state.n), self.id, n))
   end
   local lua, of_whole = state.begun and self._spec ~= nil and not self._whole, {}
-  local known = { rows = state.begun, states = lua, lengths = lua }
+  local known = { rows = state.begun, states = lua, lengths = lua, sampler = tensors.sampler ~= nil }
   for name in pairs(tensors) do
     if self._whole and state.begun and tostring(name):sub(1, 2) == "S." then of_whole[name:sub(3)] = tensors[name]
     elseif not known[name] then options.raise("load_state_dict: unexpected " .. tostring(name)) end
@@ -293,6 +309,8 @@ function Env:load_state_dict(tensors, state)
   for name, needed in pairs(known) do
     if needed and not peri.is_tensor(tensors[name]) then options.raise("load_state_dict: missing " .. name) end
   end
+  local sampler
+  if tensors.sampler then sampler = spaces.fresh_rng(0):set_state(tensors.sampler:bytes()) end
   if state.begun then
     local states = lua and split(self, tensors, n)
     local rest
@@ -305,6 +323,7 @@ function Env:load_state_dict(tensors, state)
     local own = core.states(self._core)
     for i = 1, states and n or 0 do own[i] = states[i] end
   end
+  rawset(self, "_rng", sampler)
   local e = state.episodes
   core.put_episodes(self._core, e.returns, e.lengths, e.rows, e.dropped)
   return self

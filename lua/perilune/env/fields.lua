@@ -1,15 +1,19 @@
 -- fields.lua - what a replay buffer and a rollout keep of each step, as a user writes it.
 local options = require "perilune.options"
+local spaces = require "perilune.env.space"
 
 local M = {}
 
 local STEP, OBSERVED, START = 0, 1, 2 -- ORDER role: peri_field_role
 
--- "f32", or { "f32", 84, 84 }: dtype and sizes of a row.
+-- "f32", or { "f32", 84, 84 }: dtype and sizes of a row; or a space, in which values must lie then.
 local function entry(who, name, spec, role)
+  if spaces.is_space(spec) then
+    return { name, spec.dtype, role, space = spec, table.unpack(spec.shape) }
+  end
   local given = type(spec) == "string" and { spec } or spec
   if type(given) ~= "table" or type(given[1]) ~= "string" then
-    options.raise(('%s: %s, expected a dtype or a list such as { "f32", 4 }'):format(who,
+    options.raise(('%s: %s, expected a dtype, a list such as { "f32", 4 } or a space'):format(who,
       options.is("field " .. tostring(name), spec)))
   end
   local out = { name, given[1], role }

@@ -39,9 +39,11 @@ local spec_rules = {
   obs = options.value(options.required, "table", "space of the observations"),
   action = options.value(options.required, "table", "space of the actions"),
   reset = options.value(options.required, "callable",
-    "(s, obs, rng, mask): begin an episode in the empty table s; returns the observation where it is discrete"),
+    "(s, obs, rng, mask, live), in these places whatever there is: begin an episode in the empty table s; writes obs, "
+    .. "or returns the observation where it is discrete"),
   step = options.value(options.required, "callable",
-    "(s, action, obs, rng, mask) -> reward, terminated, truncated, and the observation where it is discrete"),
+    "(s, action, obs, rng, mask, metrics, live) -> reward, terminated, truncated, and the observation where it is "
+    .. "discrete, else written into obs"),
   max_steps = options.integer(0, "[0, inf)", "time limit; 0: none"),
   mask = options.boolean(false,
     "reset and step say which actions are legal next, in the list mask, which begins with the first action at 1"),

@@ -9,8 +9,9 @@ local rules = {
   groups = options.integer(options.none, "[1, inf)",
     "learners that have rows / groups of the rows each: a sample is (groups, n, ...); not with priorities"),
   observed = options.value(options.none, "table",
-    'fields that are seen before a step and after it: { obs = { "f32", 4 } }, dtype and sizes'),
-  fields = options.value(options.none, "table", 'fields of the step: { action = "i64" }'),
+    'fields that are seen before a step and after it: { obs = { "f32", 4 } }, dtype and sizes, or a space'),
+  fields = options.value(options.none, "table",
+    'fields of the step: { action = "i64" } or { action = env.action_space }'),
   starts = options.value(options.none, "table",
     "fields of which a sequence has its first step's alone: recurrent states"),
   n_step = options.integer(1, "[1, 65536]", "rewards that a sample sums"),
@@ -24,7 +25,9 @@ local rules = {
 --- A replay buffer: the last steps of environments, to learn from in another order than they came in. It is uniform,
 --- prioritised (Schaul et al., 2016), of n-step returns and of sequences, by its options. What is observed is stored
 --- once, what an episode ended with apart, so that a sample is what was added, bit for bit, also where an episode was
---- truncated. reward (f32), terminated and truncated are fields of every buffer.
+--- truncated. reward (f32), terminated and truncated are fields of every buffer; a reward that is not finite is
+--- refused, and so is a value outside of the space of its field, where that is a space (bounds of a Box do not count,
+--- as in env:step).
 ---
 ---     local buffer = peri.replay { capacity = 10000, rows = 8, observed = { obs = { "f32", 4 } },
 ---                                  fields = { action = "i64" } }

@@ -7,7 +7,8 @@ local rules = {
   steps = options.integer(options.required, "[1, inf)", "steps of each row"),
   rows = options.integer(1, "[1, inf)", "environments that step together"),
   fields = options.value(options.required, "table",
-    'what is kept of each step: { obs = { "f32", 4 }, action = "i64" }, dtype and sizes'),
+    'what is kept of each step: { obs = { "f32", 4 }, action = "i64" }, dtype and sizes, or a space, which values must '
+    .. "lie in"),
   starts = options.value(options.none, "table",
     "what is kept of the first step alone, (rows, ...): recurrent states"),
 }

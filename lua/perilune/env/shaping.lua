@@ -23,8 +23,9 @@ local function function_of(env, potential)
       tostring(env.obs_space)))
   end
   for s = 0, n - 1 do
-    if type(potential[s]) ~= "number" or potential[s] ~= potential[s] then
-      options.raise(("env.shape_reward: potential has no number for state %d of 0 to %d"):format(s, n - 1))
+    if type(potential[s]) ~= "number" or math.abs(potential[s]) >= math.huge or potential[s] ~= potential[s] then
+      options.raise(("env.shape_reward: potential has no number for state %d of 0 to %d, expected finite ones"):format(
+        s, n - 1))
     end
     list[s + 1] = potential[s]
   end
@@ -60,6 +61,7 @@ local function potentials(self, obs)
     options.raise(("env.shape_reward: potential gave %s, expected a tensor (%d)"):format(peri.is_tensor(phi)
       and options.shape(phi) or type(phi), rows.shape[1]))
   end
+  options.finite("env.shape_reward", "potential", phi)
   return phi:detach():to "f64"
 end
 

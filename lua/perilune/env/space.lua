@@ -52,20 +52,15 @@ function Space:size()
 end
 
 -- A generator for samples that nobody gave one: seeded by peri's own, so that peri.seed decides.
-local function own_rng(space)
-  local rng = rawget(space, "_rng")
-  if not rng then
-    rng = core.rng(math.tointeger(peri.randint(0, 2 ^ 31 - 1, { 1 }):item()))
-    rawset(space, "_rng", rng)
-  end
-  return rng
-end
+-- @param seed integer?
+function M.fresh_rng(seed) return core.rng(seed or math.tointeger(peri.randint(0, 2 ^ 31 - 1, { 1 }):item())) end
 
 --- A random value, as Gymnasium's spaces draw it: an integer of a discrete space, else a tensor.
---- @param rng table?  of peri.env.rng; default: the space's own, which peri.seed decides
+--- @param rng table?  of peri.env.rng; default: one that peri's own generator seeds for this value, so that peri.seed
+--- decides and a resumed run goes on
 --- @param mask perilune.Tensor?  (n) bool, of a discrete space: the values to choose among
 --- @return perilune.Tensor|integer
-function Space:sample(rng, mask) return core.sample(self, rng or own_rng(self), mask) end
+function Space:sample(rng, mask) return core.sample(self, rng or M.fresh_rng(), mask) end
 
 --- Whether a value lies in the space: an integer of a discrete one, else a tensor of its dtype and shape.
 --- @param value perilune.Tensor|integer

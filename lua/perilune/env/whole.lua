@@ -55,6 +55,11 @@ local function merge(S, before, mask)
   end
 end
 
+-- What a function returned without the spec declaring it.
+local function unwanted(who, name, v, field)
+  if v ~= nil then error(("%s returned %s, but the environment has no %s"):format(who, name, field), 0) end
+end
+
 --- The functions that the runner calls, and the state.
 --- @param spec table  checked
 --- @param n integer
@@ -69,7 +74,10 @@ function M.bind(spec, n)
 
   function self.step(action, rng)
     local _ <close> = peri.no_grad()
-    local obs, reward, terminated, truncated, mask, metrics = user_step(S, action, rng)
+    local obs, reward, terminated, truncated, mask, metrics, more = user_step(S, action, rng)
+    if not legal then unwanted("step", "a mask", mask, "mask = true") end
+    if not named then unwanted("step", "metrics", metrics, "metrics") end
+    unwanted("step", "a seventh value", more, "more than metrics")
     obs = result("step", "obs", obs, obs_shape, spec.obs.dtype)
     reward = result("step", "reward", reward, rows, "f64")
     terminated = result("step", "terminated", terminated, rows, "bool")
@@ -84,7 +92,9 @@ function M.bind(spec, n)
     local _ <close> = peri.no_grad()
     local before = {}
     for k, v in pairs(S) do before[k] = v end
-    local obs, mask = user_reset(S, which, rng)
+    local obs, mask, more = user_reset(S, which, rng)
+    if not legal then unwanted("reset", "a mask", mask, "mask = true") end
+    unwanted("reset", "a third value", more, "more than a mask")
     obs = result("reset", "obs", obs, obs_shape, spec.obs.dtype)
     mask = legal and result("reset", "mask", mask, legal, "bool") or false
     if not all then merge(S, before, which) end

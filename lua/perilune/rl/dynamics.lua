@@ -75,6 +75,7 @@ local function targets(b) return peri.cat({ b.next_obs - b.obs, b.reward:unsquee
 function M.Dynamics:fit_scale(batch)
   check_batch("Dynamics:fit_scale", batch)
   check(self, "Dynamics:fit_scale", batch.obs, 1)
+  for _, name in ipairs(fields) do options.finite("Dynamics:fit_scale", name, batch[name]) end
   local _ <close> = peri.no_grad()
   local function fit(mean, spread, x)
     local centre = x:mean(2, true)

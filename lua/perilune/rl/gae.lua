@@ -76,6 +76,7 @@ function M.gae(rollout, opts)
     options.raise(("%s: reward is %s, expected %s"):format(who, options.shape(field.reward),
       options.shape(field.terminated)))
   end
+  options.finite(who, "reward", field.reward)
   if o.seeds and rows % o.seeds ~= 0 then
     options.raise(("%s: seeds is %d, which does not divide the %d rows"):format(who, o.seeds, rows))
   end

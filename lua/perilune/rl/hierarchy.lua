@@ -151,6 +151,7 @@ function M.smdp_gae(rollout, opts)
   if o.seeds and rows % o.seeds ~= 0 then
     options.raise(("%s: seeds is %d, which does not divide the %d rows"):format(who, o.seeds, rows))
   end
+  options.finite(who, "reward", reward)
   local ended = terminated:logical_or(truncated)
   check_begun(who, chosen, ended)
   local value = gae.values(who, obs, o.value, o.seeds)

@@ -69,7 +69,9 @@ function M.hindsight(buffer, opts)
     for _ = 2, a.ndim do where = where:unsqueeze(-1) end
     return peri.where(where, a:to(b.dtype), b)
   end
-  out.reward = chosen(o.reward(came, goal), out.reward)
+  local reward = o.reward(came, goal)
+  options.finite(who, "what reward gave", reward)
+  out.reward = chosen(reward, out.reward)
   if o.reached then out.terminated = peri.where(new, o.reached(came, goal), out.terminated) end
   out[o.goal], out.relabelled = chosen(goal, out[o.goal]), new
   if #lead == 2 then

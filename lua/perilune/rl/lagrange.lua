@@ -29,6 +29,7 @@ Lagrange.__index = Lagrange
 ---     local price = rl.lagrange { limit = 0.5, seeds = 10, rate = 0.02, proportional = 0.1 }
 ---     price:update(cost) -- the mean cost of an episode of each learner
 ---     advantage = price:advantage(advantage, cost_advantage)
+---     run:log(step, { price = price.value:mean() }) -- price.value: the multipliers, (seeds) f64
 ---
 --- @param opts table
 --- @return perilune.rl.Lagrange
@@ -127,6 +128,7 @@ function M.group_advantage(reward, over, opts)
     options.raise(("%s: reward is %s and over %s, expected (steps, rows) twice, rows shared by %d learners"):format(who,
       options.shape(reward), options.shape(over), o.seeds))
   end
+  options.finite(who, "reward", reward)
   local _ <close> = peri.no_grad()
   local counted, follow, sum = {}, {}, peri.zeros { rows }
   local seen = peri.zeros { rows }

@@ -32,6 +32,8 @@ local rules = {
 --- sits at the tables and gives the networks of `players` their weights. Against the newest self alone a learner can go
 --- in circles: it forgets how to beat what it has beaten before.
 ---
+---     local function new() return rl.ActorCritic { obs = env.obs_space, action = env.action_space } end
+---     local copies = nn.Copies(S, new)                      -- the learners
 ---     local league = rl.league { make = new, seeds = S, tables = 4 }
 ---     league:add(copies)
 ---     league:deal()
@@ -69,8 +71,8 @@ end
 function League:add(net)
   options.argument("league:add", "net", net, "module")
   if net.n ~= self._o.seeds then
-    options.raise(("league:add: net is of %s learners, expected nn.Copies of %d"):format(tostring(net.n),
-      self._o.seeds))
+    options.raise(("league:add: net is %s, expected nn.Copies of %d learners (rl.league's seeds)"):format(
+      net.n and ("nn.Copies of %d"):format(net.n) or "one network", self._o.seeds))
   end
   self._age = self._age + 1
   local tensors = {}

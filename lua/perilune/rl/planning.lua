@@ -139,8 +139,10 @@ local ahead_rules = {
 }
 
 --- What sequences of actions earn in a model, with what is behind the last of them: the sum of gamma^t r_t.
----   local function returns(actions) return rl.look_ahead(model, obs, actions) end -- actions (rows, population,
---- horizon, k)
+---
+---     -- actions: (rows, population, horizon, k), as rl.cem gives them
+---     local function returns(actions) return rl.look_ahead(model, obs, actions) end
+---
 --- @param model fun(obs: perilune.Tensor, action: perilune.Tensor): perilune.Tensor, perilune.Tensor, perilune.Tensor?
 ---  the next observations (..., d), rewards (...) and, where episodes can end, which of them did (...) bool
 --- @param obs perilune.Tensor  (rows, d): where each row begins

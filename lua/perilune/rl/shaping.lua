@@ -32,6 +32,8 @@ function M.shaping(rollout, opts)
   local _ <close> = peri.no_grad()
   local before = gae.values(who, rollout:get "obs", o.potential, o.seeds)
   local after = gae.values(who, rollout:get "final_obs", o.potential, o.seeds)
+  options.finite(who, "potential of obs", before)
+  options.finite(who, "potential of final_obs", after)
   return peri.where(rollout:get("terminated"):ne(0), peri.zeros_like(after), after * o.gamma) - before
 end
 options.declare(M.shaping, { "rollout" }, rules)

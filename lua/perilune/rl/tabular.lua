@@ -154,6 +154,9 @@ end
 --- @param omega number
 --- @return number err  target - value, before
 function Tabular:update(s, a, target, alpha, omega)
+  if target - target ~= 0 then
+    options.raise(("tabular:update: target is %s, expected a finite number"):format(target))
+  end
   local q, visits = self.q[s], self.visits[s]
   local n, err = visits[a] + 1, target - q[a]
   visits[a] = n

@@ -63,6 +63,9 @@ end
 --- @param after integer  the state that it led to
 --- @param terminated boolean
 function Model:observe(s, a, reward, after, terminated)
+  if reward - reward ~= 0 then
+    options.raise(("tabular_model:observe: reward is %s, expected a finite number"):format(reward))
+  end
   local pair = pair_of(self, s, a)
   self.time = self.time + 1
   if self.last or pair.time == 0 then pair.outcomes, pair.count = {}, 0 end

@@ -46,6 +46,7 @@ function M.turn_gae(rollout, opts)
     options.raise(("%s: reward is %s, expected %s"):format(who, options.shape(field.reward),
       options.shape(field.terminated)))
   end
+  options.finite(who, "reward", field.reward)
   local value = gae.values(who, field.obs, o.value, o.seeds)
   field.obs, field.value = nil, value
   local steps, rows = value.shape[1], value.shape[2]
