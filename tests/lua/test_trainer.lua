@@ -170,6 +170,39 @@ function TestTrainer.test_an_update_that_moves_nothing_is_said()
   lu.assertNil(still:step().no_op)
 end
 
+-- Of every stepper: options may be set between steps; a slip is no option, and is told so.
+function TestTrainer.test_an_option_that_is_set_by_a_slip_of_its_name_is_refused()
+  for _, name in ipairs(steppers.names) do
+    local stepper, known = steppers.make(name), 0
+    for option in pairs(stepper._rules) do
+      for _, slip in ipairs { option .. option:sub(-1), option:sub(1, -3) .. option:sub(-1) .. option:sub(-2, -2) } do
+        if #option > 4 and stepper._rules[slip] == nil and rawget(stepper, slip) == nil then
+          local ok, why = pcall(function () stepper[slip] = 0.5 end)
+          lu.assertFalse(ok, name .. ": " .. slip)
+          lu.assertStrContains(why, ("test_trainer.lua:%d: "):format(debug.getinfo(1, "l").currentline - 2))
+          lu.assertStrContains(why, ("there is no option %q to set; did you mean "):format(slip))
+          known = known + 1
+        end
+      end
+    end
+    lu.assertTrue(known > 5, name)
+    stepper.clip_norm, stepper.notes_of_mine = 0.5, 1
+    stepper:step()
+  end
+end
+
+function TestTrainer.test_a_schedule_gives_a_learning_rate_or_the_step_was_none()
+  for _, name in ipairs(steppers.names) do
+    for _, case in ipairs { { nil, "is nil" }, { 0 / 0, "is nan" }, { -1, "is -1" }, { "1", 'is "1"' }, { 1 / 0, "is inf" } } do
+      local stepper = steppers.make(name, { schedule = function () return case[1] end })
+      lu.assertErrorMsgContains(("schedule of step 1 %s, expected a number in [0, inf)"):format(case[2]), stepper.step, stepper)
+      lu.assertEquals(stepper.at, 0)
+    end
+  end
+  local ppo = steppers.make("ppo", { critic_schedule = function () end })
+  lu.assertErrorMsgContains("critic_schedule of step 1 is nil", ppo.step, ppo)
+end
+
 function TestTrainer.test_every_stepper_trains_models_of_f64()
   for _, name in ipairs(steppers.names) do
     local more = { model = steppers.model(3, name):to "f64", critic_warmup = name == "ppo" and 0 or nil }

@@ -196,7 +196,7 @@ local function learn(self, u, policy, metrics)
       steps, list[steps + 1] = steps + 1, one
       if self.critic_optimizer then
         local optimizer = self.critic_optimizer
-        optimizer:step({ lr = self.critic_schedule and self.critic_schedule(self.at + 1) or optimizer.lr,
+        optimizer:step({ lr = self:rate(self.critic_schedule, optimizer, "critic_schedule"),
           clip = self.clip_norm }):zero_grad()
         critic_norm = critic_norm + optimizer.grad_norm
         if optimizer.was_skipped then metrics["val/skipped"] = optimizer.skipped end

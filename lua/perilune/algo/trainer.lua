@@ -79,8 +79,19 @@ function M.want_adapter(who, adapter, model)
   end
 end
 
+local rate_rule = options.number(options.required, "[0, inf)")
+
 local Trainer = {}
 Trainer.__index = Trainer
+
+-- A field of a stepper that is new. Options may be set between steps: what is nearly the name of one would be left
+-- aside.
+function M.set_new(self, name, value)
+  local near = type(name) == "string" and name:sub(1, 1) ~= "_" and options.is_caller_outside()
+    and options.nearest(name, options.names(self._rules))
+  if near then options.raise(("%s: there is no option %q to set; did you mean %q?"):format(self.who, name, near)) end
+  rawset(self, name, value)
+end
 
 --- A class of steppers. counters: fields of its state that are counts, beside at, seen and idle; parts: fields that are
 --- objects with state() and set_state(), beside schedule; epochs: its rows are self.units, taken in epochs; dropout: it
@@ -89,7 +100,7 @@ Trainer.__index = Trainer
 --- @param fields table?  counters, parts, epochs, dropout
 --- @return table class
 function M.class(who, fields)
-  local class, given = setmetatable({ who = who }, Trainer), fields or {}
+  local class, given = setmetatable({ who = who, __newindex = M.set_new }, Trainer), fields or {}
   class.__index, class.in_epochs, class.drops = class, given.epochs, given.dropout
   class.counters, class.parts = { "at", "seen", "idle" }, { "schedule" }
   if given.epochs then table.move({ "epoch", "used" }, 1, 2, 4, class.counters) end
@@ -107,6 +118,7 @@ end
 function M.new(class, given, rules)
   local self = options.fill(class.who, given, rules)
   self._unprobed, self.probe = self.probe, nil -- the method
+  self._rules = rules
   self.at, self.seen, self.idle = 0, 0, 0
   if class.in_epochs then self.epoch, self.used = 1, 0 end
   return setmetatable(self, class)
@@ -221,6 +233,19 @@ function M.longest(list, n, length)
   return first
 end
 
+--- The learning rate of the next update: the schedule's, or the optimizer's where there is none.
+--- @param schedule function?
+--- @param optimizer table
+--- @param name string?  of the schedule, "schedule"
+--- @return number
+function Trainer:rate(schedule, optimizer, name)
+  if not schedule then return optimizer.lr end
+  local lr = schedule(self.at + 1)
+  local problem = options.problem(("%s of step %d"):format(name or "schedule", self.at + 1), lr, rate_rule)
+  if problem then options.raise(("%s: %s"):format(self.who, problem)) end
+  return lr
+end
+
 --- The optimizer's step by the gradients that have come together: learning rate by the schedule, clip, and what became
 --- of it. Several in one step() are one for the schedule and the counters: count = false for all but the last, or for
 --- all, and then counted().
@@ -229,7 +254,7 @@ end
 --- @return table metrics
 function Trainer:update(metrics, count)
   local optimizer = self.optimizer
-  local lr = self.schedule and self.schedule(self.at + 1) or optimizer.lr
+  local lr = self:rate(self.schedule, optimizer)
   optimizer:step { lr = lr, clip = self.clip_norm, copies = self.copies }:zero_grad()
   self._norms, self._steps, self._lr = (self._norms or 0) + optimizer.grad_norm, (self._steps or 0) + 1, lr
   self._still = self._still ~= false and not optimizer.was_skipped and (lr == 0 or optimizer.grad_norm == 0)
