@@ -574,6 +574,17 @@ function TestRecipe:test_a_chart_of_what_was_never_logged_or_with_unknown_keys_i
   empty:finish()
 end
 
+function TestRecipe:test_a_chart_of_a_declared_metric_that_never_came_is_said_once()
+  local run = recipe.start { name = "hollow", flags = { runs = root }, total = 2, console = false, columns = { "loss", "eval" } }
+  for step in run:steps() do
+    run:log(step, { loss = step })
+    run:plot("c.svg", { "loss", { "eval", "loss" } })
+  end
+  run:finish()
+  local _, n = assert(peri.files.read(run:path "log.txt")):gsub('c%.svg: "eval" was never logged, so it has no curve', "")
+  lu.assertEquals(n, 1)
+end
+
 function TestRecipe:test_history_gives_columns()
   local run = train { runs = root, seed = 1, save_every = 0 }
   local h = run:history()

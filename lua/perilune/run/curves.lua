@@ -100,6 +100,7 @@ end
 --- @param declared string[]  metrics that may have no value yet
 --- @param texts table<string, table<integer, string>>  of M.columns
 --- @return table[]
+--- @return string[] missing  those that have no value yet, where others have some
 function M.charts(columns, entries, declared, texts)
   local example = '{ "loss", { "loss", "val_loss", title = "both" } }'
   if type(entries) ~= "table" then
@@ -116,7 +117,7 @@ function M.charts(columns, entries, declared, texts)
   local empty = next(known) == nil -- a run without steps has charts without curves
   local names = options.names(known)
   for _, name in ipairs(declared) do known[name] = true end
-  local charts = {}
+  local charts, missing = {}, {}
   for i, entry in ipairs(list) do
     local group, keys = { entry }, {}
     local who = ("plot: chart %d"):format(i)
@@ -124,6 +125,7 @@ function M.charts(columns, entries, declared, texts)
     local o = options.fill(who, keys, group_rules)
     for _, name in ipairs(group) do
       if not (empty and type(name) == "string") then check_metric(name, known, names) end
+      if not empty and not columns[name] then missing[#missing + 1] = name end
     end
     local chart = { title = o.title or table.concat(group, ", "), xlabel = o.xlabel,
       ylabel = o.ylabel or #group == 1 and group[1] or nil, yscale = o.yscale, ymin = o.ymin, ymax = o.ymax,
@@ -137,16 +139,11 @@ function M.charts(columns, entries, declared, texts)
     end
     charts[i] = chart
   end
-  return charts
+  return charts, missing
 end
 
 --- @param path string
---- @param columns table<string, number[]>
---- @param entries (string|table)[]
---- @param declared string[]
---- @param texts table<string, table<integer, string>>
-function M.save(path, columns, entries, declared, texts)
-  folders.must(plot.save(path, M.charts(columns, entries, declared, texts)))
-end
+--- @param charts table[]  of M.charts
+function M.save(path, charts) folders.must(plot.save(path, charts)) end
 
 return M

@@ -4,6 +4,7 @@
 
 local peri = require "perilune"
 local refusal = require "perilune.refusal"
+local checkpoint = require "perilune.run.checkpoint"
 local sessions = require "perilune.run.sessions"
 
 local M = {}
@@ -125,7 +126,7 @@ function M.steps(run)
   local over = run.stopped ~= nil or run.total ~= nil and first > run.total
   local last = over and 0 or run.total or math.huge
   local next_step, state, control, inner = peri.steps(last, { from = over and 1 or first })
-  if not over then run:_check_states() end
+  if not over then checkpoint.check(run) end
   local loop = setmetatable({ run = run, inner = inner }, Loop)
   refusal.hint = function() return last_checkpoint(run) end
   peri.on_interrupt(true, "stopping after this step; Ctrl-C again stops at once")

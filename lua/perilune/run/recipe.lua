@@ -123,7 +123,7 @@ function M.start(given)
   end
   if not o.every then o.every = math.tointeger(flags.log_every) or 1 end
   local self = setmetatable({ flags = flags, total = o.total, save_every = flags.save_every or 0, step = 0,
-    _objects = {}, _order = {}, _bests = {}, _live = {}, _options = o, _count = 1, _skipped = 0,
+    _objects = {}, _order = {}, _bests = {}, _live = {}, _unplotted = {}, _options = o, _count = 1, _skipped = 0,
     _judged = judged, _budget = budget_flag(budget), _unlearnt = free }, Run)
   if flags.resume then
     local folder, count, config, checkpoint = resumed(o, root, name, info)

@@ -1,5 +1,5 @@
--- run.lua - one run and its folder: what is tracked, checkpoints, metrics and samples, the best weights. A
--- run that was stopped at any moment and is resumed ends with the same bytes as one that was not:
+-- run.lua - one run and its folder: what is tracked, metrics and samples, the best weights; checkpoint.lua has what
+-- checkpoints are. A run that was stopped at any moment and is resumed ends with the same bytes as one that was not:
 -- checkpoints hold model, optimizer, generator and data position; metrics and samples after the
 -- checkpoint are dropped and made again.
 
@@ -7,10 +7,10 @@ local peri = require "perilune"
 local log = require "perilune.run.log"
 local options = require "perilune.options"
 local phases = require "perilune.phases"
-local walk = require "perilune.nn.walk"
 local files = require "perilune.run.log.files"
 local folders = require "perilune.run.folder"
 local curves = require "perilune.run.curves"
+local checkpoint = require "perilune.run.checkpoint"
 local loops = require "perilune.run.loop"
 local Best = require "perilune.run.best"
 local scores = require "perilune.run.scores"
@@ -151,8 +151,6 @@ function Run:alarms(alarms)
   return self
 end
 
-local function checkpoints(self) return self.folder .. "/checkpoints" end
-
 -- Warnings of the library, which the terminal has seen, into the run's log.
 local function note_warnings(self)
   for _, line in ipairs(peri.warnings()) do self.logger:note("warning: " .. line) end
@@ -235,138 +233,24 @@ local function takes(self, who, step)
   return not (self._resumed and not self._begun and step <= self.step)
 end
 
--- The message of an error without the place when that is in the library, or where the script called it.
-local function message_of(err)
-  local text = tostring(type(err) == "table" and err.message or err):match "^[^\n]*"
-  local _, here = pcall(options.raise, "")
-  if here ~= "" and text:sub(1, #here) == here then return text:sub(#here + 1) end
-  return (text:gsub("^%S*perilune/[%w_/]+%.lua:%d+: ", ""))
-end
-
--- The names of the objects in a checkpoint.
-local function objects_in(path, state)
-  local names = {}
-  for name in pairs(state.objects) do names[name] = true end
-  for _, file in ipairs(must(peri.files.list(path))) do
-    local name = file:match "^(.*)%.safetensors$"
-    if name then names[name] = true end
-  end
-  return names
-end
-
--- Hand an object its part of a checkpoint; one that it does not fit is refused by name.
-local function restore_object(path, name, object, plain)
-  local ok, why
-  if object.state_dict then
-    local tensors = must(peri.safetensors.load(("%s/%s.safetensors"):format(path, name)))
-    ok, why = pcall(object.load_state_dict, object, tensors, plain)
-  else
-    ok, why = pcall(object.set_state, object, plain)
-  end
-  if ok then return end
-  if peri.interrupted() then error(why, 0) end
-  folders.refuse("%s does not fit %q: %s", path, name, message_of(why))
-end
-
-local function load_checkpoint(self)
-  local path = self._checkpoint
-  local state, why = peri.json.decode(must(peri.files.read(path .. "/state.json")), { allow_nan = true })
-  if type(state) ~= "table" then folders.refuse("%s/state.json: %s", path, tostring(why or "is not an object")) end
-  local there = objects_in(path, state)
-  for _, name in ipairs(self._order) do
-    if not there[name] then folders.refuse("%s has no %q: it was not tracked then", path, name) end
-  end
-  for _, name in ipairs(options.names(there)) do
-    if self._objects[name] == nil then folders.refuse("%s has %q, which is not tracked now", path, name) end
-  end
-  for _, name in ipairs(self._order) do restore_object(path, name, self._objects[name], state.objects[name]) end
-  peri.set_rng_state(state.rng)
-  self.step, self.saved = state.step, state.step
-  if not self._prolonged then self.stopped = state.stopped end
-  for _, best in ipairs(self._bests) do
-    local before = state.best and state.best[best.metric]
-    if before then best:set_state(before) end
-    if self._prolonged then best:prolong(state.step) end
-    best:rewind(state.step)
-  end
-end
-
 --- Load the newest checkpoint, if the run resumes. Call it after every track() and best(); steps()
 --- does when it was not.
 --- @return integer step  0 when the run is new
 function Run:restore()
   if self.logger then return self.step end
   if self._resumed then
-    load_checkpoint(self)
+    checkpoint.load(self)
     if self._config_name then folders.save_config(self.folder, self.flags, self._config_name) end
   end
   open_logger(self)
   return self.step
 end
 
--- The text of state.json; numbers that JSON has not are written as Python writes them.
-local function encoded(state)
-  local ok, text = pcall(peri.json.encode, state, { nan = "literal" })
-  if ok then return text end
-  for _, name in ipairs(options.names(state.objects)) do
-    local good, why = pcall(peri.json.encode, state.objects[name], { nan = "literal" })
-    if not good then folders.refuse("the state of %q cannot be written: %s", name, tostring(why)) end
-  end
-  return error(text, 0)
-end
-
--- What cannot be saved is said before the first step, not at the first checkpoint.
-function Run:_check_states()
-  local objects, tracked = {}, {}
-  for i, name in ipairs(self._order) do
-    local object = self._objects[name]
-    tracked[i] = { name, object }
-    if object.state_dict then
-      local tensors, plain = object:state_dict()
-      for _, key in ipairs(options.names(tensors or {})) do
-        local t = tensors[key]
-        if peri.is_tensor(t) and t.dtype:find "^q%d" then
-          folders.refuse("the state of %q cannot be written: %s is %s, which the format does not have: load the model "
-            .. "in f32, f16 or bf16, or track its adapter alone", name, key, t.dtype)
-        end
-      end
-      objects[name] = plain
-    else
-      objects[name] = object:state()
-    end
-  end
-  encoded { objects = objects }
-  local left = walk.left_out(tracked)
-  if left then folders.refuse("%s and would not be saved: track it, or put it in a field of what is tracked", left) end
-end
-
 --- Write a checkpoint of everything tracked.
 --- @param step integer
 --- @return self
 function Run:save(step)
-  local tracked = {}
-  for i, name in ipairs(self._order) do tracked[i] = { name, self._objects[name] } end
-  local problem = walk.counted_twice(tracked)
-  if problem then options.raise("save: " .. problem) end
-  local writer <close> = must(peri.files.checkpoint.begin(checkpoints(self)))
-  local state = { step = step, rng = peri.rng_state(), objects = {}, best = {},
-    stopped = not self._left and self.stopped or nil }
-  for _, name in ipairs(self._order) do
-    local object = self._objects[name]
-    if object.state_dict then
-      local tensors, plain = object:state_dict()
-      must(peri.safetensors.save(("%s/%s.safetensors"):format(writer.path, name), tensors))
-      state.objects[name] = plain
-    else
-      state.objects[name] = object:state()
-      if state.objects[name] == nil then folders.refuse("the state of %q is nil, expected a plain value", name) end
-    end
-  end
-  for _, best in ipairs(self._bests) do state.best[best.metric] = best:state() end
-  must(peri.files.write(writer.path .. "/state.json", encoded(state)))
-  must(writer:commit(("step-%08d"):format(step), self._options.keep))
-  self.saved = step
-  for _, best in ipairs(self._bests) do best:prune() end
+  checkpoint.save(self, step)
   return self
 end
 
@@ -476,7 +360,7 @@ function Run:sample(step, sample, show)
     local ok, text, why = pcall(peri.json.encode, v)
     if not ok or not text or type(name) ~= "string" or name == "step" then
       options.raise(("sample: %s cannot be written: %s"):format(tostring(name),
-        message_of(not ok and text or why or "it has no name")))
+        checkpoint.message_of(not ok and text or why or "it has no name")))
     end
     plain[name] = v
   end
@@ -561,7 +445,7 @@ end
 --- list of metrics that share axes, such as { "loss", "val_loss", ylabel = "nats a token" }, with title,
 --- xlabel ("step"), ylabel, yscale ("linear" or "log"), ymin, ymax and by (a metric that is a text, as "stage": a curve
 --- for each of its values). Noisy curves have a smoothed one drawn over them. A metric that was never logged raises,
---- unless `columns` of recipe.start names it: it may come later.
+--- unless `columns` of recipe.start names it: it may come later, and the log says that its chart has no curve.
 ---   run:plot("curves.svg", { { "loss", "val_loss" }, "lr" })
 --- @param name string  file name
 --- @param metrics (string|table)[]
@@ -570,7 +454,14 @@ function Run:plot(name, metrics)
   options.argument("plot", "name", name, "string")
   local may_come = table.move(self._judged, 1, #self._judged, 2, { "skipped" })
   local columns, texts = curves.columns(self:path "metrics.jsonl")
-  curves.save(self:path(name), columns, metrics, may_come, texts)
+  local charts, missing = curves.charts(columns, metrics, may_come, texts)
+  for _, metric in ipairs(missing) do
+    if metric ~= "skipped" and not self._unplotted[metric] then
+      self:text("%s: %q was never logged, so it has no curve", name, metric)
+      self._unplotted[metric] = true
+    end
+  end
+  curves.save(self:path(name), charts)
   return self:path(name)
 end
 
