@@ -140,7 +140,10 @@ return function(page, read)
       for _, item in ipairs(comments.items(source)) do
         -- a file of a room may hold what the room keeps to itself
         local own = item.owner == "M" and known and rawget(known, item.name) == nil
-        if is_shown(item) and item.kind == "class" then class_section(out, item)
+        if is_shown(item) and item.kind == "class" then
+          -- a constructor, or what objects are
+          if options.declared(value_of(item, module, known)) then section(out, item, prefix, module, known) end
+          class_section(out, item)
         elseif is_shown(item) and not own then section(out, item, prefix, module, known) end
       end
       for _, item in ipairs(made_in_loops(module)) do section(out, item, prefix, module, known) end

@@ -162,9 +162,34 @@ end
 
 -- ---- names ----
 
--- What a module of the library calls a value: "nn.Linear"; nil when none does.
-local function name_of(x)
+-- The shortest name by which users reach a value: "nn.Linear", "nn.init.lsuv_"; nil when no public module has it.
+local function public_name(x)
   local best
+  local function look(t, path, depth)
+    for key, value in next, t do
+      if type(key) == "string" and key:sub(1, 1) ~= "_" then
+        local name = path .. key
+        if rawequal(value, x) then
+          if not best or #name < #best or #name == #best and name < best then best = name end
+        elseif depth < 2 and type(value) == "table" and not is_class(value) then look(value, name .. ".", depth + 1) end
+      end
+    end
+  end
+  local function look_in(file, name)
+    local t = package.loaded["perilune." .. file] -- one that is not loaded has made nothing
+    if type(t) == "table" then look(t, name .. ".", 0) end
+  end
+  for name, file in pairs(require "perilune"._public) do
+    if type(file) == "string" then look_in(file, name)
+    else for key, one in pairs(file) do look_in(one, name .. "." .. key) end end
+  end
+  return best
+end
+
+-- What the library calls a value: its public name, or what the module that has it calls it; nil when none does.
+local function name_of(x)
+  local best = public_name(x)
+  if best then return best end
   for module, t in pairs(package.loaded) do
     local short = type(module) == "string" and module:match "^perilune%.(.+)$"
     if short and type(t) == "table" and short ~= "core" then

@@ -13,6 +13,50 @@ local function shown(...)
   return table.concat(out, "\n")
 end
 
+TestTitles = {}
+
+-- Whatever users reach has its own name in the title of its help, not that of a file.
+function TestTitles.test_every_public_function_is_titled_by_a_name_that_users_can_read()
+  local seen, count, wrong = {}, 0, {}
+  local function resolve(path)
+    local value = peri
+    for part in path:gmatch "[^.]+" do
+      if type(value) ~= "table" then return nil end
+      value = value[part]
+    end
+    return value
+  end
+  local function check(path, value)
+    local title = shown(value):match "^([%w_.]+)%("
+    count = count + 1
+    local ok, found = pcall(resolve, title and title:gsub("^peri%.", "") or "")
+    if not ok or not rawequal(found, value) then wrong[#wrong + 1] = ("%s is titled %s"):format(path, tostring(title)) end
+  end
+  local function walk(t, path)
+    seen[t] = true
+    for key, value in pairs(t) do
+      local meta = type(value) == "table" and getmetatable(value)
+      local class = type(meta) == "table" and type(meta.__call) == "function" and rawget(value, "__index") ~= nil
+      if type(key) == "string" and key:sub(1, 1) ~= "_" then
+        local name = path .. key
+        if type(value) == "function" and not peri.describe(value) or class and options.declared(value) then check(name, value)
+        elseif type(value) == "table" and not class and not seen[value] and not getmetatable(value) then walk(value, name .. ".")
+        elseif type(value) == "table" and not class and not seen[value] and value ~= peri and path == "" then
+          walk(value, name .. ".")
+        end
+      end
+    end
+  end
+  for name, file in pairs(peri._public) do
+    local t = peri[name]
+    if type(file) == "table" then for key in pairs(file) do walk(t[key], name .. "." .. key .. ".") end
+    else walk(t, name .. ".") end
+  end
+  lu.assertEquals(wrong, {})
+  lu.assertTrue(count > 400, count)
+  lu.assertStrContains(shown(peri.nn.init.lsuv_), "nn.init.lsuv_(module, batch")
+end
+
 TestComments = {}
 
 local source = [[
