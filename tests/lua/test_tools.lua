@@ -235,6 +235,13 @@ function TestEnvironment.test_malformed_calls_are_told_so()
   lu.assertStrContains(text, "there is no turn left to read a result")
 end
 
+function TestEnvironment.test_a_tool_is_called_by_its_name()
+  local env = tools.environment { tools = { double, tools.interpreter() }, tokenizer = chars }
+  lu.assertEquals({ env:tool("double", "4") }, { "8", false })
+  lu.assertEquals({ env:tool("lua", "6 * 7") }, { "42", false })
+  lu.assertEquals({ env:tool("triple", "4") }, { "there is no tool triple; there are: double, lua", true })
+end
+
 function TestEnvironment.test_calls_may_be_read_otherwise()
   local env = tools.environment { tools = { keys, double }, tokenizer = chars, read = function (text)
     if text == "huh" then return nil, "what is asked" end

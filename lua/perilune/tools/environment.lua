@@ -155,6 +155,18 @@ local function put(self, into, result)
   end
 end
 
+--- Call a tool by its name, as the model would: for tests, and for environments that are made of this one.
+--- @param name string
+--- @param arguments any  a text, or plain data
+--- @return string text  what the model would be told, before it is cut
+--- @return boolean failed
+function Env:tool(name, arguments)
+  local found, why = named(name, self.options.tools)
+  if not found then return why, true end
+  local result = tool.call({ { tool = found, arguments = arguments } })[1]
+  return result.text, result.failed
+end
+
 --- See rl.rollout: what turns are answered with. The calls of all of them are made side by side.
 --- @param talks table[]
 --- @return table replies  ids, or false where no call was made
