@@ -71,7 +71,7 @@ local function evaluate(step, row)
   local batch = rl.rollout(model, tok, held_out, {
     { "lenient", rewards[1][2] }, { "worked", function (_, text) return gsm8k.worked(text) end },
     { "strict", function (one, text) return gsm8k.strict(text) == one.gold and 1 or 0 end },
-  }, { max_new_tokens = cfg.tokens, greedy = true, rows = 32 })
+  }, { max_new_tokens = cfg.tokens, greedy = true, rows = 16 })
   run:sample(step, { question = held_out[1].question, answer = held_out[1].gold, completion = batch.texts[1] },
     ("  %s\n  -> %s\n  (right: %s)"):format(held_out[1].question, batch.texts[1], held_out[1].gold))
   local shown = rl.summary(batch)

@@ -44,6 +44,23 @@ function TestGenerate.test_beam_search_finds_what_transformers_finds()
   end
 end
 
+-- More tokens than are read in one pass: in several, with what each row gets alone.
+function TestGenerate.test_a_batch_too_long_for_one_pass_is_read_in_parts_and_gives_the_same()
+  peri.seed(3)
+  local model = models.llama.new({ model_type = "llama", vocab_size = 50, hidden_size = 16, intermediate_size = 512,
+    num_hidden_layers = 2, num_attention_heads = 2, max_position_embeddings = 256, rms_norm_eps = 1e-6 }, { std = 0.3 })
+  local rows, prompts = 48, {}
+  for i = 1, rows do prompts[i] = peri.randint(0, 50, { 120 + i % 7 }):tolist() end -- of 5,900 tokens
+  local batch = peri.batch.pad(prompts, { side = "left", pad = 0 })
+  local how = { max_new_tokens = 3, temperature = 0, rows = rows }
+  local out = model:generate(batch, how)
+  for _, i in ipairs { 1, 7, 32, 33, 34, 48 } do
+    local alone = model:generate(peri.batch.pad({ prompts[i] }, { side = "left", pad = 0 }), how)
+    lu.assertEquals(out.tokens:select(1, i):tolist(), alone.tokens:select(1, 1):tolist(), i)
+    lu.assertTrue(out.logprobs:select(1, i):sub(alone.logprobs:select(1, 1)):abs():max():item() <= 1e-6, i)
+  end
+end
+
 function TestGenerate.test_beams_of_padded_prompts_are_those_of_each_alone()
   local model = tiny "llama"
   local o = { num_beams = 3, num_return_sequences = 3, max_new_tokens = 8, stop = { 5, 9, 33 }, repetition_penalty = 1.2 }

@@ -231,6 +231,8 @@ end
 function TestSearch.test_what_is_wrong_is_named()
   local function step(s) return s end
   lu.assertErrorMsgContains("root has no tensor logits", rl.search, { state = peri.zeros { 1, 1 } }, step)
+  lu.assertErrorMsgContains('unknown entry of root "mask"; there are: state, logits; logits of -inf are actions that are not legal',
+    rl.search, { state = peri.zeros { 1, 1 }, logits = peri.zeros { 1, 2 }, mask = peri.ones { 1, 2 } }, step)
   local root = { state = peri.zeros { 2, 1 }, logits = peri.zeros { 2, 3 } }
   lu.assertErrorMsgContains("the model's ", rl.search, root, step)
   lu.assertErrorMsgContains("row 2 of the root has no legal action", rl.search,

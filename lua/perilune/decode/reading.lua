@@ -45,12 +45,12 @@ local function read_alone(self, request)
   end
 end
 
--- Read rows of a batch in one pass.
-local function read_together(self, requests)
-  local n, batch = #requests, requests[1].batch
-  local places = {}
+local CHUNKS <const> = 8 -- so many times the tokens of one prompt are read at once of a batch
+
+-- Read rows of a batch, which they are in order, in one pass.
+local function read_part(self, requests, batch)
+  local n, places = #requests, {}
   for i, request in ipairs(requests) do places[i] = request.place end
-  if n < #batch then batch = batch:select(places):flush_right() end
   local cache = self.model:cache(n, batch.ids:size(2))
   local ok, logits = pcall(function ()
     if batch:padding() then cache:set_starts((batch:bounds())) end
@@ -63,6 +63,25 @@ local function read_together(self, requests)
   end
   local reading = { cache = cache, logits = logits, users = n }
   for i, request in ipairs(requests) do request.reading, request.at = reading, i end
+end
+
+-- Read rows of a batch, so many at a time that a pass has no more tokens than there is room for: what it works with
+-- stays small however many rows there are. Rows do not depend on each other, so the numbers are those of one pass.
+local function read_together(self, requests)
+  local n, batch = #requests, requests[1].batch
+  if n < #batch then
+    local places = {}
+    for i, request in ipairs(requests) do places[i] = request.place end
+    batch = batch:select(places):flush_right()
+  end
+  local most = math.max(1, CHUNKS * self.chunk // batch.ids:size(2))
+  if most >= n then return read_part(self, requests, batch) end
+  for first = 1, n, most do
+    local scope <close> = peri.scope() -- luacheck: ignore 211
+    local part, places = {}, {}
+    for i = first, math.min(first + most - 1, n) do part[#part + 1], places[#places + 1] = requests[i], i end
+    read_part(self, part, batch:select(places))
+  end
 end
 
 --- Read the prompts of requests that have not been read. Those of a batch are read together.

@@ -118,6 +118,12 @@ function M.search(root, step, opts)
   for _, name in ipairs { "state", "logits" } do
     if not peri.is_tensor(root[name]) then options.raise(("rl.search: root has no tensor %s"):format(name)) end
   end
+  for name in pairs(root) do
+    if name ~= "state" and name ~= "logits" then
+      options.raise(("rl.search: %s; logits of -inf are actions that are not legal"):format(
+        options.unknown("entry of root", name, { "state", "logits" })))
+    end
+  end
   local rows, A, shape = root.state.shape[1], root.logits.shape[2], root.state.shape
   want(who, "root.logits", root.logits, rows)
   local mode <close> = peri.no_grad() -- luacheck: ignore 211
