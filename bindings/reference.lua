@@ -87,7 +87,7 @@ local function body(text)
     out[#out + 1] = line
   end
   if inside then out[#out + 1] = "```" end
-  return (table.concat(out, "\n"):gsub("%s+$", ""))
+  return (table.concat(out, "\n"):gsub("%s+$", ""):gsub("\n\n\n+", "\n\n"))
 end
 
 local function section(out, item, prefix, module, room)

@@ -582,6 +582,33 @@ function TestExport.test_the_lua_file_runs_without_perilune_and_sets_no_global()
   lu.assertEquals(#agent:values { 1, 2, 3, 4 }, 2)
 end
 
+-- In the Lua file what the caller gets wrong raises where it was called; what the numbers bring about is nil and why.
+function TestExport.test_mistakes_raise_and_what_has_no_action_is_nil_and_a_message()
+  local path = folder .. "/p.safetensors"
+  rl.policy.save(path, { net = nn.Linear(4, 2), head = "categorical", env = env_of(box(4), discrete(2)) })
+  export(path, "p.lua")
+  local agent = dofile(folder .. "/p.lua").new(1)
+  local here = debug.getinfo(1, "S").short_src
+  for want, call in pairs {
+    ["an observation has 4 numbers, not 3"] = function (f) return f { 1, 2, 3 } end,
+    ["number 4 of the observation is a string"] = function (f) return f { 1, 2, 3, "4" } end,
+    ["legal has 1 entries, expected 2"] = function (f) return f({ 1, 2, 3, 4 }, { true }) end,
+  } do
+    for name, f in pairs {
+      act = function (obs, legal) local a = agent:act(obs, true, legal) return a end,
+      act_rows = function (obs, legal) local a = agent:act_rows({ obs }, true, legal and { legal }) return a end,
+      values = not want:find "legal" and function (obs) local a = agent:values(obs) return a end or nil,
+    } do
+      local ok, why = pcall(call, f)
+      lu.assertFalse(ok, name)
+      lu.assertStrContains(why, ("%s:%d: %s"):format(here, debug.getinfo(f, "S").linedefined, want))
+    end
+  end
+  lu.assertEquals({ agent:act({ 1, 2, 3, 0 / 0 }) }, { nil, "the network gave NaN" })
+  lu.assertEquals({ agent:act({ 1, 2, 3, 4 }, false, { false, false }) }, { nil, "no action is legal" })
+  lu.assertEquals({ agent:act_rows({ { 1, 2, 3, 4 }, { 1, 2, 3, 0 / 0 } }) }, { nil, "the network gave NaN", 2 })
+end
+
 function TestExport.test_the_command_writes_both_and_asks_before_it_writes_over()
   local path = folder .. "/policy.safetensors"
   rl.policy.save(path, { net = nn.Linear(4, 2), head = "categorical", env = env_of(box(4), discrete(2)) })

@@ -102,6 +102,8 @@ function TestPolicy.test_what_no_file_can_hold_is_named()
   lu.assertErrorMsgContains("does not fit the action space", rl.policy.save, path,
     { net = nn.Linear(4, 2), head = "tanh", env = env })
   lu.assertErrorMsgContains("colour", rl.policy.save, path, { net = nn.Linear(4, 2), head = "greedy", env = env, colour = 1 })
+  lu.assertErrorMsgContains("net is nn.Copies of 3 networks, and a file holds one: give it copies:single(i)", rl.policy.save,
+    path, { net = nn.Copies(3, function () return nn.Linear(4, 2) end), head = "greedy", env = env })
   local policy, message = rl.policy.load(path .. ".none")
   lu.assertNil(policy)
   lu.assertStrContains(message, "cannot open")

@@ -273,7 +273,7 @@ local function facts(policy, spec, made, name, lua)
     MASKTEXT = count and ("\n** mask: NULL, or n rows of %s_CHOICES bytes, 0: not legal."):format(name:upper()) or "",
     MEMTEXT = memory and "\n** memory: of each row, moved on." or "", MEMFAIL = memory and " and memory" or "" }
   if count then
-    f.PARTS, f.COUNTS = #parts, table.concat(parts, ", ")
+    f.PARTS, f.COUNTS, f.counted, f.LOGITS = #parts, table.concat(parts, ", "), true, choices
     f.START = space.kind == "discrete" and space.start or 0
     f.RETURN = space.kind == "discrete" and "action[1]" or "action"
   elseif head ~= "bernoulli" then f.LOWS, f.HIGHS = bounds(space, "low"), bounds(space, "high") end

@@ -143,6 +143,14 @@ local ahead_rules = {
 ---     -- actions: (rows, population, horizon, k), as rl.cem gives them
 ---     local function returns(actions) return rl.look_ahead(model, obs, actions) end
 ---
+--- rl.Dynamics has learners where this has rows, so with one learner of several rows these are folded into one:
+---
+---     local function model(at, action) -- the population is a multiple of the members
+---       local rows, n, d = table.unpack(at.shape)
+---       local led, reward = dynamics:predict(at:reshape { 1, rows * n, d }, action:reshape { 1, rows * n, -1 })
+---       return led:reshape { rows, n, d }, reward:reshape { rows, n }
+---     end
+---
 --- @param model fun(obs: perilune.Tensor, action: perilune.Tensor): perilune.Tensor, perilune.Tensor, perilune.Tensor?
 ---  the next observations (..., d), rewards (...) and, where episodes can end, which of them did (...) bool
 --- @param obs perilune.Tensor  (rows, d): where each row begins

@@ -113,6 +113,10 @@ end
 function M.save(path, opts)
   local o = options.fill("policy.save", opts, save_rules)
   options.argument("policy.save", "path", path, "string")
+  if getmetatable(o.net) == peri.nn.Copies then
+    options.raise(("policy.save: net is nn.Copies of %d networks, and a file holds one: give it copies:single(i)")
+      :format(o.net.n))
+  end
   local build, result = build_program(o)
   local metadata = {}
   for key, text in pairs(o.metadata or {}) do metadata[key] = text end

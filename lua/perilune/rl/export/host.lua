@@ -406,9 +406,13 @@ end
 local Agent = {}
 Agent.__index = Agent
 
-local function row_of(self, row, obs)
+local function row_of(self, row, obs, level)
   local n = flat(obs, self.obs, 0)
-  if n ~= $OBSSIZE$ then error(("an observation has $OBSSIZE$ numbers, not %d"):format(n), 3) end
+  if n ~= $OBSSIZE$ then error(("an observation has $OBSSIZE$ numbers, not %d"):format(n), level) end
+  for i = 0, n - 1 do
+    local kind = type(self.obs[i])
+    if kind ~= "number" then error(("number %d of the observation is a %s"):format(i + 1, kind), level) end
+  end
   if not self.memory[row] then self.memory[row] = forgotten() end
   if network(self.work, self.memory[row], self.obs) ~= OK then
     return nil, "the observation is none of those that there are"
@@ -416,8 +420,13 @@ local function row_of(self, row, obs)
   return self.memory[row]
 end
 
-local function act(self, row, offset, obs, best, legal)
-  local memory, why = row_of(self, row, obs)
+local function act(self, row, offset, obs, best, legal, level)
+  local memory, why = row_of(self, row, obs, level + 1)
+$IF counted$
+  if legal and #legal ~= $LOGITS$ then
+    error(("legal has %d entries, expected $LOGITS$"):format(#legal), level)
+  end
+$END counted$
   if not memory then return nil, why end
   local work = self.work
   local action, message = act_row($LUACALL$)
@@ -426,12 +435,14 @@ local function act(self, row, offset, obs, best, legal)
   return action
 end
 
---- The action for an observation, a number or a list (nested ones are read in order); nil and why there is none.
+--- The action for an observation, a number or a list (nested ones are read in order); nil and why there is none: the
+--- network gave NaN, no action is legal, there is no such state. What the caller gets wrong raises: an observation with
+--- other than $OBSSIZE$ numbers, a list of legal actions of another length.
 --- deterministic: $BESTTEXT$; else one is drawn. legal: which actions are, a list of true and false.
 function Agent:act(obs, deterministic, legal)
   local offset = self.offset
   if not deterministic then self.offset = offset + 1 end
-  return act(self, 0, offset, obs, deterministic or false, legal)
+  return act(self, 0, offset, obs, deterministic or false, legal, 2)
 end
 
 --- The same for a list of observations, each with a memory of its own, if the policy has one. A list of actions, or
@@ -440,7 +451,7 @@ function Agent:act_rows(list, deterministic, legal)
   local offset, actions = self.offset, {}
   if not deterministic then self.offset = offset + 1 end
   for i, obs in ipairs(list) do
-    local action, why = act(self, i - 1, offset, obs, deterministic or false, legal and legal[i])
+    local action, why = act(self, i - 1, offset, obs, deterministic or false, legal and legal[i], 3)
     if action == nil then return nil, why, i end
     actions[i] = action
   end
@@ -449,7 +460,7 @@ end
 
 --- What the network says of an observation, from which the action is chosen.
 function Agent:values(obs)
-  local memory, why = row_of(self, 0, obs)
+  local memory, why = row_of(self, 0, obs, 3)
   if not memory then return nil, why end
   local work, out = self.work, {}
   local x, from = $HEADX$
