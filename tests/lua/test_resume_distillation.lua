@@ -15,6 +15,8 @@ local recipes = {
   ["cross_modal"] = { "--labelled 40 --pairs 1700 --dim 16 --updates 4 --batch 4 --eval_every 1", { "scores.jsonl" } },
   ["distilbert"] = { "--layers 2 --width 16 --base_steps 3 --steps 6 --batch 2 --length 8 --held_out 4 --eval_every 1",
     { "scores.jsonl", "student/model.safetensors" } },
+  ["gkd"] = { "--layers 1 --width 32 --batches 12 --little 12 --updates 4 --rows 4 --round 3 --samples 8 --held_out 10",
+    { "models/gkd/model.safetensors", "models/stored/model.safetensors", "models/stored/scores.json" } },
 }
 
 for name, entry in pairs(recipes) do
