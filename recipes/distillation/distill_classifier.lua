@@ -23,11 +23,11 @@ local cfg = peri.flags(recipe.with_flags {
   batch    = { 32, "of an update", range = "[2, inf)" }, lr = { 1e-3, "times .9 every ten epochs", range = "(0, inf)" },
   seeds    = { 3, "of data, weights and orders, side by side", range = "[1, inf)" },
 })
-local function numbers(text)
-  local list = {}
-  for word in text:gmatch "[^,%s]+" do list[#list + 1] = tonumber(word) or error(word .. " is no number", 0) end
+local function numbers(flag, list)
+  for word in cfg[flag]:gmatch "[^,%s]+" do list[#list + 1] = assert(tonumber(word), flag .. ": no number " .. word) end
   return list
 end
+local others, sizes = numbers("others", {}), { [0] = numbers("teacher", {}), numbers("student", {}) }
 local function generated(seed) -- rows (N, 100), labels (N)
   local rng, list = peri.rng(seed), {}
   for i = 1, 6 * cfg.rows + 2000 do list[i] = rng:int(0, 39) end
@@ -43,15 +43,16 @@ local function pictures()
   end
   local x, y = peri.data.idx(found.images or folder .. "/images", found.labels or folder .. "/labels")
   x = assert(x, y):flatten(2):to "f32"
-  return (x - x:mean()) / x:std(), y
+  local seen = x:narrow(1, 1, math.min(cfg.rows, x:size(1) - 1))
+  return (x - seen:mean()) / seen:std(), y
 end
 
 -- Each arm: name, share of the teacher, temperature, whether it has a general phase. The teacher stands before them.
-local arms = { { "plain", 0, 1 }, { "two phases", cfg.alpha, cfg.temperature, true },
+local arms = { [0] = { "teacher", 0 }, { "plain", 0, 1 }, { "two phases", cfg.alpha, cfg.temperature, true },
   { "the task alone", cfg.alpha, cfg.temperature } }
-for _, t in ipairs(numbers(cfg.others)) do arms[#arms + 1] = { ("two phases, T %g"):format(t), cfg.alpha, t, true } end
+for _, t in ipairs(others) do arms[#arms + 1] = { ("two phases, T %g"):format(t), cfg.alpha, t, true } end
 local run = recipe.start { name = "distill_classifier", flags = cfg, total = 3 * cfg.epochs,
-  columns = { "teacher", "student", "plain" } }
+  columns = { "teacher", "two phases", "plain" } }
 local rate, learners = peri.sched.step { from = cfg.lr, every = 10, factor = 0.9 }, {} -- [arm; 0 the teacher][seed]
 for s = 1, cfg.seeds do
   peri.seed(cfg.seed + s - 1)
@@ -67,17 +68,18 @@ for s = 1, cfg.seeds do
   end
   local teacher
   for a = 0, #arms do
-    local sizes, arm, labels = numbers(a == 0 and cfg.teacher or cfg.student), arms[a], a == 0 and n or few
-    local net = nn.MLP { x:size(2), table.unpack(table.move({ classes }, 1, 1, #sizes + 1, sizes)) }
+    local widths, arm, labels = { x:size(2), table.unpack(sizes[math.min(a, 1)]) }, arms[a], a == 0 and n or few
+    widths[#widths + 1] = classes
+    local net = nn.MLP(widths)
     local opt, l = peri.optim.Adam(net, { lr = cfg.lr }), { net = net, test_x = test_x }
     local order = peri.data.list(peri.arange(0, labels, 1, "i64"):tolist()):shuffle(cfg.seed + s)
       :batch(size, { drop_last = true }):repeat_()
     function l.epoch(k)
       for _ = 1, n // size do
         local _ <close> = peri.scope()
-        local at, early = peri.tensor(order(), "i64"), a > 0 and arm[4] and k <= cfg.epochs
+        local at, early = peri.tensor(order(), "i64"), arm[4] and k <= cfg.epochs
         local rows, label = early and general() or x:index_select(at, 1), y:index_select(at, 1)
-        local loss = (a == 0 or arm[2] == 0) and net(rows):cross_entropy(label) or peri.loss.distill(net(rows),
+        local loss = arm[2] == 0 and net(rows):cross_entropy(label) or peri.loss.distill(net(rows),
           peri.no_grad(teacher, rows), { temperature = arm[3], hard = early and 0 or 1 - arm[2], labels = label })
         loss:backward()
         opt:step { lr = rate(k), clip = 1 }:zero_grad()
@@ -94,13 +96,12 @@ local function accuracies(a)
   for s, l in ipairs(learners[a]) do list[s] = l.accuracy() end
   return list
 end
-local columns = { [0] = "teacher", "plain", "student" }
 for epoch in run:steps() do -- the teachers, then all students side by side
   local early, now = epoch <= cfg.epochs, {}
   local k = early and epoch or epoch - cfg.epochs
   for a = early and 0 or 1, early and 0 or #arms do
     for _, l in ipairs(learners[a]) do l.epoch(k) end
-    if columns[a] then now[columns[a]] = peri.tensor(accuracies(a), "f64"):mean():item() end
+    now[arms[a][1]] = peri.tensor(accuracies(a), "f64"):mean():item()
   end
   run:log(epoch, now)
 end
@@ -110,11 +111,10 @@ local function rows_a_second(l)
   return 20 * l.test_x:size(1) / (peri.time() - began)
 end
 local big, small, kept = learners[0][1], learners[2][1], peri.tensor(accuracies(2)) / peri.tensor(accuracies(0))
-local few, many = small.net:num_parameters(), big.net:num_parameters()
 run:text("%-18s %s of the teacher's accuracy", "kept", run:scores("kept", kept:tolist(), 4))
-arms[0] = { "teacher" }
+local few, many = small.net:num_parameters(), big.net:num_parameters()
 for a = 0, #arms do run:text("%-18s %s", arms[a][1], run:scores(arms[a][1], accuracies(a), 4)) end
 run:text("the student has %d of %d parameters (%.1f %%); rows a second: %.0f, the teacher %.0f", few, many,
   100 * few / many, rows_a_second(small), rows_a_second(big))
-run:plot("curves.svg", { { "teacher", "student", "plain" } })
+run:plot("curves.svg", { { "teacher", "two phases", "plain" } })
 run:finish()

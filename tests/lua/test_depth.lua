@@ -54,6 +54,27 @@ function TestDepth.test_a_model_of_some_layers_is_the_whole_one_without_the_othe
   lu.assertTrue(n > 20)
 end
 
+-- Its blocks are hooked as those of the whole one are, in every architecture.
+function TestDepth.test_a_model_of_one_layer_learns_the_last_hidden_states_of_the_whole_one()
+  local ids = peri.randint(3, 30, { 2, 6 })
+  each_model(function (name, model)
+    local student = models.with_layers(model, { layers = { 1 } }):unfreeze()
+    local hints <close> = peri.loss.Hints(student, model, { example = ids, kind = "cosine",
+      pairs = { { "layers.0", ("layers.%d"):format(model.settings.layers - 1) } } })
+    lu.assertEquals(#hints:parameters(), 0, name)
+    local opt, first, last = peri.optim.SGD(student, { lr = 0.02 }), nil, nil
+    for _ = 1, 5 do
+      peri.no_grad(model, ids)
+      student(ids)
+      local value = hints:loss()
+      first, last = first or value:item(), value:item()
+      value:backward()
+      opt:step { clip = 1 }:zero_grad()
+    end
+    lu.assertTrue(last < first, ("%s: %g, then %g"):format(name, first, last))
+  end)
+end
+
 function TestDepth.test_every_second_layer_stays_where_none_are_named_and_weights_are_copies()
   local config = { model_type = "bert", vocab_size = 20, hidden_size = 8, intermediate_size = 16, num_hidden_layers = 5,
     num_attention_heads = 2, max_position_embeddings = 12, type_vocab_size = 2, architectures = { "BertForMaskedLM" } }
