@@ -67,7 +67,8 @@ end
 ---     nn.functional_call(net, fast, new_x):sub(new_y):square():mean():backward() -- into net's parameters
 ---
 --- An op of the loss that has no second derivative is an error that names it, where order is 2. Frozen parameters do
---- not move. Tasks side by side are networks of nn.Copies whose losses are added up.
+--- not move; what is no parameter, such as the running statistics of nn.BatchNorm, is the module's own and moves as in
+--- any pass. Tasks side by side are networks of nn.Copies whose losses are added up.
 --- @param module perilune.nn.Module
 --- @param loss fun(step: integer): perilune.Tensor  of one element, of the module as it stands then
 --- @param opts table
