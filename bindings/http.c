@@ -294,6 +294,7 @@ static void server_free (server *s) {
 static int l_http (lua_State *L) {
   const char *address = luaL_optstring(L, 1, NULL), *path = luaL_optstring(L, 3, NULL);
   int port = (int)luaL_optinteger(L, 2, 0);
+  size_t most = (size_t)luaL_checkinteger(L, 4);
   unsigned connections = (unsigned)luaL_checkinteger(L, 5),
            seconds = (unsigned)luaL_checkinteger(L, 6);
   pthread_once(&once, open_library);
@@ -312,7 +313,7 @@ static int l_http (lua_State *L) {
   pthread_condattr_setclock(&how, CLOCK_MONOTONIC);
   pthread_cond_init(&s->come, &how);
   pthread_condattr_destroy(&how);
-  s->last = &s->first, s->most = (size_t)luaL_checkinteger(L, 4);
+  s->last = &s->first, s->most = most;
   h->p = s;
   int fd = path ? listen_unix(path) : listen_tcp(address, port, &port);
   if (fd < 0) return fail(L, "cannot listen", path ? path : address);

@@ -189,6 +189,8 @@ function TestServe.test_requests_are_done_in_their_order_and_once()
   lu.assertEquals(good(service, "forward_backward", train(id, { rows[1] }, { seq_id = 1 })), a)
   settle(service)
   lu.assertTrue(gradients(service, id) == g)
+  local twice = { session_id = service.models[id].session.id, model_seq_id = 0, base_model = "tiny" }
+  lu.assertEquals(good(service, "create_model", twice).model_id, id)
   -- one that is refused does not hold up those behind it
   local _, status = ask(service, "forward_backward", train(id, {}, { seq_id = 3 }))
   lu.assertEquals(status, 422)
@@ -342,6 +344,32 @@ function TestServe.test_results_are_kept_for_a_while()
   for _ = 1, 8 do done(service, "forward_backward", train(id)) end
   local value, status = ask(service, "retrieve_future", { request_id = first.request_id })
   lu.assertEquals({ status, value.error }, { 410, "request_id: the result of " .. first.request_id .. " is no longer kept" })
+end
+
+function TestServe.test_clients_that_are_gone_give_way()
+  local service = open { tenants = 2, idle = 0, snapshots = 2 }
+  local first = client(service, 1)
+  local sampler = done(service, "save_weights_for_sampler", { model_id = first }).sampling_session_id
+  local draw = { sampling_session_id = sampler, prompt = rows[1].model_input, sampling_params = { max_tokens = 2, seed = 1 } }
+  local want = done(service, "asample", draw)
+  client(service, 2)
+  service.models[first].session.seen = 0
+  local third = client(service, 3) -- the one that was silent longest goes
+  lu.assertNil(service.models[first])
+  lu.assertEquals(done(service, "asample", draw), want) -- its samples stay
+  lu.assertEquals(select(2, ask(service, "optim_step", adam(first))), 404)
+  for _ = 1, 2 do done(service, "save_weights_for_sampler", { model_id = third }) end
+  lu.assertEquals(select(2, ask(service, "asample", draw)), 404) -- of many snapshots the oldest goes
+  local of = third:match "^[^:]+"
+  good(service, "sessions/" .. of .. "/finish", {})
+  settle(service)
+  lu.assertNil(service.models[third])
+  local sites = 0
+  for _, place in ipairs(require("perilune.peft.targets").places(service.base.model)) do
+    local on = place.layer.adapter
+    sites = math.max(sites, on and (rawlen(on) > 0 and rawlen(on) or 1) or 0)
+  end
+  lu.assertTrue(sites <= 2, sites) -- one client is left, and one adapter draws
 end
 
 function TestServe.test_web_pages_and_strangers_are_not_answered()

@@ -1,5 +1,19 @@
--- messages.lua - errors as clients read them.
+-- messages.lua - errors as clients read them: refusals with a status, and what was raised.
 local M = {}
+
+local Refused = {}
+
+--- Raise a refusal, which the client gets as a status and a message.
+--- @param status integer
+--- @param format string
+function M.refuse(status, format, ...)
+  error(setmetatable({ status = status, message = format:format(...) }, Refused), 0)
+end
+
+--- Whether an error is a refusal: then it has status and message.
+--- @param err any
+--- @return boolean
+function M.is_refusal(err) return getmetatable(err) == Refused end
 
 --- A raised message without the places in our own source, as text that JSON can hold.
 --- @param message any

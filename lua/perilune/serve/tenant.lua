@@ -23,7 +23,7 @@ local M = {}
 --- @return perilune.serve.Base
 function M.base(model, tok, name)
   targets.freeze(model)
-  return setmetatable({ model = model, tok = tok, name = name, adapters = {}, vocab = (model.settings or {}).vocab,
+  return setmetatable({ model = model, tok = tok, name = name, drawn = {}, vocab = (model.settings or {}).vocab,
     context = require("perilune.models.base").context_length(model) }, Base)
 end
 
@@ -62,9 +62,23 @@ local function adapter_of(base, config)
   local ok, made = pcall(lora.new, base.model, { r = config.rank, alpha = ALPHA, targets = names })
   peri.set_rng_state(before)
   if not ok then error(made, 0) end
-  made:enable(false)
-  base.adapters[made] = true
-  return made
+  return made:enable(false)
+end
+
+--- An adapter with the weights of a snapshot, to draw with. There is one for each shape that adapters have.
+--- @param config table
+--- @param snapshot table
+--- @return table adapter
+function Base:drawing(config, snapshot)
+  local key = ("%d %s %s %s"):format(config.rank, config.train_attn, config.train_mlp, config.train_unembed)
+  local own = self.drawn[key] or { adapter = adapter_of(self, config) }
+  self.drawn[key] = own
+  if own.snapshot ~= snapshot then
+    own.snapshot = nil
+    own.adapter:load_state_dict(snapshot)
+    own.snapshot = snapshot
+  end
+  return own.adapter
 end
 
 -- ---- a tenant ----
@@ -84,11 +98,8 @@ end
 
 --- Let go of its memory.
 function Tenant:close()
-  for _, adapter in ipairs { self.adapter, self.sampler } do
-    self.base.adapters[adapter] = nil
-    adapter:remove()
-  end
-  self.adapter, self.sampler, self.optimizer = nil, nil, nil
+  self.adapter:remove()
+  self.adapter, self.optimizer = nil, nil
 end
 
 local PASS <const> = 4096 -- tokens with padding that go through the model at once
@@ -190,19 +201,6 @@ function Tenant:snapshot()
   local copy = {}
   for name, t in pairs(self.adapter:state_dict()) do copy[name] = peri.keep(t:detach():clone()) end
   return copy
-end
-
---- The adapter that draws with a snapshot.
---- @param snapshot table
---- @return table adapter
-function Tenant:sampler_of(snapshot)
-  self.sampler = self.sampler or adapter_of(self.base, self.config)
-  if self.drawn ~= snapshot then
-    self.drawn = nil
-    self.sampler:load_state_dict(snapshot)
-    self.drawn = snapshot
-  end
-  return self.sampler
 end
 
 -- ---- on the disk ----
