@@ -327,6 +327,17 @@ function TestServe.test_samples_are_of_the_weights_that_were_saved()
     local one = done(service, "asample", draw { sampling_params = { max_tokens = 2 + i, seed = i } })
     lu.assertEquals(good(service, "retrieve_future", { request_id = asked[i].request_id }), one)
   end
+  -- whoever waits comes next, however many more samples are asked for
+  local last = good(service, "asample", draw { sampling_params = { max_tokens = 8, seed = 1 } })
+  service:work()
+  local step = good(service, "forward_backward", train(id))
+  for i = 1, 40 do
+    good(service, "asample", draw { sampling_params = { max_tokens = 8, seed = i } })
+    service:work()
+  end
+  lu.assertNotNil(good(service, "retrieve_future", { request_id = last.request_id }).sequences)
+  lu.assertNotNil(good(service, "retrieve_future", { request_id = step.request_id }).metrics)
+  settle(service)
   local named = done(service, "save_weights_for_sampler", { model_id = id, path = "named" }).path
   local again = good(service, "create_sampling_session", { session_id = session(service), sampling_session_seq_id = 0,
     model_path = named })

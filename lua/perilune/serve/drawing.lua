@@ -58,14 +58,16 @@ end
 --- @return fun(): table|nil
 function M.steps(base, lm, queue, first, adapter)
   local running = {}
+  local function is_ours(job) return job.sampler == first.sampler end
+  local function join(job)
+    begin(lm, job)
+    running[#running + 1] = job
+  end
   local function step()
-    for _, job in ipairs(running[1] and {} or { first }) do
-      begin(lm, job)
-      running[1] = job
-    end
-    for _, job in ipairs(queue:take_all(function (job) return job.sampler == first.sampler end)) do
-      begin(lm, job)
-      running[#running + 1] = job
+    local begun = #running > 0
+    if not begun then join(first) end
+    if not (begun and queue:has(function (job) return not is_ours(job) end)) then -- others wait: they come next
+      for _, job in ipairs(queue:take_all(is_ours)) do join(job) end
     end
     local ok, message = pcall(lm.step, lm)
     if not ok then -- the pass that all share

@@ -116,6 +116,14 @@ local function take(self)
   end
 end
 
+--- Whether a job waits that is meant.
+--- @param means fun(job: table): boolean
+--- @return boolean
+function Queue:has(means)
+  for _, job in ipairs(self.jobs) do if means(job) then return true end end
+  return false
+end
+
 --- Take the jobs that wait and are wanted.
 --- @param wants fun(job: table): boolean
 --- @return table[]
