@@ -24,6 +24,11 @@ end
 
 local function check_layers(list, most)
   local before = 0
+  for key in pairs(list) do
+    if math.type(key) ~= "integer" or key < 1 or key > #list then
+      options.raise(("%s: layers has a key %s, expected a list of numbers"):format(who, tostring(key)))
+    end
+  end
   for i, n in ipairs(list) do
     if math.type(n) ~= "integer" or n <= before or n > most then
       options.raise(("%s: layers[%d] is %s, expected an integer from %d to %d"):format(who, i, tostring(n), before + 1,
@@ -76,7 +81,8 @@ local function clone(t)
 end
 
 --- A model of some of another's layers, which stay as they are: DistilBERT's beginning, from which a student of half
---- the depth learns (1910.01108). Weights are copies, but for those that nothing writes to; adapters are not copied.
+--- the depth learns (1910.01108). Weights are copies, frozen where they were, but for those that nothing writes to;
+--- adapters are not copied.
 ---
 ---     local student = models.with_layers(teacher)                       -- layers 1, 3, 5 ...
 ---     local other = models.with_layers(teacher, { layers = { 1, 2, 6 } })
