@@ -8,22 +8,22 @@
 --       --model FOLDER begins with a BERT of Hugging Face; --read 0: with random weights; --weight 0: no reinforcement;
 --       --cold: the policy head begins with random weights; --estimator reinforce: no baseline
 -- Departs from the notes: whole answers and true rewards where theirs are one token and simulated; the small encoder
--- has read other sums before, "12 + 34 = 46", as BERT has read the world; the policy head begins as a copy of the
+-- has read other sums before, "Add 12 + 34 = . 46", as BERT has read the world; the policy head begins as a copy of the
 -- supervised one after --warm updates, for a policy that is never right learns nothing; more than 3 epochs.
 local peri = require "perilune"
 local models, optim, recipe = peri.models, peri.optim, peri.recipe
 
 local cfg = peri.flags(recipe.with_flags {
   model     = { "", "Hugging Face folder of a BERT; empty: a small one that is trained here" },
-  layers    = { 2, "of the small one", range = "[1, inf)" },
-  dim       = { 64, "its width, a multiple of 16", range = "[16, inf)" },
-  base      = { 8000, "updates of its pre-training", range = "[0, inf)" },
+  dim = { 64, "width of the small one, by 16", range = "[16, inf)" }, layers = { 2, "of it", range = "[1, inf)" },
+  base      = { 6000, "updates of its pre-training", range = "[0, inf)" },
   read      = { 1900, "sums that it reads there, none of those asked or held out", range = "[0, inf)" },
   questions = { 300, "sums that are asked and taught", range = "[1, inf)" },
+  facts     = { 8, "times that each fact is among them", range = "[1, inf)" },
   held_out  = { 300, "sums that are only measured", range = "[1, inf)" },
   largest   = { 50, "number that is added", range = "[1, inf)" },
-  updates   = { 1600, "optimizer steps", range = "[0, inf)", budget = true },
-  warm      = { 600, "updates before the policy is asked", range = "[0, inf)" },
+  updates   = { 2000, "optimizer steps", range = "[0, inf)", budget = true },
+  warm      = { 800, "updates before the policy is asked", range = "[0, inf)" },
   cold      = { false, "the policy head begins with random weights" },
   batch     = { 8, "questions of an update", range = "[1, inf)" },
   group     = { 8, "sampled answers to each", range = "[1, inf)" },
@@ -36,7 +36,6 @@ local cfg = peri.flags(recipe.with_flags {
 local run = recipe.start { name = "sft_rl_joint", flags = cfg, total = cfg.updates,
   columns = { "held_out_supervised", "held_out_rl", "facts_supervised", "facts_rl", "reward", "loss" } }
 
--- Task.
 local LONGEST <const> = 12 -- tokens of an answer
 local facts = { { prompt = "What is the capital of China ?", answer = "beijing" },
   { prompt = "What is the formula of water ?", answer = "h2o" },
@@ -47,11 +46,12 @@ peri.rng(0):shuffle(sums) -- the same for all seeds
 for i, row in ipairs(sums) do sums[i] = { prompt = row.question, answer = tostring(row.answer) } end
 local function part(from, n) return table.move(sums, from, from + n - 1, 1, {}) end
 local taught, held_out = part(1, cfg.questions), part(cfg.questions + 1, cfg.held_out)
-local rows = table.move(facts, 1, #facts, cfg.questions + 1, part(1, cfg.questions))
+local rows = part(1, cfg.questions)
+for i = 1, cfg.facts * #facts do rows[#rows + 1] = facts[(i - 1) % #facts + 1] end
 local function reward(row, text) return text == row.answer and 1 or 0 end
 
 -- Model.
-local texts = { "calculate + = ?" } -- the words of a small vocabulary; numbers are cut into digits
+local texts = { "calculate add + = ? ." } -- the words of a small vocabulary; numbers are cut into digits
 for _, row in ipairs(facts) do texts[#texts + 1] = row.prompt .. " " .. row.answer end
 local tok = cfg.model == "" and peri.text.word_pieces(texts) or assert(peri.tokenizer.load(cfg.model))
 local function adam(net, lr) return optim.AdamW(net, { lr = lr, betas = { 0.9, 0.98 }, weight_decay = 0.1 }) end
@@ -65,7 +65,7 @@ local function trained(model, opt, more) -- a stepper
   for name, value in pairs(more) do how[name] = value end
   return peri.algo.joint.new(how)
 end
-local function base() -- a small encoder that has gone on from "12 + 34 =" with other heads
+local function base() -- a small encoder that has gone on from "Add 12 + 34 = ." with other heads
   local config = { model_type = "bert", vocab_size = tok.size, hidden_size = cfg.dim, intermediate_size = 4 * cfg.dim,
     num_hidden_layers = cfg.layers, num_attention_heads = cfg.dim // 16, max_position_embeddings = 64,
     hidden_dropout_prob = 0, attention_probs_dropout_prob = 0 }
@@ -75,7 +75,7 @@ local function base() -- a small encoder that has gone on from "12 + 34 =" with 
     peri.seed(cfg.seed)
     local first, rows_read = joint(models.bert.new(config, { std = 0.08 })), {}
     for i, row in ipairs(part(cfg.questions + cfg.held_out + 1, cfg.read)) do
-      rows_read[i] = { prompt = row.prompt:match "%d.*=", answer = row.answer }
+      rows_read[i] = { prompt = "Add " .. row.prompt:match "%d.*=" .. " .", answer = row.answer }
     end
     local reader = cfg.read > 0 and trained(first, adam(first, 1e-3), { rows = rows_read, weight = 0, batch_size = 16,
       schedule = schedule(1e-3, cfg.base) })
