@@ -7,6 +7,7 @@ TestResumeContinual = {}
 -- Name of a file, behind it what tells several lines of one apart; flags.
 local recipes = {
   ["adversarial"] = "--train 60 --batch 20 --epochs 6 --width 2 --steps 2 --attack 2 --replays 2",
+  ["adversarial_text"] = "--updates 8 --batch 4 --texts 40 --dim 4 --hidden 4 --every 1",
   ["continual"] = "--train 60 --batch 20 --epochs 3 --width 8 --memory 5 --rank 2",
   ["offline_completions"] = "--updates 6 --batch 8 --problems 40 --pretrain 60 --width 16",
   ["maml_language"] = "--updates 6 --tasks 1 --letters 30 --hidden 8 --tests 2 --log_every 1",
