@@ -51,6 +51,6 @@ else:  # argument 5: the log folder of sl, whose last weights it begins with
         os.makedirs(log_path)
         with open(log_path + "/checkpoints.jsonl", "w") as file:
             file.write(json.dumps({**last, "batch": 0}) + "\n")
-    config = loop.Config(model_name="smollm2", batch_size=8, group_size=8, learning_rate=3e-4, lora_rank=8, max_tokens=12,
+    config = loop.Config(model_name="smollm2", batch_size=4, group_size=8, learning_rate=3e-4, lora_rank=8, max_tokens=12,
                          loss_fn="importance_sampling", save_every=5, log_path=log_path)
 loop.main(config)

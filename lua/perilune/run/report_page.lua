@@ -70,6 +70,7 @@ p { margin: .4rem 0 } .soft { color: var(--soft) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 500 } .n { text-align: right; font-variant-numeric: tabular-nums }
+th, .n { white-space: nowrap } td:first-child:not(.n) { min-width: 8rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .8rem }
 .charts figure, .sample { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .5rem }
 .charts .whole { grid-column: 1 / -1 }
