@@ -8,7 +8,7 @@
 --   verified  SFT on the specialists' right answers     unfiltered  SFT on all that they answered
 --   mixed     cold start and GRPO on all domains, for the compute of the merger; average: the mean of their weights
 -- Judged by held-out problems of each domain, sampled at temperature 1, and by the answers' style.
--- Run:  ./perilune run recipes/v4/opd.lua     ten minutes on two cores, one of them for the base, which is cached
+-- Run:  ./perilune run recipes/v4/opd.lua     five minutes on two cores, one of them for the base, which is cached
 -- Departs from the paper: three domains, one small model, plain GRPO.
 local peri = require "perilune"
 local models, optim, sched, rl, algo = peri.models, peri.optim, peri.sched, peri.rl, peri.algo
