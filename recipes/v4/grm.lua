@@ -16,12 +16,12 @@ local models, optim, sched, rl, algo = peri.models, peri.optim, peri.sched, peri
 local recipe, reward, chain, verdicts = peri.recipe, peri.reward, peri.tasks.chain, peri.tasks.verdicts
 
 local cfg = peri.flags(recipe.with_flags {
-  batches  = { 1200, "of pre-training, 64 rows each", range = "[51, inf)" },
+  batches  = { 2400, "of pre-training, 64 rows each", range = "[51, inf)" },
   width    = { 128, "of the four layers, a multiple of 32", range = "[32, inf)" },
   nmax     = { 4, "longest chain of a sum", range = "[2, inf)" },
   graded   = { 4000, "answers of the base that the rule grades", range = "[8, inf)" },
-  judging  = { 60, "updates of the generative judge; the scalar one has twice as many", range = "[2, inf)" },
-  updates  = { 60, "of an actor", range = "[2, inf)" },
+  judging  = { 200, "updates of the generative judge; the scalar one has as many", range = "[2, inf)" },
+  updates  = { 80, "of an actor", range = "[2, inf)" },
   lr       = { 2e-4, "peak learning rate of reinforcement", range = "[0, inf)" },
   prompts  = { 64, "prompts an update, 8 answers each", range = "[1, inf)" },
   held_out = { 300, "problems that are only measured", range = "[1, inf)" },
@@ -84,7 +84,7 @@ local function train_scalar(model, rng)
   local list, scorer = {}, models.scorer(model)
   for i, row in ipairs(rows) do list[i] = { prompt = row.prompt, completion = texts[i], label = grades[i] == 1 } end
   return algo.reward_model.new { model = scorer, optimizer = adam(scorer), tokenizer = tok, rows = list, level = "last",
-    batch_size = 64, seed = seed, schedule = sched.warmup(10, sched.linear { from = 3e-4, steps = 2 * cfg.judging }) }
+    batch_size = 64, seed = seed, schedule = sched.warmup(10, sched.linear { from = 3e-4, steps = cfg.judging }) }
 end
 local function train_grm(model, rng)
   local rows, texts, grades = graded(model, verdicts.problems(rng, cfg.graded // 4, how))
@@ -98,7 +98,7 @@ local function actor(by)
     return reinforced(model, verdicts.problems(rng, 3000, how), { { "judge", told }, { "truth", chain.accuracy, 0 } })
   end }
 end
-stages = recipe.stages({ { "scalar", from = "base", steps = 2 * cfg.judging, begin = train_scalar },
+stages = recipe.stages({ { "scalar", from = "base", steps = cfg.judging, begin = train_scalar },
   { "grm", from = "base", steps = cfg.judging, begin = train_grm }, actor "truth", actor "scalar", actor "grm" },
   { seed = seed, measure = measure })
 run = recipe.start { name = "grm", flags = cfg, total = stages.total, columns = { "stage", "reward",
