@@ -6,8 +6,8 @@
 -- characters of plays; it is trained first and cached. Arms, all of half the depth and with the same batches:
 --   half      every second layer, taught    random   as many layers drawn at random    scratch   random weights, taught
 --   half_mlm  every second layer, untaught  alone    random weights, untaught
--- Run:  ./perilune run recipes/distillation/distilbert.lua    four minutes of one core, the teacher included (cached)
---       --text FILE: another text; --base_steps 3000 --layers 8 --width 128: larger
+-- Run:  ./perilune run recipes/distillation/distilbert.lua    three minutes of one core, the teacher (cached) included
+--       --text FILE: another text; --base_steps 8000 --layers 8 --width 128: larger
 -- Departs from the paper: characters in place of word pieces, lines of 48, no dropout.
 local peri = require "perilune"
 local models, optim, sched, recipe = peri.models, peri.optim, peri.sched, require "perilune.recipe"
