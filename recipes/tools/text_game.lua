@@ -5,7 +5,7 @@
 -- for the chest that was opened, less 0.03 a turn. The base has read games of somebody who plays without a plan.
 -- Judged by: won, the share of the games that were never trained on that are won within twelve turns, beside the base,
 -- and turns, those of a won game beside the fewest of one who knows where key and chest are.
--- Run:  ./perilune run recipes/tools/text_game.lua     four minutes on two cores
+-- Run:  ./perilune run recipes/tools/text_game.lua     three minutes on two cores
 -- Arms: --price 0: time costs nothing. --method sft: equal updates on the base's won games, the control.
 -- Departs from the paper: 0.2M weights; one on-policy epoch, so the clip is idle; no KL penalty.
 local peri = require "perilune"
@@ -16,7 +16,7 @@ local cfg = peri.flags(recipe.with_flags {
   method     = { "grpo", "what learns", choices = { "grpo", "sft" } },
   price      = { 0.03, "of each turn of a win", range = "[0, 1]" },
   turns      = { 12, "of a game", range = "[1, inf)" },
-  updates    = { 200, "optimizer steps", range = "[0, inf)", budget = true },
+  updates    = { 120, "optimizer steps", range = "[0, inf)", budget = true },
   prompts    = { 32, "games an update", range = "[1, inf)" },
   group      = { 8, "plays of each", range = "[2, inf)" },
   micro      = { 64, "plays in one forward and backward pass", range = "[1, inf)" },
