@@ -15,19 +15,19 @@ local models, optim, sched, rl = peri.models, peri.optim, peri.sched, peri.rl
 local recipe, algo, chain = peri.recipe, peri.algo, peri.tasks.chain
 
 local cfg = peri.flags(recipe.with_flags {
-  rounds   = { 8, "of sampling and learning", range = "[0, inf)", budget = true },
+  rounds   = { 12, "of sampling and learning", range = "[0, inf)", budget = true },
   problems = { 512, "in a round", range = "[1, inf)" },
   group    = { 8, "answers to each", range = "[2, inf)" },
-  keep     = { 2, "right answers to a problem that are learned, at most", range = "[1, inf)" },
+  keep     = { 4, "right answers to a problem that are learned, at most", range = "[1, inf)" },
   from     = { "base", "where a round of learning begins", choices = { "base", "last" } },
-  epochs   = { 2, "over what is kept", range = "[1, inf)" },
+  epochs   = { 3, "over what is kept", range = "[1, inf)" },
   sft_lr   = { 1e-3, "learning rate of SFT, falls to 0 in each round", range = "[0, inf)" },
   prompts  = { 64, "problems of an update of rl", range = "[1, inf)" },
-  rl_lr    = { 3e-4, "learning rate of rl", range = "[0, inf)" },
+  rl_lr    = { 5e-4, "learning rate of rl", range = "[0, inf)" },
   layers   = { 2, "of the model", range = "[1, inf)" },
   width    = { 64, "of the model, a multiple of 32", range = "[32, inf)" },
-  nmax     = { 3, "longest chain", range = "[2, inf)" },
-  batches  = { 900, "of pre-training", range = "[51, inf)" },
+  nmax     = { 2, "longest chain", range = "[2, inf)" },
+  batches  = { 2000, "of pre-training", range = "[51, inf)" },
   rows     = { 64, "of a batch of pre-training", range = "[3, inf)" },
   held_out = { 200, "problems that are only measured", range = "[1, inf)" },
 })
