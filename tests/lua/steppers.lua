@@ -136,8 +136,10 @@ local sampling = { tokenizer = tok, rows = prompts, prompts = 4, group = 4, max_
 local asynchronous = { grpo = sampling, ppo = { critic = "own", kl_coef = 0, epochs = 1 } }
 for k, v in pairs(sampling) do asynchronous.ppo[k] = v end
 
---- Those that learn from environments or batches of one's own, without texts: their laws are in tests of their own.
-M.elsewhere = { agent = "tests/lua/test_agent.lua", multi_task = "tests/lua/test_multi_task.lua" }
+--- Those that learn from environments or batches of one's own, or train no causal model: their laws are in tests of
+--- their own.
+M.elsewhere = { agent = "tests/lua/test_agent.lua", multi_task = "tests/lua/test_multi_task.lua",
+  joint = "tests/lua/test_joint.lua", transfer = "tests/lua/test_transfer.lua" }
 
 --- The names in order.
 M.names = {}
