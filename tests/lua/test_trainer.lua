@@ -186,6 +186,7 @@ function TestTrainer.test_an_option_that_is_set_by_a_slip_of_its_name_is_refused
       end
     end
     lu.assertTrue(known > 5, name)
+    for option in pairs(stepper._rules) do stepper[option] = stepper[option] end -- also those that are not given
     stepper.clip_norm, stepper.notes_of_mine = 0.5, 1
     stepper:step()
   end

@@ -87,8 +87,8 @@ Trainer.__index = Trainer
 -- A field of a stepper that is new. Options may be set between steps: what is nearly the name of one would be left
 -- aside.
 function M.set_new(self, name, value)
-  local near = type(name) == "string" and name:sub(1, 1) ~= "_" and options.is_caller_outside()
-    and options.nearest(name, options.names(self._rules))
+  local near = type(name) == "string" and name:sub(1, 1) ~= "_" and not self._rules[name]
+    and options.is_caller_outside() and options.nearest(name, options.names(self._rules))
   if near then options.raise(("%s: there is no option %q to set; did you mean %q?"):format(self.who, name, near)) end
   rawset(self, name, value)
 end
