@@ -66,7 +66,7 @@ static const struct {
   { "peri_env_outcome", sizeof(peri_env_outcome), 32 },
   { "peri_env_arg", sizeof(peri_env_arg), 24 },
   { "peri_env_episode", sizeof(peri_env_episode), 24 },
-  { "peri_field", sizeof(peri_field), 88 },
+  { "peri_field", sizeof(peri_field), 96 },
 };
 
 static bool is_fixed (const char *name, size_t n) {
