@@ -222,11 +222,13 @@ function TestServe.test_what_is_wrong_is_refused_by_name_and_nothing_is_lost()
     { "forward_backward", with { target_tokens = { data = { 1, 0.5 } } }, 422, "target_tokens[1] is 0.5" },
     { "forward_backward", with { target_tokens = { data = { 1, 2 }, shape = { 1, 2 } } }, 422, "2 dimensions" },
     { "forward_backward", with { target_tokens = t, wieghts = t }, 422, 'did you mean "weights"' },
-    { "forward_backward", with { target_tokens = t, weights = { data = { 1, "x" } } }, 422, "weights[1] is x" },
+    { "forward_backward", with { target_tokens = t, weights = { data = { 1, "x" } } }, 422, 'weights[1] is "x"' },
     { "forward_backward", with { weights = t }, 422, "target_tokens is missing" },
-    { "forward_backward", with({ target_tokens = t }, { chunks = { { type = "image" } } }), 422, "type image" },
-    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { -1 } } } }), 422, "holds -1" },
-    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { 1e300 } } } }), 422, "1e+300" },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { type = "image" } } }), 422, 'type "image"' },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { -1 } } } }), 422, "chunks[0].tokens[0] is -1" },
+    { "forward_backward", with({ target_tokens = t }, { chunks = { { tokens = { 1e300 } } } }), 422, "1e300" },
+    { "forward_backward", with { target_tokens = t, weights = { data = { 1, 1e300 } } }, 422, "weights[1] is 1e300" },
+    { "forward_backward", with { target_tokens = { data = { 1, 2 }, dtype = "int7" } }, 422, "int7" },
     { "optim_step", { model_id = id }, 422, "adam_params" },
     { "optim_step", { model_id = id, adam_params = { learning_rate = -1 } }, 422, "learning_rate" },
     { "optim_step", { model_id = id, adam_params = { lr = 1 } }, 422, 'unknown option "lr"' },
@@ -235,6 +237,12 @@ function TestServe.test_what_is_wrong_is_refused_by_name_and_nothing_is_lost()
     { "asample", sample { sampling_params = { temperature = "hot" } }, 422, "temperature" },
     { "asample", sample { sampling_params = { top_p = 0 } }, 422, "top_p" },
     { "asample", sample { base_model = "other" }, 404, "base_model" },
+    { "asample", sample { sampling_params = { stop = { 280 } } }, 422, "sampling_params.stop[0] is 280" },
+    { "asample", sample { sampling_params = { stop = { "a", -1 } } }, 422, "sampling_params.stop[1] is -1" },
+    { "asample", sample { sampling_params = { stop = { a = 1 } } }, 422, 'sampling_params.stop is {"a":1}' },
+    { "asample", sample { sampling_params = { stop = { { 1 } } } }, 422, "sampling_params.stop[0] is [1]" },
+    { "asample", sample { sampling_params = { stop = { peri.json.null } } }, 422, "sampling_params.stop[0] is null" },
+    { "asample", sample { model_path = "x" }, 400, "model_path: \"x\" is no tinker://MODEL/sampler_weights/NAME" },
     { "asample", sample { num_samples = 0 }, 422, "num_samples" },
     { "asample", sample { topk_prompt_logprobs = 3 }, 422, "topk_prompt_logprobs" },
     { "load_weights", { model_id = id, path = "tinker://a/weights/../../etc", optimizer = true }, 400, "path" },
@@ -242,7 +250,9 @@ function TestServe.test_what_is_wrong_is_refused_by_name_and_nothing_is_lost()
     { "load_weights", { model_id = id, path = "tinker://a/weights/b", optimizer = true }, 404, "there is no" },
     { "save_weights", { model_id = id, path = "../x" }, 400, "path" },
     { "retrieve_future", { request_id = "99" }, 404, "request_id" },
-    { "nothing", {}, 404, "/api/v1/nothing" }, { "optim_step", nil, 405, "POST" },
+    { "create_model", { session_id = "x", model_seq_id = 0, base_model = "tiny", lora_config = { rank = 4,
+      train_attn = false, train_mlp = false, train_unembed = false } }, 422, "train_attn" },
+    { "nothing", {}, 404, "/api/v1/nothing" }, { "nothing", {}, 404, "forward_backward, get_info" }, { "optim_step", nil, 405, "POST" },
   }
   for i, case in ipairs(cases) do
     local value, status = ask(service, case[1], case[2])
@@ -259,6 +269,108 @@ function TestServe.test_what_is_wrong_is_refused_by_name_and_nothing_is_lost()
   lu.assertNotNil(done(service, "optim_step", adam(id)).metrics)
   lu.assertStrContains(done(service, "optim_step", adam(id)).error, "no gradients")
   lu.assertNotNil(done(service, "forward_backward", train(id)).metrics)
+end
+
+-- Every place in a body, and the body with another value there.
+local function each_change(body, values, fn)
+  local function walk(t, path)
+    for k, v in pairs(t) do
+      for _, value in ipairs(values) do
+        t[k] = value
+        fn(path .. tostring(k), peri.json.encode(body))
+      end
+      t[k] = v
+      if type(v) == "table" then walk(v, path .. tostring(k) .. ".") end
+    end
+  end
+  walk(body, "")
+end
+
+function TestServe.test_no_body_whatever_is_the_servers_fault()
+  local service = open { tenants = 10000, queued = 100000, kept = 100000 }
+  local id, of = client(service, 3), session(service)
+  local path = done(service, "save_weights", { model_id = id, path = "a" }).path
+  local policy = datum({ 1, 2 }, { target_tokens = { 2, 3 }, logprobs = { -1, -2 }, advantages = { 1, -1 } })
+  local bodies = {
+    { "create_session", { tags = {}, sdk_version = "1" } }, { "session_heartbeat", { session_id = of } },
+    { "create_model", { session_id = of, model_seq_id = 0, base_model = "tiny", lora_config = { rank = 1, seed = 1,
+      train_attn = true, train_mlp = true, train_unembed = true }, optimizer_config = { type = "adamw" } } },
+    { "get_info", { model_id = id } }, { "weights_info", { tinker_path = path } },
+    { "forward_backward", train(id, { rows[2] }, { forward_only = false }) },
+    { "forward_backward", { model_id = id, forward_backward_input = { data = { policy }, loss_fn = "ppo",
+      loss_fn_config = { clip_low_threshold = 0.9, clip_high_threshold = 1.1 } } } },
+    { "forward_backward", { model_id = id, forward_backward_input = { data = { policy }, loss_fn = "dro",
+      loss_fn_config = { beta = 0.1 } } } },
+    { "optim_step", { model_id = id, adam_params = { learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.9, eps = 1e-8,
+      weight_decay = 0.1, grad_clip_norm = 1 } } },
+    { "save_weights", { model_id = id, path = "b", overwrite = true } },
+    { "save_weights_for_sampler", { model_id = id, path = "c", sampling_session_seq_id = 1 } },
+    { "load_weights", { model_id = id, path = path, optimizer = true } },
+    { "create_sampling_session", { session_id = of, sampling_session_seq_id = 7, base_model = "tiny" } },
+    { "asample", { base_model = "tiny", prompt = rows[2].model_input, num_samples = 1, prompt_logprobs = true,
+      sampling_params = { max_tokens = 2, seed = 1, stop = { 3, "x" }, temperature = 1, top_k = 5, top_p = 0.5 } } },
+    { "retrieve_future", { request_id = "1" } }, { "unload_model", { model_id = "x" } },
+  }
+  local null = peri.json.null
+  local values = { null, -1, 0, 1, 0.5, 280, 1e300, -1e300, 1 << 53, math.mininteger, "", "x", "\0", true, false, {},
+    peri.json.array {}, peri.json.array { null }, { a = 1 }, { { 1 } }, { -1 }, { 280, 281 } }
+  local count = 0
+  for _, entry in ipairs(bodies) do
+    each_change(entry[2], values, function (place, body)
+      count = count + 1
+      local value, status = ask(service, entry[1], body)
+      local message = ("%s: %s: %s"):format(entry[1], place, body)
+      lu.assertTrue(status == 200 or status >= 400 and status < 500, message)
+      if status ~= 200 or not value.request_id then return end
+      settle(service)
+      local result
+      result, status = ask(service, "retrieve_future", { request_id = value.request_id })
+      lu.assertEquals(status, 200, message)
+      if result.error then lu.assertEquals({ result.category, message }, { "user", message }, result.error) end
+    end)
+  end
+  lu.assertTrue(count > 1000, count)
+  for _, p in ipairs(service.models[id].tenant.adapter:parameters()) do lu.assertTrue(p:isfinite():all():item()) end
+  for _, request in ipairs { { method = "POST", path = "/api/v1/create_session" }, { path = "/" }, {} } do
+    lu.assertTrue(service:handle(request).status < 500) -- from Lua, without headers or a body
+  end
+end
+
+function TestServe.test_a_step_that_leaves_no_numbers_moves_nothing()
+  local service = open()
+  local id = client(service, 3)
+  local function adam_of(params) return done(service, "optim_step", { model_id = id, adam_params = params }) end
+  local function state() return weights(service, id) .. bytes_of((service.models[id].tenant.optimizer:state_dict())) end
+  local function refused(result, what)
+    lu.assertEquals(result.category, "user")
+    lu.assertStrContains(result.error, what)
+  end
+  for _ = 1, 2 do -- the first step, and one behind others
+    local before = state()
+    refused(adam_of {}, "no gradients")
+    done(service, "forward_backward", train(id))
+    refused(adam_of { learning_rate = 1e300 }, "learning_rate 1e+300")
+    lu.assertTrue(state() == before)
+    done(service, "forward_backward", train(id))
+    for _, p in ipairs(service.models[id].tenant.adapter:parameters()) do if p.grad then p.grad:fill_(1 / 0) end end
+    refused(adam_of {}, "gradients are not finite")
+    lu.assertTrue(state() == before)
+    done(service, "forward_backward", train(id))
+    local g = gradients(service, id)
+    refused(done(service, "forward_backward", train(id, { datum({ 7, 8 },
+      { target_tokens = { 8, 9 }, weights = { 3e38, 3e38 } }) })), "the loss is")
+    lu.assertTrue(gradients(service, id) == g)
+    lu.assertNotNil(adam_of { learning_rate = 0.01 }.metrics)
+  end
+  local body = train(id, { datum({ 7 }, { target_tokens = { 8 }, logprobs = { 5 }, advantages = { 1 } }) })
+  for name, entry in pairs(require("perilune.serve.losses").list) do
+    if table.concat(entry.inputs, " "):find "logprobs" then
+      body.forward_backward_input.loss_fn = name
+      local value, status = ask(service, "forward_backward", body)
+      lu.assertEquals(status, 422, name)
+      lu.assertStrContains(value.error, "logprobs[0] is 5")
+    end
+  end
 end
 
 function TestServe.test_saved_weights_go_on_as_if_nothing_had_been()

@@ -1,9 +1,11 @@
 -- messages.lua - errors as clients read them: refusals with a status, and what was raised.
+local peri = require "perilune"
+
 local M = {}
 
-local Refused = {}
+local Refused = { __tostring = function (self) return self.message end }
 
---- Raise a refusal, which the client gets as a status and a message.
+--- Raise a refusal, which the client gets as a status and a message; of a job, as a failure that is its own fault.
 --- @param status integer
 --- @param format string
 function M.refuse(status, format, ...)
@@ -14,6 +16,14 @@ end
 --- @param err any
 --- @return boolean
 function M.is_refusal(err) return getmetatable(err) == Refused end
+
+--- A value of a request as messages show it: its JSON, cut where it is long.
+--- @param v any
+--- @return string
+function M.shown(v)
+  local said = v == nil and "nothing" or peri.json.encode(v, { nan = "literal" })
+  return #said > 60 and said:sub(1, 57) .. "..." or said
+end
 
 --- A raised message without the places in our own source, as text that JSON can hold.
 --- @param message any

@@ -46,13 +46,16 @@ end
 --- @return boolean
 function Queue:is_future(value) return value.id ~= nil and self.futures[value.id] == value end
 
---- What became of a future: a result of a kind, or a message.
-function M.settle(future, what, result) future.done, future.what, future.result = true, what, result end
+--- What became of a future: a result of a kind, or a message. What was said first stands.
+function M.settle(future, what, result)
+  if not future.done then future.done, future.what, future.result = true, what, result end
+end
 
 --- @param future table
 --- @param message any
---- @param user boolean  the client's fault
+--- @param user boolean?  the client's fault, as every refusal is
 function M.fail(future, message, user)
+  user = user or messages.is_refusal(message)
   M.settle(future, nil, { error = messages.plain(message), category = user and "user" or "server" })
 end
 

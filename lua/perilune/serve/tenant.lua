@@ -2,9 +2,9 @@
 -- training client of the service owns. Only one is on while anything is computed, so none sees another's weights.
 local peri = require "perilune"
 local losses = require "perilune.serve.losses"
+local messages = require "perilune.serve.messages"
 local lora = require "perilune.peft.lora"
 local optim = require "perilune.optim"
-local options = require "perilune.options"
 local targets = require "perilune.peft.targets"
 
 local ALPHA <const> = 32 -- as in Tinker's service, whatever the rank
@@ -56,7 +56,7 @@ end
 -- A new adapter that rests, its first matrices drawn from a seed and from nothing else.
 local function adapter_of(base, config)
   local names = wanted(base.model, config)
-  if #names == 0 then options.raise "lora_config: no layer of this model is to be trained" end
+  if #names == 0 then messages.refuse(422, "lora_config: no layer of this model is to be trained") end
   local before = peri.rng_state()
   peri.seed(config.seed)
   local ok, made = pcall(lora.new, base.model, { r = config.rank, alpha = ALPHA, targets = names })
@@ -103,6 +103,8 @@ function Tenant:close()
 end
 
 local PASS <const> = 4096 -- tokens with padding that go through the model at once
+
+local function is_finite(v) return v == v and v ~= math.huge and v ~= -math.huge end
 
 -- Rows as one batch: ids, lengths, and what the loss reads, (B, T) each.
 local function batch_of(rows, entry)
@@ -156,8 +158,11 @@ function Tenant:forward_backward(rows, entry, config, backward)
     local ids, lengths, targets_of, given = batch_of(passes[at], entry)
     local logp = losses.logprobs(self.base.model, ids, lengths, targets_of)
     local loss = entry.sum(logp, given, config)
-    if backward then loss:backward() end
     total = total + loss:item()
+    if not is_finite(total) then
+      messages.refuse(422, "forward_backward: the loss is %s: weights or numbers of the datums are too large", total)
+    end
+    if backward then loss:backward() end
     for r, list in ipairs(logp:detach():tolist()) do
       logprobs[#logprobs + 1] = table.move(list, 1, #passes[at][r].tokens, 1, {})
     end
@@ -177,7 +182,28 @@ function Tenant:forward_backward(rows, entry, config, backward)
   end
 end
 
---- One step of AdamW with the gradients so far, which are 0 then.
+-- Whether weights and moments are numbers.
+local function are_finite(self)
+  local scope <close> = peri.scope() -- luacheck: ignore 211
+  for _, p in ipairs(self.adapter:parameters()) do if not p:isfinite():all():item() then return false end end
+  for _, t in pairs((self.optimizer:state_dict())) do if not t:isfinite():all():item() then return false end end
+  return true
+end
+
+-- Weights and optimizer as they are: a function that brings them back. The copies live as long as the scope.
+local function remembered(self)
+  local weights, moments = {}, {}
+  for name, t in pairs(self.adapter:state_dict()) do weights[name] = t:detach():clone() end
+  local tensors, plain = self.optimizer:state_dict()
+  for name, t in pairs(tensors) do moments[name] = t:clone() end
+  return function ()
+    self.adapter:load_state_dict(weights)
+    self.optimizer:load_state_dict(moments, plain)
+  end
+end
+
+--- One step of AdamW with the gradients so far, which are 0 then. One that would leave weights or moments which are
+--- not finite moves nothing.
 --- @param o table  learning_rate, beta1, beta2, eps, weight_decay, grad_clip_norm
 --- @return table metrics
 function Tenant:optim_step(o)
@@ -188,9 +214,17 @@ function Tenant:optim_step(o)
   end
   local any = false
   for _, p in ipairs(opt:parameters()) do any = any or p.grad ~= nil end
-  if not any then options.raise "optim_step: there are no gradients: forward_backward comes before it" end
+  if not any then messages.refuse(422, "optim_step: there are no gradients: forward_backward comes before it") end
+  local back = remembered(self)
   opt:step { lr = o.learning_rate, clip = o.grad_clip_norm > 0 and o.grad_clip_norm or math.huge }:zero_grad()
-  if opt.was_skipped then options.raise "optim_step: the gradients are not finite; the weights are as they were" end
+  if opt.was_skipped then
+    messages.refuse(422, "optim_step: the gradients are not finite; the weights are as they were")
+  end
+  if not are_finite(self) then
+    back()
+    messages.refuse(422, "optim_step: with learning_rate %g the weights would not be finite; they are as they were",
+      o.learning_rate)
+  end
   self.steps = self.steps + 1
   return { ["grad_norm:mean"] = opt.grad_norm, ["steps:sum"] = self.steps }
 end
@@ -258,7 +292,7 @@ function Tenant:load(folder, whole)
   local saved, weights = assert(M.saved(folder)), assert(M.weights(folder))
   local tensors
   if whole then
-    if not saved.optimizer then options.raise "load_weights: it was saved without the optimizer's state" end
+    if not saved.optimizer then messages.refuse(422, "load_weights: it was saved without the optimizer's state") end
     tensors = assert(peri.safetensors.load(folder .. "/optimizer.safetensors"))
   end
   self.adapter:load_state_dict(weights)

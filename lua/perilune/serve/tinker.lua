@@ -44,6 +44,7 @@ function M.new(model, tok, opts)
   local o = options.fill("serve.new", opts, rules, 3)
   options.argument("serve.new", "model", model, "table")
   options.argument("serve.new", "tok", tok, "table")
+  if o.name == "" then options.raise 'serve.new: name is "", expected what clients call the model' end
   local base = tenants.base(model, tok, o.name)
   local self = setmetatable({ base = base, options = o, sessions = {}, models = {}, samplers = {},
     snapshots = {}, queue = queues.new(o.queued, o.kept) }, Service)
@@ -103,21 +104,22 @@ end
 local segments = { weights = true, sampler_weights = true }
 
 -- The folder that a tinker:// path means.
-local function folder_of(self, path)
+local function folder_of(self, path, field, usual)
   local id, kind, name = path:match "^tinker://([%w:_-]+)/([%w_]+)/([%w._-]+)$"
   if not id or not segments[kind] or name:find "^%." then
-    refuse(400, "path: %q is no tinker://MODEL/weights/NAME", path)
+    refuse(400, "%s: %q is no tinker://MODEL/%s/NAME", field or "path", path, usual or "weights")
   end
   return ("%s/%s/%s"):format(self.options.folder, id:gsub(":", "_"), kind) .. "/" .. name, kind
 end
 
-local function saved_at(self, path)
-  local folder, kind = folder_of(self, path)
-  if peri.files.exists(folder) ~= "folder" then refuse(404, "path: there is no %s", path) end
+-- What is saved at a path, which a field of a request says.
+local function saved_at(self, path, field, usual)
+  local folder, kind = folder_of(self, path, field, usual)
+  if peri.files.exists(folder) ~= "folder" then refuse(404, "%s: there is no %s", field, path) end
   local saved, message = tenants.saved(folder)
-  if not saved then refuse(404, "path: %s: %s", path, message) end
+  if not saved then refuse(404, "%s: %s: %s", field, path, message) end
   if saved.base ~= self.base.name then
-    refuse(400, "path: %s is of the base model %q, here is %q", path, tostring(saved.base), self.base.name)
+    refuse(400, "%s: %s is of the base model %q, here is %q", field, path, tostring(saved.base), self.base.name)
   end
   return folder, saved, kind
 end
@@ -140,7 +142,7 @@ local function add_model(self, session, seq_id, config)
 end
 
 local function tenant_of(model)
-  return model.tenant or error("the model was not made: " .. (model.failed or "it was unloaded"), 0)
+  return model.tenant or refuse(404, "model_id: the model was not made: %s", model.failed or "it was unloaded")
 end
 
 -- ---- requests ----
@@ -283,13 +285,19 @@ function does.save_weights_for_sampler(self, b)
 end
 
 function does.load_weights(self, b)
-  local folder, saved = saved_at(self, b.path)
+  local folder, saved = saved_at(self, b.path, "path")
   if b.session_id then
     if not b.model_seq_id then refuse(400, "model_seq_id is missing: it goes with session_id") end
     return make_model(self, b, saved.config, folder, b.optimizer)
   end
   if not b.model_id then refuse(400, "model_id is missing, and so is session_id") end
   local model = model_of(self, b.model_id)
+  for _, name in ipairs { "rank", "train_attn", "train_mlp", "train_unembed" } do
+    local here, there = model.config[name], saved.config[name]
+    if here ~= there then
+      refuse(400, "path: its %s is %s, that of %s is %s", name, tostring(there), model.id, tostring(here))
+    end
+  end
   return self.queue:add_at(model, b.seq_id, function ()
     return { step = function ()
       tenant_of(model):load(folder, b.optimizer)
@@ -299,7 +307,7 @@ function does.load_weights(self, b)
 end
 
 function does.weights_info(self, b)
-  local _, saved = saved_at(self, b.tinker_path)
+  local _, saved = saved_at(self, b.tinker_path, "tinker_path")
   local c = saved.config
   return { base_model = saved.base, is_lora = true, lora_rank = c.rank, train_unembed = c.train_unembed,
     train_mlp = c.train_mlp, train_attn = c.train_attn }
@@ -308,14 +316,14 @@ end
 -- The adapter that a sampler draws with, nil of the base model.
 local function adapter_of(self, sampler)
   if sampler.base then return nil end
-  if not sampler.weights then error("these weights are no longer kept", 0) end
+  if not sampler.weights then refuse(410, "sampling_session_id: these weights are no longer kept") end
   return self.base:drawing(sampler.config, sampler.weights)
 end
 
 -- A sampler of saved weights, or of the base model (path nil).
 local function open_sampler(self, path)
   if not path then return { base = true } end
-  local folder, saved = saved_at(self, path)
+  local folder, saved = saved_at(self, path, "model_path", "sampler_weights")
   local weights, message = tenants.weights(folder)
   if not weights then refuse(404, "model_path: %s: %s", path, message) end
   local sampler = { weights = weights, config = saved.config, path = path }
@@ -409,12 +417,19 @@ local function finish(self, id)
   return { status = "ok" }
 end
 
+local known = table.concat(options.names(plain), ", ") .. ", " .. table.concat(wire.names(), ", ")
+  .. ", sessions/SESSION/finish"
+
+local function nothing_at(path)
+  refuse(404, "there is nothing at %s; behind /api/v1/ there are: %s", messages.shown(path), known)
+end
+
 local function route(self, request)
-  local name = request.path:match "^/api/v1/([%w_/]+)$" or refuse(404, "there is nothing at %s", request.path)
+  local name = tostring(request.path):match "^/api/v1/([%w_/]+)$" or nothing_at(request.path)
   local own = plain[name]
   local method = gets[name] and "GET" or "POST"
   local finished = name:match "^sessions/(%w+)/finish$"
-  if not own and not finished and not wire.is_known(name) then refuse(404, "there is nothing at %s", request.path) end
+  if not own and not finished and not wire.is_known(name) then nothing_at(request.path) end
   if request.method ~= method then refuse(405, "%s is for %s", request.path, method) end
   local accept = request.headers.accept or ""
   if own then return json(200, does[own](self)) end
@@ -451,6 +466,7 @@ end
 --- @param request table
 --- @return table
 function Service:handle(request)
+  request = { method = request.method, path = request.path, headers = request.headers or {}, body = request.body or "" }
   local ok, response = pcall(function ()
     check_caller(self, request)
     return route(self, request)

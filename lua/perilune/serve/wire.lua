@@ -1,12 +1,14 @@
 -- wire.lua - bodies of the training service: what a request must hold, field by field, and how results are written, as
 -- JSON or as Tinker's Protocol Buffers. What is wrong raises a message that names the field.
 local peri = require "perilune"
-local foreign = require "perilune.foreign"
 local losses = require "perilune.serve.losses"
+local messages = require "perilune.serve.messages"
 local options = require "perilune.options"
 local proto = require "perilune.serve.proto"
 
 local M = {}
+
+local shown = messages.shown
 
 local function fail(format, ...) error(format:format(...), 0) end
 
@@ -92,6 +94,8 @@ local function unpacked(what, bytes, format, size)
   return list
 end
 
+local dtypes = options.choice(options.none, { "float32", "int64", "int32" })
+
 local csr = { { "values", "bytes" }, { "crow_indices", "bytes" }, { "col_indices", "bytes" } }
 local tensor = { { "dense", "bytes" }, { "sparse_csr", csr }, { "dtype", "int" }, { "shape", "int", "list" } }
 local chunk = { { "encoded_text", { { "tokens", "bytes" } } }, { "image", "bytes" }, { "dmel", "bytes" } }
@@ -108,10 +112,11 @@ local function from_proto(bytes)
     local chunks, inputs = {}, {}
     for k, c in ipairs(d.model_input or {}) do
       chunks[k] = { type = c.image and "image" or c.dmel and "dmel" or "encoded_text",
-        tokens = c.encoded_text and unpacked(("data[%d].model_input"):format(i), c.encoded_text.tokens or "", "i4", 4) }
+        tokens = c.encoded_text
+          and unpacked(("data[%d].model_input"):format(i - 1), c.encoded_text.tokens or "", "i4", 4) }
     end
     for name, t in pairs(d.loss_fn_inputs or {}) do
-      local what = ("data[%d].loss_fn_inputs.%s"):format(i, name)
+      local what = ("data[%d].loss_fn_inputs.%s"):format(i - 1, name)
       local format = formats[t.dtype or 0] or fail("%s: dtype %d is not known", what, t.dtype or 0)
       inputs[name] = { dtype = t.dtype == FLOAT and "float32" or "int64", shape = t.shape,
         sparse_crow_indices = t.sparse_csr and {}, data = unpacked(what, t.dense or "", table.unpack(format)) }
@@ -124,25 +129,47 @@ local function from_proto(bytes)
     forward_backward_input = { data = data, loss_fn = m.loss_fn or "", loss_fn_config = config } }
 end
 
-local function is_list(v) return type(v) == "table" and (#v > 0 or next(v) == nil) end
+local LIST <const> = getmetatable(peri.json.array {})
+
+local function is_list(v)
+  if type(v) ~= "table" or #v > 0 then return type(v) == "table" end
+  local meta = getmetatable(v) -- of an empty object: its own
+  return next(v) == nil and (meta == nil or meta == LIST)
+end
+
+-- Take the nulls out of objects, where an absent key means the same; in a list one has a place, and is refused there.
+local function without_null(t)
+  local list = getmetatable(t) == LIST
+  for k, v in pairs(t) do
+    if v == peri.json.null then t[k] = list and v or nil
+    elseif type(v) == "table" then without_null(v) end
+  end
+  return t
+end
+
+-- An id of the vocabulary as an integer; nil: it is none.
+local function id_in(base, v)
+  local n = type(v) == "number" and math.tointeger(v)
+  return n and n >= 0 and n < base.vocab and n or nil
+end
 
 -- The tokens of a ModelInput, ids of the vocabulary.
 local function tokens_of(what, input, base, least)
   local m = filled(what, input, { chunks = options.value(need, "table") })
   local list = {}
+  if next(m.chunks) ~= nil and not is_list(m.chunks) then
+    fail("%s.chunks is %s, expected a list", what, shown(m.chunks))
+  end
   for k, c in ipairs(m.chunks) do
-    local name = ("%s.chunks[%d]"):format(what, k)
+    local name = ("%s.chunks[%d]"):format(what, k - 1)
     if type(c) ~= "table" then fail("%s is no object", name) end
     if c.type ~= nil and c.type ~= "encoded_text" then
-      fail("%s is of type %s; only encoded_text is known here", name, tostring(c.type))
+      fail("%s is of type %s; only encoded_text is known here", name, shown(c.type))
     end
     if not is_list(c.tokens) then fail("%s.tokens is no list of ids", name) end
-    for _, id in ipairs(c.tokens) do
-      local n = math.type(id) == "integer" and id or type(id) == "number" and math.tointeger(id) or nil
-      if not n or n < 0 or n >= base.vocab then
-        fail("%s.tokens holds %s, expected ids in [0, %d)", name, tostring(id), base.vocab)
-      end
-      list[#list + 1] = n
+    for i, id in ipairs(c.tokens) do
+      list[#list + 1] = id_in(base, id)
+        or fail("%s.tokens[%d] is %s, expected an id in [0, %d)", name, i - 1, shown(id), base.vocab)
     end
   end
   if #list < least then fail("%s has %d tokens, expected at least %d", what, #list, least) end
@@ -152,26 +179,27 @@ local function tokens_of(what, input, base, least)
   return list
 end
 
+local LARGEST <const> = string.unpack("<f", "\xff\xff\x7f\x7f")
+local ROUNDING <const> = 1e-4 -- of a logit less the logarithm of a sum
+
 -- The numbers of a TensorData, as many as there are tokens.
 local function numbers_of(what, t, count, base)
   if is_list(t) and type(t) == "table" and t.data == nil then t = { data = t } end
-  local td = filled(what, t, { data = options.value(need, "table"), dtype = may "string", shape = may "table",
+  local td = filled(what, t, { data = options.value(need, "table"), dtype = dtypes, shape = may "table",
     sparse_crow_indices = may "table", sparse_col_indices = may "table" })
   if td.sparse_crow_indices or td.shape and #td.shape > 1 then
     fail("%s has %d dimensions, expected one: a number for each token", what, td.shape and #td.shape or 2)
   end
   if not is_list(td.data) or #td.data ~= count or td.shape and td.shape[1] ~= count then
     fail("%s has shape (%s), expected (%d): a number for each token of model_input", what,
-      td.shape and tostring(td.shape[1]) or #td.data, count)
+      td.shape and shown(td.shape[1]) or #td.data, count)
   end
-  local ids = what:find "target_tokens$"
+  local ids, logs = what:find "target_tokens$", what:find "%.logprobs$"
   for i, v in ipairs(td.data) do
-    if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then
-      fail("%s[%d] is %s, expected a finite number", what, i - 1, tostring(v))
-    end
-    if ids and not (math.tointeger(v) and v >= 0 and v < base.vocab) then
-      fail("%s[%d] is %s, expected an id in [0, %d)", what, i - 1, tostring(v), base.vocab)
-    end
+    local wanted = (type(v) ~= "number" or v ~= v or math.abs(v) > LARGEST) and "a finite number of 32 bits"
+      or ids and not id_in(base, v) and ("an id in [0, %d)"):format(base.vocab)
+      or logs and v > ROUNDING and "a log-probability, which is 0 at most"
+    if wanted then fail("%s[%d] is %s, expected %s", what, i - 1, shown(v), wanted) end
   end
   return td.data
 end
@@ -216,12 +244,16 @@ end
 
 local function check_optimizer(b)
   if b.optimizer_config and (b.optimizer_config.type or "adamw") ~= "adamw" then
-    fail("optimizer_config.type is %s; only adamw is known here", tostring(b.optimizer_config.type))
+    fail("optimizer_config.type is %s; only adamw is known here", shown(b.optimizer_config.type))
   end
 end
 
 function refine.create_model(b)
   b.lora_config = filled("lora_config", b.lora_config or { rank = 32 }, lora_rules)
+  local c = b.lora_config
+  if not (c.train_attn or c.train_mlp or c.train_unembed) then
+    fail "lora_config: train_attn, train_mlp and train_unembed are false, so nothing would be trained"
+  end
   check_optimizer(b)
 end
 
@@ -239,9 +271,12 @@ function refine.asample(b, base)
   if left < 1 then fail("prompt has %d tokens and the model reads %d, so none can follow", #b.prompt, base.context) end
   p.max_tokens = math.min(p.max_tokens or left, left)
   if type(p.stop) == "string" then p.stop = { p.stop } end
+  if p.stop and not is_list(p.stop) then
+    fail("sampling_params.stop is %s, expected a text or a list of texts and ids", shown(p.stop))
+  end
   for i, s in ipairs(p.stop or {}) do
-    if not (type(s) == "string" and s ~= "" or math.tointeger(s)) then
-      fail("sampling_params.stop[%d] is %s, expected a text or an id", i - 1, tostring(s))
+    if not (type(s) == "string" and s ~= "" or id_in(base, s)) then
+      fail("sampling_params.stop[%d] is %s, expected a text or an id in [0, %d)", i - 1, shown(s), base.vocab)
     end
   end
   b.sampling_params = p
@@ -262,12 +297,16 @@ function M.read(name, body, content_type, base)
     local value, message = peri.json.decode(body == "" and "{}" or body)
     if value == nil then fail("the body is no JSON: %s", (tostring(message):gsub("^json%.decode: ", ""))) end
     if type(value) ~= "table" or body:find "^%s*%[" then fail "the body is no object" end
-    given = foreign.without_null(value)
+    given = without_null(value)
   end
   local b = filled(name, given, bodies[name])
   if refine[name] then refine[name](b, base) end
   return b
 end
+
+--- What a body may be of: the last parts of paths.
+--- @return string[]
+function M.names() return options.names(bodies) end
 
 --- Whether a body is known under a name.
 --- @param name string
