@@ -2,6 +2,8 @@
 ** files.c - peri.files: files, folders, checkpoints, locks, event files. What the outside world does wrong
 ** comes back as nil and a message, misuse raises.
 */
+#define _POSIX_C_SOURCE 200809L /* lstat */
+
 #include <string.h>
 #include <sys/stat.h>
 
@@ -67,6 +69,13 @@ static int l_exists (lua_State *L) {
     lua_pushboolean(L, 0);
   else
     lua_pushstring(L, S_ISREG(st.st_mode) ? "file" : S_ISDIR(st.st_mode) ? "folder" : "other");
+  return 1;
+}
+
+static int l_is_link (lua_State *L) {
+  struct stat st;
+  lua_pushboolean(L,
+                  lstat(peri__want_path(L, 1, "files.is_link"), &st) == 0 && S_ISLNK(st.st_mode));
   return 1;
 }
 
@@ -294,6 +303,8 @@ static const peri_reg files[] = {
     "that names the process which has it.",
     l_lock },
   { "exists", "path", "\"file\", \"folder\", \"other\" or false.", l_exists },
+  { "is_link", "path", "Whether the name is that of a symbolic link, wherever it leads.",
+    l_is_link },
   { "list", "path", "Sorted names in a folder, or nil and a message.", l_list },
   { "make_folder", "path", "Make a folder and its missing parents.", l_make_folder },
   { "remove_tree", "path",

@@ -3206,6 +3206,11 @@ function peri.files.append(path, text) end
 ---@return any ...
 function peri.files.exists(path) end
 
+--- Whether the name is that of a symbolic link, wherever it leads.
+---@param path any
+---@return any ...
+function peri.files.is_link(path) end
+
 --- An iterator over the lines of a text file, plain or gzipped, and their numbers, or nil and a message; a longer line than max_bytes (64 MiB) or damaged data raises.
 ---@param path any
 ---@param max_bytes? any
