@@ -175,6 +175,7 @@ void peri__open_worker (lua_State *L);     /* _worker: worker.c */
 void peri__open_replay (lua_State *L);     /* _replay: replay.c */
 void peri__open_rollout (lua_State *L);    /* _rollout: rollout.c */
 void peri__open_sandbox (lua_State *L);    /* _sandbox: sandbox.c */
+void peri__open_deadline (lua_State *L);   /* _deadline: deadline.c */
 void peri__open_http (lua_State *L);       /* _http: http.c */
 int peri__open_json (lua_State *L);        /* pushes one table: json.c */
 int peri__open_files (lua_State *L);       /* pushes one table: files.c */

@@ -89,7 +89,10 @@ static void stop_hook (lua_State *L, lua_Debug *ar) {
     else
       lua_sethook(L, NULL, 0, 0); /* of a stop that is over: a coroutine that slept since */
     if (s) s->raised = 0;
-    if (s && peri__stop_pending(s)) hook_all(s); /* a signal came in between */
+    if (s && peri__stop_pending(s))
+      hook_all(s); /* a signal came in between */
+    else if (s && s->step)
+      peri__deadline_look(L);
     return;
   }
   peri__stop_raise(s);

@@ -66,6 +66,9 @@ void peri__stop_close (lua_State *L);
 void peri__stop_enter (peri_lua_stop *s, peri_running *self, lua_State *co, bool ours);
 void peri__stop_leave (peri_lua_stop *s, peri_running *self);
 
+/* Whether tools have a deadline; stops L where one of its own is over: deadline.c. Called by hooks. */
+bool peri__deadline_look (lua_State *L);
+
 /* The functions that must know: limit_lib.c. */
 void peri__stop_functions (lua_State *L, peri_lua_stop *s);
 

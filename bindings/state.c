@@ -337,6 +337,7 @@ int luaopen_perilune_core (lua_State *L) {
   peri__open_rollout(L);
   peri__open_limits(L);
   peri__open_sandbox(L);
+  peri__open_deadline(L);
   peri__open_http(L);
   peri__register(L, error_functions);
   peri__open_json(L);

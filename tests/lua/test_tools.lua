@@ -11,6 +11,8 @@ local function call(tool, arguments)
   return result.text, result.failed
 end
 
+local double = tools.tool { name = "double", run = function (x) return 2 * assert(tonumber(x), "a number is expected") end }
+
 TestCalls = {}
 
 -- However a tool ends, a call gives a text within its limits.
@@ -47,6 +49,58 @@ function TestCalls.test_every_end_of_a_tool_is_a_text()
       lu.assertStrContains(text, want, false, false, what)
     end
   end
+end
+
+-- Loops of a run: each is stopped in time, wherever it is and whatever stands around it.
+local function loops()
+  local create, wrap, resume = coroutine.create, coroutine.wrap, coroutine.resume
+  local function forever() while true do end end
+  local function deep(n) while true do if n > 0 then resume(create(function () deep(n - 1) end)) end end end
+  return {
+    plain = forever, coroutine = function () resume(create(forever)) end, wrapped = function () wrap(forever)() end,
+    caught = function () while true do pcall(wrap(function () while true do pcall(forever) end end)) end end,
+    many = function () while true do resume(create(forever)) end end, deep = function () deep(5) end,
+    behind_c = function () while true do pcall(string.gsub, "x", "x", forever) end end,
+    closing = function ()
+      local _ <close> = setmetatable({}, { __close = forever })
+      forever()
+    end,
+    iterator = function () for _ in wrap(forever) do end end,
+  }
+end
+
+local function stopped(list)
+  local lib, out = require "perilune", {}
+  for name, run in pairs(list()) do
+    local began = lib.time()
+    local result = lib.tools.call { { tool = lib.tools.tool { name = "one", run = run, timeout = 0.05 }, arguments = "" } }[1]
+    out[name] = { result.failed, result.text, lib.time() - began < 5 }
+  end
+  return out
+end
+
+function TestCalls.test_every_loop_is_stopped_and_nothing_is_left_changed()
+  local before = { debug.gethook(), coroutine.create, coroutine.wrap, coroutine.resume }
+  local want = {}
+  for name in pairs(loops()) do want[name] = { true, "it took more than 0.05 s", true } end
+  lu.assertEquals(stopped(loops), want)
+  lu.assertEquals(peri.worker(stopped, loops):result(), want) -- whose hook is the host's
+  lu.assertEquals({ debug.gethook(), coroutine.create, coroutine.wrap, coroutine.resume }, before)
+  -- a coroutine that outlives the call runs on without a deadline, and a call in a call ends with its own
+  local kept
+  lu.assertEquals(call(tools.tool { name = "one", timeout = 0.05, run = function ()
+    kept = coroutine.wrap(function () for i = 1, math.huge do coroutine.yield(i) end end)
+    return kept()
+  end }), "1")
+  local untimed = peri.time() + 0.1
+  while peri.time() < untimed do lu.assertEquals(math.type(kept()), "integer") end
+  local inner = tools.tool { name = "inner", timeout = 0.05, run = loops().coroutine }
+  local outer = tools.tool { name = "outer", timeout = 20, run = function () return (call(inner, "")) end }
+  lu.assertEquals({ call(outer, "") }, { "it took more than 0.05 s", false })
+  inner = tools.tool { name = "inner", timeout = 20, run = loops().many }
+  outer = tools.tool { name = "outer", timeout = 0.05, run = function () return (call(inner, "")) end }
+  lu.assertEquals({ call(outer, "") }, { "it took more than 0.05 s", true })
+  lu.assertEquals({ call(double, "4") }, { "8", false })
 end
 
 function TestCalls.test_a_process_has_limits_of_memory_and_output()
@@ -190,7 +244,6 @@ local function answer(env, tok, said, last)
   return reply and tok:decode(reply), talk.calls, talk.failed
 end
 
-local double = tools.tool { name = "double", run = function (x) return 2 * assert(tonumber(x), "a number is expected") end }
 local keys = tools.tool { name = "keys", run = function (t) return type(t) == "table" and t.a or "no table" end }
 
 function TestEnvironment.test_calls_are_read_as_models_write_them()

@@ -11,8 +11,8 @@ local rules = {
   about = options.value("", "string", "what it does, for a prompt"),
   run = options.value(options.none, "callable", "fn(arguments) -> what the model is told, in this process"),
   source = options.value(options.none, "string", "Lua text that returns such a function, for a process of its own"),
-  timeout = options.number(1, "(0, 3600]", "seconds of a call: of run on the clock (not in workers and in states that "
-    .. "a host limits, whose hook is theirs), of source of the processor"),
+  timeout = options.number(1, "(0, 3600]", "seconds of a call: of run on the clock (a function of "
+    .. "C is waited for), of source of the processor"),
   memory = options.integer(64 << 20, "[65536, 1099511627776]", "bytes that source may have"),
   output = options.integer(64 << 10, "[0, 1073741824]", "bytes that source may print or return"),
 }
@@ -75,26 +75,20 @@ end
 
 -- ---- calls in this process ----
 
--- fn(arguments) in a coroutine that its own hook ends: Lua that loops is stopped, pcall of its own or not. A worker,
--- and a state that its host limits, have a hook already and take no other: there nothing but an interrupt stops it.
+-- fn(arguments) in a coroutine with a deadline: Lua that loops is stopped, whatever it catches and whatever coroutines
+-- it makes. What it leaves to be closed has as long once more.
 local function guarded(fn, arguments, seconds)
-  local deadline = peri.time() + seconds
-  local late = ("it took more than %g s"):format(seconds)
   local co = coroutine.create(function () return fn(arguments) end)
-  local function look()
-    if peri.time() < deadline then return end
-    debug.sethook(co, look, "", 1) -- whoever catches this meets it again with the next instruction
-    error(late, 0)
-  end
-  local hooked = pcall(debug.sethook, co, look, "", 1000)
-  local ok, value = coroutine.resume(co)
-  if hooked then debug.sethook(co) end
-  if ok and coroutine.status(co) == "suspended" then ok, value = false, "it yielded" end
+  local deadline <close> = peri._deadline(co, seconds)
+  local ok, value, message = coroutine.resume(co)
+  local slept = ok and coroutine.status(co) == "suspended"
+  local late = deadline:ended(seconds)
   coroutine.close(co)
-  if not ok then
-    if peri.interrupted() then error(value, 0) end
-    return nil, reason_of(value)
-  end
+  if not ok and peri.interrupted() then error(value, 0) end
+  if late then return nil, ("it took more than %g s"):format(seconds) end
+  if slept then return nil, "it yielded" end
+  if not ok then return nil, reason_of(value) end
+  if value == nil and message ~= nil then return nil, reason_of(message) end -- as functions of Lua say what went wrong
   return value
 end
 
