@@ -190,6 +190,31 @@ function TestReport.test_it_says_how_far_a_run_is()
   lu.assertStrContains(report(folder), "the folder does not say how it ended")
 end
 
+function TestReport.test_damaged_lines_anywhere_are_left_out_and_counted()
+  local folder = make "odd"
+  local rows = {}
+  for line in read(folder .. "/metrics.jsonl"):gmatch "[^\n]+" do rows[#rows + 1] = line end
+  local garbage = { "garbage", '{"step":7,"lo', "\0\1\255", "[1,2]", "1", "null", '"x"', "<b>", "" }
+  for place = 1, #rows + 1 do
+    for _, text in ipairs(garbage) do
+      local with = table.move(rows, 1, #rows, 1, {})
+      table.insert(with, place, text)
+      write("odd/metrics.jsonl", table.concat(with, "\n") .. "\n")
+      local page = report(folder)
+      lu.assertStrContains(page, ("line %d: "):format(place))
+      lu.assertStrContains(page, "; it was left out")
+      lu.assertNil(page:match "line %d+: [^;]*line %d", text) -- one number, that of the file
+      lu.assertStrContains(page, "finished</span> step 3 of 3")
+      assert_safe(page)
+    end
+  end
+  write("odd/metrics.jsonl", table.concat(garbage, "\n") .. "\n" .. table.concat(rows, "\n") .. "\n")
+  lu.assertStrContains(report(folder), ("%d such lines were left out"):format(#garbage))
+  write("odd/samples.jsonl", table.concat(garbage, "\n") .. "\n")
+  assert_safe(report(folder))
+  lu.assertErrorMsgContains("metrics.jsonl: line 1", require("perilune.run.curves").columns, folder .. "/metrics.jsonl")
+end
+
 function TestReport.test_alarms_and_warnings_are_listed_once()
   local folder = make("alarm")
   write("alarm/log.txt", [[

@@ -8,27 +8,33 @@ local folders = require "perilune.run.folder"
 
 local M = {}
 
+local LIST <const> = getmetatable(peri.json.array {})
+
+-- What is wrong within a line of a file, which has its own number there.
+local function bare_of_line(why) return (refusal.bare(why):gsub("line 1, ", "")) end
+
 --- The rows of a file of metrics as columns: { step = { 1, 2, ... }, loss = { ... } }, NaN where missing.
 --- @param path string
---- @param cut boolean?  the last line may be half of one, as a full disk leaves it
+--- @param lenient boolean?  leave out lines that are no rows, as a full disk or a hand leaves them, and count them
 --- @return table<string, number[]>
 --- @return table<string, table<integer, string>> texts  of metrics that are texts: by the place of the row
---- @return string? damaged  what is wrong with the last line, which was left out then
-function M.columns(path, cut)
+--- @return integer damaged  lines that were left out
+--- @return string? first  what is wrong with the first of them
+function M.columns(path, lenient)
   local rows, columns, texts = {}, { step = {} }, {}
-  if not peri.files.exists(path) then return columns, texts end
-  local damaged
+  if not peri.files.exists(path) then return columns, texts, 0 end
+  local damaged, first = 0, nil
   for line, number in folders.must(peri.files.lines(path)) do
-    if damaged then folders.refuse("%s", damaged) end
     local row, why = peri.json.decode(line)
-    if type(row) == "table" then
+    if type(row) == "table" and getmetatable(row) ~= LIST then
       rows[#rows + 1] = row
       for name in pairs(row) do columns[name] = columns[name] or {} end
     else
-      damaged = ("%s: line %d: %s"):format(path, number, why and refusal.bare(why) or "is not an object")
+      damaged = damaged + 1
+      first = first or ("%s: line %d: %s"):format(path, number, why and bare_of_line(why) or "is not an object")
+      if not lenient then folders.refuse("%s", first) end
     end
   end
-  if damaged and not cut then folders.refuse("%s", damaged) end
   for name, column in pairs(columns) do
     for i, row in ipairs(rows) do
       local v = row[name]
@@ -39,7 +45,7 @@ function M.columns(path, cut)
       end
     end
   end
-  return columns, texts, damaged
+  return columns, texts, damaged, first
 end
 
 -- The curve of a metric; with labels, of the rows with one of them.

@@ -198,10 +198,11 @@ function M.read(folder, samples)
   for _, name in ipairs(type(origin.judged) == "table" and origin.judged or {}) do
     if type(name) == "string" then run.judged[#run.judged + 1] = name end
   end
-  local damaged
-  run.columns, run.texts, damaged = curves.columns(folder .. "/metrics.jsonl", true)
+  local damaged, first
+  run.columns, run.texts, damaged, first = curves.columns(folder .. "/metrics.jsonl", true)
   run.rows = #run.columns.step
-  run.notes = { damaged and damaged .. "; it was left out" or nil }
+  run.notes = { damaged > 0 and ("damaged: %s; %s left out"):format(first, damaged == 1 and "it was"
+    or ("%d such lines were"):format(damaged)) or nil }
   run.step = math.tointeger(run.columns.step[run.rows] or 0) or 0
   local last = run.sessions[#run.sessions]
   if last and math.tointeger(last.step) then run.step = math.max(run.step, math.tointeger(last.step)) end
