@@ -336,6 +336,16 @@ function TestServe.test_no_body_whatever_is_the_servers_fault()
   end
 end
 
+function TestServe.test_a_service_is_of_one_model_its_tokenizer_and_a_name()
+  lu.assertErrorMsgContains("name", peri.serve.new, tiny(), tok, { name = "", folder = root })
+  local larger = assert(peri.tokenizer.train_bpe({ ("one two three four five six seven eight nine"):rep(3) },
+    { vocab_size = 300, special_tokens = {} }))
+  local small = peri.models.llama.new { architectures = { "LlamaForCausalLM" }, model_type = "llama", vocab_size = 200,
+    hidden_size = 8, intermediate_size = 8, num_hidden_layers = 1, num_attention_heads = 1, num_key_value_heads = 1,
+    max_position_embeddings = 8 }
+  lu.assertErrorMsgContains("another model's", peri.serve.new, small, larger, { name = "x", folder = root })
+end
+
 function TestServe.test_a_step_that_leaves_no_numbers_moves_nothing()
   local service = open()
   local id = client(service, 3)
