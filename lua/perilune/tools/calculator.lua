@@ -15,12 +15,13 @@ end
 
 local rules = { name = options.value("calculator", "string", "that it is called by") }
 
---- A calculator as a tool: an expression of whole numbers with + - * /, signs and parentheses gives its value, a whole
---- one as its digits. It is a parser and runs no code.
---- @param opts table?
+--- A calculator as a tool: an expression of whole numbers with + - * /, signs and parentheses gives its value. It is a
+--- parser and runs no code. Whole values up to 2^62 are exact and given as digits; larger ones are rounded and given to
+--- 14 digits, as 9.9999999998e+21.
+--- @param ... any  options, one table
 --- @return table tool
-function M.calculator(opts)
-  local o = options.fill("tools.calculator", opts, rules)
+function M.calculator(...)
+  local o = options.read("tools.calculator", {}, rules, 3, ...)
   return tool.tool { name = o.name, about = "the value of an expression of whole numbers with + - * / and parentheses",
     run = run }
 end

@@ -39,9 +39,9 @@ local function passages_of(text, longest)
   return list
 end
 
--- Every text below a folder, by name: { path below it, text }.
+-- Every text below a folder, by name: { path below it, text }; and how many links there were, which are not followed.
 local function texts_of(o)
-  local wanted, list, bytes = {}, {}, 0
+  local wanted, list, bytes, links = {}, {}, 0, 0
   for _, extension in ipairs(o.extensions) do wanted[extension] = true end
   local function visit(folder, below)
     local names, message = peri.files.list(folder)
@@ -49,8 +49,10 @@ local function texts_of(o)
     table.sort(names)
     for _, name in ipairs(names) do
       local path = folder .. "/" .. name
-      if peri.files.exists(path) == "folder" then visit(path, below .. name .. "/")
-      elseif wanted[name:match "%.(%w+)$" or ""] then
+      local kind = peri.files.exists(path)
+      if peri.files.is_link(path) then links = links + 1
+      elseif kind == "folder" then visit(path, below .. name .. "/")
+      elseif kind == "file" and wanted[name:match "%.(%w+)$" or ""] then
         local text, why = peri.files.read(path)
         if not text then options.raise(("tools.search: %s"):format(why)) end
         bytes = bytes + #text
@@ -62,13 +64,14 @@ local function texts_of(o)
     end
   end
   visit(o.folder, "")
-  return list
+  return list, links
 end
 
 -- What is known of all passages: of each its place, text and length in words; of each word where it stands how often.
 local function index_of(o)
   local index = { passages = {}, of = {}, mean = 0 }
-  for _, file in ipairs(texts_of(o)) do
+  local texts, links = texts_of(o)
+  for _, file in ipairs(texts) do
     for _, text in ipairs(passages_of(file[2], o.passage)) do
       local words, n = words_of(text), #index.passages + 1
       index.passages[n] = { file = file[1], text = text, length = #words }
@@ -80,7 +83,7 @@ local function index_of(o)
     end
   end
   index.mean = index.mean / math.max(#index.passages, 1)
-  return index
+  return index, links
 end
 
 local function best(index, query, count)
@@ -106,16 +109,19 @@ local function best(index, query, count)
 end
 
 --- A search over the texts of a local folder as a tool: words give the passages that fit best by BM25, each with the
---- name of its file. The folder is read once, when the tool is made.
---- @param opts table|string  options, or the folder
+--- name of its file. The folder is read once, when the tool is made; links in it are not followed, so that each file is
+--- read once and none outside of it.
+--- @param ... any  the folder and options, or one table of all
 --- @return table tool
-function M.search(opts)
-  local o = options.fill("tools.search", type(opts) == "string" and { folder = opts } or opts, rules)
-  local index = index_of(o)
+function M.search(...)
+  local o = options.read("tools.search", { "folder" }, rules, 3, ...)
+  local index, links = index_of(o)
   if #index.passages == 0 then
-    options.raise(("tools.search: %s has no texts (%s)"):format(o.folder, table.concat(o.extensions, ", ")))
+    options.raise(("tools.search: %s has no texts (%s)%s"):format(o.folder, table.concat(o.extensions, ", "),
+      links > 0 and ("; %d links were not followed"):format(links) or ""))
   end
-  return tool.tool { name = o.name, about = "passages of the local texts that hold these words", run = function (query)
+  return tool.tool { name = o.name, output = 1 << 30, about = "passages of the local texts that hold these words",
+    run = function (query)
     if type(query) == "table" then query = query.query or query[1] end
     if type(query) ~= "string" then error("words are expected", 0) end
     local out = {}
