@@ -7,7 +7,7 @@ local tools, products = peri.tools, peri.tasks.products
 
 -- One call: its text, and whether it failed.
 local function call(tool, arguments)
-  local result = tools.call { { tool = tool, arguments = arguments } }[1]
+  local result = tools.call { { tool = tool, arguments = arguments == nil and "" or arguments } }[1]
   return result.text, result.failed
 end
 
@@ -23,6 +23,11 @@ function TestCalls.test_every_end_of_a_tool_is_a_text()
     { "return function () return 12 end", "12", false },
     { "return function () return 3.0 end", "3", false },
     { "return function () return 0.5 end", "0.5", false },
+    { "return function () return 0 / 0 end", "nan", false },
+    { "return function () return -(0 / 0) end", "nan", false },
+    { "return function () return nil, 'no luck' end", "no luck", true },
+    { "return function () return nil, { 1 } end", "", true },
+    { "return function () return ('x'):rep(70000) end", "the result has", true },
     { "return function () return true end", "true", false },
     { "return function () end", "", false },
     { "return function () return { 1, 2 } end", "[1,2]", false },
@@ -114,9 +119,7 @@ function TestCalls.test_a_process_has_limits_of_memory_and_output()
     lu.assertTrue(failed and #text < 200, text)
     lu.assertStrContains(text, "1000 bytes")
   end
-  for _, source in ipairs { "return 3", "x =", "return function () return io.open '/etc/passwd' end", "os.exit()" } do
-    lu.assertTrue(select(2, call(small(source))), source)
-  end
+  lu.assertTrue(select(2, call(small "return function () return io.open '/etc/passwd' end")))
 end
 
 -- Arguments are data on their way into a process, whatever they look like.
@@ -146,10 +149,12 @@ end
 function TestCalls.test_an_interpreter_gives_what_code_prints_and_returns()
   local lua = tools.interpreter { timeout = 0.2, output = 200 }
   for code, want in pairs { ["1 + 1"] = "2", ["print 'a' return 5"] = "a\n5", ["local s = 0 for i = 1, 10 do s = s + i end return s"] = "55",
-    ["{ 1, { x = 'y' } }"] = '[1,{"x":"y"}]', ["print(1)"] = "1\n", ["x = 1"] = "" } do
+    ["{ 1, { x = 'y' } }"] = '[1,{"x":"y"}]', ["print(1)"] = "1\n", ["x = 1"] = "", ["return 1, 2"] = "1\t2",
+    ["1, nil, { 'a' }, nil"] = '1\tnil\t["a"]\tnil', ["return nil, 'x'"] = "nil\tx", ["return nil"] = "" } do
     lu.assertEquals({ call(lua, code) }, { want, false }, code)
   end
-  for _, code in ipairs { "x = = 1", "error 'no'", "while true do end", "io.read()", "('x'):rep(1e9)", "\27Lua" } do
+  for _, code in ipairs { "x = = 1", "error 'no'", "while true do end", "io.read()", "('x'):rep(1e9)", "\27Lua", "return print",
+    "1, print", "coroutine.create(print)", "('x'):rep(1000)" } do
     lu.assertTrue(select(2, call(lua, code)), code)
   end
 end
@@ -160,7 +165,44 @@ function TestCalls.test_what_is_no_tool_is_said()
   bad("name is \"a b\", expected letters", { name = "a b", run = print })
   bad("one has neither run nor source, expected one", { name = "one" })
   bad("one has both run and source", { name = "one", run = print, source = "" })
-  lu.assertErrorMsgContains("call 1 has no tool of tools.tool", tools.call, { {} })
+  bad("one has a run and memory is 65536: that limits source alone", { name = "one", run = print, memory = 65536 })
+  for source, message in pairs { ["x ="] = "unexpected symbol", ["return 3"] = "it returns a number", [""] = "it returns a nil",
+    ["os.exit()"] = "source of one: ", ["error 'no'"] = "no; expected", ["while true do end"] = "it took more than",
+    ["\27Lua"] = "source of one: " } do
+    bad(message, { name = "one", source = source, timeout = 0.1 })
+    bad("expected Lua text that returns a function", { name = "one", source = source, timeout = 0.1 })
+  end
+end
+
+-- What a call is made of is named where it is wrong.
+function TestCalls.test_what_is_no_call_is_said()
+  local echo = tools.tool { name = "echo", source = "return function (x) return x end" }
+  local endless = {}
+  endless[1] = endless
+  for message, calls in pairs { ["call 1 has no tool of tools.tool"] = { {} }, ["calls has the field tool"] = { tool = double },
+    ["calls has the field 3"] = { { tool = double, arguments = "1" }, [3] = {} },
+    ['call 1: unknown field "args"'] = { { tool = double, args = "1" } }, ["call 2, of double, has no arguments"] =
+    { { tool = double, arguments = "1" }, { tool = double } }, ["of echo, hold a function"] = { { tool = echo, arguments = { print } } },
+    ["of echo, hold a table that is too deep"] = { { tool = echo, arguments = endless } } } do
+    lu.assertErrorMsgContains(message, tools.call, calls)
+  end
+  lu.assertErrorMsgContains("calls is 3", tools.call, 3)
+  lu.assertEquals(tools.call {}, {})
+end
+
+-- A tool is made of one table, a search of a folder and one; whatever else is given is an error.
+function TestCalls.test_every_constructor_refuses_what_it_does_not_read()
+  for name, positional in pairs { calculator = 0, interpreter = 0, search = 1, tool = 0 } do
+    local given = { {}, {}, {} }
+    if positional == 1 then given[1] = "folder" end
+    lu.assertErrorMsgContains("tools." .. name .. ": 3 arguments, expected at most " .. positional, tools[name],
+      table.unpack(given))
+    given = table.move({ "a", "b" }, 1, positional + 1, 1, {})
+    lu.assertErrorMsgContains("tools." .. name, tools[name], table.unpack(given))
+    given = { [positional + 1] = { nmae = "x" }, [positional] = positional == 1 and "folder" or nil }
+    lu.assertErrorMsgContains('unknown option "nmae"', tools[name], table.unpack(given, 1, positional + 1))
+  end
+  lu.assertErrorMsgContains("2 arguments, expected at most 0", tools.interpreter, nil, { timeout = 1 })
 end
 
 -- ---- search ----
@@ -186,6 +228,28 @@ function TestSearch.test_the_best_passages_come_first_with_their_files()
   end
   lu.assertTrue(select(2, call(search, { 1, 2 })))
   peri.files.remove_tree(folder)
+end
+
+-- The folder and options by place are those of one table; links are not followed, round or out.
+function TestSearch.test_a_folder_is_what_lies_in_it()
+  local folder, outside = folder_of { ["a.txt"] = "one cat", ["deep/b.txt"] = "two cat" }, folder_of { ["c.txt"] = "three cat" }
+  local one = { "a.txt: one cat" }
+  lu.assertEquals(call(tools.search(folder, { results = 1 }), "cat"), one[1])
+  lu.assertEquals(call(tools.search { folder = folder, results = 1 }, "cat"), one[1])
+  local before = call(tools.search(folder), "cat")
+  for name, target in pairs { ["loop"] = "..", ["deep/up"] = "..", ["out"] = outside, ["out.txt"] = outside .. "/c.txt",
+    ["again.txt"] = "a.txt", ["nowhere.txt"] = "none", ["self.txt"] = "self.txt" } do
+    assert(os.execute(("ln -s '%s' '%s/%s'"):format(target, folder, name)))
+  end
+  assert(os.execute(("mkfifo '%s/pipe.txt'"):format(folder)))
+  lu.assertEquals(call(tools.search(folder), "cat"), before)
+  assert(os.execute(("ln -s '%s' '%s/root'"):format(folder, outside))) -- the folder itself may be one
+  lu.assertEquals(call(tools.search(outside .. "/root"), "cat"), before)
+  assert(peri.files.make_folder(folder .. "/links"))
+  assert(os.execute(("ln -s ../a.txt '%s/links/a.txt'"):format(folder)))
+  lu.assertErrorMsgContains("has no texts (txt, md); 1 links were not followed", tools.search, folder .. "/links")
+  peri.files.remove_tree(folder)
+  peri.files.remove_tree(outside)
 end
 
 -- BM25 by its formula over all passages, for every word.
@@ -306,10 +370,19 @@ function TestEnvironment.test_calls_may_be_read_otherwise()
     { "<err>there is no tool other; there are: keys, double</err>", 1, 1 })
 end
 
+-- JSON has values and depths that no process takes.
+function TestEnvironment.test_arguments_that_no_process_takes_are_told_so()
+  local env = tools.environment { tools = { tools.tool { name = "one", source = "return function (t) return #t end" } }, tokenizer = chars }
+  for arguments, want in pairs { ["[1,null]"] = "<err>the arguments hold ", ["[1,2]"] = "<res>2</res>",
+    [("["):rep(40) .. ("]"):rep(40)] = "<err>the arguments hold a table that is too deep" } do
+    lu.assertStrContains(answer(env, chars, ('<tool>{"name": "one", "arguments": %s}</tool>'):format(arguments)), want)
+  end
+end
+
 -- Megabytes are cut, bytes that are no text are replaced, and nothing raises.
 function TestEnvironment.test_what_a_tool_says_is_cut_and_is_never_a_mark()
   local says
-  local one = tools.tool { name = "one", run = function () return says end }
+  local one = tools.tool { name = "one", output = 6 << 20, run = function () return says end }
   local env = tools.environment { tools = { one }, tokenizer = chars, most = 20 }
   says = ("x"):rep(5 << 20)
   lu.assertEquals(answer(env, chars, "<tool>one</tool>"), "<res>" .. ("x"):rep(20) .. " ... (5242860 more)</res>")

@@ -163,6 +163,7 @@ end
 function Env:tool(name, arguments)
   local found, why = named(name, self.options.tools)
   if not found then return why, true end
+  if arguments == nil then options.raise(("environment:tool: arguments of %s are missing"):format(name)) end
   local result = tool.call({ { tool = found, arguments = arguments } })[1]
   return result.text, result.failed
 end
@@ -171,7 +172,7 @@ end
 --- @param talks table[]
 --- @return table replies  ids, or false where no call was made
 function Env:reply(talks)
-  local o, replies, calls, results = self.options, {}, {}, {}
+  local o, replies, calls, places, results = self.options, {}, {}, {}, {}
   for i, talk in ipairs(talks) do
     talk.calls, talk.failed = talk.calls or 0, talk.failed or 0
     results[i] = {}
@@ -188,12 +189,15 @@ function Env:reply(talks)
         end
       else found, arguments = M.read(text, o.tools) end
       if found and talk.last then found, arguments = nil, "there is no turn left to read a result" end
+      if arguments == nil then arguments = "" end
+      local odd = found and found.source and tool.odd_of(arguments)
+      if odd then found, arguments = nil, ("the arguments hold %s"):format(odd) end
       if found then
-        calls[#calls + 1] = { tool = found, arguments = arguments, of = i, nth = k }
+        calls[#calls + 1], places[#places + 1] = { tool = found, arguments = arguments }, { i, k }
       else results[i][k] = { text = tostring(arguments), failed = true } end
     end
   end
-  for n, result in ipairs(tool.call(calls)) do results[calls[n].of][calls[n].nth] = result end
+  for n, result in ipairs(tool.call(calls)) do results[places[n][1]][places[n][2]] = result end
   for i, talk in ipairs(talks) do
     replies[i] = #results[i] > 0 and {}
     for _, result in ipairs(results[i]) do

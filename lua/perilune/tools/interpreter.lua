@@ -4,7 +4,7 @@ local tool = require "perilune.tools.tool"
 
 local M = {}
 
--- Runs in the sandbox: an expression gives its value, other code what it returns, both what they print.
+-- Runs in the sandbox: an expression gives its values, other code what it returns, both what they print.
 local SOURCE <const> = [[
 return function (code)
   if type(code) == "table" then code = code.code or code[1] end
@@ -12,9 +12,7 @@ return function (code)
   local f, why = load("return " .. code, "=code", "t")
   if not f then f, why = load(code, "=code", "t") end
   if not f then error(why, 0) end
-  local value = f()
-  if type(value) == "function" then return tostring(value):match "^%a+" end
-  return value
+  return table.pack(f())
 end]]
 
 local rules = {
@@ -24,14 +22,17 @@ local rules = {
   output = options.integer(64 << 10, "[0, 1073741824]", "bytes that it may print or return"),
 }
 
---- A Lua interpreter as a tool: an expression gives its value, code what it prints and returns. Each call is a process
---- of its own in the sandbox, without files, network or memory of the calls before.
---- @param opts table?
+--- A Lua interpreter as a tool: an expression gives its value, code what it prints and returns, several values with
+--- tabs between them. Each call is a process of its own in the sandbox, without files, network or memory of the calls
+--- before.
+--- @param ... any  options, one table
 --- @return table tool
-function M.interpreter(opts)
-  local o = options.fill("tools.interpreter", opts, rules)
-  return tool.tool { name = o.name, about = "runs Lua code and says what it prints and returns", source = SOURCE,
+function M.interpreter(...)
+  local o = options.read("tools.interpreter", {}, rules, 3, ...)
+  local made = tool.tool { name = o.name, about = "runs Lua code and says what it prints and returns", source = SOURCE,
     timeout = o.timeout, memory = o.memory, output = o.output }
+  made.packed = true
+  return made
 end
 options.declare(M.interpreter, {}, rules)
 
