@@ -160,4 +160,20 @@ function TestSamplers.test_errors_say_where()
   lu.assertErrorMsgContains("the state is none of rl.samplers", samplers.load_state_dict, samplers, {}, {})
 end
 
+-- What make must give is said by what it lacks; a batch that nobody asked for is not waited for.
+function TestSamplers.test_what_is_wrong_with_make_is_said()
+  local makes = {
+    ["make gave nil, expected { model =, tokenizer =, reward = or environment = }"] = function () end,
+    ["make gave a number, expected"] = function () return 3 end,
+    ["make gave no model"] = function () return { tokenizer = {}, reward = print } end,
+    ["make gave no tokenizer"] = function () return { model = {}, reward = print } end,
+    ["make gave no reward or environment"] = function () return { model = {}, tokenizer = {} } end,
+    ['make gave an unknown field "rewards"'] = function () return { model = {}, tokenizer = {}, rewards = print } end,
+  }
+  for message, make in pairs(makes) do lu.assertErrorMsgContains(message, run, 1, { make = make }) end
+  local samplers <close> = rl.samplers { make = plain_make }
+  lu.assertErrorMsgContains("samplers:next: batch 1 was not asked for", samplers.next, samplers)
+  lu.assertErrorMsgContains("samplers:done: batch 1 was not taken", samplers.done, samplers)
+end
+
 os.exit(lu.LuaUnit.run())

@@ -48,11 +48,31 @@ local function packed(batch)
   return out
 end
 
+local parts = { "adapter", "environment", "model", "reward", "tokenizer" }
+
+-- Raise unless make gave what a rollout needs.
+local function want_made(made, level)
+  local expected = ", expected { model =, tokenizer =, reward = or environment = }"
+  if type(made) ~= "table" then
+    error("rl.samplers: make gave " .. (made == nil and "nil" or "a " .. type(made)) .. expected, level + 1)
+  end
+  for key in pairs(made) do
+    local known = false
+    for _, name in ipairs(parts) do known = known or name == key end
+    if not known then error("rl.samplers: make gave an " .. options.unknown("field", key, parts), level + 1) end
+  end
+  local lacks = type(made.model) ~= "table" and "model" or type(made.tokenizer) ~= "table" and "tokenizer"
+    or made.reward == nil and made.environment == nil and "reward or environment"
+  if lacks then error(("rl.samplers: make gave no %s%s"):format(lacks, expected), level + 1) end
+end
+M._want_made = want_made -- in a worker, which finds it by name
+
 -- Orders are { weights = v, tensors } and { batch = k, rows, how, version }.
 local function work(i, orders, answers, make)
   local perilune = require "perilune"
   local rollout = require("perilune.rl.rollout").rollout
   local made = make()
+  require("perilune.rl.samplers")._want_made(made, 0)
   local learned = made.adapter or made.model
   local known, newest, jobs, loaded = {}, nil, {}, nil
   local function take(order)
@@ -185,6 +205,9 @@ end
 --- @return table batch  of rl.rollout, with version
 function Samplers:next()
   local k, began = self.taken + 1, peri.time()
+  if k > self.asked then
+    options.raise(("samplers:next: batch %d was not asked for: samplers:ask and publish come first"):format(k))
+  end
   while not self.ready[k] do
     local batch = self.crew:receive()
     self.ready[batch.batch] = unpacked(batch, self.rows[batch.batch])
@@ -196,6 +219,7 @@ end
 --- The update has learned from its batch.
 function Samplers:done()
   local k = self.taken + 1
+  if not self.ready[k] then options.raise(("samplers:done: batch %d was not taken by samplers:next"):format(k)) end
   self.schedule[k] = self.ready[k].version
   self.ready[k], self.rows[k], self.taken = nil, nil, k
 end
