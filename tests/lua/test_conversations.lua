@@ -320,6 +320,30 @@ function TestConversations.test_what_is_wrong_with_an_environment_is_said()
   bad("the environment's reply is a nil, expected a list with one for each of", { batch = true, stop = env.stop,
     reply = function () end })
   bad("the list has none for conversation 1", { batch = true, stop = env.stop, reply = function () return {} end })
+  -- ids that nobody has, in whatever place
+  local size = tok.size
+  for _, id in ipairs { -1, size, 1 << 40, 1.5, "x" } do
+    bad(("entry 2 is %s, expected an id from 0 to %d"):format(id, size - 1), says { 4, id })
+    bad(("environment's stop has %s as its entry 2, expected an id"):format(id), { reply = print, stop = { 4, id } })
+  end
+  bad("the environment's stop is empty", { reply = print, stop = {} })
+  bad("the environment's stop has the field comma, expected a list of ids", { reply = print, stop = { 4, comma = 3 } })
+  local function longer(extra)
+    return { batch = true, stop = env.stop, reply = function (_, list)
+      local out = { [extra == "x" and "x" or #list + extra] = false }
+      for i = 1, #list do out[i] = false end
+      return out
+    end }
+  end
+  for _, extra in ipairs { 1, 7, "x" } do bad("expected one for each of", longer(extra)) end
+  -- a tokenizer that is not the rollout's
+  local function of(letters, marks) -- the same size, or another
+    return { reply = function () end, stop = env.stop, tokenizer = peri.text.chars(letters, { separator = true }), marks = marks }
+  end
+  bad("the environment's tokenizer is another than the rollout's: ", of "0123")
+  bad('other ids of "1"', of("9876543210,:", { "1" }))
+  lu.assertEquals(#talks { environment = of("0123456789,:", { "1" }), max_new_tokens = 4 }.texts, 32)
+  lu.assertEquals(#talks { environment = { reply = function () end, stop = env.stop, tokenizer = tok }, max_new_tokens = 4 }.texts, 32)
   local n = 0
   bad("opens two conversations of row 1 with different prompts", { reply = print, open = function ()
     n = n + 1

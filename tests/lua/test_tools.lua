@@ -414,6 +414,22 @@ function TestEnvironment.test_what_is_wrong_with_its_options_is_said()
   bad("entry 1 of result is a number", { tools = { double }, result = { 1, ">" } })
 end
 
+-- A mark that the model cannot read or write is named, whichever it is; the two of a call differ.
+function TestEnvironment.test_marks_are_texts_of_the_tokenizer()
+  for _, name in ipairs { "call", "result", "failure" } do
+    for i = 1, 2 do
+      local o = { tools = { double }, tokenizer = chars, [name] = { "<a>", "<b>" } }
+      o[name][i] = "<A>" -- no capitals here
+      lu.assertErrorMsgContains(("entry %d of %s is \"<A>\", which the tokenizer has no tokens for"):format(i, name),
+        tools.environment, o)
+    end
+  end
+  lu.assertErrorMsgContains('both entries of call are "|", expected two that differ', tools.environment,
+    { tools = { double }, tokenizer = chars, call = { "|", "|" } })
+  lu.assertEquals(answer(tools.environment { tools = { double }, tokenizer = chars, result = { "|", "|" } }, chars,
+    "<tool>double 4</tool>"), "|8|")
+end
+
 -- ---- products ----
 
 TestProducts = {}

@@ -4,6 +4,8 @@
 --   open(env, talk) -> prompt | nil        (not needed) how it begins, where the row's own prompt does not say it
 --   reward                                 (not needed) what a conversation is worth, as rl.score takes it
 --   stop                                   (not needed) ids that end a turn; default: those that end a text
+--   tokenizer                              (not needed) that its ids are of: a rollout with another one is an error
+--   marks                                  (not needed) texts whose ids are compared where that is another object
 --   batch = true                           reply gets a list of talks and returns as many replies (false: over): for
 --                                          what can be done side by side, such as calls in processes
 -- A talk is one conversation: row; turn (turns of the model so far), ids and text (of its last turn), tokens (all
@@ -15,7 +17,8 @@ local turns = require "perilune.decode.turns"
 
 local M = {}
 
-local known = { reply = "function", open = "function", reward = "function or table", stop = "table", batch = "boolean" }
+local known = { reply = "function", open = "function", reward = "function or table", stop = "table", batch = "boolean",
+  tokenizer = "table", marks = "table" }
 
 local function callable(v)
   return type(v) == "function" or type(v) == "table" and (getmetatable(v) or {}).__call ~= nil
@@ -32,6 +35,39 @@ function M.problem(env)
     local fits = v == nil or kind:find(type(v), 1, true) or kind:find "function" and callable(v)
     if not fits then return ("environment has a %s that is a %s, expected a %s"):format(name, type(v), kind) end
   end
+  if not env.stop then return end
+  local count = 0
+  for key, id in pairs(env.stop) do
+    count = count + 1
+    if math.type(key) ~= "integer" or key < 1 or key > #env.stop then
+      return ("the environment's stop has the field %s, expected a list of ids"):format(tostring(key))
+    elseif math.type(id) ~= "integer" or id < 0 then
+      return ("the environment's stop has %s as its entry %d, expected an id"):format(tostring(id), key)
+    end
+  end
+  if count == 0 then return "the environment's stop is empty, expected ids that end a turn (nil: those of a text)" end
+end
+
+-- How many ids a model or a tokenizer has, or nil.
+local function vocabulary(model, tokenizer)
+  local size = type(model.config) == "table" and model.config.vocab_size or tokenizer.size
+  return math.type(size) == "integer" and size or nil
+end
+
+-- Why the tokenizer of an environment is another than that of a rollout; nil where it has none or they are the same in
+-- all that can be compared.
+local function differs(env, tokenizer)
+  local own = env.tokenizer
+  if own == nil or own == tokenizer then return end
+  if math.type(own.size) == "integer" and math.type(tokenizer.size) == "integer" and own.size ~= tokenizer.size then
+    return ("%d tokens and %d"):format(own.size, tokenizer.size)
+  end
+  if not own.encode_batch or not tokenizer.encode_batch then return end
+  local a = own:encode_batch(env.marks or {}, { add_special = false })
+  local b = tokenizer:encode_batch(env.marks or {}, { add_special = false })
+  for i, mark in ipairs(env.marks or {}) do
+    if table.concat(a[i], " ") ~= table.concat(b[i], " ") then return ("other ids of %q"):format(mark) end
+  end
 end
 
 local function quoted(row)
@@ -46,7 +82,7 @@ local function fail(talk, what, fmt, ...)
 end
 
 -- The ids of what an environment said.
-local function ids_of(tokenizer, talk, said)
+local function ids_of(tokenizer, talk, said, most)
   if type(said) == "string" then
     local ids = tokenizer:encode_batch({ said }, { add_special = false })[1]
     if #ids == 0 then fail(talk, "reply", "a text without tokens; false ends a conversation") end
@@ -57,8 +93,9 @@ local function ids_of(tokenizer, talk, said)
       type(said) == "table" and "an empty list" or "a " .. type(said))
   end
   for i, id in ipairs(said) do
-    if math.type(id) ~= "integer" or id < 0 then
-      fail(talk, "reply", "entry %d is %s, expected an id", i, tostring(id))
+    if math.type(id) ~= "integer" or id < 0 or id >= (most or math.huge) then
+      fail(talk, "reply", "entry %d is %s, expected an id%s", i, tostring(id),
+        most and (" from 0 to %d"):format(most - 1) or "")
     end
   end
   return said
@@ -105,6 +142,7 @@ end
 --- @return perilune.decode.Conversation[]
 --- @return perilune.decode.Support?
 function M.run(model, tokenizer, prompts, env, talks, how)
+  local most = vocabulary(model, tokenizer)
   local function hear(one)
     local c = one.conversation
     local talk = talks[c.number]
@@ -121,13 +159,19 @@ function M.run(model, tokenizer, prompts, env, talks, how)
         error(("rl.rollout: the environment's reply is a %s, expected a list with one for each of %d conversations")
           :format(type(said), #heard), 0)
       end
+      for key in pairs(said) do
+        if math.type(key) ~= "integer" or key < 1 or key > #heard then
+          error(("rl.rollout: the environment's reply has an entry %s, expected one for each of %d conversations")
+            :format(tostring(key), #heard), 0)
+        end
+      end
       for i, talk in ipairs(heard) do
         if said[i] == nil then fail(talk, "reply", "the list has none for conversation %d of %d", i, #heard) end
       end
     else
       for i, talk in ipairs(heard) do said[i] = env:reply(talk) or false end
     end
-    for i, talk in ipairs(heard) do said[i] = said[i] and ids_of(tokenizer, talk, said[i]) end
+    for i, talk in ipairs(heard) do said[i] = said[i] and ids_of(tokenizer, talk, said[i], most) end
     return said
   end
   local list, support = turns.run(model, prompts, how, reply)
@@ -164,14 +208,29 @@ M.rules = {
     .. "left of max_new_tokens; needs environment"),
 }
 
---- Raise where options of conversations are given without an environment, or with one that is none.
+--- Raise where options of conversations are given without an environment, with one that is none, or with one that is
+--- of other ids than the model and the tokenizer.
 --- @param who string
 --- @param o table
 --- @param level integer
-function M.want(who, o, level)
-  if o.environment ~= nil then
-    local why = M.problem(o.environment)
+--- @param model table
+--- @param tokenizer table
+function M.want(who, o, level, model, tokenizer)
+  local env = o.environment
+  if env ~= nil then
+    local why = M.problem(env)
     if why then error(who .. ": " .. why, level + 1) end
+    local most = vocabulary(model, tokenizer)
+    for i, id in ipairs(most and env.stop or {}) do
+      if id >= most then
+        error(("%s: the environment's stop has %d as its entry %d, expected an id from 0 to %d"):format(who, id, i,
+          most - 1), level + 1)
+      end
+    end
+    why = differs(env, tokenizer)
+    if why then
+      error(("%s: the environment's tokenizer is another than the rollout's: %s"):format(who, why), level + 1)
+    end
     return
   end
   for _, name in ipairs { "max_turns", "max_turn_tokens" } do

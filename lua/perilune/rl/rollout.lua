@@ -103,7 +103,7 @@ function M.rollout(model, tokenizer, rows, reward, opts)
   options.argument("rl.rollout", "rows", rows, "table")
   local o = options.fill("rl.rollout", opts, rollout_rules)
   if #rows == 0 then error("rl.rollout: there are no rows", 2) end
-  conversation.want("rl.rollout", o, 2)
+  conversation.want("rl.rollout", o, 2, model, tokenizer)
   local env, talks, opened = o.environment, nil, rows
   if reward == nil and env then reward = env.reward end
   if reward == nil then

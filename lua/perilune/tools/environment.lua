@@ -78,6 +78,19 @@ local function want_pair(name, value)
   end
 end
 
+-- Raise where a mark is no text of the tokenizer: the model would be told what it cannot read.
+local function want_known(name, value, tokenizer)
+  for i = 1, 2 do
+    local ids = tokenizer:encode_batch({ value[i] }, { add_special = false })[1]
+    local unknown = #ids == 0
+    for _, id in ipairs(ids) do unknown = unknown or id == tokenizer.unk end
+    if unknown then
+      options.raise(("tools.environment: entry %d of %s is %q, which the tokenizer has no tokens for"):format(i, name,
+        value[i]))
+    end
+  end
+end
+
 -- The one id that a text is, or nil.
 local function single(tokenizer, text)
   local ids = tokenizer:encode_batch({ text }, { add_special = false })[1]
@@ -97,8 +110,17 @@ function M.environment(opts)
     names[one.name] = true
   end
   if not o.failure then o.failure = opts.result and o.result or { "<err>", "</err>" } end
-  for _, name in ipairs { "call", "result", "failure" } do want_pair(name, o[name]) end
-  local self = setmetatable({ batch = true, options = o, reward = o.reward }, Env)
+  local marks = {}
+  for _, name in ipairs { "call", "result", "failure" } do
+    want_pair(name, o[name])
+    want_known(name, o[name], o.tokenizer)
+    table.move(o[name], 1, 2, #marks + 1, marks)
+  end
+  if o.call[1] == o.call[2] then
+    options.raise(("tools.environment: both entries of call are %q, expected two that differ"):format(o.call[1]))
+  end
+  local self = setmetatable({ batch = true, options = o, reward = o.reward, tokenizer = o.tokenizer,
+    marks = marks }, Env)
   self.from, self.to = single(o.tokenizer, o.call[1]), single(o.tokenizer, o.call[2])
   local eos = o.tokenizer.eos_ids or { o.tokenizer.eos }
   if self.to then self.stop = table.move(eos, 1, #eos, 2, { self.to }) end
