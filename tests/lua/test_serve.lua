@@ -633,6 +633,46 @@ function TestServe.test_the_socket_has_limits_and_answers()
   server:close()
 end
 
+local function page() return assert(peri.files.read "docs/service.md") end
+
+function TestServe.test_the_session_of_the_docs_runs_with_curl()
+  lu.skipIf(not os.execute "command -v curl >/dev/null 2>&1", "curl is not installed")
+  local service, server = open { name = "smollm2" }, server_or_skip()
+  local script = page():match "```bash\n(.-)```":gsub("8473", tostring(server.port))
+  local path = root .. "/session"
+  assert(peri.files.write(path, script))
+  local pipe = io.popen(("timeout 60 bash %s >%s.out 2>&1; touch %s.end"):format(path, path, path), "w")
+  local stop = os.time() + 60
+  while not peri.files.exists(path .. ".end") and os.time() < stop do server:turn(service, 0.02) end
+  pipe:close()
+  server:close()
+  local out, losses = assert(peri.files.read(path .. ".out")), {}
+  for v in out:gmatch '"loss:sum":([%d.]+)' do losses[#losses + 1] = tonumber(v) end
+  lu.assertEquals(#losses, 3, out)
+  lu.assertTrue(losses[3] < losses[1], out)
+  lu.assertEquals(select(2, out:gsub('"stop_reason"', "")), 2, out)
+  lu.assertStrContains(out, "/weights/first")
+  lu.assertNotStrContains(out, "error")
+end
+
+function TestServe.test_the_docs_have_every_field_of_every_request()
+  local text = page()
+  for _, name in ipairs(wire.names()) do
+    local found = false
+    for line in text:gmatch "[^\n]+" do
+      local names = line:match "^| ([^|]*) |"
+      if names and names:find("`" .. name .. "`", 1, true) then
+        local missing = {}
+        for _, field in ipairs(wire.fields(name)) do
+          if field ~= "type" and not line:find("`" .. field .. "`", 1, true) then missing[#missing + 1] = field end
+        end
+        found = found or #missing == 0
+      end
+    end
+    lu.assertTrue(found, name)
+  end
+end
+
 function TestServe.test_the_command_serves_until_ctrl_c()
   server_or_skip():close()
   assert(tiny():save(root .. "/model"))

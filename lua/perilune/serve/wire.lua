@@ -308,6 +308,11 @@ end
 --- @return string[]
 function M.names() return options.names(bodies) end
 
+--- The fields of a body.
+--- @param name string
+--- @return string[]
+function M.fields(name) return options.names(bodies[name]) end
+
 --- Whether a body is known under a name.
 --- @param name string
 --- @return boolean
