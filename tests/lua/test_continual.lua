@@ -145,6 +145,50 @@ function TestElastic.test_frozen_weights_have_nothing_and_misuse_is_named()
   raises("weight is -1", loss.elastic, net, {}, { weight = -1 })
 end
 
+-- What is no anchor of this net is said, wherever it stands among others; never is it 0 springs.
+function TestElastic.test_what_is_no_anchor_is_refused_and_never_silent()
+  local net, other = nn.MLP { 2, 3, 2 }, nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+  local function fisher(value)
+    local out = {}
+    for k, p in ipairs(net:parameters()) do out[k] = peri.full(p.shape, k == 2 and value or 1) end
+    return out
+  end
+  local good = { values = net:copy(), fisher = fisher(1) }
+  lu.assertErrorMsgContains('the key "', loss.elastic, net, good)
+  lu.assertErrorMsgContains("expected a list", loss.elastic, net, { good, values = net:copy() })
+  lu.assertErrorMsgContains("expected a list", loss.elastic, net, { [2] = good })
+  for message, bad in pairs {
+    ["values 1 is the parameter itself"] = { values = net, fisher = fisher(1) },
+    ["values 1 is the parameter itself, expected"] = { values = net:parameters(), fisher = fisher(1) },
+    ["fisher 2 is nan at"] = { values = net:copy(), fisher = fisher(0 / 0) },
+    ["fisher 2 is inf at"] = { values = net:copy(), fisher = fisher(math.huge) },
+    ["fisher 2 has -1"] = { values = net:copy(), fisher = fisher(-1) },
+    ["values 1 is of 0.weight, the parameter is layers.0.weight"] = { values = other:copy(), fisher = fisher(1) },
+    ["fisher 1 is of 0.weight"] = { values = net:copy(), fisher = other },
+    ['unknown field "fishr"'] = { values = net:copy(), fisher = fisher(1), fishr = 1 },
+    ["has no values"] = { fisher = fisher(1) },
+  } do
+    lu.assertErrorMsgContains(message, loss.elastic, net, { bad })
+    lu.assertErrorMsgContains("anchor 2: ", loss.elastic, net, { good, message:find "has no" and { values = net,
+      fisher = fisher(1) } or bad })
+  end
+  local F = fisher(1)
+  local changed = { { values = net:copy(), fisher = F } }
+  loss.elastic(net, changed)
+  F[2]:fill_(-2) -- looked at anew when it changes
+  lu.assertErrorMsgContains("fisher 2 has -2", loss.elastic, net, changed)
+end
+
+function TestElastic.test_of_no_rows_there_is_no_fisher_information_and_who_says_so_is_who_was_called()
+  local net = nn.Linear(2, 2)
+  lu.assertErrorMsgContains("loss.fisher_of_classes: input 2 has no rows", loss.fisher_of_classes, net, net,
+    { peri.zeros { 1, 2 }, peri.zeros { 0, 2 } })
+  lu.assertErrorMsgContains("loss.fisher_diagonal: batch 1 has no rows", loss.fisher_diagonal,
+    function (x) return net(x):sum(2) end, net, { { peri.zeros { 0, 2 } } })
+  lu.assertErrorMsgContains("loss.fisher_of_classes: no parameter takes gradients", loss.fisher_of_classes, net,
+    { peri.zeros { 2 } }, { peri.zeros { 1, 2 } })
+end
+
 -- ---- measures ----
 
 TestContinual = {}
