@@ -182,6 +182,39 @@ end
 
 -- ---- misuse ----
 
+-- A loss or gradient that is no number has no direction: every attack says so, and gives no inputs that are none.
+function TestAdversarial.test_what_is_not_finite_is_named_and_no_input_comes_of_it()
+  local x = peri.rand { 3, 2 }
+  local row = peri.tensor({ 0, 1, 0 }, "f32")
+  for _, bad in ipairs { 0 / 0, math.huge, -math.huge } do
+    local function of(at) return at:sum(2) + row * 0 + peri.full({ 3 }, bad) end
+    local function steep(at) return (at * 0):sqrt():sum(2) end -- 0, and its gradient is 0 times 1 / 0
+    for name, attack in pairs {
+      fgsm = function (fn) return loss.fgsm(fn, x, { eps = 0.1 }) end,
+      pgd = function (fn) return loss.pgd(fn, x, { eps = 0.1, restarts = 1 }) end,
+      several = function (fn) return loss.pgd(fn, x, { eps = 0.1, steps = 0, restarts = 2 }) end,
+      two = function (fn) return loss.pgd(fn, x, { eps = 0.1, norm = "2" }) end,
+    } do
+      local who = name == "fgsm" and "loss.fgsm: " or "loss.pgd: "
+      lu.assertErrorMsgContains(who .. "the loss is ", attack, of)
+      if name ~= "several" then lu.assertErrorMsgContains(who .. "the gradient of the loss is nan", attack, steep) end
+    end
+    for _, name in ipairs { "x", "from", "gradient" } do
+      local given = { x = x, from = x, gradient = x }
+      given[name] = peri.full({ 3, 2 }, bad)
+      lu.assertErrorMsgContains("loss.ascend: " .. name .. " is ", loss.ascend, given.x, given.from, given.gradient,
+        { eps = 1, step = 1 })
+    end
+    local function predict(at) return at + peri.tensor({ { 0, bad == bad and -bad or bad } }, "f32") end
+    for _, iterations in ipairs { 1, 2 } do
+      if bad ~= math.huge then -- a class of probability 0 is one
+        lu.assertErrorMsgContains("loss.virtual_adversarial: the ", loss.virtual_adversarial, predict, x,
+          { eps = 1, iterations = iterations })
+      end
+    end
+  end
+end
+
 function TestAdversarial.test_misuse_says_what_was_expected()
   local x = peri.rand { 2, 3 }
   local function of(at) return at:sum(2) end

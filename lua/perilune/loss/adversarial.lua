@@ -39,6 +39,7 @@ local function want_input(who, x, o)
   end
   if o.low > o.high then options.raise(("%s: low is %g, high is %g"):format(who, o.low, o.high)) end
   if x:numel() == 0 then return end
+  options.finite(who, "x", x)
   local least, most = x:min():item(), x:max():item()
   if not (least >= o.low and most <= o.high) then
     options.raise(("%s: x goes from %g to %g, expected all of it in [%g, %g]"):format(who, least, most, o.low, o.high))
@@ -87,6 +88,7 @@ function M.ascend(x, from, gradient, opts)
     if options.shape(t) ~= options.shape(x) then
       options.raise(("%s: %s has shape %s, x has %s"):format(who, name, options.shape(t), options.shape(x)))
     end
+    options.finite(who, name, t)
   end
   local _ <close> = peri.no_grad()
   return ascend(x, from, gradient, o)
@@ -103,8 +105,10 @@ local function look(who, loss_of, at)
       peri.is_tensor(losses) and "of shape " .. options.shape(losses) or "a " .. type(losses), at:size(1)))
   end
   if not losses.requires_grad then options.raise(who .. ": the loss does not depend on x") end
+  options.finite(who, "the loss", losses)
   local gradient = peri.grad(losses:sum(), { at })[1]
   if not gradient then options.raise(who .. ": the loss does not depend on x") end
+  options.finite(who, "the gradient of the loss", gradient)
   return gradient
 end
 
@@ -172,6 +176,7 @@ function M.pgd(loss_of, x, opts)
     end
     if o.restarts == 1 then return at end
     local losses = loss_of(at):reshape { -1 }
+    options.finite(who, "the loss", losses)
     local worse = most and losses:gt(most)
     best = most and peri.where(worse:reshape(lengths(x).shape), at, best) or at
     most = most and peri.where(worse, losses, most) or losses
@@ -215,7 +220,9 @@ function M.virtual_adversarial(predict, x, opts)
     d = direction(gradient, "2")
   end
   local r = (d * o.eps):detach()
-  return moved(x + r):mean(), r
+  local value = moved(x + r)
+  options.finite(who, "the divergence at the push", value)
+  return value:mean(), r
 end
 options.declare(M.virtual_adversarial, { "predict", "x" }, virtual_rules)
 
