@@ -79,7 +79,58 @@ function TestTransfer.test_a_state_goes_on_to_the_bit()
   end
 end
 
+function TestTransfer.test_closing_gives_back_what_could_learn()
+  for _, frozen in ipairs { {}, { "lower.weight" }, { "head.bias", "upper.weight" } } do
+    for _, steps in ipairs { 0, 1, 3 } do
+      peri.seed(1)
+      local net, before = Net(), {}
+      for _, entry in ipairs(net:named_parameters()) do
+        for _, name in ipairs(frozen) do if entry[1] == name then entry[2]:requires_grad_(false) end end
+        before[entry[1]] = entry[2].requires_grad
+      end
+      local function able()
+        local out = {}
+        for _, entry in ipairs(net:named_parameters()) do out[entry[1]] = entry[2].requires_grad end
+        return out
+      end
+      local opts = { model = net, optimizer = optim.SGD(net, { lr = 0.1 }), parts = { "^head", "^upper" }, every = 2,
+        loss = function () return net(x):cross_entropy(y) end }
+      do
+        local stepper <close> = algo.transfer.new(opts)
+        for _ = 1, steps do stepper:step() end
+        lu.assertFalse(able()["lower.bias"])
+        stepper:close():step() -- goes on
+        lu.assertFalse(able()["lower.bias"])
+      end
+      lu.assertEquals(able(), before)
+    end
+  end
+end
+
+-- A loss that moves nothing of what learns is no update, whatever it is.
+function TestTransfer.test_a_loss_that_reaches_nothing_is_an_error_and_its_step_was_none()
+  local other = Net()
+  for message, loss in pairs {
+    ["no gradient reaches the parameters of optimizer"] = function () return other(x):cross_entropy(y) end,
+    ["loss gave a tensor that no gradient goes through"] = function () return peri.zeros {} end,
+    ["loss gave nothing, expected a tensor"] = function () end,
+    ["loss gave a number, expected a tensor"] = function () return 1.5 end,
+    ["loss gave shape (3), expected one number"] = function () return other(x):cross_entropy(y,
+      { reduction = "none" }) end,
+  } do
+    for _, every in ipairs { 0, 1 } do
+      local net, stepper = made { loss = loss, every = every }
+      local before = snapshot(net)
+      lu.assertErrorMsgContains("transfer: " .. message, stepper.step, stepper)
+      lu.assertEquals({ stepper.at, stepper.idle, snapshot(net) }, { 0, 0, before })
+    end
+  end
+end
+
 function TestTransfer.test_what_cannot_be_is_refused()
+  for _, pattern in ipairs { "[", "(", "%", "head%" } do
+    lu.assertErrorMsgContains(("part 2: %q is no Lua pattern"):format(pattern), made, { parts = { "^head", pattern } })
+  end
   lu.assertErrorMsgContains('part 2: no parameter that an earlier part has not matches "^head"', made,
     { parts = { ".", "^head" } })
   lu.assertErrorMsgContains("part 1: no parameter", made, { parts = { "^tail" } })

@@ -26,7 +26,9 @@ local function assign(self)
     end
     counts[i] = 0
     for k, entry in ipairs(list) do
-      if not owner[k] and entry[1]:find(pattern) then owner[k], counts[i] = i, counts[i] + 1 end
+      local ok, found = pcall(string.find, entry[1], pattern)
+      if not ok then options.raise(("transfer: part %d: %q is no Lua pattern: %s"):format(i, pattern, found)) end
+      if found and not owner[k] then owner[k], counts[i] = i, counts[i] + 1 end
     end
     if counts[i] == 0 then
       options.raise(("transfer: part %d: no parameter that an earlier part has not matches %q"):format(i, pattern))
@@ -55,8 +57,12 @@ end
 ---     local stepper = algo.transfer.new { model = net, optimizer = opt, loss = loss, every = 100,
 ---       parts = { "^head", "^layers%.1", "^layers%.0" } }
 ---
+--- Parameters that do not learn yet, or never, have requires_grad = false on the model until stepper:close(). An
+--- optimizer that no gradient of the loss reaches, as where the loss is of another model, is an error of :step().
+---
 --- @param opts table  optimizer: over all parameters of the parts
---- @return table stepper  open (parts that learn); :step() -> metrics; :state(), :set_state(s) for checkpoints
+--- @return table stepper  open (parts that learn); :step() -> metrics; :state(), :set_state(s) for checkpoints;
+--- :close()
 function M.new(opts)
   local self = trainer.new(Stepper, opts, rules)
   self._list, self._owner = assign(self)
@@ -67,10 +73,27 @@ function M.new(opts)
       options.raise(("transfer: %s is of part %d and not the optimizer's"):format(entry[1], self._owner[k]))
     end
   end
+  self._before = {}
+  for k, entry in ipairs(self._list) do self._before[k] = entry[2].requires_grad end
   settle(self)
   return self
 end
 options.declare(M.new, {}, rules)
+
+-- The loss of a batch, which is the user's function.
+local function pass(loss)
+  local value = loss()
+  if not peri.is_tensor(value) then
+    options.raise(("transfer: loss gave %s, expected a tensor: the loss of a batch"):format(
+      value == nil and "nothing" or "a " .. type(value)))
+  elseif value:numel() ~= 1 then
+    options.raise(("transfer: loss gave shape %s, expected one number"):format(options.shape(value)))
+  elseif not value.requires_grad then
+    options.raise("transfer: loss gave a tensor that no gradient goes through: nothing of the parts that learn is "
+      .. "in it")
+  end
+  return value
+end
 
 --- One update.
 --- @return table metrics  step, loss, open (parts that learned), learning_rate, grad_norm, skipped and no_op as in
@@ -80,7 +103,8 @@ function Stepper:step()
   local turn <close> = self:begin() -- luacheck: ignore 211
   settle(self)
   local metrics = { open = self.open }
-  self:learn(trainer.slices { self.loss }, function (loss) return loss() end, metrics)
+  self:learn(trainer.slices { self.loss }, pass, metrics)
+  self:want_reached()
   return self:update(metrics)
 end
 
@@ -92,5 +116,15 @@ function Stepper:set_state(s)
   settle(self)
   return self
 end
+
+--- Give the parameters of the model back as they were brought: those that could learn before transfer.new() can again.
+--- The weights stay. A :step() after it goes on as before. The end of a local stepper <close> does this, too.
+--- @return self
+function Stepper:close()
+  for k, entry in ipairs(self._list) do entry[2]:requires_grad_(self._before[k]) end
+  return self
+end
+
+Stepper.__close = Stepper.close
 
 return require "perilune.names"(M, "perilune.algo.transfer")
