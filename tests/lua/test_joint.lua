@@ -200,6 +200,17 @@ function TestJoint.test_the_loss_is_cross_entropy_and_weighted_policy_gradient()
 end
 
 -- A head learns by its own loss; encoder and output by both.
+function TestJoint.test_a_weight_that_is_set_later_is_held_to_its_rule()
+  local s = stepper(model())
+  for _, bad in ipairs { 0 / 0, -1, "half", math.huge } do
+    s.weight = bad
+    lu.assertErrorMsgContains("joint: weight is ", s.step, s)
+    lu.assertEquals(s.at, 0)
+  end
+  s.weight = 0.25
+  s:step()
+end
+
 function TestJoint.test_rows_without_an_answer_move_the_policy_alone()
   local asked = { { prompt = "what is a ?" }, { prompt = "b" } }
   local m = model(7)

@@ -192,6 +192,29 @@ function TestTrainer.test_an_option_that_is_set_by_a_slip_of_its_name_is_refused
   end
 end
 
+-- What new() refuses a step() refuses, and was none; the right value back, it goes on.
+function TestTrainer.test_an_option_that_is_set_to_what_it_cannot_be_is_refused()
+  for _, name in ipairs(steppers.names) do
+    local stepper = steppers.make(name)
+    local tried = 0
+    for option, rule in pairs(stepper._rules) do
+      local before = rawget(stepper, option)
+      if type(before) == "number" then
+        for _, bad in ipairs { 0 / 0, "many" } do
+          stepper[option] = bad
+          lu.assertErrorMsgContains(("%s: %s is "):format(stepper.who, option), stepper.step, stepper)
+          lu.assertEquals(stepper.at, 0)
+          tried = tried + 1
+        end
+        stepper[option] = before
+        lu.assertNil(require("perilune.options").problem(option, before, rule), name)
+      end
+    end
+    lu.assertTrue(tried > 2, name)
+    stepper:step()
+  end
+end
+
 function TestTrainer.test_a_schedule_gives_a_learning_rate_or_the_step_was_none()
   for _, name in ipairs(steppers.names) do
     for _, case in ipairs { { nil, "is nil" }, { 0 / 0, "is nan" }, { -1, "is -1" }, { "1", 'is "1"' }, { 1 / 0, "is inf" } } do

@@ -127,10 +127,16 @@ end
 local Turn = {}
 Turn.__index = Turn
 
---- A step() begins. Dropout is off in its models until it ends, but for classes with { dropout = true }: so what was
---- sampled is what is learned from, a policy that has not moved is its reference, and how rows are cut changes nothing.
+--- A step() begins. Options may have been set since the last one: each is held to its rule again. Dropout is off in its
+--- models until it ends, but for classes with { dropout = true }: so what was sampled is what is learned from, a policy
+--- that has not moved is its reference, and how rows are cut changes nothing.
 --- @return table turn  to-be-closed; an error puts back what the step() changed of the stepper
 function Trainer:begin()
+  for name, rule in pairs(self._rules) do
+    local value = rawget(self, name)
+    local problem = value ~= nil and options.problem(name, value, rule)
+    if problem then options.raise(("%s: %s"):format(self.who, problem)) end
+  end
   local before = {}
   for _, name in ipairs(self.counters) do before[name] = self[name] end
   local models = { self.model, self.reference, self.teacher, self.critic_optimizer and self.critic }
