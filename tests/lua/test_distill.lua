@@ -41,6 +41,13 @@ function TestDistill.test_soft_targets_and_labels_have_the_stored_values()
   lu.assertTrue(most(student.grad, f(v.grad)) < 1e-8)
 end
 
+function TestDistill.test_labels_without_their_share_are_refused()
+  local x, y = peri.randn { 2, 3 }, peri.tensor({ 0, 1 }, "i64")
+  lu.assertErrorMsgContains("loss.distill: there are labels and no hard", loss.distill, x, x, { labels = y })
+  lu.assertErrorMsgContains("and no hard", loss.distill, x, x, peri.ones { 2 }, { labels = y, temperature = 2 })
+  lu.assertEquals(loss.distill(x, x + 1, { labels = y, hard = 0 }):item(), loss.distill(x, x + 1):item())
+end
+
 function TestDistill.test_the_jensen_shannon_divergence_is_that_of_gkd()
   local teacher, weight = f(trl.teacher), peri.tensor(trl.labels, "i64"):ne(-100)
   for _, case in ipairs(trl.gkd) do

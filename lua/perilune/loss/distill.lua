@@ -146,6 +146,9 @@ function M.distill(student, teacher, weight, opts)
       :format(who, o.temperature, b.temperature))
   end
   if o.hard > 0 and not o.labels then options.raise(("%s: hard is %g and there are no labels"):format(who, o.hard)) end
+  if o.labels and (opts or {}).hard == nil then
+    options.raise(who .. ": there are labels and no hard, their share: give hard, or 0 for none")
+  end
   if o.labels then want_place("labels", o.labels.shape) end
   if weight then want_place("weight", weight.shape) else weight = peri.ones(place) end
   if weight.dtype ~= "f32" and weight.dtype ~= "f64" then weight = weight:to "f32" end
