@@ -245,12 +245,41 @@ function TestFeatures.test_hints_refuse_what_does_not_fit_and_leave_no_hook()
   end
   fails("pairs is empty", {})
   fails("pair 2 is not { path in the student, path in the teacher }", { { "1", "1" }, { "1" } })
-  fails("there is no module or tensor \"7\"", { { "1", "7" } })
+  fails("pair 1: the teacher: there is no module or tensor \"7\"", { { "1", "7" } })
+  fails("pair 2: the student: there is no module or tensor \"8\"", { { "1", "1" }, { "8", "7" } })
+  for _, kind in ipairs { "mse", "cosine" } do
+    fails("pair 1: power is of kind \"attention\", this pair's is \"" .. kind, { { "1", "1", kind = kind, power = 2 } })
+    fails("power is of kind \"attention\", and no pair is", { { "1", "1", kind = kind } }, { power = 3 })
+  end
+  for _, weight in ipairs { 0 / 0, -1, math.huge } do fails("pair 1: weight is ", { { "1", "1", weight = weight } }) end
+  lu.assertErrorMsgContains("the student is the teacher", loss.Hints, student, student, { pairs = { { "1", "1" } },
+    example = x })
   fails("unknown option \"kid\"; did you mean \"kind\"?", { { "1", "1", kid = "mse" } })
   fails("pair 1: kind is \"mean\"", { { "1", "1", kind = "mean" } })
   fails("pair 1 (1, 1): teacher has shape (6, 8), expected (6, 5)", { { "1", "1" } }, { project = "never" })
   fails("expected (N, C, H, W) or (N, T, D)", { { "1", "1" } }, { kind = "attention" })
   fails("inner sizes 3 and 4 differ", { { "1", "1" } }, { example = peri.randn { 6, 3 } })
+end
+
+function TestFeatures.test_hints_without_hooks_say_so()
+  local student, teacher = nets()
+  local x = peri.randn { 6, 4 }
+  local hints = loss.Hints(student, teacher, { pairs = { { "1", "1" } }, example = x })
+  lu.assertErrorMsgContains("has not run since the last loss", hints.loss, hints)
+  hints:remove()
+  student(x)
+  teacher(x)
+  lu.assertErrorMsgContains("the hooks are off: remove() took them", hints.loss, hints)
+end
+
+function TestFeatures.test_a_weight_of_places_is_from_0_to_1()
+  local x = peri.rand { 2, 3, 4 }
+  for _, bad in ipairs { 0 / 0, -1, 2, math.huge } do
+    local w = peri.ones { 2, 3 }
+    w:select(1, 2):select(1, 1):fill_(bad)
+    lu.assertErrorMsgContains("loss.feature: weight ", loss.feature, x, x, w)
+    lu.assertErrorMsgContains("loss.attention_transfer: weight ", loss.attention_transfer, x, x, w)
+  end
 end
 
 -- ---- record ----

@@ -18,6 +18,16 @@ local function want(who, name, t, shape, of)
   end
 end
 
+-- A weight of places counts each of them or a part of it.
+local function want_share(who, weight)
+  if weight:numel() == 0 or weight.dtype == "bool" then return end
+  options.finite(who, "weight", weight)
+  local least, most = weight:min():item(), weight:max():item()
+  if least < 0 or most > 1 then
+    options.raise(("%s: weight goes from %g to %g, expected numbers from 0 to 1"):format(who, least, most))
+  end
+end
+
 -- Two features of one shape, channels last, and the weight of their places.
 local function two(who, student, teacher, weight)
   options.argument(who, "student", student, "tensor")
@@ -31,6 +41,7 @@ local function two(who, student, teacher, weight)
   if weight == nil then return student, teacher, peri.ones(places, student.dtype) end
   options.argument(who, "weight", weight, "tensor")
   want(who, "weight", weight, places, "")
+  want_share(who, weight)
   return counted(student, weight:unsqueeze(-1)), counted(teacher, weight:unsqueeze(-1)), weight:to(student.dtype)
 end
 
@@ -124,6 +135,7 @@ function M.attention_transfer(student, teacher, weight, opts)
   if weight then
     options.argument(who, "weight", weight, "tensor")
     want(who, "weight", weight, places, "")
+    want_share(who, weight)
     student, teacher = counted(student, weight:unsqueeze(-1)), counted(teacher, weight:unsqueeze(-1))
     weight = weight:to(student.dtype)
     total = math.max(weight:sum():item(), 1)
@@ -167,6 +179,7 @@ local Hints = Module.class("Hints", function (self, student, teacher, opts)
   local paths = { {}, {} }
   self._pairs, self.projections = {}, {}
   if #o.pairs == 0 then options.raise "loss.Hints: pairs is empty, expected { path in student, path in teacher }" end
+  local attends = false
   for i, given in ipairs(o.pairs) do
     local who, named = ("loss.Hints: pair %d"):format(i), {}
     if type(given) ~= "table" or type(given[1]) ~= "string" or type(given[2]) ~= "string" or given[3] ~= nil then
@@ -179,8 +192,27 @@ local Hints = Module.class("Hints", function (self, student, teacher, opts)
       local problem = options.problem(name, pair[name], rule)
       if problem then options.raise(who .. ": " .. problem) end
     end
+    if named.power ~= nil and pair.kind ~= "attention" then
+      options.raise(("%s: power is of kind \"attention\", this pair's is %q"):format(who, pair.kind))
+    end
+    attends = attends or pair.kind == "attention"
     pair[1], pair[2] = given[1], given[2]
     paths[1][#paths[1] + 1], paths[2][#paths[2] + 1], self._pairs[i] = given[1], given[2], pair
+  end
+  if type(opts) == "table" and opts.power ~= nil and not attends then
+    options.raise "loss.Hints: power is of kind \"attention\", and no pair is of it"
+  end
+  if o.student == o.teacher then
+    options.raise "loss.Hints: the student is the teacher: there is nothing to learn of it; a copy is net:copy()"
+  end
+  for i, pair in ipairs(self._pairs) do
+    for k, name in ipairs { "student", "teacher" } do
+      local found, module = pcall(o[name].get, o[name], pair[k])
+      if not found or type(module) ~= "table" then
+        options.raise(("loss.Hints: pair %d: the %s: %s"):format(i, name, found and pair[k] .. " is no module"
+          or (tostring(module):gsub("^[^%s:]+:%d+: ", ""):gsub("^get: ", ""))))
+      end
+    end
   end
   local ok, message = pcall(function ()
     self._student = o.student:record(paths[1])
@@ -209,6 +241,7 @@ end)
 
 -- The features of a pair.
 function Hints:_features(i, pair)
+  if self._off then options.raise "loss.Hints: the hooks are off: remove() took them" end
   local out = {}
   for k, record in ipairs { self._student, self._teacher } do
     out[k] = record.outputs[pair[k]]
@@ -254,6 +287,7 @@ end
 
 --- Take the hooks off both networks; a second time does nothing.
 function Hints:remove()
+  self._off = true
   if self._student then self._student:remove() end
   if self._teacher then self._teacher:remove() end
 end
