@@ -107,4 +107,15 @@ function TestVote.test_what_cannot_be_voted_on_is_refused()
   lu.assertErrorMsgContains("least is 2", reward.vote, { answer = number, least = 2 })
 end
 
+function TestVote.test_what_is_no_batch_is_said_in_its_own_words()
+  local row, vote = { prompt = "?" }, reward.vote { answer = number }
+  for _, case in ipairs {
+    { row, "1", 'rows has the key "prompt", expected a list of rows' }, { { row }, "1", 'texts is "1", expected a list' },
+    { { row, row }, { "1" }, "there are 1 texts for 2 rows" }, { { row }, { "1", "2" }, "there are 2 texts for 1 rows" },
+    { nil, { "1" }, "rows is missing" }, { { row }, nil, "texts is missing" },
+    { { row, nil, row }, { "1", "1", "1" }, "rows" }, { { [2] = row }, { "1" }, 'rows has the key "2"' },
+    { { row, "x" }, { "1", "2" }, 'rows 2 is "x"' }, { { row }, { 1 }, "texts 1 is 1" },
+  } do lu.assertErrorMsgContains("reward.vote: " .. case[3], vote, case[1], case[2]) end
+end
+
 os.exit(lu.LuaUnit.run())

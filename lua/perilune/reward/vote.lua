@@ -47,7 +47,28 @@ local function elected(o, answers, n)
   return most, votes
 end
 
+-- A list from 1 on without holes, each entry of one type.
+local function want_list(name, list, kind, of)
+  local hint = (", expected a list of %s"):format(of)
+  if type(list) ~= "table" then options.raise(("reward.vote: %s%s"):format(options.is(name, list), hint)) end
+  for key in pairs(list) do
+    if math.type(key) ~= "integer" or key < 1 or list[1] == nil or key > #list then
+      options.raise(("reward.vote: %s has the key %q%s"):format(name, tostring(key), hint))
+    end
+  end
+  for i = 1, #list do
+    if type(list[i]) ~= kind then
+      options.raise(("reward.vote: %s%s"):format(options.is(("%s %d"):format(name, i), list[i]), hint))
+    end
+  end
+end
+
 function Vote:__call(rows, texts)
+  want_list("rows", rows, "table", "rows, one for each text")
+  want_list("texts", texts, "string", "texts, one for each row")
+  if #texts ~= #rows then
+    options.raise(("reward.vote: there are %d texts for %d rows"):format(#texts, #rows))
+  end
   local o, values, groups = self.options, { n = #rows }, groups_of(rows)
   if #rows > 1 and #groups == #rows then
     error("every prompt has one completion: a vote needs several of each (group)", 0)
@@ -74,8 +95,9 @@ function Vote:__call(rows, texts)
 end
 
 --- A reward for what most completions of a prompt answer (self-consistency as a label: TTRL, 2504.16084): 1 for the
---- majority's answer, 0 for another one or none. Completions of one row vote together, so the rollout needs a group.
---- It abstains from prompts where nobody answers, where the majority is smaller than `least`, and, with ties = "none",
+--- majority's answer, 0 for another one or none. Completions of one row vote together, so the rollout needs a group:
+--- rows of one prompt are the same table, as a rollout hands them over; two tables of one text are two prompts. It
+--- abstains from prompts where nobody answers, where the majority is smaller than `least`, and, with ties = "none",
 --- where it is none. Of the last batch: share (mean share of the largest vote) and undecided (share of the prompts).
 --- The reward rises while a policy comes to agree with itself, right or wrong: watch pass@k on a few labelled problems
 --- (rl.pass, rl.alarms with that as its metric).
