@@ -346,6 +346,26 @@ function TestServe.test_a_service_is_of_one_model_its_tokenizer_and_a_name()
   lu.assertErrorMsgContains("another model's", peri.serve.new, small, larger, { name = "x", folder = root })
 end
 
+function TestServe.test_no_pass_is_larger_than_the_docs_say()
+  local service = open()
+  local id, data, most, rows_read = client(service, 3), {}, 0, 0
+  for i = 1, 90 do
+    local tokens, n = {}, 1 + i * 7 % 32
+    for t = 1, n do tokens[t] = t end
+    data[i] = datum(tokens, { target_tokens = tokens })
+  end
+  local model = service.base.model
+  local forward = model.forward
+  model.forward = function (self, ids, ...)
+    most, rows_read = math.max(most, ids.shape[1] * ids.shape[2]), rows_read + ids.shape[1]
+    return forward(self, ids, ...)
+  end
+  lu.assertEquals(#done(service, "forward_backward", train(id, data)).loss_fn_outputs, 90)
+  local said = (assert(peri.files.read "docs/service.md"):match "A pass is of ([%d,]+) tokens":gsub(",", ""))
+  lu.assertEquals(rows_read, 90)
+  lu.assertTrue(most <= tonumber(said) and most > tonumber(said) / 2, most)
+end
+
 function TestServe.test_a_step_that_leaves_no_numbers_moves_nothing()
   local service = open()
   local id = client(service, 3)

@@ -102,7 +102,7 @@ function Tenant:close()
   self.adapter, self.optimizer = nil, nil
 end
 
-local PASS <const> = 2048 -- tokens with padding that go through the model at once
+local PASS <const> = 1024 -- tokens with padding that go through the model at once
 
 local function is_finite(v) return v == v and v ~= math.huge and v ~= -math.huge end
 
