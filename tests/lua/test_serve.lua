@@ -331,7 +331,8 @@ function TestServe.test_no_body_whatever_is_the_servers_fault()
   end
   lu.assertTrue(count > 1000, count)
   for _, p in ipairs(service.models[id].tenant.adapter:parameters()) do lu.assertTrue(p:isfinite():all():item()) end
-  for _, request in ipairs { { method = "POST", path = "/api/v1/create_session" }, { path = "/" }, {} } do
+  for _, request in ipairs { { method = "POST", path = "/api/v1/create_session" }, { path = "/" }, {},
+    { path = "/api/v1/x\255\0" }, { method = "\255", path = "/api/v1/asample" } } do
     lu.assertTrue(service:handle(request).status < 500) -- from Lua, without headers or a body
   end
 end

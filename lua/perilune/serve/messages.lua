@@ -21,7 +21,8 @@ function M.is_refusal(err) return getmetatable(err) == Refused end
 --- @param v any
 --- @return string
 function M.shown(v)
-  local said = v == nil and "nothing" or peri.json.encode(v, { nan = "literal" })
+  local ok, said = pcall(peri.json.encode, v, { nan = "literal" })
+  if not ok then said = ("%q"):format(tostring(v)) end -- nil, bytes that are no UTF-8
   return #said > 60 and said:sub(1, 57) .. "..." or said
 end
 
