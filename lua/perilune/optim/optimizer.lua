@@ -314,9 +314,7 @@ function Optimizer:state_dict()
   local tensors, steps, sizes, names = {}, {}, {}, {}
   for g, group in ipairs(self.groups) do sizes[g] = #group.params end
   for n, e in ipairs(entries_of(self)) do
-    if e.group.steps[e.i] > 0 then -- a first step that was skipped has made slots and not used them
-      for slot, t in pairs(e.group.state[e.i]) do tensors[(e.name or n - 1) .. "." .. slot] = t end
-    end
+    for slot, t in pairs(e.group.state[e.i]) do tensors[(e.name or n - 1) .. "." .. slot] = t end
     steps[n], names[n] = e.group.steps[e.i], e.group.names[e.i] or ""
   end
   return tensors, { name = self.name, lr = self.lr, skipped = self.skipped, groups = sizes, names = names,
