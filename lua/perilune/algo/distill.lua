@@ -61,6 +61,9 @@ local function check(self)
   end
   local writes = self.on_policy > 0 or self.sequence
   if self.teachers and #names == 1 then refuse "teachers is empty: expected name -> model" end
+  if self.teachers and #names > 2 and self.batch_size == 1 then
+    refuse("batch_size is 1, an update is of rows of all %d teachers", #names - 1)
+  end
   if self.by and not self.teachers then refuse("by is %q, and there are no teachers", self.by) end
   local sources = 0
   for _, name in ipairs { "teacher", "teachers", "stored" } do sources = sources + (self[name] and 1 or 0) end
