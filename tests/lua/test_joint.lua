@@ -284,6 +284,14 @@ function TestJoint.test_what_cannot_be_learned_from_is_refused()
   lu.assertErrorMsgContains("there are no rows", stepper, m, { rows = {} })
   lu.assertErrorMsgContains("row 1 has no prompt", stepper, m, { rows = { { answer = "a" } } })
   lu.assertErrorMsgContains("row 1: the answer is a number", stepper, m, { rows = { { prompt = "a", answer = 3 } } })
+  lu.assertErrorMsgContains("row 1 has a completion and no answer", stepper, m, { rows = { { prompt = "a",
+    completion = "b" } } })
+  lu.assertErrorMsgContains("row 2 has messages and no answer", stepper, m, { rows = { rows[1], { prompt = "a",
+    messages = {} } } })
+  local few = joint.new(encoder(), { stop = tok.sep, pad = tok.pad, vocab = 10 }):eval()
+  lu.assertErrorMsgContains("joint: answer 1 has the token 10, there are 10", stepper, few)
+  local small = joint.new(encoder { vocab_size = 8 }, { stop = tok.sep, pad = tok.pad })
+  lu.assertErrorMsgContains("joint: question 1 has the token 8, there are 8", small.reply, small, tok, "what ?")
   lu.assertErrorMsgContains('unknown option "weigth"', stepper, m, { weigth = 1 })
   local s = stepper(m, { reward = function () return "good" end })
   local used = s.used

@@ -47,6 +47,10 @@ function M.new(opts)
     if row.answer ~= nil and type(row.answer) ~= "string" then
       refuse("row %d: the answer is a %s, expected a text", i, type(row.answer))
     end
+    if row.answer == nil and (row.completion ~= nil or row.messages ~= nil) then
+      refuse("row %d has %s and no answer: expected { prompt = text, answer = text }", i,
+        row.completion ~= nil and "a completion" or "messages")
+    end
     prompts[i] = row.prompt
     if row.answer then taught[#taught + 1] = row.answer end
   end

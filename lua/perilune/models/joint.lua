@@ -91,6 +91,16 @@ function Joint:inputs(questions, answers)
   return batches.pad(ids, { pad = self.settings.pad, types = self.encoder.types and types or nil })
 end
 
+-- A tokenizer of more tokens than the model has is another one's.
+local function want_known(who, ids, size)
+  for _, id in ipairs(ids) do
+    if id >= size then
+      options.raise(("joint: %s has the token %d, there are %d: is the tokenizer another model's?"):format(who, id,
+        size))
+    end
+  end
+end
+
 --- Questions as ids with the special tokens of the tokenizer around them; of long ones the first `longest` tokens.
 --- @param tokenizer table
 --- @param texts string[]
@@ -99,6 +109,7 @@ function Joint:questions(tokenizer, texts) -- luacheck: ignore 212
   local lists, most = tokenizer:encode_batch(texts), self.settings.longest
   for i, ids in ipairs(lists) do
     if #ids == 0 then options.raise(("joint: question %d has no tokens"):format(i)) end
+    want_known("question " .. i, ids, self.encoder.settings.vocab)
     local last = ids[#ids]
     if #ids > most then -- the separator behind a question stays its last token
       for k = #ids, most + 1, -1 do ids[k] = nil end
@@ -114,7 +125,8 @@ end
 --- @return integer[][]
 function Joint:answers(tokenizer, texts)
   local lists = tokenizer:encode_batch(texts, { add_special = false })
-  for _, ids in ipairs(lists) do
+  for i, ids in ipairs(lists) do
+    want_known("answer " .. i, ids, self.settings.vocab)
     for k = #ids, self.settings.longest, -1 do ids[k] = nil end
     ids[#ids + 1] = self.settings.stop
   end
