@@ -278,6 +278,12 @@ function TestJoint.test_both_modes_learn_the_answers()
   end
 end
 
+function TestJoint.test_a_tokenizer_in_place_of_options_is_told_how_it_is_saved()
+  for _, one in ipairs { tok, peri.text.chars "ab", peri.text.words { "a" } } do
+    lu.assertErrorMsgContains("which is written by tok:save(folder)", encoder().save, encoder(), "/nowhere", one)
+  end
+end
+
 function TestJoint.test_what_cannot_be_learned_from_is_refused()
   local m = model()
   lu.assertErrorMsgContains("the model is none of models.joint", stepper, encoder())

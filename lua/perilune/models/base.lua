@@ -165,6 +165,10 @@ local save_rules = { shard_bytes = hf.save_rules.shard_bytes, tokenizer_from = h
 --- @return boolean|nil ok
 --- @return string? message
 function Model:save(folder, opts)
+  local ok, encode = pcall(function () return type(opts) == "table" and opts.encode end)
+  if ok and encode then
+    options.raise(self.__name .. ": save: the options are a tokenizer, which is written by tok:save(folder)")
+  end
   local o = options.fill(self.__name .. ": save", opts, save_rules)
   if self._packed then error(self.__name .. ": packed weights cannot be saved; load without pack", 2) end
   local config, list, main = {}, {}, "float32"
