@@ -133,8 +133,8 @@ Turn.__index = Turn
 --- @return table turn  to-be-closed; an error puts back what the step() changed of the stepper
 function Trainer:begin()
   for name, rule in pairs(self._rules) do
-    local value = rawget(self, name)
-    local problem = value ~= nil and options.problem(name, value, rule)
+    local value = rawget(self, name) -- of probe, which new() has read, the name is the method's
+    local problem = name ~= "probe" and value ~= nil and options.problem(name, value, rule)
     if problem then options.raise(("%s: %s"):format(self.who, problem)) end
   end
   local before = {}
