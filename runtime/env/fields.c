@@ -1,9 +1,8 @@
 /* fields.c - fields of replay buffers and rollouts: see fields.h. */
 #include <stdio.h>
 
-#include "env/fields.h"
-
 #include "env/env.h"
+#include "env/fields.h"
 #include "op/inplace.h"
 
 static bool is_name (const char *s) {

@@ -1,6 +1,7 @@
 /* rollout.c - steps of several environments that are learnt from and filled again. */
 #include "env/draw.h"
 #include "env/fields.h"
+#include "op/op.h"
 
 struct peri_rollout {
   peri_ctx *ctx;
