@@ -239,6 +239,7 @@ end
 --- @param n integer
 --- @return table[] rows
 function M.chats(rng, n)
+  options.argument("chain.chats", "n", n, "number")
   local rows = {}
   for i = 1, n do rows[i] = M.chat(rng) end
   return rows
@@ -261,6 +262,7 @@ end
 --- @param n integer
 --- @return table[] rows  with completion
 function M.good_rows(rng, n)
+  options.argument("chain.good_rows", "n", n, "number")
   local rows = M.chats(rng, n)
   for _, row in ipairs(rows) do row.completion = M.good(row, rng) end
   return rows
@@ -323,6 +325,7 @@ options.declare(M.corpus, { "rng" }, corpus_rules)
 --- @param opts table?
 --- @return table[] rows
 function M.corpus_rows(rng, n, opts)
+  options.argument("chain.corpus_rows", "n", n, "number")
   local rows = {}
   for i = 1, n do rows[i] = M.corpus(rng, opts) end
   return rows

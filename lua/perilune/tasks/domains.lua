@@ -103,6 +103,7 @@ local corpus_rules = { domain = domain_rule, nmax = problems_rules.nmax }
 --- @return table[] rows  with domain and completion
 function M.corpus_rows(rng, n, opts)
   local o, rows = options.fill("domains.corpus_rows", opts, corpus_rules), {}
+  options.argument("domains.corpus_rows", "n", n, "number")
   local how = { nmax = o.nmax, chat = 0, mixed = 0, wrong = WRONG, again = 0, tags = TAGS }
   for i = 1, n do
     local domain = o.domain or M.names[(i - 1) % #M.names + 1]

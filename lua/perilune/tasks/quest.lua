@@ -131,6 +131,7 @@ local corpus_rules = {
 --- @return table[] rows  prompt, said (texts, every second of which is the game's), won
 function M.corpus(rng, worlds, count, opts)
   local o, rows = options.fill("tasks.quest.corpus", opts, corpus_rules), {}
+  options.argument("tasks.quest.corpus", "count", count, "number")
   for i = 1, count do
     local world = rng:choice(worlds)
     local game, said = new_game(world), {}

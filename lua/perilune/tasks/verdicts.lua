@@ -62,6 +62,7 @@ local corpus_rules = {
 --- @return table[] rows  prompt, completion
 function M.corpus_rows(rng, n, opts)
   local o, rows = options.fill("verdicts.corpus_rows", opts, corpus_rules), {}
+  options.argument("verdicts.corpus_rows", "n", n, "number")
   local how = { nmax = o.nmax, chat = 0, lang = "en", mixed = 0, wrong = o.wrong, again = 0, tags = 1 }
   local again = { mixed = 0, wrong = o.wrong, again = 0, tags = 1 }
   for i = 1, n do
