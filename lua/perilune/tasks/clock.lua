@@ -76,6 +76,7 @@ local corpus_rules = {
 --- @return table[] rows  prompt, completion
 function M.corpus(rng, count, opts)
   local o = options.fill("tasks.clock.corpus", opts, corpus_rules)
+  options.argument("tasks.clock.corpus", "count", count, "number")
   local rows = {}
   for i = 1, count do
     local row, text = M.problem(rng, { steps = o.steps, largest = o.largest }), {}
