@@ -5,6 +5,7 @@
 --   three plus nine minus four = ->  <think> plus nine is twelve , minus four is eight </think> the answer is eight
 local chain_scores = require "perilune.tasks.chain_scores"
 local chain_words = require "perilune.tasks.chain_words"
+local distinct = require "perilune.tasks.distinct"
 local options = require "perilune.options"
 local text = require "perilune.text"
 
@@ -114,20 +115,8 @@ local problems_rules = {
 --- @return table[] rows
 function M.problems(rng, n, opts)
   local o = options.fill("chain.problems", opts, problems_rules)
-  options.argument("chain.problems", "n", n, "number")
-  local rows, seen, tries = {}, {}, 0
-  while #rows < n do
-    local row = draw_problem(rng, o)
-    tries = tries + 1
-    if tries > 50000 then -- without a new one
-      error(("chain.problems: found %d different problems, %d were asked for"):format(#rows, n), 2)
-    end
-    if M.held_out(row) == o.held_out and not seen[row.prompt] then
-      seen[row.prompt], tries = true, 0
-      rows[#rows + 1] = row
-    end
-  end
-  return rows
+  local function drawn() return draw_problem(rng, o) end
+  return distinct("chain.problems", n, drawn, function (row) return M.held_out(row) == o.held_out end)
 end
 options.declare(M.problems, { "rng", "n" }, problems_rules)
 

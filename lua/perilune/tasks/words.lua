@@ -1,6 +1,7 @@
 -- words.lua - lists of words that are to be said backwards or in order of the alphabet:
 --   sort wolf cat elk =  ->  cat elk wolf
 -- The corpus puts wrong words into its answers, ends them early and sometimes sets them between marks, at known rates.
+local distinct = require "perilune.tasks.distinct"
 local options = require "perilune.options"
 
 local M = {}
@@ -76,20 +77,8 @@ for name, rule in pairs(problem_rules) do problems_rules[name] = rule end
 --- @return table[] rows
 function M.problems(rng, n, opts)
   local o = checked("words.problems", opts, problems_rules)
-  options.argument("words.problems", "n", n, "number")
-  local rows, seen, tries = {}, {}, 0
-  while #rows < n do
-    local row = draw(rng, o)
-    tries = tries + 1
-    if tries > 50000 then -- without a new one
-      error(("words.problems: found %d different problems, %d were asked for"):format(#rows, n), 2)
-    end
-    if M.held_out(row) == o.held_out and not seen[row.prompt] then
-      seen[row.prompt], tries = true, 0
-      rows[#rows + 1] = row
-    end
-  end
-  return rows
+  local function drawn() return draw(rng, o) end
+  return distinct("words.problems", n, drawn, function (row) return M.held_out(row) == o.held_out end)
 end
 options.declare(M.problems, { "rng", "n" }, problems_rules)
 
