@@ -273,7 +273,7 @@ function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
   local kto = self.loss == "kto"
-  self:probe(function ()
+  self:try_heaviest(function ()
     local longest = self:longest_units()
     recall(self, longest)
     return (pass_of(self, longest, 0)(longest))

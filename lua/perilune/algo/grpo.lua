@@ -241,7 +241,7 @@ end
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
-  self:probe(function ()
+  self:try_heaviest(function ()
     local part, cache = sampled.heaviest(self) -- luacheck: ignore 211
     if self.beta > 0 then part.ref = part.logprobs end
     if self.importance then part.factor = part.weight end

@@ -176,7 +176,7 @@ function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
   local pass = pass_of(self)
-  self:probe(function () return (pass(heaviest(self))) end)
+  self:try_heaviest(function () return (pass(heaviest(self))) end)
   local units, all, taught, metrics = self:take(self.batch_size), lessons(), 0, {}
   for _, unit in ipairs(units) do taught = taught + #(unit.answer or {}) end
   for i, unit in ipairs(units) do

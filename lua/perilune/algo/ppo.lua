@@ -222,7 +222,7 @@ end
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
-  self:probe(function ()
+  self:try_heaviest(function ()
     local part, cache = sampled.heaviest(self) -- luacheck: ignore 211
     part.returns, part.values = part.weight, part.weight
     return (pass_of(self, part.weight:numel(), true)(part))

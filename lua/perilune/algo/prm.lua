@@ -73,7 +73,7 @@ end
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
-  self:probe(function ()
+  self:try_heaviest(function ()
     local longest = self:longest_units()
     return (pass_of(self, longest)(longest))
   end)

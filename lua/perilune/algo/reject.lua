@@ -93,7 +93,7 @@ end
 function Stepper:step()
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local turn <close> = self:begin() -- luacheck: ignore 211
-  self:probe(function ()
+  self:try_heaviest(function ()
     local list = heaviest(self)
     return (pass_of(self, learned(list))(list))
   end)

@@ -263,7 +263,7 @@ function Stepper:step()
     local loss, entropy = M.loss(self.model, batch)
     return loss:div(tokens), { entropy = entropy:div(tokens) }
   end
-  self:probe(function ()
+  self:try_heaviest(function ()
     local batch = M.batch(trainer.longest(self.units, math.min(self.micro, self.batch_size), length_of), self.pad)
     tokens = batch.learned
     return (pass(batch))

@@ -12,7 +12,7 @@
 --   function Stepper:step()
 --     local scope <close> = peri.scope()
 --     local turn <close> = self:begin()
---     self:probe(function () return pass(longest_slice) end)      -- once, see below
+--     self:try_heaviest(function () return pass(longest_slice) end) -- once, see below
 --     local rows, metrics = self:take(self.batch_size), {}
 --     self:learn(trainer.slices(rows, self.micro), pass, metrics) -- pass(slice) -> loss, stats: forward, no backward
 --     return self:update(metrics)
@@ -117,7 +117,6 @@ end
 --- @return table
 function M.new(class, given, rules)
   local self = options.fill(class.who, given, rules)
-  self._unprobed, self.probe = self.probe, nil -- the method
   self._rules = rules
   self.at, self.seen, self.idle = 0, 0, 0
   if class.in_epochs then self.epoch, self.used = 1, 0 end
@@ -133,8 +132,8 @@ Turn.__index = Turn
 --- @return table turn  to-be-closed; an error puts back what the step() changed of the stepper
 function Trainer:begin()
   for name, rule in pairs(self._rules) do
-    local value = rawget(self, name) -- of probe, which new() has read, the name is the method's
-    local problem = name ~= "probe" and value ~= nil and options.problem(name, value, rule)
+    local value = rawget(self, name)
+    local problem = value ~= nil and options.problem(name, value, rule)
     if problem then options.raise(("%s: %s"):format(self.who, problem)) end
   end
   local before = {}
@@ -325,8 +324,8 @@ end
 --- gradient reaches is an error.
 --- @param heaviest fun(): perilune.Tensor?  builds the slice of the longest rows and returns its loss; nil: there is
 --- nothing to try
-function Trainer:probe(heaviest)
-  if not self._unprobed then return end
+function Trainer:try_heaviest(heaviest)
+  if self._probed or not self.probe then return end
   local scope <close> = peri.scope() -- luacheck: ignore 211
   local rng, gradients = peri.rng_state(), set_aside(self)
   local moments = {} -- room for those that the optimizer makes at its first step
@@ -343,7 +342,7 @@ function Trainer:probe(heaviest)
   end)
   for _, pair in ipairs(gradients) do pair[1].grad = pair[2] end
   peri.set_rng_state(rng)
-  self._unprobed = not ok or idle ~= nil
+  self._probed = ok and idle == nil
   if idle then refuse_idle(self, idle)
   elseif not ok then
     options.raise(("%s: the probe, a pass over the longest rows before the first update, failed: %s"):format(self.who,
