@@ -47,6 +47,18 @@ function M.assert_same(recipe, flags, files, kills)
   peri.files.remove_tree(cut)
 end
 
+--- What recipes of several stages are compared by: their curves, and the model and scores that these stages left.
+--- @param ... string  stages
+--- @return string[] files
+function M.of_stages(...)
+  local list = { "metrics.jsonl" }
+  for _, stage in ipairs { ... } do
+    list[#list + 1] = ("models/%s/model.safetensors"):format(stage)
+    list[#list + 1] = ("models/%s/scores.json"):format(stage)
+  end
+  return list
+end
+
 --- Fails unless a table has a line for every recipe of a folder.
 --- @param room string  folder of recipes/
 --- @param names table<string, any>  keys begin with the name of a recipe; a blank and what tells several apart may follow

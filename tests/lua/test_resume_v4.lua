@@ -5,15 +5,6 @@ local killed = require "killed"
 
 TestResumeV4 = {}
 
-local function files(...)
-  local list = { "metrics.jsonl" }
-  for _, stage in ipairs { ... } do
-    list[#list + 1] = ("models/%s/model.safetensors"):format(stage)
-    list[#list + 1] = ("models/%s/scores.json"):format(stage)
-  end
-  return list
-end
-
 -- The base is as good as it must be for some answers of the specialists to be right.
 local recipes = {
   opd = { "--batches 300 --width 64 --nmax 2 --cold 12 --updates 2 --prompts 3 --merge 2 --batch 16 --traces 96 --held_out 4",
@@ -27,8 +18,8 @@ local recipes = {
 function TestResumeV4.test_all()
   killed.assert_all_named("v4", recipes)
   for name, entry in pairs(recipes) do
-    killed.assert_same(("recipes/v4/%s.lua"):format(name), entry[1] .. " --save_every 1", files(table.unpack(entry[2])),
-      entry[3])
+    killed.assert_same(("recipes/v4/%s.lua"):format(name), entry[1] .. " --save_every 1",
+      killed.of_stages(table.unpack(entry[2])), entry[3])
   end
 end
 
